@@ -1,0 +1,1 @@
+"""Corpora to token stores, and the SeqIO registry over them."""

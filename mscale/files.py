@@ -1,0 +1,85 @@
+"""Files that are whole or absent: written under a temporary name, synced, renamed."""
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from mscale.errors import MscaleError
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full: free some space or choose another folder, then run the same command again",
+    errno.EDQUOT: "your disk quota is used up: free some space or choose another folder, then run again",
+    errno.EACCES: "you may not write there: choose another folder or change its permissions",
+    errno.EPERM: "you may not write there: choose another folder or change its permissions",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.ENOTDIR: "a part of that path is a file, not a folder: choose another path",
+    errno.EISDIR: "that path is a folder, not a file: choose another path",
+}
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Turns an ``OSError`` raised while writing ``path`` into an ``MscaleError`` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(
+            error.errno or 0, "check the disk and the path, then run the same command again"
+        )
+        raise MscaleError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
+
+
+@contextlib.contextmanager
+def atomic_writer(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+    """Yields a binary file that becomes ``path`` when the block ends, and vanishes if it raises.
+
+    Raises:
+      MscaleError: the folder cannot be written or the disk is full.
+    """
+    path = Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+
+
+def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
+    """Writes ``data`` (text as UTF-8) so that ``path`` is the old content or the new, never a part."""
+    with atomic_writer(path) as file:
+        file.write(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def atomic_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes ``value`` as indented JSON, atomically; NaN is refused, since JSON has none."""
+    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike, *, what: str = "JSON file") -> Any:
+    """Reads JSON; a missing or damaged file is an ``MscaleError`` naming it as ``what``."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MscaleError(f"{path}: no such {what}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise MscaleError(f"{path}: this {what} is damaged ({error}); delete it and make it again") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

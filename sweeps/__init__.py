@@ -1,0 +1,1 @@
+"""Studies as data: which runs, in what order, what they cost, and where they run."""
