@@ -10,7 +10,7 @@ class MscaleError(Exception):
 
 
 def nearest(name: str, candidates) -> str:
-    """Returns ``"; did you mean 'x'?"`` for the candidate closest to ``name``, or ``""`` where none is close."""
+    """Returns ``"; did you mean 'x'?"`` for the closest candidate, or ``""`` where none is close."""
     import difflib
 
     matches = difflib.get_close_matches(str(name), [str(candidate) for candidate in candidates], n=1)

@@ -12,7 +12,7 @@ from typing import IO, Any
 from mscale.errors import MscaleError
 
 _REMEDIES = {
-    errno.ENOSPC: "the disk is full: free some space or choose another folder, then run the same command again",
+    errno.ENOSPC: "the disk is full: free some space or choose another folder, then run again",
     errno.EDQUOT: "your disk quota is used up: free some space or choose another folder, then run again",
     errno.EACCES: "you may not write there: choose another folder or change its permissions",
     errno.EPERM: "you may not write there: choose another folder or change its permissions",
@@ -28,9 +28,7 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = _REMEDIES.get(
-            error.errno or 0, "check the disk and the path, then run the same command again"
-        )
+        remedy = _REMEDIES.get(error.errno or 0, "check the disk and the path, then run again")
         raise MscaleError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
 
 

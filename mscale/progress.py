@@ -20,7 +20,7 @@ LINE_SECONDS = 10.0
 
 @contextlib.contextmanager
 def progress(description: str, total: float, unit: str = "") -> Iterator[Callable[..., None]]:
-    """Yields ``advance(n=1, note="")``, which moves the bar by ``n`` units and may set a short note beside it.
+    """Yields ``advance(n=1, note="")``, which moves the bar by ``n`` units and may set a note.
 
     Without a terminal it prints a line every ten seconds instead, and one at the end.
     """
