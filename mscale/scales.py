@@ -1,0 +1,91 @@
+"""The ladder of model sizes: ATLAS scales 0 to 52 and five nano rungs for a CPU core.
+
+Counts follow the formula that reproduces Table B.3 of Longpre et al. 2026 (arXiv 2510.22037) exactly for
+scales 0 to 51: tied embedding, parallel block with one norm vector, gated MLP, no biases and a final norm
+without parameters. Imports no accelerator library.
+"""
+
+import csv
+from dataclasses import dataclass
+from importlib import resources
+
+from mscale.errors import MscaleError, nearest
+
+ATLAS_VOCABULARY = 64_512
+BYTE_VOCABULARY = 259
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of one model: ``heads`` of width ``kv``, ``layers`` blocks, width ``embed``, MLP width ``ffw``."""
+
+    heads: int
+    layers: int
+    embed: int
+    ffw: int
+    kv: int
+
+
+def _atlas() -> tuple[dict[int, Shape], dict[int, int]]:
+    text = resources.files("mscale.data").joinpath("atlas_scales.csv").read_text(encoding="utf-8")
+    shapes, counts = {}, {}
+    for row in csv.DictReader(line for line in text.splitlines() if not line.startswith("#")):
+        fields = {name: int(value) for name, value in row.items()}
+        scale, counts[scale] = fields.pop("scale"), fields.pop("parameters")
+        shapes[scale] = Shape(**fields)
+    return shapes, counts
+
+
+_ATLAS_SHAPES, PUBLISHED_COUNTS = _atlas()
+
+NANO: dict[str, Shape] = {
+    "nano0": Shape(heads=2, layers=2, embed=16, ffw=64, kv=16),
+    "nano1": Shape(heads=2, layers=2, embed=32, ffw=128, kv=16),
+    "nano2": Shape(heads=3, layers=2, embed=48, ffw=192, kv=16),
+    "nano3": Shape(heads=4, layers=2, embed=64, ffw=256, kv=16),
+    "nano4": Shape(heads=6, layers=2, embed=96, ffw=384, kv=16),
+}
+
+SCALES: dict[int | str, Shape] = {**_ATLAS_SHAPES, **NANO}
+
+
+def get(scale: int | str) -> Shape:
+    """Returns the shape of a rung, an ATLAS number (``34`` or ``"34"``) or a nano name.
+
+    Raises:
+      MscaleError: there is no such rung.
+    """
+    key: int | str = int(scale) if isinstance(scale, str) and scale.isdecimal() else scale
+    if isinstance(key, bool) or key not in SCALES:
+        raise MscaleError(
+            f"unknown scale {scale!r}: expected 0 to {max(_ATLAS_SHAPES)} or one of {', '.join(NANO)}"
+            f"{nearest(str(scale), SCALES)}"
+        )
+    return SCALES[key]
+
+
+def parameter_count_nonembedding(shape: Shape) -> int:
+    """Parameters of the blocks alone: ``L(4dhk + 3df + d)``."""
+    d, attention = shape.embed, 4 * shape.embed * shape.heads * shape.kv
+    return shape.layers * (attention + 3 * d * shape.ffw + d)
+
+
+def parameter_count(shape: Shape, vocab_size: int) -> int:
+    """All parameters, N: ``V·d + L(4dhk + 3df + d)`` (the embedding is tied, hence counted once)."""
+    return vocab_size * shape.embed + parameter_count_nonembedding(shape)
+
+
+def flops_per_token(
+    shape: Shape, vocab_size: int, sequence_length: int | None = None, *, backward: bool = True
+) -> int:
+    """Model FLOPs of one trained token: 6N, and with a ``sequence_length`` those of causal attention too.
+
+    N counts all parameters, as ATLAS does (C = 6ND). A position attends to (S+1)/2 others on average, which
+    costs ``2hk`` multiply-adds each (scores and weighted sum): ``6·L·h·k·(S+1)`` FLOPs with the backward pass.
+    Without ``backward`` it is a third: the cost of evaluating.
+    """
+    passes = 3 if backward else 1
+    flops = 2 * passes * parameter_count(shape, vocab_size)
+    if sequence_length is not None:
+        flops += 2 * passes * shape.layers * shape.heads * shape.kv * (sequence_length + 1)
+    return flops
