@@ -1,0 +1,133 @@
+"""Observations: the contract is enforced, and a file survives being cut at any byte."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mscale import observations
+from mscale.errors import MscaleError
+
+
+def observation(**changes):
+    row = {name: {str: "x", int: 7, float: 1.5}[kind] for name, kind in observations.COLUMNS.items()} | {
+        "phase": "end"
+    }
+    return row | changes
+
+
+def exposure(**changes):
+    return {"run": "r", "step": 3, "language": "en", "tokens": 10, "unique_tokens": 8} | changes
+
+
+def test_columns_are_those_of_the_contract_in_order():
+    contract = (
+        "run study tag group scale params params_nonembedding mixture languages vocabulary init init_tokens "
+        "seed step tokens phase lr language split target_tokens target_unique loss loss_se bits_per_byte "
+        "unigram_normalized_loss eval_tokens eval_bytes flops"
+    )
+    assert list(observations.COLUMNS) == contract.split()
+    assert list(observations.EXPOSURE_COLUMNS) == ["run", "step", "language", "tokens", "unique_tokens"]
+
+
+def test_no_heavy_import():
+    code = (
+        "import sys, mscale.observations; "
+        "print([m for m in ('jax', 'pandas', 'pyarrow', 'tensorflow', 'flax') if m in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": 1.0}, "tokens.*exact integer"),
+        ({"tokens": True}, "tokens.*exact integer"),
+        ({"tokens": -1}, "tokens.*0 or more"),
+        ({"loss": float("nan")}, "loss.*finite"),
+        ({"loss": None}, "loss.*a number"),
+        ({"scale": 4}, "scale.*text"),
+        ({"phase": "cooled"}, "phase.*warmup"),
+        ({"lose": 1.0}, "lose.*did you mean 'loss'"),
+    ],
+)
+def test_broken_rows_are_refused(changes, message):
+    with pytest.raises(MscaleError, match=message):
+        observations.validate(observation(**changes))
+
+
+def test_missing_column_is_named():
+    row = observation()
+    del row["flops"]
+    with pytest.raises(MscaleError, match="'flops' is missing"):
+        observations.validate(row)
+
+
+def test_nullable_and_negative_where_allowed():
+    observations.validate(observation(loss_se=None, unigram_normalized_loss=-2.5))
+    observations.validate(exposure())
+    with pytest.raises(MscaleError, match="unique_tokens"):
+        observations.validate(exposure(unique_tokens=0.5))
+
+
+def test_nothing_is_written_when_one_row_is_broken(tmp_path):
+    path = tmp_path / "o.jsonl"
+    with pytest.raises(MscaleError):
+        observations.append_rows(path, [observation(), observation(loss=float("inf"))])
+    assert not path.exists()
+
+
+@given(cut=st.integers(min_value=0, max_value=3000))
+def test_cut_at_any_byte_then_resumed_gives_each_row_once(tmp_path_factory, cut):
+    path = tmp_path_factory.mktemp("o") / "o.jsonl"
+    rows = [observation(step=step, language=language) for step in (1, 2) for language in ("en", "fr")]
+    observations.append_rows(path, rows)
+    data = path.read_bytes()
+    path.write_bytes(data[: min(cut, len(data))])
+    survivors = observations.read_rows(path)
+    assert survivors == rows[: len(survivors)]
+    # What a restart does: cut back to the restored step, here 1, and write step 2 again.
+    observations.truncate_rows(path, 1)
+    observations.append_rows(path, [row for row in rows if row not in survivors[:2]])
+    assert sorted(map(str, observations.read_rows(path))) == sorted(map(str, rows))
+    assert len(path.read_bytes().splitlines()) == len(rows)
+
+
+def test_same_key_twice_is_one_row(tmp_path):
+    path = tmp_path / "o.jsonl"
+    observations.append_rows(path, [observation(loss=2.0), observation(loss=1.0), observation(step=8)])
+    assert [row["loss"] for row in observations.read_rows(path)] == [1.0, 1.5]
+
+
+def test_damaged_middle_line_is_named(tmp_path):
+    path = tmp_path / "o.jsonl"
+    path.write_text(json.dumps(observation()) + "\n{torn\n" + json.dumps(observation(step=9)) + "\n")
+    with pytest.raises(MscaleError, match=r"o\.jsonl:2"):
+        observations.read_rows(path)
+
+
+def test_tables_round_trip(tmp_path):
+    rows = [observation(params=2**53 + 1, loss=0.1 + 0.2), observation(step=8, loss_se=None)]
+    observations.write_table(rows, tmp_path / "o.csv")
+    with open(tmp_path / "o.csv", newline="") as file:
+        read = list(csv.DictReader(file))
+    assert int(read[0]["params"]) == 2**53 + 1
+    assert float(read[0]["loss"]) == 0.1 + 0.2
+    assert read[1]["loss_se"] == ""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    observations.write_table(rows, tmp_path / "o.parquet")
+    assert parquet.read_table(tmp_path / "o.parquet").to_pylist() == rows
+    observations.write_table([], tmp_path / "e.parquet", columns=observations.EXPOSURE_COLUMNS)
+    assert parquet.read_table(tmp_path / "e.parquet").column_names == list(observations.EXPOSURE_COLUMNS)
+
+
+def test_table_refuses_mixed_rows_and_unknown_endings(tmp_path):
+    with pytest.raises(MscaleError, match="one table"):
+        observations.write_table([observation(), exposure()], tmp_path / "o.csv")
+    with pytest.raises(MscaleError, match=r"\.parquet or \.csv"):
+        observations.write_table([observation()], tmp_path / "o.xlsx")
