@@ -1,0 +1,48 @@
+# make demo    the whole path on a small generated corpus, into demo-work/report.html
+# make test    every fast test, in parallel      make lint   ruff and the type check
+# make test-slow, make bench, make clean
+# Each sets up what it needs in .venv; a second call starts at once.
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= demo-work
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-slow lint bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/mscale demo --workdir $(WORKDIR)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	@for file in benchmarks/*.py; do echo "== $$file" >&2; $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "mscale needs Python 3.11 or newer; '$(PYTHON)' is missing or older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 \
+	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq install -y python3-venv >/dev/null \
+	       && rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); } \
+	  || { rm -rf $(VENV); echo "cannot make a virtual environment. Debian keeps that in a package of its own: apt-get install python3-venv" >&2; exit 1; }
+
+$(VENV)/.demo: setup.py constraints.txt | $(BIN)/python
+	@echo "installing what the demo needs into $(VENV) (about 1.3 GB, a minute or two) ..."
+	@start=$$(date +%s); $(PIP_INSTALL) -e '.[analysis]' && touch $@ && echo "installed in $$(($$(date +%s) - start)) s"
+
+$(VENV)/.test: setup.py constraints.txt | $(BIN)/python
+	@echo "installing what the tests need into $(VENV) (about 4 GB with TensorFlow, a few minutes) ..."
+	@start=$$(date +%s); $(PIP_INSTALL) -e '.[analysis,data,test,dev]' && touch $@ $(VENV)/.demo && echo "installed in $$(($$(date +%s) - start)) s"
