@@ -81,7 +81,7 @@ def flops_per_token(
     """Model FLOPs of one trained token: 6N, and with a ``sequence_length`` those of causal attention too.
 
     N counts all parameters, as ATLAS does (C = 6ND). A position attends to (S+1)/2 others on average, which
-    costs ``2hk`` multiply-adds each (scores and weighted sum): ``6·L·h·k·(S+1)`` FLOPs with the backward pass.
+    costs ``2hk`` multiply-adds each (scores, weighted sum): ``6·L·h·k·(S+1)`` FLOPs with the backward pass.
     Without ``backward`` it is a third: the cost of evaluating.
     """
     passes = 3 if backward else 1

@@ -1,0 +1,133 @@
+"""Cross entropy that never holds all logits: blocks of positions, forward and backward.
+
+The backward pass recomputes each block's logits from the saved log-normaliser. Where all logits fit in
+``ModelConfig.loss_block`` there is one block and no loop.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from mscale import model
+from mscale.model import ModelConfig, Params
+
+
+def _block_logits(x, embedding, scale):
+    """float32 logits (B, s, V) of one block."""
+    scaled = x * jnp.asarray(scale, x.dtype)
+    return jnp.einsum("BSD,VD->BSV", scaled, embedding, preferred_element_type=jnp.float32)
+
+
+def _label_logits(logits_BxSxV, targets_BxS):
+    hot = jnp.arange(logits_BxSxV.shape[-1], dtype=targets_BxS.dtype) == targets_BxS[..., None]
+    return jnp.sum(jnp.where(hot, logits_BxSxV, 0), axis=-1)
+
+
+def _split(x, blocks):
+    """(B, S, …) to (blocks, B, S/blocks, …), positions padded with zeros to a multiple."""
+    B, S = x.shape[:2]
+    size = -(-S // blocks)
+    x = jnp.pad(x, [(0, 0), (0, size * blocks - S)] + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(B, blocks, size, *x.shape[2:]), 1, 0)
+
+
+def _join(x, S):
+    """Inverse of ``_split``."""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :S]
+
+
+def _forward_block(x, embedding, targets, scale):
+    logits = _block_logits(x, embedding, scale)
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    return lse - _label_logits(logits, targets), lse
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def cross_entropy(x_BxSxD, embedding_VxD, targets_BxS, scale: float, blocks: int):
+    """Negative log-likelihood and log-normaliser, both (B, S) float32 nats, of logits ``scale·x·Eᵀ``.
+
+    Args:
+      x_BxSxD: hidden states in the compute dtype.
+      embedding_VxD: output embedding in the compute dtype; its gradient is summed in float32.
+      targets_BxS: int32 labels.
+      scale: constant that logits are multiplied by.
+      blocks: number of blocks that positions are split into; logits of B·S/blocks tokens exist at once.
+    """
+    return _cross_entropy_forward(x_BxSxD, embedding_VxD, targets_BxS, scale, blocks)[0]
+
+
+def _cross_entropy_forward(x, embedding, targets, scale, blocks):
+    if blocks == 1:
+        nll, lse = _forward_block(x, embedding, targets, scale)
+    else:
+
+        def block(_, inputs):
+            return None, _forward_block(inputs[0], embedding, inputs[1], scale)
+
+        _, outputs = jax.lax.scan(block, None, (_split(x, blocks), _split(targets, blocks)))
+        nll, lse = (_join(output, x.shape[1]) for output in outputs)
+    return (nll, lse), (x, embedding, targets, lse)
+
+
+def _backward_block(x, embedding, targets, lse, g_nll, g_lse, scale):
+    logits = _block_logits(x, embedding, scale)
+    hot = jnp.arange(logits.shape[-1], dtype=targets.dtype) == targets[..., None]
+    p = jnp.exp(logits - lse[..., None])
+    d_logits = (scale * ((g_nll + g_lse)[..., None] * p - jnp.where(hot, g_nll[..., None], 0))).astype(
+        x.dtype
+    )
+    d_x = jnp.einsum("BSV,VD->BSD", d_logits, embedding)
+    d_embedding = jnp.einsum("BSV,BSD->VD", d_logits, x, preferred_element_type=jnp.float32)
+    return d_x, d_embedding
+
+
+def _cross_entropy_backward(scale, blocks, saved, cotangents):
+    x, embedding, targets, lse = saved
+    if blocks == 1:
+        d_x, d_embedding = _backward_block(x, embedding, targets, lse, *cotangents, scale)
+    else:
+
+        def block(total, inputs):
+            x, targets, lse, g_nll, g_lse = inputs
+            d_x, d_embedding = _backward_block(x, embedding, targets, lse, g_nll, g_lse, scale)
+            return total + d_embedding, d_x
+
+        per_block = tuple(_split(a, blocks) for a in (x, targets, lse, *cotangents))
+        d_embedding, d_x = jax.lax.scan(block, jnp.zeros(embedding.shape, jnp.float32), per_block)
+        d_x = _join(d_x, x.shape[1])
+    return d_x, d_embedding.astype(embedding.dtype), None
+
+
+cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+
+
+def block_count(config: ModelConfig, batch_size: int, sequence_length: int) -> int:
+    """Blocks such that at most ``config.loss_block`` logits, or those of one position, exist at once."""
+    size = max(1, config.loss_block // (batch_size * config.vocab_size))
+    return math.ceil(sequence_length / min(size, sequence_length))
+
+
+def _losses(config: ModelConfig, params: Params, inputs_BxS, targets_BxS, dropout_key):
+    x_BxSxD = model.apply(config, params, inputs_BxS, dropout_key)
+    blocks = block_count(config, *targets_BxS.shape)
+    embedding = params["embedding"].astype(config.dtype)
+    return cross_entropy(x_BxSxD, embedding, targets_BxS, config.logit_scale, blocks)
+
+
+def token_losses(config: ModelConfig, params: Params, inputs_BxS, targets_BxS, dropout_key=None) -> jax.Array:
+    """Loss of every token, (B, S) float32 nats, without z-loss."""
+    return _losses(config, params, inputs_BxS, targets_BxS, dropout_key)[0]
+
+
+def objective(config: ModelConfig, params: Params, inputs_BxS, targets_BxS, dropout_key=None):
+    """What training minimises, a scalar, and the mean loss in nats that is reported.
+
+    They differ by the z-loss, ``config.z_loss`` times the mean squared log-normaliser (Chowdhery et al. 2022,
+    arXiv 2204.02311, section 5).
+    """
+    nll, lse = _losses(config, params, inputs_BxS, targets_BxS, dropout_key)
+    loss = jnp.mean(nll)
+    return (loss + config.z_loss * jnp.mean(jnp.square(lse)) if config.z_loss else loss), loss

@@ -1,0 +1,276 @@
+"""The decoder: parallel blocks on one RMSNorm, rotary attention, gated MLP, tied embedding.
+
+Modules are Flax NNX; what leaves this module is functional: parameters are a nested dict of float32 arrays, with the
+blocks stacked along a leading layer axis so that they are scanned and compile time does not grow with depth.
+
+Initialisation and learning rates follow one of two rules (``ModelConfig.lr_rule``):
+
+- ``"mup"``: one base learning rate for every size. Width as in muP (Yang et al. 2022, arXiv 2203.03466, Table 8):
+  hidden matrices start at 1/sqrt(fan_in) and learn at base·(d₀/d); embedding and norms at the base rate; logits are
+  divided by d. Depth as in CompleteP (Dey et al. 2025, arXiv 2505.01618): each block adds L₀/L of its output, and
+  rates do not depend on L. Relative to d₀ = 64 and L₀ = 2.
+- ``"constant"``: one rate for every parameter at every size and no multipliers, as ATLAS trains (Table B.2); logits
+  divided by sqrt(d), as T5 does for tied embeddings of unit variance.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mscale.errors import MscaleError, nearest
+from mscale.partitioning import constrain
+from mscale.scales import Shape
+
+BASE_EMBED, BASE_LAYERS = 64, 2
+LOGIT_GAIN = 8.0
+REMAT_POLICIES = ("none", "dots", "full")
+LR_RULES = ("mup", "constant")
+ATTENTIONS = ("auto", "einsum", "xla", "cudnn")
+Params = Any
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that determines the compiled model.
+
+    Attributes:
+      shape: the rung (``scales.get``).
+      vocab_size: entries V of the tied embedding.
+      dropout: rate on the embedding and on each block's two outputs, only where a key is given.
+      compute_dtype: of activations and matrix products; parameters, norms, softmax and loss stay float32.
+      remat: what the backward pass recomputes: "none", "dots" (all but matrix products) or "full" (whole blocks).
+      serial_block: MLP after attention with a norm of its own, instead of beside it.
+      lr_rule: "mup" or "constant", see the module.
+      z_loss: weight of the squared log-normaliser in the training objective.
+      loss_block: logits held at once (tokens of a block times V), see ``loss``.
+      attention: "auto" (the fastest measured on the platform), "einsum", "xla" or "cudnn".
+    """
+
+    shape: Shape
+    vocab_size: int
+    dropout: float = 0.0
+    compute_dtype: str = "float32"
+    remat: str = "none"
+    serial_block: bool = False
+    lr_rule: str = "mup"
+    z_loss: float = 0.0
+    loss_block: int = 2**25
+    attention: str = "auto"
+
+    def __post_init__(self):
+        for field, choices in (("remat", REMAT_POLICIES), ("lr_rule", LR_RULES), ("attention", ATTENTIONS)):
+            found = getattr(self, field)
+            if found not in choices:
+                raise MscaleError(
+                    f"model {field} is {found!r}: expected one of {', '.join(choices)}{nearest(found, choices)}"
+                )
+        if self.compute_dtype not in ("float32", "bfloat16", "float16"):
+            raise MscaleError(f"model compute_dtype is {self.compute_dtype!r}: expected float32 or bfloat16")
+        if not 0 <= self.dropout < 1:
+            raise MscaleError(f"model dropout is {self.dropout}: expected at least 0 and below 1")
+        if self.shape.kv % 2:
+            raise MscaleError(f"head width kv is {self.shape.kv}: rotary attention expects an even number")
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.compute_dtype)
+
+    @property
+    def branch_scale(self) -> float:
+        """What a block's output is multiplied by before it joins the residual stream."""
+        return BASE_LAYERS / self.shape.layers if self.lr_rule == "mup" else 1.0
+
+    @property
+    def logit_scale(self) -> float:
+        d = self.shape.embed
+        return LOGIT_GAIN / d if self.lr_rule == "mup" else d**-0.5
+
+
+def rms_norm(x, scale=None):
+    """Root mean square normalisation of the last axis, in float32; ``scale`` is its learned vector, if any."""
+    x32 = x.astype(jnp.float32)
+    y = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-6)
+    return (y if scale is None else y * scale).astype(x.dtype)
+
+
+def rotary(x_BxSxHxK, positions_S=None):
+    """Rotates the two halves of each head by position (Su et al. 2021, arXiv 2104.09864; base 10,000)."""
+    S, K = x_BxSxHxK.shape[1], x_BxSxHxK.shape[-1]
+    frequency = 10_000.0 ** (-np.arange(0, K, 2, dtype=np.float32) / K)
+    angle_SxK2 = np.arange(S, dtype=np.float32)[:, None] * frequency
+    cos, sin = (f(angle_SxK2)[:, None, :].astype(np.float32) for f in (np.cos, np.sin))
+    a, b = jnp.split(x_BxSxHxK.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxSxHxK.dtype)
+
+
+def causal_attention(q, k, v, implementation: str = "auto"):
+    """Causal softmax attention; arguments and result (B, S, H, K); scores and softmax in float32."""
+    if implementation == "auto":
+        implementation = "cudnn" if jax.default_backend() == "gpu" and q.dtype != jnp.float32 else "einsum"
+    if implementation != "einsum":
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
+    S, K = q.shape[1], q.shape[-1]
+    scores = jnp.einsum("BSHK,BTHK->BHST", q * K**-0.5, k, preferred_element_type=jnp.float32)
+    mask_SxS = np.tri(S, dtype=bool)
+    weights = jax.nn.softmax(jnp.where(mask_SxS, scores, -1e30), axis=-1).astype(v.dtype)
+    return jnp.einsum("BHST,BTHK->BSHK", weights, v)
+
+
+def dropout(x, rate: float, key):
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
+def _normal(key, shape, std):
+    return std * jax.random.truncated_normal(key, -3, 3, shape, jnp.float32) / 0.98658
+
+
+def _param(key, shape, axes, fan_in):
+    """A hidden matrix of standard deviation 1/sqrt(fan_in) with its logical axis names."""
+    return nnx.Param(_normal(key, shape, fan_in**-0.5), axes=axes, fan_in=fan_in)
+
+
+class Block(nnx.Module):
+    """One layer: ``x + attention(norm(x)) + mlp(norm(x))``, or the two in series with a norm each."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        h, d, f, k = config.shape.heads, config.shape.embed, config.shape.ffw, config.shape.kv
+        self.config = config
+        self.norm = nnx.Param(jnp.ones((d,), jnp.float32), axes=("norm",))
+        self.qkv = _param(rngs.params(), (d, 3, h, k), ("embed", None, "heads", "kv"), d)
+        self.attention_out = _param(rngs.params(), (h, k, d), ("heads", "kv", "embed"), h * k)
+        self.gate_up = _param(rngs.params(), (d, 2, f), ("embed", None, "mlp"), d)
+        self.mlp_out = _param(rngs.params(), (f, d), ("mlp", "embed"), f)
+        if config.serial_block:
+            self.mlp_norm = nnx.Param(jnp.ones((d,), jnp.float32), axes=("norm",))
+
+    def __call__(self, x_BxSxD, dropout_key=None):
+        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        scale, rate = self.config.branch_scale, self.config.dropout
+        y_BxSxD = rms_norm(x_BxSxD, self.norm[...])
+        attended = dropout(self.attention(y_BxSxD), rate, keys[0])
+        if self.config.serial_block:
+            x_BxSxD = x_BxSxD + scale * attended
+            mixed = dropout(self.mlp(rms_norm(x_BxSxD, self.mlp_norm[...])), rate, keys[1])
+            return x_BxSxD + scale * mixed
+        return x_BxSxD + scale * (attended + dropout(self.mlp(y_BxSxD), rate, keys[1]))
+
+    def attention(self, y_BxSxD):
+        dtype = self.config.dtype
+        qkv = jnp.einsum("BSD,DCHK->BSCHK", y_BxSxD, self.qkv[...].astype(dtype))
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        out_BxSxHxK = causal_attention(rotary(q), rotary(k), v, self.config.attention)
+        return jnp.einsum("BSHK,HKD->BSD", out_BxSxHxK, self.attention_out[...].astype(dtype))
+
+    def mlp(self, y_BxSxD):
+        dtype = self.config.dtype
+        gate_up = jnp.einsum("BSD,DCF->BSCF", y_BxSxD, self.gate_up[...].astype(dtype))
+        return (jax.nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1]) @ self.mlp_out[...].astype(dtype)
+
+
+class Decoder(nnx.Module):
+    """Embedding, stacked blocks, final norm without parameters. The logits are ``loss``'s business."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        V, d = config.vocab_size, config.shape.embed
+        self.config = config
+        self.embedding = nnx.Param(_normal(rngs.params(), (V, d), 1.0), axes=("vocab", "embed"))
+
+        @nnx.split_rngs(splits=config.shape.layers)
+        @nnx.vmap
+        def blocks(rngs: nnx.Rngs) -> Block:
+            return Block(config, rngs)
+
+        self.blocks = blocks(rngs)
+
+    def __call__(self, inputs_BxS, dropout_key=None):
+        config = self.config
+        key = None if config.dropout == 0 else dropout_key
+        keys = None if key is None else jax.random.split(key, config.shape.layers + 1)
+        x_BxSxD = jnp.take(self.embedding[...], inputs_BxS, axis=0).astype(config.dtype)
+        x_BxSxD = constrain(dropout(x_BxSxD, config.dropout, None if keys is None else keys[-1]))
+        blockdef, stacked = nnx.split(self.blocks)
+
+        def layer(x_BxSxD, inputs):
+            params, key = inputs
+            return constrain(nnx.merge(blockdef, params)(x_BxSxD, key)), None
+
+        if config.remat == "dots":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+        elif config.remat == "full":
+            layer = jax.checkpoint(layer, prevent_cse=False)
+        x_BxSxD, _ = jax.lax.scan(layer, x_BxSxD, (stacked, None if keys is None else keys[:-1]))
+        return rms_norm(x_BxSxD)
+
+
+@functools.lru_cache(maxsize=64)
+def _definition(config: ModelConfig):
+    """The module's graph and its abstract parameters, without allocating any."""
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0))))
+
+
+def abstract_params(config: ModelConfig) -> Params:
+    """Parameters as a nested dict of ``jax.ShapeDtypeStruct``."""
+    return nnx.to_pure_dict(_definition(config)[1])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Fresh parameters from a PRNG key: a nested dict of float32 arrays, blocks stacked along axis 0."""
+    return nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(params=key))))
+
+
+def apply(config: ModelConfig, params: Params, inputs_BxS: jax.Array, dropout_key=None) -> jax.Array:
+    """Hidden states after the final norm, (B, S, D) in the compute dtype, of int32 token ids.
+
+    Without ``dropout_key`` nothing is dropped.
+    """
+    return nnx.merge(_definition(config)[0], params)(inputs_BxS, dropout_key)
+
+
+def logits(config: ModelConfig, params: Params, x_BxSxD: jax.Array) -> jax.Array:
+    """Full float32 logits (B, S, V): for sampling and tests; training uses ``loss``."""
+    embedding = params["embedding"].astype(config.dtype)
+    scaled = x_BxSxD * jnp.asarray(config.logit_scale, x_BxSxD.dtype)
+    return jnp.einsum("BSD,VD->BSV", scaled, embedding, preferred_element_type=jnp.float32)
+
+
+def _metadata(config: ModelConfig, read) -> Params:
+    """``read(variable, stacked)`` for every parameter, in the parameters' structure."""
+    model = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0)))
+    return {
+        "embedding": read(model.embedding, False),
+        "blocks": {
+            name: read(variable, True)
+            for name, variable in sorted(vars(model.blocks).items())
+            if isinstance(variable, nnx.Param)
+        },
+    }
+
+
+def logical_axes(config: ModelConfig) -> Params:
+    """Logical axis names of every parameter, as tuples in the parameters' structure."""
+    return _metadata(config, lambda variable, stacked: ("layers",) * stacked + variable.axes)
+
+
+def lr_multipliers(config: ModelConfig) -> Params:
+    """What the learning rate of every parameter is multiplied by: floats in the parameters' structure."""
+
+    def read(variable, stacked):
+        hidden = config.lr_rule == "mup" and "fan_in" in variable.get_metadata()
+        return BASE_EMBED / config.shape.embed if hidden else 1.0
+
+    return _metadata(config, read)
+
+
+def decay_mask(config: ModelConfig) -> Params:
+    """Which parameters weight decay applies to: matrices, not norm vectors."""
+    return _metadata(config, lambda variable, stacked: variable.axes != ("norm",))
