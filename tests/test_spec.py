@@ -1,0 +1,147 @@
+"""Run specs: the id hashes what determines a result and nothing else."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mscale.errors import MscaleError
+from sweeps import spec as specs
+
+
+def make(**changes):
+    arguments = {
+        "study": "s",
+        "tag": "mono",
+        "kind": "single",
+        "prefix": "nano2-en",
+        "gin_files": (),
+        "bindings": {"STEPS": 10, "BATCH_SIZE": 4, "SEQUENCE_LENGTH": 8, "SCALE": "nano2"},
+        "store": "/a/store",
+        "fingerprint": "f",
+        "params": 1000,
+    }
+    return specs.make(**{**arguments, **changes})
+
+
+def test_counts_are_exact():
+    run = make()
+    assert run.tokens == 320 and run.flops == 6 * 1000 * 320 and run.group == run.id
+
+
+def test_branch_counts_only_its_own_steps():
+    trunk = make(kind="trunk")
+    bindings = {"STEPS": 12, "BATCH_SIZE": 4, "SEQUENCE_LENGTH": 8}
+    branch = make(kind="branch", parent=trunk, parent_step=9, bindings=bindings)
+    assert branch.tokens == 3 * 32 and branch.group == trunk.id
+    continued = make(parent=branch, parent_step=12)
+    assert continued.tokens == 320 and continued.group == trunk.id
+
+
+def test_filing_and_folders_do_not_enter_the_id():
+    assert make().id == make(study="other", tag="pairs", store="/b/store").id
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bindings": {"STEPS": 11, "BATCH_SIZE": 4, "SEQUENCE_LENGTH": 8, "SCALE": "nano2"}},
+        {"fingerprint": "g"},
+        {"parent": make(kind="trunk"), "parent_step": 3},
+    ],
+)
+def test_what_determines_the_result_enters_the_id(changes):
+    assert make(**changes).id != make().id
+
+
+def test_branching_and_continuing_one_checkpoint_differ():
+    trunk = make(kind="trunk")
+    assert (
+        make(kind="branch", parent=trunk, parent_step=3).id
+        != make(kind="single", parent=trunk, parent_step=3).id
+    )
+
+
+def test_content_of_gin_files_enters_the_id_wherever_they_lie(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.gin").write_text("A = 1\n")
+    one, other = (make(gin_files=(str(tmp_path / folder / "x.gin"),)).id for folder in ("a", "b"))
+    assert one == other
+    (tmp_path / "b" / "x.gin").write_text("A = 2\n")
+    assert make(gin_files=(str(tmp_path / "b" / "x.gin"),)).id != one
+
+
+def test_content_of_included_gin_files_enters_the_id(tmp_path):
+    inner, outer = tmp_path / "inner.gin", tmp_path / "outer.gin"
+    outer.write_text(f"include '{inner}'\n")
+    inner.write_text("A = 1\n")
+    before = specs.gin_digest(str(outer))
+    inner.write_text("A = 2\n")
+    assert specs.gin_digest(str(outer)) != before
+    inner.write_text(f"include '{outer}'\n")
+    with pytest.raises(MscaleError, match="includes itself"):
+        specs.gin_digest(str(outer))
+
+
+def test_unknown_gin_file_is_named(tmp_path):
+    with pytest.raises(MscaleError, match="nowhere.gin"):
+        make(gin_files=("gin/nowhere.gin",))
+
+
+def test_argv_places_the_run_and_its_parent():
+    trunk = make(kind="trunk")
+    branch = make(kind="branch", parent=trunk, parent_step=3)
+    arguments = specs.argv(branch, "/root/study")
+    assert f'--gin.BRANCH_FROM="/root/study/runs/{trunk.id}"' in arguments
+    assert f'--gin.WORKDIR="/root/study/runs/{branch.id}"' in arguments
+    continued = specs.argv(make(parent=trunk, parent_step=3), "/root/study")
+    assert f'--gin.INIT_FROM="/root/study/runs/{trunk.id}/3"' in continued
+    assert not any("BRANCH_FROM" in argument for argument in continued)
+
+
+def test_placement_cannot_be_bound_by_a_study():
+    with pytest.raises(MscaleError, match="WORKDIR"):
+        make(bindings={"STEPS": 1, "BATCH_SIZE": 1, "SEQUENCE_LENGTH": 1, "WORKDIR": "/x"})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
+def test_values_that_gin_cannot_hold_are_refused(value):
+    with pytest.raises(MscaleError):
+        specs.frozen({"A": [value]})
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(values)
+def test_specs_survive_json(value):
+    run = make(bindings={"STEPS": 1, "BATCH_SIZE": 1, "SEQUENCE_LENGTH": 1, "A": value})
+    assert specs.from_json(json.loads(json.dumps(specs.to_json(run)))) == run
+
+
+@given(values)
+def test_gin_literals_are_python_literals(value):
+    import ast
+
+    value = specs.frozen(value)
+    assert ast.literal_eval(specs.gin_literal(value)) == value
+
+
+def test_damaged_spec_names_the_field():
+    data = specs.to_json(make())
+    del data["steps"]
+    with pytest.raises(MscaleError, match="'steps' is missing"):
+        specs.from_json(data)
+
+
+@given(st.text(max_size=80))
+def test_slugs_fit_a_pod_name(text):
+    assert (
+        set(specs.slug(text)) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-") and len(specs.slug(text)) <= 40
+    )
