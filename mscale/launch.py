@@ -1,0 +1,246 @@
+"""Launching a run from gin files and overrides, as in T5X, but with names that are checked.
+
+    python -m mscale.train --gin_file=gin/train/pretrain.gin --gin.SCALE='"nano2"' --gin.STEPS=500 ...
+
+Values are Python literals, so text is quoted within the shell's quotes. Gin itself lets an unknown macro on
+the command line pass, and a binding that nothing reads too; here both are errors that suggest the nearest
+name. Bindings in files may stay unread: one file serves several configurations.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gin
+from mscale.errors import MscaleError, nearest
+
+_PACKAGE = Path(__file__).resolve().parent
+SEARCH_PATHS = (_PACKAGE.parent, _PACKAGE)
+"""Where ``gin/train/pretrain.gin`` is found: beside ``mscale/`` in a checkout, inside it in a wheel."""
+
+_SEPARATOR = re.compile(r"^--gin\.([^=]+)=(.*)$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the command line asked for: gin files in order, then overrides ``(name, value as gin text)``."""
+
+    gin_files: tuple[str, ...]
+    bindings: tuple[tuple[str, str], ...]
+    search_paths: tuple[str, ...] = ()
+
+
+def parse(argv: Sequence[str]) -> Launch:
+    """Reads ``--gin_file=PATH``, ``--gin.NAME=VALUE`` and ``--gin_search_paths=A,B`` (``--flag value`` too).
+
+    Raises:
+      MscaleError: any other argument, an override without a value, or no gin file at all.
+    """
+    files: list[str] = []
+    bindings: list[tuple[str, str]] = []
+    paths: list[str] = []
+    arguments = list(argv)
+    while arguments:
+        argument = arguments.pop(0)
+        override = _SEPARATOR.match(argument)
+        if override:
+            bindings.append((override[1].strip(), override[2]))
+            continue
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--gin."):
+            raise MscaleError(f"{argument}: an override needs a value, as in {flag}=VALUE")
+        if flag not in ("--gin_file", "--gin_search_paths"):
+            known = ("--gin_file", "--gin_search_paths", "--gin.NAME=VALUE")
+            raise MscaleError(
+                f"unknown argument {argument!r}{nearest(flag, known)}; known: {', '.join(known)}"
+            )
+        if not equals:
+            if not arguments:
+                raise MscaleError(f"{flag} needs a value, as in {flag}=gin/train/pretrain.gin")
+            value = arguments.pop(0)
+        if flag == "--gin_file":
+            files.append(value)
+        else:
+            paths.extend(path for path in value.split(",") if path)
+    if not files:
+        raise MscaleError("no gin file given; pass --gin_file=gin/train/pretrain.gin and overrides after it")
+    return Launch(tuple(files), tuple(bindings), tuple(paths))
+
+
+def find(name: str, search_paths: Sequence[str | os.PathLike] = ()) -> Path:
+    """Finds a gin file: absolute, else under the current folder, ``search_paths``, the project's own.
+
+    Raises:
+      MscaleError: it is in none of them.
+    """
+    roots = [Path.cwd(), *map(Path, search_paths), *SEARCH_PATHS]
+    for root in roots:
+        if (root / name).is_file():
+            return root / name
+    known = {str(path.relative_to(root)) for root in SEARCH_PATHS for path in root.glob("gin/**/*.gin")}
+    raise MscaleError(
+        f"no gin file {name!r}{nearest(name, sorted(known))}; looked in {', '.join(map(str, roots))}"
+    )
+
+
+@contextlib.contextmanager
+def configured(launch: Launch) -> Iterator[None]:
+    """Gin holds the launch's configuration inside the block and none after it.
+
+    Raises:
+      MscaleError: a file is missing or does not parse, an override names something unknown or is no Python
+        literal, or a macro that a file requires got no value.
+    """
+    clear()
+    try:
+        for root in (*launch.search_paths, *SEARCH_PATHS):
+            if str(root) not in gin.config._LOCATION_PREFIXES:
+                gin.add_config_file_search_path(str(root))
+        for name in launch.gin_files:
+            path = find(name, launch.search_paths)
+            with _gin_errors(str(path)):
+                gin.parse_config_file(str(path))
+        macros = _macros()
+        for name, value in launch.bindings:
+            _check_name(name, macros, launch.gin_files)
+            with _gin_errors(f"--gin.{name}={value}"):
+                gin.parse_config(f"{name} = {value}")
+        _check_required()
+        yield
+    finally:
+        clear()
+
+
+def clear() -> None:
+    """Forgets every binding, so that runs in one process do not see each other's."""
+    with gin.unlock_config():
+        gin.clear_config()
+
+
+def check_used(launch: Launch) -> None:
+    """Checks, once everything configurable has been called, that each override was read by something.
+
+    Raises:
+      MscaleError: an override that nothing read, e.g. one of a mixture that this run does not use.
+    """
+    operative = gin.config._OPERATIVE_CONFIG
+    for name, value in launch.bindings:
+        scope, selector, parameter = _split(name)
+        if parameter is None:
+            if (name, "gin.macro") not in operative:
+                raise MscaleError(
+                    f"--gin.{name}={value} has no effect: nothing that this run uses reads the macro {name}"
+                )
+            continue
+        full = gin.config._REGISTRY.get_match(selector).selector
+        used = any(
+            key == full and parameter in values and (not scope or f"{where}/".startswith(f"{scope}/"))
+            for (where, key), values in operative.items()
+        )
+        if not used:
+            raise MscaleError(f"--gin.{name}={value} has no effect: this run never reads {name}")
+
+
+def operative_config() -> str:
+    """Returns the bindings that were read so far, defaults included, as gin text."""
+    return gin.operative_config_str(max_line_length=110)
+
+
+def plain_message(error: BaseException) -> str:
+    """Returns an error's text without the call stack of configurables that gin appends to it."""
+    return re.split(r"\n\s+In call to configurable ", str(error))[0]
+
+
+def _split(name: str) -> tuple[str, str, str | None]:
+    """Splits ``scope/configurable.parameter``; a macro has no parameter."""
+    scope, _, rest = name.rpartition("/")
+    selector, dot, parameter = rest.rpartition(".")
+    return (scope, selector, parameter) if dot else (scope, rest, None)
+
+
+def _macros() -> set[str]:
+    """Returns the macros that the files parsed so far define or refer to."""
+    config = gin.config._CONFIG
+    defined = {scope for scope, selector in config if selector == "gin.macro"}
+    referred = {
+        reference.scoped_selector.rpartition("/")[0]
+        for reference in gin.config.iterate_references(config, to=gin.get_configurable("gin.macro"))
+    }
+    return defined | referred
+
+
+def _check_name(name: str, macros: set[str], files: Sequence[str]) -> None:
+    _, selector, parameter = _split(name)
+    if parameter is None:
+        if name not in macros:
+            raise MscaleError(
+                f"--gin.{name}: unknown name{nearest(name, sorted(macros))}; "
+                f"{' and '.join(files)} define{'s' if len(files) == 1 else ''} {', '.join(sorted(macros))}"
+            )
+        return
+    registry = gin.config._REGISTRY
+    matches = registry.matching_selectors(selector)
+    if not matches:
+        names = sorted({known.rpartition(".")[2] for known in registry._selector_map})
+        raise MscaleError(f"--gin.{name}: there is no configurable {selector!r}{nearest(selector, names)}")
+    if len(matches) > 1:
+        raise MscaleError(f"--gin.{name}: {selector!r} may be any of {', '.join(matches)}; write one out")
+    configurable = registry.get_match(selector)
+    known = _parameters(configurable)
+    if parameter not in known:
+        raise MscaleError(
+            f"--gin.{name}: {selector} has no parameter {parameter!r}{nearest(parameter, known)}; "
+            f"it has {', '.join(known)}"
+        )
+
+
+def _parameters(configurable) -> list[str]:
+    import inspect
+
+    return [name for name in inspect.signature(configurable.wrapped).parameters if name != "self"]
+
+
+def _check_required() -> None:
+    missing, undefined = [], []
+    config = gin.config._CONFIG
+    for (scope, selector), parameters in config.items():
+        for parameter, value in parameters.items():
+            if getattr(value, "scoped_selector", "") == "gin.REQUIRED/gin.constant":
+                missing.append(scope if selector == "gin.macro" else f"{selector}.{parameter}")
+    for reference in gin.config.iterate_references(config, to=gin.get_configurable("gin.macro")):
+        name = reference.scoped_selector.rpartition("/")[0]
+        if (name, "gin.macro") not in config:
+            undefined.append(name)
+    if missing or undefined:
+        names = sorted({*missing, *undefined})
+        raise MscaleError(
+            f"no value for {', '.join(names)}; give one in a gin file or as "
+            + " ".join(f"--gin.{name}=..." for name in names)
+        )
+
+
+@contextlib.contextmanager
+def _gin_errors(where: str) -> Iterator[None]:
+    """Turns what gin raises on a wrong binding into one message that names the place."""
+    try:
+        yield
+    except MscaleError:
+        raise
+    except SyntaxError as error:
+        place = f":{error.lineno}" if error.lineno and not where.startswith("--") else ""
+        raise MscaleError(
+            f"{where}{place}: not a gin value ({error.msg}); values are Python literals, so text needs "
+            "quotes of its own, as in --gin.NAME='\"text\"'"
+        ) from error
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError, UnicodeDecodeError) as error:
+        text = str(error)
+        unknown = re.search(r"No configurable matching '([\w./]+)'\.?", text)
+        if unknown:
+            known = {name.rpartition(".")[2] for name in gin.config._REGISTRY._selector_map}
+            text = text.replace(
+                unknown[0], f"no configurable {unknown[1]!r}{nearest(unknown[1], sorted(known))}"
+            )
+        raise MscaleError(f"{where}: {text}") from error

@@ -1,0 +1,170 @@
+"""Checkpoints: whole or absent, checked before use, and never deleted when damaged."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from mscale import checkpoints
+from mscale.errors import MscaleError
+
+
+def state(seed=0):
+    key = jax.random.key(seed)
+    return {
+        "params": {"blocks": {"w": jax.random.normal(key, (3, 4))}, "embedding": jnp.arange(5.0)},
+        "optimizer": (jnp.ones((3, 4)), {"count": jnp.int32(seed)}),
+        "half": jnp.arange(4, dtype=jnp.bfloat16),
+    }
+
+
+def same(a, b):
+    return all(
+        x.dtype == y.dtype and np.array_equal(np.asarray(x), np.asarray(y))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    saver = checkpoints.Saver(folder, recent=3)
+    for step in (1, 2):
+        saver.save(step, state(step), {"vocabulary": "v"})
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "checkpoints")
+    return tmp_path / "checkpoints"
+
+
+def files(path):
+    return [file for file in sorted(path.rglob("*")) if file.is_file()]
+
+
+def test_round_trip_is_exact_whatever_the_dtype(saved):
+    restored, meta = checkpoints.restore_latest(saved, state())
+    assert same(restored, state(2))
+    assert restored["half"].dtype == ml_dtypes.bfloat16
+    assert meta == {"vocabulary": "v", "step": 2}
+
+
+def test_a_part_of_the_state_can_be_restored(saved):
+    path = checkpoints.path_of(saved, 1)
+    restored = checkpoints.restore(path, {"params": state()["params"]})
+    assert same(restored["params"], state(1)["params"])
+
+
+def test_restores_onto_a_sharding(saved):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shardings = jax.tree.map(lambda _: sharding, state())
+    restored, _ = checkpoints.restore_latest(saved, state(), shardings=shardings)
+    assert same(restored, state(2))
+    assert restored["params"]["embedding"].sharding == sharding
+
+
+def test_a_flipped_bit_in_any_file_is_found(folder, capsys):
+    for number, file in enumerate(files(checkpoints.path_of(folder, 2))):
+        data = file.read_bytes()
+        if not data:
+            continue
+        position = (number * 7919) % len(data)
+        file.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
+        with pytest.raises(checkpoints.DamagedCheckpoint):
+            checkpoints.verify(checkpoints.path_of(folder, 2))
+        file.write_bytes(data)
+    checkpoints.verify(checkpoints.path_of(folder, 2))
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "manifest"])
+def test_damaged_latest_is_named_skipped_and_kept(folder, capsys, damage):
+    path = checkpoints.path_of(folder, 2)
+    largest = max(files(path / "state"), key=lambda file: file.stat().st_size)
+    data = largest.read_bytes()
+    if damage == "flip":
+        largest.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif damage == "truncate":
+        largest.write_bytes(data[: len(data) // 2])
+    elif damage == "delete":
+        largest.unlink()
+    else:
+        (path / "manifest.json").unlink()
+    restored, meta = checkpoints.restore_latest(folder, state())
+    assert meta["step"] == 1
+    assert same(restored, state(1))
+    assert "step_2" in capsys.readouterr().err
+    assert (folder / "step_2.damaged").is_dir()
+    # The run comes by again and saves a sound one; the damaged one is still there.
+    saver = checkpoints.Saver(folder, recent=1)
+    saver.save(2, state(2), {})
+    saver.save(3, state(3), {})
+    assert checkpoints.steps(folder) == [3]
+    assert (folder / "step_2.damaged").is_dir()
+
+
+def test_old_ones_go_but_branch_points_stay(tmp_path):
+    saver = checkpoints.Saver(tmp_path, kept={2, 5}, recent=2)
+    for step in range(1, 8):
+        saver.save(step, {"x": jnp.ones(2)}, {})
+    assert checkpoints.steps(tmp_path) == [2, 5, 6, 7]
+
+
+def test_an_unfinished_save_is_not_a_checkpoint(folder):
+    (folder / "step_2").rename(folder / ".step_3.saving")
+    assert checkpoints.steps(folder) == [1]
+    checkpoints.Saver(folder)
+    assert not (folder / ".step_3.saving").exists()
+
+
+def test_saving_behind_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "ASYNCHRONOUS_BYTES", 0)
+    saver = checkpoints.Saver(tmp_path)
+    saver.save(1, state(1), {})
+    saver.save(2, state(2), {})
+    saver.wait()
+    assert same(checkpoints.restore_latest(tmp_path, state())[0], state(2))
+
+    def full(*args, **kwargs):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+    monkeypatch.setattr(checkpoints._checkpointer(), "save", full)
+    saver.save(3, state(3), {})
+    with pytest.raises(MscaleError, match="step_3: RESOURCE_EXHAUSTED: No space left"):
+        saver.wait()
+    assert checkpoints.steps(tmp_path) == [1, 2]
+    assert not list(tmp_path.glob(".step_*"))
+
+
+def test_another_model_is_refused(saved):
+    other = state() | {"extra": jnp.ones(3)}
+    with pytest.raises(MscaleError, match="no array extra"):
+        checkpoints.restore_latest(saved, other)
+    other = state() | {"half": jnp.arange(6, dtype=jnp.bfloat16)}
+    with pytest.raises(MscaleError, match=r"array half is bfloat16\[4\], this run's is bfloat16\[6\]"):
+        checkpoints.restore_latest(saved, other)
+
+
+def test_references(saved):
+    run = saved.parent
+    assert checkpoints.locate(run, "INIT_FROM").name == "step_2"
+    assert checkpoints.locate(f"{run}@1", "INIT_FROM").name == "step_1"
+    assert checkpoints.locate(f"{run}/1", "INIT_FROM").name == "step_1"
+    with pytest.raises(MscaleError, match="BRANCH_FROM.*at step 7; it has 1, 2"):
+        checkpoints.locate(run, "BRANCH_FROM", 7)
+    with pytest.raises(MscaleError, match="holds no checkpoint"):
+        checkpoints.locate(run / "none", "INIT_FROM")
+    assert checkpoints.parse_reference("a@b/c") == (Path("a@b/c"), None)
+
+
+def test_manifest_lists_every_file(saved):
+    path = checkpoints.path_of(saved, 1)
+    listed = json.loads((path / "manifest.json").read_text())["files"]
+    assert set(listed) == {str(file.relative_to(path)) for file in files(path)} - {"manifest.json"}

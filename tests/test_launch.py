@@ -1,0 +1,113 @@
+"""Launch: gin files and overrides, where no wrong name passes in silence."""
+
+import pytest
+
+import gin
+from mscale import launch
+from mscale.errors import MscaleError
+
+
+@gin.configurable("launch_test_model")
+def model(width=1, depth=2):
+    return width, depth
+
+
+@gin.configurable("launch_test_unused")
+def unused(size=1):
+    return size
+
+
+FILE = """
+WIDTH = %gin.REQUIRED
+DEPTH = 3
+SPARE = 1
+launch_test_model.width = %WIDTH
+launch_test_model.depth = %DEPTH
+launch_test_unused.size = %SPARE
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "a.gin"
+    path.write_text(FILE)
+    return path
+
+
+def run(file, *arguments):
+    parsed = launch.parse([f"--gin_file={file}", *arguments])
+    with launch.configured(parsed):
+        result = model()
+        launch.check_used(parsed)
+        return result, launch.operative_config()
+
+
+def test_overrides_win_and_the_operative_config_repeats_the_run(file, tmp_path):
+    result, operative = run(file, "--gin.WIDTH=5", "--gin.launch_test_model.depth=7")
+    assert result == (5, 7)
+    again = tmp_path / "config.gin"
+    again.write_text(operative)
+    assert run(again)[0] == (5, 7)
+
+
+def test_nothing_of_a_run_is_left_for_the_next(file):
+    run(file, "--gin.WIDTH=5", "--gin.DEPTH=9")
+    assert model() == (1, 2)
+    assert run(file, "--gin.WIDTH=6")[0] == (6, 3)
+
+
+def test_text_is_quoted_as_in_t5x(file):
+    assert run(file, "--gin.WIDTH='a b'")[0][0] == "a b"
+    with pytest.raises(MscaleError, match="quotes"):
+        run(file, "--gin.WIDTH=/some/folder")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gin.WIDHT=5"], r"unknown name; did you mean 'WIDTH'\?"),
+        (["--gin.WIDTH=5", "--gin.launch_test_modle.depth=5"], "did you mean 'launch_test_model'"),
+        (["--gin.WIDTH=5", "--gin.launch_test_model.dept=5"], "did you mean 'depth'"),
+        (["--gin.WIDTH=5", "--gin.SPARE=5"], "SPARE=5 has no effect"),
+        (["--gin.WIDTH=5", "--gin.launch_test_unused.size=5"], "has no effect"),
+        (["--gin.WIDTH=5", "--gin.other/launch_test_model.width=5"], "has no effect"),
+        ([], "no value for WIDTH"),
+        (["--gin.WIDTH"], "needs a value"),
+        (["--gin_fil=x"], "did you mean '--gin_file'"),
+        (["--gin.WIDTH=%WIDE"], "no value for WIDE"),
+        (["--gin.WIDTH=@nothing"], "nothing"),
+    ],
+)
+def test_wrong_names_are_errors_with_a_suggestion(file, arguments, message):
+    with pytest.raises(MscaleError, match=message):
+        run(file, *arguments)
+
+
+def test_unused_bindings_in_files_are_fine(file):
+    assert run(file, "--gin.WIDTH=5")[0] == (5, 3)
+
+
+def test_unknown_configurable_in_a_file_names_the_file(tmp_path):
+    path = tmp_path / "b.gin"
+    path.write_text("launch_test_modle.width = 3\n")
+    with pytest.raises(MscaleError, match=r"b\.gin.*did you mean 'launch_test_model'\?") as info:
+        run(path)
+    assert "line 1" in str(info.value)
+
+
+def test_missing_file_says_where_it_looked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MscaleError, match="gin/train/pretrian.gin.*did you mean 'gin/train/pretrain.gin'"):
+        run("gin/train/pretrian.gin")
+    assert launch.find("gin/train/pretrain.gin").is_file()
+
+
+def test_gin_adds_its_stack_to_messages_and_it_is_taken_off_again():
+    @gin.configurable("launch_test_fails")
+    def fails():
+        raise MscaleError("store.json: broken\nsecond line")
+
+    with pytest.raises(MscaleError) as info:
+        fails()
+    assert "In call to configurable" in str(info.value)
+    assert launch.plain_message(info.value) == "store.json: broken\nsecond line"
