@@ -1,0 +1,127 @@
+"""Feeding: the schedule's batches out of the token store, a few ahead of the training step.
+
+There is no state but the step: batch ``step`` is a gather of whole windows, each a contiguous read from a
+mapped file, so a host touches only the windows of its own rows.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+
+from mscale.errors import MscaleError
+from mscale.schedule import Schedule
+from mscale.store import Store
+
+_ROWS_AT_ONCE = 2048  # schedule look-ups are cheaper in bulk
+
+
+def batches(
+    store: Store,
+    schedule: Schedule,
+    sequence_length: int,
+    start_step: int,
+    stop_step: int | None = None,
+    rows: slice | None = None,
+    prefetch: int = 2,
+) -> Iterator[np.ndarray]:
+    """Yields the target tokens of steps ``start_step``, ``start_step`` + 1, … as int32 (rows, S) arrays.
+
+    Model inputs are these shifted right behind the pad id. Each batch is a new array. A thread gathers up
+    to ``prefetch`` batches ahead and ends with the iterator.
+
+    Args:
+      store: the token store.
+      schedule: made from a mixture over this store with the same S.
+      sequence_length: S.
+      start_step: first step, 0 for a new run.
+      stop_step: the step not reached any more; None for no end.
+      rows: this host's rows of the global batch; None for all.
+      prefetch: batches gathered ahead; 0 gathers in the calling thread.
+
+    Raises:
+      MscaleError: the schedule visits windows that the store does not have, or a file cannot be read.
+    """
+    check_fits(store, schedule, sequence_length)
+    produced = _gather(store, schedule, sequence_length, start_step, stop_step, rows)
+    return produced if prefetch < 1 else _ahead(produced, prefetch)
+
+
+def check_fits(store: Store, schedule: Schedule, sequence_length: int) -> None:
+    """Raises a MscaleError unless the store has all windows of ``sequence_length`` that the schedule
+    visits."""
+    for language in schedule.languages:
+        available = store.windows(language, sequence_length)
+        if schedule.windows.get(language, 0) > available:
+            raise MscaleError(
+                f"{store.path}: the schedule visits {schedule.windows[language]:,} windows of "
+                f"{sequence_length:,} tokens of "
+                f"{language}, the store has {available:,}; resolve the mixture from this store and "
+                "sequence length"
+            )
+
+
+def _gather(
+    store: Store, schedule: Schedule, sequence_length: int, start: int, stop: int | None, rows: slice | None
+) -> Iterator[np.ndarray]:
+    windows: list[np.ndarray | None] = [None] * len(schedule.languages)
+    count = len(range(schedule.batch_size)[rows or slice(None)])
+    at_once = max(_ROWS_AT_ONCE // max(count, 1), 1)
+    while stop is None or start < stop:
+        end = start + at_once if stop is None else min(start + at_once, stop)
+        languages, ids = schedule.batches(start, end, rows)
+        for first in range(0, len(ids), count) if count else [0] * (end - start):
+            batch = np.empty((count, sequence_length), np.int32)
+            chosen = zip(
+                languages[first : first + count].tolist(), ids[first : first + count].tolist(), strict=True
+            )
+            for row, (language, window) in enumerate(chosen):
+                of_language = windows[language]
+                if of_language is None:
+                    of_language = windows[language] = _windows(
+                        store, schedule.languages[language], sequence_length
+                    )
+                batch[row] = of_language[window]
+            yield batch
+        start = end
+
+
+def _windows(store: Store, language: str, sequence_length: int) -> np.ndarray:
+    tokens = store.train(language)
+    return tokens[: len(tokens) // sequence_length * sequence_length].reshape(-1, sequence_length)
+
+
+def _ahead(produced: Iterator[np.ndarray], prefetch: int) -> Iterator[np.ndarray]:
+    """Runs ``produced`` in a thread, at most ``prefetch`` items ahead; its exceptions are raised here."""
+    ready: queue.Queue = queue.Queue(prefetch)
+    stopped = threading.Event()
+
+    def put(item: object) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for batch in produced:
+                if not put(batch):
+                    return
+            put(None)
+        except BaseException as error:  # whatever it is, the consumer must hear of it
+            put(error)
+
+    thread = threading.Thread(target=work, name="mscale-feed", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

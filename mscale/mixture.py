@@ -1,0 +1,253 @@
+"""Mixtures: which languages, at which rates, and how many unique windows of each a run may see."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+import gin
+from mscale import sampling
+from mscale.errors import MscaleError, nearest
+
+KEYWORDS = ("uniform", "proportional", "temperature", "unimax")
+_SUM_TOLERANCE = 1e-6
+
+
+class Sizes(Protocol):
+    """What ``resolve`` asks of a store."""
+
+    @property
+    def languages(self) -> tuple[str, ...]: ...
+    def windows(self, language: str, sequence_length: int) -> int: ...
+    def train_tokens(self, language: str) -> int: ...
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Languages with their rates (summing to 1) and their unique windows of ``sequence_length`` tokens.
+
+    Raises:
+      MscaleError: no language, one twice, rates that do not fit the languages, are negative, not finite, or
+        do not sum to 1 (to 1e-6), or a language with a rate but no window.
+    """
+
+    name: str
+    languages: tuple[str, ...]
+    rates: tuple[float, ...]
+    unique_windows: tuple[int, ...]
+    sequence_length: int
+
+    def __post_init__(self) -> None:
+        check_rates(self.name, self.languages, self.rates)
+        if len(self.unique_windows) != len(self.languages):
+            raise MscaleError(
+                f"mixture {self.name!r}: {len(self.unique_windows)} window counts for "
+                f"{len(self.languages)} languages"
+            )
+        for language, rate, windows in zip(self.languages, self.rates, self.unique_windows, strict=True):
+            if windows < 1 and rate > 0:
+                raise MscaleError(
+                    f"mixture {self.name!r}: {language} has rate {rate:g} but no window of text"
+                )
+
+    @property
+    def unique_tokens(self) -> dict[str, int]:
+        """U of each language: the unique tokens a run on this mixture can see (whole windows)."""
+        return {
+            language: windows * self.sequence_length
+            for language, windows in zip(self.languages, self.unique_windows, strict=True)
+        }
+
+
+def check_rates(name: str, languages: Sequence[str], rates: Sequence[float]) -> None:
+    """Raises a MscaleError naming ``name`` unless ``rates`` fit ``languages``, are ≥ 0 and sum to 1."""
+    if not languages:
+        raise MscaleError(f"mixture {name!r}: no language; expected at least one")
+    twice = sorted({language for language in languages if list(languages).count(language) > 1})
+    if twice:
+        raise MscaleError(f"mixture {name!r}: {', '.join(twice)} named more than once")
+    if len(rates) != len(languages):
+        raise MscaleError(
+            f"mixture {name!r}: {len(rates)} rates for {len(languages)} languages; expected one for each"
+        )
+    bad = [
+        f"{language}={rate}" for language, rate in zip(languages, rates, strict=True) if not 0 <= rate <= 1
+    ]
+    if bad:
+        raise MscaleError(f"mixture {name!r}: rates {', '.join(bad)}; expected numbers from 0 to 1")
+    total = math.fsum(rates)
+    if abs(total - 1) > _SUM_TOLERANCE:
+        raise MscaleError(f"mixture {name!r}: the rates sum to {total:.9g}, expected 1")
+
+
+@gin.configurable("mixture")  # type: ignore[attr-defined]  # mypy takes the folder gin/ for it
+def resolve(
+    name: str,
+    store: Sizes,
+    sequence_length: int,
+    unique_tokens: Mapping[str, int] | None = None,
+    budget_tokens: float | None = None,
+    max_epochs: float = 1.0,
+    temperature: float | None = None,
+    caps: Mapping[str, float] | None = None,
+    drop_short: bool = False,
+) -> Mixture:
+    """Returns the mixture that ``name`` stands for over the languages of ``store``.
+
+    Names: ``en`` alone · ``en+fr`` uniform over those listed · ``en=0.7+fr=0.3`` explicit rates (summing to
+    1) · ``uniform``, ``proportional``, ``temperature``, ``unimax`` over the whole store, or over a list:
+    ``unimax:en+fr+sw``.
+
+    Args:
+      name: the name, as above.
+      store: the token store (or anything with its ``languages``, ``windows`` and ``train_tokens``).
+      sequence_length: S, tokens of a window.
+      unique_tokens: limits a language to its first U tokens (a multiple of S), for runs that repeat data.
+      budget_tokens: tokens of the whole run; UniMax needs it.
+      max_epochs: UniMax's limit on repetition (Chung et al. 2023 recommend 1 where data allows it).
+      temperature: T of temperature sampling, rate ∝ tokens^(1/T).
+      caps: UniMax's largest rates, as ``{"en": 0.05}``.
+      drop_short: leave out languages with less than one window (of a keyword without a list) instead of
+        failing.
+
+    Raises:
+      MscaleError: unknown languages (with the nearest), unusable rates, languages with less than one window
+        (all of them, in one message), a limit that is no multiple of S or more than there is, a missing
+        option.
+    """
+    if sequence_length < 1:
+        raise MscaleError(f"sequence length is {sequence_length}, expected at least 1")
+    keyword, listed, explicit = parse(name)
+    rates: Sequence[float] | np.ndarray
+    _check_known(f"mixture {name!r}", listed, store.languages)
+    languages = tuple(listed) or tuple(store.languages)
+    windows = {language: store.windows(language, sequence_length) for language in languages}
+    short = [language for language in languages if windows[language] < 1]
+    if short and drop_short and not listed:
+        languages = tuple(language for language in languages if language not in set(short))
+        short = []
+        if not languages:
+            raise MscaleError(
+                f"mixture {name!r}: no language of the store has {sequence_length} tokens of train text; "
+                "take a shorter sequence length or pack more text"
+            )
+    if short:
+        raise MscaleError(_short_message(name, short, store, sequence_length, bool(listed)))
+    for language, tokens in (unique_tokens or {}).items():
+        windows[language] = _limited(name, language, tokens, windows, sequence_length)
+
+    sizes = np.array([windows[language] for language in languages], np.float64) * sequence_length
+    if caps and keyword != "unimax":
+        raise MscaleError(
+            f"mixture {name!r}: caps are of UniMax only, expected a name that starts with 'unimax'"
+        )
+    if keyword == "temperature":
+        if temperature is None:
+            raise MscaleError(
+                f"mixture {name!r}: no temperature T given; set --gin.mixture.temperature (1: "
+                "proportional, inf: uniform)"
+            )
+        rates = sampling.temperature(sizes, temperature)
+    elif keyword == "proportional":
+        rates = sampling.proportional(sizes)
+    elif keyword == "unimax":
+        if budget_tokens is None:
+            raise MscaleError(
+                f"mixture {name!r}: UniMax needs the tokens of the run; set --gin.mixture.budget_tokens"
+            )
+        _check_known(f"caps of mixture {name!r}", list(caps or {}), languages)
+        limits = [(caps or {}).get(language, 1.0) for language in languages]
+        rates = sampling.unimax(sizes, budget_tokens, max_epochs, limits)
+    else:
+        rates = explicit or sampling.uniform(len(languages))
+    return Mixture(
+        name=name,
+        languages=languages,
+        rates=tuple(float(rate) for rate in rates),
+        unique_windows=tuple(windows[language] for language in languages),
+        sequence_length=sequence_length,
+    )
+
+
+def parse(name: str) -> tuple[str, list[str], list[float] | None]:
+    """Splits a mixture's name into (keyword or "", languages listed, explicit rates or None).
+
+    Raises:
+      MscaleError: an empty part, a rate that is no number, or rates for only some of the languages.
+    """
+    keyword, colon, rest = name.strip().partition(":")
+    if colon and keyword not in KEYWORDS:
+        raise MscaleError(
+            f"mixture {name!r}: {keyword!r} is no kind of mixture; expected "
+            f"{', '.join(KEYWORDS)}{nearest(keyword, KEYWORDS)}"
+        )
+    if not colon and keyword in KEYWORDS:
+        return keyword, [], None
+    keyword, listing = (keyword, rest) if colon else ("", name)
+    languages, rates = [], []
+    for part in listing.split("+"):
+        language, equals, rate = (piece.strip() for piece in part.partition("="))
+        if not language:
+            raise MscaleError(
+                f"mixture {name!r}: a part names no language; write en, en+fr, en=0.7+fr=0.3 or one "
+                f"of {', '.join(KEYWORDS)}"
+            )
+        languages.append(language)
+        if equals:
+            try:
+                rates.append(float(rate))
+            except ValueError:
+                raise MscaleError(
+                    f"mixture {name!r}: the rate of {language} is {rate!r}, expected a number"
+                ) from None
+    if rates and keyword:
+        raise MscaleError(
+            f"mixture {name!r}: {keyword} works out the rates itself; list languages only, or drop "
+            f"'{keyword}:'"
+        )
+    if rates:
+        check_rates(name, languages, rates)
+    else:
+        check_rates(name, languages, [1 / len(languages)] * len(languages))
+    return keyword, languages, rates or None
+
+
+def _check_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
+    missing = [language for language in asked if language not in set(known)]
+    if missing:
+        hints = "; ".join(
+            f"{language} is not there{nearest(language, known).replace('; ', ', ')}" for language in missing
+        )
+        shown = ", ".join(list(known)[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+        raise MscaleError(f"{what}: {hints}. There are: {shown}")
+
+
+def _limited(name: str, language: str, tokens: int, windows: Mapping[str, int], sequence_length: int) -> int:
+    _check_known(f"unique_tokens for mixture {name!r}", [language], list(windows))
+    if tokens <= 0 or tokens % sequence_length:
+        below = max(tokens // sequence_length, 1) * sequence_length
+        raise MscaleError(
+            f"unique_tokens for mixture {name!r}: {language} is limited to {tokens:,} tokens, "
+            "expected a multiple of "
+            f"the sequence length {sequence_length:,} above 0, such as {below:,}"
+        )
+    limited = int(tokens) // sequence_length
+    if limited > windows[language]:
+        raise MscaleError(
+            f"unique_tokens for mixture {name!r}: {language} is limited to {tokens:,} tokens but the "
+            "store has only "
+            f"{windows[language] * sequence_length:,} in whole windows; lower the limit or pack more text"
+        )
+    return limited
+
+
+def _short_message(name: str, short: Sequence[str], store: Sizes, sequence_length: int, listed: bool) -> str:
+    found = ", ".join(f"{language} ({store.train_tokens(language):,})" for language in short)
+    remedy = "leave them out of the mixture" if listed else "drop them with --gin.mixture.drop_short=True"
+    return (
+        f"mixture {name!r}: {len(short)} language(s) have less train text than one window of "
+        f"{sequence_length:,} "
+        f"tokens: {found}. Take a shorter sequence length, pack more text, or {remedy}"
+    )

@@ -1,0 +1,226 @@
+"""The token store: what a training host reads.
+
+    <store>/store.json                 written last: a store is whole or absent
+    <store>/<lang>/train.bin           token ids, documents each ended by EOS (uint16, or uint32 from V =
+    65,536 on) <store>/<lang>/valid.bin           the held-out part, the same way
+    <store>/<lang>/valid_index.npy     (documents, 3) int64: offset and tokens (EOS included) in valid.bin,
+    UTF-8 bytes <store>/<lang>/unigram.npy         (2, ids seen) int64: token ids and their counts in
+    train.bin
+
+Window i of S tokens is train.bin[i·S:(i+1)·S], so any sequence length can be cut from a store. The unigram
+counts have a file of their own, as 420 languages × 64,000 pieces in JSON would cost more to open than all
+the rest.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mscale.errors import MscaleError, nearest
+from mscale.files import read_json
+
+FORMAT = "mscale token store"
+VERSION = 1
+MANIFEST = "store.json"
+UNFINISHED = ".packing"  # a folder of this name beside store.json: packing has begun and not ended
+FILES = ("train.bin", "valid.bin", "valid_index.npy", "unigram.npy")
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open store; token files are mapped at their first use. Make it with ``open_store``."""
+
+    path: Path
+    vocabulary: Mapping[str, Any]  # kind, size, fingerprint, eos_id, pad_id
+    languages: tuple[str, ...]
+    dtype: np.dtype
+    entries: Mapping[str, Mapping[str, Any]] = field(repr=False)  # per language, as in store.json
+    _mapped: dict[tuple[str, str], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    def train(self, language: str) -> np.ndarray:
+        """Returns the train tokens of ``language``, (tokens,), mapped from the file and read-only."""
+        return self._tokens(language, "train.bin", self.train_tokens(language))
+
+    def valid(self, language: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the held-out tokens and the (documents, 3) index of offset, tokens and bytes per
+        document."""
+        index = self._array(language, "valid_index.npy")
+        return self._tokens(language, "valid.bin", self.valid_tokens(language)), index.reshape(-1, 3)
+
+    def unigram(self, language: str) -> np.ndarray:
+        """Returns how often each token id occurs in the train part: (V,) int64, without smoothing."""
+        ids, counts = self._array(language, "unigram.npy")
+        dense = np.zeros(self.vocabulary["size"], np.int64)
+        dense[ids] = counts
+        return dense
+
+    def unigram_log_probabilities(self, language: str) -> np.ndarray:
+        """Returns log p(token) in nats from the train counts with add-one smoothing, (V,) float64."""
+        counts = self.unigram(language) + 1.0
+        return np.log(counts / counts.sum())
+
+    def train_tokens(self, language: str) -> int:
+        """Tokens of the train part, EOS included."""
+        return self._entry(language)["train"]["tokens"]
+
+    def train_bytes(self, language: str) -> int:
+        """UTF-8 bytes of the train part's text."""
+        return self._entry(language)["train"]["bytes"]
+
+    def valid_tokens(self, language: str) -> int:
+        """Tokens of the held-out part, EOS included."""
+        return self._entry(language)["valid"]["tokens"]
+
+    def valid_bytes(self, language: str) -> int:
+        """UTF-8 bytes of the held-out part's text."""
+        return self._entry(language)["valid"]["bytes"]
+
+    def windows(self, language: str, sequence_length: int) -> int:
+        """Whole windows of ``sequence_length`` train tokens; U of the language is that times S."""
+        return self.train_tokens(language) // sequence_length
+
+    def _entry(self, language: str) -> Mapping[str, Any]:
+        try:
+            return self.entries[language]
+        except KeyError:
+            shown = ", ".join(self.languages[:20]) + (" …" if len(self.languages) > 20 else "")
+            raise MscaleError(
+                f"{self.path}: no language {language!r} in this store{nearest(language, self.languages)}. "
+                f"There are {len(self.languages)}: {shown}"
+            ) from None
+
+    def _tokens(self, language: str, name: str, tokens: int) -> np.ndarray:
+        mapped = self._mapped.get((language, name))
+        if mapped is None:
+            path = self.path / language / name
+            if tokens:
+                with _reading(path):
+                    # A plain array over the mapping: np.memmap's own slicing costs more than the read.
+                    mapped = np.asarray(np.memmap(path, self.dtype, mode="r", shape=(tokens,)))
+            else:
+                mapped = np.empty(0, self.dtype)
+            self._mapped[language, name] = mapped
+        return mapped
+
+    def _array(self, language: str, name: str) -> np.ndarray:
+        self._entry(language)
+        path = self.path / language / name
+        with _reading(path):
+            return np.load(path, allow_pickle=False)
+
+
+def open_store(path: str | Path, verify: bool = False) -> Store:
+    """Opens the store in the folder ``path``: reads store.json and checks that files are there and of their
+    size.
+
+    Args:
+      path: the folder.
+      verify: also read all files and compare checksums (as fast as the disk, at most about 1 GB/s).
+
+    Raises:
+      MscaleError: no store there, packing not finished, a damaged or newer store.json, a file that is
+        missing, has another size or (with ``verify``) another checksum; all damaged files are named.
+    """
+    path = Path(path)
+    manifest = path / MANIFEST
+    if not manifest.exists():
+        raise MscaleError(_absent(path))
+    described = read_json(manifest, what="token store")
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        raise MscaleError(
+            f"{manifest}: field format is not {FORMAT!r}: this is no token store; choose another folder"
+        )
+    version = described.get("version")
+    if version != VERSION:
+        newer = isinstance(version, int) and version > VERSION
+        remedy = "install a newer mscale" if newer else "pack the corpus again"
+        raise MscaleError(
+            f"{manifest}: field version is {version}, this mscale reads version {VERSION}; {remedy}"
+        )
+    try:
+        store = Store(
+            path=path,
+            vocabulary={
+                key: described["vocabulary"][key]
+                for key in ("kind", "size", "fingerprint", "eos_id", "pad_id")
+            },
+            languages=tuple(described["languages"]),
+            dtype=np.dtype(described["dtype"]).newbyteorder("<"),
+            entries=described["languages"],
+        )
+        damaged = _damaged(store, verify)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise MscaleError(
+            f"{manifest}: damaged, field {error} is missing or unreadable; pack the corpus again"
+        ) from None
+    if damaged:
+        shown = "; ".join(damaged[:10]) + (f"; and {len(damaged) - 10} more" if len(damaged) > 10 else "")
+        raise MscaleError(
+            f"{path}: damaged store, {len(damaged)} file(s) differ from store.json: {shown}. "
+            "Copy these files again or delete the folder and pack the corpus again"
+        )
+    return store
+
+
+def token_dtype(vocabulary_size: int) -> np.dtype:
+    """Returns the smallest of uint16 and uint32 (little-endian) that holds all ids."""
+    return np.dtype("<u2" if vocabulary_size <= 1 << 16 else "<u4")
+
+
+def checksum(path: str | Path) -> str:
+    """Returns the BLAKE2b hash (128 bits, hex) of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _damaged(store: Store, verify: bool) -> list[str]:
+    found = []
+    for language in store.languages:
+        for name in FILES:
+            expected = store.entries[language]["files"][name]
+            path = store.path / language / name
+            try:
+                size = path.stat().st_size
+                if size != expected["size"]:
+                    found.append(f"{path} has {size:,} bytes, expected {expected['size']:,}")
+                elif verify and checksum(path) != expected["blake2b"]:
+                    found.append(f"{path} has another checksum")
+            except FileNotFoundError:
+                found.append(f"{path} is missing")
+            except OSError as error:
+                found.append(f"{path} cannot be read ({error.strerror})")
+    return found
+
+
+def _absent(path: Path) -> str:
+    if not path.exists():
+        return f"{path}: no such folder; expected a token store, made by `mscale pack`"
+    if (path / UNFINISHED).exists():
+        return (
+            f"{path}: packing of this store has not finished; run the same `mscale pack` again, it continues"
+        )
+    return f"{path}: no {MANIFEST} here; expected a token store, made by `mscale pack`"
+
+
+class _reading:
+    """Turns what goes wrong when a file is read into a message that says what to do."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError) and error.errno == 24:  # EMFILE
+            raise MscaleError(
+                f"{self.path}: too many open files; a store needs one for each language: `ulimit -n 4096`"
+            ) from None
+        if isinstance(error, (OSError, ValueError, EOFError)):
+            raise MscaleError(
+                f"{self.path}: cannot be read ({error}); copy the store again or pack the corpus again"
+            ) from None
