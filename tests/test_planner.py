@@ -3,10 +3,10 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_study import STEP, cell, make
 
 from mscale.errors import MscaleError
 from sweeps import planner
-from test_study import STEP, cell, make
 
 
 def test_bill_is_exact_and_tags_add_up():
