@@ -56,7 +56,7 @@ setup(
     package_data={
         **{folder: ["*.gin"] for folder in GIN_FOLDERS},
         "mscale.data": ["*.csv"],
-        "analysis": ["templates/*"],
+        "analysis": ["templates/*", "data/*.csv"],
     },
     install_requires=[
         "click>=8.1",

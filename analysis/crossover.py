@@ -1,0 +1,207 @@
+"""Pretrain or continue: after how many tokens a model from scratch overtakes a continued checkpoint.
+
+ATLAS (Longpre et al. 2026, section 6 and Fig. 7): early on, continuing a multilingual checkpoint on one
+language is ahead; with enough tokens of that language a model from scratch overtakes it. The compute of the
+crossover is a power law in N, for which the paper prints two sets of constants: the text and the legend of
+Fig. 7 differ, and its caption mixes the two. The text's are used, the legend's are named.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.curves import Curve, cell_generator, fit_curve, gather, interval
+from analysis.tables import describe_mixtures
+from analysis.transfer import DRAWS, LEVEL, MOST_EPOCHS, one_split, study_noise
+from mscale.errors import MscaleError
+
+COLUMNS = [
+    "scale",
+    "params",
+    "language",
+    "tokens",
+    "low",
+    "high",
+    "status",
+    "bound",
+    "gap",
+    "gap_low",
+    "gap_high",
+    "gap_tokens",
+    "phase",
+    "init",
+    "reason",
+]
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """Compute of the crossover in FLOPs, C = coefficient·N^exponent, and where the constants are from."""
+
+    coefficient: float
+    exponent: float
+    source: str
+    low: float | None = None
+    high: float | None = None
+
+    def flops(self, params) -> np.ndarray:
+        """FLOPs of the crossover at N ``params``."""
+        return self.coefficient * np.asarray(params, dtype=float) ** self.exponent
+
+    def tokens(self, params) -> np.ndarray:
+        """Tokens of the crossover, D = C/(6N)."""
+        return self.flops(params) / (6 * np.asarray(params, dtype=float))
+
+
+PUBLISHED = PowerLaw(1_113_708.0, 1.65, "Longpre et al. 2026, section 6 (text)")
+PUBLISHED_LEGEND = PowerLaw(10_283_128.0, 1.54, "Longpre et al. 2026, legend of Fig. 7")
+
+
+def crossovers(
+    observations: pd.DataFrame,
+    *,
+    phase: str = "stable",
+    level: float = LEVEL,
+    split: str | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The crossover of every language and scale at which a checkpoint was continued.
+
+    Both curves are read at the same state of the schedule, and tokens are those trained on from the start
+    of either run, as in the paper's figure. A crossover counts where the model from scratch is ahead from
+    there to the end of the data.
+
+    Returns:
+      A row for each language and scale with the columns of `COLUMNS`: `tokens` and its interval; `status`
+      is `measured`, `bound` (`bound` "at least": continuing is still ahead at the last shared tokens; "at
+      most": scratch is ahead from the first) or `missing`. `gap` is the loss from scratch minus that of
+      continuing at `gap_tokens`, the last shared tokens: positive while continuing is ahead.
+
+    Raises:
+      MscaleError: several splits and none chosen.
+    """
+    rows = one_split(observations, split)
+    runs = describe_mixtures(rows)
+    single = runs[(runs["kind"] == "mono") & (runs["repeats"] <= MOST_EPOCHS)].copy()
+    single["language"] = single["languages"].map(lambda languages: languages[0])
+    noise = study_noise(rows, runs)[phase]
+    output = []
+    continued = single[single["init"] != "scratch"]
+    for (scale, language, init), part in continued.groupby(["scale", "language", "init"], sort=True):
+        alone = single[
+            (single["init"] == "scratch") & (single["scale"] == scale) & (single["language"] == language)
+        ]
+        row = {
+            "scale": str(scale),
+            "params": int(part["params"].iloc[0]),
+            "language": language,
+            "phase": phase,
+            "init": init,
+        }
+        if len(alone) and alone["vocabulary"].iloc[0] != part["vocabulary"].iloc[0]:
+            output.append({**row, "status": "missing", "reason": "the vocabularies of the two differ"})
+            continue
+        curves = []
+        for name, which in (("scratch", alone), ("continued", part)):
+            points = gather(rows[rows["run"].isin(which["run"]) & (rows["language"] == language)], phase)
+            generator = cell_generator(seed, name, scale, language, phase)
+            curves.append(None if points is None else fit_curve(points, noise, draws, generator))
+        scratch, other = curves
+        if scratch is None or other is None:
+            what = "from scratch" if scratch is None else "continued"
+            output.append({**row, "status": "missing", "reason": f"no run of {language} {what} ({phase})"})
+            continue
+        output.append({**row, **_cross(scratch, other, level)})
+    frame = pd.DataFrame(output).reindex(columns=COLUMNS)
+    for name in ("bound", "reason"):
+        frame[name] = frame[name].fillna("")
+    return frame
+
+
+def power_law(table: pd.DataFrame, *, draws: int = 1000, level: float = LEVEL, seed: int = 0) -> PowerLaw:
+    """C = a·N^b through the measured crossovers of at least three sizes, by least squares in logs.
+
+    The interval of b resamples languages' crossovers within their own intervals.
+
+    Raises:
+      MscaleError: fewer than three sizes have a measured crossover; the data do not identify the law.
+    """
+    rows = table[(table["status"] == "measured") & table["tokens"].gt(0)]
+    if rows["params"].nunique() < 3:
+        raise MscaleError(
+            f"a power law in N needs crossovers measured at three sizes or more, found "
+            f"{rows['params'].nunique()}: continue the checkpoint of more sizes, for more tokens"
+        )
+    x = np.log(rows["params"].to_numpy(dtype=float))
+    y = np.log(6 * rows["params"].to_numpy(dtype=float) * rows["tokens"].to_numpy(dtype=float))
+    slope, offset = np.polyfit(x, y, 1)
+    spread = np.log(rows["high"].fillna(rows["tokens"] * 2) / rows["low"].fillna(rows["tokens"] / 2)) / 3.3
+    rng = np.random.default_rng(seed)
+    # Redrawn within each crossover's interval, and over which crossovers happened to be measured.
+    slopes = []
+    for _ in range(draws):
+        pick = rng.integers(len(x), size=len(x))
+        if len(set(x[pick])) > 1:
+            noisy = y[pick] + spread.to_numpy()[pick] * rng.standard_normal(len(x))
+            slopes.append(np.polyfit(x[pick], noisy, 1)[0])
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(slopes, [tail, 100 - tail])
+    return PowerLaw(float(np.exp(offset)), float(slope), "this study", float(low), float(high))
+
+
+def _cross(scratch: Curve, other: Curve, level: float) -> dict:
+    first, last = max(scratch.first, other.first), min(scratch.last, other.last)
+    if first >= last:
+        return {"status": "missing", "reason": "the two curves share no range of tokens"}
+    at = np.geomspace(first, last, 400)
+    one, one_draws = scratch.at(np.clip(at, scratch.first, scratch.last))
+    two, two_draws = other.at(np.clip(at, other.first, other.last))
+    gap, gaps = one - two, one_draws - two_draws
+    found = _last_crossing(at, gap)
+    drawn = np.array([_last_crossing(at, row) for row in gaps])[:, None]
+    low, high = (float(edge[0]) for edge in interval(drawn, level))
+    gap_low, gap_high = (float(edge[0]) for edge in interval(gaps[:, -1:], level))
+    row = {
+        "gap": float(gap[-1]),
+        "gap_low": gap_low,
+        "gap_high": gap_high,
+        "gap_tokens": float(last),
+        "low": low if low > 0 and np.isfinite(low) else np.nan,
+        "high": high if high > 0 and np.isfinite(high) else np.nan,
+        "reason": "",
+    }
+    if found == np.inf:
+        reason = "not within the data: continuing is still ahead at the last tokens"
+        return {
+            **row,
+            "tokens": float(last),
+            "high": np.nan,
+            "status": "bound",
+            "bound": "at least",
+            "reason": reason,
+        }
+    if found == 0:
+        reason = "not within the data: from scratch is ahead from the first tokens compared"
+        return {
+            **row,
+            "tokens": float(first),
+            "low": np.nan,
+            "status": "bound",
+            "bound": "at most",
+            "reason": reason,
+        }
+    return {**row, "tokens": float(found), "status": "measured", "bound": ""}
+
+
+def _last_crossing(tokens: np.ndarray, gap: np.ndarray) -> float:
+    """Tokens from which ``gap`` (scratch minus continued) stays below zero; 0 if always, inf if never."""
+    ahead = np.flatnonzero(gap >= 0)
+    if not len(ahead):
+        return 0.0
+    i = int(ahead[-1])
+    if i == len(gap) - 1:
+        return float("inf")
+    share = gap[i] / (gap[i] - gap[i + 1])
+    return float(np.exp(np.log(tokens[i]) * (1 - share) + np.log(tokens[i + 1]) * share))

@@ -1,0 +1,293 @@
+"""Observations and exposure as pandas tables: read, checked, and with what was left out counted.
+
+The columns are the contract of `mscale.observations`. A table from elsewhere needs only the columns of
+`REQUIRED`; what is filled in for it is said in the notes, so that nothing is defaulted unseen.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mscale.errors import MscaleError, nearest
+from mscale.observations import COLUMNS, EXPOSURE_COLUMNS
+
+PHASES = ("warmup", "stable", "decay", "end")
+REQUIRED = ("run", "scale", "params", "languages", "tokens", "phase", "language", "loss")
+_NUMBERS = [
+    "params",
+    "params_nonembedding",
+    "init_tokens",
+    "seed",
+    "step",
+    "tokens",
+    "lr",
+    "target_tokens",
+    "target_unique",
+    "loss",
+    "loss_se",
+    "bits_per_byte",
+    "unigram_normalized_loss",
+    "eval_tokens",
+    "eval_bytes",
+    "flops",
+]
+# A run whose share of a language is within this of 1/K counts as uniform over its K languages.
+UNIFORM_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class StudyTables:
+    """What the analysis reads: observations, exposure, planted truth (or None) and notes on both."""
+
+    observations: pd.DataFrame
+    exposure: pd.DataFrame
+    truth: dict | None = None
+    notes: tuple[str, ...] = ()
+    exclusions: tuple[dict, ...] = field(default=())
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Reads a .parquet, .csv or .jsonl file.
+
+    Raises:
+      MscaleError: no such file, an unknown kind, or a damaged one.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MscaleError(f"{path}: no such table; run `mscale sweep` first, or check the path")
+    readers: dict[str, Any] = {
+        ".parquet": pd.read_parquet,
+        ".csv": lambda name: pd.read_csv(name, dtype={"scale": str, "run": str, "group": str}),
+        ".jsonl": lambda name: pd.read_json(name, lines=True, dtype={"scale": str}),
+    }
+    if path.suffix not in readers:
+        raise MscaleError(f"{path}: unknown kind of table {path.suffix!r}; expected .parquet, .csv or .jsonl")
+    try:
+        # keep_default_na stays on: but the language code `nan` (Min Nan) is text, see `_text`.
+        return readers[path.suffix](path)
+    except Exception as error:  # the readers raise dozens of kinds; all mean the same to the user
+        raise MscaleError(f"{path}: this table cannot be read ({error}); make it again") from error
+
+
+def read_study(path: str | Path, truth: str | Path | None = None) -> StudyTables:
+    """Reads a study's folder (observations.parquet or .csv, exposure beside it) or an observations file.
+
+    Args:
+      path: the folder that `mscale sweep` collects into, or one observations file.
+      truth: a `truth.json` of a generated corpus; the one beside the observations where not given.
+
+    Raises:
+      MscaleError: nothing to read, or a table that breaks the contract.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        found = [folder / f"observations{kind}" for kind in (".parquet", ".csv", ".jsonl")]
+        found = [name for name in found if name.exists()]
+        if not found:
+            raise MscaleError(
+                f"{path}: no observations.parquet or observations.csv; run `mscale sweep` first"
+            )
+        path = found[0]
+    observations, notes, exclusions = validate_observations(read_table(path), str(path))
+    exposure = pd.DataFrame(columns=list(EXPOSURE_COLUMNS))
+    for name in (folder / "exposure.parquet", folder / "exposure.csv", folder / "exposure.jsonl"):
+        if name.exists():
+            exposure = validate_exposure(read_table(name), str(name))
+            break
+    else:
+        notes.append("no exposure table: laws that count other languages' tokens cannot be fitted")
+    truth_path = Path(truth) if truth is not None else folder / "truth.json"
+    planted = None
+    if truth_path.exists():
+        planted = json.loads(truth_path.read_text(encoding="utf-8"))
+    elif truth is not None:
+        raise MscaleError(f"{truth_path}: no such truth.json")
+    return StudyTables(observations, exposure, planted, tuple(notes), tuple(exclusions))
+
+
+def validate_observations(
+    frame: pd.DataFrame, source: str = "observations"
+) -> tuple[pd.DataFrame, list[str], list[dict]]:
+    """Checks an observations table and completes the columns a table from elsewhere may leave out.
+
+    Returns:
+      The table with all of `mscale.observations.COLUMNS`; notes on what was filled in or looks mixed;
+      and the exclusions, a list of {"what", "rows", "why"}.
+
+    Raises:
+      MscaleError: a required column is missing, or a value is not what its column holds.
+    """
+    frame, notes, exclusions = frame.copy(), [], []
+    missing = [name for name in REQUIRED if name not in frame.columns]
+    if missing:
+        hints = "".join(nearest(name, frame.columns) for name in missing[:1])
+        raise MscaleError(
+            f"{source}: column {missing[0]!r} is missing{hints} (missing in all: {', '.join(missing)}; "
+            f"needed at least: {', '.join(REQUIRED)})"
+        )
+    if frame.empty:
+        raise MscaleError(f"{source}: the table has no rows; run `mscale sweep` first")
+    for name in (column for column in _NUMBERS if column in frame.columns):
+        numbers = pd.to_numeric(frame[name], errors="coerce")
+        bad = numbers.isna() & frame[name].notna()
+        if bad.any():
+            row = int(np.flatnonzero(bad.to_numpy())[0])
+            raise MscaleError(
+                f"{source}: row {row + 1}, column {name!r}: expected a number, "
+                f"found {frame[name].iloc[row]!r}"
+            )
+        frame[name] = numbers
+    for name in ("run", "scale", "languages", "language", "phase"):
+        frame[name] = _text(frame[name])
+    unknown = sorted(set(frame["phase"]) - set(PHASES))
+    if unknown:
+        raise MscaleError(
+            f"{source}: column 'phase' holds {unknown[0]!r}; expected one of {', '.join(PHASES)}"
+        )
+    for name in ("params", "tokens"):
+        bad = ~(frame[name] >= (0 if name == "tokens" else 1))
+        if bad.any():
+            row = int(np.flatnonzero(bad.to_numpy())[0])
+            raise MscaleError(
+                f"{source}: row {row + 1}, column {name!r}: expected a positive number, "
+                f"found {frame[name].iloc[row]!r}"
+            )
+    notes += _complete(frame, source)
+    broken = ~np.isfinite(frame["loss"].to_numpy(dtype=float))
+    if broken.any():
+        runs = frame.loc[broken, "run"].nunique()
+        exclusions.append(
+            {"what": f"rows of {runs} run(s)", "rows": int(broken.sum()), "why": "the loss is not finite"}
+        )
+        frame = frame[~broken]
+    key = ["run", "step", "language", "split"]
+    repeated = frame.duplicated(key, keep="last")
+    if repeated.any():
+        exclusions.append(
+            {
+                "what": "repeated rows",
+                "rows": int(repeated.sum()),
+                "why": "the same run, step, language and split twice: the later row is kept",
+            }
+        )
+        frame = frame[~repeated]
+    notes += _mixed(frame)
+    order = [*COLUMNS, *(name for name in frame.columns if name not in COLUMNS)]
+    return frame[order].reset_index(drop=True), notes, exclusions
+
+
+def validate_exposure(frame: pd.DataFrame, source: str = "exposure") -> pd.DataFrame:
+    """Checks the companion table; raises MscaleError naming the first column that is missing."""
+    missing = [name for name in EXPOSURE_COLUMNS if name not in frame.columns]
+    if missing:
+        raise MscaleError(
+            f"{source}: column {missing[0]!r} is missing; expected {' '.join(EXPOSURE_COLUMNS)}"
+        )
+    frame = frame.copy()
+    for name in ("run", "language"):
+        frame[name] = _text(frame[name])
+    return frame
+
+
+def describe_mixtures(observations: pd.DataFrame) -> pd.DataFrame:
+    """One row a run: what it trained on, how evenly, whether it repeats data and where it started.
+
+    Returns:
+      Columns run group scale params seed vocabulary init languages (tuple) K kind, repeats (the most
+      epochs of any evaluated language), tokens, flops. `kind` is mono, bilingual (50/50), uniform (K > 2
+      at equal shares) or mixed.
+    """
+    rank = observations["phase"].map(PHASES.index)
+    frame = observations.assign(_rank=rank).sort_values(["tokens", "_rank"], kind="stable")
+    last = frame.groupby("run", sort=False).tail(1).set_index("run")
+    runs = last[["group", "scale", "params", "seed", "vocabulary", "init", "tag", "mixture"]].copy()
+    runs["languages"] = last["languages"].str.split("+").map(tuple)
+    runs["K"] = runs["languages"].map(len)
+    runs["tokens"], runs["end_phase"] = last["tokens"], last["phase"]
+    runs["flops"] = frame.groupby("run")["flops"].max()
+    # Shares at the run's last step, where the schedule's rounding (a few windows) matters least.
+    frame = frame[(frame["tokens"] > 0) & (frame["tokens"] == frame["run"].map(runs["tokens"]))]
+    frame = frame[frame["target_tokens"] > 0]
+    off = abs(frame["target_tokens"] / frame["tokens"] - 1 / frame["run"].map(runs["K"]))
+    unevenness = off.groupby(frame["run"]).max().reindex(runs.index)
+    even = unevenness <= UNIFORM_TOLERANCE
+    kind = runs["K"].map(lambda count: {1: "mono", 2: "bilingual"}.get(count, "uniform"))
+    runs["kind"] = kind.where(even | (runs["K"] == 1), "mixed")
+    epochs = frame["target_tokens"] / frame["target_unique"].where(frame["target_unique"] > 0)
+    runs["repeats"] = epochs.groupby(frame["run"]).max().reindex(runs.index).fillna(0.0)
+    return runs.reindex(list(dict.fromkeys(observations["run"]))).reset_index(names="run")
+
+
+def _text(column: pd.Series) -> pd.Series:
+    """Values as text; an empty cell of a language column is the code `nan` (Min Nan) that pandas ate."""
+    return column.astype(object).map(lambda value: "nan" if value is None or value != value else str(value))
+
+
+def _complete(frame: pd.DataFrame, source: str) -> list[str]:
+    """Fills the contract's columns that a table from elsewhere left out; says which and with what."""
+    notes: list[str] = []
+    single = ~frame["languages"].str.contains("+", regex=False)
+    if "target_tokens" not in frame.columns:
+        if not single.all():
+            raise MscaleError(
+                f"{source}: column 'target_tokens' is missing; without it only runs of one language can be "
+                "read: add the tokens of the evaluated language that the run has seen"
+            )
+        inside = frame["language"] == frame["languages"]
+        frame["target_tokens"] = frame["tokens"].where(inside, 0)
+        notes.append("target_tokens was not given: taken as all tokens of the runs of one language")
+    fills: dict[str, Any] = {
+        "study": "",
+        "tag": "",
+        "group": lambda: frame["run"],
+        "params_nonembedding": lambda: frame["params"],
+        "mixture": lambda: frame["languages"],
+        "vocabulary": "unknown",
+        "init": "scratch",
+        "init_tokens": 0,
+        "seed": 0,
+        "step": lambda: frame["tokens"],
+        "lr": np.nan,
+        "split": "valid",
+        "target_unique": lambda: frame["target_tokens"],
+        "loss_se": 0.0,
+        "bits_per_byte": np.nan,
+        "unigram_normalized_loss": np.nan,
+        "eval_tokens": 0,
+        "eval_bytes": 0,
+        "flops": lambda: 6.0 * frame["params"] * frame["tokens"],
+    }
+    filled = [name for name in COLUMNS if name not in frame.columns]
+    for name in filled:
+        frame[name] = fills[name]() if callable(fills[name]) else fills[name]
+    if filled:
+        notes.append(
+            f"columns not in the table and filled in: {', '.join(filled)} (groups default to runs, data to "
+            "never repeated, starts to scratch, compute to 6ND)"
+        )
+    frame["init"] = _text(frame["init"].fillna("scratch")).replace("", "scratch")
+    frame["group"] = _text(frame["group"].fillna(frame["run"]))
+    return notes
+
+
+def _mixed(frame: pd.DataFrame) -> list[str]:
+    """Notes on vocabularies and evaluation sets that differ between runs compared with each other."""
+    notes = []
+    if frame["vocabulary"].nunique() > 1:
+        notes.append(
+            f"{frame['vocabulary'].nunique()} vocabularies in one table: losses per token are compared "
+            "only between runs of the same vocabulary"
+        )
+    sizes = frame.groupby(["vocabulary", "language", "split"])["eval_tokens"].nunique()
+    if (sizes > 1).any():
+        language = sizes[sizes > 1].index[0][1]
+        notes.append(
+            f"evaluation sets differ in size between runs (first: {language}, {sizes.max()} sizes): "
+            "differences of loss carry that noise too"
+        )
+    return notes

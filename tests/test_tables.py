@@ -1,0 +1,87 @@
+import numpy as np
+import planted_study
+import pytest
+
+from analysis import tables
+from mscale.errors import MscaleError
+from mscale.observations import COLUMNS
+
+
+@pytest.fixture(scope="module")
+def observations():
+    return planted_study.study(small=True)[0]
+
+
+def test_a_minimal_table_is_completed_and_says_so(observations):
+    mono = observations[
+        (observations["tag"] == "mono") & (observations["language"] == observations["languages"])
+    ]
+    minimal = mono[list(tables.REQUIRED)]
+    frame, notes, excluded = tables.validate_observations(minimal)
+    assert list(frame.columns) == list(COLUMNS)
+    assert any("target_tokens" in note for note in notes) and any("filled in" in note for note in notes)
+    assert (frame["target_tokens"] == frame["tokens"]).all() and not excluded
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.drop(columns="loss"), "column 'loss' is missing"),
+        (lambda f: f.drop(columns="target_tokens"), "column 'target_tokens' is missing"),
+        (lambda f: f.assign(phase="cooled"), "'phase' holds 'cooled'"),
+        (lambda f: f.assign(params=-1), "column 'params'"),
+        (lambda f: f.assign(tokens="many"), "expected a number, found 'many'"),
+        (lambda f: f.head(0), "no rows"),
+    ],
+)
+def test_broken_tables_are_refused_naming_the_column(observations, change, message):
+    with pytest.raises(MscaleError, match=message):
+        tables.validate_observations(change(observations), "their.csv")
+
+
+def test_losses_that_are_not_finite_are_left_out_and_counted(observations):
+    broken = observations.copy()
+    broken.loc[broken.index[:3], "loss"] = np.nan
+    frame, _, excluded = tables.validate_observations(broken)
+    assert len(frame) == len(observations) - 3 and excluded[0]["rows"] == 3
+
+
+def test_repeated_rows_keep_the_later(observations):
+    again = observations.iloc[[0]].assign(loss=9.0)
+    import pandas as pd
+
+    frame, _, excluded = tables.validate_observations(pd.concat([observations, again]))
+    assert len(frame) == len(observations) and (frame["loss"] == 9.0).sum() == 1
+    assert excluded[0]["rows"] == 1
+
+
+def test_runs_are_described(observations):
+    runs = tables.describe_mixtures(tables.validate_observations(observations)[0]).set_index("run")
+    trunks = runs[runs["tag"] == "repeat"]
+    assert (
+        set(trunks["repeats"].round()) <= {4, 16} and (runs.loc[runs["tag"] == "mono", "repeats"] < 1).all()
+    )
+    assert set(runs.loc[runs["tag"] == "pairs", "kind"]) == {"bilingual"}
+    assert set(runs.loc[runs["tag"] == "unimax", "kind"]) == {"uniform"}
+    uneven = observations[observations["tag"] == "pairs"].copy()
+    uneven.loc[uneven["language"] == "aka", "target_tokens"] //= 2
+    assert "mixed" in set(tables.describe_mixtures(tables.validate_observations(uneven)[0])["kind"])
+
+
+def test_study_folder_round_trip(observations, tmp_path):
+    with pytest.raises(MscaleError, match="no observations"):
+        tables.read_study(tmp_path)
+    observations.to_csv(tmp_path / "observations.csv", index=False)
+    study = tables.read_study(tmp_path)
+    assert len(study.observations) == len(observations) and study.truth is None
+    assert any("no exposure" in note for note in study.notes)
+    np.testing.assert_allclose(study.observations["loss"], observations["loss"])
+    with pytest.raises(MscaleError, match="no such table"):
+        tables.read_study(tmp_path / "other.csv")
+
+
+def test_the_language_called_nan_survives(tmp_path):
+    (tmp_path / "o.csv").write_text(
+        "run,scale,params,languages,tokens,phase,language,loss\nr,1,10,nan,5,end,nan,2.0\n", encoding="utf-8"
+    )
+    assert tables.read_study(tmp_path / "o.csv").observations["language"].tolist() == ["nan"]

@@ -1,0 +1,161 @@
+import numpy as np
+import pandas as pd
+import planted_study
+import pytest
+
+from analysis import transfer
+from analysis.tables import validate_observations
+from mscale.errors import MscaleError
+
+
+@pytest.fixture(scope="module")
+def planted():
+    observations, _, truth = planted_study.study(seed=3)
+    observations, _, _ = validate_observations(observations)
+    return observations, transfer.cells(observations), truth
+
+
+def planted_score(source, target):
+    tau = planted_study.relatedness(source, target)
+    return 2 * tau / (1 + tau)
+
+
+def test_intervals_hold_the_planted_scores_as_often_as_they_say():
+    inside, errors, widths = [], [], []
+    for seed in range(6):
+        observations, _, _ = planted_study.study(seed=seed)
+        pairs = observations[(observations["scale"] == "nano2") & observations["tag"].isin(["mono", "pairs"])]
+        matrix = transfer.transfer_matrix(validate_observations(pairs)[0])
+        measured = matrix[matrix["status"] == "measured"]
+        assert len(measured) == 30
+        cells = zip(measured["source"], measured["target"], strict=True)
+        truth = np.array([planted_score(source, target) for source, target in cells])
+        low, high = measured["low"].fillna(-np.inf), measured["high"].fillna(np.inf)
+        inside += list((low <= truth) & (truth <= high))
+        errors += list(measured["score"] - truth)
+        widths += list(high - low)
+    # 90% intervals; the cells of a study share runs, hence the slack.
+    assert 0.8 <= np.mean(inside) <= 0.99
+    assert abs(np.mean(errors)) < 0.03 and np.mean(np.abs(errors)) < 0.1
+    assert np.median(widths) < 0.45  # narrower than the effect of kinship
+
+
+def test_score_is_the_definition_on_noiseless_power_laws():
+    """Against an independent computation: σ solved in closed form."""
+    d = np.geomspace(1e5, 1e6, 7)
+    beta, tau = 0.3, 0.25
+    tokens = np.geomspace(5e4, 4e6, 40)
+    rows = []
+    for languages, worth in (("a", 1.0), ("a+b", (1 + tau) / 2), ("b", 0.0)):
+        for total in tokens:
+            for language in languages.split("+"):
+                loss = 1 + 20 * (total * worth if worth else total) ** -beta
+                rows.append(
+                    {"run": languages, "scale": "s", "params": 1000, "languages": languages, "tokens": total,
+                     "phase": "stable", "language": language, "loss": loss,
+                     "target_tokens": total / len(languages.split("+"))}
+                )  # fmt: skip
+    observations, _, _ = validate_observations(pd.DataFrame(rows))
+    curve = transfer.transfer_curve(observations, "a", "b", scale="s", d=d)
+    sigma = d / ((1 + tau) / 2)  # (σ/2)(1+τ) = d
+    assert (curve["status"] == "measured").all()
+    assert np.allclose(curve["score"], -(sigma - 2 * d) / d, atol=2e-3)
+    assert np.allclose(curve["tau"], tau, atol=3e-3)
+
+
+def test_never_reached_is_a_bound_and_early_reached_the_other(planted):
+    observations, _, _ = planted
+    short = observations[
+        ~((observations["languages"] == "aka+bek") & (observations["tokens"] > 2_000_000))
+        & ~((observations["languages"] == "aka+bil") & (observations["tokens"] < 3_000_000))
+    ]
+    cells = transfer.cells(short)
+    late = transfer.transfer_curve(cells, "aka", "bek", scale="nano2", d=[3.5e6]).iloc[0]
+    assert (late["status"], late["bound"]) == ("bound", "at most")
+    trunk = short[(short["languages"] == "aka+bek") & (short["phase"] == "stable")]
+    assert late["score"] == pytest.approx(2 - trunk["tokens"].max() / 3.5e6)
+    assert late["score"] >= planted_score("bek", "aka") and np.isnan(late["low"])
+    early = transfer.transfer_curve(cells, "aka", "bil", scale="nano2", d=[8e5]).iloc[0]
+    assert (early["status"], early["bound"]) == ("bound", "at least") and np.isnan(early["high"])
+
+
+def test_missing_cells_stay_missing_with_the_reason(planted):
+    observations, _, _ = planted
+    gone = observations[(observations["languages"] != "cut") & (observations["languages"] != "aka+bek")]
+    matrix = transfer.transfer_matrix(gone, scales=["nano2"]).set_index(["target", "source"])
+    assert matrix.loc[("cut", "aka"), "status"] == "missing"
+    assert "no monolingual run of cut" in matrix.loc[("cut", "aka"), "reason"]
+    assert "no 50/50 run of aka with bek" in matrix.loc[("aka", "bek"), "reason"]
+    assert np.isnan(matrix.loc[("aka", "bek"), "score"])
+    outside = transfer.transfer_curve(observations, "aka", "abo", scale="nano2", d=[1e9]).iloc[0]
+    assert outside["status"] == "missing" and "covers" in outside["reason"]
+
+
+def test_cooled_is_compared_with_cooled_only(planted):
+    observations, cells, _ = planted
+    curve = transfer.transfer_curve(cells, "aka", "abo", scale="nano2", phase="end")
+    measured = curve[curve["status"] == "measured"]
+    assert len(measured) and abs(measured["score"] - planted_score("abo", "aka")).max() < 0.3
+    trunks = observations[observations["phase"] != "end"]
+    assert (
+        transfer.transfer_curve(trunks, "aka", "abo", scale="nano2", phase="end")["status"] == "missing"
+    ).all()
+
+
+def test_a_curve_of_one_point_is_no_curve(planted):
+    observations, _, _ = planted
+    one = observations[~((observations["languages"] == "aka") & (observations["tokens"] > 300_000))]
+    one = one[
+        ~((one["languages"] == "aka") & (one["tokens"] < one.loc[one["languages"] == "aka", "tokens"].max()))
+    ]
+    curve = transfer.transfer_curve(one, "aka", "abo", scale="nano2", d=[2e6]).iloc[0]
+    assert curve["status"] == "missing" and curve["reason"]
+
+
+def test_repeated_data_are_no_reference(planted):
+    observations, _, _ = planted
+    runs = set(transfer.cells(observations).rows["nano2", ("aka",)]["tag"])
+    assert runs == {"mono"}
+
+
+def test_mixed_vocabularies_are_refused(planted):
+    observations, _, _ = planted
+    other = observations.copy()
+    other.loc[other["languages"] == "aka", "vocabulary"] = "another"
+    with pytest.raises(MscaleError, match="vocabularies"):
+        transfer.cells(other)
+
+
+def test_equal_units_leave_scores_alone_and_fertile_sources_gain(planted):
+    _, cells, _ = planted
+    matrix = transfer.transfer_matrix(cells, scales=["nano2"])
+    same = transfer.in_units(matrix, dict.fromkeys(planted_study.LANGUAGES, 3.0))
+    assert np.allclose(same["score"], matrix["score"], equal_nan=True)
+    # A source with few bytes a token is worth more per byte.
+    content = {language: 4.0 for language in planted_study.LANGUAGES} | {"abo": 2.0}
+    row = (matrix["target"] == "aka") & (matrix["source"] == "abo")
+    assert transfer.in_units(matrix, content).loc[row, "score"].item() > matrix.loc[row, "score"].item()
+
+
+def test_agreement_with_planted_relatedness(planted):
+    _, cells, truth = planted
+    result = transfer.relatedness_agreement(transfer.transfer_matrix(cells, scales=["nano2"]), truth)
+    assert result["pairs"] == 30 and result["spearman"] > 0.6
+    assert result["p"] < 2 * result["smallest_p"] < 0.2
+
+
+def test_adaptation_score_is_the_mean_gain():
+    tokens = np.linspace(1, 1000, 200)
+    base = pd.DataFrame(
+        {"run": "ckpt", "scale": "s", "params": 10, "languages": "a+b", "tokens": 500, "phase": "stable",
+         "language": ["a", "b"], "loss": 3.0, "target_tokens": 250, "init": "scratch", "init_tokens": 0},
+        index=[0, 1],
+    )  # fmt: skip
+    gain = pd.DataFrame(
+        {"run": "more", "scale": "s", "params": 10, "languages": "a", "tokens": tokens, "phase": "stable",
+         "language": "b", "loss": 3.0 - tokens / 1000, "target_tokens": 0, "init": "ckpt", "init_tokens": 500}
+    )  # fmt: skip
+    observations, _, _ = validate_observations(pd.concat([base, gain]))
+    row = transfer.adaptation_scores(observations).iloc[0]
+    assert (row["source"], row["target"]) == ("a", "b")
+    assert row["score"] == pytest.approx(0.5, abs=1e-3)  # ∫₀¹ x dx
