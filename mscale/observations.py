@@ -105,7 +105,7 @@ def validate(row: Mapping[str, Any], *, where: str = "observation") -> None:
 
 
 def _check(where: str, name: str, kind: type, value: Any) -> None:
-    allowed = (int, float) if kind is float else kind
+    allowed: Any = (int, float) if kind is float else kind
     if not isinstance(value, allowed) or isinstance(value, bool):
         expected = {int: "an exact integer", float: "a number", str: "text"}[kind]
         raise MscaleError(f"{where}: {name} is {value!r} ({type(value).__name__}); expected {expected}")
