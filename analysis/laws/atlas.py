@@ -1,0 +1,205 @@
+"""ATLAS: one target language, its own data and what the other languages' data are worth to it.
+
+L(N, D_eff) = E + A/N^α + B/D_eff^β,  D_eff = S(D_t) + Σ_i τ_i·S(D_i) + τ_other·S(D_other), where S(D; U)
+saturates once data repeat (Longpre et al. 2026, arXiv 2510.22037). Bilingual τ do not simply add, so on every
+fitted and predicted row D_eff ≥ 0.01·S(D_t) is a constraint; at the bound the law has nothing to say.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.laws.chinchilla import ALPHA, BETA, A, B, E
+from analysis.laws.law import Law, Parameter
+from mscale.errors import MscaleError, nearest
+
+VARIANTS = ("D_t", "D_other", "K_t")
+FLOOR = 0.01
+LAMBDA = Parameter(
+    "lambda", (0.05, 5.0), (1e-3, 1e3), log=True, unit="1/epoch", meaning="how fast repeated data lose worth"
+)
+SHARE = ("alpha", "beta", "lambda")
+
+
+def saturate(D: Any, U: Any, lambda_: Any) -> Any:
+    """S(D; U): the effective tokens of D tokens seen of U unique ones (arrays in tokens)."""
+    repeats = np.maximum(D / np.where(U > 0, U, 1.0) - 1.0, 0.0)
+    fresh = np.minimum(D, U)
+    if not np.any(repeats > 0):
+        return fresh
+    return fresh - np.expm1(-lambda_ * repeats) / lambda_ * U
+
+
+def effective_data(p: Any, x: Any, sources: int, other: bool) -> Any:
+    """(S(D_t), D_eff), in tokens of the target language."""
+    lambda_ = getattr(p, "lambda")
+    own = saturate(x.D_t, x.U_t, lambda_)
+    total = own
+    for k in range(1, sources + 1):
+        total = total + getattr(p, f"tau_{k}") * saturate(getattr(x, f"D_{k}"), getattr(x, f"U_{k}"), lambda_)
+    if other:
+        total = total + p.tau_other * saturate(x.D_other, x.U_other, lambda_)
+    return own, total
+
+
+def atlas(variant: str, sources: Mapping[str, Sequence[str]]) -> Law:
+    """The law of `variant` with the given sources: {target: languages whose τ is its own}."""
+    if variant not in VARIANTS:
+        raise MscaleError(f"ATLAS variant {variant!r}: expected one of {', '.join(VARIANTS)}")
+    count = max((len(found) for found in sources.values()), default=0) if variant == "K_t" else 0
+    other = variant != "D_t"
+
+    def tau(k: int) -> Parameter:
+        labels = {target: f"{target},{found[k - 1]}" for target, found in sources.items() if len(found) >= k}
+        return Parameter(
+            f"tau_{k}", (0.0, 0.5), (-3.0, 5.0), meaning="worth of a source token", labels=labels
+        )
+
+    parameters = [E, A, ALPHA, dataclasses.replace(B, reference=(("beta", "D_t", -1.0),)), BETA, LAMBDA]
+    parameters += [tau(k) for k in range(1, count + 1)]
+    if other:
+        parameters.append(
+            Parameter("tau_other", (0.0, 0.5), (-3.0, 5.0), meaning="worth of another language's token")
+        )
+
+    def predict(p: Any, x: Any) -> Any:
+        own, total = effective_data(p, x, count, other)
+        if other:
+            total = np.maximum(total, FLOOR * own)
+        return p.E + p.A * x.N**-p.alpha + p.B * total**-p.beta
+
+    def above_floor(p: Any, x: Any) -> Any:
+        own, total = effective_data(p, x, count, other)
+        return total / own - FLOOR
+
+    constraint: Callable | None = above_floor if other else None
+    columns = {"N": "params", "D_t": "target_tokens", "U_t": "target_unique"}
+    for k in range(1, count + 1):
+        columns |= {f"D_{k}": f"D_{k}", f"U_{k}": f"U_{k}"}
+    if other:
+        columns |= {"D_other": "D_other", "U_other": "U_other"}
+    return Law(
+        name="atlas",
+        equation="L = E + A/N^alpha + B/D_eff^beta, D_eff = S(D_t) + sum tau_i S(D_i) + tau_other S(D_other)",
+        source="Longpre et al. 2026 (ATLAS), eqs. 1-3",
+        columns=columns,
+        parameters=tuple(parameters),
+        predict=predict,
+        may_be_zero=tuple(name for name in columns if name not in ("N", "D_t", "U_t")),
+        constraint=constraint,
+        parameters_per="language",
+        share=SHARE,
+        optimum=("N", "D_t"),
+        notes=(f"variant {variant}",),
+    )
+
+
+def co_sampled(observations: pd.DataFrame, exposure: pd.DataFrame, target: str) -> pd.Series:
+    """Tokens of every other language in the runs that trained on `target`, largest first.
+
+    Each run counts once, at its last step: the "co-sampling" by which the paper chooses K_t.
+    """
+    last = exposure.sort_values("step").groupby(["run", "language"], as_index=False).last()
+    wide = last.pivot(index="run", columns="language", values="tokens").fillna(0.0)
+    runs = wide.index.isin(observations.loc[observations["language"] == target, "run"])
+    if target not in wide:
+        return pd.Series(dtype=float)
+    wide = wide[runs & (wide[target] > 0)]
+    totals = wide.drop(columns=target).sum().sort_index().sort_values(ascending=False, kind="stable")
+    return totals[totals > 0]
+
+
+def prepare(
+    observations: pd.DataFrame,
+    exposure: pd.DataFrame | None = None,
+    *,
+    target: str | Sequence[str] | None = None,
+    variant: str = "K_t",
+    sources: Mapping[str, Sequence[str]] | None = None,
+    count: int = 3,
+) -> tuple[Law, pd.DataFrame, dict]:
+    """Chooses K_t and joins the exposure to the observations.
+
+    Args:
+      observations, exposure: tables of the contract; `exposure` has run, step, language, tokens, unique_tokens.
+      target: a language, several, or None for all that were trained on.
+      variant: "D_t", "D_other" or "K_t".
+      sources: {target: source languages}; None takes the `count` most co-sampled of each target.
+
+    Returns: the law, the observations with D_1, U_1, …, D_other, U_other added, and {"sources": …, "variant": …}.
+    """
+    if "language" not in observations:
+        raise MscaleError("column 'language' is missing: ATLAS is fitted per target language")
+    present = [str(language) for language in pd.unique(observations["language"].dropna())]
+    targets = present if target is None else [target] if isinstance(target, str) else list(target)
+    for name in targets:
+        if name not in present:
+            raise MscaleError(
+                f"target {name!r} is not in column 'language', which has {', '.join(sorted(present))}"
+                + nearest(name, present)
+            )
+    table = observations[observations["language"].isin(targets)].copy()
+    if variant == "D_t":
+        return atlas(variant, {}), table, {"variant": variant, "sources": {}}
+    wide_already = {"D_other", "U_other"} <= set(table.columns)
+    if exposure is None:
+        if wide_already and sources is not None:
+            return atlas(variant, sources), table, {"variant": variant, "sources": dict(sources)}
+        raise MscaleError(
+            "ATLAS needs to know what else a run was trained on: pass exposure=, a table with the columns run, "
+            "step, language, tokens, unique_tokens; or fit variant='D_t', which needs only the target's tokens"
+        )
+    for column in ("run", "step", "language", "tokens", "unique_tokens"):
+        if column not in exposure:
+            raise MscaleError(
+                f"exposure: column {column!r} is missing; found {', '.join(map(str, exposure.columns))}"
+                + nearest(column, exposure.columns)
+            )
+    chosen: dict[str, list[str]] = {}
+    for name in targets:
+        if variant != "K_t":
+            chosen[name] = []
+        elif sources is not None:
+            chosen[name] = list(sources.get(name, ()))
+        else:
+            chosen[name] = list(co_sampled(observations, exposure, name).index[:count])
+    return (
+        atlas(variant, chosen),
+        _join(table, exposure, chosen, max(map(len, chosen.values()), default=0)),
+        {"variant": variant, "sources": chosen},
+    )
+
+
+def _join(table: pd.DataFrame, exposure: pd.DataFrame, sources: Mapping, count: int) -> pd.DataFrame:
+    seen = exposure.drop_duplicates(["run", "step", "language"], keep="last")
+    tokens = seen.pivot(index=["run", "step"], columns="language", values="tokens").fillna(0.0)
+    unique = seen.pivot(index=["run", "step"], columns="language", values="unique_tokens").fillna(0.0)
+    keys = pd.MultiIndex.from_frame(table[["run", "step"]])
+    rows = tokens.index.get_indexer(keys)
+    if (rows < 0).any():
+        run, step = keys[int(np.argmax(rows < 0))]
+        raise MscaleError(
+            f"exposure: no rows for run {run!r} at step {step}, which the observations evaluate "
+            f"({int((rows < 0).sum())} such rows); write the exposure at every evaluated step"
+        )
+    D, U = tokens.to_numpy(float)[rows], unique.to_numpy(float)[rows]
+    place = {language: i for i, language in enumerate(tokens.columns)}
+    language = table["language"].astype(str).to_numpy()
+    result = {f"{kind}_{k}": np.zeros(len(table)) for k in range(1, count + 1) for kind in "DU"}
+    result |= {"D_other": np.zeros(len(table)), "U_other": np.zeros(len(table))}
+    for target, found in sources.items():
+        at = np.flatnonzero(language == target)
+        rest = np.ones(len(place), bool)
+        for k, name in enumerate([target, *found]):
+            if name not in place:
+                continue
+            rest[place[name]] = False
+            if k:
+                result[f"D_{k}"][at] = D[at, place[name]]
+                result[f"U_{k}"][at] = U[at, place[name]]
+        result["D_other"][at] = D[at][:, rest].sum(axis=1)
+        result["U_other"][at] = U[at][:, rest].sum(axis=1)
+    return table.assign(**result)

@@ -1,0 +1,355 @@
+"""`Fit`: a fitted law, what it predicts, and how sure it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import checks, laws
+from analysis.engine import Problem, minimise
+from analysis.laws.law import Law
+from mscale.errors import MscaleError
+
+BOOTSTRAPS = 1000
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted law. Made by `analysis.fit`.
+
+    Attributes:
+      names: fitted parameters, (P,); "A[sw]" is A of level sw. theta (P,): their values in the fitted scale, where
+        a parameter with a reference is the logarithm of its contribution at the data's geometric means.
+      objective: the minimum (sum over rows). agreement: how many independent starts reached it.
+      notes: what was left out or looked odd, for people.
+    """
+
+    law: Law
+    problem: Problem
+    names: tuple[str, ...]
+    theta: np.ndarray
+    objective: float
+    groups: np.ndarray
+    table: pd.DataFrame
+    level: np.ndarray
+    per: str | None
+    columns: Mapping[str, str]
+    notes: tuple[str, ...]
+    agreement: Mapping[str, Any]
+    options: Mapping[str, Any]
+    cache: dict = dataclasses.field(default_factory=dict, repr=False)
+
+    @classmethod
+    def make(cls, *, theta: np.ndarray, problem: Problem, **rest: Any) -> Fit:
+        return cls(theta=theta, problem=problem, objective=float(problem.objective(theta[None])[0]), **rest)
+
+    # Values ------------------------------------------------------------------------------------------------
+
+    @property
+    def params(self) -> pd.Series:
+        """Estimates in the units of the paper, and contributions at the geometric means as "A_mean"."""
+        return pd.Series(self._natural(self.theta[None])[0], index=self._natural_names())
+
+    def _places(self) -> list[tuple[int, int, int]]:
+        """(parameter, cell, local index) of every fitted parameter, at its first appearance."""
+        found: dict[int, tuple[int, int, int]] = {}
+        for number, cell in enumerate(self.problem.cells):
+            for local in range(len(cell.select)):
+                (at,) = np.nonzero(cell.select[local]) if cell.select[local].any() else (np.empty(0, int),)
+                if len(at) == 1 and cell.select[local, at[0]] == 1.0 and int(at[0]) not in found:
+                    found[int(at[0])] = (int(at[0]), number, local)
+        return [found[index] for index in sorted(found)]
+
+    def _natural_names(self) -> list[str]:
+        plain = [self.names[index] for index, _, _ in self._places()]
+        which = self.problem.held["parameters"]
+        means = [_with_suffix(name) for name, q in zip(self.names, which, strict=True) if q.reference]
+        return plain + means
+
+    def _natural(self, theta: np.ndarray) -> np.ndarray:
+        """(B, len(_natural_names()))."""
+        columns = []
+        for _, number, local in self._places():
+            values = self.problem.natural(self.problem.locals(theta, self.problem.cells[number]))
+            columns.append(values[:, local])
+        for index, q in enumerate(self.problem.held["parameters"]):
+            if q.reference:
+                columns.append(np.exp(theta[:, index]) if q.log else theta[:, index])
+        return np.stack(columns, axis=1)
+
+    # Uncertainty -------------------------------------------------------------------------------------------
+
+    def bootstrap(self, count: int = BOOTSTRAPS, seed: int = 0) -> np.ndarray:
+        """(count, P): the fit repeated on resampled groups (all rows of a group together)."""
+        key = ("bootstrap", count, seed)
+        if key not in self.cache:
+            names, codes = np.unique(self.groups, return_inverse=True)
+            rng = np.random.default_rng(seed)
+            times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count).astype(float)
+            weight = times[:, codes] * self.problem.weight
+            problem = dataclasses.replace(self.problem, barrier=float(self.agreement.get("barrier", 0.0)))
+            self.cache[key] = minimise(
+                problem, np.tile(self.theta, (count, 1)), weight, damping=1e-3, tolerance=1e-8
+            ).theta
+        return self.cache[key]
+
+    def interval(self, level: float = 0.9) -> pd.DataFrame:
+        """A row a parameter: estimate, low, high, identified, reason, unit."""
+        if not 0 < level < 1:
+            raise MscaleError(f"level={level!r}: expected a probability such as 0.9")
+        draws = self._natural(self.bootstrap())
+        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        reasons = self.identification()
+        frame = pd.DataFrame({"estimate": self.params, "low": low, "high": high})
+        bases = [_without_suffix(name) for name in frame.index]
+        frame["reason"] = [reasons.get(base, "") for base in bases]
+        frame["identified"] = frame["reason"] == ""
+        units = {name: q.unit for name, q in zip(self.names, self.problem.held["parameters"], strict=True)}
+        frame["unit"] = [
+            units.get(base, "") if name != base or not units.get(base, "").startswith("loss at") else ""
+            for name, base in zip(frame.index, bases, strict=True)
+        ]
+        return frame[["estimate", "low", "high", "identified", "reason", "unit"]]
+
+    def identification(self) -> dict[str, str]:
+        """{parameter: why the data do not determine it}, for those that they do not."""
+        if "identification" not in self.cache:
+            self.cache["identification"] = _identification(self)
+        return self.cache["identification"]
+
+    # Predictions -------------------------------------------------------------------------------------------
+
+    def predict(
+        self, table: Any, level: float | None = None, exposure: pd.DataFrame | None = None
+    ) -> pd.DataFrame:
+        """prediction (and low, high at `level`) for each row; in_range says whether the data reach that far.
+
+        `table` needs the fitted columns, or the law's variable names. Rows at a constraint are NaN.
+        """
+        table = pd.DataFrame(table)
+        x, cells = self._inputs(table, exposure)
+        draws = None if level is None else self.bootstrap()
+        result = pd.DataFrame({"prediction": np.nan}, index=table.index, dtype=float)
+        for number in np.unique(cells):
+            at = np.flatnonzero(cells == number)
+            part = {name: values[at] for name, values in x.items()}
+            value = self._evaluate(self.theta[None], number, part)[0]
+            result.iloc[at, 0] = value
+            if draws is not None:
+                bounds = np.quantile(
+                    self._evaluate(draws, number, part),
+                    [(1 - level) / 2, (1 + level) / 2],
+                    axis=0,  # type: ignore[operator]
+                )
+                result.loc[result.index[at], ["low", "high"]] = bounds.T
+        result["in_range"] = self._in_range(x)
+        return result
+
+    def _evaluate(self, theta: np.ndarray, cell: int, x: Mapping[str, np.ndarray]) -> np.ndarray:
+        from types import SimpleNamespace
+
+        local = self.problem.locals(theta, self.problem.cells[cell])
+        p = self.problem.jets(local, np.zeros(0, bool), 0)
+        space = SimpleNamespace(**x)
+        size = len(next(iter(x.values())))
+        value = np.broadcast_to(self.law.predict(p, space), (len(theta), size)).copy()
+        if self.law.constraint is not None:
+            value[np.broadcast_to(self.law.constraint(p, space), value.shape) <= 0] = np.nan
+        return value
+
+    def _in_range(self, x: Mapping[str, np.ndarray]) -> np.ndarray:
+        inside = np.ones(len(next(iter(x.values()))), bool)
+        for name, values in x.items():
+            seen = self.problem.x[name]
+            inside &= (values >= seen.min() * 0.999) & (values <= seen.max() * 1.001)
+        return inside
+
+    def _inputs(self, table: pd.DataFrame, exposure: pd.DataFrame | None) -> tuple[dict, np.ndarray]:
+        if self.law.name == "atlas" and exposure is not None:
+            _, table, _ = laws.prepare(
+                "atlas", table, exposure=exposure, **_only(self.options, ("variant", "sources"))
+            )
+        elif self.law.name == "capacity":
+            _, table, _ = laws.prepare("capacity", table)
+        x = {}
+        for variable, default in self.law.columns.items():
+            name = self.columns.get(variable, default)
+            name = name if name in table else variable
+            if name not in table and variable in self.law.may_be_zero:
+                x[variable] = np.zeros(len(table))
+                continue
+            name = checks.column_for(table, self.law, variable, name, {})
+            x[variable] = pd.to_numeric(table[name]).to_numpy(float)
+        return x, self._cells(table)
+
+    def _cells(self, table: pd.DataFrame) -> np.ndarray:
+        levels = self.levels
+        if self.per is None:
+            return np.zeros(len(table), int)
+        if self.per not in table:
+            if len(levels) == 1:
+                return np.zeros(len(table), int)
+            raise MscaleError(f"predict: column {self.per!r} is missing; the fit has {', '.join(levels)}")
+        place = {name: number for number, name in enumerate(levels)}
+        wanted = table[self.per].astype(str)
+        unknown = sorted(set(wanted) - set(place))
+        if unknown:
+            raise MscaleError(
+                f"predict: {self.per} {', '.join(unknown)} not in the fit, which has {', '.join(levels)}"
+            )
+        return wanted.map(place).to_numpy(int)
+
+    @property
+    def levels(self) -> list[str]:
+        return [str(name) for name in np.unique(self.level)]
+
+    @property
+    def r2(self) -> float:
+        """1 − Σ(residual²)/Σ((y − mean)²) on the fitted rows, in the response's units."""
+        predicted = self.problem.predict(self.theta[None])[0]
+        y = self.problem.y
+        return float(1 - np.sum((y - predicted) ** 2) / np.sum((y - y.mean()) ** 2))
+
+    def compute_optimal(self, C: Any, level: float | None = None, **at: Any) -> pd.DataFrame:
+        """The N and D that minimise the predicted loss at C = 6·N·D FLOPs, for each C and each level.
+
+        `at` sets the other variables (K=4). For ATLAS D is the target's own tokens, none repeated.
+        """
+        if self.law.optimum is None:
+            raise MscaleError(f"law {self.law.name!r} has no N and D to trade")
+        n_name, d_name = self.law.optimum
+        budgets = np.atleast_1d(np.asarray(C, float))
+        if not (np.isfinite(budgets) & (budgets > 0)).all():
+            raise MscaleError("compute_optimal: C must be positive, in FLOPs")
+        others = [
+            v for v in self.law.columns if v not in (n_name, d_name, "U_t") and v not in self.law.may_be_zero
+        ]
+        missing = [name for name in others if name not in at]
+        if missing:
+            raise MscaleError(f"compute_optimal: give {', '.join(f'{name}=' for name in missing)} too")
+        theta = self.theta[None] if level is None else np.concatenate([self.theta[None], self.bootstrap()])
+        records = []
+        for number, name in enumerate(self.levels):
+            for budget in budgets:
+                log_n = _minimum(
+                    lambda q, b=budget, c=number: self._at_compute(theta, c, q, b, at), budget, len(theta)
+                )
+                N = np.exp(log_n)
+                record = {self.per or "level": name} if self.per else {}
+                record |= {"C": budget, "N": N[0], "D": budget / 6 / N[0]}
+                record["loss"] = float(
+                    self._at_compute(self.theta[None], number, log_n[:1, None], budget, at)[0, 0]
+                )
+                if level is not None:
+                    tails = [(1 - level) / 2, (1 + level) / 2]
+                    record["N_low"], record["N_high"] = np.quantile(N[1:], tails)
+                    record["D_low"], record["D_high"] = np.quantile(budget / 6 / N[1:], tails)
+                seen_n, seen_d = self.problem.x[n_name], self.problem.x[d_name]
+                record["in_range"] = bool(
+                    seen_n.min() <= N[0] <= seen_n.max() and seen_d.min() <= record["D"] <= seen_d.max()
+                )
+                records.append(record)
+        return pd.DataFrame(records)
+
+    def _at_compute(
+        self, theta: np.ndarray, cell: int, log_n: np.ndarray, budget: float, at: Mapping
+    ) -> np.ndarray:
+        """Loss (B, m) at log N (B, m)."""
+        from types import SimpleNamespace
+
+        n_name, d_name = self.law.optimum  # type: ignore[misc]
+        N = np.exp(log_n)
+        x = {v: np.zeros_like(N) for v in self.law.columns}
+        x |= {name: np.full_like(N, float(value)) for name, value in at.items()}
+        x[n_name], x[d_name] = N, budget / 6 / N
+        if "U_t" in x:
+            x["U_t"] = x[d_name]
+        p = self.problem.jets(self.problem.locals(theta, self.problem.cells[cell]), np.zeros(0, bool), 0)
+        return np.broadcast_to(self.law.predict(p, SimpleNamespace(**x)), N.shape)
+
+    # Showing and keeping -----------------------------------------------------------------------------------
+
+    def summary(self, level: float = 0.9) -> str:
+        """A table for the terminal."""
+        frame = self.interval(level)
+        which = dict(zip(self.names, self.problem.held["parameters"], strict=True))
+        lines = [
+            f"{self.law.name}: {self.law.equation}",
+            f"{len(self.problem.y)} points, {len(np.unique(self.groups))} groups",
+        ]
+        width = max(len(name) for name in frame.index)
+        for name, row in frame.iterrows():
+            base = _without_suffix(str(name))
+            if base == name and which[base].reference:
+                continue
+            shown = (
+                f"{row['estimate']:.4g}  [{row['low']:.4g}, {row['high']:.4g}]"
+                if row["identified"]
+                else f"not identified: {row['reason']}"
+            )
+            lines.append(f"  {str(name):<{width}}  {shown}  {row['unit']}".rstrip())
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        raise NotImplementedError
+
+    def plot(self) -> Any:
+        raise NotImplementedError
+
+
+def _with_suffix(name: str) -> str:
+    base, bracket, rest = name.partition("[")
+    return f"{base}_mean{bracket}{rest}"
+
+
+def _without_suffix(name: str) -> str:
+    return name.replace("_mean[", "[").removesuffix("_mean")
+
+
+def _only(options: Mapping, keys: Sequence[str]) -> dict:
+    return {key: options[key] for key in keys if key in options}
+
+
+def _minimum(loss: Any, budget: float, batch: int) -> np.ndarray:
+    """argmin over log N of loss (B, m), by a grid refined four times: (B,)."""
+    low = np.full(batch, 0.0)
+    high = np.full(batch, np.log(budget / 6))
+    for _ in range(12):
+        grid = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, 17)
+        best = np.argmin(loss(grid), axis=1)
+        rows = np.arange(batch)
+        low, high = grid[rows, np.maximum(best - 1, 0)], grid[rows, np.minimum(best + 1, 16)]
+    return 0.5 * (low + high)
+
+
+def _identification(fit: Fit) -> dict[str, str]:
+    reasons: dict[str, str] = {}
+    for name in fit.problem.held["inactive"]:
+        reasons[name] = "no row depends on it"
+    J = fit.problem.jacobian(fit.theta[None][0])
+    norms = np.linalg.norm(J, axis=0)
+    _, singular, rows = np.linalg.svd(J / np.where(norms > 0, norms, 1.0), full_matrices=True)
+    singular = np.concatenate([singular, np.zeros(len(rows) - len(singular))])
+    for value, direction in zip(singular, rows, strict=True):
+        if value > 1e-7 * singular[0]:
+            continue
+        involved = [fit.names[i] for i in np.flatnonzero(np.abs(direction) > 0.05)]
+        for name in involved:
+            rest = ", ".join(other for other in involved if other != name)
+            reasons[name] = f"cannot be told apart from {rest}" if rest else "the data do not depend on it"
+    span = fit.problem.upper - fit.problem.lower
+    draws = fit.bootstrap()
+    low, high = np.quantile(draws, [0.05, 0.95], axis=0)
+    for index, name in enumerate(fit.names):
+        edge = 1e-6 * span[index]
+        at_low = low[index] <= fit.problem.lower[index] + edge
+        at_high = high[index] >= fit.problem.upper[index] - edge
+        if name not in reasons and (at_low or at_high):
+            side = "below and above" if at_low and at_high else "below" if at_low else "above"
+            reasons[name] = f"the data do not bound it {side}"
+    return reasons
