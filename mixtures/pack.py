@@ -1,0 +1,264 @@
+"""Packs a corpus into a token store: many processes, resumable, the same bytes whatever the number of
+workers.
+
+Every input file becomes a shard, then the shards of a language its store files; both steps leave a small
+JSON behind that says what they were made from, so a call after a kill, at any moment, redoes only what is
+not there. store.json is written last.
+"""
+
+import contextlib
+import fcntl
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from mixtures.shards import LINES_BELOW, VALID_FRACTION, Input, assemble, tokenize, unit_of
+from mscale import corpus as corpora
+from mscale.errors import MscaleError
+from mscale.files import atomic_json, read_json, writing
+from mscale.progress import progress
+from mscale.store import FORMAT, MANIFEST, UNFINISHED, VERSION, Store, open_store, token_dtype
+from mscale.vocabulary import Vocabulary, check_same, describe
+
+_SMALL = 8 << 20  # bytes of input that are packed before a second process has started
+
+
+def pack(
+    corpus: str | Path,
+    store_dir: str | Path,
+    vocabulary: Vocabulary,
+    languages: Sequence[str] | None = None,
+    valid_tokens: int = 20_000_000,
+    processes: int | None = None,
+    split_from: str | Path | None = None,
+) -> Store:
+    """Tokenizes ``corpus`` into the token store ``store_dir`` and opens it.
+
+    Of each language min(``valid_tokens``, 20%) tokens are held out, by content hash of documents, or of
+    lines where it has fewer than 100 documents: exact copies are never on both sides. The cutoff is chosen
+    when a language is first packed and reused when files are added, so that no text ever changes sides.
+    Languages already in the store stay; those whose files have not changed cost nothing.
+
+    Args:
+      corpus: folder in MADLAD-400's layout.
+      store_dir: the store, made or extended.
+      vocabulary: what encodes the text.
+      languages: codes, or None for all of the corpus.
+      valid_tokens: most tokens held out per language.
+      processes: worker processes; None for one per core (one in all for a few megabytes). A script that
+        packs with more than one needs the usual ``if __name__ == "__main__":``.
+      split_from: another store whose cutoffs are used for the languages it has, so that two vocabularies
+        hold out the same text.
+
+    Raises:
+      MscaleError: bad input (as ``corpus.documents`` says), a store of another vocabulary or split, another
+        packing at work in the folder, a disk that is full.
+    """
+    started = time.monotonic()
+    store_dir = Path(store_dir)
+    wanted = corpora.select(corpus, languages)
+    if valid_tokens < 0:
+        raise MscaleError(f"valid_tokens is {valid_tokens}, expected 0 or more")
+    inputs = {language: _inputs(corpus, language) for language in wanted}
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "vocabulary": describe(vocabulary),
+        "dtype": token_dtype(vocabulary.size).name,
+        "split": {"valid_tokens": valid_tokens, "fraction": VALID_FRACTION, "lines_below": LINES_BELOW},
+    }
+    scratch = store_dir / UNFINISHED
+    with _locked(scratch):
+        previous = _previous(store_dir, header, vocabulary)
+        entries = dict(previous)
+        todo = [
+            language
+            for language in wanted
+            if previous.get(language, {}).get("inputs")
+            != {one.path.name: [one.size, one.mtime_ns] for one in inputs[language]}
+        ]
+        if todo or not (store_dir / MANIFEST).exists():
+            if (store_dir / MANIFEST).exists():
+                os.replace(store_dir / MANIFEST, scratch / "previous.json")
+            vocabulary.save(store_dir)
+            known = dict(open_store(split_from).entries) if split_from else {}
+            known.update(previous)
+            packed, text_bytes = _pack(inputs, todo, known, vocabulary, store_dir, valid_tokens, processes)
+            entries.update(packed)
+            languages_sorted = {language: entries[language] for language in sorted(entries)}
+            atomic_json(store_dir / MANIFEST, {**header, "languages": languages_sorted})
+            seconds = time.monotonic() - started
+            print(
+                f"packed {len(todo)} languages, {text_bytes / 1e6:,.1f} MB of text in {seconds:.1f} s "
+                f"({text_bytes / 1e6 / seconds:,.1f} MB/s)",
+                file=sys.stderr,
+            )
+        store = open_store(store_dir)
+        shutil.rmtree(scratch, ignore_errors=True)
+    return store
+
+
+def _pack(
+    inputs: dict[str, list[Input]],
+    todo: list[str],
+    known: dict[str, Any],
+    vocabulary: Vocabulary,
+    store_dir: Path,
+    valid_tokens: int,
+    processes: int | None,
+) -> tuple[dict[str, Any], int]:
+    """Returns the new entries of store.json and the bytes of text that they hold."""
+    scratch = store_dir / UNFINISHED
+    size = sum(one.size for language in todo for one in inputs[language])
+    if processes is None:
+        processes = 1 if size < _SMALL else len(os.sched_getaffinity(0))
+    with _workers(processes, vocabulary) as run:
+        units = {language: known[language]["unit"] for language in todo if language in known}
+        missing = [language for language in todo if language not in units]
+        for language, unit in run(_unit_of, [(key, inputs[key], scratch / key) for key in missing]):
+            units[language] = unit
+        files = sorted((one for language in todo for one in inputs[language]), key=lambda one: -one.size)
+        text_bytes = 0
+        with progress("tokenize", size / 1e6, "MB") as advance:
+            began = time.monotonic()
+            jobs = [(one, units[one.language], scratch / one.language) for one in files]
+            for one, shard in run(_tokenize, jobs):
+                text_bytes += shard["bytes"]
+                rate = text_bytes / 1e6 / max(time.monotonic() - began, 1e-9)
+                advance(one.size / 1e6, note=f"{rate:,.1f} MB/s of text")
+        entries: dict[str, Any] = {}
+        with progress("assemble", len(todo), "languages") as advance:
+            languages = [
+                (
+                    inputs[language],
+                    units[language],
+                    scratch / language,
+                    store_dir / language,
+                    valid_tokens,
+                    int(known[language]["cutoff"], 16) if language in known else None,
+                )
+                for language in sorted(todo, key=lambda key: -sum(one.size for one in inputs[key]))
+            ]
+            for language, entry in run(_assemble, languages):
+                entries[language] = entry
+                advance()
+    return entries, text_bytes
+
+
+def _inputs(corpus: str | Path, language: str) -> list[Input]:
+    found = []
+    for path in corpora.files(corpus, language):
+        status = path.stat()
+        found.append(Input(language, path, status.st_size, status.st_mtime_ns))
+    return found
+
+
+def _previous(store_dir: Path, header: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+    """Entries of the store that is there, or was when a packing that did not end began."""
+    manifest = store_dir / MANIFEST
+    if manifest.exists():
+        open_store(store_dir)
+    else:
+        manifest = store_dir / UNFINISHED / "previous.json"
+        if not manifest.exists():
+            return {}
+    described = read_json(manifest, what="token store")
+    check_same(described["vocabulary"], vocabulary, f"the store {store_dir}", "the vocabulary given")
+    if described["split"] != header["split"]:
+        raise MscaleError(
+            f"{manifest}: this store was split with {described['split']}, now asked for "
+            f"{header['split']}; held-out text "
+            "never changes in a store: use the same valid_tokens, or pack into another folder"
+        )
+    return described["languages"]
+
+
+@contextlib.contextmanager
+def _locked(scratch: Path) -> Iterator[None]:
+    with writing(scratch):
+        scratch.mkdir(parents=True, exist_ok=True)
+        lock = open(scratch / "lock", "w")  # noqa: SIM115 (held until packing ends)
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise MscaleError(
+                f"{scratch.parent}: another packing is at work here; wait for it or choose another folder"
+            ) from None
+        yield
+
+
+# Worker processes. Each holds the vocabulary; arguments of a task are small.
+
+_VOCABULARY: Vocabulary
+
+
+def _start(vocabulary: Vocabulary, in_worker: bool) -> None:
+    global _VOCABULARY
+    _VOCABULARY = vocabulary
+    parent = multiprocessing.parent_process()
+    if in_worker and parent is not None:
+        # A pool's workers outlive a parent that was killed; these do not.
+        def watch() -> None:
+            multiprocessing.connection.wait([parent.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _unit_of(job: tuple[str, list[Input], Path]) -> tuple[str, str]:
+    language, inputs, folder = job
+    return language, unit_of(inputs, folder)
+
+
+def _tokenize(job: tuple[Input, str, Path]) -> tuple[Input, dict[str, Any]]:
+    one, unit, folder = job
+    return one, tokenize(one, unit, _VOCABULARY, folder)
+
+
+def _assemble(job: tuple[list[Input], str, Path, Path, int, int | None]) -> tuple[str, dict[str, Any]]:
+    inputs, unit, folder, destination, valid_tokens, cutoff = job
+    return inputs[0].language, assemble(inputs, unit, _VOCABULARY, folder, destination, valid_tokens, cutoff)
+
+
+@contextlib.contextmanager
+def _workers(processes: int, vocabulary: Vocabulary) -> Iterator[Callable[[Callable, Iterable], Iterator]]:
+    """Yields ``run(function, jobs)``, which gives results as they come, from this process or from
+    several."""
+    if processes <= 1:
+        _start(vocabulary, in_worker=False)
+        yield lambda function, jobs: map(function, jobs)
+        return
+    # Not fork: this process may hold threads (a progress bar, an accelerator library).
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(vocabulary, True))
+
+    def run(function: Callable, jobs: Iterable) -> Iterator:
+        waiting: set[Future] = set()
+        for job in jobs:
+            waiting.add(pool.submit(function, job))
+            if len(waiting) >= 4 * processes:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+
+    try:
+        yield run
+    except BrokenProcessPool:
+        raise MscaleError(
+            "a packing process was killed, most likely because memory ran out; run again with fewer "
+            "processes, it continues"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,364 @@
+"""The two steps of packing, each a pure function of files: tokenize one input file, then assemble one
+language.
+
+A *unit* is what is held out or not: a document, or a line of one where a language has few documents. A
+shard is what one input file became, in the folder of its language under ``.packing``:
+
+    <file>.tokens   ids of all units, one after the other
+    <file>.units    UNIT records in the same order
+    <file>.json     written last: the shard is whole
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from mscale import corpus
+from mscale.files import atomic_json, writing
+from mscale.store import FILES, token_dtype
+from mscale.vocabulary import Vocabulary
+
+LINES_BELOW = 100  # documents; languages with fewer hold out lines
+VALID_FRACTION = 0.2
+UNIT = np.dtype([("hash", "<u8"), ("tokens", "<u4"), ("bytes", "<u4"), ("document", "<u4")])
+
+_BATCH_BYTES = 1 << 20  # text encoded at once
+_CHUNK_TOKENS = 1 << 22  # tokens assembled at once
+_CHUNK_UNITS = 1 << 20
+_NEVER = (1 << 64) - 1  # hash of units that are never held out (blank lines); no cutoff is above it
+
+
+@dataclass(frozen=True)
+class Input:
+    """One corpus file of a language; size and mtime tell whether it is still the one that was packed."""
+
+    language: str
+    path: Path
+    size: int
+    mtime_ns: int
+
+
+def unit_of(inputs: Sequence[Input], folder: Path) -> str:
+    """Returns "line" for a language of fewer than 100 documents, else "document"; remembered in
+    ``folder``."""
+    known = folder / "unit.json"
+    identity = [[one.path.name, one.size, one.mtime_ns] for one in inputs]
+    if (seen := _read(known)) and seen["inputs"] == identity:
+        return seen["unit"]
+    documents = 0
+    for one in inputs:
+        for _ in corpus.documents(one.path):
+            documents += 1
+            if documents >= LINES_BELOW:
+                break
+        if documents >= LINES_BELOW:
+            break
+    unit = "line" if documents < LINES_BELOW else "document"
+    atomic_json(known, {"unit": unit, "inputs": identity})
+    return unit
+
+
+def tokenize(one: Input, unit: str, vocabulary: Vocabulary, folder: Path) -> dict[str, Any]:
+    """Makes the shard of one input file in ``folder``, or finds it made; returns its counts.
+
+    Memory is bounded by the longest document. Raises MscaleError as ``corpus.documents`` does.
+    """
+    done = folder / f"{one.path.name}.json"
+    made_of = {
+        "input": [one.path.name, one.size, one.mtime_ns],
+        "unit": unit,
+        "vocabulary": vocabulary.fingerprint,
+    }
+    if (shard := _read(done)) and all(shard[key] == value for key, value in made_of.items()):
+        return shard
+    counts = {"documents": 0, "empty_documents": 0, "units": 0, "tokens": 0, "bytes": 0}
+    dtype = token_dtype(vocabulary.size)
+    with (
+        _Output(folder / f"{one.path.name}.tokens") as tokens,
+        _Output(folder / f"{one.path.name}.units") as units,
+    ):
+        for texts, records in _unit_batches(corpus.documents(one.path), unit, counts):
+            ids, lengths = vocabulary.encode_batch(texts)
+            records["tokens"] = lengths
+            tokens.write(ids.astype(dtype, copy=False))
+            units.write(records)
+            counts["units"] += len(records)
+            counts["tokens"] += len(ids)
+            counts["bytes"] += int(records["bytes"].sum())
+    shard = {**made_of, **counts}
+    atomic_json(done, shard)
+    return shard
+
+
+def assemble(
+    inputs: Sequence[Input],
+    unit: str,
+    vocabulary: Vocabulary,
+    folder: Path,
+    destination: Path,
+    valid_tokens: int,
+    cutoff: int | None,
+) -> dict[str, Any]:
+    """Joins the shards of a language into its store files and returns its entry in store.json.
+
+    Args:
+      inputs: all input files, each with its shard in ``folder``.
+      unit: what is held out, "document" or "line".
+      vocabulary: that of the shards.
+      folder: where the shards are.
+      destination: the language's folder in the store.
+      valid_tokens: at most so many tokens are held out, and at most 20% of the language.
+      cutoff: units whose hash is below it are held out; None to choose it.
+    """
+    made_of = {
+        "inputs": {one.path.name: [one.size, one.mtime_ns] for one in inputs},
+        "unit": unit,
+        "valid_tokens": valid_tokens,
+        "vocabulary": vocabulary.fingerprint,
+        "given_cutoff": None if cutoff is None else f"{cutoff:#018x}",
+    }
+    done = folder / "done.json"
+    if (seen := _read(done)) and all(seen[key] == value for key, value in made_of.items()):
+        return seen["entry"]
+    shards = [_Shard.open(folder, one, token_dtype(vocabulary.size)) for one in inputs]
+    if cutoff is None:
+        cutoff = choose_cutoff(shards, valid_tokens)
+    entry: dict[str, Any] = {
+        "unit": unit,
+        "cutoff": f"{cutoff:#018x}",
+        "documents": sum(shard.counts["documents"] for shard in shards),
+        "empty_documents": sum(shard.counts["empty_documents"] for shard in shards),
+        "duplicates": duplicates(shards),
+        "inputs": made_of["inputs"],
+    }
+    train = {"tokens": 0, "bytes": 0, "documents": 0}
+    index = []
+    unigram = np.zeros(vocabulary.size, np.int64)
+    with _Output(folder / "train.bin") as train_file, _Output(folder / "valid.bin") as valid_file:
+        offset = 0
+        for units, ids in (chunk for shard in shards for chunk in shard.chunks()):
+            held = units["hash"] < cutoff
+            held_ids = np.repeat(held, units["tokens"])
+            kept = units[~held]
+            # In train a document ends with its last unit that is kept; in valid every unit is a document.
+            last = np.append(kept["document"][1:] != kept["document"][:-1], True)[: len(kept)]
+            text = np.insert(
+                ids[~held_ids], np.cumsum(kept["tokens"], dtype=np.int64)[last], vocabulary.eos_id
+            )
+            train_file.write(text)
+            unigram += np.bincount(text, minlength=vocabulary.size)
+            train["tokens"] += len(text)
+            train["bytes"] += int(kept["bytes"].sum())
+            train["documents"] += int(last.sum())
+            if held.any():
+                out = units[held]
+                lengths = out["tokens"].astype(np.int64)
+                valid_file.write(np.insert(ids[held_ids], np.cumsum(lengths), vocabulary.eos_id))
+                ends = offset + np.cumsum(lengths + 1)
+                index.append(
+                    np.stack([ends - lengths - 1, lengths + 1, out["bytes"].astype(np.int64)], axis=1)
+                )
+                offset = int(ends[-1])
+    rows = np.concatenate(index) if index else np.empty((0, 3), np.int64)
+    seen_ids = np.flatnonzero(unigram)
+    arrays = {"valid_index.npy": rows, "unigram.npy": np.stack([seen_ids, unigram[seen_ids]])}
+    files = {"train.bin": train_file.described, "valid.bin": valid_file.described}
+    for name, array in arrays.items():
+        with _Output(folder / name) as output:
+            np.save(output, array)
+        files[name] = output.described
+    entry["train"] = train
+    entry["valid"] = {"tokens": offset, "bytes": int(rows[:, 2].sum()), "documents": len(rows)}
+    entry["files"] = {name: files[name] for name in FILES}
+    with writing(destination):
+        destination.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            os.replace(folder / name, destination / name)
+    atomic_json(done, {**made_of, "entry": entry})
+    for path in folder.iterdir():
+        if path.suffix in (".tokens", ".units"):
+            path.unlink()
+    return entry
+
+
+def choose_cutoff(shards: Sequence["_Shard"], valid_tokens: int) -> int:
+    """Returns the largest cutoff that holds out at most min(``valid_tokens``, 20%) tokens, EOS included.
+
+    Units are taken in the order of their content hash, so equal ones go together. A language whose first
+    unit is already more than that gives it up, if at least as much remains. Memory: the units held out.
+    """
+    total = sum(shard.counts["tokens"] + shard.counts["documents"] for shard in shards)
+    limit = min(valid_tokens, int(VALID_FRACTION * total))
+    if limit < 1:
+        return 0
+    hashes, tokens = np.empty(0, np.uint64), np.empty(0, np.int64)
+    cutoff = _NEVER
+    for units in (chunk for shard in shards for chunk in shard.unit_chunks()):
+        low = units[units["hash"] < cutoff]
+        hashes = np.concatenate([hashes, low["hash"]])
+        tokens = np.concatenate([tokens, low["tokens"].astype(np.int64) + 1])
+        order = np.argsort(hashes, kind="stable")
+        hashes, tokens = hashes[order], tokens[order]
+        over = int(np.searchsorted(np.cumsum(tokens), limit, side="right"))
+        if over < len(hashes):
+            cutoff = int(hashes[over])
+            hashes, tokens = hashes[: over + 1], tokens[: over + 1]
+    if len(hashes) and cutoff == int(hashes[0]):  # not even the first fits
+        first = sum(
+            int((units["tokens"][units["hash"] == cutoff].astype(np.int64) + 1).sum())
+            for shard in shards
+            for units in shard.unit_chunks()
+        )
+        if 2 * first <= total:
+            cutoff += 1
+    return cutoff
+
+
+def duplicates(shards: Sequence["_Shard"]) -> int:
+    """Counts units that are exact copies of an earlier one, a range of hashes at a time to bound memory."""
+    units = sum(shard.counts["units"] for shard in shards)
+    parts = max(-(-units // (4 * _CHUNK_UNITS)), 1)
+    found = 0
+    for part in range(parts):
+        low, high = (_NEVER * part // parts), (_NEVER * (part + 1) // parts)
+        chunks = [
+            chunk["hash"][(chunk["hash"] >= low) & (chunk["hash"] < high)]
+            for shard in shards
+            for chunk in shard.unit_chunks()
+        ]
+        hashes = np.concatenate(chunks) if chunks else np.empty(0, np.uint64)
+        found += len(hashes) - len(np.unique(hashes))
+    return found
+
+
+def content_hash(text: bytes) -> int:
+    """Returns the 64-bit BLAKE2b hash by which a unit is held out, whatever vocabulary encodes it."""
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def _unit_batches(
+    documents: Iterator[str], unit: str, counts: dict[str, int]
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Yields about a megabyte of units at a time: their texts, and UNIT records without token counts."""
+    texts: list[str] = []
+    records: list[tuple[int, int, int, int]] = []
+    size = 0
+    for text in documents:
+        if not text:
+            counts["empty_documents"] += 1
+            continue
+        document = counts["documents"]
+        counts["documents"] += 1
+        for part in _lines(text) if unit == "line" else [text]:
+            utf8 = part.encode("utf-8")
+            blank = unit == "line" and not part.strip()
+            digest = _NEVER if blank else content_hash(utf8.removesuffix(b"\n") if unit == "line" else utf8)
+            texts.append(part)
+            records.append((digest, 0, len(utf8), document))
+            size += len(utf8)
+        if size >= _BATCH_BYTES:
+            yield texts, np.array(records, UNIT)
+            texts, records, size = [], [], 0
+    if texts:
+        yield texts, np.array(records, UNIT)
+
+
+def _lines(text: str) -> list[str]:
+    """Lines with their line ends, so that they join to ``text`` exactly (str.splitlines knows more
+    ends)."""
+    parts = text.split("\n")
+    return [part + "\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
+
+
+@dataclass(frozen=True)
+class _Shard:
+    units: np.ndarray
+    tokens: np.ndarray
+    counts: dict[str, int]
+
+    @classmethod
+    def open(cls, folder: Path, one: Input, dtype: np.dtype) -> "_Shard":
+        counts = _read(folder / f"{one.path.name}.json")
+        assert counts is not None, f"{one.path} has no shard in {folder}"
+        return cls(
+            units=_mapped(folder / f"{one.path.name}.units", UNIT, counts["units"]),
+            tokens=_mapped(folder / f"{one.path.name}.tokens", dtype, counts["tokens"]),
+            counts=counts,
+        )
+
+    def unit_chunks(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self.units), _CHUNK_UNITS):
+            yield self.units[start : start + _CHUNK_UNITS]
+
+    def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Units and their tokens, whole documents at a time."""
+        start = offset = 0
+        while start < len(self.units):
+            units = self.units[start : start + _CHUNK_UNITS]
+            end = np.searchsorted(np.cumsum(units["tokens"], dtype=np.int64), _CHUNK_TOKENS) + 1
+            stop = start + min(int(end), len(units))
+            document = self.units[stop - 1]["document"]
+            stop += int(np.searchsorted(self.units["document"][stop:], document, side="right"))
+            units = self.units[start:stop]
+            size = int(units["tokens"].sum(dtype=np.int64))
+            yield units, self.tokens[offset : offset + size]
+            start, offset = stop, offset + size
+
+
+class _Output:
+    """A binary file written under a temporary name, hashed on the way, and renamed when the block ends."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.described: dict[str, Any] = {}
+
+    def __enter__(self) -> "_Output":
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle, self._name = tempfile.mkstemp(
+                prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent
+            )
+        self._file: IO[bytes] = os.fdopen(handle, "wb")
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._size = 0
+        return self
+
+    def write(self, data: Any) -> int:
+        view = memoryview(np.ascontiguousarray(data) if isinstance(data, np.ndarray) else data).cast("B")
+        with writing(self.path):
+            self._file.write(view)
+        self._hash.update(view)
+        self._size += len(view)
+        return len(view)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            with writing(self.path), self._file:
+                self._file.flush()
+                if kind is None:
+                    os.fsync(self._file.fileno())
+                    os.replace(self._name, self.path)
+        finally:
+            if os.path.exists(self._name):
+                os.unlink(self._name)
+        self.described = {"size": self._size, "blake2b": self._hash.hexdigest()}
+
+
+def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
+    if not count:
+        return np.empty(0, dtype)
+    return np.asarray(np.memmap(path, dtype, mode="r", shape=(count,)))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
