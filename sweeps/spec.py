@@ -196,7 +196,7 @@ def argv(spec: RunSpec, root: str | Path) -> list[str]:
         if spec.kind == "branch":
             placed["BRANCH_FROM"] = str(source)
         else:
-            placed["INIT_FROM"] = str(source / str(spec.parent_step))
+            placed["INIT_FROM"] = f"{source}@{spec.parent_step}"
     bindings = {**spec.bindings, **placed}
     return [f"--gin_file={name}" for name in spec.gin_files] + [
         f"--gin.{name}={gin_literal(value)}" for name, value in sorted(bindings.items())

@@ -24,13 +24,15 @@ from typing import Any
 TRAINER = "mscale.train:main"
 LOG_LINES = 20
 LOCK_SECONDS = 30.0
+PREEMPTED = 143
 
 
 def train_run(folder: Path, arguments: Sequence[str], trainer: Callable[[list[str]], int]) -> str | None:
     """Trains one run in this process; returns None when it is done, else the reason why it failed.
 
     What the trainer prints goes to ``log.txt`` in the run's folder. A failure is written to ``failure.json``
-    there, with its reason and the log's last lines.
+    there, with its reason and the log's last lines. A trainer that was asked to stop (SIGTERM) and has saved
+    its state takes the process with it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with run_lock(folder):
@@ -49,6 +51,8 @@ def train_run(folder: Path, arguments: Sequence[str], trainer: Callable[[list[st
                 if type(error).__name__ == "MscaleError":
                     reason = str(error)
         status = read_status(folder)
+        if status.get("state") == "preempted":  # asked to stop, and saved: not a failure
+            os._exit(PREEMPTED)
         if reason is None and status.get("state") != "done":
             reason = "the trainer returned before the run was done"
         if reason is not None:

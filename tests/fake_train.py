@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     start = 0
     for name in ("BRANCH_FROM", "INIT_FROM"):
         if name in config:
-            parent = Path(config[name]) if name == "BRANCH_FROM" else Path(config[name]).parent
+            parent = Path(config[name].partition("@")[0])
             if worker.read_status(parent).get("state") != "done":
                 raise MscaleError(f"{parent}: not done, yet {config['RUN']} was started")
     if "BRANCH_FROM" in config:

@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from test_study import LANGUAGES, RECIPE, cell, make
+from test_study import RECIPE, FakeStore, cell, make
 
 from mscale.errors import MscaleError
-from sweeps import local, spec, state, worker
+from sweeps import local, pool, spec, state, worker
+from sweeps.build import build
 from sweeps.collect import collect
-from sweeps.study import Cell, build, rates
+from sweeps.study import Cell
 
 TESTS = Path(__file__).resolve().parent
 FAKE = "fake_train:main"
@@ -59,11 +60,11 @@ def test_a_shape_stays_with_the_worker_that_compiled_it():
     by_scale = {name: [one for one in study.runs if name in one.shape] for name in ("nano1", "nano2")}
     remaining = {one.id: one.flops for one in study.runs}
     (one, *_), (other, *_) = by_scale["nano1"], by_scale["nano2"]
-    chosen = local.choose(study.runs, {one.shape}, {other.shape}, remaining)
+    chosen = pool.choose(study.runs, {one.shape}, {other.shape}, remaining)
     assert chosen.shape == one.shape
-    assert local.choose(study.runs, set(), {other.shape}, remaining).shape == one.shape
-    assert local.choose(by_scale["nano2"], {one.shape}, {other.shape}, remaining).shape == other.shape
-    assert local.choose([], set(), set(), {}) is None
+    assert pool.choose(study.runs, set(), {other.shape}, remaining).shape == one.shape
+    assert pool.choose(by_scale["nano2"], {one.shape}, {other.shape}, remaining).shape == other.shape
+    assert pool.choose([], set(), set(), {}) is None
 
 
 def test_failures_are_reported_together_and_their_children_not_begun(tmp_path, monkeypatch):
@@ -214,7 +215,6 @@ def test_a_folder_that_is_being_trained_is_locked(tmp_path):
 def many():
     """Some 200 runs: 5 scales × 10 mixtures of trunk and branches, and runs that continue checkpoints."""
     names = ["en", "fr", "hi", "en+fr", "en+hi", "fr+hi", "en=0.7+fr=0.3", "en=0.2+hi=0.8", "en+fr+hi"]
-    mixtures = {name: rates(name, LANGUAGES) for name in names}
     cells = [
         Cell("grid", f"nano{scale}", name, tuple(32 * steps for steps in (20, 50, 100)))
         for scale in range(5)
@@ -222,7 +222,7 @@ def many():
     ]
     cells += [Cell("continue", one.scale, "hi", (32 * 20, 32 * 40), init=one) for one in cells[3::9]]
     cells += [Cell("continue", one.scale, "en", (32 * 20,), init=one) for one in cells[4:30:9]]
-    return build("many", cells, RECIPE, mixtures)
+    return build("many", cells, RECIPE, FakeStore())
 
 
 def test_nothing_is_lost_or_counted_twice_when_workers_and_runner_are_killed_at_random(tmp_path):
@@ -236,10 +236,10 @@ def test_nothing_is_lost_or_counted_twice_when_workers_and_runner_are_killed_at_
     random_numbers = random.Random(int(os.environ.get("FAULT_SEED", "1")))
     kills = 0
     for _ in range(200):
-        runner = start_runner(study, root, workers=3, seconds=0.01)
-        until = time.monotonic() + random_numbers.uniform(0.4, 1.6)
+        runner = start_runner(study, root, workers=3, seconds=0.003)
+        until = time.monotonic() + random_numbers.uniform(0.6, 1.6)
         while runner.poll() is None and time.monotonic() < until:
-            time.sleep(random_numbers.uniform(0.02, 0.15))
+            time.sleep(random_numbers.uniform(0.05, 0.4))
             victims = children(runner.pid)
             if victims:
                 os.kill(random_numbers.choice(victims), signal.SIGKILL)

@@ -97,7 +97,7 @@ def test_argv_places_the_run_and_its_parent():
     assert f'--gin.BRANCH_FROM="/root/study/runs/{trunk.id}"' in arguments
     assert f'--gin.WORKDIR="/root/study/runs/{branch.id}"' in arguments
     continued = specs.argv(make(parent=trunk, parent_step=3), "/root/study")
-    assert f'--gin.INIT_FROM="/root/study/runs/{trunk.id}/3"' in continued
+    assert f'--gin.INIT_FROM="/root/study/runs/{trunk.id}@3"' in continued
     assert not any("BRANCH_FROM" in argument for argument in continued)
 
 

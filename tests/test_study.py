@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mscale.errors import MscaleError
 from sweeps import study as studies
-from sweeps.study import Cell, Recipe, build, rates
+from sweeps.build import Recipe, build
+from sweeps.study import Cell
 
 LANGUAGES = ("en", "fr", "hi")
 RECIPE = Recipe(
@@ -22,8 +23,21 @@ RECIPE = Recipe(
     warmup_steps=4,
     gin_files=(),
 )
-MIXTURES = {name: rates(name, LANGUAGES) for name in ("en", "fr", "en+fr", "uniform")}
 STEP = 32
+
+
+class FakeStore:
+    """A store that knows sizes only."""
+
+    def __init__(self, languages=LANGUAGES, tokens=8_000):
+        self.path, self.languages, self.tokens = "/store", tuple(languages), tokens
+        self.vocabulary = {"kind": "byte", "size": 259, "fingerprint": "f"}
+
+    def train_tokens(self, language):
+        return self.tokens
+
+    def windows(self, language, sequence_length):
+        return self.tokens // sequence_length
 
 
 def cell(tag="mono", scale="nano2", mixture="en", steps=(20, 50, 100), **changes):
@@ -31,7 +45,7 @@ def cell(tag="mono", scale="nano2", mixture="en", steps=(20, 50, 100), **changes
 
 
 def make(*cells, **changes):
-    return build("test", cells, dataclasses.replace(RECIPE, **changes), MIXTURES)
+    return build("test", cells, dataclasses.replace(RECIPE, **changes), FakeStore())
 
 
 def test_budgets_share_one_trunk():
@@ -90,12 +104,13 @@ def test_studies_are_deterministic_and_survive_json():
     ("changes", "message"),
     [
         ({"scale": "nano9"}, "unknown scale 'nano9'"),
-        ({"mixture": "en+frr"}, "unknown mixture.*did you mean 'en\\+fr'"),
+        ({"mixture": "en+frr"}, "mono cell 'en\\+frr'.*did you mean 'fr'"),
+        ({"mixture": "unimax"}, "UniMax needs the tokens"),
         ({"evaluate": ("xx",)}, "language 'xx' is to be evaluated"),
         ({"steps": (4,)}, "4 warmup steps and the decay"),
         ({"steps": ()}, "no token budgets"),
-        ({"unique_tokens": (("fr", 64),)}, "unique_tokens names 'fr'"),
-        ({"unique_tokens": (("en", 63),)}, "multiple of the sequence length 8"),
+        ({"unique_tokens": (("fr", 64),)}, "unique_tokens for mixture 'en'"),
+        ({"unique_tokens": (("en", 63),)}, "multiple of .*the sequence length 8"),
     ],
 )
 def test_wrong_cells_are_named(changes, message):
@@ -139,28 +154,9 @@ def test_branches_off_the_end_of_a_trunk_are_refused():
         studies.validate(with_runs(study, [*study.runs[:-1], late]))
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("en", {"en": 1.0}),
-        ("en+fr", {"en": 0.5, "fr": 0.5}),
-        ("en=0.7+fr=0.3", {"en": 0.7, "fr": 0.3}),
-        ("uniform", {"en": 1 / 3, "fr": 1 / 3, "hi": 1 / 3}),
-    ],
-)
-def test_rates(name, expected):
-    assert rates(name, LANGUAGES) == expected
-
-
-@pytest.mark.parametrize("name", ["xx", "en+en", "en=0.7+fr", "en=0.7+fr=0.7", "en=a"])
-def test_wrong_mixture_names_are_refused(name):
-    with pytest.raises(MscaleError, match="mixture"):
-        rates(name, LANGUAGES)
-
-
-@given(st.lists(st.floats(1e-3, 1), min_size=3, max_size=3))
-def test_explicit_names_carry_the_rates(weights):
-    total = sum(weights)
-    given_rates = dict(zip(LANGUAGES, (weight / total for weight in weights), strict=True))
-    read = rates(studies.explicit(given_rates), LANGUAGES)
-    assert all(abs(read[name] - given_rates[name]) < 3e-6 for name in LANGUAGES)
+def test_unimax_rates_are_fixed_for_the_study():
+    cells = (cell("unimax", mixture="unimax"), cell("unimax", "nano1", "unimax", (100,)))
+    study = make(*cells, unimax_budget=9_000)
+    assert {run.bindings["UNIMAX_BUDGET"] for run in study.runs} == {9_000}
+    assert study.mixtures["unimax"] == {name: pytest.approx(1 / 3) for name in LANGUAGES}
+    assert not {run.id for run in study.runs} & {run.id for run in make(*cells, unimax_budget=8_000).runs}
