@@ -68,17 +68,192 @@ def cli() -> None:
     pass
 
 
-@cli.command()
-@click.option("--workdir", type=click.Path(path_type=Path), default=Path("demo-work"), show_default=True)
-@click.option("--corpus", type=click.Path(path_type=Path), help="Text of your own; default: a generated one.")
-@click.option("--languages", callback=comma_list, help="Codes such as en,fr; default: six generated ones.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the text, the models and the data order.")
-@click.option("--workers", type=int, help="Processes that train; default: one per core.")
-def demo(workdir: Path, corpus: Path | None, languages: list[str] | None, seed: int, workers: int | None) -> None:
-    """Text to report.html in a few minutes: corpus, store, study, laws, report."""
-    from mscale.demo import run
+FOLDER = click.Path(path_type=Path)
+LANGUAGES = click.option("--languages", callback=comma_list, help="Codes separated by commas; default: all.")
 
-    run(workdir, corpus=corpus, languages=languages, seed=seed, workers=workers)
+
+@cli.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--languages", callback=comma_list, help="A number, or codes such as aa,ab,ba; default: 6.")
+@click.option("--families", default=3, show_default=True)
+@click.option("--bytes", "size", default=1_000_000, show_default=True, help="Of text, per language.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--processes", default=1, show_default=True)
+def corpus(
+    folder: Path, languages: list[str] | None, families: int, size: int, seed: int, processes: int
+) -> None:
+    """Generate text in related languages, with the truth about them beside it."""
+    from mscale.synthetic import generate
+
+    truth = generate(folder, generated_languages(languages), families, size, seed, processes=processes)
+    print(f"{folder}: {len(truth['languages'])} languages, {size:,} bytes each; relatedness in truth.json")
+
+
+def generated_languages(names: list[str] | None) -> int | list[str]:
+    """What ``--languages`` means for a generated corpus: how many, or which."""
+    if names is None:
+        return 6
+    return int(names[0]) if len(names) == 1 and names[0].isdecimal() else names
+
+
+@cli.command()
+@click.argument("corpus", type=FOLDER)
+@click.argument("store", type=FOLDER)
+@LANGUAGES
+@click.option("--vocabulary", type=FOLDER, help="A .model of SentencePiece; default: bytes.")
+@click.option("--valid-tokens", default=20_000_000, show_default=True, help="Most held out, per language.")
+@click.option("--processes", type=int, help="Default: one per core.")
+def pack(
+    corpus: Path,
+    store: Path,
+    languages: list[str] | None,
+    vocabulary: Path | None,
+    valid_tokens: int,
+    processes: int | None,
+) -> None:
+    """Turn a corpus into a token store with held-out parts."""
+    from mixtures.pack import pack as pack_store
+    from mscale.vocabulary import byte_vocabulary, load_vocabulary
+
+    vocab = load_vocabulary(vocabulary) if vocabulary else byte_vocabulary()
+    packed = pack_store(corpus, store, vocab, languages, valid_tokens=valid_tokens, processes=processes)
+    train, valid = (
+        sum(count(language) for language in packed.languages)
+        for count in (packed.train_tokens, packed.valid_tokens)
+    )
+    print(f"{store}: {len(packed.languages)} languages, {train:,} tokens to train on, {valid:,} held out")
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def train(arguments: tuple[str, ...]) -> int:
+    """Train one run: --gin_file=gin/train/pretrain.gin --gin.NAME=VALUE ...; as python -m mscale.train."""
+    from mscale.train import main as train_main
+
+    return train_main(list(arguments))
+
+
+@cli.group(cls=Commands)
+def sweep() -> None:
+    """Plan, run and collect a study of many runs."""
+
+
+def study_options(command: Callable) -> Callable:
+    """The arguments that say which study is meant."""
+    for option in (
+        click.option("--seed", default=0, show_default=True),
+        LANGUAGES,
+        click.option("--truth", type=FOLDER, help="truth.json of a generated corpus, for its families."),
+        click.option("--store", type=FOLDER, required=True, help="The token store, from mscale pack."),
+        click.argument("study", type=click.Choice(["demo"])),
+    ):
+        command = option(command)
+    return command
+
+
+def demo_study(store: Path, languages: list[str] | None, seed: int, truth: Path | None) -> Any:
+    from mscale.files import read_json
+    from mscale.store import open_store
+    from sweeps.studies.demo import demo as study
+
+    families = None
+    if truth is not None:
+        described = read_json(truth, what="ground truth")["languages"]
+        families = {language: facts["family"] for language, facts in described.items()}
+    return study(open_store(store), languages, seed=seed, families=families)
+
+
+@sweep.command("plan")
+@study_options
+def sweep_plan(study: str, store: Path, truth: Path | None, languages: list[str] | None, seed: int) -> None:
+    """Print what a study would run and what it costs."""
+    from rich.console import Console
+
+    from sweeps.planner import plan_table
+
+    Console().print(plan_table(demo_study(store, languages, seed, truth)))
+
+
+@sweep.command("run")
+@study_options
+@click.option("--root", type=FOLDER, required=True, help="The study's folder; called again it continues.")
+@click.option("--workers", type=int, help="Processes; default: one per core.")
+def sweep_run(
+    study: str,
+    store: Path,
+    truth: Path | None,
+    languages: list[str] | None,
+    seed: int,
+    root: Path,
+    workers: int | None,
+) -> None:
+    """Train all runs of a study that are not done, then collect its tables."""
+    from sweeps.local import run
+
+    run(demo_study(store, languages, seed, truth), root, workers=workers)
+    print_collected(root)
+
+
+@sweep.command("status")
+@click.argument("root", type=FOLDER)
+def sweep_status(root: Path) -> None:
+    """Show what is done, running and failed."""
+    from rich.console import Console
+
+    from sweeps.state import status_table
+
+    Console().print(status_table(root))
+
+
+@sweep.command("collect")
+@click.argument("root", type=FOLDER)
+def sweep_collect(root: Path) -> None:
+    """Gather run folders into observations.parquet and exposure.parquet."""
+    print_collected(root)
+
+
+def print_collected(root: Path) -> None:
+    from sweeps.collect import collect
+
+    collected = collect(root)
+    print(f"{root}/observations.parquet: {collected.rows:,} rows of {collected.runs} runs")
+    for cell in collected.cells:
+        print(f"  no cooled observation: {cell}", file=sys.stderr)
+
+
+@cli.command()
+@click.argument("observations", type=FOLDER)
+@click.option("--exposure", type=FOLDER, help="Default: exposure.parquet beside the observations.")
+@click.option("--law", help="One law only, such as chinchilla; default: all that the data allow.")
+@click.option("--target", help="A language; default: all.")
+@click.option("--out", type=FOLDER, help="Where the results go as JSON; default: laws.json beside them.")
+def fit(
+    observations: Path, exposure: Path | None, law: str | None, target: str | None, out: Path | None
+) -> None:
+    """Fit the laws to observations: a table here, all numbers in a JSON file."""
+    raise NotImplementedError
+
+
+@cli.command()
+@click.argument("observations", type=FOLDER)
+@click.option("--truth", type=FOLDER, help="truth.json of a generated corpus, to set measurements against.")
+@click.option("--out", type=FOLDER, help="Default: report.html beside the observations.")
+def report(observations: Path, truth: Path | None, out: Path | None) -> None:
+    """Draw one self-contained HTML page from observations."""
+    raise NotImplementedError
+
+
+@cli.command()
+@click.option("--workdir", type=FOLDER, default=Path("demo-work"), show_default=True)
+@click.option("--corpus", type=FOLDER, help="Text of your own; default: a generated corpus.")
+@click.option("--languages", callback=comma_list, help="Codes, or for generated text a number; default: 6.")
+@click.option("--seed", default=0, show_default=True, help="Of text, models and data order.")
+@click.option("--workers", type=int, help="Processes that train; default: one per core.")
+def demo(
+    workdir: Path, corpus: Path | None, languages: list[str] | None, seed: int, workers: int | None
+) -> None:
+    """All stages, from text to report.html, in a few minutes."""
+    raise NotImplementedError
 
 
 def main(argv: list[str] | None = None) -> None:
