@@ -21,7 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from mixtures.shards import LINES_BELOW, VALID_FRACTION, Input, assemble, tokenize, unit_of
+from mixtures.shards import LINES_BELOW, VALID_FRACTION, Input, assemble, assembled, recipe, tokenize, unit_of
 from mscale import corpus as corpora
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, read_json, writing
@@ -103,6 +103,8 @@ def pack(
                 file=sys.stderr,
             )
         store = open_store(store_dir)
+        for leftover in store_dir.glob(".*.tmp"):  # of a call that was killed
+            leftover.unlink()
         shutil.rmtree(scratch, ignore_errors=True)
     return store
 
@@ -121,36 +123,46 @@ def _pack(
     size = sum(one.size for language in todo for one in inputs[language])
     if processes is None:
         processes = 1 if size < _SMALL else len(os.sched_getaffinity(0))
+    cutoffs = {key: int(known[key]["cutoff"], 16) if key in known else None for key in todo}
+    entries: dict[str, Any] = {}
+    units: dict[str, str] = {}
+    text_bytes = 0
     with _workers(processes, vocabulary) as run:
-        units = {language: known[language]["unit"] for language in todo if language in known}
-        missing = [language for language in todo if language not in units]
-        for language, unit in run(_unit_of, [(key, inputs[key], scratch / key) for key in missing]):
+        jobs = [
+            (
+                inputs[key],
+                known[key]["unit"] if key in known else None,
+                scratch / key,
+                store_dir / key,
+                valid_tokens,
+                cutoffs[key],
+            )
+            for key in todo
+        ]
+        for language, unit, entry in run(_find, jobs):
             units[language] = unit
-        files = sorted((one for language in todo for one in inputs[language]), key=lambda one: -one.size)
-        text_bytes = 0
-        with progress("tokenize", size / 1e6, "MB") as advance:
+            if entry:
+                entries[language] = entry
+        todo = [key for key in todo if key not in entries]
+        files = sorted((one for key in todo for one in inputs[key]), key=lambda one: -one.size)
+        with progress("tokenize", sum(one.size for one in files) / 1e6, "MB") as advance:
             began = time.monotonic()
-            jobs = [(one, units[one.language], scratch / one.language) for one in files]
-            for one, shard in run(_tokenize, jobs):
+            for one, shard in run(
+                _tokenize, [(one, units[one.language], scratch / one.language) for one in files]
+            ):
                 text_bytes += shard["bytes"]
                 rate = text_bytes / 1e6 / max(time.monotonic() - began, 1e-9)
                 advance(one.size / 1e6, note=f"{rate:,.1f} MB/s of text")
-        entries: dict[str, Any] = {}
+        todo.sort(key=lambda key: -sum(one.size for one in inputs[key]))
         with progress("assemble", len(todo), "languages") as advance:
-            languages = [
-                (
-                    inputs[language],
-                    units[language],
-                    scratch / language,
-                    store_dir / language,
-                    valid_tokens,
-                    int(known[language]["cutoff"], 16) if language in known else None,
-                )
-                for language in sorted(todo, key=lambda key: -sum(one.size for one in inputs[key]))
+            jobs = [
+                (inputs[key], units[key], scratch / key, store_dir / key, valid_tokens, cutoffs[key])
+                for key in todo
             ]
-            for language, entry in run(_assemble, languages):
+            for language, entry in run(_assemble, jobs):
                 entries[language] = entry
                 advance()
+    os.sync()  # once for all: thousands of fsyncs take longer than packing
     return entries, text_bytes
 
 
@@ -215,9 +227,14 @@ def _start(vocabulary: Vocabulary, in_worker: bool) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def _unit_of(job: tuple[str, list[Input], Path]) -> tuple[str, str]:
-    language, inputs, folder = job
-    return language, unit_of(inputs, folder)
+_Job = tuple[list[Input], Any, Path, Path, int, int | None]
+
+
+def _find(job: _Job) -> tuple[str, str, dict[str, Any] | None]:
+    inputs, unit, folder, destination, valid_tokens, cutoff = job
+    unit = unit or unit_of(inputs, folder)
+    made_of = recipe(inputs, unit, _VOCABULARY, valid_tokens, cutoff)
+    return inputs[0].language, unit, assembled(folder, destination, made_of)
 
 
 def _tokenize(job: tuple[Input, str, Path]) -> tuple[Input, dict[str, Any]]:
@@ -225,7 +242,7 @@ def _tokenize(job: tuple[Input, str, Path]) -> tuple[Input, dict[str, Any]]:
     return one, tokenize(one, unit, _VOCABULARY, folder)
 
 
-def _assemble(job: tuple[list[Input], str, Path, Path, int, int | None]) -> tuple[str, dict[str, Any]]:
+def _assemble(job: _Job) -> tuple[str, dict[str, Any]]:
     inputs, unit, folder, destination, valid_tokens, cutoff = job
     return inputs[0].language, assemble(inputs, unit, _VOCABULARY, folder, destination, valid_tokens, cutoff)
 

@@ -21,8 +21,8 @@ from typing import IO, Any
 import numpy as np
 
 from mscale import corpus
-from mscale.files import atomic_json, writing
-from mscale.store import FILES, token_dtype
+from mscale.files import writing
+from mscale.store import FILES, checksum, token_dtype
 from mscale.vocabulary import Vocabulary
 
 LINES_BELOW = 100  # documents; languages with fewer hold out lines
@@ -48,9 +48,8 @@ class Input:
 def unit_of(inputs: Sequence[Input], folder: Path) -> str:
     """Returns "line" for a language of fewer than 100 documents, else "document"; remembered in
     ``folder``."""
-    known = folder / "unit.json"
-    identity = [[one.path.name, one.size, one.mtime_ns] for one in inputs]
-    if (seen := _read(known)) and seen["inputs"] == identity:
+    made_of = {"inputs": [[one.path.name, one.size, one.mtime_ns] for one in inputs]}
+    if seen := _read(folder / "unit.json", made_of):
         return seen["unit"]
     documents = 0
     for one in inputs:
@@ -58,11 +57,29 @@ def unit_of(inputs: Sequence[Input], folder: Path) -> str:
             documents += 1
             if documents >= LINES_BELOW:
                 break
-        if documents >= LINES_BELOW:
-            break
     unit = "line" if documents < LINES_BELOW else "document"
-    atomic_json(known, {"unit": unit, "inputs": identity})
+    _mark(folder / "unit.json", {**made_of, "unit": unit})
     return unit
+
+
+def assembled(folder: Path, destination: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the entry of a language that an earlier call assembled from the same, if its files are
+    whole."""
+    seen = _read(folder / "done.json", made_of)
+    return seen["entry"] if seen and _intact(destination, seen["entry"]["files"]) else None
+
+
+def recipe(
+    inputs: Sequence[Input], unit: str, vocabulary: Vocabulary, valid_tokens: int, cutoff: int | None
+) -> dict[str, Any]:
+    """Returns all that determines what ``assemble`` makes of a language."""
+    return {
+        "inputs": {one.path.name: [one.size, one.mtime_ns] for one in inputs},
+        "unit": unit,
+        "valid_tokens": valid_tokens,
+        "vocabulary": vocabulary.fingerprint,
+        "given_cutoff": None if cutoff is None else f"{cutoff:#018x}",
+    }
 
 
 def tokenize(one: Input, unit: str, vocabulary: Vocabulary, folder: Path) -> dict[str, Any]:
@@ -70,13 +87,13 @@ def tokenize(one: Input, unit: str, vocabulary: Vocabulary, folder: Path) -> dic
 
     Memory is bounded by the longest document. Raises MscaleError as ``corpus.documents`` does.
     """
-    done = folder / f"{one.path.name}.json"
+    marker = folder / f"{one.path.name}.json"
     made_of = {
         "input": [one.path.name, one.size, one.mtime_ns],
         "unit": unit,
         "vocabulary": vocabulary.fingerprint,
     }
-    if (shard := _read(done)) and all(shard[key] == value for key, value in made_of.items()):
+    if (shard := _read(marker, made_of)) and _intact(folder, shard["files"]):
         return shard
     counts = {"documents": 0, "empty_documents": 0, "units": 0, "tokens": 0, "bytes": 0}
     dtype = token_dtype(vocabulary.size)
@@ -92,8 +109,9 @@ def tokenize(one: Input, unit: str, vocabulary: Vocabulary, folder: Path) -> dic
             counts["units"] += len(records)
             counts["tokens"] += len(ids)
             counts["bytes"] += int(records["bytes"].sum())
-    shard = {**made_of, **counts}
-    atomic_json(done, shard)
+    files = {output.path.name: output.described for output in (tokens, units)}
+    shard = {**made_of, **counts, "files": files}
+    _mark(marker, shard)
     return shard
 
 
@@ -117,16 +135,7 @@ def assemble(
       valid_tokens: at most so many tokens are held out, and at most 20% of the language.
       cutoff: units whose hash is below it are held out; None to choose it.
     """
-    made_of = {
-        "inputs": {one.path.name: [one.size, one.mtime_ns] for one in inputs},
-        "unit": unit,
-        "valid_tokens": valid_tokens,
-        "vocabulary": vocabulary.fingerprint,
-        "given_cutoff": None if cutoff is None else f"{cutoff:#018x}",
-    }
-    done = folder / "done.json"
-    if (seen := _read(done)) and all(seen[key] == value for key, value in made_of.items()):
-        return seen["entry"]
+    made_of = recipe(inputs, unit, vocabulary, valid_tokens, cutoff)
     shards = [_Shard.open(folder, one, token_dtype(vocabulary.size)) for one in inputs]
     if cutoff is None:
         cutoff = choose_cutoff(shards, valid_tokens)
@@ -181,7 +190,7 @@ def assemble(
         destination.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             os.replace(folder / name, destination / name)
-    atomic_json(done, {**made_of, "entry": entry})
+    _mark(folder / "done.json", {**made_of, "entry": entry})
     for path in folder.iterdir():
         if path.suffix in (".tokens", ".units"):
             path.unlink()
@@ -285,8 +294,7 @@ class _Shard:
 
     @classmethod
     def open(cls, folder: Path, one: Input, dtype: np.dtype) -> "_Shard":
-        counts = _read(folder / f"{one.path.name}.json")
-        assert counts is not None, f"{one.path} has no shard in {folder}"
+        counts = json.loads((folder / f"{one.path.name}.json").read_text(encoding="utf-8"))
         return cls(
             units=_mapped(folder / f"{one.path.name}.units", UNIT, counts["units"]),
             tokens=_mapped(folder / f"{one.path.name}.tokens", dtype, counts["tokens"]),
@@ -313,7 +321,11 @@ class _Shard:
 
 
 class _Output:
-    """A binary file written under a temporary name, hashed on the way, and renamed when the block ends."""
+    """A binary file written under a temporary name, hashed on the way, and renamed when the block ends.
+
+    It is not synced: with hundreds of small languages that takes longer than all else. What a power cut
+    damages is found by its checksum and made again; ``pack`` syncs once, before store.json.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -331,7 +343,7 @@ class _Output:
         return self
 
     def write(self, data: Any) -> int:
-        view = memoryview(np.ascontiguousarray(data) if isinstance(data, np.ndarray) else data).cast("B")
+        view = memoryview(data).cast("B")
         with writing(self.path):
             self._file.write(view)
         self._hash.update(view)
@@ -343,7 +355,6 @@ class _Output:
             with writing(self.path), self._file:
                 self._file.flush()
                 if kind is None:
-                    os.fsync(self._file.fileno())
                     os.replace(self._name, self.path)
         finally:
             if os.path.exists(self._name):
@@ -357,8 +368,26 @@ def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
     return np.asarray(np.memmap(path, dtype, mode="r", shape=(count,)))
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _mark(path: Path, value: dict[str, Any]) -> None:
+    with _Output(path) as file:
+        file.write(json.dumps(value).encode())
+
+
+def _read(path: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the marker if it is there, whole, and made from ``made_of``."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        marker = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return None
+    return marker if all(marker.get(key) == value for key, value in made_of.items()) else None
+
+
+def _intact(folder: Path, files: dict[str, dict[str, Any]]) -> bool:
+    try:
+        return all(
+            (folder / name).stat().st_size == described["size"]
+            and checksum(folder / name) == described["blake2b"]
+            for name, described in files.items()
+        )
+    except FileNotFoundError:
+        return False

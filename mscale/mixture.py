@@ -1,13 +1,14 @@
 """Mixtures: which languages, at which rates, and how many unique windows of each a run may see."""
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
+from typing import Any, Protocol
 
 import gin
+import numpy as np
+
 from mscale import sampling
 from mscale.errors import MscaleError, nearest
 
@@ -83,16 +84,28 @@ def check_rates(name: str, languages: Sequence[str], rates: Sequence[float]) -> 
 
 
 @gin.configurable("mixture")  # type: ignore[attr-defined]  # mypy takes the folder gin/ for it
+def _bound(
+    budget_tokens: float | None = None,
+    max_epochs: float = 1.0,
+    temperature: float | None = None,
+    caps: Mapping[str, float] | None = None,
+    drop_short: bool = False,
+) -> dict[str, Any]:
+    """What gin files and ``--gin.mixture.NAME=VALUE`` say; apart, as gin adds to the messages of what it
+    wraps."""
+    return dict(locals())
+
+
 def resolve(
     name: str,
     store: Sizes,
     sequence_length: int,
     unique_tokens: Mapping[str, int] | None = None,
     budget_tokens: float | None = None,
-    max_epochs: float = 1.0,
+    max_epochs: float | None = None,
     temperature: float | None = None,
     caps: Mapping[str, float] | None = None,
-    drop_short: bool = False,
+    drop_short: bool | None = None,
 ) -> Mixture:
     """Returns the mixture that ``name`` stands for over the languages of ``store``.
 
@@ -100,13 +113,15 @@ def resolve(
     1) · ``uniform``, ``proportional``, ``temperature``, ``unimax`` over the whole store, or over a list:
     ``unimax:en+fr+sw``.
 
+    What is None below is taken from gin's ``mixture`` (``--gin.mixture.temperature=5``).
+
     Args:
       name: the name, as above.
       store: the token store (or anything with its ``languages``, ``windows`` and ``train_tokens``).
       sequence_length: S, tokens of a window.
       unique_tokens: limits a language to its first U tokens (a multiple of S), for runs that repeat data.
       budget_tokens: tokens of the whole run; UniMax needs it.
-      max_epochs: UniMax's limit on repetition (Chung et al. 2023 recommend 1 where data allows it).
+      max_epochs: UniMax's limit on repetition (Chung et al. 2023; 1 unless set).
       temperature: T of temperature sampling, rate ∝ tokens^(1/T).
       caps: UniMax's largest rates, as ``{"en": 0.05}``.
       drop_short: leave out languages with less than one window (of a keyword without a list) instead of
@@ -119,13 +134,21 @@ def resolve(
     """
     if sequence_length < 1:
         raise MscaleError(f"sequence length is {sequence_length}, expected at least 1")
+    given = {
+        "budget_tokens": budget_tokens,
+        "max_epochs": max_epochs,
+        "temperature": temperature,
+        "caps": caps,
+        "drop_short": drop_short,
+    }
+    options = {**_bound(), **{key: value for key, value in given.items() if value is not None}}
     keyword, listed, explicit = parse(name)
     rates: Sequence[float] | np.ndarray
     _check_known(f"mixture {name!r}", listed, store.languages)
     languages = tuple(listed) or tuple(store.languages)
     windows = {language: store.windows(language, sequence_length) for language in languages}
     short = [language for language in languages if windows[language] < 1]
-    if short and drop_short and not listed:
+    if short and options["drop_short"] and not listed:
         languages = tuple(language for language in languages if language not in set(short))
         short = []
         if not languages:
@@ -139,27 +162,27 @@ def resolve(
         windows[language] = _limited(name, language, tokens, windows, sequence_length)
 
     sizes = np.array([windows[language] for language in languages], np.float64) * sequence_length
-    if caps and keyword != "unimax":
+    if options["caps"] and keyword != "unimax":
         raise MscaleError(
             f"mixture {name!r}: caps are of UniMax only, expected a name that starts with 'unimax'"
         )
     if keyword == "temperature":
-        if temperature is None:
+        if options["temperature"] is None:
             raise MscaleError(
                 f"mixture {name!r}: no temperature T given; set --gin.mixture.temperature (1: "
                 "proportional, inf: uniform)"
             )
-        rates = sampling.temperature(sizes, temperature)
+        rates = sampling.temperature(sizes, options["temperature"])
     elif keyword == "proportional":
         rates = sampling.proportional(sizes)
     elif keyword == "unimax":
-        if budget_tokens is None:
+        if options["budget_tokens"] is None:
             raise MscaleError(
                 f"mixture {name!r}: UniMax needs the tokens of the run; set --gin.mixture.budget_tokens"
             )
-        _check_known(f"caps of mixture {name!r}", list(caps or {}), languages)
-        limits = [(caps or {}).get(language, 1.0) for language in languages]
-        rates = sampling.unimax(sizes, budget_tokens, max_epochs, limits)
+        _check_known(f"caps of mixture {name!r}", list(options["caps"] or {}), languages)
+        limits = [(options["caps"] or {}).get(language, 1.0) for language in languages]
+        rates = sampling.unimax(sizes, options["budget_tokens"], options["max_epochs"], limits)
     else:
         rates = explicit or sampling.uniform(len(languages))
     return Mixture(
@@ -217,11 +240,15 @@ def parse(name: str) -> tuple[str, list[str], list[float] | None]:
 def _check_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
     missing = [language for language in asked if language not in set(known)]
     if missing:
-        hints = "; ".join(
-            f"{language} is not there{nearest(language, known).replace('; ', ', ')}" for language in missing
-        )
+        hints = "; ".join(f"{language} is not there{_near(language, known)}" for language in missing)
         shown = ", ".join(list(known)[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
         raise MscaleError(f"{what}: {hints}. There are: {shown}")
+
+
+def _near(language: str, known: Sequence[str]) -> str:
+    # Codes are short: one letter off is a ratio of 0.5.
+    found = difflib.get_close_matches(language, list(known), n=3, cutoff=0.5)
+    return f" (near: {', '.join(found)})" if found else ""
 
 
 def _limited(name: str, language: str, tokens: int, windows: Mapping[str, int], sequence_length: int) -> int:

@@ -77,14 +77,13 @@ def unimax(c: ArrayLike, budget: float, max_epochs: float, caps: ArrayLike | Non
             f"UniMax caps of the languages with text sum to {cap[can_give > 0].sum():g}: under 1, "
             "nobody may take the rest"
         )
-    # A cap is a share of what is taken in all. When languages run out that is under the budget, so the
-    # budget is lowered to what was taken until both agree; it falls monotonically to the only fixed point.
+    # A cap is a share of what is taken in all, T. Where languages run out, T is less than the budget: then
+    # T = Σ min(can_give, cap·T), by Newton's method from above (piecewise linear, so in at most K steps).
     left = float(budget)
-    for _ in range(1000):
-        taken = _water_fill(np.minimum(can_give, cap * left), left)
-        if taken.sum() >= left * (1 - 1e-13):
-            break
-        left = float(taken.sum())
+    while (limits := np.minimum(can_give, cap * left)).sum() < left * (1 - 1e-12):
+        capped = cap * left < can_give
+        left = can_give[~capped].sum() / (1 - cap[capped].sum())
+    taken = _water_fill(limits, left)
     return taken / taken.sum()
 
 

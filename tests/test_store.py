@@ -1,0 +1,118 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny_corpus
+
+from mixtures.pack import pack
+from mscale.errors import MscaleError
+from mscale.store import FILES, MANIFEST, UNFINISHED, open_store, token_dtype
+from mscale.vocabulary import byte_vocabulary
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    texts = {"aa": tiny_corpus.documents(120, 9), "bb": tiny_corpus.documents(4, 30, seed=1)}
+    pack(tiny_corpus.write(folder / "corpus", texts), folder / "store", byte_vocabulary())
+    return folder / "store"
+
+
+@pytest.fixture
+def copied(packed, tmp_path):
+    return shutil.copytree(packed, tmp_path / "copy")
+
+
+def edit(store, change):
+    described = json.loads((store / MANIFEST).read_text())
+    change(described)
+    (store / MANIFEST).write_text(json.dumps(described))
+
+
+def test_parts_counts_and_index_agree(packed):
+    store = open_store(packed, verify=True)
+    vocabulary = byte_vocabulary()
+    assert store.languages == ("aa", "bb")
+    assert store.dtype == np.uint16
+    assert store.vocabulary["fingerprint"] == vocabulary.fingerprint
+    for language in store.languages:
+        train = store.train(language)
+        assert not train.flags.writeable
+        assert len(train) == store.train_tokens(language)
+        np.testing.assert_array_equal(store.unigram(language), np.bincount(train, minlength=vocabulary.size))
+        assert np.exp(store.unigram_log_probabilities(language)).sum() == pytest.approx(1)
+        assert np.isfinite(store.unigram_log_probabilities(language)).all()
+        assert store.train_bytes(language) == (train != vocabulary.eos_id).sum()
+        assert store.windows(language, 100) == len(train) // 100
+        tokens, index = store.valid(language)
+        assert len(tokens) == store.valid_tokens(language) == index[:, 1].sum()
+        assert store.valid_bytes(language) == index[:, 2].sum()
+        for offset, length, size in index:
+            document = tokens[offset : offset + length]
+            assert document[-1] == vocabulary.eos_id
+            assert len(vocabulary.decode(document).encode()) == size
+
+
+def truncate(store):
+    path = store / "aa" / "train.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def flip(name):
+    def damage(store):
+        data = bytearray((store / "bb" / name).read_bytes())
+        data[-1] ^= 1
+        (store / "bb" / name).write_bytes(data)
+
+    return damage
+
+
+DAMAGES = {
+    "a truncated file": (truncate, "aa/train.bin has"),
+    "a missing file": (lambda store: (store / "bb" / "valid.bin").unlink(), "bb/valid.bin is missing"),
+    "a missing language": (lambda store: shutil.rmtree(store / "aa"), r"4 file\(s\)"),
+    "a half-written manifest": (lambda store: (store / MANIFEST).write_text('{"form'), "damaged"),
+    "another kind of JSON": (lambda store: (store / MANIFEST).write_text("[]"), "no token store"),
+    "a newer version": (lambda store: edit(store, lambda d: d.update(version=2)), "install a newer mscale"),
+    "an unreadable version": (
+        lambda store: edit(store, lambda d: d.update(version="x")),
+        "pack the corpus again",
+    ),
+    "no vocabulary": (lambda store: edit(store, lambda d: d.pop("vocabulary")), "'vocabulary'"),
+    "no file list": (lambda store: edit(store, lambda d: d["languages"]["aa"].pop("files")), "'files'"),
+    "an unknown dtype": (lambda store: edit(store, lambda d: d.update(dtype="token")), "token"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_damage_is_named_when_the_store_is_opened(copied, damage, message):
+    damage(copied)
+    with pytest.raises(MscaleError, match=message) as raised:
+        open_store(copied)
+    assert str(copied) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_found_by_verifying(copied, name):
+    flip(name)(copied)
+    open_store(copied)
+    with pytest.raises(MscaleError, match=f"bb/{name} has another checksum"):
+        open_store(copied, verify=True)
+
+
+def test_a_store_that_is_not_there_or_not_finished(tmp_path, packed):
+    with pytest.raises(MscaleError, match="no such folder"):
+        open_store(tmp_path / "absent")
+    with pytest.raises(MscaleError, match=r"no store\.json here"):
+        open_store(tmp_path)
+    (tmp_path / UNFINISHED).mkdir()
+    with pytest.raises(MscaleError, match="has not finished"):
+        open_store(tmp_path)
+    with pytest.raises(MscaleError, match=r"no language 'ab'.*There are 2: aa, bb"):
+        open_store(packed).train("ab")
+
+
+def test_ids_fit_their_type():
+    assert token_dtype(259) == token_dtype(65_536) == np.uint16
+    assert token_dtype(65_537) == np.uint32

@@ -1,0 +1,29 @@
+"""Small corpora for tests: `write(folder, {"aa": ["text", …]})` in the layout of MADLAD-400."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+
+
+def write(folder: Path, texts: dict[str, list[str]], shard: int = 0) -> Path:
+    """Writes one file per language (number ``shard``) and returns ``folder``."""
+    for language, documents in texts.items():
+        path = folder / "data" / language / f"{language}_clean_{shard:04d}.jsonl.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents)
+        path.write_bytes(gzip.compress(lines.encode(), mtime=0))
+    return folder
+
+
+def documents(count: int, words: int, seed: int = 0) -> list[str]:
+    """Documents of several lines with characters of one to four bytes, all different."""
+    rng = np.random.default_rng(seed)
+    alphabet = ["a", "bé", "日本", "🙂", "xyz", "ж"]
+    return [
+        "\n".join(
+            f"{seed}.{number}.{line} " + " ".join(rng.choice(alphabet, size=words)) for line in range(3)
+        )
+        for number in range(count)
+    ]
