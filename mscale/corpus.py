@@ -1,0 +1,270 @@
+"""Reads corpora in MADLAD-400's layout: ``data/<lang>/<lang>_clean_NNNN.jsonl.gz``, a ``{"text": …}`` per line.
+
+Any folder in that layout works, compressed or plain (``.jsonl``). Documents stream in bounded memory, and the
+first thing wrong with a file stops the reading with its name, line and remedy: nothing is skipped.
+"""
+
+import gzip
+import io
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from mscale.errors import MscaleError, nearest
+
+LAYOUT = "data/<lang>/<lang>_clean_NNNN.jsonl.gz"
+MAX_LINE_BYTES = 1 << 28  # a longer line is no document; without a limit it would take all memory
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_BUFFER_BYTES = 1 << 18
+
+
+def languages(corpus: str | os.PathLike) -> list[str]:
+    """Returns the sorted codes of the languages that have at least one file.
+
+    Raises:
+      MscaleError: the folder is missing, unreadable, not in the layout, or holds no language.
+    """
+    data = _data_folder(corpus)
+    found = sorted(folder.name for folder in _children(data) if folder.is_dir() and _shards(folder))
+    if not found:
+        raise MscaleError(
+            f"{data}: found no language; expected files named {LAYOUT}; "
+            "check that the download or generation of the corpus finished"
+        )
+    return found
+
+
+def select(corpus: str | os.PathLike, wanted: Sequence[str] | None = None) -> list[str]:
+    """Returns ``wanted`` in its order after checking that the corpus has it, or all languages for None.
+
+    Raises:
+      MscaleError: as ``languages``; and naming every wanted language that is missing, or given twice.
+    """
+    available = languages(corpus)
+    if wanted is None:
+        return available
+    wanted = list(wanted)
+    if not wanted:
+        raise MscaleError(f"{corpus}: no language was asked for; name at least one of {_some(available)}")
+    if repeated := sorted({code for code in wanted if wanted.count(code) > 1}):
+        raise MscaleError(f"{corpus}: asked for twice: {', '.join(repeated)}; name each language once")
+    if missing := [code for code in wanted if code not in set(available)]:
+        hints = ", ".join(f"{code!r}{nearest(code, available).replace(';', ' –')}" for code in missing)
+        raise MscaleError(
+            f"{corpus}: {len(missing)} of the {len(wanted)} languages asked for are not in this corpus: {hints}; "
+            f"it has {len(available)}: {_some(available)}"
+        )
+    return wanted
+
+
+def files(corpus: str | os.PathLike, language: str) -> list[Path]:
+    """Returns the files of one language in the order of their numbers.
+
+    Raises:
+      MscaleError: the corpus or the language is missing, or a number exists both compressed and plain.
+    """
+    folder = _data_folder(corpus) / language
+    shards = _shards(folder) if folder.is_dir() else []
+    if not shards:
+        select(corpus, [language])
+    stems: dict[str, Path] = {}
+    for path in shards:
+        stem = path.name.removesuffix(".gz")
+        if stem in stems:
+            raise MscaleError(
+                f"{path}: found both {stem} and {stem}.gz, which would count its documents twice; remove one of them"
+            )
+        stems[stem] = path
+    return shards
+
+
+def documents(path: str | os.PathLike) -> Iterator[str]:
+    """Yields the ``text`` of each line of one ``.jsonl.gz`` or ``.jsonl`` file.
+
+    Raises:
+      MscaleError: naming file and line, for a file that is missing, unreadable, empty, truncated, damaged or not
+        what its name says, and for a line that is not UTF-8, not JSON, or has no string ``text``.
+    """
+    path = Path(path)
+    number = 0
+    try:
+        with _open(path) as file:
+            while line := file.readline(MAX_LINE_BYTES):
+                number += 1
+                yield _text(line, path, number)
+    except EOFError:
+        raise MscaleError(
+            f"{path}:{number + 1}: the gzip stream ends early, after {number} whole lines: the file is truncated; "
+            "copy or download it again"
+        ) from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise MscaleError(
+            f"{path}:{number + 1}: the gzip stream is damaged after {number} whole lines ({error}); "
+            "copy or download it again"
+        ) from None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not number:
+        raise MscaleError(
+            f'{path}: found no line; expected at least one document, {{"text": …}}; '
+            "remove the file or make it again"
+        )
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Opens by name and checks the first bytes against it, since a wrong name is a common mistake."""
+    raw = open(path, "rb", buffering=_BUFFER_BYTES)  # noqa: SIM115 (closed with what is returned)
+    try:
+        head = raw.peek(2)[:16]
+        named_gzip = path.suffix == ".gz"
+        if not head:
+            raise MscaleError(
+                f"{path}: the file is empty (0 bytes); expected JSON lines; remove it or download it again"
+            )
+        if named_gzip and not head.startswith(_GZIP_MAGIC):
+            plain = head.lstrip().startswith(b"{")
+            remedy = f"rename it to {path.stem}" if plain else "compress it with gzip or download it again"
+            raise MscaleError(
+                f"{path}: not a gzip file: it starts with {head!r}; expected {_GZIP_MAGIC!r}; {remedy}"
+            )
+        if not named_gzip and head.startswith(_GZIP_MAGIC):
+            raise MscaleError(
+                f"{path}: gzip data under a name without .gz; expected plain JSON lines; rename it to {path.name}.gz"
+            )
+    except BaseException:
+        raw.close()
+        raise
+    return _GzipLines(raw) if named_gzip else raw
+
+
+class _GzipLines(io.BufferedReader):
+    """Reads lines in C from a gzip file, and closes the file below it."""
+
+    def __init__(self, raw: IO[bytes]):
+        self._file = raw
+        super().__init__(gzip.GzipFile(fileobj=raw, mode="rb"), _BUFFER_BYTES)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        super().close()
+        self._file.close()
+
+
+def _text(line: bytes, path: Path, number: int) -> str:
+    if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+        raise MscaleError(
+            f"{path}:{number}: the line is longer than {MAX_LINE_BYTES:,} bytes; "
+            "expected one document a line; split the documents or check the format"
+        )
+    try:
+        record = json.loads(line.decode("utf-8"))
+        text = record["text"]
+        if isinstance(text, str):
+            if b"\\u" in line:  # only an escape can bring half a surrogate pair into decoded UTF-8
+                text.encode("utf-8")
+            return text
+    except UnicodeDecodeError as error:
+        raise MscaleError(
+            f"{path}:{number}: not UTF-8: byte {error.start} of the line is {line[error.start]:#04x} "
+            f"({error.reason}); expected UTF-8; convert the file, for instance with iconv"
+        ) from None
+    except UnicodeEncodeError as error:
+        raise MscaleError(
+            f"{path}:{number}: the text holds half a surrogate pair (character {error.start}), which is no Unicode "
+            "text; expected whole characters; mend or remove the line"
+        ) from None
+    except (KeyError, TypeError):
+        pass  # told apart below, off the fast path
+    except (ValueError, RecursionError) as error:
+        found = "a blank line" if not line.strip() else f"no JSON ({error})"
+        cut = (
+            ""
+            if line.endswith(b"\n")
+            else "; it is the last line and has no line end, so it may be cut short"
+        )
+        raise MscaleError(
+            f'{path}:{number}: found {found}: {_excerpt(line)}; expected one {{"text": …}} a line{cut}; '
+            "mend or remove the line"
+        ) from None
+    if not isinstance(record, dict):
+        found = f"a JSON {_json_type(record)}"
+    elif "text" not in record:
+        found = f"an object without 'text' (its keys: {_some([repr(key) for key in record]) or 'none'})"
+    else:
+        found = f"a 'text' that is a JSON {_json_type(record['text'])}"
+    raise MscaleError(
+        f"{path}:{number}: found {found}: {_excerpt(line)}; expected an object whose 'text' is a string; "
+        "mend or remove the line"
+    )
+
+
+def _data_folder(corpus: str | os.PathLike) -> Path:
+    corpus = Path(corpus)
+    layout = f"expected a folder with files named {LAYOUT}"
+    if not corpus.exists():
+        where = corpus.parent
+        near = nearest(corpus.name, [entry.name for entry in _children(where)]) if where.is_dir() else ""
+        raise MscaleError(f"{corpus}: no such corpus folder{near}; {layout}; check the path")
+    if not corpus.is_dir():
+        raise MscaleError(f"{corpus}: found a file; {layout}; give the folder that holds data/")
+    data = corpus / "data"
+    if data.is_dir():
+        return data
+    entries = _children(corpus)
+    if any(entry.is_dir() and _shards(entry) for entry in entries):
+        if corpus.resolve().name == "data":
+            raise MscaleError(
+                f"{corpus}: this is the data folder itself; {layout}; give its parent, {corpus.resolve().parent}"
+            )
+        raise MscaleError(
+            f"{corpus}: found the languages' folders directly in it; {layout}; move them into {data}"
+        )
+    if _shards(corpus):
+        raise MscaleError(
+            f"{corpus}: this is the folder of one language; {layout}; give the folder two levels up, "
+            f"{corpus.resolve().parent.parent}"
+        )
+    found = f"found only {_some([entry.name for entry in entries])}" if entries else "the folder is empty"
+    raise MscaleError(f"{corpus}: no data folder in it: {found}; {layout}; check the path")
+
+
+def _shards(folder: Path) -> list[Path]:
+    """Files of the language whose folder this is, by number; `<lang>_noisy_NNNN` and temporary files are not."""
+    pattern = re.compile(re.escape(folder.resolve().name) + r"_clean_(\d+)\.jsonl(\.gz)?")
+    matches = [(match, entry) for entry in _children(folder) if (match := pattern.fullmatch(entry.name))]
+    return [entry for _, _, entry in sorted((int(match[1]), entry.name, entry) for match, entry in matches)]
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> MscaleError:
+    remedies: dict[type, str] = {
+        FileNotFoundError: "check the path",
+        IsADirectoryError: "give a file, not a folder",
+        PermissionError: "change its permissions or run as a user who may read it",
+    }
+    remedy = remedies.get(type(error), "check the disk and the path")
+    return MscaleError(f"cannot read {path}: {error.strerror or error}; {remedy}")
+
+
+def _json_type(value: object) -> str:
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
+
+
+def _excerpt(line: bytes, length: int = 60) -> str:
+    text = line.decode("utf-8", errors="replace").rstrip("\r\n")
+    return repr(text if len(text) <= length else text[:length] + "…")
+
+
+def _some(names: Sequence[str], limit: int = 12) -> str:
+    return ", ".join(names[:limit]) + (f", … ({len(names) - limit} more)" if len(names) > limit else "")
