@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-import gin
 from mscale import (
     checkpoints,
     compile_cache,
@@ -295,9 +295,16 @@ def place(state, config: model.ModelConfig, mesh: jax.sharding.Mesh | None):
     return jax.device_put(state, state_shardings(config, mesh))
 
 
+@functools.lru_cache(maxsize=64)
+def initialiser(config: model.ModelConfig):
+    """Returns the jitted ``key -> parameters``; compiled hastily on the CPU, as it runs once a run."""
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(lambda key: model.init_params(config, key), compiler_options=options)
+
+
 def fresh_state(run: Run):
     """Initial parameters from the seed, and zero moments."""
-    params = model.init_params(run.model, jax.random.key(run.settings.seed))
+    params = initialiser(run.model)(jax.random.key(run.settings.seed))
     return place({"params": params, "optimizer": optimizer.init(params)}, run.model, run.mesh)
 
 
@@ -407,6 +414,7 @@ class Recorder:
         self.observations = run.workdir / "observations.jsonl"
         self.exposure = run.workdir / "exposure.jsonl"
         self.metrics = run.workdir / "metrics.jsonl"
+        self.step = start.step
         self._wrote_status = 0.0
         for path in (self.observations, self.exposure, self.metrics):
             observations.truncate_rows(path, start.step)
@@ -424,8 +432,8 @@ class Recorder:
             "model": {"vocab_size": run.model.vocab_size, **_shape(run.model)},
         }
 
-    def status(self, state: str, step: int, reason: str = "", *, every: float = 0.0) -> None:
-        """Replaces status.json, at most each ``every`` seconds."""
+    def status(self, state: str, reason: str = "", *, every: float = 0.0) -> None:
+        """Replaces status.json, at most each ``every`` seconds; ``step`` is the last one recorded."""
         now = time.monotonic()
         if now - self._wrote_status < every:
             return
@@ -433,7 +441,7 @@ class Recorder:
         write_status(
             self.run.workdir,
             state=state,
-            step=step,
+            step=self.step,
             steps=self.run.settings.steps,
             tokens_per_second=round(self.tokens_per_second, 1),
             reason=reason,
@@ -576,7 +584,7 @@ def train(run: Run, start: Start, recorder: Recorder, stop: threading.Event) -> 
         if last:
             recorder.add_metrics(step, last)
         advance(step - clock_step, note=f"loss {last['loss']:.3f}" if last else "")
-        clock, clock_step = now, step
+        clock, clock_step, recorder.step = now, step, step
         dispatched.clear()
         evaluated.clear()
 
@@ -603,7 +611,7 @@ def train(run: Run, start: Start, recorder: Recorder, stop: threading.Event) -> 
             if saving or step % s.log_every == 0:
                 flush()
                 if not stopping:
-                    recorder.status("running", step, every=2.0)
+                    recorder.status("running", every=2.0)
             if saving:
                 saver.save(step, state, recorder.meta(step))
             if stopping and step < s.steps:
@@ -682,18 +690,18 @@ def run_to_end(run: Run, stop: threading.Event | None = None) -> int:
             start = find_start(run)
             recorder = Recorder(run, start)
             atomic_json(workdir / "run.json", ours)
-            recorder.status("running", start.step)
+            recorder.status("running")
             train(run, start, recorder, stop or threading.Event())
-            recorder.status("done", run.settings.steps)
+            recorder.status("done")
             return 0
         except Preempted as error:
             assert recorder is not None
-            recorder.status("preempted", 0, str(error))
+            recorder.status("preempted", str(error))
             print(f"{run.name}: {error}; saved, call again to continue", file=sys.stderr)
             return PREEMPTED
         except BaseException as error:
             if recorder is not None:
-                recorder.status("failed", 0, launch.plain_message(error) or type(error).__name__)
+                recorder.status("failed", launch.plain_message(error) or type(error).__name__)
             raise
 
 
