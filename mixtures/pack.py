@@ -122,7 +122,7 @@ def _pack(
     scratch = store_dir / UNFINISHED
     size = sum(one.size for language in todo for one in inputs[language])
     if processes is None:
-        processes = 1 if size < _SMALL else len(os.sched_getaffinity(0))
+        processes = 1 if size < _SMALL else _cores()
     cutoffs = {key: int(known[key]["cutoff"], 16) if key in known else None for key in todo}
     entries: dict[str, Any] = {}
     units: dict[str, str] = {}
@@ -164,6 +164,11 @@ def _pack(
                 advance()
     os.sync()  # once for all: thousands of fsyncs take longer than packing
     return entries, text_bytes
+
+
+def _cores() -> int:
+    # What this process may use, where the system tells.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _inputs(corpus: str | Path, language: str) -> list[Input]:

@@ -132,10 +132,7 @@ class Schedule:
     @cached_property
     def _carried(self) -> np.ndarray:
         """(phases, languages) windows of each language before each phase."""
-        rows = [
-            [self.windows_seen(start)[language] for language in self.languages] for start, _ in self.phases
-        ]
-        return np.array(rows, np.int64)
+        return np.array([list(self.windows_seen(start).values()) for start, _ in self.phases], np.int64)
 
     @cached_property
     def _domains(self) -> "_Domains":
@@ -275,11 +272,10 @@ def _counts(tree: _Tree, rows: int) -> dict[int, int]:
     received = [0] * len(tree.share)
     received[0] = rows
     counts: dict[int, int] = {}
+    children = iter(tree.children.tolist())
     for node, (share, phase) in enumerate(zip(tree.share.tolist(), tree.phase.tolist(), strict=True)):
         left = (received[node] * share + phase) >> 60
-        for child, count in zip(
-            tree.children[2 * node : 2 * node + 2].tolist(), (received[node] - left, left), strict=True
-        ):
+        for child, count in ((next(children), received[node] - left), (next(children), left)):
             if child >= 0:
                 received[child] = count
             else:

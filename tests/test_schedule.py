@@ -214,10 +214,10 @@ def test_a_batch_of_502_languages_is_cheap_and_no_dearer_far_into_training():
     def seconds(step):
         best = np.inf
         for _ in range(5):
-            start = time.perf_counter()
+            start = time.thread_time()
             for i in range(10):
                 schedule.batch(step + i)
-            best = min(best, (time.perf_counter() - start) / 10)
+            best = min(best, (time.thread_time() - start) / 10)
         return best
 
     near, far = seconds(0), seconds(10**9)
