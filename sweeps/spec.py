@@ -245,16 +245,10 @@ def _digest_gin(name: str, digest, seen: tuple[Path, ...]) -> None:
 
 
 def store_fingerprint(store) -> str:
-    """Hash of what a run reads from a token store: vocabulary, and every language's tokens and checksums.
+    """Hash of what a run reads from a token store: the vocabulary, and checksums of every language's files.
 
-    Where the store lies, and when or by how many processes it was packed, do not enter.
+    Where the store lies, and when, from what or by how many processes it was packed, do not enter.
     """
-    path = Path(str(store.path)) / "store.json"
-    content: Any
-    if path.is_file():
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content = {key: content[key] for key in sorted(content) if key not in ("created", "packed", "path")}
-    else:  # a store that is not a folder (tests, remote): what its interface tells
-        content = [[name, int(store.train_tokens(name))] for name in store.languages]
-    identity = {"vocabulary": dict(store.vocabulary), "content": content}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+    files = {language: store.entries[language]["files"] for language in sorted(store.languages)}
+    identity = {"vocabulary": store.vocabulary["fingerprint"], "files": files}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,198 @@
+"""Which laws a study identifies: rank and conditioning of the Fisher information at planted parameters.
+
+A law is fitted to the cooled losses of a study. At assumed parameters, the Jacobian of the predicted losses
+says how well those runs tell the parameters apart, before any of them is trained: the information JᵀJ must
+have full rank, and its inverse gives the standard errors that a loss noise of ``noise`` nats would leave.
+Positive parameters enter as their logarithms, so that an error of 0.1 is 10%.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sweeps.study import Study
+
+# Of the size that nano models on bytes have: E and the two terms of Chinchilla at 80k parameters, 80k tokens.
+PLANTED = {
+    "E": 0.9,
+    "A": 26.0,
+    "alpha": 0.35,
+    "B": 31.0,
+    "beta": 0.35,
+    "lambda": 0.5,
+    "phi": 0.11,
+    "psi": -0.04,
+}
+PLANTED_TAU = 0.3
+NEAR = 3  # languages with a τ of their own, K_t
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cooled loss: N, the language, tokens D and unique tokens U of every language trained on."""
+
+    params: int
+    language: str
+    tokens: dict[str, float]
+    unique: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Identification:
+    """What a study tells about a law's parameters.
+
+    Attributes:
+      rows: losses used; names: parameters; rank: of the information.
+      condition: of the information with each parameter scaled by its planted size (its logarithm).
+      errors: standard error of each parameter at the assumed noise; infinite where it is not identified.
+    """
+
+    law: str
+    rows: int
+    names: tuple[str, ...]
+    rank: int
+    condition: float
+    errors: dict[str, float]
+
+    @property
+    def identified(self) -> bool:
+        """Whether all parameters can be told apart."""
+        return self.rank == len(self.names)
+
+
+def cooled(study: Study) -> list[Row]:
+    """Cooled losses that the study will have, of languages that the run trained on from scratch."""
+    rows: dict[tuple[str, str], Row] = {}
+    for cell, ends in zip(study.cells, study.ends, strict=True):
+        if cell.init is not None:
+            continue
+        rates = study.mixtures[cell.mixture]
+        limits = {**study.unique, **dict(cell.unique_tokens)}
+        for tokens, end in zip(cell.tokens, ends, strict=True):
+            run = study.by_id[end]
+            for language in run.bindings["EVAL_LANGUAGES"]:
+                if rates.get(language, 0) > 0:
+                    seen = {name: rate * tokens for name, rate in rates.items() if rate > 0}
+                    rows[end, language] = Row(
+                        run.params, language, seen, {name: limits[name] for name in seen}
+                    )
+    return list(rows.values())
+
+
+def saturate(tokens: float, unique: float, lambda_: float) -> float:
+    """Effective data S(D; U) of ATLAS: D up to U, then U·[1 + (1 − exp(−λ(D/U − 1)))/λ]."""
+    if tokens <= unique:
+        return tokens
+    return unique * (1 - np.expm1(-lambda_ * (tokens / unique - 1)) / lambda_)
+
+
+def identify(study: Study, noise: float = 0.01) -> dict[str, Identification]:
+    """Fisher information of the Chinchilla, ATLAS and capacity laws, α, β and λ shared by all languages."""
+    rows = cooled(study)
+    alone = [row for row in rows if len(row.tokens) == 1]
+    scales_of: dict[str, set[int]] = {}
+    for row in alone:
+        scales_of.setdefault(row.language, set()).add(row.params)
+    anchored = [row for row in alone if len(scales_of[row.language]) > 1 and not _repeats(row)]
+    uniform = [row for row in rows if not _repeats(row) and len({round(v) for v in row.tokens.values()}) == 1]
+    return {
+        "chinchilla": _fisher("chinchilla", anchored, _chinchilla_names(anchored), _chinchilla, noise),
+        "atlas": _fisher("atlas", rows, _atlas_names(rows), _Atlas(rows), noise),
+        "capacity": _fisher(
+            "capacity", uniform, ["E", "A", "alpha", "phi", "B", "beta", "psi"], _capacity, noise
+        ),
+    }
+
+
+def _repeats(row: Row) -> bool:
+    return any(row.tokens[name] > row.unique[name] for name in row.tokens)
+
+
+def _chinchilla_names(rows: Sequence[Row]) -> list[str]:
+    languages = sorted({row.language for row in rows})
+    return ["alpha", "beta", *(f"{name}[{language}]" for language in languages for name in "EAB")]
+
+
+def _chinchilla(row: Row, p: dict[str, float]) -> float:
+    t = row.language
+    size = p[f"A[{t}]"] * row.params ** -p["alpha"]
+    return p[f"E[{t}]"] + size + p[f"B[{t}]"] * row.tokens[t] ** -p["beta"]
+
+
+def _capacity(row: Row, p: dict[str, float]) -> float:
+    count = len(row.tokens)
+    size = p["A"] * count ** p["phi"] * row.params ** -p["alpha"]
+    return p["E"] + size + p["B"] * count ** p["psi"] * row.tokens[row.language] ** -p["beta"]
+
+
+def near(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """K_t: for each target the languages most co-sampled with it, by tokens over all runs."""
+    together: dict[str, dict[str, float]] = {}
+    for row in rows:
+        sums = together.setdefault(row.language, {})
+        for name, tokens in row.tokens.items():
+            if name != row.language:
+                sums[name] = sums.get(name, 0.0) + tokens
+    return {t: sorted(sums, key=lambda name: (-sums[name], name))[:NEAR] for t, sums in together.items()}
+
+
+def _atlas_names(rows: Sequence[Row]) -> list[str]:
+    names = ["alpha", "beta", "lambda"]
+    sources = near(rows)
+    for t in sorted(sources):
+        names += [f"{name}[{t}]" for name in "EAB"] + [f"tau[{t},{source}]" for source in sources[t]]
+        if any(set(row.tokens) - {t, *sources[t]} for row in rows if row.language == t):
+            names.append(f"tau[{t},other]")
+    return names
+
+
+class _Atlas:
+    """The ATLAS law with the K_t of one study."""
+
+    def __init__(self, rows: Sequence[Row]):
+        self.sources = near(rows)
+
+    def __call__(self, row: Row, p: dict[str, float]) -> float:
+        t, other, unique = row.language, 0.0, 0.0
+        effective = saturate(row.tokens[t], row.unique[t], p["lambda"])
+        for name, tokens in row.tokens.items():
+            if name in self.sources[t]:
+                effective += p[f"tau[{t},{name}]"] * saturate(tokens, row.unique[name], p["lambda"])
+            elif name != t:
+                other, unique = other + tokens, unique + row.unique[name]
+        if other:
+            effective += p[f"tau[{t},other]"] * saturate(other, unique, p["lambda"])
+        size = p[f"A[{t}]"] * row.params ** -p["alpha"]
+        return p[f"E[{t}]"] + size + p[f"B[{t}]"] * effective ** -p["beta"]
+
+
+def _fisher(
+    law: str,
+    rows: Sequence[Row],
+    names: Sequence[str],
+    predict: Callable[[Row, dict[str, float]], float],
+    noise: float,
+) -> Identification:
+    planted = {
+        name: PLANTED_TAU if name.startswith("tau") else PLANTED[name.partition("[")[0]] for name in names
+    }
+    jacobian = np.zeros((len(rows), len(names)))
+    for column, name in enumerate(names):
+        # Additive parameters (τ, φ, ψ) may be of either sign; the others are positive: steps of their log.
+        additive = name.startswith(("tau", "phi", "psi"))
+        step = 1e-5 if additive else 1e-5 * planted[name]
+        scale = 1.0 if additive else planted[name]
+        up, down = {**planted, name: planted[name] + step}, {**planted, name: planted[name] - step}
+        jacobian[:, column] = [(predict(row, up) - predict(row, down)) / (2 * step) * scale for row in rows]
+    _, singular, directions = np.linalg.svd(jacobian, full_matrices=True)
+    singular = np.concatenate([singular, np.zeros(len(names) - len(singular))])
+    largest = singular.max(initial=0.0)
+    kept = singular > 1e-6 * largest
+    condition = float((largest / singular.min()) ** 2) if len(singular) and singular.min() > 0 else np.inf
+    errors = {}
+    for column, name in enumerate(names):
+        lost = np.abs(directions[~kept, column]).max(initial=0.0) > 1e-3
+        variance = np.sum((directions[kept, column] / singular[kept]) ** 2)
+        errors[name] = float("inf") if lost else noise * float(np.sqrt(variance))
+    return Identification(law, len(rows), tuple(names), int(kept.sum()), condition, errors)
