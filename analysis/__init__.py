@@ -1,7 +1,7 @@
-"""Scaling laws fitted to observations, with honest intervals. Runs on any table; needs nothing of a training host."""
+"""Scaling laws fitted to observations, with honest intervals: on any table, with nothing of a training host."""
 
-from analysis.fitting import fit
+from analysis.fitting import fit, from_json
 from analysis.laws import LAWS, Law, Parameter
 from analysis.results import Fit
 
-__all__ = ["LAWS", "Fit", "Law", "Parameter", "fit"]
+__all__ = ["LAWS", "Fit", "Law", "Parameter", "fit", "from_json"]

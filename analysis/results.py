@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis import checks, laws
-from analysis.engine import Problem, minimise
-from analysis.laws.law import Law
+from analysis import checks, laws, uncertainty
+from analysis.laws.law import Law, Parameter
+from analysis.problem import Problem
 from mscale.errors import MscaleError
 
-BOOTSTRAPS = 1000
+DRAWS = 1000
+FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,30 +25,31 @@ class Fit:
     """A fitted law. Made by `analysis.fit`.
 
     Attributes:
-      names: fitted parameters, (P,); "A[sw]" is A of level sw. theta (P,): their values in the fitted scale, where
-        a parameter with a reference is the logarithm of its contribution at the data's geometric means.
-      objective: the minimum (sum over rows). agreement: how many independent starts reached it.
-      notes: what was left out or looked odd, for people.
+      names: fitted parameters, (P,); "A[sw]" is A of level sw. theta (P,): their values in the fitted scale,
+        where a parameter with a reference is the logarithm of its contribution at the geometric means.
+      problem: the rows as arrays, and the numerical problem. group_names: of problem.group.
+      level (n,), per: the column whose levels have parameters of their own, and its values.
+      columns: {variable: column it was read from}. agreement: how many independent starts met, and so on.
+      objective: the minimum (sum over rows). notes: what was left out or looked odd, for people.
+      spec: what was asked for, as plain data.
     """
 
     law: Law
     problem: Problem
     names: tuple[str, ...]
     theta: np.ndarray
-    objective: float
-    groups: np.ndarray
-    table: pd.DataFrame
+    group_names: tuple[str, ...]
     level: np.ndarray
     per: str | None
     columns: Mapping[str, str]
     notes: tuple[str, ...]
     agreement: Mapping[str, Any]
-    options: Mapping[str, Any]
-    cache: dict = dataclasses.field(default_factory=dict, repr=False)
+    spec: Mapping[str, Any]
+    _cache: dict = dataclasses.field(default_factory=dict, repr=False)
 
-    @classmethod
-    def make(cls, *, theta: np.ndarray, problem: Problem, **rest: Any) -> Fit:
-        return cls(theta=theta, problem=problem, objective=float(problem.objective(theta[None])[0]), **rest)
+    @property
+    def objective(self) -> float:
+        return float(self.problem.objective(self.theta[None])[0])
 
     # Values ------------------------------------------------------------------------------------------------
 
@@ -67,7 +71,7 @@ class Fit:
     def _natural_names(self) -> list[str]:
         plain = [self.names[index] for index, _, _ in self._places()]
         which = self.problem.held["parameters"]
-        means = [_with_suffix(name) for name, q in zip(self.names, which, strict=True) if q.reference]
+        means = [with_mean(name) for name, q in zip(self.names, which, strict=True) if q.reference]
         return plain + means
 
     def _natural(self, theta: np.ndarray) -> np.ndarray:
@@ -83,43 +87,75 @@ class Fit:
 
     # Uncertainty -------------------------------------------------------------------------------------------
 
-    def bootstrap(self, count: int = BOOTSTRAPS, seed: int = 0) -> np.ndarray:
-        """(count, P): the fit repeated on resampled groups (all rows of a group together)."""
-        key = ("bootstrap", count, seed)
-        if key not in self.cache:
-            names, codes = np.unique(self.groups, return_inverse=True)
-            rng = np.random.default_rng(seed)
-            times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count).astype(float)
-            weight = times[:, codes] * self.problem.weight
-            problem = dataclasses.replace(self.problem, barrier=float(self.agreement.get("barrier", 0.0)))
-            self.cache[key] = minimise(
-                problem, np.tile(self.theta, (count, 1)), weight, damping=1e-3, tolerance=1e-8
-            ).theta
-        return self.cache[key]
+    @property
+    def method(self) -> str:
+        """ "bootstrap" (groups resampled) for Huber's loss, "profile" for least squares."""
+        return "profile" if self.problem.delta is None else "bootstrap"
+
+    @property
+    def noise(self) -> uncertainty.Noise:
+        """Of a least-squares fit: the standard deviation of a row and what groups share."""
+        return self._once("noise", lambda: uncertainty.noise(self.problem, self.theta))
+
+    def draws(self, count: int = DRAWS, seed: int = 0) -> np.ndarray:
+        """(count, P) in the fitted scale: bootstraps, or draws about the least-squares optimum."""
+
+        def make() -> np.ndarray:
+            if self.method == "bootstrap":
+                return uncertainty.bootstrap(self.problem, self.theta, count, seed)
+            return uncertainty.laplace_draws(self.problem, self.theta, self.noise, count, seed)
+
+        return self._once(("draws", count, seed), make)
 
     def interval(self, level: float = 0.9) -> pd.DataFrame:
-        """A row a parameter: estimate, low, high, identified, reason, unit."""
+        """A row a parameter: estimate, low, high, identified, reason, unit.
+
+        An end that the data do not bound is infinite (0 for a positive parameter), and the parameter not
+        identified. Rows "A_mean" are contributions at the geometric means; "A" itself is the paper's constant.
+        """
         if not 0 < level < 1:
             raise MscaleError(f"level={level!r}: expected a probability such as 0.9")
-        draws = self._natural(self.bootstrap())
-        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        low, high = self._limits(level)
         reasons = self.identification()
-        frame = pd.DataFrame({"estimate": self.params, "low": low, "high": high})
-        bases = [_without_suffix(name) for name in frame.index]
-        frame["reason"] = [reasons.get(base, "") for base in bases]
-        frame["identified"] = frame["reason"] == ""
-        units = {name: q.unit for name, q in zip(self.names, self.problem.held["parameters"], strict=True)}
-        frame["unit"] = [
-            units.get(base, "") if name != base or not units.get(base, "").startswith("loss at") else ""
-            for name, base in zip(frame.index, bases, strict=True)
-        ]
-        return frame[["estimate", "low", "high", "identified", "reason", "unit"]]
+        which: tuple[Parameter, ...] = self.problem.held["parameters"]
+        natural = self._natural(self.draws())
+        tails = np.quantile(natural, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        records = {}
+        for position, (name, value) in enumerate(self.params.items()):
+            base = without_mean(str(name))
+            index = self.names.index(base)
+            q = which[index]
+            if q.reference and base == name:
+                ends, unit = (tails[0, position], tails[1, position]), ""
+            else:
+                ends = (low[index], high[index])
+                ends = (float(np.exp(ends[0])), float(np.exp(ends[1]))) if q.log else ends
+                ends = (max(ends[0], 0.0), ends[1]) if q.bounds[0] == 0 else ends
+                unit = q.unit
+            reason = reasons.get(base, "")
+            records[name] = (value, *ends, reason == "", reason, unit)
+        columns = ["estimate", "low", "high", "identified", "reason", "unit"]
+        return pd.DataFrame.from_dict(records, orient="index", columns=columns)
 
-    def identification(self) -> dict[str, str]:
+    def _limits(self, level: float) -> tuple[np.ndarray, np.ndarray]:
+        def make() -> tuple[np.ndarray, np.ndarray]:
+            if self.method == "profile":
+                return uncertainty.profile_intervals(self.problem, self.theta, self.noise, level)
+            low, high = np.quantile(self.draws(), [(1 - level) / 2, (1 + level) / 2], axis=0)
+            edge = 1e-6 * (self.problem.upper - self.problem.lower)
+            low = np.where(low <= self.problem.lower + edge, -np.inf, low)
+            return low, np.where(high >= self.problem.upper - edge, np.inf, high)
+
+        return self._once(("limits", level), make)
+
+    def identification(self, level: float = 0.9) -> dict[str, str]:
         """{parameter: why the data do not determine it}, for those that they do not."""
-        if "identification" not in self.cache:
-            self.cache["identification"] = _identification(self)
-        return self.cache["identification"]
+        return self._once(("identification", level), lambda: _identification(self, level))
+
+    def _once(self, key: Any, make: Any) -> Any:
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
 
     # Predictions -------------------------------------------------------------------------------------------
 
@@ -132,7 +168,7 @@ class Fit:
         """
         table = pd.DataFrame(table)
         x, cells = self._inputs(table, exposure)
-        draws = None if level is None else self.bootstrap()
+        draws = None if level is None else self.draws()
         result = pd.DataFrame({"prediction": np.nan}, index=table.index, dtype=float)
         for number in np.unique(cells):
             at = np.flatnonzero(cells == number)
@@ -150,8 +186,6 @@ class Fit:
         return result
 
     def _evaluate(self, theta: np.ndarray, cell: int, x: Mapping[str, np.ndarray]) -> np.ndarray:
-        from types import SimpleNamespace
-
         local = self.problem.locals(theta, self.problem.cells[cell])
         p = self.problem.jets(local, np.zeros(0, bool), 0)
         space = SimpleNamespace(**x)
@@ -171,7 +205,7 @@ class Fit:
     def _inputs(self, table: pd.DataFrame, exposure: pd.DataFrame | None) -> tuple[dict, np.ndarray]:
         if self.law.name == "atlas" and exposure is not None:
             _, table, _ = laws.prepare(
-                "atlas", table, exposure=exposure, **_only(self.options, ("variant", "sources"))
+                "atlas", table, exposure=exposure, **_only(self.spec["options"], ("variant", "sources"))
             )
         elif self.law.name == "capacity":
             _, table, _ = laws.prepare("capacity", table)
@@ -231,7 +265,7 @@ class Fit:
         missing = [name for name in others if name not in at]
         if missing:
             raise MscaleError(f"compute_optimal: give {', '.join(f'{name}=' for name in missing)} too")
-        theta = self.theta[None] if level is None else np.concatenate([self.theta[None], self.bootstrap()])
+        theta = self.theta[None] if level is None else np.concatenate([self.theta[None], self.draws()])
         records = []
         for number, name in enumerate(self.levels):
             for budget in budgets:
@@ -259,8 +293,6 @@ class Fit:
         self, theta: np.ndarray, cell: int, log_n: np.ndarray, budget: float, at: Mapping
     ) -> np.ndarray:
         """Loss (B, m) at log N (B, m)."""
-        from types import SimpleNamespace
-
         n_name, d_name = self.law.optimum  # type: ignore[misc]
         N = np.exp(log_n)
         x = {v: np.zeros_like(N) for v in self.law.columns}
@@ -279,11 +311,11 @@ class Fit:
         which = dict(zip(self.names, self.problem.held["parameters"], strict=True))
         lines = [
             f"{self.law.name}: {self.law.equation}",
-            f"{len(self.problem.y)} points, {len(np.unique(self.groups))} groups",
+            f"{len(self.problem.y)} points, {len(self.group_names)} groups",
         ]
         width = max(len(name) for name in frame.index)
         for name, row in frame.iterrows():
-            base = _without_suffix(str(name))
+            base = without_mean(str(name))
             if base == name and which[base].reference:
                 continue
             shown = (
@@ -296,18 +328,50 @@ class Fit:
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        raise NotImplementedError
+        """Everything, as JSON: `from_json` gives the same fit back. The data are part of it."""
+        x = {name: values.tolist() for name, values in self.problem.x.items()}
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "law": self.law.name,
+                "equation": self.law.equation,
+                "source": self.law.source,
+                "params": {name: float(value) for name, value in self.params.items()},
+                "objective": self.objective,
+                "names": list(self.names),
+                "theta": self.theta.tolist(),
+                "per": self.per,
+                "columns": dict(self.columns),
+                "notes": list(self.notes),
+                "agreement": dict(self.agreement),
+                "ratio": self.problem.ratio,
+                "barrier": self.problem.barrier,
+                "spec": dict(self.spec),
+                "means": self.problem.held["log_means"],
+                "data": {
+                    "x": x,
+                    "y": self.problem.y.tolist(),
+                    "weight": self.problem.weight.tolist(),
+                    "level": self.level.tolist(),
+                    "group": self.problem.group.tolist(),
+                    "groups": list(self.group_names),
+                },
+            }
+        )
 
     def plot(self) -> Any:
-        raise NotImplementedError
+        """An Altair chart: the points and the fitted curves."""
+        from analysis.charts import fit_chart
+
+        return fit_chart(self)
 
 
-def _with_suffix(name: str) -> str:
+def with_mean(name: str) -> str:
     base, bracket, rest = name.partition("[")
     return f"{base}_mean{bracket}{rest}"
 
 
-def _without_suffix(name: str) -> str:
+def without_mean(name: str) -> str:
     return name.replace("_mean[", "[").removesuffix("_mean")
 
 
@@ -327,11 +391,11 @@ def _minimum(loss: Any, budget: float, batch: int) -> np.ndarray:
     return 0.5 * (low + high)
 
 
-def _identification(fit: Fit) -> dict[str, str]:
+def _identification(fit: Fit, level: float) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for name in fit.problem.held["inactive"]:
         reasons[name] = "no row depends on it"
-    J = fit.problem.jacobian(fit.theta[None][0])
+    J = fit.problem.jacobian(fit.theta)
     norms = np.linalg.norm(J, axis=0)
     _, singular, rows = np.linalg.svd(J / np.where(norms > 0, norms, 1.0), full_matrices=True)
     singular = np.concatenate([singular, np.zeros(len(rows) - len(singular))])
@@ -342,14 +406,17 @@ def _identification(fit: Fit) -> dict[str, str]:
         for name in involved:
             rest = ", ".join(other for other in involved if other != name)
             reasons[name] = f"cannot be told apart from {rest}" if rest else "the data do not depend on it"
-    span = fit.problem.upper - fit.problem.lower
-    draws = fit.bootstrap()
-    low, high = np.quantile(draws, [0.05, 0.95], axis=0)
-    for index, name in enumerate(fit.names):
-        edge = 1e-6 * span[index]
-        at_low = low[index] <= fit.problem.lower[index] + edge
-        at_high = high[index] >= fit.problem.upper[index] - edge
-        if name not in reasons and (at_low or at_high):
-            side = "below and above" if at_low and at_high else "below" if at_low else "above"
-            reasons[name] = f"the data do not bound it {side}"
+    low, high = fit._limits(level)
+    for index, (name, q) in enumerate(zip(fit.names, fit.problem.held["parameters"], strict=True)):
+        if name in reasons or np.isfinite([low[index], high[index]]).all():
+            continue
+        known = ""
+        if np.isfinite(high[index]):
+            known = f" (at most {np.exp(high[index]) if q.log else high[index]:.3g})"
+        elif np.isfinite(low[index]):
+            known = f" (at least {np.exp(low[index]) if q.log else low[index]:.3g})"
+        sides = [
+            side for side, end in (("below", low[index]), ("above", high[index])) if not np.isfinite(end)
+        ]
+        reasons[name] = f"the data do not bound it {' or '.join(sides)}{known}"
     return reasons

@@ -53,4 +53,13 @@ def prepare(
     return law, table, {}
 
 
+def rebuild(name: str, options: Any) -> Law:
+    """The law of a saved fit, from its name and options."""
+    if name == "atlas":
+        return atlas.atlas(options["variant"], options["sources"])
+    if name not in LAWS:
+        raise MscaleError(f"the fit is of law {name!r}, which is not one of mscale's: pass it as law=")
+    return LAWS[name]
+
+
 __all__ = ["LAWS", "Law", "NAMES", "Parameter", "prepare"]

@@ -2,7 +2,7 @@
 
 from analysis.laws.law import Law, Parameter
 
-E = Parameter("E", (0.05, 5.0), (1e-6, 50.0), log=True, linear=True, unit="loss", meaning="irreducible loss")
+E = Parameter("E", (0.05, 5.0), (0.0, 1e3), linear=True, unit="loss", meaning="irreducible loss")
 A = Parameter(
     "A",
     (0.01, 5.0),
