@@ -118,7 +118,7 @@ def documents(path: str | os.PathLike) -> Iterator[str]:
 
 def _open(path: Path) -> IO[bytes]:
     """Opens by name and checks the first bytes against it, since a wrong name is a common mistake."""
-    raw = open(path, "rb", buffering=_BUFFER_BYTES)  # noqa: SIM115 (closed with what is returned)
+    raw = io.BufferedReader(io.FileIO(path), _BUFFER_BYTES)
     try:
         head = raw.peek(2)[:16]
         named_gzip = path.suffix == ".gz"

@@ -200,13 +200,13 @@ def _write_shard(corpus: Path, world: World, code: str, shard: int, size: int) -
         _write_gzip(path, text_chunks(world, code, size, shard))
 
 
-def _write_gzip(path: Path, chunks: Iterable[np.ndarray | bytes]) -> None:
+def _write_gzip(path: Path, chunks: Iterable[np.ndarray] | Iterable[bytes]) -> None:
     with (
         atomic_writer(path) as file,
         gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as packed,
     ):
         for chunk in chunks:
-            packed.write(memoryview(chunk))
+            packed.write(chunk)  # type: ignore[arg-type]
 
 
 def _claim(corpus: Path, parameters: dict) -> dict | None:

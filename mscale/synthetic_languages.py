@@ -35,7 +35,8 @@ FAMILY_SCRIPTS = ("Latin", "Cyrillic", "Latin", "Greek", "Cyrillic", "Armenian",
                   "Hebrew", "Armenian", "Arabic")  # fmt: skip
 
 # Lenition, voicing, debuccalisation, rhotacism, vowel shifts: changes that languages do undergo.
-SOUND_CHANGES = ("pf", "td", "kh", "bv", "dz", "gk", "zr", "sz", "fh", "lr", "mn", "vb", "ou", "ei", "ao", "uo", "ie", "ae")  # fmt: skip
+SOUND_CHANGES = ("pf", "td", "kh", "bv", "dz", "gk", "zr", "sz", "fh", "lr", "mn", "vb",
+                 "ou", "ei", "ao", "uo", "ie", "ae")  # fmt: skip
 CLAUSE_ORDERS = ("SVO", "SOV", "VSO", "VOS", "OVS")
 _CLAUSE_SHARES = (0.4, 0.35, 0.15, 0.06, 0.04)
 
@@ -48,10 +49,11 @@ MIN_CONCEPTS = 100
 LEXICAL_WEIGHT, SCRIPT_WEIGHT, ORDER_WEIGHT = 0.75, 0.15, 0.10
 RELATEDNESS_FORMULA = (
     "relatedness(l, m) = [same script]·(0.75·Σ_k f_k·a_k² + 0.15) + 0.10·order(l, m). "
-    "f_k: share of running words that the content process gives to concept k; a_k: share of letters that the words "
-    "for k have in common, place by place, if both have the same origin (inherited from one proto-word, or from one "
-    "borrowed by the families of their script, or a name, which all languages share), else 0; order: 0.5·[same clause order] + 0.25·[same adjective side] + "
-    "0.25·[same adposition side]. Symmetric, 1 for a language with itself."
+    "f_k: share of running words that the content process gives to concept k; a_k: share of letters that the "
+    "words for k have in common, place by place, if both have the same origin (inherited from one proto-word, or "
+    "from one borrowed by the families of their script, or a name, which all languages share), else 0; "
+    "order: 0.5·[same clause order] + 0.25·[same adjective side] + 0.25·[same adposition side]. "
+    "Symmetric, 1 for a language with itself."
 )
 
 
@@ -276,7 +278,7 @@ def _word_order(world: World, code: str, rng: np.random.Generator) -> tuple[str,
 def _lexicon(
     world: World, ranges: dict[str, range], script: str, owner: str, avoid: Sequence[str] = ()
 ) -> tuple[list[str], dict[str, str]]:
-    """Distinct words for all concepts, short for frequent ones, in the phonotactics of the script's area; and suffixes."""
+    """Distinct words for all concepts, short for frequent ones, in the sounds of the script's area; and suffixes."""
     taste = generator(world.seed, "sounds", script)
     sounds = np.exp(2.0 * (taste.random(len(PHONEMES)) - 0.5))
     coda = 0.15 + 0.4 * taste.random()
