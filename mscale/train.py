@@ -43,7 +43,7 @@ from mscale import (
     scales,
     schedule,
 )
-from mscale.errors import MscaleError
+from mscale.errors import MscaleError, nearest
 from mscale.files import atomic_json, atomic_write, read_json, writing
 from mscale.mixture import resolve
 from mscale.progress import progress
@@ -141,6 +141,10 @@ def prepare(settings: Settings) -> Run:
     mesh = make_mesh()
     if mesh.size > 1:
         partitioning.batch_sharding(mesh, s.batch_size)
+    for language in s.eval_languages or ():
+        if language not in store.languages:
+            hint = nearest(language, store.languages)
+            raise MscaleError(f"EVAL_LANGUAGES: {s.store} has no language {language!r}{hint}")
     workdir = Path(s.workdir)
     return Run(
         settings=s,
