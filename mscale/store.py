@@ -1,19 +1,21 @@
 """The token store: what a training host reads.
 
     <store>/store.json                 written last: a store is whole or absent
-    <store>/<lang>/train.bin           token ids, documents each ended by EOS (uint16, or uint32 from V =
-    65,536 on) <store>/<lang>/valid.bin           the held-out part, the same way
-    <store>/<lang>/valid_index.npy     (documents, 3) int64: offset and tokens (EOS included) in valid.bin,
-    UTF-8 bytes <store>/<lang>/unigram.npy         (2, ids seen) int64: token ids and their counts in
-    train.bin
+    <store>/<lang>/train.bin           token ids, documents each ended by EOS (uint16, or uint32 from V = 65,537 on)
+    <store>/<lang>/valid.bin           the held-out part, the same way
+    <store>/<lang>/valid_index.npy     (documents, 3) int64: offset and tokens (EOS included) in valid.bin, UTF-8 bytes
+    <store>/<lang>/unigram.npy         (2, ids seen) int64: token ids and their counts in train.bin
 
 Window i of S tokens is train.bin[i·S:(i+1)·S], so any sequence length can be cut from a store. The unigram
 counts have a file of their own, as 420 languages × 64,000 pieces in JSON would cost more to open than all
-the rest.
+the rest. A store may be remote (``gs://…``): its token files are then read by ranges (``mscale.remote``).
 """
 
+import errno
 import hashlib
-from collections.abc import Mapping
+import io
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,40 +23,67 @@ from typing import Any
 import numpy as np
 
 from mscale.errors import MscaleError, nearest
-from mscale.files import read_json
+from mscale.remote import CACHE_BYTES, RemoteFiles, Url, location
 
 FORMAT = "mscale token store"
 VERSION = 1
 MANIFEST = "store.json"
 UNFINISHED = ".packing"  # a folder of this name beside store.json: packing has begun and not ended
+_VERIFY_BYTES = 8 << 20  # read at once of a remote file
 FILES = ("train.bin", "valid.bin", "valid_index.npy", "unigram.npy")
 
 
 @dataclass(frozen=True)
 class Store:
-    """An open store; token files are mapped at their first use. Make it with ``open_store``."""
+    """An open store; token files are mapped at their first use. Make it with ``open_store``.
 
-    path: Path
+    Attributes:
+      path: its folder or, of a remote store, its URL.
+      vocabulary: kind, size, fingerprint, eos_id and pad_id of what packed it.
+      languages: codes, sorted.
+      dtype: of the token files.
+      identity: hash of store.json, which holds the checksums of all else: two stores with the same are the same.
+    """
+
+    path: Path | Url
     vocabulary: Mapping[str, Any]  # kind, size, fingerprint, eos_id, pad_id
     languages: tuple[str, ...]
     dtype: np.dtype
     entries: Mapping[str, Mapping[str, Any]] = field(repr=False)  # per language, as in store.json
-    _mapped: dict[tuple[str, str], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    identity: str = ""
+    _remote: RemoteFiles | None = field(default=None, repr=False, compare=False)
+    _mapped: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False, compare=False)
 
     def train(self, language: str) -> np.ndarray:
-        """Returns the train tokens of ``language``, (tokens,), mapped from the file and read-only."""
+        """Returns the train tokens of ``language``, (tokens,), mapped from the file and read-only.
+
+        Of a remote store it is an array that reads where it is used (``mscale.remote.RemoteArray``).
+        """
         return self._tokens(language, "train.bin", self.train_tokens(language))
 
     def valid(self, language: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns the held-out tokens and the (documents, 3) index of offset, tokens and bytes per
         document."""
         index = self._array(language, "valid_index.npy")
-        return self._tokens(language, "valid.bin", self.valid_tokens(language)), index.reshape(-1, 3)
+        tokens, size = self.valid_tokens(language), self.valid_bytes(language)
+        good = index.ndim == 2 and index.shape[1] == 3 and index.dtype.kind == "i"
+        if good and len(index):
+            ends = index[:, 0] + index[:, 1]
+            good = index[0, 0] == 0 and ends[-1] == tokens and bool((index[1:, 0] == ends[:-1]).all())
+        if not good or index[:, 2].sum() != size or (len(index) == 0) != (tokens == 0):
+            raise self._inconsistent(language, "valid_index.npy", f"{tokens:,} tokens and {size:,} bytes")
+        return self._tokens(language, "valid.bin", tokens), index
 
     def unigram(self, language: str) -> np.ndarray:
         """Returns how often each token id occurs in the train part: (V,) int64, without smoothing."""
-        ids, counts = self._array(language, "unigram.npy")
-        dense = np.zeros(self.vocabulary["size"], np.int64)
+        found = self._array(language, "unigram.npy")
+        vocabulary_size, tokens = self.vocabulary["size"], self.train_tokens(language)
+        good = found.ndim == 2 and len(found) == 2 and found.dtype.kind == "i" and found[1].sum() == tokens
+        if not good or (found.size and not 0 <= found[0].min() <= found[0].max() < vocabulary_size):
+            expected = f"{tokens:,} tokens of {vocabulary_size:,} ids"
+            raise self._inconsistent(language, "unigram.npy", expected)
+        ids, counts = found
+        dense = np.zeros(vocabulary_size, np.int64)
         dense[ids] = counts
         return dense
 
@@ -62,6 +91,31 @@ class Store:
         """Returns log p(token) in nats from the train counts with add-one smoothing, (V,) float64."""
         counts = self.unigram(language) + 1.0
         return np.log(counts / counts.sum())
+
+    def fetch(self, languages: Sequence[str], windows: Sequence[int], sequence_length: int) -> None:
+        """Reads train windows of a remote store into its cache, many at once; of a local one does nothing.
+
+        Args:
+          languages: the language of each window.
+          windows: their numbers.
+          sequence_length: S.
+
+        Raises:
+          MscaleError: a read failed for good.
+        """
+        if self._remote is None:
+            return
+        window_bytes = sequence_length * self.dtype.itemsize
+        with _reading(self.path):
+            self._remote.fetch(
+                (
+                    f"{language}/train.bin",
+                    int(window) * window_bytes,
+                    (int(window) + 1) * window_bytes,
+                    self.train_tokens(language) * self.dtype.itemsize,
+                )
+                for language, window in zip(languages, windows, strict=True)
+            )
 
     def train_tokens(self, language: str) -> int:
         """Tokens of the train part, EOS included."""
@@ -93,16 +147,24 @@ class Store:
                 f"There are {len(self.languages)}: {shown}"
             ) from None
 
+    def _inconsistent(self, language: str, name: str, expected: str) -> MscaleError:
+        return MscaleError(
+            f"{self.path / language / name}: damaged, it does not describe the {expected} of store.json; copy the "
+            "store again or pack the corpus again"
+        )
+
     def _tokens(self, language: str, name: str, tokens: int) -> np.ndarray:
         mapped = self._mapped.get((language, name))
         if mapped is None:
             path = self.path / language / name
-            if tokens:
+            if not tokens:
+                mapped = np.empty(0, self.dtype)
+            elif self._remote is not None:
+                mapped = self._remote.tokens(f"{language}/{name}", self.dtype, tokens)
+            else:
                 with _reading(path):
                     # A plain array over the mapping: np.memmap's own slicing costs more than the read.
                     mapped = np.asarray(np.memmap(path, self.dtype, mode="r", shape=(tokens,)))
-            else:
-                mapped = np.empty(0, self.dtype)
             self._mapped[language, name] = mapped
         return mapped
 
@@ -110,26 +172,28 @@ class Store:
         self._entry(language)
         path = self.path / language / name
         with _reading(path):
+            if self._remote is not None:
+                return np.load(io.BytesIO(self._remote.read(f"{language}/{name}")), allow_pickle=False)
             return np.load(path, allow_pickle=False)
 
 
-def open_store(path: str | Path, verify: bool = False) -> Store:
+def open_store(path: str | Path, verify: bool = False, cache_bytes: int = CACHE_BYTES) -> Store:
     """Opens the store in the folder ``path``: reads store.json and checks that files are there and of their
     size.
 
     Args:
-      path: the folder.
+      path: the folder, or a URL that fsspec opens.
       verify: also read all files and compare checksums (as fast as the disk, at most about 1 GB/s).
+      cache_bytes: of a remote store, memory for what was read.
 
     Raises:
       MscaleError: no store there, packing not finished, a damaged or newer store.json, a file that is
         missing, has another size or (with ``verify``) another checksum; all damaged files are named.
     """
-    path = Path(path)
+    path = location(path)
     manifest = path / MANIFEST
-    if not manifest.exists():
-        raise MscaleError(_absent(path))
-    described = read_json(manifest, what="token store")
+    remote = RemoteFiles(path, cache_bytes) if isinstance(path, Url) else None
+    described, content = _manifest(path, remote)
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         raise MscaleError(
             f"{manifest}: field format is not {FORMAT!r}: this is no token store; choose another folder"
@@ -151,6 +215,8 @@ def open_store(path: str | Path, verify: bool = False) -> Store:
             languages=tuple(described["languages"]),
             dtype=np.dtype(described["dtype"]).newbyteorder("<"),
             entries=described["languages"],
+            identity=hashlib.blake2b(content, digest_size=16).hexdigest(),
+            _remote=remote,
         )
         damaged = _damaged(store, verify)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -160,7 +226,7 @@ def open_store(path: str | Path, verify: bool = False) -> Store:
     if damaged:
         shown = "; ".join(damaged[:10]) + (f"; and {len(damaged) - 10} more" if len(damaged) > 10 else "")
         raise MscaleError(
-            f"{path}: damaged store, {len(damaged)} file(s) differ from store.json: {shown}. "
+            f"{path}: damaged store, {len(damaged)} difference(s) to store.json: {shown}. "
             "Copy these files again or delete the folder and pack the corpus again"
         )
     return store
@@ -177,17 +243,45 @@ def checksum(path: str | Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
+def _manifest(path: Path | Url, remote: RemoteFiles | None) -> tuple[Any, bytes]:
+    manifest = path / MANIFEST
+    try:
+        content = remote.read(MANIFEST) if remote is not None else Path(manifest).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise MscaleError(_absent(path)) from None
+    except OSError as error:
+        raise MscaleError(f"{manifest}: cannot be read ({error.strerror or error})") from None
+    try:
+        return json.loads(content), content
+    except ValueError as error:
+        raise MscaleError(
+            f"{manifest}: this token store is damaged ({error}); copy the file again or pack the corpus again"
+        ) from None
+
+
 def _damaged(store: Store, verify: bool) -> list[str]:
     found = []
+    for language in store.languages:
+        for part in ("train", "valid"):
+            tokens = store.entries[language][part]["tokens"]
+            size = store.entries[language]["files"][f"{part}.bin"]["size"]
+            if tokens * store.dtype.itemsize != size:
+                found.append(
+                    f"{store.path / MANIFEST}: languages.{language} has {tokens:,} {part} tokens of "
+                    f"{store.dtype.itemsize} bytes in a file of {size:,}"
+                )
+    sizes = store._remote.sizes() if store._remote is not None else None
     for language in store.languages:
         for name in FILES:
             expected = store.entries[language]["files"][name]
             path = store.path / language / name
             try:
-                size = path.stat().st_size
-                if size != expected["size"]:
+                size = Path(path).stat().st_size if sizes is None else sizes.get(f"{language}/{name}")
+                if size is None:
+                    found.append(f"{path} is missing")
+                elif size != expected["size"]:
                     found.append(f"{path} has {size:,} bytes, expected {expected['size']:,}")
-                elif verify and checksum(path) != expected["blake2b"]:
+                elif verify and _checksum(store, f"{language}/{name}", size) != expected["blake2b"]:
                     found.append(f"{path} has another checksum")
             except FileNotFoundError:
                 found.append(f"{path} is missing")
@@ -196,7 +290,18 @@ def _damaged(store: Store, verify: bool) -> list[str]:
     return found
 
 
-def _absent(path: Path) -> str:
+def _checksum(store: Store, name: str, size: int) -> str:
+    if store._remote is None:
+        return checksum(store.path / name)
+    digest = hashlib.blake2b(digest_size=16)
+    for start in range(0, size, _VERIFY_BYTES):
+        digest.update(store._remote.range(name, start, min(start + _VERIFY_BYTES, size)))
+    return digest.hexdigest()
+
+
+def _absent(path: Path | Url) -> str:
+    if isinstance(path, Url):
+        return f"{path}: no {MANIFEST} here; expected a token store, made by `mscale pack` and copied there"
     if not path.exists():
         return f"{path}: no such folder; expected a token store, made by `mscale pack`"
     if (path / UNFINISHED).exists():
@@ -209,14 +314,14 @@ def _absent(path: Path) -> str:
 class _reading:
     """Turns what goes wrong when a file is read into a message that says what to do."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | Url):
         self.path = path
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError) and error.errno == 24:  # EMFILE
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
             raise MscaleError(
                 f"{self.path}: too many open files; a store needs one for each language: `ulimit -n 4096`"
             ) from None

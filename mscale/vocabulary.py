@@ -18,7 +18,10 @@ from mscale.files import atomic_json, atomic_write, read_json
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 BYTE_OFFSET = 3
-_FILE = "vocabulary.json"
+_FILE, _MODEL_FILE = "vocabulary.json", "vocabulary.model"
+_SPACE_INSIDE = "\u2581"  # what SentencePiece writes for a space
+_PROBE = "  \ufb01\u2460 \u304b\u3099  "  # NFKC changes all of these, and the default trims the spaces
+_PROBE_INSIDE = _PROBE.replace(" ", _SPACE_INSIDE)
 
 
 class Vocabulary(Protocol):
@@ -88,10 +91,20 @@ class ByteVocabulary:
 
 @dataclass(frozen=True)
 class SentencePieceVocabulary:
-    """A SentencePiece model (Kudo and Richardson 2018); the library is imported at the first use."""
+    """A SentencePiece model (Kudo and Richardson 2018); the library is imported at the first use.
+
+    With the identity normalisation that ``mixtures.train_vocabulary`` sets, decoding gives back the exact
+    text. One character needs help: SentencePiece writes a space as U+2581 inside, so it would read that
+    character as a space; here it is encoded as its three bytes.
+
+    Attributes:
+      model: the bytes of the ``.model`` file.
+      training: how it was trained and on what sample, where that is known (``vocabulary.json``).
+    """
 
     model: bytes = field(repr=False)
     kind: str = "sentencepiece"
+    training: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
     @property
     def _processor(self) -> Any:
@@ -113,26 +126,43 @@ class SentencePieceVocabulary:
     def fingerprint(self) -> str:
         return f"sentencepiece-{self.size}-{hashlib.blake2b(self.model, digest_size=8).hexdigest()}"
 
+    @property
+    def exact(self) -> bool:
+        """Whether the model gives back what it is given: byte fallback and identity normalisation."""
+        processor = self._processor
+        return bool(
+            processor.is_byte(processor.piece_to_id("<0x00>"))
+            and processor.normalize(_PROBE) == _PROBE_INSIDE
+        )
+
     def encode(self, text: str) -> np.ndarray:
-        return np.asarray(self._processor.encode(text), np.int32)
+        if _SPACE_INSIDE in text:
+            return self._with_bytes(text)
+        try:
+            return self._processor.encode_as_numpy(text)
+        except UnicodeEncodeError:
+            _utf8(text)
+            raise
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        pieces = self._processor.encode(list(texts), num_threads=1)
+        pieces = [self.encode(text) for text in texts]
         lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
-        flat = np.empty(int(lengths.sum()), np.int32)
-        end = 0
-        for ids in pieces:
-            flat[end : end + len(ids)] = ids
-            end += len(ids)
-        return flat, lengths
+        return np.concatenate(pieces) if pieces else np.empty(0, np.int32), lengths
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._processor.decode([int(i) for i in ids if int(i) not in (PAD_ID, EOS_ID)])
 
     def save(self, path: str | Path) -> Path:
-        file = Path(path) / "vocabulary.model"
-        atomic_write(file, self.model)
+        atomic_write(Path(path) / _MODEL_FILE, self.model)
+        file = Path(path) / _FILE
+        atomic_json(file, {**describe(self), "model": _MODEL_FILE, "training": self.training})
         return file
+
+    def _with_bytes(self, text: str) -> np.ndarray:
+        piece_to_id = self._processor.piece_to_id
+        separator = np.array([piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_INSIDE.encode()], np.int32)
+        parts = [self.encode(part) for part in text.split(_SPACE_INSIDE)]
+        return np.concatenate([parts[0], *(ids for part in parts[1:] for ids in (separator, part))])
 
 
 def byte_vocabulary() -> ByteVocabulary:
@@ -141,38 +171,47 @@ def byte_vocabulary() -> ByteVocabulary:
 
 
 def load_vocabulary(path: str | Path) -> Vocabulary:
-    """Reads a vocabulary: ``bytes``, a ``vocabulary.json``, a SentencePiece ``.model``, or a folder with
-    one.
+    """Reads a vocabulary: ``bytes``, a folder or ``vocabulary.json`` that ``save`` wrote (a token store
+    holds one), or a SentencePiece ``.model``.
 
     Raises:
-      MscaleError: nothing there, a damaged file, or a model whose special ids are not 0, 1, 2.
+      MscaleError: nothing there, a damaged file, a model whose special ids are not 0, 1, 2, or one that is
+        not what its vocabulary.json says.
     """
     if str(path) == "bytes":
         return byte_vocabulary()
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in (_FILE, "vocabulary.model") if (path / name).exists()]
+        found = [path / name for name in (_FILE, _MODEL_FILE) if (path / name).exists()]
         if not found:
             raise MscaleError(
-                f"{path}: no vocabulary here; expected {_FILE} or vocabulary.model (made by `mscale "
-                "vocabulary train`), "
-                "or give `bytes` for the byte vocabulary"
+                f"{path}: no vocabulary here; expected {_FILE} or {_MODEL_FILE} (made by `mscale vocabulary "
+                "train`), or give `bytes` for the byte vocabulary"
             )
         path = found[0]
     if path.suffix == ".model":
-        try:
-            model = path.read_bytes()
-        except OSError as error:
-            raise MscaleError(f"{path}: cannot read this SentencePiece model: {error.strerror}") from None
-        return _checked(SentencePieceVocabulary(model), path)
+        return _checked(SentencePieceVocabulary(_read_model(path)), path)
     described = read_json(path, what="vocabulary file")
-    if not isinstance(described, dict) or described.get("kind") != "bytes":
-        kind = described.get("kind") if isinstance(described, dict) else type(described).__name__
-        raise MscaleError(
-            f"{path}: field kind is {kind!r}, expected 'bytes' (a SentencePiece model is a .model file)"
+    kind = described.get("kind") if isinstance(described, dict) else type(described).__name__
+    vocabulary: Vocabulary
+    if kind == "bytes":
+        vocabulary = byte_vocabulary()
+        name = "this version's byte vocabulary"
+    elif kind == "sentencepiece":
+        model = path.parent / str(described.get("model", _MODEL_FILE))
+        vocabulary = _checked(
+            SentencePieceVocabulary(_read_model(model), training=described.get("training")), model
         )
-    check_same(byte_vocabulary(), described, "this version's byte vocabulary", str(path))
-    return byte_vocabulary()
+        name = str(model)
+    else:
+        raise MscaleError(
+            f"{path}: field kind is {kind!r}, expected 'bytes' or 'sentencepiece'; give a {_FILE} that mscale "
+            "wrote, or a SentencePiece .model"
+        )
+    if not isinstance(described.get("fingerprint"), str):
+        raise MscaleError(f"{path}: field fingerprint is missing; copy the vocabulary again")
+    check_same(vocabulary, described, name, str(path))
+    return vocabulary
 
 
 def describe(vocabulary: Vocabulary) -> dict[str, Any]:
@@ -198,6 +237,16 @@ def _utf8(text: str) -> bytes:
         raise MscaleError(
             f"text holds a lone surrogate (U+{ord(text[error.start]):04X} at character {error.start}), "
             "which no UTF-8 has; repair the document"
+        ) from None
+
+
+def _read_model(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise MscaleError(
+            f"{path}: cannot read this SentencePiece model ({error.strerror}); check the path, or train it with "
+            "`mscale vocabulary train`"
         ) from None
 
 

@@ -71,7 +71,7 @@ def flip(name):
 DAMAGES = {
     "a truncated file": (truncate, "aa/train.bin has"),
     "a missing file": (lambda store: (store / "bb" / "valid.bin").unlink(), "bb/valid.bin is missing"),
-    "a missing language": (lambda store: shutil.rmtree(store / "aa"), r"4 file\(s\)"),
+    "a missing language": (lambda store: shutil.rmtree(store / "aa"), r"4 difference\(s\)"),
     "a half-written manifest": (lambda store: (store / MANIFEST).write_text('{"form'), "damaged"),
     "another kind of JSON": (lambda store: (store / MANIFEST).write_text("[]"), "no token store"),
     "a newer version": (lambda store: edit(store, lambda d: d.update(version=2)), "install a newer mscale"),

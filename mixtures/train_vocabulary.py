@@ -1,0 +1,239 @@
+"""Trains a SentencePiece unigram vocabulary on a stated sample of a corpus, in bounded memory.
+
+As in ATLAS (Longpre et al. 2025, arXiv 2510.22037, section 3): temperature sampling over languages, byte
+fallback, 99.9995% character coverage, 64,000 pieces and 512 special ids. Text is not normalised in any way
+(identity rule, no dummy prefix, no collapsed spaces), so that decoding gives back the exact text.
+"""
+
+import io
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mscale import corpus as corpora
+from mscale import sampling
+from mscale.errors import MscaleError
+from mscale.files import atomic_json, read_json
+from mscale.progress import progress
+from mscale.vocabulary import EOS_ID, PAD_ID, UNK_ID, SentencePieceVocabulary, load_vocabulary
+
+BYTE_PIECES = 256
+RECIPE = "recipe.json"  # beside vocabulary.json: what it was asked for
+_CUT = re.compile(r"[\n\t\0]+")  # never inside a piece: SentencePiece keeps tab and NUL to itself
+_SENTENCE_CHARACTERS = 4000  # longer lines are cut; SentencePiece would pass over them
+_THREADS = 16  # of the trainer: the model depends on it, in the last digit of its scores
+
+
+def train_vocabulary(
+    corpus: str | Path,
+    path: str | Path,
+    pieces: int = 64_000,
+    special: int = 512,
+    languages: Sequence[str] | None = None,
+    temperature: float = 100.0,
+    sample_bytes: int = 200_000_000,
+    character_coverage: float = 0.999995,
+    threads: int = _THREADS,
+) -> SentencePieceVocabulary:
+    """Trains a vocabulary of ``pieces`` + ``special`` ids and saves it in the folder ``path``.
+
+    The sample gives language l the share p_l ∝ c_l^(1/T) of ``sample_bytes``, c_l the bytes of its files.
+    A language with more text than its share gives the beginning of each of its files, the same number of
+    bytes from each; one with less gives all, and its sentences count as often as fills the share. So at most
+    ``sample_bytes`` are read and held, whatever the size of the corpus; training takes about 25 times that
+    in memory. What was read of each language and how often it counts is in vocabulary.json.
+
+    The same call gives the same model, byte for byte; a second one in the same folder returns at once.
+
+    Args:
+      corpus: folder in MADLAD-400's layout.
+      path: gets vocabulary.json and vocabulary.model.
+      pieces: including the 256 of byte fallback.
+      special: ids 0 (pad, BOS), 1 (EOS), 2 (unknown) and ``<extra_id_0>``, …, which no text encodes to.
+      languages: codes, one for a monolingual vocabulary; None for all of the corpus.
+      temperature: T of the sampling; 1 is proportional to text, infinite is uniform.
+      sample_bytes: UTF-8 bytes of the whole sample, repetitions counted.
+      character_coverage: share of the sample's characters that get a piece; bytes spell the others.
+      threads: of the trainer. Another number gives a model that differs in the last digits of its scores.
+
+    Raises:
+      MscaleError: bad input, parameters out of range, a sample too small for so many pieces, or another
+        vocabulary in the folder.
+    """
+    _check(pieces, special, temperature, sample_bytes, character_coverage, threads)
+    codes = sorted(corpora.select(corpus, languages))
+    files = {code: corpora.files(corpus, code) for code in codes}
+    sizes = {code: sum(file.stat().st_size for file in files[code]) for code in codes}
+    recipe = {
+        "pieces": pieces,
+        "special": special,
+        "temperature": temperature if np.isfinite(temperature) else "inf",
+        "sample_bytes": sample_bytes,
+        "character_coverage": character_coverage,
+        "threads": threads,
+        "file_bytes": sizes,
+    }
+    path = Path(path)
+    if (path / RECIPE).exists():
+        return _made(path, recipe)
+    if (path / "vocabulary.json").exists() or (path / "vocabulary.model").exists():
+        raise MscaleError(
+            f"{path}: a vocabulary of unknown origin is here already (no {RECIPE}); choose another folder"
+        )
+    started = time.monotonic()
+    shares = _shares(sizes, temperature, sample_bytes)
+    used: dict[str, dict[str, float]] = {}
+    model = _train(_sentences(files, shares, used), recipe)
+    versions = {"sentencepiece": _library().__version__, "seconds": round(time.monotonic() - started, 1)}
+    training = {**{key: value for key, value in recipe.items() if key != "file_bytes"}, **versions}
+    vocabulary = SentencePieceVocabulary(model, training={**training, "sample": used})
+    vocabulary.save(path)
+    atomic_json(path / RECIPE, {**recipe, "fingerprint": vocabulary.fingerprint})
+    return vocabulary
+
+
+def _check(
+    pieces: int, special: int, temperature: float, sample_bytes: int, coverage: float, threads: int
+) -> None:
+    ranges: list[tuple[str, Any, bool, str]] = [
+        ("pieces", pieces, pieces > BYTE_PIECES, f"more than {BYTE_PIECES}, those of byte fallback"),
+        ("special", special, special >= 3, "3 or more: pad, EOS and unknown"),
+        ("temperature", temperature, temperature >= 1, "1 or more"),
+        ("sample_bytes", sample_bytes, sample_bytes > 0, "a positive number of bytes"),
+        ("character_coverage", coverage, 0 < coverage <= 1, "a share in (0, 1]"),
+        ("threads", threads, threads >= 1, "1 or more"),
+    ]
+    for name, value, good, expected in ranges:
+        if not good:
+            raise MscaleError(f"{name} is {value}, expected {expected}")
+
+
+def _shares(sizes: dict[str, int], temperature: float, sample_bytes: int) -> dict[str, float]:
+    """Bytes of the sample per language."""
+    rates = sampling.temperature(list(sizes.values()), temperature)
+    return dict(zip(sizes, (rates * sample_bytes).tolist(), strict=True))
+
+
+def _sentences(
+    files: dict[str, list[Path]], shares: dict[str, float], used: dict[str, dict[str, float]]
+) -> Iterator[str]:
+    """Yields ``sentence<TAB>frequency`` and notes in ``used`` what was read; holds a language at a time."""
+    with progress("sample", len(files), "languages") as advance:
+        for code, paths in files.items():
+            sentences, size = _beginnings(paths, shares[code])
+            times = max(shares[code] / size, 1.0) if size else 0.0
+            used[code] = {"bytes": size, "sentences": len(sentences), "times": round(times, 4)}
+            for number, sentence in enumerate(sentences):
+                # Whole frequencies whose sum never strays from `times` per sentence by as much as one.
+                yield f"{sentence}\t{int((number + 1) * times) - int(number * times)}"
+            advance()
+    text = sum(one["bytes"] for one in used.values())
+    print(f"training on {text / 1e6:,.1f} MB of {len(used)} languages", file=sys.stderr, flush=True)
+
+
+def _beginnings(paths: Sequence[Path], share: float) -> tuple[list[str], int]:
+    """Sentences from the beginning of every file, ``share`` bytes together or all there is."""
+    sentences: list[str] = []
+    size = 0
+    for number, path in enumerate(paths):
+        until = size + (share - size) / (len(paths) - number)
+        if size >= until:
+            continue
+        documents = corpora.documents(path)
+        for text in documents:
+            for sentence in _cut(text):
+                sentences.append(sentence)
+                size += len(sentence.encode())
+                if size >= until:
+                    break
+            if size >= until:
+                documents.close()  # type: ignore[attr-defined]
+                break
+    return sentences, size
+
+
+def _cut(text: str) -> Iterator[str]:
+    for line in _CUT.split(text):
+        while len(line) > _SENTENCE_CHARACTERS:
+            end = line.rfind(" ", 1, _SENTENCE_CHARACTERS)
+            end = end if end > 0 else _SENTENCE_CHARACTERS
+            yield line[:end]
+            line = line[end:]
+        if line:
+            yield line
+
+
+def _train(sentences: Iterator[str], recipe: dict[str, Any]) -> bytes:
+    special = recipe["special"]
+    model = io.BytesIO()
+    try:
+        _library().SentencePieceTrainer.train(
+            sentence_iterator=sentences,
+            input_format="tsv",
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=recipe["pieces"] + special,
+            character_coverage=recipe["character_coverage"],
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            pad_id=PAD_ID,
+            eos_id=EOS_ID,
+            unk_id=UNK_ID,
+            bos_id=-1,
+            control_symbols=[f"<extra_id_{number}>" for number in range(special - 3)],
+            max_sentence_length=4 * _SENTENCE_CHARACTERS + 64,
+            input_sentence_size=0,  # all of it: the sample is ours
+            shuffle_input_sentence=False,
+            train_extremely_large_corpus=recipe["sample_bytes"] > 1 << 30,
+            num_threads=recipe["threads"],
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise MscaleError(
+            f"SentencePiece cannot train {recipe['pieces']:,} pieces on this sample: {_reason(str(error))}. Ask for "
+            "fewer pieces or a larger sample where the size is too high, for more pieces where it is too small"
+        ) from None
+    return model.getvalue()
+
+
+def _reason(message: str) -> str:
+    """What SentencePiece says, without the place in its source."""
+    if high := re.search(r"Vocabulary size (?:is )?too high \((\d+)\).*?<= (\d+)", message):
+        return f"its size {int(high[1]):,} is too high, at most {int(high[2]):,} ids can be told apart"
+    if low := re.search(r"Vocabulary size is smaller than required_chars\. (\d+) vs (\d+)", message):
+        return (
+            f"its size {int(low[1]):,} is too small, the characters and bytes alone need {int(low[2]):,} ids"
+        )
+    return message.split("] ")[-1].strip() or "no reason given"
+
+
+def _made(path: Path, recipe: dict[str, Any]) -> SentencePieceVocabulary:
+    found = read_json(path / RECIPE, what="vocabulary recipe")
+    differ = [key for key, value in recipe.items() if found.get(key) != value]
+    if differ:
+        shown = "; ".join(
+            key if key == "file_bytes" else f"{key} was {found.get(key)}, now {recipe[key]}" for key in differ
+        ).replace("file_bytes", "the corpus or the languages differ")
+        raise MscaleError(
+            f"{path}: another vocabulary is here already ({shown}); choose another folder, or delete this one"
+        )
+    vocabulary = load_vocabulary(path)
+    assert isinstance(vocabulary, SentencePieceVocabulary)
+    return vocabulary
+
+
+def _library() -> Any:
+    try:
+        import sentencepiece
+    except ImportError:
+        raise MscaleError(
+            "training a vocabulary needs the package sentencepiece: pip install 'mscale[data]'"
+        ) from None
+    return sentencepiece

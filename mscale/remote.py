@@ -1,0 +1,291 @@
+"""Files elsewhere (gs://, s3://, memory:// and all else that fsspec knows), read by ranges of bytes.
+
+A host reads only what it needs, through a cache of bounded size, many ranges at once, and tries again where
+a read fails: object stores answer slowly and now and then not at all.
+"""
+
+import os
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mscale.errors import MscaleError
+
+ATTEMPTS = 6
+FIRST_WAIT = 0.2  # seconds before the second attempt, doubled from then on
+CACHE_BYTES = 256 << 20
+BLOCK_BYTES = 1 << 16  # windows are of a few kilobytes and far apart: larger blocks read more for nothing
+CONNECTIONS = 64
+
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)
+T = TypeVar("T")
+
+
+class Url(str):
+    """A place on a remote file system; ``/`` joins as it does for ``Path``."""
+
+    def __truediv__(self, name: str) -> "Url":
+        return Url(f"{self.rstrip('/')}/{name}")
+
+    @property
+    def name(self) -> str:
+        return self.rstrip("/").rpartition("/")[2]
+
+
+def location(path: str | os.PathLike) -> Path | Url:
+    """Returns a ``Url`` for what has a scheme (also one that ``Path`` made ``gs:/`` of), else a ``Path``."""
+    match = _URL.fullmatch(str(path))
+    if not match:
+        return Path(path)
+    scheme, rest = match.groups()
+    return Path("/" + rest) if scheme in ("file", "local") else Url(f"{scheme}://{rest}".rstrip("/"))
+
+
+class RemoteFiles:
+    """The files under one URL: whole, by ranges, or as arrays of tokens that are read where they are used."""
+
+    def __init__(
+        self,
+        root: Url,
+        cache_bytes: int = CACHE_BYTES,
+        block_bytes: int = BLOCK_BYTES,
+        connections: int = CONNECTIONS,
+    ):
+        self.root, self.block_bytes, self.cache_bytes = root, block_bytes, cache_bytes
+        self._system, self._root = connect(root)
+        self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._held = 0
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(connections, thread_name_prefix="mscale-remote")
+
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of every file, by its path below the root: one listing, however many files there are."""
+
+        def listed() -> dict[str, dict[str, Any]]:
+            self._system.invalidate_cache()
+            return self._system.find(self._root, detail=True)
+
+        found = retried(listed, f"list {self.root}")
+        prefix = self._root.rstrip("/") + "/"
+        return {name.removeprefix(prefix): int(info["size"]) for name, info in found.items()}
+
+    def read(self, name: str) -> bytes:
+        """A whole small file. Raises FileNotFoundError where there is none."""
+        return retried(lambda: self._system.cat_file(self._path(name)), f"read {self.root / name}")
+
+    def range(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes ``start`` to ``stop`` of a file, past the cache."""
+
+        def once() -> bytes:
+            data = self._system.cat_file(self._path(name), start=start, end=stop)
+            if len(data) != stop - start:
+                raise OSError(f"got {len(data):,} of {stop - start:,} bytes")
+            return data
+
+        try:
+            return retried(once, f"read bytes {start:,} to {stop:,} of {self.root / name}")
+        except FileNotFoundError:
+            raise MscaleError(
+                f"{self.root / name}: no such file (any more); copy the folder there again"
+            ) from None
+
+    def tokens(self, name: str, dtype: np.dtype, count: int) -> "RemoteArray":
+        """The file as a lazy (count,) array."""
+        return RemoteArray(self, name, np.dtype(dtype), 0, (count,), count)
+
+    def fetch(self, ranges: Iterable[tuple[str, int, int, int]]) -> None:
+        """Brings blocks into the cache, many at once.
+
+        Args:
+          ranges: name, first byte, last byte + 1, and bytes of the file.
+        """
+        wanted = {
+            (name, block): size
+            for name, start, stop, size in ranges
+            for block in range(start // self.block_bytes, -(-stop // self.block_bytes))
+        }
+        with self._lock:
+            missing = [(key, size) for key, size in wanted.items() if key not in self._blocks]
+        for _ in self._pool.map(lambda item: self._block(item[0], item[1]), missing):
+            pass
+
+    def cached(self, name: str, start: int, stop: int, size: int) -> bytes:
+        """Bytes ``start`` to ``stop`` of a file of ``size`` bytes, through the cache."""
+        first, last = start // self.block_bytes, -(-stop // self.block_bytes)
+        if last - first > 1:
+            keys = [(name, block) for block in range(first, last)]
+            parts = list(self._pool.map(lambda key: self._block(key, size), keys))
+        else:
+            parts = [self._block((name, block), size) for block in range(first, last)]
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        return data[start - first * self.block_bytes : stop - first * self.block_bytes]
+
+    def _block(self, key: tuple[str, int], size: int) -> bytes:
+        with self._lock:
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
+                return self._blocks[key]
+        name, block = key
+        start = block * self.block_bytes
+        data = self.range(name, start, min(start + self.block_bytes, size))
+        with self._lock:
+            if key not in self._blocks:
+                self._blocks[key] = data
+                self._held += len(data)
+            while self._held > self.cache_bytes and len(self._blocks) > 1:
+                self._held -= len(self._blocks.popitem(last=False)[1])
+        return data
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+
+class RemoteArray(np.lib.mixins.NDArrayOperatorsMixin):
+    """Consecutive tokens of a remote file, (tokens,) or (windows, S), read when they become a NumPy array.
+
+    Slices of the first axis, single rows and ``reshape(-1, S)`` read nothing; ``np.asarray``, assignment
+    into an array, arithmetic and an index array (all its rows at once) do.
+    """
+
+    def __init__(
+        self, files: RemoteFiles, name: str, dtype: np.dtype, first: int, shape: tuple[int, ...], count: int
+    ):
+        self._files, self._name, self._first, self._count = files, name, first, count
+        self.dtype, self.shape = dtype, shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def reshape(self, *shape: int) -> "RemoteArray":
+        """``reshape(-1, S)`` and ``reshape(-1)``."""
+        wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
+        inner = int(np.prod(wanted[1:]))
+        if wanted[0] not in (-1, self.size // inner) or self.size % inner:
+            raise ValueError(f"cannot reshape {self.size} tokens into {tuple(wanted)}")
+        return self._view(self._first, (self.size // inner, *wanted[1:]))
+
+    def __getitem__(self, index: Any) -> Any:
+        inner = int(np.prod(self.shape[1:]))
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step != 1:
+                return np.asarray(self)[index]
+            return self._view(self._first + start * inner, (max(stop - start, 0), *self.shape[1:]))
+        if isinstance(index, int | np.integer):
+            row = int(index) + (len(self) if index < 0 else 0)
+            if not 0 <= row < len(self):
+                raise IndexError(f"index {index} of {len(self)}")
+            view = self._view(self._first + row * inner, self.shape[1:])
+            return view if view.shape else np.asarray(view)[()]
+        rows = np.arange(len(self))[np.asarray(index)]
+        views = [self._view(self._first + int(row) * inner, self.shape[1:]) for row in rows.ravel()]
+        self._files.fetch(view._range() for view in views)
+        read = [np.asarray(view) for view in views]
+        return np.array(read, self.dtype).reshape(*rows.shape, *self.shape[1:])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError(
+                f"{self._files.root / self._name} is remote: it cannot be an array without a copy"
+            )
+        if not self.size:
+            return np.empty(self.shape, dtype or self.dtype)
+        read = np.frombuffer(self._files.cached(*self._range()), self.dtype).reshape(self.shape)
+        return read if dtype is None else read.astype(dtype)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        arrays = [np.asarray(one) if isinstance(one, RemoteArray) else one for one in inputs]
+        return getattr(ufunc, method)(*arrays, **kwargs)
+
+    def _range(self) -> tuple[str, int, int, int]:
+        width = self.dtype.itemsize
+        return (
+            self._name,
+            self._first * width,
+            (self._first + self.size) * width,
+            self._count * width,
+        )
+
+    def _view(self, first: int, shape: tuple[int, ...]) -> "RemoteArray":
+        return RemoteArray(self._files, self._name, self.dtype, first, shape, self._count)
+
+
+def connect(url: str) -> tuple[Any, str]:
+    """Returns the fsspec file system of ``url`` and the path in it.
+
+    Raises:
+      MscaleError: an unknown scheme, a package that it needs is missing, or no permission.
+    """
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise MscaleError(
+            f"{url}: cannot open this kind of URL ({error}); install the fsspec package for it (gcsfs for gs://, "
+            "s3fs for s3://) or copy the folder to a local disk"
+        ) from None
+    except Exception as error:  # each file system has errors of its own: credentials, network
+        raise MscaleError(f"{url}: cannot connect ({error}); check your credentials and the URL") from error
+
+
+def retried(read: Callable[[], T], what: str) -> T:
+    """Calls ``read`` until it succeeds, at most ``ATTEMPTS`` times, with growing pauses.
+
+    Raises:
+      FileNotFoundError: there is no such file, which no repetition changes.
+      MscaleError: no permission, or the last attempt failed too.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return read()
+        except FileNotFoundError:
+            raise
+        except PermissionError as error:
+            raise MscaleError(f"cannot {what}: no permission ({error}); check your credentials") from error
+        except Exception as error:  # what a failing network raises is the file system's own affair
+            if attempt == ATTEMPTS:
+                raise MscaleError(
+                    f"cannot {what}: {ATTEMPTS} attempts failed, the last with: {error or type(error).__name__}; "
+                    "check the network and the file, then run again: it continues"
+                ) from error
+            time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
+    raise AssertionError  # not reached
+
+
+def upload(folder: str | os.PathLike, url: str, last: Sequence[str] = ()) -> None:
+    """Copies a local folder to ``url``; the files named in ``last`` (a manifest) after all others.
+
+    Raises:
+      MscaleError: a copy failed for good.
+    """
+    folder = Path(folder)
+    root = location(url)
+    if isinstance(root, Path):
+        raise MscaleError(f"{url}: expected a remote URL, such as gs://bucket/store")
+    system, base = connect(root)
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+    def put(name: str) -> None:
+        target = f"{base.rstrip('/')}/{name}"
+        retried(lambda: system.put_file(str(folder / name), target), f"write {root / name}")
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        list(pool.map(put, [name for name in names if name not in last]))
+    for name in (name for name in names if name in last):
+        put(name)

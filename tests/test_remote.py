@@ -1,0 +1,201 @@
+"""A store on a file system that is slow and fails now and then."""
+
+import threading
+import time
+
+import fsspec
+import numpy as np
+import pytest
+import tiny_store
+from fsspec.implementations.memory import MemoryFileSystem
+
+from mscale import feed, remote, schedule
+from mscale.errors import MscaleError
+from mscale.mixture import resolve
+from mscale.remote import RemoteFiles, Url, location
+from mscale.store import MANIFEST, open_store
+
+
+class Fake(MemoryFileSystem):
+    """Every read takes ``latency``; every ``fails_every``-th fails, by an error or by a short answer."""
+
+    protocol = "fake"
+    store: dict = {}
+    latency = 0.0
+    fails_every = 0
+    calls = bytes_read = running = most_at_once = 0
+    lock = threading.Lock()
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return MemoryFileSystem._strip_protocol(str(path).replace("fake://", "memory://"))
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        cls = type(self)
+        with cls.lock:
+            cls.calls += 1
+            cls.running += 1
+            cls.most_at_once = max(cls.most_at_once, cls.running)
+            number = cls.calls
+        try:
+            time.sleep(cls.latency)
+            data = super().cat_file(path, start=start, end=end, **kwargs)
+            if cls.fails_every and number % cls.fails_every == 0:
+                if number % 2:
+                    raise ConnectionResetError("connection reset by peer")
+                return data[:-1] if start is not None else (_ for _ in ()).throw(TimeoutError())
+            cls.bytes_read += len(data)
+            return data
+        finally:
+            with cls.lock:
+                cls.running -= 1
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    fsspec.register_implementation("fake", Fake, clobber=True)
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    Fake.store.clear()
+    Fake.latency, Fake.fails_every = 0.0, 0
+    Fake.calls = Fake.bytes_read = Fake.running = Fake.most_at_once = 0
+    return Fake
+
+
+@pytest.fixture
+def local(tmp_path):
+    return tiny_store.write(tmp_path / "store", train_tokens=200_000)
+
+
+@pytest.fixture
+def url(fake, local):
+    remote.upload(local.path, "fake://bucket/store", last=[MANIFEST])
+    fake.calls = 0
+    return "fake://bucket/store"
+
+
+S = 128
+
+
+def plan(store, batch_size=32):
+    windows = {code: store.windows(code, S) for code in store.languages}
+    mixture = resolve("uniform", store, S)
+    return schedule.Schedule(((0, mixture),), windows, batch_size, seed=0)
+
+
+def test_a_flaky_remote_store_gives_the_same_batches(local, url, fake):
+    fake.latency, fake.fails_every = 0.001, 7
+    store = open_store(url, verify=True)
+    for mine, theirs in zip(
+        feed.batches(store, plan(store), S, 3, 9), feed.batches(local, plan(local), S, 3, 9), strict=True
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+    for language in local.languages:
+        for mine, theirs in zip(store.valid(language), local.valid(language), strict=True):
+            np.testing.assert_array_equal(np.asarray(mine), theirs)
+        np.testing.assert_array_equal(store.unigram(language), local.unigram(language))
+    assert store.identity == local.identity
+    assert store.path == url
+
+
+def test_only_the_share_is_read_and_a_second_time_nothing(local, url, fake):
+    store = open_store(url)
+    store._remote.block_bytes = 256
+    fake.bytes_read = 0
+    ids = [3, 700, 1501]
+    store.fetch(["en"] * 3, ids, S)
+    read = fake.bytes_read
+    assert read <= 3 * (2 * S + 2 * 256)
+    np.testing.assert_array_equal(
+        store.train("en")[: 1502 * S].reshape(-1, S)[np.array(ids)],
+        local.train("en").reshape(-1)[: 1502 * S].reshape(-1, S)[ids],
+    )
+    assert fake.bytes_read == read
+
+
+def test_a_batch_is_read_at_once_and_not_window_by_window(url, fake):
+    store = open_store(url)
+    store._remote.block_bytes = 256
+    fake.latency, fake.most_at_once = 0.02, 0
+    started = time.monotonic()
+    store.fetch(["en", "fr"] * 64, list(range(128)), S)
+    assert fake.most_at_once > 16
+    assert time.monotonic() - started < 128 * 0.02 / 4
+
+
+def test_the_cache_stays_within_its_bound(url, fake):
+    store = open_store(url, cache_bytes=10_000)
+    store._remote.block_bytes = 1000
+    everything = np.asarray(store.train("en"))
+    assert len(everything) == store.train_tokens("en")
+    assert sum(map(len, store._remote._blocks.values())) == store._remote._held <= 10_000
+
+
+def test_after_the_last_attempt_the_error_names_file_range_and_reason(url, fake):
+    store = open_store(url)
+    fake.fails_every = 1
+    with pytest.raises(
+        MscaleError, match=r"bytes 0 to 65,536 of fake://bucket/store/fr/train.bin: 6 attempts failed"
+    ):
+        store.train("fr")[:10] + 0
+    with pytest.raises(MscaleError, match="cannot read fake://bucket/store/store.json: 6 attempts"):
+        open_store(url)
+
+
+def test_what_vanished_or_changed_is_named(url, fake):
+    with pytest.raises(MscaleError, match=r"fake://bucket/other: no store\.json here"):
+        open_store("fake://bucket/other")
+    with pytest.raises(MscaleError, match="nosuch.*cannot open this kind of URL"):
+        open_store("nosuch://bucket/other")
+    store = open_store(url)
+    fake().rm("/bucket/store/fr/valid.bin")
+    fake().pipe("/bucket/store/sw/train.bin", b"short")
+    with pytest.raises(MscaleError, match=r"(?s)store/fr/valid.bin is missing.*sw/train.bin has 5 bytes"):
+        open_store(url)
+    with pytest.raises(MscaleError, match="fr/valid.bin"):
+        np.asarray(store.valid("fr")[0])
+
+
+def test_a_changed_byte_is_found_by_verifying(url, fake):
+    data = bytearray(fake().cat_file("/bucket/store/en/train.bin"))
+    data[1000] ^= 4
+    fake().pipe("/bucket/store/en/train.bin", bytes(data))
+    open_store(url)
+    with pytest.raises(MscaleError, match="en/train.bin has another checksum"):
+        open_store(url, verify=True)
+
+
+def test_the_manifest_is_uploaded_last(local, fake, monkeypatch):
+    put = fake.put_file
+    order = []
+    monkeypatch.setattr(fake, "put_file", lambda self, a, b, **k: (order.append(b), put(self, a, b, **k))[1])
+    remote.upload(local.path, "fake://bucket/again", last=[MANIFEST])
+    assert order[-1].endswith(MANIFEST)
+    assert len(order) == 13
+    with pytest.raises(MscaleError, match="expected a remote URL"):
+        remote.upload(local.path, "somewhere")
+
+
+def test_remote_arrays_behave_like_arrays(fake):
+    fake().pipe("/bucket/x", np.arange(1000, dtype="<u2").tobytes())
+    array = RemoteFiles(Url("fake://bucket"), block_bytes=64).tokens("x", np.dtype("<u2"), 1000)
+    whole = np.arange(1000, dtype="<u2")
+    np.testing.assert_array_equal(array[17:230], whole[17:230])
+    np.testing.assert_array_equal(array[:999].reshape(-1, 9)[5:][-1], whole[:999].reshape(-1, 9)[-1])
+    np.testing.assert_array_equal(array[np.array([[5, 999], [0, -1]])], whole[[[5, 999], [0, -1]]])
+    assert array[-1] == 999 and len(array[5:3]) == 0 and (array == 7).sum() == 1
+    np.testing.assert_array_equal(array[::-1], whole[::-1])
+    for bad in (lambda: array[1000], lambda: array[-1001]):
+        with pytest.raises(IndexError):
+            bad()
+    with pytest.raises(ValueError, match="cannot reshape"):
+        array.reshape(-1, 7)
+
+
+def test_locations():
+    assert location("gs://a/b/") == location(location("gs://a/b")) == Url("gs://a/b")
+    from pathlib import Path
+
+    assert location(Path("gs://a/b")) == Url("gs://a/b")
+    assert location("a/b") == location(Path("a/b")) == Path("a/b")
+    assert location("file:///a/b") == Path("/a/b")
+    assert str(Url("gs://a") / "b" / "c") == "gs://a/b/c"
