@@ -254,3 +254,53 @@ def test_nothing_is_lost_or_counted_twice_when_workers_and_runner_are_killed_at_
     assert collect(root) == whole
     for name in ("observations.parquet", "observations.csv", "exposure.parquet", "exposure.csv"):
         assert (root / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_real_training_end_to_end(tmp_path):
+    """Two trunks of the smallest model, with the real trainer: a branch off each, and one that continues."""
+    import gzip
+    import json
+
+    from mixtures.pack import pack
+    from mscale.vocabulary import byte_vocabulary
+    from sweeps.build import Recipe
+
+    for name, text in (("en", "the cat sat on the mat. "), ("fr", "le chat est sur la table. ")):
+        folder = tmp_path / "corpus" / "data" / name
+        folder.mkdir(parents=True)
+        with gzip.open(folder / f"{name}_clean_0000.jsonl.gz", "wt") as file:
+            for index in range(150):
+                file.write(json.dumps({"text": f"{index} " + text * 5}) + "\n")
+    store = pack(tmp_path / "corpus", tmp_path / "store", byte_vocabulary(), processes=1)
+    recipe = Recipe(
+        store=str(store.path),
+        fingerprint=spec.store_fingerprint(store),
+        vocabulary_size=259,
+        sequence_length=16,
+        batch_size=2,
+        learning_rate=0.01,
+        warmup_steps=2,
+        evaluations=2,
+        unimax_budget=1280,
+        bindings={"EVAL_TOKENS": 256, "PROGRESS": False},
+    )
+    unimax = Cell("unimax", "nano0", "unimax", (32 * 10, 32 * 20))
+    cells = [unimax, Cell("continue", "nano0", "fr", (32 * 10, 32 * 20), init=unimax, evaluate=("en", "fr"))]
+    study = build("tiny", cells, recipe, store)
+    root = tmp_path / "study"
+    summary = local.run(study, root, workers=1)
+    assert summary.trained == len(study.runs) == 6
+    found = collect(root)
+    assert found.runs == 6 and not found.missing
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(root / "observations.parquet").to_pylist()
+    ends = [row for row in table if row["phase"] == "end"]
+    assert {(row["tag"], row["tokens"]) for row in ends} == {
+        ("unimax", 320),
+        ("unimax", 640),
+        ("continue", 320),
+        ("continue", 640),
+    }
+    assert {row["init"] for row in ends if row["tag"] == "continue"} == {study.ends[0][-1]}
+    assert {row["group"] for row in table} == {study.runs[0].id}

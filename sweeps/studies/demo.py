@@ -166,7 +166,7 @@ def demo(
         warmup_steps=WARMUP_STEPS,
         evaluations=16,
         unimax_budget=budget,
-        bindings={"EVAL_TOKENS": 8192, "PROGRESS": False},
+        bindings={"EVAL_TOKENS": 8192, "LOG_EVERY": 25, "PROGRESS": False},
     )
     return build("demo", cells, recipe, store, notes)
 
