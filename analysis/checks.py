@@ -38,7 +38,7 @@ def column_for(table: pd.DataFrame, law: Law, variable: str, default: str, given
         if name not in table:
             raise MscaleError(
                 f"columns={{{variable!r}: {name!r}}}: the table has no column {name!r}{nearest(name, table.columns)}; "
-                f"it has {_listed(table.columns)}"
+                f"it has {_listed(list(table.columns))}"
             )
         return name
     for name in (default, *ALTERNATIVES.get(default, ()), variable):
@@ -46,7 +46,7 @@ def column_for(table: pd.DataFrame, law: Law, variable: str, default: str, given
             return name
     raise MscaleError(
         f"law {law.name!r} needs column {default!r} (its {variable}), which the table does not have"
-        f"{nearest(default, table.columns)}; it has {_listed(table.columns)}. "
+        f"{nearest(default, table.columns)}; it has {_listed(list(table.columns))}. "
         f"Name it with columns={{{variable!r}: '<your column>'}}"
     )
 
@@ -97,6 +97,7 @@ def rows(
     }
     table = _duplicates(table, notes)
     table = _phases(table, phases, notes)
+    _one_split(table)
     if law.pretraining:
         table = _from_scratch(table, law, notes)
     values = {variable: _numbers(table, name) for variable, name in names.items()}
@@ -114,7 +115,7 @@ def rows(
             keep &= ~zero
     if not keep.any():
         raise MscaleError(
-            f"every row has a zero in {_listed(sorted(set(names.values())))}: nothing is left to fit law {law.name!r} to"
+            f"every row has a zero in {_listed(sorted(set(names.values())))}: nothing is left to fit"
         )
     _response(table, y, response, law)
     for variable, name in names.items():
@@ -147,8 +148,8 @@ def _numbers(table: pd.DataFrame, name: str) -> np.ndarray:
     converted = pd.to_numeric(table[name], errors="coerce")
     wrong = converted.isna() & table[name].notna()
     if wrong.any():
-        at = wrong.idxmax()
-        raise MscaleError(f"column {name!r}, row {at}: {table[name][at]!r} is not a number")
+        at = int(np.argmax(wrong))
+        raise MscaleError(f"column {name!r}, row {table.index[at]}: {table[name].iloc[at]!r} is not a number")
     return converted.to_numpy(float)
 
 
@@ -173,8 +174,8 @@ def _response(table: pd.DataFrame, y: np.ndarray, name: str, law: Law) -> None:
     if law.residual == "log" and (y <= 0).any():
         at = int(np.argmax(y <= 0))
         raise MscaleError(
-            f"column {name!r}, row {table.index[at]}: found {y[at]:g}, but law {law.name!r} takes logarithms, so it must "
-            f"be positive ({(y <= 0).sum()} such rows). For the unigram-normalised loss, which is negative, "
+            f"column {name!r}, row {table.index[at]}: found {y[at]:g}, but law {law.name!r} takes logarithms, so it "
+            f"must be positive ({(y <= 0).sum()} such rows). For the unigram-normalised loss, which is negative, "
             f"fit with residual='additive'"
         )
 
@@ -202,6 +203,14 @@ def _duplicates(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
         )
     notes.append(f"{exact.sum()} duplicate rows dropped")
     return table
+
+
+def _one_split(table: pd.DataFrame) -> None:
+    if "split" in table and table["split"].nunique() > 1:
+        raise MscaleError(
+            f"column 'split' holds {_listed(sorted(map(str, table['split'].unique())))}: losses on different texts are "
+            f"not comparable; keep the rows of one"
+        )
 
 
 def _phases(table: pd.DataFrame, phases: Sequence[str] | None, notes: list[str]) -> pd.DataFrame:

@@ -195,7 +195,7 @@ def _tanh(x: Jet) -> Jet:
     return x.map(value, slope, -2.0 * value * slope)
 
 
-_UFUNCS = {
+_UFUNCS: dict[str, Any] = {
     "exp": exp,
     "log": log,
     "log10": lambda x: log(x) * (1.0 / np.log(10.0)),

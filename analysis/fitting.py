@@ -81,7 +81,7 @@ def fit(
     if residual is not None:
         if residual not in ("log", "additive"):
             raise MscaleError(f"residual={residual!r}: expected 'log' or 'additive'")
-        law = dataclasses.replace(law, residual=residual)
+        law = with_residual(law, residual)
     per = _per(law, table, per)
     _known(law, share or (), fixed or {}, tie or {}, priors or {})
     rows = checks.rows(table, law, columns, phases=phases, per=per, group=group)
@@ -109,8 +109,9 @@ def fit(
     if priors:
         problem = _with_priors(problem, names, priors, seed)
     problem, theta, agreement = search.polish(problem, search.starts(problem, seed))
+    known: dict[str, Any] = {}
     if spec.delta is None:
-        noise = uncertainty.noise(problem, theta)
+        noise = known["noise"] = uncertainty.noise(problem, theta)
         problem = dataclasses.replace(problem, ratio=float(noise.ratio[noise.best]))
         theta = noise.theta[noise.best]
     return Fit(
@@ -125,6 +126,7 @@ def fit(
         notes=(*rows.notes, *_remarks(agreement, problem, theta)),
         agreement=agreement,
         spec=dataclasses.asdict(spec),
+        _cache=known,
     )
 
 
@@ -143,7 +145,7 @@ def from_json(text: str, law: Law | None = None) -> Fit:
         raise MscaleError(f"this fit has format {version}, this version of mscale reads {FORMAT}: fit again")
     spec = Spec(**saved["spec"])
     law = laws.rebuild(saved["law"], spec.options) if law is None else law
-    law = dataclasses.replace(law, residual=spec.residual)
+    law = with_residual(law, spec.residual)
     data = saved["data"]
     problem, names = build(
         law,
@@ -168,6 +170,19 @@ def from_json(text: str, law: Law | None = None) -> Fit:
         notes=tuple(saved["notes"]),
         agreement=saved["agreement"],
         spec=dataclasses.asdict(spec),
+    )
+
+
+def with_residual(law: Law, residual: str) -> Law:
+    """The law fitted to "log" or "additive" residuals; additive ones may be of losses below 0, so E is free."""
+    if residual == law.residual:
+        return law
+    free = [
+        dataclasses.replace(q, bounds=(-q.bounds[1], q.bounds[1])) if q.linear and q.bounds[0] == 0 else q
+        for q in law.parameters
+    ]
+    return dataclasses.replace(
+        law, residual=residual, parameters=tuple(free) if residual == "additive" else law.parameters
     )
 
 
@@ -256,6 +271,8 @@ def _enough(law: Law, problem: Problem, names: tuple[str, ...], groups: int, few
                     f"exponent (fixed={{{exponent!r}: …}}), or fit law 'power' in what does vary"
                 )
     size = problem.size
+    if size == 0:
+        raise MscaleError("every parameter is fixed: there is nothing to fit")
     if np.ptp(problem.y) == 0:
         raise MscaleError(f"every {law.response} is {problem.y[0]:g}: there is nothing to fit")
     distinct = len({tuple(row) for row in zip(*problem.x.values(), problem.y, strict=True)})

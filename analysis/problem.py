@@ -61,6 +61,11 @@ class Cell:
     select: np.ndarray  # (k, P)
     offset: np.ndarray  # (k,)
 
+    @property
+    def free(self) -> np.ndarray:
+        """(k,) bool: which of the law's parameters are fitted here."""
+        return np.count_nonzero(self.select, axis=1) > 0
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -121,7 +126,10 @@ class Problem:
 
     def all_group_sums(self, values: np.ndarray) -> np.ndarray:
         """(B, n) -> (B, G), over all cells."""
-        return sum(self.group_sums(values[:, cell.rows], number) for number, cell in enumerate(self.cells))
+        result = np.zeros((len(values), self.groups))
+        for number, cell in enumerate(self.cells):
+            result += self.group_sums(values[:, cell.rows], number)
+        return result
 
     @cached_property
     def groups(self) -> int:
@@ -189,7 +197,7 @@ class Problem:
         """d residual / d theta at one theta (P,), dense (n, P)."""
         result = np.zeros((len(self.y), self.size))
         for cell in self.cells:
-            free = cell.select.any(axis=1)
+            free = cell.free
             out = self.law.predict(self.jets(self.locals(theta[None], cell), free, 1), self.variables(cell))
             scale = 1.0 / out.value if self.law.residual == "log" else 1.0
             local = np.zeros((cell.rows.stop - cell.rows.start, len(free)))
@@ -233,7 +241,7 @@ class Problem:
             relief = (self.shared(members.ratio) * sums)[:, self.group]
             leverage = np.zeros((B, P, sums.shape[1]))
         for number, cell in enumerate(self.cells):
-            kept = np.flatnonzero(cell.select.any(axis=1))
+            kept = np.flatnonzero(cell.free)
             S = cell.select[kept]
             columns = np.flatnonzero(S.any(axis=0))
             S = S[:, columns]
@@ -242,7 +250,7 @@ class Problem:
             )
             f += parts[0]
             g[:, columns] += parts[1] @ S
-            where = np.ix_(range(B), columns, columns)
+            where = np.ix_(np.arange(B), columns, columns)
             if np.array_equal(S, np.eye(len(S))):
                 H[where] += parts[2]
                 M[where] += parts[3]
@@ -271,7 +279,7 @@ class Problem:
         pin = self.pin
         assert pin is not None and members.aim is not None
         cell = self.cells[pin.cell]
-        free = cell.select.any(axis=1)
+        free = cell.free
         h = pin.quantity(self.jets(self.locals(theta, cell), free, 2))
         away = h.value[:, 0] - members.aim
         slope = np.zeros((len(theta), len(free)))

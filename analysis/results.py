@@ -168,24 +168,19 @@ class Fit:
         """
         table = pd.DataFrame(table)
         x, cells = self._inputs(table, exposure)
-        draws = None if level is None else self.draws()
-        result = pd.DataFrame({"prediction": np.nan}, index=table.index, dtype=float)
+        columns = np.full((len(table), 1 if level is None else 3), np.nan)
         for number in np.unique(cells):
             at = np.flatnonzero(cells == number)
             part = {name: values[at] for name, values in x.items()}
-            value = self._evaluate(self.theta[None], number, part)[0]
-            result.iloc[at, 0] = value
-            if draws is not None:
-                bounds = np.quantile(
-                    self._evaluate(draws, number, part),
-                    [(1 - level) / 2, (1 + level) / 2],
-                    axis=0,  # type: ignore[operator]
-                )
-                result.loc[result.index[at], ["low", "high"]] = bounds.T
+            columns[at, 0] = self.evaluate(self.theta[None], number, part)[0]
+            if level is not None:
+                tails = [(1 - level) / 2, (1 + level) / 2]
+                columns[at, 1:] = np.quantile(self.evaluate(self.draws(), number, part), tails, axis=0).T
+        result = pd.DataFrame(columns, table.index, ["prediction", "low", "high"][: columns.shape[1]])
         result["in_range"] = self._in_range(x)
         return result
 
-    def _evaluate(self, theta: np.ndarray, cell: int, x: Mapping[str, np.ndarray]) -> np.ndarray:
+    def evaluate(self, theta: np.ndarray, cell: int, x: Mapping[str, np.ndarray]) -> np.ndarray:
         local = self.problem.locals(theta, self.problem.cells[cell])
         p = self.problem.jets(local, np.zeros(0, bool), 0)
         space = SimpleNamespace(**x)
@@ -273,7 +268,7 @@ class Fit:
                     lambda q, b=budget, c=number: self._at_compute(theta, c, q, b, at), budget, len(theta)
                 )
                 N = np.exp(log_n)
-                record = {self.per or "level": name} if self.per else {}
+                record: dict[str, Any] = {self.per: name} if self.per else {}
                 record |= {"C": budget, "N": N[0], "D": budget / 6 / N[0]}
                 record["loss"] = float(
                     self._at_compute(self.theta[None], number, log_n[:1, None], budget, at)[0, 0]

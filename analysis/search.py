@@ -24,8 +24,8 @@ def starts(problem: Problem, seed: int) -> np.ndarray:
     nonlinear = [index for index, q in enumerate(which) if not q.linear]
     ranges = np.array([np.log(q.start) if q.log else q.start for q in which], float).reshape(-1, 2)
     if len(nonlinear) <= 2:
-        axes = [np.linspace(*ranges[index], GRID) for index in nonlinear]
-        points = np.array(list(itertools.product(*axes))).reshape(-1, len(nonlinear))
+        axes = [np.linspace(ranges[index, 0], ranges[index, 1], GRID) for index in nonlinear]
+        points = np.array(list(itertools.product(*axes)), float).reshape(GRID ** len(axes), len(axes))
     else:
         unit = qmc.Sobol(len(nonlinear), seed=seed).random(STARTS)
         low, high = ranges[nonlinear].T

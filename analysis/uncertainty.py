@@ -7,6 +7,7 @@ hold with few groups where bootstraps do not.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 from scipy.stats import t as student
@@ -84,12 +85,20 @@ def critical(noise: Noise, slope: np.ndarray, level: float) -> tuple[float, floa
     spread = np.sqrt(np.maximum(np.einsum("i,rij,j->r", slope, noise.inverse, slope) * noise.sigma2, 1e-300))
     at = noise.best
     shift, width = (centre - centre[at]) / spread[at], spread / spread[at]
-    grid = np.linspace(-60, 60, 6001)
-    mass = noise.chance @ student.cdf((grid - shift[:, None]) / width[:, None], noise.freedom)
+    grid, table = _student(noise.freedom)
+    mass = noise.chance @ np.interp((grid - shift[:, None]) / width[:, None], grid, table)
     return (
         float(np.interp((1 - level) / 2, mass, grid)),
         float(np.interp((1 + level) / 2, mass, grid)),
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _student(freedom: int) -> tuple[np.ndarray, np.ndarray]:
+    """Student's distribution function on a grid, fine where intervals end."""
+    half = np.concatenate([np.linspace(0.0, 8.0, 801), np.geomspace(8.1, 1e4, 200)])
+    grid = np.concatenate([-half[:0:-1], half])
+    return grid, student.cdf(grid, freedom)
 
 
 def profile_intervals(

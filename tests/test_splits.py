@@ -1,0 +1,88 @@
+"""Splits hold out what they say, and rank the law that made the data first."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import simulate, splits
+from mscale.errors import MscaleError
+
+TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36}
+SIZES = np.geomspace(2e4, 4e5, 5)
+
+
+@pytest.fixture(scope="module")
+def table():
+    design = simulate.grid(SIZES, (2e6, 4e6, 8e6), ("en", "sw"), seeds=2)
+    return simulate.study("chinchilla", design, {**TRUE, "E[sw]": 2.2}, trunk=0.002, checkpoint=0.001)
+
+
+def held(table, split, **how):
+    return splits.folds(table, split, **how)
+
+
+def test_random_split_keeps_groups_whole(table):
+    (test,) = held(table, "R2", seed=3).values()
+    assert not set(table["group"][test]) & set(table["group"][~test])
+    assert test.mean() == pytest.approx(0.2)
+
+
+def test_extrapolating_splits(table):
+    (scales,) = held(table, "R2_N").values()
+    assert set(table["params"][scales]) == {SIZES[-1]}
+    (tokens,) = held(table, "R2_D").values()
+    assert set(table["tokens"][tokens]) == {8e6}
+    (compute,) = held(table, "R2_C").values()
+    cost = table["params"] * table["tokens"]
+    assert cost[compute].min() >= cost[~compute].max()
+
+
+def test_mixtures_split():
+    table = pd.DataFrame(
+        {
+            "languages": ["en", "en+fr", "de+en+fr", "de+en+fr"],
+            "mixture": ["en", "en+fr", "uniform", "unimax"],
+        }
+    )
+    (test,) = held(table, "R2_M").values()
+    assert test.tolist() == [False, False, True, False]
+    with pytest.raises(MscaleError, match="three or more"):
+        held(table.head(2), "R2_M")
+
+
+def test_leave_one_out_covers_every_row_once(table):
+    for split, count in (("leave_one_scale_out", 5), ("leave_one_language_out", 2)):
+        masks = held(table, split)
+        assert len(masks) == count
+        assert (sum(mask.astype(int) for mask in masks.values()) == 1).all()
+    with pytest.raises(MscaleError, match="only one language"):
+        held(table[table["language"] == "en"], "leave_one_language_out")
+    with pytest.raises(MscaleError, match="no split 'R3'"):
+        held(table, "R3")
+
+
+def test_judging_laws_side_by_side(table):
+    contenders = {
+        "power": {"law": "power", "columns": {"x": "tokens"}},
+        "chinchilla": {"law": "chinchilla", "share": ("alpha", "beta")},
+    }
+    found = splits.judge(contenders, table, ("R2", "leave_one_scale_out", "leave_one_language_out"))
+    ours = found[found["law"] == "chinchilla"].set_index("split")
+    assert (ours["r2"] > 0.99).all()
+    assert (ours["low"] <= ours["r2"]).all() and (ours["r2"] <= ours["high"] + 1e-12).all()
+    assert ours.loc["leave_one_scale_out", "difference_low"] > 0
+    assert ours.loc["leave_one_scale_out", "tested"] == len(table)
+    assert 0 < ours.loc["leave_one_scale_out", "out_of_range"] < 1
+
+
+def test_r2_is_pooled_and_within():
+    frame = pd.DataFrame(
+        {"observed": [1.0, 2.0, 11.0, 12.0], "predicted": [1.5, 1.5, 11.5, 11.5], "level": list("aabb")}
+    )
+    assert splits.r2(frame) == pytest.approx(1 - 1 / 101)
+    assert splits.r2(frame, within=True) == pytest.approx(0.0)
+
+
+def test_phases_are_not_mixed(table):
+    with pytest.raises(MscaleError, match="not comparable"):
+        splits.predictions("chinchilla", table.assign(phase="stable"), "R2")
