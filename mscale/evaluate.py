@@ -19,6 +19,7 @@ import numpy as np
 from mscale import loss
 from mscale.errors import MscaleError
 from mscale.model import ModelConfig
+from mscale.partitioning import constrain
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,8 @@ def window_nats(config: ModelConfig, params: Any, targets_BxS: jax.Array, length
     inputs_BxS = shift_right(targets_BxS)
     losses_BxS = loss.token_losses(config, params, inputs_BxS, targets_BxS)
     real_BxS = jnp.arange(targets_BxS.shape[1]) < lengths_B[:, None]
-    return jnp.sum(jnp.where(real_BxS, losses_BxS, 0), axis=1)
+    # On a mesh every host gets all sums, so that each can read them.
+    return constrain(jnp.sum(jnp.where(real_BxS, losses_BxS, 0), axis=1), (None,))
 
 
 def shift_right(targets_BxS: jax.Array) -> jax.Array:

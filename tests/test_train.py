@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny_store
 
-from mscale import checkpoints, evaluate, observations, schedule, train
+from mscale import checkpoints, evaluate, observations, schedule, settings, train
 
 ROOT = Path(__file__).resolve().parent.parent
 B, S = 4, 16
@@ -103,7 +103,7 @@ def test_a_run_leaves_what_it_promises(trunk, store):
 
 
 def test_counts_are_those_of_the_schedule(trunk, store):
-    mixture = train.resolve("en+fr", store, S)
+    mixture = settings.resolve("en+fr", store, S)
     expected = schedule.single(mixture, B, 0)
     for row in rows(trunk):
         assert row["tokens"] == row["step"] * B * S
@@ -175,7 +175,7 @@ def test_nothing_is_read_from_the_device_between_log_points(store, tmp_path, mon
 
     run = prepared(store, tmp_path / "r", STEPS=96, LOG_EVERY=48, EVAL_STEPS=(5, 20, 70))
     start = train.find_start(run)
-    recorder = train.Recorder(run, start)
+    recorder = train.Recorder(run, start.step)
     monkeypatch.setattr(train.checkpoints.Saver, "save", lambda *_: None)
     monkeypatch.setattr(array, "_value", property(counted))
     monkeypatch.setattr(jax, "device_get", log_point)
@@ -426,8 +426,7 @@ def test_it_runs_where_tensorflow_is_absent(store, tmp_path):
 
 
 def test_log_spaced_evaluations(store):
-    settings = prepared(store, "w", STEPS=10_000, EVAL_STEPS="log", CHECKPOINT_STEPS=(9_000,)).settings
-    steps = train.evaluation_steps(settings)
+    steps = prepared(store, "w", STEPS=10_000, EVAL_STEPS="log", CHECKPOINT_STEPS=(9_000,)).eval_steps
     assert {10, 100, 1000, 9000, 10_000} <= steps
     assert 24 <= len(steps) <= 28
     assert prepared(store, "w", STEPS=5, EVAL_STEPS="log").eval_steps == {5}

@@ -43,7 +43,7 @@ def write(
         lengths = np.array([len(document) for document in valid], np.int64)
         index = np.stack([np.cumsum(lengths) - lengths, lengths, lengths - 1], axis=1)
         train.tofile(folder / "train.bin")
-        np.concatenate(valid).tofile(folder / "valid.bin")
+        np.concatenate([*valid, np.empty(0, "<u2")]).tofile(folder / "valid.bin")
         np.save(folder / "valid_index.npy", index)
         np.save(folder / "unigram.npy", np.stack(np.unique(train, return_counts=True)).astype(np.int64))
         entries[language] = {
