@@ -51,9 +51,9 @@ def generate(
     seed: int = 0,
     *,
     concepts: int = 240,
-    replaced: float | tuple[float, float] = (0.0, 0.4),
-    sound_changes: int | tuple[int, int] = (0, 4),
-    borrowed: float = 0.3,
+    replaced: float | tuple[float, float] = (0.0, 0.25),
+    sound_changes: int | tuple[int, int] = (0, 2),
+    borrowed: float = 0.5,
     parallel_documents: int = 200,
     processes: int = 1,
 ) -> dict:
@@ -131,9 +131,9 @@ def make_world(
     families: int = 3,
     *,
     concepts: int = 240,
-    replaced: float | tuple[float, float] = (0.0, 0.4),
-    sound_changes: int | tuple[int, int] = (0, 4),
-    borrowed: float = 0.3,
+    replaced: float | tuple[float, float] = (0.0, 0.25),
+    sound_changes: int | tuple[int, int] = (0, 2),
+    borrowed: float = 0.5,
 ) -> World:
     """The ``World`` of ``generate`` called with these parameters."""
     shares = replaced if isinstance(replaced, Sequence) else (replaced, replaced)

@@ -352,7 +352,7 @@ def test_transfer_rises_with_planted_relatedness(world):
         kinds.append((target.family == source.family) + (target.script == source.script))
     gains, kinds = np.array(gains), np.array(kinds)
     inside, script, apart = (gains[kinds == kind].mean() for kind in (2, 1, 0))
-    assert inside > 2 * script and script > apart + 0.05 and abs(apart) < 0.05
+    assert inside > 1.4 * script and script > apart + 0.05 and abs(apart) < 0.05
     # Across scripts the n-grams have nothing in common but spaces and marks, so that only noise would be ranked.
     assert spearmanr(np.array(related)[kinds > 0], gains[kinds > 0]).statistic > 0.8
 
