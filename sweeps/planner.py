@@ -161,13 +161,24 @@ def makespan(runs: Sequence[RunSpec], slots: int, seconds: Callable[[RunSpec], f
     return now
 
 
-def nano_seconds(run: RunSpec, *, overhead: float = 0.7) -> float:
-    """Seconds of a nano run on one CPU core: a linear fit to measured steps, plus start and end."""
-    return overhead + run.tokens * (NANO_SECONDS_PER_TOKEN + NANO_SECONDS_PER_PARAMETER * run.params)
+# Of one 2-GHz-class server core, measured: a line through the five rungs at 128 tokens a sequence (141,000
+# tokens/s at nano0 to 22,000 at nano4), evaluations apart, and what a run and a first run of a shape cost.
+NANO_SECONDS_PER_TOKEN = 6e-6
+NANO_SECONDS_PER_TOKEN_AND_PARAMETER = 1.25e-10
+NANO_RUN_SECONDS = 0.5
+NANO_COMPILE_SECONDS = 6.5
 
 
-NANO_SECONDS_PER_TOKEN = 8e-6
-NANO_SECONDS_PER_PARAMETER = 2.5e-10
+def nano_seconds(run: RunSpec) -> float:
+    """Seconds of a nano run on one CPU core, once its shape is compiled."""
+    per_token = NANO_SECONDS_PER_TOKEN + NANO_SECONDS_PER_TOKEN_AND_PARAMETER * run.params
+    return NANO_RUN_SECONDS + run.tokens * per_token
+
+
+def nano_study_seconds(study: Study, slots: int) -> float:
+    """Wall-clock seconds of a nano study on ``slots`` CPU cores, its compiling included."""
+    compiling = NANO_COMPILE_SECONDS * len({run.shape for run in study.runs})
+    return makespan(study.runs, slots, nano_seconds) + compiling / slots
 
 
 def device_hours(flops: float, accelerator: str, mfu: float = 0.4) -> float:
@@ -228,7 +239,7 @@ def plan_table(
         hours = makespan(study.runs, slices, lambda run: device_hours(run.flops, accelerator or "", mfu))
         lines.append(f"On {slices} {accelerator} at {mfu:.0%} of its peak: about {hours:,.3g} hours.")
     elif is_nano(study):
-        seconds = makespan(study.runs, slots, nano_seconds)
+        seconds = nano_study_seconds(study, slots)
         lines.append(f"On {slots} CPU cores: about {seconds:,.0f} s.")
     lines += [f"Note: {note}" for note in result.notes]
     table.caption = "\n".join(lines)
