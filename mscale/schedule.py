@@ -1,20 +1,10 @@
 """The mixture schedule: which window of which language is in which row of which batch, with no state.
 
-Global row g (= step·B + row) is the g-th item to enter a binary tree whose leaves are the languages. A node
-sends its k-th item (from 0) left iff ⌊(k+1)p + c⌋ > ⌊kp + c⌋, with p the left share of its weight and c a
-phase in [1/4, 3/4) that depends on the seed. So ⌊kp + c⌋ of its first k items went left, which is also the
-index k that the item has there: row → (language, index) costs one descent, and counts at any step are
-nested floors. Random access is what makes the batches the same on any number of hosts, resuming a matter of
-a step number, and exposure arithmetic.
-
-**Bound.** The count of each language differs from rate × rows by at most 3 at every prefix. A child of a
-node with error E (items received − share of all rows) has error pE + e, |e| ≤ 3/4 by the choice of c. The
-tree is built so that an inner node never holds more than 2/3 of its parent: if a language holds at least
-1/3 of a node it becomes a leaf alone (the rest holds ≤ 2/3); else all are under 1/3 and the prefix of them
-nearest to 1/2 is within 1/6 of it. So inner nodes have |E| ≤ 3/4·Σ(2/3)^i = 9/4, leaves ≤ 9/4 + 3/4 = 3.
-The depth is at most log_1.5(1/smallest rate) + 1. Shares are 60-bit fixed-point integers; over 2^42 rows
-rounding them adds under 1e-3. Weights that change at a step start a new tree, so after j changes the bound
-is 3(j + 1), and an index goes on from the count of the earlier phases.
+Global row g (= step·B + row) falls to a language through a tree (`mscale.mixture_tree`), by integer
+arithmetic on g alone. Random access is what makes the batches the same on any number of hosts, resuming a
+matter of a step number, and exposure arithmetic. The count of each language differs from the sum of rate ×
+rows by at most 8 at every row, also where the weights change at steps; a run can be continued on other
+weights, as what came before a change does not depend on it.
 
 **Epochs.** Item m of a language with n windows is window π(m mod n) of epoch m div n, with π a Feistel
 permutation keyed by (seed, language, epoch): a language's windows come in the same order whatever it is
@@ -25,17 +15,15 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import isqrt
-from typing import NamedTuple
 
 import numpy as np
 
+from mscale import mixture_tree, permutation
 from mscale.errors import MscaleError
 from mscale.mixture import Mixture
 
-_ONE = 1 << 60
-_MASK = np.uint64(_ONE - 1)
 MAX_ROWS = 1 << 42  # of a whole run; ⌊kp + c⌋ is exact up to here
+MAX_ERROR = 8.0  # windows that a language may be ahead of or behind its rates, at any row
 
 
 @dataclass(frozen=True)
@@ -68,9 +56,14 @@ class Schedule:
                 if rate > 0 and self.windows.get(language, 0) < 1:
                     raise MscaleError(
                         f"mixture {mixture.name!r}: {language} has rate {rate:g} but "
-                        f"{self.windows.get(language, 0)} "
-                        "windows, expected at least 1"
+                        f"{self.windows.get(language, 0)} windows, expected at least 1"
                     )
+        if len(starts) > 1 and self.bound > MAX_ERROR:
+            raise MscaleError(
+                f"mixture phases that start at steps {starts}: their weights change so much and so soon that a "
+                f"language may be {self.bound:.1f} windows from its rate, expected at most {MAX_ERROR:g}; "
+                "lengthen the phases, raise the batch size, or change the weights in smaller parts"
+            )
 
     @cached_property
     def languages(self) -> tuple[str, ...]:
@@ -99,12 +92,13 @@ class Schedule:
         enumeration."""
         if step < 0:
             raise MscaleError(f"windows seen before step {step}: expected a step of 0 or above")
-        counts = dict.fromkeys(self.languages, 0)
-        for index, (start, _) in enumerate(self.phases):
-            end = self.phases[index + 1][0] if index + 1 < len(self.phases) else step
-            rows = max(min(end, step) - start, 0) * self.batch_size
-            for language, count in _counts(self._trees[index], rows).items():
-                counts[self.languages[language]] += count
+        tree, phases, _ = self._plan
+        rows = step * self.batch_size
+        phase = [phase for phase in phases if phase.first <= rows][-1]
+        counts = dict(zip(self.languages, phase.before.tolist(), strict=True))
+        for child, count in enumerate(mixture_tree.received(tree, phase, rows - phase.first)):
+            if tree.child[child] < 0:
+                counts[self.languages[~tree.child[child]]] += count
         return counts
 
     def exposure(self, step: int, sequence_length: int) -> dict[str, tuple[int, int]]:
@@ -117,41 +111,44 @@ class Schedule:
             for language, count in self.windows_seen(step).items()
         }
 
+    @property
+    def bound(self) -> float:
+        """Windows by which the count of any language may differ from its rates' share, at any row."""
+        return self._plan[2]
+
     @cached_property
-    def _trees(self) -> tuple["_Tree", ...]:
+    def _plan(self) -> tuple[mixture_tree.Tree, tuple[mixture_tree.Phase, ...], float]:
         ids = {language: i for i, language in enumerate(self.languages)}
-        return tuple(
-            _tree(
-                [ids[language] for language in mixture.languages],
-                mixture.rates,
-                _key("phase", self.seed, index),
-            )
-            for index, (_, mixture) in enumerate(self.phases)
-        )
+        weights = [
+            {
+                ids[language]: max(round(rate * mixture_tree.ONE), 1)
+                for language, rate in zip(mixture.languages, mixture.rates, strict=True)
+                if rate > 0
+            }
+            for _, mixture in self.phases
+        ]
+        tree = mixture_tree.build(weights, _key("phase", self.seed, 0))
+        firsts = [start * self.batch_size for start, _ in self.phases]
+        return tree, *mixture_tree.carry(tree, firsts, weights, len(self.languages))
 
     @cached_property
-    def _carried(self) -> np.ndarray:
-        """(phases, languages) windows of each language before each phase."""
-        return np.array([list(self.windows_seen(start).values()) for start, _ in self.phases], np.int64)
-
-    @cached_property
-    def _domains(self) -> "_Domains":
-        return _domains(
+    def _domains(self) -> permutation.Domains:
+        return permutation.domains(
             [max(self.windows.get(language, 0), 1) for language in self.languages],
             [_key("windows", self.seed, language) for language in self.languages],
         )
 
     def _lookup(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        starts = np.array([start * self.batch_size for start, _ in self.phases], np.int64)
+        tree, phases, _ = self._plan
         languages = np.empty(positions.size, np.int32)
         items = np.empty(positions.size, np.int64)
-        phase = np.searchsorted(starts, positions, side="right") - 1
-        for index in np.unique(phase):
-            of_phase = slice(None) if len(starts) == 1 else np.flatnonzero(phase == index)
-            leaf, k = _descend(self._trees[index], positions[of_phase] - starts[index])
+        index = np.searchsorted([phase.first for phase in phases], positions, side="right") - 1
+        for i in np.unique(index):
+            of_phase = slice(None) if len(phases) == 1 else np.flatnonzero(index == i)
+            leaf, k = mixture_tree.descend(tree, phases[i], positions[of_phase] - phases[i].first)
             languages[of_phase] = leaf
-            items[of_phase] = k + self._carried[index, leaf]
-        return languages, _permuted(self._domains, languages, items)
+            items[of_phase] = k + phases[i].before[leaf]
+        return languages, permutation.permuted(self._domains, languages, items)
 
 
 def single(mixture: Mixture, batch_size: int, seed: int = 0) -> Schedule:
@@ -171,172 +168,15 @@ def from_phases(phases: Sequence[tuple[int, Mixture]], batch_size: int, seed: in
         if mixture.sequence_length != phases[0][1].sequence_length:
             raise MscaleError(
                 f"phases with windows of {phases[0][1].sequence_length} and {mixture.sequence_length} "
-                "tokens: "
-                "expected one sequence length"
+                "tokens: expected one sequence length"
             )
         for language, count in zip(mixture.languages, mixture.unique_windows, strict=True):
             if windows.setdefault(language, count) != count:
                 raise MscaleError(
-                    f"mixture {mixture.name!r}: {language} has {count} unique windows, an earlier "
-                    "phase gave it "
+                    f"mixture {mixture.name!r}: {language} has {count} unique windows, an earlier phase gave it "
                     f"{windows[language]}; expected the same in all phases"
                 )
     return Schedule(tuple(phases), windows, batch_size, seed)
-
-
-class _Tree(NamedTuple):
-    """Inner nodes in pre-order (a parent before its children); node 0 is the root."""
-
-    share: np.ndarray  # uint64, left share in 2^-60
-    phase: np.ndarray  # uint64, c in 2^-60
-    children: np.ndarray  # int64 (2·nodes,): [right, left] of node i at 2i, 2i+1; ~language for a leaf
-    depth: int
-
-
-def _tree(languages: Sequence[int], rates: Sequence[float], key: int) -> _Tree:
-    weighted = sorted(
-        (
-            (max(round(rate * _ONE), 1), language)
-            for rate, language in zip(rates, languages, strict=True)
-            if rate > 0
-        ),
-        key=lambda pair: (-pair[0], pair[1]),
-    )
-    total = [0]
-    for weight, _ in weighted:
-        total.append(total[-1] + weight)
-    share: list[int] = []
-    children: list[int] = []
-    deepest = 0
-    # (first, end) of the leaves below, where the parent keeps the child, depth. Ranges stay sorted by
-    # weight.
-    pending = [(0, len(weighted), -1, 0)]
-    while pending:
-        first, end, slot, depth = pending.pop()
-        if end - first == 1:
-            node = ~weighted[first][1]
-        else:
-            node = len(share)
-            whole = total[end] - total[first]
-            split = first + 1
-            if 3 * weighted[first][0] < whole:
-                while total[split] - total[first] < whole - (total[split + 1] - total[first]):
-                    split += 1
-            share.append(((total[split] - total[first]) << 60) // whole)
-            children += [0, 0]
-            pending += [(split, end, 2 * node, depth + 1), (first, split, 2 * node + 1, depth + 1)]
-            deepest = max(deepest, depth + 1)
-        if slot >= 0:
-            children[slot] = node
-    if not share:  # one language: a node that sends all left
-        share, children, deepest = [_ONE], [~weighted[0][1], ~weighted[0][1]], 1
-    quarter = np.uint64(_ONE // 4)
-    noise = _mix(np.arange(len(share), dtype=np.uint64) * _GOLDEN + np.uint64(key))
-    return _Tree(
-        np.array(share, np.uint64), quarter + (noise >> np.uint64(5)), np.array(children, np.int64), deepest
-    )
-
-
-def _descend(tree: _Tree, k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the leaf (language id) of the k-th items and their index there.
-
-    kp + c is known exactly modulo 1 from wrapping 64-bit products, and to within 2^-9 in floating point, as
-    k < 2^42; both together give the floor exactly.
-    """
-    languages = np.empty(k.size, np.int64)
-    items = np.empty(k.size, np.int64)
-    rows = np.arange(k.size)
-    node = np.zeros(k.size, np.int64)
-    share_float = tree.share.astype(np.float64) / _ONE
-    phase_float = tree.phase.astype(np.float64) / _ONE
-    while rows.size:
-        share = tree.share[node]
-        fraction = (k.astype(np.uint64) * share + tree.phase[node]) & _MASK
-        left = (fraction + share) >> np.uint64(60)  # 1 where the item goes left
-        floor = np.rint(k * share_float[node] + (phase_float[node] - fraction * (1.0 / _ONE))).astype(
-            np.int64
-        )
-        k = np.where(left, floor, k - floor)
-        node = tree.children[2 * node + left.astype(np.int64)]
-        at_leaf = node < 0
-        if at_leaf.any():
-            languages[rows[at_leaf]] = ~node[at_leaf]
-            items[rows[at_leaf]] = k[at_leaf]
-            inner = ~at_leaf
-            rows, node, k = rows[inner], node[inner], k[inner]
-    return languages, items
-
-
-def _counts(tree: _Tree, rows: int) -> dict[int, int]:
-    """Language id → how many of the first ``rows`` items it gets, in exact integers of any size."""
-    received = [0] * len(tree.share)
-    received[0] = rows
-    counts: dict[int, int] = {}
-    children = iter(tree.children.tolist())
-    for node, (share, phase) in enumerate(zip(tree.share.tolist(), tree.phase.tolist(), strict=True)):
-        left = (received[node] * share + phase) >> 60
-        for child, count in ((next(children), received[node] - left), (next(children), left)):
-            if child >= 0:
-                received[child] = count
-            else:
-                counts[~child] = counts.get(~child, 0) + count
-    return counts
-
-
-class _Domains(NamedTuple):
-    """Per language: n windows numbered in a grid of a × b ≥ n cells, and its key."""
-
-    n: np.ndarray
-    a: np.ndarray
-    b: np.ndarray
-    key: np.ndarray
-
-
-def _domains(windows: Sequence[int], keys: Sequence[int]) -> _Domains:
-    a = [isqrt(n - 1) + 1 for n in windows]
-    b = [-(-n // side) for n, side in zip(windows, a, strict=True)]
-    return _Domains(*(np.array(column, np.uint64) for column in (windows, a, b, keys)))
-
-
-def _permuted(domains: _Domains, language: np.ndarray, item: np.ndarray) -> np.ndarray:
-    """Returns the window that is the ``item``-th of its language, in a permutation per epoch.
-
-    A Feistel network on Z_a × Z_b, walked until it lands below n (Black and Rogaway 2002, "Ciphers with
-    arbitrary finite domains"). As a·b < n + a, hardly any item walks twice.
-    """
-    n, a, b = domains.n[language], domains.a[language], domains.b[language]
-    epoch, x = np.divmod(item.astype(np.uint64), n)
-    key = _mix(domains.key[language] + epoch * _GOLDEN)
-    x = _feistel(x, a, b, key)
-    outside = np.flatnonzero(x >= n)
-    while outside.size:
-        x[outside] = _feistel(x[outside], a[outside], b[outside], key[outside])
-        outside = outside[x[outside] >= n[outside]]
-    return x.astype(np.int64)
-
-
-def _feistel(x: np.ndarray, a: np.ndarray, b: np.ndarray, key: np.ndarray) -> np.ndarray:
-    left, right = np.divmod(x, b)
-    for constant in _ROUNDS:
-        left = (left + _below(right + (key ^ constant), a)) % a
-        right = (right + _below(left + (key + constant), b)) % b
-    return left * b + right
-
-
-def _below(x: np.ndarray, m: np.ndarray) -> np.ndarray:
-    """A pseudo-random number in [0, m) from x, m < 2^32."""
-    return ((_mix(x) >> np.uint64(32)) * m) >> np.uint64(32)
-
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_ROUNDS = (np.uint64(0x243F6A8885A308D3), np.uint64(0x13198A2E03707344), np.uint64(0xA4093822299F31D0))
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele et al. 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def _key(*parts: object) -> int:
