@@ -21,11 +21,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from mixtures.shards import LINES_BELOW, VALID_FRACTION, Input, assemble, assembled, recipe, tokenize, unit_of
-from mscale import corpus as corpora
+from mixtures.inputs import Input, find
+from mixtures.shards import LINES_BELOW, VALID_FRACTION, assemble, assembled, recipe, tokenize, unit_of
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, read_json, writing
 from mscale.progress import progress
+from mscale.remote import Url, location
 from mscale.store import FORMAT, MANIFEST, UNFINISHED, VERSION, Store, open_store, token_dtype
 from mscale.vocabulary import Vocabulary, check_same, describe
 
@@ -40,6 +41,8 @@ def pack(
     valid_tokens: int = 20_000_000,
     processes: int | None = None,
     split_from: str | Path | None = None,
+    sequence_length: int | None = None,
+    drop_short: bool = False,
 ) -> Store:
     """Tokenizes ``corpus`` into the token store ``store_dir`` and opens it.
 
@@ -49,8 +52,8 @@ def pack(
     Languages already in the store stay; those whose files have not changed cost nothing.
 
     Args:
-      corpus: folder in MADLAD-400's layout.
-      store_dir: the store, made or extended.
+      corpus: folder or URL in MADLAD-400's layout.
+      store_dir: the store, made or extended, on a local disk.
       vocabulary: what encodes the text.
       languages: codes, or None for all of the corpus.
       valid_tokens: most tokens held out per language.
@@ -58,17 +61,28 @@ def pack(
         packs with more than one needs the usual ``if __name__ == "__main__":``.
       split_from: another store whose cutoffs are used for the languages it has, so that two vocabularies
         hold out the same text.
+      sequence_length: S that will be trained with: every language must have a window of it. None asks for
+        one token.
+      drop_short: leave languages with less than that out instead of raising.
 
     Raises:
-      MscaleError: bad input (as ``corpus.documents`` says), a store of another vocabulary or split, another
-        packing at work in the folder, a disk that is full.
+      MscaleError: bad input (as ``mscale.corpus.documents`` says), languages with less train text than one
+        window (all of them named), a store of another vocabulary or split, another packing at work in the
+        folder, a disk that is full.
     """
     started = time.monotonic()
-    store_dir = Path(store_dir)
-    wanted = corpora.select(corpus, languages)
+    place = location(store_dir)
+    if isinstance(place, Url):
+        raise MscaleError(
+            f"{store_dir}: a store is packed on a local disk; pack it into a folder and then copy that there"
+        )
+    store_dir = place
     if valid_tokens < 0:
         raise MscaleError(f"valid_tokens is {valid_tokens}, expected 0 or more")
-    inputs = {language: _inputs(corpus, language) for language in wanted}
+    if sequence_length is not None and sequence_length < 1:
+        raise MscaleError(f"sequence_length is {sequence_length}, expected 1 or more")
+    inputs = find(corpus, languages)
+    wanted = list(inputs)
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -84,8 +98,9 @@ def pack(
             language
             for language in wanted
             if previous.get(language, {}).get("inputs")
-            != {one.path.name: [one.size, one.mtime_ns] for one in inputs[language]}
+            != {one.path.name: [one.size, one.stamp] for one in inputs[language]}
         ]
+        text_bytes = 0
         if todo or not (store_dir / MANIFEST).exists():
             if (store_dir / MANIFEST).exists():
                 os.replace(store_dir / MANIFEST, scratch / "previous.json")
@@ -94,8 +109,20 @@ def pack(
             known.update(previous)
             packed, text_bytes = _pack(inputs, todo, known, vocabulary, store_dir, valid_tokens, processes)
             entries.update(packed)
+        short = {
+            language: entries[language]["train"]["tokens"]
+            for language in wanted
+            if entries[language]["train"]["tokens"] < (sequence_length or 1)
+        }
+        if short:
+            _refuse(store_dir, short, sequence_length or 1, drop_short and len(short) < len(entries))
+            entries = {language: entry for language, entry in entries.items() if language not in short}
+            print(f"left out, shorter than one window: {', '.join(sorted(short))}", file=sys.stderr)
+        if todo or short or not (store_dir / MANIFEST).exists():
             languages_sorted = {language: entries[language] for language in sorted(entries)}
             atomic_json(store_dir / MANIFEST, {**header, "languages": languages_sorted})
+            for language in short:
+                shutil.rmtree(store_dir / language, ignore_errors=True)
             seconds = time.monotonic() - started
             print(
                 f"packed {len(todo)} languages, {text_bytes / 1e6:,.1f} MB of text in {seconds:.1f} s "
@@ -171,12 +198,17 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _inputs(corpus: str | Path, language: str) -> list[Input]:
-    found = []
-    for path in corpora.files(corpus, language):
-        status = path.stat()
-        found.append(Input(language, path, status.st_size, status.st_mtime_ns))
-    return found
+def _refuse(store_dir: Path, short: dict[str, int], least: int, drop: bool) -> None:
+    """Raises unless the languages in ``short`` may be dropped; names all of them."""
+    if drop:
+        return
+    listed = ", ".join(f"{language} ({tokens:,})" for language, tokens in sorted(short.items()))
+    window = "window" if least > 1 else "token"
+    raise MscaleError(
+        f"{store_dir}: {len(short)} language(s) have less train text than one {window} of {least:,} tokens: {listed}. "
+        "Run again with --drop-short to leave them out (what is packed is kept), with a smaller --sequence-length, or "
+        "with --languages"
+    )
 
 
 def _previous(store_dir: Path, header: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:

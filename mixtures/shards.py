@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from mscale import corpus
+from mixtures.inputs import Input, documents
 from mscale.files import writing
 from mscale.store import FILES, checksum, token_dtype
 from mscale.vocabulary import Vocabulary
@@ -35,29 +35,19 @@ _CHUNK_UNITS = 1 << 20
 _NEVER = (1 << 64) - 1  # hash of units that are never held out (blank lines); no cutoff is above it
 
 
-@dataclass(frozen=True)
-class Input:
-    """One corpus file of a language; size and mtime tell whether it is still the one that was packed."""
-
-    language: str
-    path: Path
-    size: int
-    mtime_ns: int
-
-
 def unit_of(inputs: Sequence[Input], folder: Path) -> str:
     """Returns "line" for a language of fewer than 100 documents, else "document"; remembered in
     ``folder``."""
-    made_of = {"inputs": [[one.path.name, one.size, one.mtime_ns] for one in inputs]}
+    made_of = {"inputs": [[one.path.name, one.size, one.stamp] for one in inputs]}
     if seen := _read(folder / "unit.json", made_of):
         return seen["unit"]
-    documents = 0
+    seen_documents = 0
     for one in inputs:
-        for _ in corpus.documents(one.path):
-            documents += 1
-            if documents >= LINES_BELOW:
+        for _ in documents(one):
+            seen_documents += 1
+            if seen_documents >= LINES_BELOW:
                 break
-    unit = "line" if documents < LINES_BELOW else "document"
+    unit = "line" if seen_documents < LINES_BELOW else "document"
     _mark(folder / "unit.json", {**made_of, "unit": unit})
     return unit
 
@@ -74,7 +64,7 @@ def recipe(
 ) -> dict[str, Any]:
     """Returns all that determines what ``assemble`` makes of a language."""
     return {
-        "inputs": {one.path.name: [one.size, one.mtime_ns] for one in inputs},
+        "inputs": {one.path.name: [one.size, one.stamp] for one in inputs},
         "unit": unit,
         "valid_tokens": valid_tokens,
         "vocabulary": vocabulary.fingerprint,
@@ -85,11 +75,11 @@ def recipe(
 def tokenize(one: Input, unit: str, vocabulary: Vocabulary, folder: Path) -> dict[str, Any]:
     """Makes the shard of one input file in ``folder``, or finds it made; returns its counts.
 
-    Memory is bounded by the longest document. Raises MscaleError as ``corpus.documents`` does.
+    Memory is bounded by the longest document. Raises MscaleError as ``mscale.corpus.documents`` does.
     """
     marker = folder / f"{one.path.name}.json"
     made_of = {
-        "input": [one.path.name, one.size, one.mtime_ns],
+        "input": [one.path.name, one.size, one.stamp],
         "unit": unit,
         "vocabulary": vocabulary.fingerprint,
     }
@@ -101,7 +91,7 @@ def tokenize(one: Input, unit: str, vocabulary: Vocabulary, folder: Path) -> dic
         _Output(folder / f"{one.path.name}.tokens") as tokens,
         _Output(folder / f"{one.path.name}.units") as units,
     ):
-        for texts, records in _unit_batches(corpus.documents(one.path), unit, counts):
+        for texts, records in _unit_batches(documents(one), unit, counts):
             ids, lengths = vocabulary.encode_batch(texts)
             records["tokens"] = lengths
             tokens.write(ids.astype(dtype, copy=False))
@@ -253,13 +243,13 @@ def content_hash(text: bytes) -> int:
 
 
 def _unit_batches(
-    documents: Iterator[str], unit: str, counts: dict[str, int]
+    texts_of_documents: Iterator[str], unit: str, counts: dict[str, int]
 ) -> Iterator[tuple[list[str], np.ndarray]]:
     """Yields about a megabyte of units at a time: their texts, and UNIT records without token counts."""
     texts: list[str] = []
     records: list[tuple[int, int, int, int]] = []
     size = 0
-    for text in documents:
+    for text in texts_of_documents:
         if not text:
             counts["empty_documents"] += 1
             continue

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mscale import corpus as corpora
+from mixtures.inputs import Input, documents, find
 from mscale import sampling
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, read_json
@@ -51,7 +51,7 @@ def train_vocabulary(
     The same call gives the same model, byte for byte; a second one in the same folder returns at once.
 
     Args:
-      corpus: folder in MADLAD-400's layout.
+      corpus: folder or URL in MADLAD-400's layout.
       path: gets vocabulary.json and vocabulary.model.
       pieces: including the 256 of byte fallback.
       special: ids 0 (pad, BOS), 1 (EOS), 2 (unknown) and ``<extra_id_0>``, …, which no text encodes to.
@@ -66,9 +66,8 @@ def train_vocabulary(
         vocabulary in the folder.
     """
     _check(pieces, special, temperature, sample_bytes, character_coverage, threads)
-    codes = sorted(corpora.select(corpus, languages))
-    files = {code: corpora.files(corpus, code) for code in codes}
-    sizes = {code: sum(file.stat().st_size for file in files[code]) for code in codes}
+    files = dict(sorted(find(corpus, languages).items()))
+    sizes = {code: sum(one.size for one in files[code]) for code in files}
     recipe = {
         "pieces": pieces,
         "special": special,
@@ -120,12 +119,12 @@ def _shares(sizes: dict[str, int], temperature: float, sample_bytes: int) -> dic
 
 
 def _sentences(
-    files: dict[str, list[Path]], shares: dict[str, float], used: dict[str, dict[str, float]]
+    files: dict[str, list[Input]], shares: dict[str, float], used: dict[str, dict[str, float]]
 ) -> Iterator[str]:
     """Yields ``sentence<TAB>frequency`` and notes in ``used`` what was read; holds a language at a time."""
     with progress("sample", len(files), "languages") as advance:
-        for code, paths in files.items():
-            sentences, size = _beginnings(paths, shares[code])
+        for code, inputs in files.items():
+            sentences, size = _beginnings(inputs, shares[code])
             times = max(shares[code] / size, 1.0) if size else 0.0
             used[code] = {"bytes": size, "sentences": len(sentences), "times": round(times, 4)}
             for number, sentence in enumerate(sentences):
@@ -136,23 +135,23 @@ def _sentences(
     print(f"training on {text / 1e6:,.1f} MB of {len(used)} languages", file=sys.stderr, flush=True)
 
 
-def _beginnings(paths: Sequence[Path], share: float) -> tuple[list[str], int]:
+def _beginnings(inputs: Sequence[Input], share: float) -> tuple[list[str], int]:
     """Sentences from the beginning of every file, ``share`` bytes together or all there is."""
     sentences: list[str] = []
     size = 0
-    for number, path in enumerate(paths):
-        until = size + (share - size) / (len(paths) - number)
+    for number, one in enumerate(inputs):
+        until = size + (share - size) / (len(inputs) - number)
         if size >= until:
             continue
-        documents = corpora.documents(path)
-        for text in documents:
+        texts = documents(one)
+        for text in texts:
             for sentence in _cut(text):
                 sentences.append(sentence)
                 size += len(sentence.encode())
                 if size >= until:
                     break
             if size >= until:
-                documents.close()  # type: ignore[attr-defined]
+                texts.close()  # type: ignore[attr-defined]
                 break
     return sentences, size
 

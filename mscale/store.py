@@ -154,7 +154,7 @@ class Store:
         )
 
     def _tokens(self, language: str, name: str, tokens: int) -> np.ndarray:
-        mapped = self._mapped.get((language, name))
+        mapped: Any = self._mapped.get((language, name))
         if mapped is None:
             path = self.path / language / name
             if not tokens:

@@ -50,6 +50,10 @@ class Vocabulary(Protocol):
         """Text of ``ids``; special ids are left out."""
         ...
 
+    def pieces(self) -> list[str | bytes | None]:
+        """What each id stands for: text, a single byte, or None for special ids."""
+        ...
+
     def save(self, path: str | Path) -> Path:
         """Writes the vocabulary under the folder ``path``; returns the file ``load_vocabulary`` reads."""
         ...
@@ -82,6 +86,9 @@ class ByteVocabulary:
                 f"id {array.max() + BYTE_OFFSET} is not of the byte vocabulary, whose size is {self.size}"
             )
         return array.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+    def pieces(self) -> list[str | bytes | None]:
+        return [*[None] * BYTE_OFFSET, *(bytes([byte]) for byte in range(256))]
 
     def save(self, path: str | Path) -> Path:
         file = Path(path) / _FILE
@@ -150,7 +157,26 @@ class SentencePieceVocabulary:
         return np.concatenate(pieces) if pieces else np.empty(0, np.int32), lengths
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._processor.decode([int(i) for i in ids if int(i) not in (PAD_ID, EOS_ID)])
+        array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), np.int64)
+        if array.size and not 0 <= array.min() <= array.max() < self.size:
+            raise MscaleError(
+                f"ids {array.min()} to {array.max()} are not all of the vocabulary {self.fingerprint}, whose size is "
+                f"{self.size}"
+            )
+        return self._processor.decode(array[(array != PAD_ID) & (array != EOS_ID)].tolist())
+
+    def pieces(self) -> list[str | bytes | None]:
+        processor = self._processor
+
+        def piece(number: int) -> str | bytes | None:
+            if processor.is_control(number) or processor.is_unknown(number) or processor.is_unused(number):
+                return None
+            text = processor.id_to_piece(number)
+            return (
+                bytes([int(text[3:5], 16)]) if processor.is_byte(number) else text.replace(_SPACE_INSIDE, " ")
+            )
+
+        return [piece(number) for number in range(self.size)]
 
     def save(self, path: str | Path) -> Path:
         atomic_write(Path(path) / _MODEL_FILE, self.model)

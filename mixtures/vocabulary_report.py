@@ -1,0 +1,289 @@
+"""What a vocabulary costs each language: whether equal tokens are equal content decides what a comparison
+between languages means.
+
+Fertility is tokens per byte and per word (Rust et al. 2021, arXiv 2012.15613). On parallel text, the byte premium
+is a language's UTF-8 bytes over the reference's for the same content (Arnett et al. 2024, arXiv 2403.00686), the
+token premium the same for tokens (Petrov et al. 2023, arXiv 2305.15425).
+"""
+
+import functools
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixtures.inputs import documents, find
+from mscale import corpus as corpora
+from mscale.errors import MscaleError, nearest
+from mscale.progress import progress
+from mscale.vocabulary import Vocabulary, describe
+
+# Scripts that do not write a space between words: a "word" of theirs would be a sentence.
+UNSPACED = frozenset(
+    ["Han", "Hiragana", "Katakana", "Bopomofo", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan", "Yi"]
+    + ["Javanese", "Balinese", "Tai Le", "New Tai Lue", "Tai Tham", "Tai Viet"]
+)
+_WORD_ENDS = re.compile(r"[\s\u1361]+")  # Ethiopic has a sign for the space between words
+_REFERENCES = ("en", "eng", "eng_Latn")
+_NAME = re.compile(
+    r"(?:SUPERSCRIPT |FULLWIDTH |HALFWIDTH )?(.+?)(?: SCRIPT)? (?:CAPITAL|SMALL|LETTER|SYLLABLE|SYLLABICS|IDEOGRAPH|"
+    r"UNIFIED|COMPATIBILITY|VOWEL|CHOSEONG|JUNGSEONG|JONGSEONG|CHARACTER|SUBJOINED|INDEPENDENT|CONSONANT|MODIFIER|"
+    r"ARCHAIC|DIGRAPH|CHILLU)\b"
+)
+_SCRIPTS = {
+    "Cjk": "Han",
+    "Canadian": "Canadian Aboriginal",
+    "Greek And Coptic": "Greek",
+    "Halfwidth Katakana": "Katakana",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rows of plain values, ready for a table, a CSV or a data frame.
+
+    Attributes:
+      vocabulary: kind, size, fingerprint, eos_id, pad_id.
+      languages: per language: language, script, bytes, characters, words, tokens, tokens_per_byte,
+        tokens_per_character, tokens_per_word (None where words have no spaces between them), byte_tokens
+        (share of tokens that spell single bytes) and pieces (different ids used).
+      pieces: per script of the vocabulary: script, pieces, share. Special ids, single bytes and pieces without
+        letters are rows of their own.
+      parallel: per language of the parallel text: language, lines, bytes, tokens, byte_premium, token_premium.
+      reference: the language whose premiums are 1, None without parallel text.
+    """
+
+    vocabulary: dict[str, Any]
+    languages: list[dict[str, Any]]
+    pieces: list[dict[str, Any]]
+    parallel: list[dict[str, Any]]
+    reference: str | None
+
+
+def vocabulary_report(
+    vocabulary: Vocabulary,
+    corpus: str | os.PathLike | None = None,
+    languages: Sequence[str] | None = None,
+    parallel: str | os.PathLike | None = None,
+    reference: str | None = None,
+    sample_bytes: int = 200_000,
+) -> Report:
+    """Measures ``vocabulary`` on text.
+
+    Args:
+      vocabulary: byte or SentencePiece.
+      corpus: folder or URL in MADLAD-400's layout, for fertility; None for none.
+      languages: of the corpus; None for all.
+      parallel: the same text in many languages, line by line: a generated corpus (``parallel/<code>.jsonl.gz``),
+        a folder of such files, or Flores (``devtest/<code>.devtest`` or ``dev/<code>.dev``); None for none.
+      reference: the language whose premiums are 1; None for English, or the first where there is none.
+      sample_bytes: text read per language of the corpus, from its beginning, whole documents.
+
+    Raises:
+      MscaleError: nothing to measure on, bad input, parallel files of different length, an unknown reference.
+    """
+    if corpus is None and parallel is None:
+        raise MscaleError("nothing to measure the vocabulary on: give a corpus, parallel text, or both")
+    if sample_bytes < 1:
+        raise MscaleError(f"sample_bytes is {sample_bytes}, expected 1 or more")
+    is_byte, pieces = _pieces(vocabulary)
+    rows = []
+    if corpus is not None:
+        inputs = find(corpus, languages)
+        with progress("measure", len(inputs), "languages") as advance:
+            for language, files in inputs.items():
+                texts = _beginning((text for one in files for text in documents(one)), sample_bytes)
+                rows.append({"language": language, **_fertility(vocabulary, texts, is_byte)})
+                advance()
+    premiums: list[dict[str, Any]] = []
+    if parallel is not None:
+        premiums, reference = _premiums(vocabulary, parallel_text(parallel), reference, Path(parallel))
+    return Report(describe(vocabulary), rows, pieces, premiums, reference if premiums else None)
+
+
+def tables(report: Report) -> list[Any]:
+    """The report as rich tables."""
+    from rich.table import Table
+
+    made = []
+    titles = {
+        "languages": "fertility",
+        "pieces": "pieces per script",
+        "parallel": f"premiums over {report.reference} on parallel text",
+    }
+    for part, title in titles.items():
+        rows = getattr(report, part)
+        if not rows:
+            continue
+        table = Table(title=f"{report.vocabulary['fingerprint']}: {title}")
+        for column, value in rows[0].items():
+            table.add_column(column.replace("_", " "), justify="left" if isinstance(value, str) else "right")
+        for row in rows:
+            table.add_row(*map(_cell, row.values()))
+        made.append(table)
+    return made
+
+
+def parallel_text(path: str | os.PathLike) -> dict[str, list[str]]:
+    """Reads text that says the same in every language, line by line: ``{code: lines}``, sorted by code.
+
+    Raises:
+      MscaleError: no such text there, a bad file, or languages with different numbers of lines.
+    """
+    path = Path(path)
+    for folder, pattern in (
+        (path / "parallel", "*.jsonl.gz"),
+        (path, "*.jsonl.gz"),
+        (path / "devtest", "*.devtest"),
+        (path / "dev", "*.dev"),
+        (path, "*.devtest"),
+        (path, "*.dev"),
+    ):
+        files = sorted(folder.glob(pattern)) if folder.is_dir() else []
+        if files:
+            break
+    else:
+        raise MscaleError(
+            f"{path}: found no parallel text; expected parallel/<code>.jsonl.gz (mscale corpus writes it), or "
+            "devtest/<code>.devtest or dev/<code>.dev as Flores has it; check the path"
+        )
+    text = {file.name.split(".")[0]: _lines(file) for file in files}
+    counts = Counter(map(len, text.values()))
+    usual = counts.most_common(1)[0][0]
+    if len(counts) > 1:
+        odd = ", ".join(
+            f"{file.name} ({len(text[file.name.split('.')[0]]):,})"
+            for file in files
+            if len(text[file.name.split(".")[0]]) != usual
+        )
+        raise MscaleError(
+            f"{folder}: parallel text needs as many lines in each language; most have {usual:,}, but not {odd}; "
+            "copy these files again or take them out"
+        )
+    if not usual:
+        raise MscaleError(f"{folder}: the parallel files are empty; copy them again")
+    return text
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def script_of(character: str) -> str | None:
+    """Unicode script of a letter by its name, "Latin" for "é"; None for what is no letter."""
+    if unicodedata.category(character)[0] not in "LM":
+        return None
+    match = _NAME.match(unicodedata.name(character, ""))
+    if not match or match[1] in ("COMBINING", "MODIFIER"):
+        return None
+    name = match[1].title()
+    return _SCRIPTS.get(name, name)
+
+
+def main_script(text: str) -> str | None:
+    """The script of most letters of ``text``, None without letters."""
+    counts = Counter(filter(None, map(script_of, text)))
+    return min(counts, key=lambda script: (-counts[script], script)) if counts else None
+
+
+def _lines(file: Path) -> list[str]:
+    if file.name.endswith(".jsonl.gz"):
+        return list(corpora.documents(file))
+    try:
+        return file.read_bytes().decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise MscaleError(f"{file}: not UTF-8 at byte {error.start}; convert the file") from None
+    except OSError as error:
+        raise MscaleError(f"{file}: cannot be read ({error.strerror or error}); copy it again") from None
+
+
+def _beginning(texts: Iterator[str], size: int) -> list[str]:
+    found = []
+    for text in texts:
+        found.append(text)
+        size -= len(text.encode())
+        if size <= 0:
+            break
+    return found
+
+
+def _fertility(vocabulary: Vocabulary, texts: list[str], is_byte: np.ndarray) -> dict[str, Any]:
+    ids, _ = vocabulary.encode_batch(texts)
+    size = sum(len(text.encode()) for text in texts)
+    characters = sum(map(len, texts))
+    script = main_script("".join(text[:5000] for text in texts[:20]))
+    words = sum(len(_WORD_ENDS.split(text.strip())) for text in texts)
+    spaced = script not in UNSPACED and words
+    return {
+        "script": script or "none",
+        "bytes": size,
+        "characters": characters,
+        "words": words if spaced else None,
+        "tokens": len(ids),
+        "tokens_per_byte": _ratio(len(ids), size),
+        "tokens_per_character": _ratio(len(ids), characters),
+        "tokens_per_word": _ratio(len(ids), words) if spaced else None,
+        "byte_tokens": _ratio(int(is_byte[ids].sum()), len(ids)),
+        "pieces": len(np.unique(ids)),
+    }
+
+
+def _premiums(
+    vocabulary: Vocabulary, text: dict[str, list[str]], reference: str | None, path: Path
+) -> tuple[list[dict[str, Any]], str]:
+    if reference is None:
+        reference = next((code for code in _REFERENCES if code in text), next(iter(text)))
+    if reference not in text:
+        raise MscaleError(
+            f"{path}: the reference language {reference!r} has no parallel text here{nearest(reference, text)}; "
+            f"there are {', '.join(text)}"
+        )
+    rows: list[dict[str, Any]] = []
+    for code, lines in text.items():
+        rows.append(
+            {
+                "language": code,
+                "lines": len(lines),
+                "bytes": sum(len(line.encode()) for line in lines),
+                "tokens": len(vocabulary.encode_batch(lines)[0]),
+            }
+        )
+    base = next(row for row in rows if row["language"] == reference)
+    for row in rows:
+        row["byte_premium"] = _ratio(row["bytes"], base["bytes"])
+        row["token_premium"] = _ratio(row["tokens"], base["tokens"])
+    return rows, reference
+
+
+def _pieces(vocabulary: Vocabulary) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Which ids spell single bytes, and how many pieces each script has."""
+    is_byte = np.zeros(vocabulary.size, bool)
+    counts: Counter[str] = Counter()
+    for number, piece in enumerate(vocabulary.pieces()):
+        if piece is None:
+            counts["special"] += 1
+        elif isinstance(piece, bytes):
+            is_byte[number] = True
+            counts["single bytes"] += 1
+        else:
+            counts[main_script(piece) or "no letters"] += 1
+    rows = [
+        {"script": script, "pieces": count, "share": count / vocabulary.size}
+        for script, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    return is_byte, rows
+
+
+def _ratio(a: float, b: float) -> float | None:
+    return a / b if b else None
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4f}" if value < 1 else f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
