@@ -160,7 +160,7 @@ def demo_study(store: Path, languages: list[str] | None, seed: int, truth: Path 
     if truth is not None:
         described = read_json(truth, what="ground truth")["languages"]
         families = {language: facts["family"] for language, facts in described.items()}
-    return study(open_store(store), languages, seed=seed, families=families)
+    return study(open_store(store), languages=languages, families=families, seed=seed)
 
 
 @sweep.command("plan")
@@ -223,24 +223,106 @@ def print_collected(root: Path) -> None:
 
 @cli.command()
 @click.argument("observations", type=FOLDER)
-@click.option("--exposure", type=FOLDER, help="Default: exposure.parquet beside the observations.")
-@click.option("--law", help="One law only, such as chinchilla; default: all that the data allow.")
-@click.option("--target", help="A language; default: all.")
-@click.option("--out", type=FOLDER, help="Where the results go as JSON; default: laws.json beside them.")
+@click.option("--law", help="One law alone, such as chinchilla; default: all that the data allow.")
+@click.option("--target", help="With --law: one language alone.")
+@click.option("--truth", type=FOLDER, help="truth.json of a generated corpus, to set measurements against.")
+@click.option(
+    "--out", type=FOLDER, help="Results as JSON; default: laws.json, or LAW.json, beside the table."
+)
 def fit(
-    observations: Path, exposure: Path | None, law: str | None, target: str | None, out: Path | None
+    observations: Path, law: str | None, target: str | None, truth: Path | None, out: Path | None
 ) -> None:
-    """Fit the laws to observations: a table here, all numbers in a JSON file."""
-    raise NotImplementedError
+    """Fit the laws to OBSERVATIONS, a table or the folder of a study: findings here, all numbers as JSON."""
+    folder = observations if observations.is_dir() else observations.parent
+    if law is None:
+        if target is not None:
+            raise click.UsageError("--target needs --law")
+        analyse(observations, out or folder / "laws.json", truth)
+    else:
+        fit_one(observations, law, target, out or folder / f"{law}.json")
+
+
+def fit_one(observations: Path, law: str, target: str | None, out: Path) -> None:
+    """Fits one law to a study or to anyone's table: a summary here, JSON and a figure in files."""
+    import analysis
+    from analysis.tables import read_table
+    from mscale.files import atomic_write
+
+    folder = observations if observations.is_dir() else observations.parent
+    table = read_table(folder / "observations.parquet" if observations.is_dir() else observations)
+    beside = next(
+        (path for path in (folder / "exposure.parquet", folder / "exposure.csv") if path.exists()), None
+    )
+    exposure = None if beside is None else read_table(beside)
+    found = analysis.fit(law, table, exposure=exposure, target=target)
+    print(found.summary())
+    atomic_write(out, found.to_json())
+    figure = out.with_suffix(".svg")
+    found.plot().save(str(figure))
+    print(f"{out}, {figure}")
+
+
+def analyse(observations: Path, out: Path, truth: Path | None = None, study: dict | None = None) -> dict:
+    """Answers all that a study can answer, into the JSON file ``out`` and as a table on the terminal."""
+    from rich.console import Console
+
+    from analysis.report import analyse as answers
+    from analysis.report import summary_table, write_results
+    from analysis.tables import read_study
+
+    tables = read_study(observations, truth)
+    results = answers(
+        tables.observations,
+        tables.exposure,
+        tables.truth,
+        study=study if study is not None else ran(observations),
+        notes=tables.notes,
+        exclusions=tables.exclusions,
+    )
+    write_results(results, out)
+    Console(width=None if sys.stdout.isatty() else 110).print(summary_table(results))
+    print(f"{out}: all numbers")
+    return results
+
+
+def ran(observations: Path) -> dict[str, Any]:
+    """What the executor recorded beside a study's tables: time, workers, memory, failed runs."""
+    from mscale.files import read_json
+
+    folder = observations if observations.is_dir() else observations.parent
+    if not (folder / "runner.json").exists():
+        return {}
+    sessions = read_json(folder / "runner.json", what="runner record")["sessions"]
+    missing = (
+        read_json(folder / "missing.json", what="list of missing runs")
+        if (folder / "missing.json").exists()
+        else {"runs": {}}
+    )
+    return {
+        "seconds": sum(session["seconds"] for session in sessions),
+        "workers": max((session["workers"] for session in sessions), default=None),
+        "peak_memory_bytes": max((session["peak_memory_bytes"] for session in sessions), default=None),
+        "failed": [{"run": run, "reason": reason} for run, reason in missing["runs"].items()],
+    }
 
 
 @cli.command()
-@click.argument("observations", type=FOLDER)
+@click.argument("source", type=FOLDER)
 @click.option("--truth", type=FOLDER, help="truth.json of a generated corpus, to set measurements against.")
-@click.option("--out", type=FOLDER, help="Default: report.html beside the observations.")
-def report(observations: Path, truth: Path | None, out: Path | None) -> None:
-    """Draw one self-contained HTML page from observations."""
-    raise NotImplementedError
+@click.option("--out", type=FOLDER, help="Default: report.html beside SOURCE.")
+def report(source: Path, truth: Path | None, out: Path | None) -> None:
+    """Draw one self-contained HTML page from SOURCE: laws.json of mscale fit, observations, or a study."""
+    from analysis.report import write_report
+    from mscale.files import read_json
+
+    folder = source if source.is_dir() else source.parent
+    out = out or folder / "report.html"
+    if source.suffix == ".json":
+        results = read_json(source, what="results of mscale fit")
+    else:
+        results = analyse(source, folder / "laws.json", truth)
+    write_report(results, out)
+    print(f"{out}: open it in a browser")
 
 
 @cli.command()
@@ -253,7 +335,67 @@ def demo(
     workdir: Path, corpus: Path | None, languages: list[str] | None, seed: int, workers: int | None
 ) -> None:
     """All stages, from text to report.html, in a few minutes."""
-    raise NotImplementedError
+    from mscale.files import atomic_json, read_json
+
+    page, record = workdir / "report.html", workdir / "demo.json"
+    asked = {"corpus": str(corpus.resolve()) if corpus else None, "languages": languages, "seed": seed}
+    before = read_json(record, what="record of the demo") if record.exists() else {}
+    differing = [name for name in asked if name in before and before[name] != asked[name]]
+    if differing:
+        raise MscaleError(
+            f"{record}: this folder holds a demo with {differing[0]} {before[differing[0]]}, asked for is "
+            f"{asked[differing[0]]}; choose another --workdir, or delete this one"
+        )
+    if "finished" in before and page.exists():
+        print(f"already done: {page} ({before['finished']}); choose another --workdir to run it again")
+        return
+    atomic_json(record, asked)
+    finished = run_demo(workdir, corpus, languages, seed, workers)
+    atomic_json(record, {**asked, "finished": finished})
+    print(f"{page}: open it in a browser ({finished})")
+
+
+def run_demo(
+    workdir: Path, corpus: Path | None, languages: list[str] | None, seed: int, workers: int | None
+) -> str:
+    """Runs the stages one after the other, each of which skips what is done; returns what it took."""
+    import resource
+    import shutil
+    import time
+
+    from analysis.report import write_report
+    from mixtures.pack import pack as pack_store
+    from mscale.synthetic import generate
+    from mscale.vocabulary import byte_vocabulary
+    from sweeps.local import run
+
+    began = time.monotonic()
+    store, root, truth = workdir / "store", workdir / "study", None
+    if corpus is None:
+        corpus = workdir / "corpus"
+        print("1/6 generating a corpus whose languages are related by known amounts")
+        generate(corpus, generated_languages(languages), seed=seed)
+        truth, languages = corpus / "truth.json", None
+    else:
+        print(f"1/6 reading {corpus}")
+    print("2/6 packing it into a token store")
+    pack_store(corpus, store, byte_vocabulary(), languages)
+    study = demo_study(store, None, seed, truth)
+    print(f"3/6 training {len(study.runs)} runs")
+    for note in study.notes:
+        print(f"  note: {note}")
+    ran_now = run(study, root, workers=workers)
+    print("4/6 collecting observations")
+    print_collected(root)
+    if truth is not None:
+        shutil.copyfile(truth, root / "truth.json")
+    print("5/6 fitting the laws")
+    results = analyse(root, workdir / "laws.json", truth)
+    print("6/6 drawing the report")
+    write_report(results, workdir / "report.html")
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = max(ran_now.peak_memory_bytes, kilobytes * 1024)
+    return f"{time.monotonic() - began:,.0f} s, peak memory {peak / 1e9:.2f} GB"
 
 
 def main(argv: list[str] | None = None) -> None:
