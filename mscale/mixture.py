@@ -2,17 +2,20 @@
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gin
 import numpy as np
 
+from mscale import languages as inventory
 from mscale import sampling
 from mscale.errors import MscaleError, nearest
 
-KEYWORDS = ("uniform", "proportional", "temperature", "unimax")
+KEYWORDS = ("uniform", "proportional", "temperature", "unimax", "atlas_unimax")
+ATLAS = "atlas_"  # and the name of a capacity mixture, such as atlas_8v0
 _SUM_TOLERANCE = 1e-6
 
 
@@ -111,7 +114,10 @@ def resolve(
 
     Names: ``en`` alone · ``en+fr`` uniform over those listed · ``en=0.7+fr=0.3`` explicit rates (summing to
     1) · ``uniform``, ``proportional``, ``temperature``, ``unimax`` over the whole store, or over a list:
-    ``unimax:en+fr+sw``.
+    ``unimax:en+fr+sw`` · ``temperature5`` with its T · ``atlas_unimax``, the rates that ATLAS publishes for
+    419 languages (Table B.4), or those of a list, divided by their sum · ``atlas_4v0`` to ``atlas_50v0``, its
+    capacity mixtures (Table B.5). A language is found by any of its codes (``he`` where the store has
+    ``iw``).
 
     What is None below is taken from gin's ``mixture`` (``--gin.mixture.temperature=5``).
 
@@ -124,8 +130,8 @@ def resolve(
       max_epochs: UniMax's limit on repetition (Chung et al. 2023; 1 unless set).
       temperature: T of temperature sampling, rate ∝ tokens^(1/T).
       caps: UniMax's largest rates, as ``{"en": 0.05}``.
-      drop_short: leave out languages with less than one window (of a keyword without a list) instead of
-        failing.
+      drop_short: leave out languages with less than one window (of a keyword without a list; of
+        ``atlas_unimax`` also those that the store does not have) instead of failing.
 
     Raises:
       MscaleError: unknown languages (with the nearest), unusable rates, languages with less than one window
@@ -143,9 +149,20 @@ def resolve(
     }
     options = {**_bound(), **{key: value for key, value in given.items() if value is not None}}
     keyword, listed, explicit = parse(name)
+    keyword, T = _temperature(name, keyword, options["temperature"])
     rates: Sequence[float] | np.ndarray
-    _check_known(f"mixture {name!r}", listed, store.languages)
-    languages = tuple(listed) or tuple(store.languages)
+    asked = listed
+    if keyword == "atlas_unimax" and not listed:
+        asked = [
+            language
+            for language in inventory.codes()
+            if not options["drop_short"] or inventory.find(language, store.languages)
+        ]
+    asked = _as_in(store, asked)
+    _check_known(f"mixture {name!r}", asked, store.languages)
+    languages = tuple(asked) or tuple(store.languages)
+    unique_tokens = dict(zip(_as_in(store, unique_tokens or {}), (unique_tokens or {}).values(), strict=True))
+    caps = dict(zip(_as_in(store, options["caps"] or {}), (options["caps"] or {}).values(), strict=True))
     windows = {language: store.windows(language, sequence_length) for language in languages}
     short = [language for language in languages if windows[language] < 1]
     if short and options["drop_short"] and not listed:
@@ -158,21 +175,21 @@ def resolve(
             )
     if short:
         raise MscaleError(_short_message(name, short, store, sequence_length, bool(listed)))
-    for language, tokens in (unique_tokens or {}).items():
+    for language, tokens in unique_tokens.items():
         windows[language] = _limited(name, language, tokens, windows, sequence_length)
 
     sizes = np.array([windows[language] for language in languages], np.float64) * sequence_length
-    if options["caps"] and keyword != "unimax":
+    if caps and keyword != "unimax":
         raise MscaleError(
             f"mixture {name!r}: caps are of UniMax only, expected a name that starts with 'unimax'"
         )
     if keyword == "temperature":
-        if options["temperature"] is None:
+        if T is None:
             raise MscaleError(
-                f"mixture {name!r}: no temperature T given; set --gin.mixture.temperature (1: "
-                "proportional, inf: uniform)"
+                f"mixture {name!r}: no temperature T given; write temperature5, or set "
+                "--gin.mixture.temperature (1: proportional, inf: uniform)"
             )
-        rates = sampling.temperature(sizes, options["temperature"])
+        rates = sampling.temperature(sizes, T)
     elif keyword == "proportional":
         rates = sampling.proportional(sizes)
     elif keyword == "unimax":
@@ -180,9 +197,13 @@ def resolve(
             raise MscaleError(
                 f"mixture {name!r}: UniMax needs the tokens of the run; set --gin.mixture.budget_tokens"
             )
-        _check_known(f"caps of mixture {name!r}", list(options["caps"] or {}), languages)
-        limits = [(options["caps"] or {}).get(language, 1.0) for language in languages]
+        _check_known(f"caps of mixture {name!r}", list(caps), languages)
+        limits = [caps.get(language, 1.0) for language in languages]
         rates = sampling.unimax(sizes, options["budget_tokens"], options["max_epochs"], limits)
+    elif keyword == "atlas_unimax":
+        published = inventory.published_rates()
+        _check_known(f"rates of mixture {name!r}", [inventory.canonical(one) for one in languages], published)
+        rates = sampling.proportional([published[inventory.canonical(language)] for language in languages])
     else:
         rates = explicit or sampling.uniform(len(languages))
     return Mixture(
@@ -201,12 +222,17 @@ def parse(name: str) -> tuple[str, list[str], list[float] | None]:
       MscaleError: an empty part, a rate that is no number, or rates for only some of the languages.
     """
     keyword, colon, rest = name.strip().partition(":")
-    if colon and keyword not in KEYWORDS:
+    capacity = inventory.capacity_mixtures()
+    if not colon and keyword.removeprefix(ATLAS) in capacity and keyword.startswith(ATLAS):
+        return "", list(capacity[keyword.removeprefix(ATLAS)]), None
+    is_keyword = keyword in KEYWORDS or _TEMPERATURE.fullmatch(keyword)
+    if not is_keyword and (colon or keyword.startswith(ATLAS)):
+        names = [*KEYWORDS, *(ATLAS + one for one in capacity)]
         raise MscaleError(
-            f"mixture {name!r}: {keyword!r} is no kind of mixture; expected "
-            f"{', '.join(KEYWORDS)}{nearest(keyword, KEYWORDS)}"
+            f"mixture {name!r}: {keyword!r} is no kind of mixture; expected one of "
+            f"{', '.join(names)}{nearest(keyword, names)}"
         )
-    if not colon and keyword in KEYWORDS:
+    if not colon and is_keyword:
         return keyword, [], None
     keyword, listing = (keyword, rest) if colon else ("", name)
     languages, rates = [], []
@@ -237,7 +263,27 @@ def parse(name: str) -> tuple[str, list[str], list[float] | None]:
     return keyword, languages, rates or None
 
 
-def _check_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
+_TEMPERATURE = re.compile(r"temperature(\d+(?:\.\d+)?|inf)")
+
+
+def _temperature(name: str, keyword: str, bound: float | None) -> tuple[str, float | None]:
+    """The keyword without its number, and T: of the name, or what was bound."""
+    match = _TEMPERATURE.fullmatch(keyword)
+    if not match:
+        return keyword, bound
+    if bound is not None and bound != float(match[1]):
+        raise MscaleError(
+            f"mixture {name!r}: T is {match[1]} by its name, but temperature={bound:g} is given"
+        )
+    return "temperature", float(match[1])
+
+
+def _as_in(store: Sizes, languages: Iterable[str]) -> list[str]:
+    """The codes by which the store has them; those that it has not stay as they are."""
+    return [inventory.find(language, store.languages) or language for language in languages]
+
+
+def _check_known(what: str, asked: Sequence[str], known: Collection[str]) -> None:
     missing = [language for language in asked if language not in set(known)]
     if missing:
         hints = "; ".join(f"{language} is not there{_near(language, known)}" for language in missing)
@@ -245,10 +291,10 @@ def _check_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
         raise MscaleError(f"{what}: {hints}. There are: {shown}")
 
 
-def _near(language: str, known: Sequence[str]) -> str:
+def _near(language: str, known: Collection[str]) -> str:
     # Codes are short: one letter off is a ratio of 0.5.
     found = difflib.get_close_matches(language, list(known), n=3, cutoff=0.5)
-    return f" (near: {', '.join(found)})" if found else ""
+    return " (did you mean " + " or ".join(map(repr, found)) + "?)" if found else ""
 
 
 def _limited(name: str, language: str, tokens: int, windows: Mapping[str, int], sequence_length: int) -> int:

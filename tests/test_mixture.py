@@ -2,7 +2,7 @@ import gin
 import numpy as np
 import pytest
 
-from mscale import sampling
+from mscale import languages, sampling
 from mscale.errors import MscaleError
 from mscale.mixture import Mixture, parse, resolve
 
@@ -61,6 +61,45 @@ def test_unique_tokens_limit_windows_and_what_sampling_sees():
     assert mixture.unique_tokens == {"en": 2_000, "fr": 4_000}
 
 
+def test_temperature_in_the_name():
+    expected = sampling.temperature([10_000, 4_000, 900], 5)
+    np.testing.assert_allclose(resolve("temperature5", STORE, 100).rates, expected)
+    np.testing.assert_allclose(resolve("temperature5", STORE, 100, temperature=5).rates, expected)
+    np.testing.assert_allclose(
+        resolve("temperature2.5:en+fr", STORE, 100).rates, sampling.temperature([10, 4], 2.5)
+    )
+    np.testing.assert_allclose(resolve("temperatureinf", STORE, 100).rates, 1 / 3)
+
+
+def test_what_atlas_publishes():
+    everything = Sizes(**{("he" if code == "iw" else code): 1000 for code in languages.codes()})
+    published = resolve("atlas_unimax", everything, 100)
+    assert published.languages[:2] == ("en", "af")
+    assert "he" in published.languages
+    assert dict(zip(published.languages, published.rates, strict=True))["he"] == pytest.approx(
+        0.0142 / 0.9992524
+    )
+    assert sum(published.rates) == pytest.approx(1)
+    part = resolve("atlas_unimax:sw+en", STORE, 100)
+    assert part.rates[1] / part.rates[0] == pytest.approx(5 / 0.719, rel=1e-2)
+    assert resolve("atlas_unimax", STORE, 100, drop_short=True).languages == ("en", "fr", "sw")
+    capacity = resolve("atlas_50v0", everything, 100)
+    assert len(capacity.languages) == 50
+    assert "he" in capacity.languages
+    assert set(capacity.rates) == {0.02}
+    assert resolve("atlas_4v1", everything, 100).languages == ("de", "en", "es", "fr")
+
+
+def test_a_language_is_found_by_any_of_its_codes():
+    store = Sizes(en=10_000, iw=4_000)
+    mixture = resolve("unimax:en+he", store, 100, {"he": 2_000}, budget_tokens=4_000, caps={"he": 0.2})
+    assert mixture.languages == ("en", "iw")
+    assert mixture.unique_tokens["iw"] == 2_000
+    assert mixture.rates == pytest.approx((0.8, 0.2))
+    with pytest.raises(MscaleError, match="iw named more than once"):
+        resolve("he+iw", store, 100)
+
+
 def test_languages_with_less_than_a_window_are_listed_together_with_the_flag_that_drops_them():
     store = Sizes(en=10_000, aa=5, bb=0, cc=99)
     with pytest.raises(MscaleError) as raised:
@@ -78,7 +117,7 @@ def test_languages_with_less_than_a_window_are_listed_together_with_the_flag_tha
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("em", {}, "em is not there .near: en.. There are: en, fr, sw"),
+        ("em", {}, "em is not there .did you mean .en.... There are: en, fr, sw"),
         ("en+xx", {}, "xx is not there"),
         ("en=0.5+fr=0.6", {}, "sum to 1.1, expected 1"),
         ("en=-0.5+fr=1.5", {}, "en=-0.5, fr=1.5"),
@@ -93,6 +132,13 @@ def test_languages_with_less_than_a_window_are_listed_together_with_the_flag_tha
         ("temperature", {}, "no temperature"),
         ("unimax", {}, "needs the tokens of the run"),
         ("unimax", {"budget_tokens": 1e3, "caps": {"xx": 0.1}}, "caps of mixture 'unimax': xx is not there"),
+        ("atlas_9v9", {}, "did you mean 'atlas_"),
+        ("atlas_8v0", {}, "es is not there"),
+        ("atlas_8v0:en", {}, "'atlas_8v0' is no kind"),
+        ("atlas_unimax", {}, "af is not there"),
+        ("temperature0", {}, "temperature is 0"),
+        ("temperature5", {"temperature": 3}, "T is 5 by its name, but temperature=3"),
+        ("temperature-5", {}, "not there"),
         ("uniform", {"caps": {"en": 0.1}}, "caps are of UniMax only"),
         ("en", {"unique_tokens": {"en": 150}}, "multiple of the sequence length 100 above 0, such as 100"),
         ("en", {"unique_tokens": {"en": 0}}, "above 0, such as 100"),

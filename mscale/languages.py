@@ -1,0 +1,104 @@
+"""The inventory of languages: MADLAD-400's codes, the names that others use for the same, and scripts.
+
+Codes are those of Table B.4 of Longpre et al. 2026 (ATLAS, arXiv 2510.22037), which are MADLAD-400's (Kudugunta
+et al. 2023). A corpus or store may hold languages that are not among them; nothing here forbids that.
+"""
+
+import csv
+import unicodedata
+from collections import Counter
+from collections.abc import Collection
+from functools import cache
+from importlib import resources
+
+# Other codes for languages of MADLAD-400: withdrawn ones (ISO 639-1: iw, in, ji, jw, mo), narrower ones that it
+# does not tell apart (nb, tl, cmn) and those of ATLAS's figures (he).
+ALIASES = {
+    "he": "iw",
+    "in": "id",
+    "ji": "yi",
+    "jw": "jv",
+    "mo": "ro",
+    "nb": "no",
+    "tl": "fil",
+    "cmn": "zh",
+}
+
+# Words that Unicode's character names begin with, where they are not the name of the script.
+_SCRIPTS = {
+    "CJK": "Han",
+    "HIRAGANA": "Japanese",
+    "KATAKANA": "Japanese",
+    "CANADIAN": "Canadian Aboriginal",
+    "OL": "Ol Chiki",
+    "TAI": "Tai",
+    "NEW": "New Tai Lue",
+    "MEETEI": "Meetei Mayek",
+    "PAHAWH": "Pahawh Hmong",
+    "PAU": "Pau Cin Hau",
+    "PHAGS-PA": "Phags-pa",
+    "SYLOTI": "Syloti Nagri",
+    "NKO": "N'Ko",
+}
+
+
+@cache
+def published_rates() -> dict[str, float]:
+    """Returns ATLAS's UniMax rate of each language, summing to 1 (Table B.4: percentages, divided by their sum)."""
+    percent = {row["language"]: float(row["percent"]) for row in _rows("atlas_unimax_rates.csv")}
+    return {language: rate / sum(percent.values()) for language, rate in percent.items()}
+
+
+@cache
+def capacity_mixtures() -> dict[str, tuple[str, ...]]:
+    """Returns the languages of ATLAS's twelve capacity mixtures, ``4v0`` to ``50v0`` (Table B.5), canonical codes."""
+    return {
+        row["mixture"]: tuple(canonical(code) for code in row["languages"].split())
+        for row in _rows("atlas_mixtures.csv")
+    }
+
+
+def codes() -> tuple[str, ...]:
+    """Returns MADLAD-400's 419 codes in the order of Table B.4 (by falling rate)."""
+    return tuple(published_rates())
+
+
+def canonical(code: str) -> str:
+    """Returns MADLAD-400's code for a language: ``he`` → ``iw``; a code without alias is its own."""
+    return ALIASES.get(code, code)
+
+
+def find(code: str, known: Collection[str]) -> str | None:
+    """Returns the code by which ``known`` has a language: itself, or another name of it; None if it has none."""
+    if code in known:
+        return code
+    others = [canonical(code), *(alias for alias, own in ALIASES.items() if own == canonical(code))]
+    return next((other for other in others if other in known), None)
+
+
+def script(text: str, characters: int = 20_000) -> str:
+    """Returns the script that most letters of ``text`` are in (``Latin``, ``Han``, …), or ``none`` without letters.
+
+    Letters are told by Unicode's names of them, so no table of languages is needed. Text with one kana in twenty
+    letters is Japanese, whatever its share of Han.
+
+    Args:
+      text: any; its first ``characters`` are looked at.
+      characters: how many.
+    """
+    counts: Counter[str] = Counter()
+    for character, count in Counter(text[:characters]).items():
+        if character.isalpha() or unicodedata.category(character) == "Mc":
+            word = unicodedata.name(character, "").split(" ")[0]
+            counts[_SCRIPTS.get(word, word.capitalize())] += count
+    del counts[""]
+    if not counts:
+        return "none"
+    if counts["Japanese"] * 20 >= counts.total():
+        return "Japanese"
+    return counts.most_common(1)[0][0]
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    text = resources.files("mscale.data").joinpath(name).read_text(encoding="utf-8")
+    return list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))

@@ -1,0 +1,71 @@
+import csv
+
+import pytest
+
+from mscale import languages
+from mscale.corpus import documents, files
+
+
+def test_published_rates_are_table_b4(shared):
+    rates = languages.published_rates()
+    assert len(rates) == 419
+    assert sum(rates.values()) == pytest.approx(1, abs=1e-12)
+    with open(shared / "atlas" / "unimax_rates.csv") as file:
+        for row in csv.DictReader(file):
+            assert rates[row["language"]] == pytest.approx(float(row["percent"]) / 99.92524, rel=1e-4)
+    assert languages.codes()[:2] == ("en", "af")
+
+
+def test_capacity_mixtures_are_table_b5():
+    mixtures = languages.capacity_mixtures()
+    assert len(mixtures) == 12
+    for name, members in mixtures.items():
+        assert len(set(members)) == len(members) == int(name.split("v")[0])
+        assert set(members) <= set(languages.codes())
+    for smaller, larger in [("12v0", "16v0"), ("16v0", "24v0"), ("24v0", "32v0")]:
+        assert set(mixtures[smaller]) < set(mixtures[larger])
+    assert "iw" in mixtures["50v0"]
+    assert mixtures["4v2"] == ("hi", "ja", "vi", "zh")
+
+
+def test_names_of_one_language_find_each_other():
+    assert languages.canonical("he") == "iw"
+    assert languages.canonical("en") == "en"
+    assert languages.find("he", ("en", "iw")) == "iw"
+    assert languages.find("iw", ("en", "he")) == "he"
+    assert languages.find("he", ("he", "iw")) == "he"
+    assert languages.find("nb", ("no",)) == "no"
+    assert languages.find("xx", ("en",)) is None
+    assert not set(languages.ALIASES) & set(languages.codes())
+    assert set(languages.ALIASES.values()) <= set(languages.codes())
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ("Déjà vu, 1999!", "Latin"),
+        ("Привет, world", "Cyrillic"),
+        ("日本語のテキスト", "Japanese"),
+        ("中文文本", "Han"),
+        ("한국어", "Hangul"),
+        ("नमस्ते", "Devanagari"),
+        ("ᐃᓄᒃᑎᑐᑦ", "Canadian Aboriginal"),
+        ("1999 …", "none"),
+        ("", "none"),
+    ],
+)
+def test_script_of_a_text(text, script):
+    assert languages.script(text) == script
+
+
+def test_script_of_real_text_in_502_languages(madlad_mini):
+    with open(madlad_mini / "languages.csv") as file:
+        listed = {row["code"]: row["script"] for row in csv.DictReader(file)}
+    named = {"Cjk": "Han", "Hiragana": "Japanese"}
+    wrong = {}
+    for code, expected in listed.items():
+        text = next(documents(files(madlad_mini, code)[0]))
+        found = languages.script(text)
+        if found.split()[0] != named.get(expected, expected).split()[0]:
+            wrong[code] = (expected, found)
+    assert len(wrong) <= 5, wrong
