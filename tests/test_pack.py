@@ -298,6 +298,82 @@ def test_a_full_disk_is_named_and_leaves_no_store(corpus, tmp_path, monkeypatch)
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.fixture
+def uneven(tmp_path):
+    texts = {"aa": TEXTS["aa"], "bb": ["a short one"], "cc": ["x"], "dd": TEXTS["bb"]}
+    return tiny_corpus.write(tmp_path / "uneven", texts)
+
+
+def test_languages_shorter_than_a_window_are_all_named_with_the_flag(uneven, tmp_path, monkeypatch):
+    with pytest.raises(
+        MscaleError, match=r"2 language\(s\).*one window of 100 tokens: bb \(12\), cc \(2\).*--drop-short"
+    ):
+        pack(uneven, tmp_path / "s", byte_vocabulary(), sequence_length=100)
+    with pytest.raises(MscaleError, match="has not finished"):
+        open_store(tmp_path / "s")
+    monkeypatch.setattr("mixtures.pack.tokenize", None)  # all that was packed is kept
+    store = pack(uneven, tmp_path / "s", byte_vocabulary(), sequence_length=100, drop_short=True)
+    assert store.languages == ("aa", "dd")
+    assert sorted(path.name for path in (tmp_path / "s").iterdir() if path.is_dir()) == ["aa", "dd"]
+
+
+def test_dropping_never_leaves_an_empty_store_and_works_on_a_finished_one(uneven, tmp_path):
+    with pytest.raises(MscaleError, match="4 language"):
+        pack(uneven, tmp_path / "s", byte_vocabulary(), sequence_length=10**6, drop_short=True)
+    assert pack(uneven, tmp_path / "s", byte_vocabulary()).languages == ("aa", "bb", "cc", "dd")
+    with pytest.raises(MscaleError, match=r"1 language\(s\).*cc \(2\)"):
+        pack(uneven, tmp_path / "s", byte_vocabulary(), sequence_length=5)
+    assert len(open_store(tmp_path / "s").languages) == 4
+    assert (
+        len(pack(uneven, tmp_path / "s", byte_vocabulary(), sequence_length=5, drop_short=True).languages)
+        == 3
+    )
+    with pytest.raises(MscaleError, match="sequence_length is 0"):
+        pack(uneven, tmp_path / "s", byte_vocabulary(), sequence_length=0)
+
+
+def test_a_language_without_any_text_is_named(tmp_path):
+    corpus = tiny_corpus.write(tmp_path / "c", {"aa": TEXTS["aa"], "bb": ["", ""]})
+    with pytest.raises(MscaleError, match=r"less train text than one token.*bb \(0\)"):
+        pack(corpus, tmp_path / "s", byte_vocabulary())
+
+
+def test_a_remote_corpus_gives_the_same_store(corpus, store, tmp_path):
+    from mscale import remote
+
+    url = f"memory://{tmp_path.name}/corpus"
+    remote.upload(corpus, url)
+    packed = pack(url, tmp_path, byte_vocabulary())
+    for language in store.languages:
+        for name in ("train.bin", "valid.bin", "valid_index.npy"):
+            assert (tmp_path / language / name).read_bytes() == (store.path / language / name).read_bytes()
+    calls = sorted((tmp_path / "aa").iterdir())
+    stamps = [path.stat().st_mtime_ns for path in calls]
+    assert pack(url, tmp_path, byte_vocabulary()) == packed
+    assert [path.stat().st_mtime_ns for path in calls] == stamps
+    for arguments, message in [
+        ((url + "x",), "found no corpus there"),
+        ((url, tmp_path / "s", byte_vocabulary(), ["ab"]), "not in this corpus of 3: 'ab'"),
+        ((corpus, url, byte_vocabulary()), "packed on a local disk"),
+    ]:
+        with pytest.raises(MscaleError, match=message):
+            pack(*arguments, *(tmp_path / "s", byte_vocabulary())[len(arguments) - 1 :])
+
+
+def test_errors_in_a_remote_file_name_its_url(corpus, tmp_path):
+    import fsspec
+
+    from mscale import remote
+
+    url = f"memory://{tmp_path.name}/corpus"
+    remote.upload(corpus, url)
+    path = f"/{tmp_path.name}/corpus/data/bb/bb_clean_0000.jsonl.gz"
+    system = fsspec.filesystem("memory")
+    system.pipe(path, system.cat(path)[:-40])
+    with pytest.raises(MscaleError, match=f"{url}/data/bb/bb_clean_0000.jsonl.gz:.*truncated"):
+        pack(url, tmp_path / "s", byte_vocabulary())
+
+
 def test_manifest_is_plain_json(store):
     described = json.loads((store.path / MANIFEST).read_text())
     assert described["version"] == 1

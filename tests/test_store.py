@@ -93,6 +93,95 @@ def test_damage_is_named_when_the_store_is_opened(copied, damage, message):
     assert str(copied) in str(raised.value)
 
 
+def replace_array(name, change):
+    """Damages an array in place: the file keeps its size."""
+
+    def damage(store):
+        path = store / "bb" / name
+        array = np.load(path)
+        change(array)
+        np.save(path, array)
+
+    return damage
+
+
+def swap(store):
+    (store / "aa" / "train.bin").rename(store / "x")
+    (store / "bb" / "train.bin").rename(store / "aa" / "train.bin")
+    (store / "x").rename(store / "bb" / "train.bin")
+
+
+def replace_by_folder(store):
+    (store / "bb" / "unigram.npy").unlink()
+    (store / "bb" / "unigram.npy").mkdir()
+
+
+def read_all(store):
+    for language in store.languages:
+        store.train(language)[-1:].sum()
+        store.valid(language)
+        store.unigram(language)
+
+
+BY_HAND = {
+    "a file cut short": (truncate, "aa/train.bin has"),
+    "a file with more at its end": (
+        lambda store: (store / "bb" / "valid.bin").open("ab").write(b"xx"),
+        "bb/valid.bin has",
+    ),
+    "a file deleted": (
+        lambda store: (store / "bb" / "valid_index.npy").unlink(),
+        "bb/valid_index.npy is missing",
+    ),
+    "a folder renamed": (lambda store: (store / "aa").rename(store / "ab"), "aa/train.bin is missing"),
+    "a folder in place of a file": (replace_by_folder, "bb/unigram.npy"),
+    "the files of two languages swapped": (swap, "aa/train.bin has .*bb/train.bin has"),
+    "an array overwritten with something else": (
+        lambda store: (store / "bb" / "unigram.npy").write_bytes(
+            bytes((store / "bb" / "unigram.npy").stat().st_size)
+        ),
+        "bb/unigram.npy",
+    ),
+    "counts edited": (
+        replace_array("unigram.npy", lambda array: array.__setitem__((1, 0), 7)),
+        "bb/unigram.npy",
+    ),
+    "an id that the vocabulary lacks": (
+        replace_array("unigram.npy", lambda array: array.__setitem__((0, -1), 259)),
+        "bb/unigram.npy",
+    ),
+    "an offset edited": (
+        replace_array("valid_index.npy", lambda array: array.__setitem__((1, 0), 10**9)),
+        "bb/valid_index.npy",
+    ),
+    "the tokens of a language edited": (
+        lambda store: edit(store, lambda d: d["languages"]["aa"]["train"].update(tokens=10**6)),
+        "store.json: languages.aa has 1,000,000 train tokens",
+    ),
+    "the type of the tokens edited": (
+        lambda store: edit(store, lambda d: d.update(dtype="uint32")),
+        "store.json: languages.aa has",
+    ),
+    "the manifest cut short": (
+        lambda store: (store / MANIFEST).write_bytes((store / MANIFEST).read_bytes()[:200]),
+        "store.json: this token store is damaged",
+    ),
+    "the manifest of another program": (
+        lambda store: (store / MANIFEST).write_text('{"a": 1}'),
+        "store.json",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), BY_HAND.values(), ids=BY_HAND)
+def test_a_store_damaged_by_hand_names_the_file_when_opened_and_read(copied, damage, message):
+    read_all(open_store(copied))
+    damage(copied)
+    with pytest.raises(MscaleError, match=message) as raised:
+        read_all(open_store(copied))
+    assert str(copied) in str(raised.value)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_is_found_by_verifying(copied, name):
     flip(name)(copied)

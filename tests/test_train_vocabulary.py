@@ -104,8 +104,8 @@ def test_the_same_call_gives_the_same_model_and_a_finished_one_returns(
 def test_monolingual(corpus, tmp_path):
     vocabulary = train_vocabulary(corpus, tmp_path, 272, 10, ["ru"], sample_bytes=20_000, threads=1)
     assert list(vocabulary.training["sample"]) == ["ru"]
-    assert len(vocabulary.encode(" человек")) == 1
-    assert len(vocabulary.encode("the")) == 3
+    assert vocabulary.encode("человек").min() >= 10 + 256  # pieces
+    assert vocabulary.encode("thq").max() < 10 + 256  # single bytes
 
 
 def sample(files, shares):
