@@ -372,7 +372,9 @@ def run_to_end(run: Run, stop: threading.Event | None = None) -> int:
             return PREEMPTED
         except BaseException as error:
             if recorder is not None:
-                recorder.status("failed", launch.plain_message(error) or type(error).__name__)
+                state = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
+                with contextlib.suppress(MscaleError):  # where the disk is full this fails too
+                    recorder.status(state, launch.plain_message(error) or type(error).__name__)
             raise
 
 
