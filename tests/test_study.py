@@ -104,7 +104,7 @@ def test_studies_are_deterministic_and_survive_json():
     ("changes", "message"),
     [
         ({"scale": "nano9"}, "unknown scale 'nano9'"),
-        ({"mixture": "en+frr"}, "mono cell 'en\\+frr'.*did you mean 'fr'"),
+        ({"mixture": "en+frr"}, "mono cell 'en\\+frr'.*frr is not there"),
         ({"mixture": "unimax"}, "UniMax needs the tokens"),
         ({"evaluate": ("xx",)}, "language 'xx' is to be evaluated"),
         ({"steps": (4,)}, "4 warmup steps and the decay"),
