@@ -1,12 +1,15 @@
 """Feeding: the schedule's batches out of the token store, a few ahead of the training step.
 
 There is no state but the step: batch ``step`` is a gather of whole windows, each a contiguous read from a
-mapped file, so a host touches only the windows of its own rows.
+mapped file (of a remote store, all windows of a batch at once), so a host reads only the windows of its own
+rows.
 """
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +51,34 @@ def batches(
     return produced if prefetch < 1 else _ahead(produced, prefetch)
 
 
+def to_device(batches: Iterable[np.ndarray], sharding: Any = None, ahead: int = 2) -> Iterator[Any]:
+    """Yields ``batches`` as global device arrays, up to ``ahead`` of them on the device beyond the one yielded.
+
+    A transfer to an accelerator runs beside the step that is computing, so it costs nothing as long as it is
+    shorter.
+
+    Args:
+      batches: this host's rows, (rows, S), as ``batches`` gives them.
+      sharding: of the global batch, such as ``partitioning.batch_sharding(mesh, B)``: each process gives the
+        rows that its devices hold; None for the default device.
+      ahead: device arrays kept ready; 0 for none.
+    """
+    import jax
+
+    def put(batch: np.ndarray) -> Any:
+        if sharding is None:
+            return jax.device_put(batch)
+        return jax.make_array_from_process_local_data(sharding, batch)
+
+    ready: deque = deque()
+    for batch in batches:
+        ready.append(put(batch))
+        if len(ready) > ahead:
+            yield ready.popleft()
+    while ready:
+        yield ready.popleft()
+
+
 def check_fits(store: Store, schedule: Schedule, sequence_length: int) -> None:
     """Raises a MscaleError unless the store has all windows of ``sequence_length`` that the schedule
     visits."""
@@ -73,10 +104,10 @@ def _gather(
         languages, ids = schedule.batches(start, end, rows)
         for first in range(0, len(ids), count) if count else [0] * (end - start):
             batch = np.empty((count, sequence_length), np.int32)
-            chosen = zip(
-                languages[first : first + count].tolist(), ids[first : first + count].tolist(), strict=True
-            )
-            for row, (language, window) in enumerate(chosen):
+            of_rows = languages[first : first + count].tolist()
+            windows_of_rows = ids[first : first + count].tolist()
+            store.fetch([schedule.languages[one] for one in of_rows], windows_of_rows, sequence_length)
+            for row, (language, window) in enumerate(zip(of_rows, windows_of_rows, strict=True)):
                 of_language = windows[language]
                 if of_language is None:
                     of_language = windows[language] = _windows(
