@@ -76,7 +76,7 @@ class Jet:
     def __mul__(self, other: Any) -> Jet:
         if not isinstance(other, Jet):
             hess = None if self.hess is None else {key: h * other for key, h in self.hess.items()}
-            return Jet(self.value * other, {i: g * other for i, g in self.grad.items()}, hess)
+            return Jet(self.value * other, {i: _times(other, g) for i, g in self.grad.items()}, hess)
         grad = {i: g * other.value for i, g in self.grad.items()}
         for i, g in other.grad.items():
             _add(grad, i, self.value * g)
@@ -129,6 +129,53 @@ class Jet:
         return self.value >= value_of(other)
 
 
+class Exponential(Jet):
+    """exp(z), worked out when first looked at: products, quotients and powers of such stay exponentials.
+
+    A·N^−α is one exponential of a sum, instead of a product of two with derivatives of its own.
+    """
+
+    __slots__ = ("log", "_made")
+
+    def __init__(self, z: Jet):
+        self.log = z
+        self._made: Jet | None = None
+
+    def _make(self) -> Jet:
+        if self._made is None:
+            z = self.log
+            value = np.exp(z.value)
+            grad = {i: _times(value, g) for i, g in z.grad.items()}
+            hess = None
+            if z.hess is not None:
+                hess = {(i, j): _times(f, z.grad[j]) for i, f in grad.items() for j in z.grad if i <= j}
+                for key, h in z.hess.items():
+                    _add(hess, key, value * h)
+            self._made = Jet(value, grad, hess)
+        return self._made
+
+    value = property(lambda self: self._make().value)  # type: ignore[assignment]
+    grad = property(lambda self: self._make().grad)  # type: ignore[assignment]
+    hess = property(lambda self: self._make().hess)  # type: ignore[assignment]
+
+    def __mul__(self, other: Any) -> Jet:
+        return Exponential(self.log + other.log) if isinstance(other, Exponential) else super().__mul__(other)
+
+    def __truediv__(self, other: Any) -> Jet:
+        return (
+            Exponential(self.log - other.log)
+            if isinstance(other, Exponential)
+            else super().__truediv__(other)
+        )
+
+    def __pow__(self, power: Any) -> Jet:
+        return Exponential(self.log * power)
+
+
+def _times(value: Array, factor: Array) -> Array:
+    return value if isinstance(factor, float) and factor == 1.0 else value * factor
+
+
 def value_of(x: Any) -> Array:
     return x.value if isinstance(x, Jet) else x
 
@@ -140,13 +187,14 @@ def _add(entries: dict, key: Any, value: Array) -> None:
 def exp(x: Any) -> Any:
     if not isinstance(x, Jet):
         return np.exp(x)
-    value = np.exp(x.value)
-    return x.map(value, value, value)
+    return Exponential(x)
 
 
 def log(x: Any) -> Any:
     if not isinstance(x, Jet):
         return np.log(x)
+    if isinstance(x, Exponential):
+        return x.log
     inverse = 1.0 / x.value
     return x.map(np.log(x.value), inverse, -inverse * inverse)
 
@@ -154,6 +202,8 @@ def log(x: Any) -> Any:
 def reciprocal(x: Any) -> Any:
     if not isinstance(x, Jet):
         return 1.0 / x
+    if isinstance(x, Exponential):
+        return Exponential(-x.log)
     value = 1.0 / x.value
     return x.map(value, -value * value, 2.0 * value**3)
 

@@ -39,25 +39,32 @@ def minimise(
     theta = np.clip(theta, lower, upper).astype(float)
     B, P = theta.shape
     hold = np.broadcast_to(np.zeros(P, bool) if hold is None else hold, (B, P))
-    f, g, H, M = problem.system(theta, members)
+    f, g, H, M = problem.system(theta, members, damping > 0)
+    known = np.full(B, damping > 0)  # members whose majoriser is at hand; pure Newton does without
     mu = np.full(B, damping)
     converged = np.zeros(B, bool)
     live = np.flatnonzero(np.isfinite(f))
     spent = 0
     while len(live) and spent < iterations:
         spent += 1
+        lacking = live[(mu[live] > 0) & ~known[live]]
+        if len(lacking):
+            M[lacking] = problem.system(theta[lacking], members.take(lacking))[3]
+            known[lacking] = True
         step, promised = _step(theta[live], g[live], H[live], M[live], mu[live], lower, upper, hold[live])
         settled = (promised >= 0) & (promised <= tolerance * np.abs(f[live])) & (mu[live] < 1e3)
-        go = np.flatnonzero(promised > 0)
+        go = np.flatnonzero((promised > 0) & ~settled)
         improved = np.zeros(len(live), bool)
         if len(go):
             at = live[go]
             trial = np.clip(theta[at] + step[go], lower, upper)
-            parts = problem.system(trial, members.take(at))
+            majorise = bool((mu[at] >= 1e-6).any())
+            parts = problem.system(trial, members.take(at), majorise)
             better = parts[0] <= f[at]
             to = at[better]
             theta[to], f[to] = trial[better], parts[0][better]
             g[to], H[to], M[to] = parts[1][better], parts[2][better], parts[3][better]
+            known[to] = majorise
             improved[go[better]] = True
         eased = np.where(mu[live] < 1e-6, 0.0, mu[live] * 0.1)
         mu[live] = np.where(improved, eased, np.maximum(mu[live] * 8.0, 1e-3))
@@ -80,10 +87,7 @@ def _step(
     frozen = hold | ((theta <= lower) & (g > 0)) | ((theta >= upper) & (g < 0))
     matrix = H + mu[:, None, None] * M
     diagonal = np.einsum("bii->bi", matrix)
-    scale = np.einsum("bii->bi", M)
-    diagonal += 1e-12 * scale.max(axis=1, keepdims=True) + 1e-13 * mu[:, None] * scale.max(
-        axis=1, keepdims=True
-    )
+    diagonal += 1e-12 * np.abs(diagonal).max(axis=1, keepdims=True)
     right = np.where(frozen, 0.0, -g)
     if frozen.any():
         moving = ~frozen

@@ -206,9 +206,13 @@ class Problem:
             result[cell.rows] = local @ cell.select
         return result
 
-    def system(self, theta: np.ndarray, members: Members) -> tuple[np.ndarray, ...]:
-        """Objective (B,), gradient (B, P), Hessian and a positive majoriser of it (B, P, P)."""
-        return _threaded(self._system, theta, members, max(1, BLOCK // max(1, len(self.y))))
+    def system(self, theta: np.ndarray, members: Members, majorise: bool = True) -> tuple[np.ndarray, ...]:
+        """Objective (B,), gradient (B, P), Hessian and (if wanted, else zeros) a positive majoriser (B, P, P)."""
+
+        def run(part: np.ndarray, of: Members) -> tuple[np.ndarray, ...]:
+            return self._system(part, of, majorise)
+
+        return _threaded(run, theta, members, max(1, BLOCK // max(1, len(self.y))))
 
     def objective(self, theta: np.ndarray, members: Members | None = None) -> np.ndarray:
         """Σ w·ρ(residual), less what the groups share; without priors, pins or barriers."""
@@ -227,7 +231,7 @@ class Problem:
     def _group_times(self, members: Members) -> np.ndarray:
         return members.times[:, self._first]
 
-    def _system(self, theta: np.ndarray, members: Members) -> tuple[np.ndarray, ...]:
+    def _system(self, theta: np.ndarray, members: Members, majorise: bool) -> tuple[np.ndarray, ...]:
         B, P = theta.shape
         f, g = np.zeros(B), np.zeros((B, P))
         H, M = np.zeros((B, P, P)), np.zeros((B, P, P))
@@ -246,7 +250,12 @@ class Problem:
             columns = np.flatnonzero(S.any(axis=0))
             S = S[:, columns]
             parts = self._cell(
-                number, theta, kept, weight[:, cell.rows], None if relief is None else relief[:, cell.rows]
+                number,
+                theta,
+                kept,
+                weight[:, cell.rows],
+                None if relief is None else relief[:, cell.rows],
+                majorise,
             )
             f += parts[0]
             g[:, columns] += parts[1] @ S
@@ -297,7 +306,13 @@ class Problem:
         M += outer
 
     def _cell(
-        self, number: int, theta: np.ndarray, kept: np.ndarray, w: np.ndarray, relief: np.ndarray | None
+        self,
+        number: int,
+        theta: np.ndarray,
+        kept: np.ndarray,
+        w: np.ndarray,
+        relief: np.ndarray | None,
+        majorise: bool,
     ) -> tuple[np.ndarray, ...]:
         """Objective, gradient, Hessian, majoriser and Jacobian (B, k, rows) of a cell's kept parameters."""
         cell = self.cells[number]
@@ -327,17 +342,13 @@ class Problem:
         pull = w * psi if relief is None else w * (psi - relief)
         g = np.matmul(J, pull[:, :, None])[:, :, 0]
         Jt = J.swapaxes(1, 2)
-        if ratio is None:  # least squares: ρ'' = ψ/r = 1
-            steep = np.broadcast_to(w, (B, n))
-            M = np.matmul(J * steep[:, None], Jt)
-        else:
-            steep = w * steep
-            M = np.matmul(J * (w * ratio)[:, None], Jt)
+        steep = np.broadcast_to(w, (B, n)) if steep is None else w * steep  # least squares: ρ'' = ψ/r = 1
+        M = np.zeros((B, k, k))
+        if majorise:
+            M = np.matmul(J * (steep if ratio is None else w * ratio)[:, None], Jt)
         if self.law.residual == "log":
             H = np.matmul(J * (steep - pull)[:, None], Jt)
             pull = pull * inverse
-        elif ratio is None:
-            H = M.copy()
         else:
             H = np.matmul(J * steep[:, None], Jt)
         for (i, j), curved in (out.hess or {}).items():

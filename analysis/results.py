@@ -56,7 +56,7 @@ class Fit:
     @property
     def params(self) -> pd.Series:
         """Estimates in the units of the paper, and contributions at the geometric means as "A_mean"."""
-        return pd.Series(self._natural(self.theta[None])[0], index=self._natural_names())
+        return pd.Series(self.natural(self.theta[None])[0], index=self._natural_names())
 
     def _places(self) -> list[tuple[int, int, int]]:
         """(parameter, cell, local index) of every fitted parameter, at its first appearance."""
@@ -74,8 +74,8 @@ class Fit:
         means = [with_mean(name) for name, q in zip(self.names, which, strict=True) if q.reference]
         return plain + means
 
-    def _natural(self, theta: np.ndarray) -> np.ndarray:
-        """(B, len(_natural_names()))."""
+    def natural(self, theta: np.ndarray) -> np.ndarray:
+        """(B, len(params)): draws in the fitted scale, in the units and order of `params`."""
         columns = []
         for _, number, local in self._places():
             values = self.problem.natural(self.problem.locals(theta, self.problem.cells[number]))
@@ -118,7 +118,7 @@ class Fit:
         low, high = self._limits(level)
         reasons = self.identification()
         which: tuple[Parameter, ...] = self.problem.held["parameters"]
-        natural = self._natural(self.draws())
+        natural = self.natural(self.draws())
         tails = np.quantile(natural, [(1 - level) / 2, (1 + level) / 2], axis=0)
         records = {}
         for position, (name, value) in enumerate(self.params.items()):

@@ -39,7 +39,8 @@ def mixtures(
 
     `unique` bounds the unique tokens of a language in all its cells.
     """
-    records, seen = [], []
+    records: list[dict] = []
+    seen: list[dict] = []
     for languages, sizes, tokens in cells:
         for N in sizes:
             for seed in range(seeds):

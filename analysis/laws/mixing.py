@@ -117,7 +117,7 @@ def prepare_mixing(
     if (abs(total - 1) > 1e-3).any():
         at = int(np.argmax(abs(total - 1) > 1e-3))
         raise MscaleError(
-            f"proportions of {', '.join(map(str, domains))} add up to {total[at]:g} in row {table.index[at]}: expected 1"
+            f"proportions of {', '.join(map(str, domains))} add up to {total[at]:g} in row {table.index[at]}, not 1"
         )
     levels = sorted(map(str, table["language"].unique())) if per and "language" in table else [""]
     levels = levels if len(levels) > 1 else [""]

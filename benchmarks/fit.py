@@ -1,0 +1,276 @@
+"""Fitting laws: ours beside the published scipy recipe, in one run, as JSON.
+
+    python benchmarks/fit.py --points chinchilla_points.csv [--starts 4500] [--bootstraps 4000] [--out fit.json]
+
+The points are those that Besiroglu et al. (2024) recovered from Hoffmann et al. (2022): model_size, training_flop,
+loss; D = FLOP/(6N) and the five largest losses are dropped. "Cold" is the first fit of a fresh process, after
+imports; "warm" is the median of the following five. Both are the fit and all bootstraps, to convergence.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import pandas as pd
+import scipy
+from scipy.optimize import minimize
+
+DELTA = 1e-3
+COLUMNS = {"N": "model_size", "D": "D", "loss": "loss"}
+GRID = (
+    (0, 5, 10, 15, 20, 25),
+    (0, 5, 10, 15, 20, 25),
+    (-1, -0.5, 0, 0.5, 1),
+    (0, 0.5, 1, 1.5, 2),
+    (0, 0.5, 1, 1.5, 2),
+)
+
+
+def points(path: str) -> pd.DataFrame:
+    table = pd.read_csv(path)
+    table["D"] = table["training_flop"] / (6 * table["model_size"])
+    return table.sort_values("loss").iloc[:-5].reset_index(drop=True)
+
+
+def objective(p, logs, weight, gradient=False):
+    """The published objective in (a, b, e, alpha, beta), and its gradient."""
+    n, d, y = logs
+    terms = np.stack([p[0] - p[3] * n, p[1] - p[4] * d, np.full_like(n, p[2])])
+    raised = np.exp(terms - terms.max(axis=0))
+    total = raised.sum(axis=0)
+    r = np.log(total) + terms.max(axis=0) - y
+    size = np.abs(r)
+    rho = np.where(size <= DELTA, 0.5 * r * r, DELTA * (size - 0.5 * DELTA))
+    if not gradient:
+        return float(weight @ rho)
+    share = raised / total
+    pull = weight * np.clip(r, -DELTA, DELTA)
+    slope = np.array(
+        [pull @ share[0], pull @ share[1], pull @ share[2], -(pull * n) @ share[0], -(pull * d) @ share[1]]
+    )
+    return float(weight @ rho), slope
+
+
+def scipy_fit(logs, weight, starts, gradient):
+    best = None
+    for start in starts:
+        found = minimize(
+            objective, start, (logs, weight, gradient), jac=gradient, method="L-BFGS-B", tol=1e-15
+        )
+        best = found if best is None or found.fun < best.fun else best
+    return best
+
+
+def scipy_recipe(table, starts: int, bootstraps: int, gradient: bool) -> dict:
+    logs = tuple(np.log(table[name].to_numpy(float)) for name in ("model_size", "D", "loss"))
+    weight = np.ones(len(table))
+    grid = np.array(list(itertools.product(*GRID)), float)[:starts]
+    began = time.perf_counter()
+    best = scipy_fit(logs, weight, grid, gradient)
+    fitted = time.perf_counter()
+    rng = np.random.default_rng(0)
+    for _ in range(bootstraps):
+        times = rng.multinomial(len(table), weight / len(table)).astype(float)
+        scipy_fit(logs, times, [best.x], gradient)
+    ended = time.perf_counter()
+    return {
+        "starts": len(grid),
+        "bootstraps": bootstraps,
+        "gradient": "analytic" if gradient else "finite differences",
+        "fit_s": fitted - began,
+        "bootstrap_s": ended - fitted,
+        "total_s": ended - began,
+        "objective": best.fun,
+        "theta": best.x.tolist(),
+    }
+
+
+def ours_once(table, bootstraps: int) -> tuple[float, float, float]:
+    import analysis
+
+    began = time.perf_counter()
+    fit = analysis.fit("chinchilla", table, COLUMNS)
+    fitted = time.perf_counter()
+    fit.draws(bootstraps)
+    return fitted - began, time.perf_counter() - fitted, fit.objective
+
+
+def cold(path: str, bootstraps: int) -> dict:
+    """One fit in a fresh process, after imports."""
+    command = [sys.executable, __file__, "--points", path, "--bootstraps", str(bootstraps), "--once"]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def once(path: str, bootstraps: int) -> dict:
+    table = points(path)
+    import analysis  # noqa: F401
+
+    fit_s, bootstrap_s, value = ours_once(table, bootstraps)
+    return {"fit_s": fit_s, "bootstrap_s": bootstrap_s, "total_s": fit_s + bootstrap_s, "objective": value}
+
+
+def ours(path: str, bootstraps: int) -> dict:
+    table = points(path)
+    import analysis
+
+    runs = [ours_once(table, bootstraps) for _ in range(6)][1:]
+    fit = analysis.fit("chinchilla", table, COLUMNS)
+    return {
+        "bootstraps": bootstraps,
+        "cold": cold(path, bootstraps),
+        "warm_fit_s": float(np.median([run[0] for run in runs])),
+        "warm_bootstrap_s": float(np.median([run[1] for run in runs])),
+        "warm_total_s": float(np.median([run[0] + run[1] for run in runs])),
+        "warm_total_best_s": float(min(run[0] + run[1] for run in runs)),
+        "objective": fit.objective,
+        "agreement": dict(fit.agreement),
+        "params": {name: float(value) for name, value in fit.params.items()},
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def bootstrap_agreement(path: str, count: int, starts: int = 9) -> dict:
+    """Our objective on random bootstraps against the best of `starts` scipy starts on the same resample."""
+    import analysis
+    from analysis.engine import minimise
+
+    table = points(path)
+    fit = analysis.fit("chinchilla", table, COLUMNS)
+    problem = fit.problem
+    rng = np.random.default_rng(7)
+    n = len(table)
+    times = rng.multinomial(n, np.full(n, 1 / n), size=count).astype(float)
+    members = problem.members(times=times)
+    mine = minimise(problem, np.tile(fit.theta, (count, 1)), members, damping=1e-3, tolerance=1e-8).objective
+    logs = tuple(np.log(problem.x[name]) for name in ("N", "D")) + (np.log(problem.y),)
+    p = fit.params
+    centre = np.array([np.log(p["A"]), np.log(p["B"]), np.log(p["E"]), p["alpha"], p["beta"]])
+    spread = np.array([1.0, 1.0, 0.2, 0.08, 0.08])
+    worst = []
+    for b in range(count):
+        tries = [centre] + [centre + rng.normal(size=5) * spread for _ in range(starts - 1)]
+        worst.append(mine[b] / scipy_fit(logs, times[b], tries, True).fun - 1)
+    return {
+        "resamples": count,
+        "scipy_starts": starts,
+        "within_1e-6": int(np.sum(np.array(worst) <= 1e-6)),
+        "largest_excess": float(np.max(worst)),
+    }
+
+
+def atlas(rows: int, bootstraps: int, seed: int) -> dict:
+    """ATLAS on planted observations of 8 languages: seconds, memory, and how many intervals hold the truth."""
+    import analysis
+    from analysis import simulate
+
+    languages = ["de", "en", "es", "fr", "hi", "ja", "ru", "sw"]
+    rng = np.random.default_rng(seed)
+    sizes, tokens = np.geomspace(1e8, 4e9, 8), np.geomspace(4e9, 2e11, 4)
+    cells = [((name,), sizes, tokens) for name in languages]
+    cells += [(pair, sizes, tokens) for pair in itertools.combinations(languages, 2)]
+    cells += [(tuple(rng.permutation(languages)[:k]), sizes, tokens) for k in (3, 4, 4, 5, 6, 8, 8)]
+    design, exposure = simulate.mixtures(cells)
+    repeated, seen = simulate.mixtures(
+        [((name,), sizes, tokens) for name in languages], {n: 1.5e10 for n in languages}
+    )
+    for frame in (repeated, seen):
+        frame["run"] += "-r"
+    repeated["group"] += "-r"
+    design, exposure = pd.concat([design, repeated]), pd.concat([exposure, seen])
+    copies = -(-rows // len(design))
+    design = pd.concat(
+        [design.assign(run=design["run"] + f"#{c}", group=design["group"] + f"#{c}") for c in range(copies)],
+        ignore_index=True,
+    )
+    exposure = pd.concat(
+        [exposure.assign(run=exposure["run"] + f"#{c}") for c in range(copies)], ignore_index=True
+    )
+    keep = rng.permutation(design["group"].unique())
+    counts = design.groupby("group").size().loc[keep].cumsum()
+    design = design[design["group"].isin(counts.index[counts <= rows])].reset_index(drop=True)
+    sources = {t: [str(s) for s in rng.permutation([s for s in languages if s != t])[:3]] for t in languages}
+    truth: dict[str, float] = {"E": 0.6, "A": 130.0, "alpha": 0.3, "B": 900.0, "beta": 0.32, "lambda": 0.5}
+    for target in languages:
+        truth |= {f"E[{target}]": 0.5 + 0.3 * rng.random(), f"tau_other[{target}]": 0.05 * rng.random()}
+        truth |= {f"tau[{target},{source}]": -0.05 + 0.5 * rng.random() for source in sources[target]}
+    table = simulate.study(
+        "atlas", design, truth, exposure=exposure, sources=sources, trunk=0.004, checkpoint=0.002, seed=seed
+    )
+    began = time.perf_counter()
+    fit = analysis.fit("atlas", table, exposure=exposure, sources=sources, loss="huber")
+    fitted = time.perf_counter()
+    draws = fit.draws(bootstraps)
+    ended = time.perf_counter()
+    natural = fit.natural(draws)
+    low, high = np.quantile(natural, [0.05, 0.95], axis=0)
+    held = {
+        name: bool(low[i] <= truth[name if name in truth else name.split("[")[0]] <= high[i])
+        for i, name in enumerate(fit.params.index)
+        if name.split("[")[0] in ("E", "A", "alpha", "B", "beta", "lambda", "tau", "tau_other")
+    }
+    return {
+        "seed": seed,
+        "observations": len(table),
+        "parameters": len(fit.names),
+        "bootstraps": bootstraps,
+        "fit_s": fitted - began,
+        "bootstrap_s": ended - fitted,
+        "total_s": ended - began,
+        "inside": sum(held.values()),
+        "of": len(held),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--points", required=True, help="chinchilla_points.csv")
+    parser.add_argument("--starts", type=int, default=4500)
+    parser.add_argument("--bootstraps", type=int, default=4000)
+    parser.add_argument("--resamples", type=int, default=100, help="for the agreement with scipy")
+    parser.add_argument("--atlas-rows", type=int, default=20_000)
+    parser.add_argument("--atlas-seeds", type=int, default=10)
+    parser.add_argument("--out")
+    parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.once:
+        print(json.dumps(once(args.points, args.bootstraps)))
+        return
+    result: dict = {
+        "machine": {"cores": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()},
+        "versions": {"numpy": np.__version__, "scipy": scipy.__version__},
+        "ours": ours(args.points, args.bootstraps),
+    }
+    if args.starts:
+        table = points(args.points)
+        for name, gradient in (("scipy", False), ("scipy_analytic", True)):
+            result[name] = scipy_recipe(table, args.starts, args.bootstraps, gradient)
+            result[f"times_faster_than_{name}"] = result[name]["total_s"] / result["ours"]["warm_total_s"]
+    if args.resamples:
+        result["bootstrap_agreement"] = bootstrap_agreement(args.points, args.resamples)
+    if args.atlas_seeds:
+        runs = [atlas(args.atlas_rows, 1000, seed) for seed in range(args.atlas_seeds)]
+        result["atlas"] = {
+            "runs": runs,
+            "share_inside": sum(r["inside"] for r in runs) / sum(r["of"] for r in runs),
+        }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if args.out:
+        Path(args.out).write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
