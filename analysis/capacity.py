@@ -122,5 +122,5 @@ def cheapest_growth(
 ) -> Growth:
     """The point of the iso-loss curve of least compute; `growth` itself where w_N = β/(α+β)."""
     fine = iso_loss(ratio, weight_N, phi, psi, alpha, beta, largest=64.0, points=20_000)
-    best = fine.loc[fine["C"].idxmin()]
+    best = fine.iloc[int(fine["C"].to_numpy().argmin())]
     return Growth(ratio, float(best["s"]), float(best["t"]), float(best["D_tot"]), float(best["C"]))

@@ -6,6 +6,7 @@ crossover is a power law in N, for which the paper prints two sets of constants:
 Fig. 7 differ, and its caption mixes the two. The text's are used, the legend's are named.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,12 +83,57 @@ def crossovers(
     Raises:
       MscaleError: several splits and none chosen.
     """
+    output = []
+    for row, scratch, other, reason in _pairs(observations, phase, split, draws, seed):
+        if scratch is None or other is None:
+            output.append({**row, "status": "missing", "reason": reason})
+        else:
+            output.append({**row, **_cross(scratch, other, level)})
+    frame = pd.DataFrame(output).reindex(columns=COLUMNS)
+    for name in ("bound", "reason"):
+        frame[name] = frame[name].fillna("")
+    return frame
+
+
+def gap_curves(
+    observations: pd.DataFrame,
+    *,
+    phase: str = "stable",
+    level: float = LEVEL,
+    split: str | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+    points: int = 40,
+) -> pd.DataFrame:
+    """The loss from scratch minus that of continuing over tokens, with its interval, for drawing.
+
+    Returns:
+      Columns scale language tokens gap low high; nothing for languages where either curve is missing.
+    """
+    frames = [pd.DataFrame(columns=["scale", "language", "tokens", "gap", "low", "high"])]
+    for row, scratch, other, _ in _pairs(observations, phase, split, draws, seed):
+        if scratch is None or other is None:
+            continue
+        first, last = max(scratch.first, other.first), min(scratch.last, other.last)
+        if first >= last:
+            continue
+        at = np.geomspace(first, last, points)
+        gap, gaps = _gap(scratch, other, at)
+        low, high = interval(gaps, level)
+        keys = {"scale": row["scale"], "language": row["language"]}
+        frames.append(pd.DataFrame({**keys, "tokens": at, "gap": gap, "low": low, "high": high}))
+    return pd.concat(frames[1:] or frames, ignore_index=True)
+
+
+def _pairs(
+    observations: pd.DataFrame, phase: str, split: str | None, draws: int, seed: int
+) -> Iterator[tuple[dict, Curve | None, Curve | None, str]]:
+    """Every (scale, language, checkpoint) continued: its labels, both curves, and why one is missing."""
     rows = one_split(observations, split)
     runs = describe_mixtures(rows)
     single = runs[(runs["kind"] == "mono") & (runs["repeats"] <= MOST_EPOCHS)].copy()
     single["language"] = single["languages"].map(lambda languages: languages[0])
     noise = study_noise(rows, runs)[phase]
-    output = []
     continued = single[single["init"] != "scratch"]
     for (scale, language, init), part in continued.groupby(["scale", "language", "init"], sort=True):
         alone = single[
@@ -101,23 +147,15 @@ def crossovers(
             "init": init,
         }
         if len(alone) and alone["vocabulary"].iloc[0] != part["vocabulary"].iloc[0]:
-            output.append({**row, "status": "missing", "reason": "the vocabularies of the two differ"})
+            yield row, None, None, "the vocabularies of the two differ"
             continue
-        curves = []
+        curves: list[Curve | None] = []
         for name, which in (("scratch", alone), ("continued", part)):
             points = gather(rows[rows["run"].isin(which["run"]) & (rows["language"] == language)], phase)
             generator = cell_generator(seed, name, scale, language, phase)
             curves.append(None if points is None else fit_curve(points, noise, draws, generator))
-        scratch, other = curves
-        if scratch is None or other is None:
-            what = "from scratch" if scratch is None else "continued"
-            output.append({**row, "status": "missing", "reason": f"no run of {language} {what} ({phase})"})
-            continue
-        output.append({**row, **_cross(scratch, other, level)})
-    frame = pd.DataFrame(output).reindex(columns=COLUMNS)
-    for name in ("bound", "reason"):
-        frame[name] = frame[name].fillna("")
-    return frame
+        what = "from scratch" if curves[0] is None else "continued"
+        yield row, curves[0], curves[1], f"no run of {language} {what} ({phase})"
 
 
 def power_law(table: pd.DataFrame, *, draws: int = 1000, level: float = LEVEL, seed: int = 0) -> PowerLaw:
@@ -144,7 +182,7 @@ def power_law(table: pd.DataFrame, *, draws: int = 1000, level: float = LEVEL, s
     for _ in range(draws):
         pick = rng.integers(len(x), size=len(x))
         if len(set(x[pick])) > 1:
-            noisy = y[pick] + spread.to_numpy()[pick] * rng.standard_normal(len(x))
+            noisy = y[pick] + np.asarray(spread)[pick] * rng.standard_normal(len(x))
             slopes.append(np.polyfit(x[pick], noisy, 1)[0])
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(slopes, [tail, 100 - tail])
@@ -156,9 +194,7 @@ def _cross(scratch: Curve, other: Curve, level: float) -> dict:
     if first >= last:
         return {"status": "missing", "reason": "the two curves share no range of tokens"}
     at = np.geomspace(first, last, 400)
-    one, one_draws = scratch.at(np.clip(at, scratch.first, scratch.last))
-    two, two_draws = other.at(np.clip(at, other.first, other.last))
-    gap, gaps = one - two, one_draws - two_draws
+    gap, gaps = _gap(scratch, other, at)
     found = _last_crossing(at, gap)
     drawn = np.array([_last_crossing(at, row) for row in gaps])[:, None]
     low, high = (float(edge[0]) for edge in interval(drawn, level))
@@ -193,6 +229,13 @@ def _cross(scratch: Curve, other: Curve, level: float) -> dict:
             "reason": reason,
         }
     return {**row, "tokens": float(found), "status": "measured", "bound": ""}
+
+
+def _gap(scratch: Curve, other: Curve, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Loss from scratch minus continued at tokens (m,), and its draws (R, m)."""
+    one, one_draws = scratch.at(np.clip(at, scratch.first, scratch.last))
+    two, two_draws = other.at(np.clip(at, other.first, other.last))
+    return one - two, one_draws - two_draws
 
 
 def _last_crossing(tokens: np.ndarray, gap: np.ndarray) -> float:

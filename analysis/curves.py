@@ -87,12 +87,8 @@ class Curve:
         Infinite where it never does; zero where its first point lies below already (the crossing is then
         before the data); NaN where the loss is.
         """
-        value = _first_reach(self.log_tokens, self.loss, np.atleast_1d(loss))
-        rows = [
-            _first_reach(self.log_tokens, curve, wanted)
-            for curve, wanted in zip(self.draws, draws, strict=True)
-        ]
-        return value, np.array(rows).reshape(draws.shape)
+        value = _first_reach(self.log_tokens, self.loss[None], np.atleast_1d(loss)[None])[0]
+        return value, _first_reach(self.log_tokens, self.draws, draws)
 
 
 def gather(rows: pd.DataFrame, phase: str = "stable") -> Points | None:
@@ -195,23 +191,22 @@ def interval(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def _first_reach(log_tokens: np.ndarray, curve: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    rising = -curve
-    after = np.searchsorted(rising, -wanted, side="left")  # the first point at or below the wanted loss
-    right = np.clip(after, 1, max(len(curve) - 1, 1))
-    if len(curve) == 1:
-        tokens = np.full(len(wanted), np.exp(log_tokens[0]))
+def _first_reach(log_tokens: np.ndarray, curves: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Tokens (R, m) at which non-increasing curves (R, G) first fall to ``wanted`` (R, m), row by row."""
+    first, last = curves[:, :1], curves[:, -1:]
+    if curves.shape[1] == 1:
+        tokens = np.full(wanted.shape, np.exp(log_tokens[0]))
     else:
-        drop = curve[right - 1] - curve[right]
-        share = np.where(drop > 0, (curve[right - 1] - wanted) / np.where(drop > 0, drop, 1), 1.0)
-        tokens = np.exp(
-            log_tokens[right - 1] + np.clip(share, 0, 1) * (log_tokens[right] - log_tokens[right - 1])
-        )
-    tokens[-wanted > rising[-1]] = np.inf
-    tokens[-wanted < rising[0]] = 0.0
-    tokens[-wanted == rising[0]] = np.exp(log_tokens[0])
-    tokens[np.isnan(wanted)] = np.nan
-    return tokens
+        # A curve never rises, so the points above the wanted loss are its first ones.
+        above = (curves[:, :, None] > wanted[:, None, :]).sum(axis=1)
+        right = np.clip(above, 1, curves.shape[1] - 1)
+        before = np.take_along_axis(curves, right - 1, axis=1)
+        drop = before - np.take_along_axis(curves, right, axis=1)
+        share = np.where(drop > 0, (before - wanted) / np.where(drop > 0, drop, 1.0), 1.0)
+        step = log_tokens[right] - log_tokens[right - 1]
+        tokens = np.exp(log_tokens[right - 1] + np.clip(share, 0, 1) * step)
+    tokens = np.where(wanted < last, np.inf, np.where(wanted > first, 0.0, tokens))
+    return np.where(np.isnan(wanted), np.nan, tokens)
 
 
 def _interpolate_rows(where: np.ndarray, x: np.ndarray, rows: np.ndarray) -> np.ndarray:

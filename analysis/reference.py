@@ -22,7 +22,7 @@ def table(name: str) -> pd.DataFrame:
 def published_transfer() -> pd.DataFrame:
     """Fig. C.2 in long form: target, source, score; the 38 × 37 cells off the diagonal."""
     wide = table("atlas_transfer").set_index("target")
-    long = wide.stack().rename("score").rename_axis(["target", "source"]).reset_index()
+    long = pd.DataFrame({"score": wide.stack()}).rename_axis(["target", "source"]).reset_index()
     return long[long["target"] != long["source"]].reset_index(drop=True)
 
 

@@ -1,4 +1,4 @@
-"""Transfer between languages: the bilingual transfer score as a curve, and the finetuning adaptation score.
+"""Transfer between languages: the bilingual transfer score as a curve over the reference budget.
 
 ATLAS (Longpre et al. 2026, section 4):
 
@@ -9,11 +9,11 @@ bilingual model needs to first reach ℓ on t. 0: no transfer; above: the source
 A single number misleads, since the score drifts with d: here it is a curve over d with an interval.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 from analysis.curves import Curve, Noise, Points, cell_generator, fit_curve, gather, interval, measure_noise
 from analysis.tables import describe_mixtures
@@ -42,23 +42,33 @@ MOST_EPOCHS = 1.001
 
 @dataclass(frozen=True)
 class Cells:
-    """The cells of a study that transfer needs, grouped once: rows by (scale, languages), and the noise."""
+    """The cells of a study that transfer needs, grouped once, and the noise of their curves.
 
-    rows: dict[tuple[str, tuple[str, ...]], pd.DataFrame]
+    `rows` holds, by (scale, languages), the rows of each evaluated language.
+    """
+
+    rows: dict[tuple[str, tuple[str, ...]], dict[str, pd.DataFrame]]
     params: dict[str, int]
     noise: dict[str, Noise]
     seed: int
     draws: int
+    cache: dict = field(default_factory=dict, repr=False, compare=False)
 
     def curve(self, scale: str, languages: tuple[str, ...], target: str, phase: str) -> Curve | None:
         """The curve of one cell on one language, or None where it was not run."""
-        rows = self.rows.get((scale, tuple(sorted(languages))))
-        if rows is None:
+        key = (scale, tuple(sorted(languages)), target, phase)
+        if key not in self.cache:
+            self.cache[key] = self._curve(*key)
+        return self.cache[key]
+
+    def _curve(self, scale: str, languages: tuple[str, ...], target: str, phase: str) -> Curve | None:
+        rows = self.rows.get((scale, languages))
+        if rows is None or target not in rows:
             return None
-        points = gather(rows[rows["language"] == target], phase)
+        points = gather(rows[target], phase)
         if points is None:
             return None
-        rng = cell_generator(self.seed, scale, sorted(languages), target, phase)
+        rng = cell_generator(self.seed, scale, languages, target, phase)
         return fit_curve(points, self.noise[phase], self.draws, rng)
 
 
@@ -82,12 +92,14 @@ def cells(
             "transfer compares losses per token: found runs of the vocabularies "
             f"{', '.join(sorted(map(str, eligible['vocabulary'].unique())))}; analyse one at a time"
         )
-    grouped: dict[tuple[str, tuple[str, ...]], pd.DataFrame] = {}
-    by_run = dict(list(rows[rows["run"].isin(eligible["run"])].groupby("run", sort=False)))
-    for (scale, languages), part in eligible.groupby(["scale", "languages"], sort=False):
-        key = (str(scale), tuple(sorted(languages)))
-        frames = [by_run[run] for run in part["run"]]
-        grouped[key] = pd.concat([grouped[key], *frames]) if key in grouped else pd.concat(frames)
+    cell = eligible.set_index("run")
+    chosen = rows[rows["run"].isin(cell.index) & rows["phase"].isin(["stable", "end"])]
+    key = chosen["run"].map(cell["languages"].map(lambda languages: tuple(sorted(languages))))
+    grouped: dict[tuple[str, tuple[str, ...]], dict[str, pd.DataFrame]] = {}
+    slim = chosen[["tokens", "loss", "phase", "group", "tag"]]
+    keys: Any
+    for keys, part in slim.groupby([chosen["scale"], key, chosen["language"]], sort=False):
+        grouped.setdefault((str(keys[0]), keys[1]), {})[str(keys[2])] = part
     params = {str(scale): int(value) for scale, value in rows.groupby("scale")["params"].first().items()}
     return Cells(grouped, params, study_noise(rows, runs), seed, draws)
 
@@ -178,7 +190,7 @@ def transfer_curve(
         score, scores = 2 - sigma / d, 2 - sigma_draws / d
     low, high = interval(scores, level)
     for i, x in enumerate(d):
-        row = {**base, "d": float(x), "reason": ""}
+        row: dict[str, Any] = {**base, "d": float(x), "reason": ""}
         if np.isnan(loss[i]):
             why = f"the monolingual curve of {target} covers {alone.first:.3g} to {alone.last:.3g} tokens"
             rows.append({**row, "status": "missing", "reason": why})
@@ -253,8 +265,8 @@ def reference_tokens(table: Cells, scale: str, phase: str = "stable") -> float |
         for target in languages:
             alone = table.rows.get((scale, (target,)))
             both = table.rows[at, languages]
-            one = None if alone is None else gather(alone[alone["language"] == target], phase)
-            two = gather(both[both["language"] == target], phase)
+            one = gather(alone[target], phase) if alone and target in alone else None
+            two = gather(both[target], phase) if target in both else None
             if one is None or two is None:
                 continue
             limits.append(min(one.tokens[-1], two.tokens[-1] / 2.5))
@@ -301,106 +313,8 @@ def bytes_per_token(observations: pd.DataFrame) -> dict[str, float]:
     """UTF-8 bytes per token of every evaluated language, from its evaluation sets."""
     rows = observations[observations["eval_tokens"] > 0]
     sums = rows.groupby("language")[["eval_bytes", "eval_tokens"]].sum()
-    return (sums["eval_bytes"] / sums["eval_tokens"]).to_dict()
-
-
-def adaptation_scores(
-    observations: pd.DataFrame, *, d_max: float | None = None, split: str | None = None
-) -> pd.DataFrame:
-    """The finetuning adaptation score: FAS(s→t) = (1/d_max)·∫₀^d_max [L_t^base − L_{s→t}(x)] dx.
-
-    Continues a checkpoint on s alone and averages the loss gained on t over the tokens x of s; L_t^base is
-    the checkpoint's own loss on t.
-
-    Args:
-      d_max: tokens to integrate to; the shortest of the continued runs of a scale by default.
-
-    Returns:
-      Columns scale target source d_max score status reason. Status `missing` where the checkpoint itself was
-      not evaluated on t, or a run is shorter than `d_max`.
-    """
-    rows = one_split(observations, split)
-    runs = describe_mixtures(rows)
-    continued = runs[(runs["init"] != "scratch") & (runs["kind"] == "mono")]
-    output = []
-    for scale, part in continued.groupby("scale", sort=True):
-        stable = rows[rows["run"].isin(part["run"]) & rows["phase"].isin(["warmup", "stable"])]
-        longest = stable.groupby("run")["tokens"].max()
-        if longest.empty:
-            continue
-        limit = float(d_max if d_max is not None else longest.min())
-        for run, source, init in zip(part["run"], part["languages"], part["init"], strict=True):
-            mine = stable[stable["run"] == run]
-            if mine.empty:  # a cooled branch of a continued trunk: its trunk is the curve
-                continue
-            start = rows[rows["run"] == init]
-            start = rows[rows["group"] == init] if start.empty else start
-            for target, curve in mine.groupby("language"):
-                row = {"scale": scale, "target": target, "source": source[0], "d_max": limit}
-                base = start[start["language"] == target]
-                base = base[base["tokens"] <= mine["init_tokens"].max()].sort_values("tokens").tail(1)
-                if base.empty or curve["tokens"].max() < limit * 0.999:
-                    why = (
-                        "the checkpoint has no evaluation of it"
-                        if base.empty
-                        else "the run is shorter than d_max"
-                    )
-                    output.append({**row, "status": "missing", "reason": why})
-                    continue
-                level = float(base["loss"].iloc[0])
-                curve = curve[curve["tokens"] > 0].groupby("tokens")["loss"].mean()
-                x = np.concatenate([[0.0], curve.index.to_numpy(dtype=float)])
-                y = np.concatenate([[level], curve.to_numpy(dtype=float)])
-                end = np.interp(limit, x, y)
-                keep = x < limit
-                x, y = np.append(x[keep], limit), np.append(y[keep], end)
-                score = float(np.trapezoid(level - y, x) / limit)
-                output.append({**row, "score": score, "status": "measured", "reason": ""})
-    columns = ["scale", "target", "source", "d_max", "score", "status", "reason"]
-    return pd.DataFrame(output).reindex(columns=columns)
-
-
-def relatedness_agreement(
-    matrix: pd.DataFrame, truth: dict, *, permutations: int = 2000, seed: int = 0
-) -> dict:
-    """Spearman correlation of measured scores with planted relatedness, and its permutation p-value.
-
-    Pairs share languages, so labels of whole languages are permuted (a Mantel test), not pairs.
-
-    Returns:
-      {"pairs", "spearman", "p", "smallest_p", "table"}: the pairs with their planted value; `smallest_p` is
-      what a perfect agreement could reach at best with so few languages. No correlation for fewer than four
-      measured pairs.
-    """
-    planted = truth.get("relatedness", {})
-    rows = matrix[matrix["status"] == "measured"].copy()
-    rows["relatedness"] = [
-        planted.get(target, {}).get(source, np.nan)
-        for target, source in zip(rows["target"], rows["source"], strict=True)
-    ]
-    families = {code: entry.get("family") for code, entry in truth.get("languages", {}).items()}
-    rows["same_family"] = [
-        families.get(target) is not None and families.get(target) == families.get(source)
-        for target, source in zip(rows["target"], rows["source"], strict=True)
-    ]
-    rows = rows[rows["relatedness"].notna()]
-    result: dict = {"pairs": len(rows), "spearman": None, "p": None, "smallest_p": None, "table": rows}
-    if len(rows) < 4 or rows["relatedness"].nunique() < 2:
-        return result
-    found = float(spearmanr(rows["score"], rows["relatedness"]).statistic)
-    names = sorted(set(rows["target"]) | set(rows["source"]))
-    rng = np.random.default_rng(seed)
-    above = same = 0
-    for _ in range(permutations):
-        label = dict(zip(names, rng.permutation(names), strict=True))
-        shuffled = [
-            planted.get(label[target], {}).get(label[source], np.nan)
-            for target, source in zip(rows["target"], rows["source"], strict=True)
-        ]
-        above += spearmanr(rows["score"], shuffled, nan_policy="omit").statistic >= found - 1e-12
-        same += bool(np.allclose(shuffled, rows["relatedness"], equal_nan=True))
-    p, floor = (above + 1) / (permutations + 1), (same + 1) / (permutations + 1)
-    return {**result, "spearman": found, "p": p, "smallest_p": floor}
+    ratio = sums["eval_bytes"] / sums["eval_tokens"]
+    return {str(name): float(value) for name, value in ratio.items()}
 
 
 def one_split(observations: pd.DataFrame, split: str | None) -> pd.DataFrame:

@@ -1,0 +1,302 @@
+"""Everything the report says, computed once: observations in, one JSON-serialisable dictionary out.
+
+A number that the study does not identify is None beside the reason, never a guess.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import adaptation, crossover, reference, transfer
+from analysis.findings import headlines, recommendations
+from analysis.heldout import SPLITS, compare
+from analysis.lawfits import capacity_answer, fit_atlas, fit_chinchilla
+from analysis.tables import describe_mixtures, validate_exposure, validate_observations
+from mscale.errors import MscaleError
+from mscale.progress import progress
+
+FORMAT = 1
+LEVEL = 0.9
+STAGES = ("curves", "transfer", "crossover", "chinchilla", "atlas", "held out", "capacity", "findings")
+
+
+def analyse(
+    observations: pd.DataFrame,
+    exposure: pd.DataFrame | None = None,
+    truth: Mapping[str, Any] | None = None,
+    *,
+    study: Mapping[str, Any] | None = None,
+    level: float = LEVEL,
+    seed: int = 0,
+    splits: Sequence[str] = tuple(SPLITS),
+    notes: tuple[str, ...] = (),
+    exclusions: tuple[dict, ...] = (),
+) -> dict:
+    """Answers everything that a study can answer.
+
+    Args:
+      observations, exposure: tables of the contract (checked here).
+      truth: planted relatedness of a generated corpus, to set transfer against.
+      study: what only the executor knows, all optional: "title", "seconds", "flops", "peak_memory_bytes",
+        "failed" ([{"run", "reason"}]), "workers", "command".
+      level: of all intervals. splits: names of `analysis.splits` for held-out R².
+      notes, exclusions: what reading the tables left out (`tables.StudyTables`), to be reported too.
+
+    Returns:
+      The results, JSON-serialisable (`laws.json`): study, noise, loss_curves, laws, fit_points, heldout,
+      transfer, adaptation, capacity, crossover, headlines, recommendations, notes, exclusions.
+
+    Raises:
+      MscaleError: tables that break the contract. Laws that cannot be fitted are reported, not raised.
+    """
+    observations, more_notes, more_exclusions = validate_observations(observations)
+    exposure = None if exposure is None or exposure.empty else validate_exposure(exposure)
+    rows = transfer.one_split(observations, None)
+    runs = describe_mixtures(rows)
+    results: dict[str, Any] = {"format": FORMAT, "level": level, "seed": seed}
+    with progress("Analysing", len(STAGES), "steps") as advance:
+
+        def stage(name: str, compute: Callable[[], Any]) -> Any:
+            found = compute()
+            advance(1, name)
+            return found
+
+        results["study"] = _study(rows, runs, study or {})
+        results["loss_curves"] = stage("curves", lambda: _loss_curves(rows, runs))
+        results["transfer"] = stage("transfer", lambda: _transfer(rows, truth, level, seed))
+        results["crossover"] = stage("crossover", lambda: _crossover(rows, level, seed))
+        chinchilla, points = stage("chinchilla", lambda: fit_chinchilla(rows, runs, level, seed))
+        matrix = pd.DataFrame(results["transfer"]["matrix"])
+        sources = partners(rows, runs, exposure, matrix)
+        atlas, more_points = stage("atlas", lambda: fit_atlas(rows, exposure, sources, level, seed))
+        sources = atlas.get("sources") or sources
+        results["laws"] = {"chinchilla": chinchilla, "atlas": atlas}
+        results["fit_points"] = points + more_points
+        results["heldout"] = stage("held out", lambda: compare(rows, exposure, sources, level, seed, splits))
+        results["capacity"] = stage("capacity", lambda: capacity_answer(rows, level, seed))
+        results["laws"]["capacity"] = results["capacity"].pop("law")
+        results["notes"] = [*notes, *more_notes]
+        results["exclusions"] = [*exclusions, *more_exclusions, *_failed(study or {})]
+        results["truth"] = dict(truth) if truth else None
+        results["headlines"] = headlines(results)
+        results["recommendations"] = stage("findings", lambda: recommendations(results))
+    return plain(results)
+
+
+def partners(
+    rows: pd.DataFrame,
+    runs: pd.DataFrame,
+    exposure: pd.DataFrame | None,
+    matrix: pd.DataFrame,
+    count: int = 3,
+) -> dict[str, list[str]]:
+    """K_t of each trained language: the `count` languages most co-sampled with it over the runs from scratch.
+
+    A study that pairs every language with every other ties them all: ties go to the higher measured
+    transfer score (as in the paper, where τ starts from the scores), then to the name.
+    """
+    scratch = runs[(runs["init"] == "scratch") & (runs["K"] > 1)]
+    weight: dict[tuple[str, str], float] = {}
+    for _, languages, tokens in zip(scratch["run"], scratch["languages"], scratch["tokens"], strict=True):
+        for target in languages:
+            for source in languages:
+                if source != target:
+                    key = (target, source)
+                    weight[key] = weight.get(key, 0.0) + tokens / len(languages)
+    scores: dict[tuple[str, str], float] = {}
+    if len(matrix):
+        measured = matrix[matrix["status"] == "measured"]
+        by_pair = measured.groupby(["target", "source"])["score"].mean()
+        scores = {(str(pair[0]), str(pair[1])): float(value) for pair, value in by_pair.items()}  # type: ignore
+    trained = set(rows.loc[rows["target_tokens"] > 0, "language"])
+    chosen: dict[str, list[str]] = {target: [] for target in sorted(trained)}
+    # Shares of a schedule are never exactly equal: within 5% they count as tied.
+    for target in chosen:
+        mine = [(source, value) for (t, source), value in weight.items() if t == target]
+        most = max((value for _, value in mine), default=1.0)
+        mine.sort(
+            key=lambda item: (-round(item[1] / most * 20), -scores.get((target, item[0]), -9.0), item[0])
+        )
+        chosen[target] = [source for source, _ in mine[:count]]
+    return chosen
+
+
+def _study(rows: pd.DataFrame, runs: pd.DataFrame, extra: Mapping[str, Any]) -> dict:
+    scales = runs.groupby("scale")["params"].first().sort_values()
+    trunks = runs.groupby("group")["tokens"].max()
+    cells = []
+    kinds = {"mono": "one language", "bilingual": "two languages, 50/50", "uniform": "uniform mixture"}
+    kind = runs["kind"].map(kinds).fillna("other mixture")
+    kind = kind.where(runs["repeats"] <= 1.5, "one language, repeated data")
+    kind = kind.where(runs["init"] == "scratch", "continued from a checkpoint")
+    for name, part in runs.groupby(kind, sort=False):
+        cooled = part[part["end_phase"] == "end"]
+        cells.append(
+            {
+                "kind": name,
+                "mixtures": int(part["mixture"].nunique()),
+                "scales": int(part["scale"].nunique()),
+                "trunks": int(part["group"].nunique()),
+                "runs": len(part),
+                "cooled": len(cooled),
+                "seeds": int(part["seed"].nunique()),
+                "tokens_low": int(part["tokens"].min()),
+                "tokens_high": int(part["tokens"].max()),
+                "flops": float(_trained_flops(rows, part)),
+            }
+        )
+    return {
+        "title": extra.get("title") or str(rows["study"].iloc[0] or "study"),
+        "runs": int(runs["run"].nunique()),
+        "trunks": int(runs["group"].nunique()),
+        "observations": len(rows),
+        "evaluations": int(rows.groupby("run")["step"].nunique().sum()),
+        "languages": sorted(set(rows["language"])),
+        "trained_languages": sorted(set(rows.loc[rows["target_tokens"] > 0, "language"])),
+        "scales": [{"scale": str(name), "params": int(value)} for name, value in scales.items()],
+        "tokens": int(trunks.sum()),
+        "flops": float(extra.get("flops") or _trained_flops(rows, runs)),
+        "vocabularies": sorted(map(str, rows["vocabulary"].unique())),
+        "eval_tokens": {
+            str(name): int(value) for name, value in rows.groupby("language")["eval_tokens"].max().items()
+        },
+        "cells": cells,
+        "seconds": extra.get("seconds"),
+        "workers": extra.get("workers"),
+        "peak_memory_bytes": extra.get("peak_memory_bytes"),
+        "command": extra.get("command"),
+    }
+
+
+def _trained_flops(rows: pd.DataFrame, runs: pd.DataFrame) -> float:
+    """Compute spent, 6ND: each trunk once, and each branch from where it left its trunk.
+
+    A branch's first evaluation may come late, so it is taken to hold at least the last tenth of its tokens.
+    """
+    total = 0.0
+    first = rows.groupby("run")["tokens"].min()
+    for _, part in runs.groupby("group"):
+        trunks = part[part["end_phase"] != "end"]
+        for run, params, tokens in zip(part["run"], part["params"], part["tokens"], strict=True):
+            branch = len(trunks) and run not in set(trunks["run"])
+            total += 6.0 * params * (tokens - (min(first[run], 0.9 * tokens) if branch else 0))
+    return total
+
+
+def _failed(extra: Mapping[str, Any]) -> list[dict]:
+    return [
+        {
+            "what": f"run {entry.get('run', '?')}",
+            "rows": 0,
+            "why": f"did not finish: {entry.get('reason', '')}",
+        }
+        for entry in extra.get("failed") or ()
+    ]
+
+
+def _loss_curves(
+    rows: pd.DataFrame, runs: pd.DataFrame, most_points: int = 40, most_rows: int = 9000
+) -> list[dict]:
+    """Points of every trunk and cooled branch on the languages that it trains on, thinned for drawing."""
+    names = {
+        "mono": "alone",
+        "bilingual": "50/50 pair",
+        "uniform": "uniform mixture",
+        "mixed": "other mixture",
+    }
+    kind = runs["kind"].map(names)
+    kind = kind.where(~runs["mixture"].astype(str).str.contains("unimax", case=False), "UniMax")
+    kind = kind.where(runs["repeats"] <= 1.5, "repeated data").where(runs["init"] == "scratch", "continued")
+    rows = rows[(rows["target_tokens"] > 0) & rows["phase"].isin(["stable", "end"])].sort_values("tokens")
+    # Thinned evenly within each run and language, its last point kept; cooled points are all kept.
+    curve = [rows["run"], rows["language"], rows["phase"] == "end"]
+    size, place = rows.groupby(curve)["loss"].transform("size"), rows.groupby(curve).cumcount()
+    curves = rows.groupby(curve).ngroups
+    keep = int(np.clip(most_rows / max(curves, 1), 5, most_points))
+    step = np.ceil(size / keep).clip(lower=1)
+    kept = ((size - 1 - place) % step == 0) | (rows["phase"] == "end")
+    columns = ["run", "scale", "params", "mixture", "language", "tokens", "phase", "loss", "bits_per_byte"]
+    thinned = rows.loc[kept, columns].assign(kind=rows["run"].map(dict(zip(runs["run"], kind, strict=True))))
+    return thinned.to_dict("records")
+
+
+def _transfer(rows: pd.DataFrame, truth: Mapping[str, Any] | None, level: float, seed: int) -> dict:
+    try:
+        cells = transfer.cells(rows, seed=seed)
+    except MscaleError as error:
+        return {"matrix": [], "curves": [], "error": str(error), "scale": None, "d": None}
+    noise = {
+        phase: {"checkpoint": value.checkpoint, "run": value.run, "repeated_runs": value.run_degrees}
+        for phase, value in cells.noise.items()
+    }
+    matrix = transfer.transfer_matrix(cells, level=level)
+    answer: dict[str, Any] = {"noise": noise, "matrix": _records(matrix), "curves": [], "cooled": []}
+    answer |= {"scale": None, "d": None, "agreement": None, "published": None, "adaptation": []}
+    answer["adaptation"] = _records(adaptation.adaptation_scores(rows))
+    if matrix.empty:
+        return {**answer, "error": "no 50/50 bilingual run, hence no transfer score"}
+    counts = matrix[matrix["status"] != "missing"].groupby("scale").size()
+    main = str(counts.idxmax()) if len(counts) else str(matrix["scale"].iloc[0])
+    chosen = matrix[matrix["scale"] == main]
+    answer |= {"scale": main, "d": float(chosen["d"].max()), "params": cells.params.get(main)}
+    for target, source, status in zip(chosen["target"], chosen["source"], chosen["status"], strict=True):
+        if status != "missing":
+            curve = transfer.transfer_curve(cells, target, source, scale=main, level=level)
+            answer["curves"] += _records(curve)
+            cooled = transfer.transfer_curve(cells, target, source, scale=main, level=level, phase="end")
+            answer["cooled"] += _records(cooled[cooled["status"] == "measured"])
+    if truth:
+        agreement = adaptation.relatedness_agreement(chosen, dict(truth), seed=seed)
+        answer["agreement"] = {**agreement, "table": _records(agreement["table"])}
+    beside = reference.beside_published(chosen)
+    if len(beside) >= 4:
+        answer["published"] = {
+            "pairs": len(beside),
+            "correlation": float(np.corrcoef(beside["score"], beside["published"])[0, 1]),
+            "table": _records(beside),
+        }
+    return answer
+
+
+def _crossover(rows: pd.DataFrame, level: float, seed: int) -> dict:
+    table = crossover.crossovers(rows, level=level, seed=seed)
+    cooled = crossover.crossovers(rows, level=level, seed=seed, phase="end")
+    answer: dict[str, Any] = {"table": _records(table), "cooled": _records(cooled), "law": None, "error": ""}
+    answer["gaps"] = _records(crossover.gap_curves(rows, level=level, seed=seed))
+    try:
+        law = crossover.power_law(table, level=level, seed=seed)
+        answer["law"] = {
+            "coefficient": law.coefficient,
+            "exponent": law.exponent,
+            "low": law.low,
+            "high": law.high,
+        }
+    except MscaleError as error:
+        answer["error"] = str(error)
+    for name, law in (("published", crossover.PUBLISHED), ("published_legend", crossover.PUBLISHED_LEGEND)):
+        answer[name] = {"coefficient": law.coefficient, "exponent": law.exponent, "source": law.source}
+    return answer
+
+
+def _records(frame: pd.DataFrame) -> list[dict]:
+    return frame.to_dict("records") if len(frame) else []
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON holds it: NumPy scalars as numbers, NaN and infinities as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray | pd.Series):
+        return [plain(item) for item in value]
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    if value is None or value is pd.NA:
+        return None
+    return value if isinstance(value, str) else str(value)

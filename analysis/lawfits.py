@@ -1,0 +1,237 @@
+"""The laws of a report, each fitted to the rows that identify it, with parameters as plain records."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import capacity, reference
+from analysis.fitting import fit
+from analysis.results import Fit
+from analysis.transfer import MOST_EPOCHS
+from mscale.errors import MscaleError
+
+RATIOS = (2, 4, 8, 16)
+# A language alone at fewer sizes cannot tell its A and E apart.
+LEAST_SIZES = 3
+
+
+def fit_chinchilla(
+    rows: pd.DataFrame, runs: pd.DataFrame, level: float, seed: int
+) -> tuple[dict, list[dict]]:
+    """Chinchilla on the monolingual runs, α and β shared by the languages."""
+    alone = runs[(runs["kind"] == "mono") & (runs["init"] == "scratch") & (runs["repeats"] <= MOST_EPOCHS)]
+    table = cooled(rows[rows["run"].isin(alone["run"])])
+    sizes = table.groupby("language")["params"].nunique()
+    enough = sorted(sizes[sizes >= LEAST_SIZES].index)
+    left = sorted(set(sizes.index) - set(enough))
+    notes = [f"left out, run at fewer than {LEAST_SIZES} sizes: {', '.join(left)}"] if left else []
+    if not enough:
+        return unfitted("chinchilla", f"no language was run alone at {LEAST_SIZES} sizes or more, cooled"), []
+    table = table[table["language"].isin(enough)]
+    share = ("alpha", "beta") if len(enough) > 1 else None
+    return _answer("chinchilla", table, level, notes, share=share, seed=seed)
+
+
+def fit_atlas(
+    rows: pd.DataFrame,
+    exposure: pd.DataFrame | None,
+    sources: Mapping[str, Sequence[str]],
+    level: float,
+    seed: int,
+) -> tuple[dict, list[dict]]:
+    """ATLAS with its own τ for each of K_t and one for the rest; α, β and λ shared by the languages."""
+    table = atlas_rows(rows)
+    if exposure is None:
+        return unfitted("atlas", "no exposure table: what else a run trained on is not known"), []
+    if table.empty:
+        return unfitted("atlas", "no cooled run from scratch"), []
+    # The law with the most sources of its own that the runs can carry; which one it is, is said.
+    refused = ""
+    for count in (3, 2, 1, 0):
+        fewer = {target: list(found)[:count] for target, found in sources.items()}
+        variant = {"variant": "K_t", "sources": fewer} if count else {"variant": "D_other"}
+        law, points = _answer("atlas", table, level, [], exposure=exposure, seed=seed, **variant)
+        refused = refused or law["reason"]
+        if law["fitted"]:
+            most = "language" if count == 1 else f"{count} languages"
+            own = f"τ of its own for the {most} most co-sampled with each" if count else "one τ for all"
+            law["variant"] = f"{own}, one for the rest" if count else f"{own} other languages"
+            if count:
+                law["sources"] = fewer
+            if count < 3:
+                short = re.sub(r" \(E\[.*?\)", "", refused.split(": ")[0])
+                law["notes"].insert(0, f"more τ of their own would be too many for the runs: {short}")
+            return law, points
+    return unfitted("atlas", refused), []
+
+
+def atlas_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Cooled rows of runs from scratch on languages they train on: what all compared laws are fitted to."""
+    rows = cooled(rows)
+    return rows[rows["init"] == "scratch"]
+
+
+def cooled(rows: pd.DataFrame) -> pd.DataFrame:
+    """The cooled rows on languages that the run trains on."""
+    return rows[(rows["phase"] == "end") & (rows["target_tokens"] > 0)]
+
+
+def capacity_answer(rows: pd.DataFrame, level: float, seed: int) -> dict:
+    """Eq. 7 with φ, ψ, α and β shared by the languages; the multipliers with intervals, if identified."""
+    table = capacity.capacity_rows(rows)
+    points: list[dict] = []
+    if len(table):
+        cells = table.groupby(["scale", "params", "K", "tokens", "language"], as_index=False)
+        points = cells.agg(loss=("loss", "mean")).to_dict("records")
+    printed = reference.published_expansion().to_dict("records")
+    answer: dict[str, Any] = {
+        "points": points,
+        "published": [
+            {"ratio": int(row["r"]), "N": row["N"], "D_tot": row["D_tot"], "C": row["N"] * row["D_tot"]}
+            for row in printed
+        ],
+        "multipliers": [],
+        "iso": [],
+        "lines": [],
+        "identified": False,
+        "reason": capacity.unidentified(table) if len(table) else "no cooled uniform mixture",
+    }
+    if answer["reason"]:
+        return {**answer, "law": unfitted("capacity", answer["reason"])}
+    try:
+        found = fit("capacity", table, seed=seed)
+    except MscaleError as error:
+        return {**answer, "reason": str(error), "law": unfitted("capacity", str(error))}
+    draws = found.draws()
+    law, _ = describe(found, table, level, [])
+    answer["law"] = law
+    names = ("phi", "psi", "alpha", "beta")
+    params = {name: float(found.params[name]) for name in names}
+    reasons = found.identification()
+    bad = [name for name in names if name in reasons]
+    place = {name: index for index, name in enumerate(found.names)}
+    drawn = {name: draws[:, place[name]] for name in names}
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    for ratio in RATIOS:
+        point = capacity.growth(ratio, **params)
+        n = ratio ** (drawn["phi"] / drawn["alpha"])
+        d = ratio ** (1 + drawn["psi"] / drawn["beta"])
+        row: dict[str, Any] = {"ratio": ratio, "N": point.N, "D_tot": point.D_tot, "C": point.C}
+        for name, values in (("N", n), ("D_tot", d), ("C", n * d)):
+            row[f"{name}_low"], row[f"{name}_high"] = np.quantile(values, tails)
+        answer["multipliers"].append(row)
+    # Multipliers are ratios of exponents: they mean something only where their interval is not absurd.
+    last = answer["multipliers"][-1]
+    wide = max(last["N_high"] / max(last["N_low"], 1e-9), last["D_tot_high"] / max(last["D_tot_low"], 1e-9))
+    answer["identified"] = not bad and wide < 30
+    answer["reason"] = (
+        f"{', '.join(bad)}: {reasons[bad[0]]}" if bad else "" if wide < 30 else "the intervals are too wide"
+    )
+    answer["lines"] = _capacity_lines(found, table)
+    if answer["identified"]:
+        middle = table.loc[table["params"] == table["params"].median(), :]
+        middle = middle if len(middle) else table
+        weights = _weight(found, middle)
+        for ratio in RATIOS[:3]:
+            exponents = (params["phi"], params["psi"], params["alpha"], params["beta"])
+            curve = capacity.iso_loss(ratio, weights, *exponents)
+            limit = capacity.feasibility_limit(ratio, weights, params["phi"], params["alpha"])
+            answer["iso"] += [{**row, "ratio": ratio, "limit": limit} for row in curve.to_dict("records")]
+    return answer
+
+
+def _weight(found: Fit, table: pd.DataFrame) -> float:
+    """w_N averaged over rows, from the law's own terms."""
+    params = found.params
+    values = []
+    for row in table.to_dict("records"):
+        local = {name: float(params[name]) for name in ("phi", "psi", "alpha", "beta")}
+        for name in ("A", "B"):
+            label = f"{name}[{row['language']}]"
+            local[name] = float(params[label] if label in params.index else params[name])
+        values.append(capacity.weight_of_size(local, row["K"], row["params"], row["target_tokens"]))
+    return float(np.mean(values))
+
+
+def _capacity_lines(found: Fit, table: pd.DataFrame) -> list[dict]:
+    """The fitted loss over K for the languages, sizes and token totals that were run."""
+    cells = table[["scale", "params", "tokens", "language"]].drop_duplicates()
+    # Total tokens within 3% (a schedule's rounding) are one budget.
+    budget = cells["tokens"].map(lambda tokens: float(f"{tokens:.2g}"))
+    cells = cells.assign(budget=budget).drop_duplicates(["scale", "budget", "language"])
+    ks = np.unique(np.round(np.linspace(table["K"].min(), table["K"].max(), 21), 2))
+    grid = cells.merge(pd.DataFrame({"languages_trained": ks}), how="cross")
+    grid["target_tokens"] = grid["tokens"] / grid["languages_trained"]
+    grid["loss"] = found.predict(grid)["prediction"].to_numpy()
+    grid = grid.rename(columns={"languages_trained": "K"})
+    return grid[["scale", "params", "tokens", "language", "K", "loss"]].to_dict("records")
+
+
+def _answer(
+    name: str,
+    table: pd.DataFrame,
+    level: float,
+    notes: list[str],
+    *,
+    exposure: pd.DataFrame | None = None,
+    **options: Any,
+) -> tuple[dict, list[dict]]:
+    try:
+        found = (
+            fit(name, table, exposure=exposure, **options)
+            if exposure is not None
+            else fit(name, table, **options)
+        )
+        return describe(found, table, level, notes, exposure)
+    except MscaleError as error:
+        return unfitted(name, str(error)), []
+
+
+def describe(
+    found: Fit, table: pd.DataFrame, level: float, notes: list[str], exposure: pd.DataFrame | None = None
+) -> tuple[dict, list[dict]]:
+    """The fit as a record: parameters with intervals, R², counts, notes; and a record for each point."""
+    name = found.law.name
+    parameters = [
+        {"name": str(label), **row} for label, row in found.interval(level).to_dict(orient="index").items()
+    ]
+    predicted = found.predict(table, exposure=exposure)["prediction"].to_numpy()
+    columns = ["run", "language", "scale", "params", "tokens", "target_tokens", "mixture"]
+    points = table[columns].assign(
+        law=name,
+        epochs=(table["target_tokens"] / table["target_unique"].where(table["target_unique"] > 0)).fillna(0),
+        K=1 + table["languages"].str.count(r"\+"),
+        observed=table["loss"],
+        predicted=predicted,
+    )
+    kept = np.isfinite(predicted)
+    law = {
+        "name": name,
+        "fitted": True,
+        "equation": found.law.equation,
+        "source": found.law.source,
+        "parameters": parameters,
+        "r2": found.r2,
+        "r2_within": within_r2(table["language"][kept], table["loss"][kept], predicted[kept]),
+        "points": len(table),
+        "groups": int(table["group"].nunique()),
+        "notes": [*notes, *found.notes],
+        "reason": "",
+    }
+    return law, points.to_dict("records")
+
+
+def within_r2(language: Any, observed: Any, predicted: Any) -> float:
+    """R² pooled over languages about each language's own mean: languages' different levels earn nothing."""
+    frame = pd.DataFrame({"language": np.asarray(language), "y": observed, "p": predicted})
+    centre = frame.groupby("language")["y"].transform("mean")
+    total = float(((frame["y"] - centre) ** 2).sum())
+    return float(1 - ((frame["y"] - frame["p"]) ** 2).sum() / total) if total > 0 else float("nan")
+
+
+def unfitted(name: str, reason: str) -> dict:
+    """The record of a law that this study cannot fit."""
+    return {"name": name, "fitted": False, "reason": reason, "parameters": [], "notes": [], "points": 0}

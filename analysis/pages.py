@@ -1,0 +1,315 @@
+"""The words and tables of the report: results in, what the template shows out."""
+
+from typing import Any
+
+from analysis.findings import count, signed, span
+from analysis.heldout import SPLITS
+from analysis.wording import duration, equation, methods, number, pretty, subscripts
+
+SECTIONS = (
+    ("findings", "Findings"),
+    ("recommended", "What to do"),
+    ("run", "What was run"),
+    ("curves", "Loss curves"),
+    ("laws", "Laws"),
+    ("transfer", "Transfer"),
+    ("languages", "More languages"),
+    ("start", "Scratch or checkpoint"),
+    ("methods", "Methods"),
+)
+TITLES = {"chinchilla": "Chinchilla", "atlas": "ATLAS", "capacity": "Capacity law (ATLAS eq. 7)"}
+
+
+def context(results: dict) -> dict[str, Any]:
+    """Everything that the template names, but for figures and scripts."""
+    study = results["study"]
+    level = f"{results['level']:.0%}"
+    advice: dict[str, list[dict]] = {}
+    for item in results["recommendations"]:
+        advice.setdefault(item["group"], []).append(item)
+    return {
+        "title": study["title"],
+        "lede": _lede(study),
+        "tiles": _tiles(study),
+        "sections": SECTIONS,
+        "level": level,
+        "headlines": results["headlines"],
+        "advice": list(advice.items()),
+        "run_text": _run_text(study),
+        "laws": [_law(results, name) for name in ("chinchilla", "atlas", "capacity")],
+        "laws_text": (
+            "Only cooled losses of languages that a run trains on are fitted. Held-out R² is pooled over "
+            "languages "
+            "about each language's own mean: that some languages are harder than others earns nothing."
+        ),
+        "transfer_text": _transfer_text(results, level),
+        "capacity_text": _capacity_text(results),
+        "crossover_text": _crossover_text(results),
+        "methods": methods(results, level),
+        "tables": {
+            "cells": _cells(study),
+            "scales": _scales(results),
+            "heldout": _heldout(results),
+            "adaptation": _adaptation(results),
+            "multipliers": _multipliers(results),
+            "crossover": _crossovers(results),
+            "exclusions": _exclusions(results),
+        },
+        "command": study.get("command"),
+    }
+
+
+def _table(head: list[str], rows: list[list], caption: str = "", text: tuple[int, ...] = (0,)) -> dict:
+    return {"head": head, "rows": rows, "caption": caption, "text": text}
+
+
+def _lede(study: dict) -> str:
+    languages = study["trained_languages"]
+    names = ", ".join(languages) if len(languages) <= 12 else f"{len(languages)} languages"
+    sizes = study["scales"]
+    between = (
+        f"{len(sizes)} sizes from {count(sizes[0]['params'])} to {count(sizes[-1]['params'])} parameters"
+        if len(sizes) > 1
+        else f"one size, {count(sizes[0]['params'])} parameters"
+    )
+    return f"Which languages to train together, how large, on how much, and from where. {names}; {between}."
+
+
+def _tiles(study: dict) -> list[tuple[str, str]]:
+    tiles = [
+        (f"{study['runs']:,}", f"runs off {study['trunks']} trunks"),
+        (str(len(study["trained_languages"])), "languages trained"),
+        (str(len(study["scales"])), "model sizes"),
+        (count(study["tokens"]), "tokens trained on"),
+        (count(study["flops"]), "FLOPs (6ND)"),
+    ]
+    if study.get("seconds"):
+        tiles.append((duration(study["seconds"]), "of training"))
+    return tiles
+
+
+def _run_text(study: dict) -> str:
+    text = (
+        f"{study['runs']} runs off {study['trunks']} trunks, evaluated {study['evaluations']:,} times on "
+        f"{len(study['languages'])} languages: {study['observations']:,} losses. "
+        f"{count(study['tokens'])} tokens and {count(study['flops'])} FLOPs in all, counting each trunk once."
+    )
+    if study.get("seconds"):
+        text += f" Training took {duration(study['seconds'])}"
+        text += f" on {study['workers']} workers." if study.get("workers") else "."
+    if study.get("peak_memory_bytes"):
+        text += f" Peak memory {study['peak_memory_bytes'] / 2**30:.1f} GiB."
+    return text
+
+
+def _cells(study: dict) -> dict:
+    head = ["Cells", "mixtures", "sizes", "trunks", "runs", "cooled", "seeds", "tokens a run", "FLOPs"]
+    rows = []
+    for cell in study["cells"]:
+        low, high = count(cell["tokens_low"]), count(cell["tokens_high"])
+        tokens = low if low == high else f"{low} to {high}"
+        names = ("mixtures", "scales", "trunks", "runs", "cooled", "seeds")
+        kind = cell["kind"][:1].upper() + cell["kind"][1:]
+        rows.append([kind, *(str(cell[name]) for name in names), tokens, count(cell["flops"])])
+    return _table(head, rows)
+
+
+def _scales(results: dict) -> dict:
+    head = ["Size", "parameters", "runs", "languages trained"]
+    rows = []
+    for scale in results["study"]["scales"]:
+        mine = [row for row in results["loss_curves"] if row["scale"] == scale["scale"]]
+        runs = len({row["run"] for row in mine})
+        rows.append(
+            [scale["scale"], f"{scale['params']:,}", str(runs), str(len({row["language"] for row in mine}))]
+        )
+    return _table(head, rows)
+
+
+def _heldout(results: dict) -> dict:
+    if not results["heldout"]:
+        return _table([], [])
+    splits = list(dict.fromkeys(row["split"] for row in results["heldout"]))
+    found = {(row["law"], row["split"]): row for row in results["heldout"]}
+    counts = {
+        split: max(row["n"] or 0 for row in results["heldout"] if row["split"] == split) for split in splits
+    }
+    head = [
+        "Law, fitted to the same rows",
+        *(f"{SPLITS.get(split, split)} (n = {counts[split]})" for split in splits),
+    ]
+    rows = []
+    for law in dict.fromkeys(row["law"] for row in results["heldout"]):
+        values = [found[law, split]["r2"] for split in splits]
+        shown = ["–" if value is None else f"{value:.3f}".replace("-", "−") for value in values]
+        rows.append([subscripts(law), *shown])
+    return _table(head, rows, "R² on held-out losses")
+
+
+def _law(results: dict, name: str) -> dict[str, Any]:
+    law = results["laws"][name]
+    view = {"title": TITLES[name], "fitted": law["fitted"], "reason": law["reason"].rstrip(".")}
+    if not law["fitted"]:
+        return view
+    shared = [
+        row for row in law["parameters"] if "[" not in row["name"] and not row["name"].endswith("_mean")
+    ]
+    rest = [row for row in law["parameters"] if "[" in row["name"] and "_mean" not in row["name"]]
+    if not shared:
+        shared, rest = rest, []
+    counts = f"{law['points']} cooled losses of {law['groups']} trunks"
+    about = f"{law['source']}. {counts}; R² {law['r2']:.3f} on them, {law['r2_within']:.3f} within languages."
+    if law.get("variant"):
+        about += f" Effective data: {law['variant']}."
+    if law["notes"]:
+        about += " " + ". ".join(note[:1].upper() + note[1:] for note in law["notes"]) + "."
+    head = ["Parameter", "estimate", f"{results['level']:.0%} interval", ""]
+    caption = "Common to the languages" if rest else ""
+    return {
+        **view,
+        "pretty": equation(law["equation"]),
+        "about": about.replace("..", "."),
+        "shared": _table(head, [_parameter(row) for row in shared], caption, (0, 3)),
+        "rest": _table(head, [_parameter(row) for row in rest], "", (0, 3)),
+        "rest_title": f"{len(rest)} parameters of single languages",
+    }
+
+
+def _parameter(row: dict) -> list[str]:
+    if not row["identified"]:
+        return [pretty(row["name"]), "–", "–", f"not identified: {pretty(row['reason'])}"]
+    return [pretty(row["name"]), number(row["estimate"]), span(row["low"], row["high"], number), row["unit"]]
+
+
+def _transfer_text(results: dict, level: str) -> str:
+    transfer = results["transfer"]
+    if transfer.get("error"):
+        return f"Not measured: {transfer['error']}."
+    cells = [row for row in transfer["matrix"] if row["scale"] == transfer["scale"]]
+    by = {
+        status: sum(row["status"] == status for row in cells) for status in ("measured", "bound", "missing")
+    }
+    return (
+        "The bilingual transfer score compares how many tokens the 50/50 model of two languages needs to "
+        "reach the loss "
+        "that the monolingual model of the target has at d tokens: BTS = −(σ(L(d)) − 2d)/d. 0 is no "
+        "transfer; 1 means that "
+        f"the source's tokens are worth as much as the target's own. At this size {by['measured']} "
+        "ordered pairs are "
+        f"measured, {by['bound']} are bounds and {by['missing']} are missing. Intervals are {level}."
+    )
+
+
+def _adaptation(results: dict) -> dict:
+    rows = [row for row in results["transfer"].get("adaptation", []) if row["status"] == "measured"]
+    if not rows:
+        return _table([], [])
+    sources = sorted({row["source"] for row in rows})
+    targets = sorted({row["target"] for row in rows})
+    scores = {(row["source"], row["target"]): row["score"] for row in rows}
+    if len(targets) > 14:
+        return _table([], [])
+    body = [[source, *(signed(scores.get((source, target))) for target in targets)] for source in sources]
+    size, d_max = rows[0]["scale"], count(rows[0]["d_max"])
+    caption = (
+        "Adaptation score: mean loss gained on the column's language while the checkpoint continues on "
+        f"the row's ({size}, {d_max} tokens)"
+    )
+    return _table(["continued on", *targets], body, caption)
+
+
+def _capacity_text(results: dict) -> str:
+    law = results["laws"]["capacity"]
+    if not law["fitted"]:
+        return (
+            f"The capacity law is not fitted: {law['reason']}. Published growth is shown instead "
+            "(interval not published)."
+        )
+    text = (
+        "Uniform mixtures of K languages, every language with D tokens: the law says how the loss on "
+        "each of them grows with K."
+    )
+    if not results["capacity"]["identified"]:
+        text += (
+            f" The growth factors are not identified: {pretty(results['capacity']['reason'])}. Published "
+            "growth is shown instead."
+        )
+    return text
+
+
+def _multipliers(results: dict) -> dict:
+    answer = results["capacity"]
+    head = [
+        "Times the languages",
+        "parameters",
+        "tokens in all",
+        "compute",
+        "published: parameters",
+        "tokens in all",
+    ]
+    rows = []
+    for mine, paper in zip(answer["multipliers"] or [{}] * 4, answer["published"], strict=False):
+        cells = [f"×{paper['ratio']}"]
+        for name in ("N", "D_tot", "C"):
+            known = answer["identified"] and mine
+            cells.append(
+                f"×{mine[name]:.2f} ({mine[name + '_low']:.2f} to {mine[name + '_high']:.2f})"
+                if known
+                else "not identified"
+            )
+        rows.append([*cells, f"×{paper['N']:.2f}", f"×{paper['D_tot']:.2f}"])
+    return _table(head, rows, "Growth that keeps the loss")
+
+
+def _crossover_text(results: dict) -> str:
+    answer = results["crossover"]
+    law, paper = answer["law"], answer["published"]
+    text = (
+        "A continued checkpoint starts ahead; a model from scratch overtakes it after so many tokens of "
+        "the language, if "
+        "the data reach that far. "
+    )
+    if law:
+        text += (
+            f"Over sizes the compute of the crossover grows as N^{law['exponent']:.2f} ({law['low']:.2f} to "
+            f"{law['high']:.2f}); "
+        )
+    else:
+        text += "This study does not identify how it grows with size; "
+    other = answer["published_legend"]
+    return text + (
+        f"the paper prints {paper['coefficient']:,.0f}·N^{paper['exponent']} in its text and "
+        f"{other['coefficient']:,.0f}·N^{other['exponent']} in a legend, for its own models."
+    )
+
+
+def _crossovers(results: dict) -> dict:
+    rows = []
+    for row in results["crossover"]["table"]:
+        what = {"measured": count(row["tokens"]), "bound": "not within the data"}.get(
+            row["status"], "missing"
+        )
+        between = span(row["low"], row["high"], count) if row["status"] == "measured" else ""
+        gap = "–" if row["gap"] is None else signed(row["gap"], 3)
+        if row["gap"] is not None:
+            gap += f" ({span(row['gap_low'], row['gap_high'], lambda value: signed(value, 3))})"
+        last = count(row["gap_tokens"])
+        note = row["reason"].replace("not within the data: ", "")
+        rows.append([row["language"], row["scale"], what, between, gap, last, note])
+    head = [
+        "Language",
+        "size",
+        "crossover, tokens",
+        "interval",
+        "scratch − continued at the end",
+        "at tokens",
+        "",
+    ]
+    if rows and not any(row[-1] for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    return _table(head, rows, "", (0, 1, 6))
+
+
+def _exclusions(results: dict) -> dict:
+    rows = [[item["what"], str(item["rows"] or "–"), item["why"]] for item in results["exclusions"]]
+    return _table(["Left out", "rows", "why"], rows, "Exclusions", (0, 2))

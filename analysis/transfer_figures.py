@@ -1,0 +1,279 @@
+"""Figures of transfer: the matrix, the score over d, and both beside the planted and the published truth."""
+
+import math
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
+
+from analysis.findings import count, signed
+from analysis.plots import (
+    INK,
+    OKABE_ITO,
+    SIGNED,
+    Control,
+    Figure,
+    Panel,
+    categories,
+    tips,
+    token_axis,
+    zero_line,
+)
+
+
+def transfer_heatmap(results: dict) -> Figure | None:
+    """The matrix at the main scale: row = target, column = source."""
+    transfer = results["transfer"]
+    frame = pd.DataFrame([row for row in transfer["matrix"] if row["scale"] == transfer["scale"]])
+    if frame.empty:
+        return None
+    marks = {"at most": "≤", "at least": "≥"}
+    records = frame.to_dict("records")
+    frame["label"] = [
+        marks.get(row["bound"], "") + signed(row["score"]) if pd.notna(row["score"]) else ""
+        for row in records
+    ]
+    frame["interval"] = [_interval_text(row["low"], row["high"]) for row in records]
+    frame["what"] = [
+        f"bound: {row['bound']} this" if row["status"] == "bound" else row["status"] for row in records
+    ]
+    languages = sorted(set(frame["target"]) | set(frame["source"]))
+    orders = _orders(results, frame, languages)
+    for key, order in orders.items():
+        place = {name: index for index, name in enumerate(order)}
+        frame[f"t_{key}"], frame[f"s_{key}"] = frame["target"].map(place), frame["source"].map(place)
+    limit = (
+        float(max(0.3, np.nanmax(np.abs(frame["score"].astype(float)))))
+        if frame["score"].notna().any()
+        else 1.0
+    )
+    limit = min(limit, 1.5)
+    first = next(iter(orders))
+    chosen = alt.param(name="order", value=first)
+    pick_t = " : ".join(f"order === '{key}' ? datum.t_{key}" for key in orders) + f" : datum.t_{first}"
+    pick_s = " : ".join(f"order === '{key}' ? datum.s_{key}" for key in orders) + f" : datum.s_{first}"
+    base = (
+        alt.Chart(frame)
+        .transform_calculate(rank_t=pick_t, rank_s=pick_s)
+        .encode(
+            x=alt.X(
+                "source:N",
+                title="source: trained together with",
+                sort=alt.EncodingSortField(field="rank_s", op="min"),
+                axis=alt.Axis(
+                    orient="top",
+                    labelAngle=0 if len(languages) <= 14 else -90,
+                    domain=False,
+                    ticks=False,
+                    grid=False,
+                ),
+            ),
+            y=alt.Y(
+                "target:N",
+                title="target: evaluated on",
+                sort=alt.EncodingSortField(field="rank_t", op="min"),
+                axis=alt.Axis(domain=False, ticks=False, grid=False),
+            ),
+            tooltip=tips(
+                "target",
+                "source",
+                "score:+.3f",
+                ("interval", f"{results['level']:.0%} interval"),
+                ("d:.3s", "d, tokens"),
+                ("what", "status"),
+                ("reason", "why"),
+            ),
+        )
+    )
+    cells = base.mark_rect(stroke="white", strokeWidth=2, cornerRadius=3).encode(
+        color=alt.condition(
+            "isValid(datum.score)",
+            alt.Color(
+                "score:Q",
+                title="transfer score",
+                scale=alt.Scale(scheme=alt.SchemeParams(SIGNED), domain=[-limit, limit], domainMid=0),
+                legend=alt.Legend(gradientLength=180, format="+.1f"),
+            ),
+            alt.value("#eef0f3"),
+        )
+    )
+    chart: Any = alt.layer(cells)
+    if len(languages) <= 16:
+        text = base.mark_text(fontSize=11, fontWeight=500).encode(
+            text="label:N",
+            color=alt.condition(f"abs(datum.score) > {0.7 * limit}", alt.value("white"), alt.value(INK)),
+        )
+        chart = alt.layer(cells, text)
+    height = min(max(38 * len(languages), 150), 620) if len(languages) <= 16 else 18 * len(languages)
+    texts = {
+        "name": "by name",
+        "family": "by family",
+        "script": "by script",
+        "similarity": "by similarity of scores",
+    }
+    control = Control("order", "Sort", tuple((key, texts[key]) for key in orders))
+    return Figure(
+        "transfer-matrix",
+        "Who helps whom",
+        f"Bilingual transfer score at {count(transfer.get('params'))} parameters and d = "
+        f"{count(transfer['d'])} tokens, "
+        "stable phase against stable phase. Above zero (orange) the source helps the target, below (purple) it "
+        "interferes. ≤ and ≥ mark bounds: the curve ends before the loss is reached. Grey cells were not "
+        "measured.",
+        (Panel(chart.add_params(chosen).properties(height=height)),),
+        frame[["scale", "target", "source", "d", "score", "low", "high", "tau", "status", "bound", "reason"]],
+        (control,) if len(orders) > 1 else (),
+    )
+
+
+def _interval_text(low: float | None, high: float | None) -> str:
+    def one(value: float | None) -> str:
+        return "open" if value is None or math.isnan(value) else f"{value:+.2f}".replace("-", "−")
+
+    return f"{one(low)} to {one(high)}"
+
+
+def _orders(results: dict, frame: pd.DataFrame, languages: list[str]) -> dict[str, list[str]]:
+    """Orders of the languages: by family and script where the truth tells them, by similarity of scores."""
+    orders: dict[str, list[str]] = {}
+    known = (results.get("truth") or {}).get("languages", {})
+    for key in ("family", "script"):
+        if any(known.get(name, {}).get(key) is not None for name in languages):
+            orders[key] = sorted(languages, key=lambda name: (str(known.get(name, {}).get(key, "~")), name))
+    wide = frame.pivot(index="target", columns="source", values="score").reindex(
+        index=languages, columns=languages
+    )
+    values = wide.to_numpy(dtype=float)
+    if len(languages) > 2 and np.isfinite(values).sum() >= 0.6 * len(languages) * (len(languages) - 1):
+        both = np.where(np.isfinite(values), values, np.nanmean(values))
+        both = (both + both.T) / 2
+        distance = both.max() - both
+        np.fill_diagonal(distance, 0)
+        order = leaves_list(linkage(squareform(distance, checks=False), "average", optimal_ordering=True))
+        orders["similarity"] = [languages[index] for index in order]
+    orders["name"] = languages
+    return orders
+
+
+def transfer_curves(results: dict) -> Figure | None:
+    """The score over d for the chosen target, a line a source, with its interval."""
+    frame = pd.DataFrame(results["transfer"]["curves"])
+    if frame.empty or not (frame["status"] == "measured").any():
+        return None
+    frame = frame[frame["status"] == "measured"]
+    targets, sources = sorted(frame["target"].unique()), sorted(frame["source"].unique())
+    chosen = alt.param(name="target", value=targets[0])
+    columns = ["target", "source", "d", "score", "low", "high"]
+    base = alt.Chart(frame[columns]).transform_filter("datum.target === target")
+    x = token_axis("d", "reference tokens d", frame["d"])
+    palette = categories("source", sources)
+    colour = palette.colour()
+    band = (
+        base.transform_filter("isValid(datum.low) && isValid(datum.high)")
+        .mark_area(opacity=0.13)
+        .encode(x=x, y=alt.Y("low:Q", title="transfer score"), y2="high:Q", color=colour)
+    )
+    line = base.mark_line().encode(x=x, y=alt.Y("score:Q", title="transfer score"), color=colour)
+    dots = base.mark_point(size=34, filled=True, opacity=1).encode(
+        x=x,
+        y="score:Q",
+        color=colour,
+        shape=palette.shape(),
+        tooltip=tips("target", "source", "d:.3s", "score:+.3f", "low:+.2f", "high:+.2f"),
+    )
+    chart = alt.layer(zero_line(), band, line, dots).add_params(chosen).properties(height=300)
+    known = (results.get("truth") or {}).get("languages", {})
+    text = {
+        name: f"{name} ({known[name]['family']})" if known.get(name, {}).get("family") else name
+        for name in targets
+    }
+    return Figure(
+        "transfer-curves",
+        "The score drifts with the reference budget",
+        f"One target at a time; bands are {results['level']:.0%} intervals that count the noise of "
+        "checkpoints and of runs. "
+        "A score quoted at one d alone would hide the drift.",
+        (Panel(chart),),
+        frame,
+        (Control("target", "Target", tuple((name, text[name]) for name in targets)),),
+        palette.legend(),
+    )
+
+
+def planted(results: dict) -> Figure | None:
+    """Measured transfer against planted relatedness."""
+    agreement = results["transfer"].get("agreement")
+    if not agreement or not agreement["table"]:
+        return None
+    frame = pd.DataFrame(agreement["table"])
+    frame["family"] = np.where(frame["same_family"].astype(bool), "same family", "different families")
+    # Pairs share few planted values: spread them a little, by a fixed pattern, so that all can be seen.
+    width = max(float(np.ptp(frame["relatedness"])), 0.1) * 0.012
+    rank = (
+        frame.groupby("relatedness").cumcount()
+        - (frame.groupby("relatedness")["score"].transform("size") - 1) / 2
+    )
+    most = max(float(rank.abs().max()), 1.0)
+    frame["at"] = frame["relatedness"] + width * rank / most * min(most, 4)
+    kinds = ["same family", "different families"]
+    x = alt.X(
+        "at:Q",
+        title="planted relatedness",
+        scale=alt.Scale(zero=False, nice=True, padding=12),
+        axis=alt.Axis(tickCount=6),
+    )
+    palette = categories("family", kinds)
+    colour = palette.colour()
+    columns = ["target", "source", "at", "relatedness", "score", "low", "high", "family"]
+    base = alt.Chart(frame[columns])
+    bars = (
+        base.transform_filter("isValid(datum.low) && isValid(datum.high)")
+        .mark_rule(opacity=0.45, strokeWidth=1.4)
+        .encode(x=x, y=alt.Y("low:Q", title="measured transfer score"), y2="high:Q", color=colour)
+    )
+    dots = base.mark_point(filled=True, size=52).encode(
+        x=x,
+        y=alt.Y("score:Q", title="measured transfer score"),
+        color=colour,
+        shape=palette.shape(),
+        tooltip=tips("source", "target", "relatedness:.2f", "score:+.3f", "low:+.2f", "high:+.2f"),
+    )
+    return Figure(
+        "planted",
+        "Measured transfer against the planted truth",
+        "The corpus is generated, so how related its languages are is known. Marks are spread sideways a "
+        "little to be told apart.",
+        (Panel(alt.layer(zero_line(), bars, dots).properties(height=320)),),
+        frame.drop(columns=["at", "family"]),
+        keys=palette.legend(),
+    )
+
+
+def beside_published(results: dict) -> Figure | None:
+    """A user's scores of natural languages beside the paper's."""
+    found = results["transfer"].get("published")
+    if not found:
+        return None
+    frame = pd.DataFrame(found["table"])
+    dots = (
+        alt.Chart(frame)
+        .mark_point(filled=True, size=60, color=OKABE_ITO[0])
+        .encode(
+            x=alt.X("published:Q", title="published score (2B)"),
+            y=alt.Y("score:Q", title="this study"),
+            tooltip=tips("source", "target", "score:+.3f", "published:+.1f"),
+        )
+    )
+    return Figure(
+        "beside-published",
+        "Beside the published matrix",
+        f"Correlation {found['correlation']:+.2f} over {found['pairs']} pairs (Longpre et al. 2026, Fig. C.2).",
+        (Panel(dots.properties(height=300)),),
+        frame,
+    )
+
+
+FIGURES = (transfer_heatmap, transfer_curves, planted, beside_published)
