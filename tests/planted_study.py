@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 LANGUAGES = ("aka", "abo", "bek", "bil", "cut", "cim")
+FAMILIES = {"a": "west", "b": "south", "c": "east"}
 PARAMS = {"nano0": 16_000, "nano1": 34_000, "nano2": 72_000, "nano3": 155_000, "nano4": 330_000}
 ALPHA, BETA, LAMBDA = 0.35, 0.30, 0.25
 BATCH_TOKENS = 16 * 256
@@ -154,7 +155,7 @@ def study(seed: int = 0, checkpoint_noise: float = 0.002, run_noise: float = 0.0
         trunk(f"{language}-from-unimax", middle, language, (language,), 4_000_000, (2_000_000, 4_000_000),
               init=unimax, tag="continue")  # fmt: skip
     truth = {
-        "languages": {code: {"family": code[0], "script": "Latn"} for code in LANGUAGES},
+        "languages": {code: {"family": FAMILIES[code[0]], "script": "Latn"} for code in LANGUAGES},
         "relatedness": {a: {b: relatedness(b, a) for b in LANGUAGES} for a in LANGUAGES},
         "seed": seed,
         "parameters": {},

@@ -168,7 +168,7 @@ EXERCISE = """
   while (!document.body.dataset.ready) await new Promise((done) => setTimeout(done, 50));
   const before = document.querySelector("#transfer-matrix svg").outerHTML;
   const select = document.querySelector("#transfer-matrix select");
-  select.value = [...select.options].map((option) => option.value).find((value) => value !== select.value);
+  select.value = "name";
   select.dispatchEvent(new Event("change"));
   const curves = document.querySelector("#loss-curves .vega svg").outerHTML;
   const language = document.querySelector("#loss-curves select");
