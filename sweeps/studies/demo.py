@@ -28,10 +28,10 @@ MIDDLE = "nano2"
 CAPACITY_SCALES = ("nano1", "nano2", "nano3")
 CAPACITY_K = (2, 4, 6)
 SEQUENCE_LENGTH = 128
-BATCH_SIZE = 8
-WARMUP_STEPS = 10
-LEARNING_RATE = 0.01
-TOKENS = 163_840  # largest monolingual budget
+BATCH_SIZE = 4
+WARMUP_STEPS = 20
+LEARNING_RATE = 0.005
+TOKENS = 393_216  # largest monolingual budget
 
 
 @dataclass
