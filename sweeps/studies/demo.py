@@ -4,7 +4,8 @@ What each law needs (ATLAS.md) and which cells give it:
 
 - Chinchilla, α and β shared: two anchor languages alone, five scales over 20×, three cooled budgets.
 - ATLAS: every language alone, and in 50/50 pairs with three others (fewer where there are fewer), inside its
-  family and across; mixtures of 4 and 6; for λ one language repeated for 4 and 16 epochs.
+  family and across, at two scales, so that τ survives the loss of either; mixtures of 4 and 6; for λ one
+  language repeated for 4 and 16 epochs.
 - Capacity: one, two, four and six languages, uniform, at three scales or more.
 - Transfer: pairs with 2.5 times the reference tokens, so that even a source that harms is seen to reach the
   monolingual loss.
@@ -25,13 +26,14 @@ from sweeps.study import Cell, Study
 
 SCALES = ("nano0", "nano1", "nano2", "nano3", "nano4")
 MIDDLE = "nano2"
+PAIR_SCALES = ("nano1", "nano2")
 CAPACITY_SCALES = ("nano1", "nano2", "nano3")
 CAPACITY_K = (2, 4, 6)
 SEQUENCE_LENGTH = 128
 BATCH_SIZE = 4
 WARMUP_STEPS = 20
 LEARNING_RATE = 0.005
-TOKENS = 393_216  # largest monolingual budget
+TOKENS = 327_680  # largest monolingual budget
 
 
 @dataclass
@@ -110,7 +112,8 @@ def demo(
 
     # Pairs
     for pair in choose_pairs(order, families or {}):
-        add("pairs", MIDDLE, pair, (0.625 * tokens, 1.25 * tokens))
+        for scale in PAIR_SCALES:
+            add("pairs", scale, pair, (0.625 * tokens, 1.25 * tokens))
 
     # Uniform mixtures
     counts = [count for count in CAPACITY_K if count <= len(order)]
