@@ -58,6 +58,12 @@ def capacity_mixtures() -> dict[str, tuple[str, ...]]:
     }
 
 
+@cache
+def flores_codes() -> dict[str, str]:
+    """Returns the FLORES-200 code (``eng_Latn``) of each of MADLAD-400's languages that it covers."""
+    return {row["code"]: row["flores"] for row in _rows("flores_codes.csv")}
+
+
 def codes() -> tuple[str, ...]:
     """Returns MADLAD-400's 419 codes in the order of Table B.4 (by falling rate)."""
     return tuple(published_rates())

@@ -215,6 +215,11 @@ def resolve(
     )
 
 
+def is_keyword(word: str) -> bool:
+    """Whether ``word`` is a kind of mixture, such as ``unimax`` or ``temperature5``."""
+    return word in KEYWORDS or _TEMPERATURE.fullmatch(word) is not None
+
+
 def parse(name: str) -> tuple[str, list[str], list[float] | None]:
     """Splits a mixture's name into (keyword or "", languages listed, explicit rates or None).
 
@@ -225,14 +230,13 @@ def parse(name: str) -> tuple[str, list[str], list[float] | None]:
     capacity = inventory.capacity_mixtures()
     if not colon and keyword.removeprefix(ATLAS) in capacity and keyword.startswith(ATLAS):
         return "", list(capacity[keyword.removeprefix(ATLAS)]), None
-    is_keyword = keyword in KEYWORDS or _TEMPERATURE.fullmatch(keyword)
-    if not is_keyword and (colon or keyword.startswith(ATLAS)):
+    if not is_keyword(keyword) and (colon or keyword.startswith(ATLAS)):
         names = [*KEYWORDS, *(ATLAS + one for one in capacity)]
         raise MscaleError(
             f"mixture {name!r}: {keyword!r} is no kind of mixture; expected one of "
             f"{', '.join(names)}{nearest(keyword, names)}"
         )
-    if not colon and is_keyword:
+    if not colon and is_keyword(keyword):
         return keyword, [], None
     keyword, listing = (keyword, rest) if colon else ("", name)
     languages, rates = [], []

@@ -85,7 +85,20 @@ class Schedule:
             )
         chosen = np.arange(self.batch_size, dtype=np.int64)[rows or slice(None)]
         steps = np.arange(start, stop, dtype=np.int64)
-        return self._lookup((steps[:, None] * self.batch_size + chosen).ravel())
+        return self.rows((steps[:, None] * self.batch_size + chosen).ravel())
+
+    def rows(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (language ids, window ids) of any rows, position g being row g mod B of step g div B."""
+        tree, phases, _ = self._plan
+        languages = np.empty(positions.size, np.int32)
+        items = np.empty(positions.size, np.int64)
+        index = np.searchsorted([phase.first for phase in phases], positions, side="right") - 1
+        for i in np.unique(index):
+            of_phase = slice(None) if len(phases) == 1 else np.flatnonzero(index == i)
+            leaf, k = mixture_tree.descend(tree, phases[i], positions[of_phase] - phases[i].first)
+            languages[of_phase] = leaf
+            items[of_phase] = k + phases[i].before[leaf]
+        return languages, permutation.permuted(self._domains, languages, items)
 
     def windows_seen(self, step: int) -> dict[str, int]:
         """Returns how many windows of each language the steps before ``step`` held; exact, no
@@ -137,18 +150,6 @@ class Schedule:
             [max(self.windows.get(language, 0), 1) for language in self.languages],
             [_key("windows", self.seed, language) for language in self.languages],
         )
-
-    def _lookup(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        tree, phases, _ = self._plan
-        languages = np.empty(positions.size, np.int32)
-        items = np.empty(positions.size, np.int64)
-        index = np.searchsorted([phase.first for phase in phases], positions, side="right") - 1
-        for i in np.unique(index):
-            of_phase = slice(None) if len(phases) == 1 else np.flatnonzero(index == i)
-            leaf, k = mixture_tree.descend(tree, phases[i], positions[of_phase] - phases[i].first)
-            languages[of_phase] = leaf
-            items[of_phase] = k + phases[i].before[leaf]
-        return languages, permutation.permuted(self._domains, languages, items)
 
 
 def single(mixture: Mixture, batch_size: int, seed: int = 0) -> Schedule:

@@ -1,0 +1,140 @@
+"""Any packed mixture as one SeqIO task: the schedule's windows, in its order, from any step on.
+
+A SeqIO mixture of many tasks keeps a pipeline and a shuffle buffer for each; this is one pipeline that looks
+windows up, so 500 languages cost what one does. Row g of the task is row g mod B of the batch at step g div B
+of `mscale.feed`: a batch of B examples is a batch of ours. Host i of n gets rows i, i + n, …
+"""
+
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import gin
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from mixtures import tasks
+from mscale.mixture import resolve
+from mscale.remote import Url, connect
+from mscale.schedule import MAX_ROWS, Schedule, single
+from mscale.store import Store
+
+_ROWS_AT_ONCE = 64
+
+
+@gin.configurable("packed")  # type: ignore[attr-defined]
+def _start(start_step: int = 0, batch_size: int = 1) -> int:
+    """The first row: gin's ``packed.start_step`` × ``packed.batch_size``, for a run that resumes."""
+    return start_step * batch_size
+
+
+class PackedSource(seqio.DataSource):
+    """Numbers of rows (split train, endless) or of held-out windows (validation), with the schedule's seed."""
+
+    def __init__(self) -> None:
+        super().__init__(splits=("train", "validation"), caching_permitted=False)
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return True
+
+    @property
+    def performs_internal_shuffling(self) -> bool:
+        return True
+
+    def list_shards(self, split: str) -> list[str]:
+        return [split]
+
+    def get_dataset(  # type: ignore[override]
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **_: Any,
+    ) -> tf.data.Dataset:
+        """Yields ``{"row": int64, "seed": int64}``; ``shuffle`` changes nothing, the schedule is its own."""
+        index, shards = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
+        first = _start() if split == "train" else 0
+        rows = tf.data.Dataset.range(first + index, MAX_ROWS, shards)
+        marked = tf.constant(0 if seed is None else seed, tf.int64)
+        held_out = split == "validation"
+        return rows.map(lambda row: {"row": row, "seed": marked, "held_out": held_out})
+
+
+def task(name: str, mixture: str) -> seqio.Task:
+    """The mixture ``mixture`` (a name of `mscale.mixture.resolve`) over the token store ``corpora.store``.
+
+    Examples have ``targets`` of exactly the sequence length asked for. The schedule's seed is the one given to
+    ``seqio.get_dataset`` (0 for None); what the mixture needs more, such as UniMax's budget, comes from gin's
+    ``mixture``. The validation split holds each language's held-out text once, cut into windows, the last one
+    padded with 0.
+
+    Raises:
+      MscaleError: ``corpora.store`` is not set or no store; a mixture that cannot be, when the first dataset
+        is made.
+    """
+    store = tasks.store()
+
+    def windows(dataset: tf.data.Dataset, sequence_length: Mapping[str, int]) -> tf.data.Dataset:
+        length = sequence_length["targets"]
+        resolved = resolve(mixture, store, length)
+        schedules: dict[int, Schedule] = {}
+        ends = np.cumsum([-(-store.valid_tokens(one) // length) for one in resolved.languages])
+
+        def look_up(rows: np.ndarray, seeds: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+            if held_out[0]:
+                return _held_out(store, resolved.languages, ends, rows, length)
+            schedule = schedules.setdefault(int(seeds[0]), single(resolved, 1, int(seeds[0])))
+            return gather(store, schedule, rows, length)
+
+        def targets(rows: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            found = tf.numpy_function(
+                look_up, [rows["row"], rows["seed"], rows["held_out"]], tf.int32, stateful=False
+            )
+            return {"targets": tf.ensure_shape(found, (None, length))}
+
+        last = int(ends[-1])
+        dataset = dataset.take_while(lambda one: not one["held_out"] or one["row"] < last)
+        return dataset.batch(_ROWS_AT_ONCE).map(targets).unbatch()
+
+    feature = seqio.Feature(_vocabulary(store), add_eos=False, dtype=tf.int32)
+    return seqio.Task(
+        name, PackedSource(), {"targets": feature}, preprocessors=[windows], shuffle_buffer_size=None
+    )
+
+
+def gather(store: Store, schedule: Schedule, rows: np.ndarray, sequence_length: int) -> np.ndarray:
+    """Returns the windows of any rows of a schedule with batches of one, (rows, S) int32."""
+    batch = np.empty((len(rows), sequence_length), np.int32)
+    languages, windows = schedule.rows(rows)
+    names = [schedule.languages[one] for one in languages]
+    store.fetch(names, windows.tolist(), sequence_length)
+    for row, (name, window) in enumerate(zip(names, windows.tolist(), strict=True)):
+        batch[row] = store.train(name)[window * sequence_length : (window + 1) * sequence_length]
+    return batch
+
+
+def _held_out(
+    store: Store, languages: tuple[str, ...], ends: np.ndarray, rows: np.ndarray, sequence_length: int
+) -> np.ndarray:
+    batch = np.full((len(rows), sequence_length), store.vocabulary["pad_id"], np.int32)
+    for at, row in enumerate(rows):
+        language = int(np.searchsorted(ends, row, side="right"))
+        first = (int(row) - (int(ends[language - 1]) if language else 0)) * sequence_length
+        tokens = store.valid(languages[language])[0][first : first + sequence_length]
+        batch[at, : len(tokens)] = tokens
+    return batch
+
+
+def _vocabulary(store: Store) -> seqio.Vocabulary:
+    """The vocabulary whose copy lies beside store.json."""
+    if store.vocabulary["kind"] == "bytes":
+        return seqio.ByteVocabulary()
+    if not isinstance(store.path, Url):
+        return tasks.vocabulary(str(store.path))
+    system, remote = connect(store.path)
+    with tempfile.TemporaryDirectory(prefix="mscale-") as folder:
+        system.get_file(f"{remote.rstrip('/')}/vocabulary.model", f"{folder}/vocabulary.model")
+        return tasks.vocabulary(f"{folder}/vocabulary.model")

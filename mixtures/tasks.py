@@ -1,0 +1,290 @@
+"""SeqIO tasks over corpora: MADLAD-400's layout (local or remote), mC4 and Wiki-40B through TFDS, FLORES, and
+the generated corpus.
+
+Text tasks feed decoder-only pretraining: ``targets`` are windows of the documents' tokens, each document ended
+by EOS, one after the other and cut without padding, just as a token store's windows are. Without a sequence
+length (None) each example is one document. Where the corpora are, and the vocabulary, comes from gin:
+
+    corpora.madlad400 = "gs://bucket/madlad-400"      # data/<lang>/<lang>_clean_NNNN.jsonl.gz below it
+    corpora.synthetic = "work/corpus"                 # made by mscale.synthetic, same layout
+    corpora.flores = "flores200_dataset"              # dev/<code>.dev and devtest/<code>.devtest below it
+    corpora.tfds = "gs://tfds-data/datasets"          # None: TFDS's own default
+    corpora.vocabulary = "vocabulary.model"           # or "bytes"
+    corpora.store = "work/store"                      # packed tasks, and sizes for rates that depend on them
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import gin
+import seqio
+import tensorflow as tf
+
+from mixtures import inputs
+from mscale import languages as inventory
+from mscale.errors import MscaleError, nearest
+from mscale.remote import Url, connect, location
+from mscale.store import Store, open_store
+from mscale.vocabulary import SentencePieceVocabulary, load_vocabulary
+
+FILES_AT_ONCE = 8  # read side by side when shuffling
+
+
+@gin.configurable("corpora")  # type: ignore[attr-defined]  # mypy takes the folder gin/ for it
+def settings(
+    madlad400: str | None = None,
+    synthetic: str | None = None,
+    flores: str | None = None,
+    tfds: str | None = None,
+    vocabulary: str = "bytes",
+    store: str | None = None,
+) -> dict[str, str | None]:
+    """Where things are, as gin binds it (``corpora.madlad400 = …``)."""
+    return dict(locals())
+
+
+def setting(name: str) -> str:
+    """Returns one of ``settings``. Raises a MscaleError if it is not bound."""
+    value = settings()[name]
+    if not value:
+        raise MscaleError(f"corpora.{name} is not set: bind it in gin, --gin.corpora.{name}='\"…\"'")
+    return os.fspath(value)
+
+
+class CorpusSource(seqio.DataSource):
+    """Documents of one language of a corpus in MADLAD-400's layout; the files are its shards.
+
+    Files are listed when the first dataset is made, and read and checked as packing does it: bad input stops
+    the pipeline with file, line and remedy.
+    """
+
+    def __init__(self, root: str, language: str):
+        super().__init__(splits=("train",))
+        self.root, self.language = root, language
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return False
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        return [str(one.path) for one in _files(self.root, self.language)]
+
+    def get_dataset(  # type: ignore[override]
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **_: Any,
+    ) -> tf.data.Dataset:
+        """Yields ``{"text": string}``, the files in another order if ``shuffle``."""
+        files = _files(self.root, self.language)
+        chosen = (
+            range(len(files))[shard_info.index :: shard_info.num_shards] if shard_info else range(len(files))
+        )
+
+        def documents(file: int) -> Iterator[dict[str, str]]:
+            for text in inputs.documents(files[int(file)]):
+                yield {"text": text}
+
+        def of_file(file: tf.Tensor) -> tf.data.Dataset:
+            return tf.data.Dataset.from_generator(
+                documents, args=(file,), output_signature={"text": tf.TensorSpec((), tf.string)}
+            )
+
+        order = tf.data.Dataset.from_tensor_slices(list(chosen))
+        if shuffle:
+            order = order.shuffle(len(chosen), seed=seed)
+        return order.interleave(of_file, cycle_length=FILES_AT_ONCE if shuffle else 1)
+
+
+@cache
+def _files(root: str, language: str) -> tuple[inputs.Input, ...]:
+    return tuple(inputs.find(root, [language])[language])
+
+
+def corpus_languages(root: str) -> tuple[str, ...]:
+    """Returns the languages of a corpus, local or remote, sorted."""
+    return tuple(inputs.find(root))
+
+
+def madlad400(name: str, language: str) -> seqio.Task:
+    """One language of MADLAD-400 (Kudugunta et al. 2023, arXiv 2309.04662), by any of its codes.
+
+    Raises:
+      MscaleError: ``corpora.madlad400`` is not set. A language that is not there is told when it is read.
+    """
+    return _text_task(name, CorpusSource(setting("madlad400"), inventory.canonical(language)))
+
+
+def synthetic(name: str, language: str) -> seqio.Task:
+    """One language of a generated corpus (``mscale.synthetic``)."""
+    return _text_task(name, CorpusSource(setting("synthetic"), language))
+
+
+def mc4(name: str, language: str) -> seqio.Task:
+    """One language of mC4 (Xue et al. 2021) through TFDS, with its own validation split."""
+    own = _own_code(name, language, mc4_languages())
+    source = seqio.TfdsDataSource(
+        tfds_name="c4/multilingual:3.1.0",
+        tfds_data_dir=settings()["tfds"],
+        splits={"train": own, "validation": f"{own}-validation"},
+    )
+    return _text_task(name, source)
+
+
+def wiki40b(name: str, language: str) -> seqio.Task:
+    """One language of Wiki-40B (Guo et al. 2020) through TFDS, structure markers taken out."""
+    own = _own_code(name, language, wiki40b_languages())
+    source = seqio.TfdsDataSource(
+        tfds_name=f"wiki40b/{own}:1.3.0",
+        tfds_data_dir=settings()["tfds"],
+        splits=("train", "validation", "test"),
+    )
+    return _text_task(name, source, before=(_without_wiki_markers,))
+
+
+def flores(name: str, language: str) -> seqio.Task:
+    """Sentences of FLORES-200 (or -101) in one language, for evaluation: each an example ended by EOS."""
+    return seqio.Task(
+        name,
+        _flores_source(name, {"targets": language}),
+        output_features={"targets": _feature()},
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+    )
+
+
+def flores_parallel(name: str, source: str, target: str) -> seqio.Task:
+    """Parallel sentences of FLORES-200 (or -101): ``inputs`` in one language, ``targets`` in the other."""
+    return seqio.Task(
+        name,
+        _flores_source(name, {"inputs": source, "targets": target}),
+        output_features={"inputs": _feature(), "targets": _feature()},
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+    )
+
+
+def mc4_languages() -> tuple[str, ...]:
+    """Languages of mC4 in TFDS's spelling."""
+    from tensorflow_datasets.text import c4
+
+    return tuple(c4.MC4_LANGUAGES)
+
+
+def wiki40b_languages() -> tuple[str, ...]:
+    """Languages of Wiki-40B in TFDS's spelling."""
+    from tensorflow_datasets.text import wiki40b as dataset
+
+    return tuple(dataset.WIKIPEDIA_LANGUAGES)
+
+
+def store() -> Store:
+    """Returns the token store ``corpora.store``, opened once."""
+    return _opened(setting("store"))
+
+
+_opened = cache(open_store)
+
+
+@cache
+def vocabulary(path: str) -> seqio.Vocabulary:
+    """Returns SeqIO's form of a vocabulary: ``bytes``, a ``.model``, a vocabulary.json or a folder with either.
+
+    Ids are the same as mscale's, but that SeqIO reads U+2581 in a text as a space.
+    """
+    ours = load_vocabulary(path)
+    if not isinstance(ours, SentencePieceVocabulary):
+        return seqio.ByteVocabulary()
+    # SeqIO wants a file, at any time later: the model may lie in a folder under any name.
+    folder = tempfile.mkdtemp(prefix="mscale-vocabulary-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    ours.save(folder)
+    return seqio.SentencePieceVocabulary(str(Path(folder) / "vocabulary.model"))
+
+
+def _feature() -> seqio.Feature:
+    return seqio.Feature(vocabulary(setting("vocabulary")), add_eos=True)
+
+
+def _text_task(
+    name: str, source: seqio.DataSource, before: Sequence[Callable[..., tf.data.Dataset]] = ()
+) -> seqio.Task:
+    return seqio.Task(
+        name,
+        source,
+        output_features={"targets": _feature()},
+        preprocessors=[
+            *before,
+            partial(seqio.preprocessors.rekey, key_map={"targets": "text"}),
+            seqio.preprocessors.tokenize,
+            seqio.preprocessors.append_eos,
+            windows,
+        ],
+    )
+
+
+def windows(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None) -> tf.data.Dataset:
+    """Puts the documents' ``targets`` one after the other and cuts windows of S; the rest of the end is left out.
+
+    Without a length for ``targets`` the documents stay as they are.
+    """
+    length = (sequence_length or {}).get("targets")
+    if not length:
+        return dataset
+    dataset = dataset.map(lambda example: {"targets": example["targets"]})
+    return dataset.rebatch(length, drop_remainder=True)
+
+
+def _without_wiki_markers(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    def clean(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        text = tf.strings.regex_replace(example["text"], r"\n?_START_(ARTICLE|SECTION|PARAGRAPH)_\n", "\n")
+        return {"text": tf.strings.strip(tf.strings.regex_replace(text, "_NEWLINE_", "\n"))}
+
+    return dataset.map(clean, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _own_code(name: str, language: str, known: Sequence[str]) -> str:
+    found = inventory.find(language, known)
+    if not found:
+        raise MscaleError(
+            f"{name}: {language} is not in this corpus{nearest(language, known)}; it has {', '.join(known)}"
+        )
+    return found
+
+
+def _flores_source(name: str, of_feature: Mapping[str, str]) -> seqio.DataSource:
+    root = setting("flores")
+
+    def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+        kind = {"validation": "dev", "test": "devtest"}[split]
+        files = {key: _flores_file(root, kind, language) for key, language in of_feature.items()}
+        lines = {key: tf.data.TextLineDataset(file) for key, file in files.items()}
+        return tf.data.Dataset.zip(lines)
+
+    return seqio.FunctionDataSource(dataset_fn, splits=("validation", "test"))
+
+
+def _flores_file(root: str, kind: str, language: str) -> str:
+    """The file of a language in FLORES-200 (``eng_Latn.devtest``) or FLORES-101 (``eng.devtest``)."""
+    code = inventory.flores_codes().get(inventory.canonical(language), language)
+    place = location(root)
+    tried = []
+    for own in (code, code.split("_")[0]):
+        path = place / kind / f"{own}.{kind}"
+        tried.append(str(path))
+        if isinstance(path, Url):
+            system, remote = connect(path)
+            if system.exists(remote):
+                return str(path)
+        elif path.is_file():
+            return str(path)
+    raise MscaleError(
+        f"{language}: FLORES has no file for it: found neither {' nor '.join(tried)}; "
+        "check corpora.flores, or give FLORES's own code, such as eng_Latn"
+    )
