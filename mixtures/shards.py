@@ -4,7 +4,7 @@ language.
 A *unit* is what is held out or not: a document, or a line of one where a language has few documents. A
 shard is what one input file became, in the folder of its language under ``.packing``:
 
-    <file>.tokens   ids of all units, one after the other
+    <file>.tokens   ids of all units, one after the other, each ended by EOS
     <file>.units    UNIT records in the same order
     <file>.json     written last: the shard is whole
 """
@@ -12,19 +12,20 @@ shard is what one input file became, in the folder of its language under ``.pack
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from mixtures.hashed_files import Crc32, Output, intact
 from mixtures.inputs import Input, documents
 from mscale.files import writing
-from mscale.store import FILES, checksum, token_dtype
+from mscale.store import FILES, token_dtype
 from mscale.vocabulary import Vocabulary
 
+_FORMAT = 2  # of shards
 LINES_BELOW = 100  # documents; languages with fewer hold out lines
 VALID_FRACTION = 0.2
 UNIT = np.dtype([("hash", "<u8"), ("tokens", "<u4"), ("bytes", "<u4"), ("document", "<u4")])
@@ -56,7 +57,7 @@ def assembled(folder: Path, destination: Path, made_of: dict[str, Any]) -> dict[
     """Returns the entry of a language that an earlier call assembled from the same, if its files are
     whole."""
     seen = _read(folder / "done.json", made_of)
-    return seen["entry"] if seen and _intact(destination, seen["entry"]["files"]) else None
+    return seen["entry"] if seen and intact(destination, seen["entry"]["files"]) else None
 
 
 def recipe(
@@ -82,22 +83,23 @@ def tokenize(one: Input, unit: str, vocabulary: Vocabulary, folder: Path) -> dic
         "input": [one.path.name, one.size, one.stamp],
         "unit": unit,
         "vocabulary": vocabulary.fingerprint,
+        "format": _FORMAT,
     }
-    if (shard := _read(marker, made_of)) and _intact(folder, shard["files"]):
+    if (shard := _read(marker, made_of)) and intact(folder, shard["files"]):
         return shard
     counts = {"documents": 0, "empty_documents": 0, "units": 0, "tokens": 0, "bytes": 0}
     dtype = token_dtype(vocabulary.size)
     with (
-        _Output(folder / f"{one.path.name}.tokens") as tokens,
-        _Output(folder / f"{one.path.name}.units") as units,
+        Output(folder / f"{one.path.name}.tokens", Crc32()) as tokens,
+        Output(folder / f"{one.path.name}.units", Crc32()) as units,
     ):
         for texts, records in _unit_batches(documents(one), unit, counts):
-            ids, lengths = vocabulary.encode_batch(texts)
+            ids, lengths = vocabulary.encode_batch(texts, eos=True)
             records["tokens"] = lengths
             tokens.write(ids.astype(dtype, copy=False))
             units.write(records)
             counts["units"] += len(records)
-            counts["tokens"] += len(ids)
+            counts["tokens"] += int(lengths.sum())
             counts["bytes"] += int(records["bytes"].sum())
     files = {output.path.name: output.described for output in (tokens, units)}
     shard = {**made_of, **counts, "files": files}
@@ -140,37 +142,34 @@ def assemble(
     train = {"tokens": 0, "bytes": 0, "documents": 0}
     index = []
     unigram = np.zeros(vocabulary.size, np.int64)
-    with _Output(folder / "train.bin") as train_file, _Output(folder / "valid.bin") as valid_file:
+    with Output(folder / "train.bin") as train_file, Output(folder / "valid.bin") as valid_file:
         offset = 0
         for units, ids in (chunk for shard in shards for chunk in shard.chunks()):
             held = units["hash"] < cutoff
-            held_ids = np.repeat(held, units["tokens"])
             kept = units[~held]
             # In train a document ends with its last unit that is kept; in valid every unit is a document.
             last = np.append(kept["document"][1:] != kept["document"][:-1], True)[: len(kept)]
-            text = np.insert(
-                ids[~held_ids], np.cumsum(kept["tokens"], dtype=np.int64)[last], vocabulary.eos_id
-            )
+            lengths = units["tokens"].astype(np.int64) + 1
+            chosen = np.repeat(~held, lengths)
+            if held.any():
+                valid_file.write(ids[~chosen])
+                ends = offset + np.cumsum(lengths[held])
+                sizes = units["bytes"][held].astype(np.int64)
+                index.append(np.stack([ends - lengths[held], lengths[held], sizes], axis=1))
+                offset = int(ends[-1])
+            chosen[(np.cumsum(lengths) - 1)[~held][~last]] = False  # these EOS are inside a document
+            text = ids if chosen.all() else ids[chosen]
             train_file.write(text)
             unigram += np.bincount(text, minlength=vocabulary.size)
             train["tokens"] += len(text)
             train["bytes"] += int(kept["bytes"].sum())
             train["documents"] += int(last.sum())
-            if held.any():
-                out = units[held]
-                lengths = out["tokens"].astype(np.int64)
-                valid_file.write(np.insert(ids[held_ids], np.cumsum(lengths), vocabulary.eos_id))
-                ends = offset + np.cumsum(lengths + 1)
-                index.append(
-                    np.stack([ends - lengths - 1, lengths + 1, out["bytes"].astype(np.int64)], axis=1)
-                )
-                offset = int(ends[-1])
     rows = np.concatenate(index) if index else np.empty((0, 3), np.int64)
     seen_ids = np.flatnonzero(unigram)
     arrays = {"valid_index.npy": rows, "unigram.npy": np.stack([seen_ids, unigram[seen_ids]])}
     files = {"train.bin": train_file.described, "valid.bin": valid_file.described}
     for name, array in arrays.items():
-        with _Output(folder / name) as output:
+        with Output(folder / name) as output:
             np.save(output, array)
         files[name] = output.described
     entry["train"] = train
@@ -244,9 +243,9 @@ def content_hash(text: bytes) -> int:
 
 def _unit_batches(
     texts_of_documents: Iterator[str], unit: str, counts: dict[str, int]
-) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Yields about a megabyte of units at a time: their texts, and UNIT records without token counts."""
-    texts: list[str] = []
+) -> Iterator[tuple[list[bytes], np.ndarray]]:
+    """Yields about a megabyte of units at a time: their UTF-8, and UNIT records without token counts."""
+    texts: list[bytes] = []
     records: list[tuple[int, int, int, int]] = []
     size = 0
     for text in texts_of_documents:
@@ -259,7 +258,7 @@ def _unit_batches(
             utf8 = part.encode("utf-8")
             blank = unit == "line" and not part.strip()
             digest = _NEVER if blank else content_hash(utf8.removesuffix(b"\n") if unit == "line" else utf8)
-            texts.append(part)
+            texts.append(utf8)
             records.append((digest, 0, len(utf8), document))
             size += len(utf8)
         if size >= _BATCH_BYTES:
@@ -287,7 +286,7 @@ class _Shard:
         counts = json.loads((folder / f"{one.path.name}.json").read_text(encoding="utf-8"))
         return cls(
             units=_mapped(folder / f"{one.path.name}.units", UNIT, counts["units"]),
-            tokens=_mapped(folder / f"{one.path.name}.tokens", dtype, counts["tokens"]),
+            tokens=_mapped(folder / f"{one.path.name}.tokens", dtype, counts["tokens"] + counts["units"]),
             counts=counts,
         )
 
@@ -305,51 +304,9 @@ class _Shard:
             document = self.units[stop - 1]["document"]
             stop += int(np.searchsorted(self.units["document"][stop:], document, side="right"))
             units = self.units[start:stop]
-            size = int(units["tokens"].sum(dtype=np.int64))
+            size = int(units["tokens"].sum(dtype=np.int64)) + len(units)
             yield units, self.tokens[offset : offset + size]
             start, offset = stop, offset + size
-
-
-class _Output:
-    """A binary file written under a temporary name, hashed on the way, and renamed when the block ends.
-
-    It is not synced: with hundreds of small languages that takes longer than all else. What a power cut
-    damages is found by its checksum and made again; ``pack`` syncs once, before store.json.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.described: dict[str, Any] = {}
-
-    def __enter__(self) -> "_Output":
-        with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, self._name = tempfile.mkstemp(
-                prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent
-            )
-        self._file: IO[bytes] = os.fdopen(handle, "wb")
-        self._hash = hashlib.blake2b(digest_size=16)
-        self._size = 0
-        return self
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        with writing(self.path):
-            self._file.write(view)
-        self._hash.update(view)
-        self._size += len(view)
-        return len(view)
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            with writing(self.path), self._file:
-                self._file.flush()
-                if kind is None:
-                    os.replace(self._name, self.path)
-        finally:
-            if os.path.exists(self._name):
-                os.unlink(self._name)
-        self.described = {"size": self._size, "blake2b": self._hash.hexdigest()}
 
 
 def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
@@ -359,7 +316,7 @@ def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
 
 
 def _mark(path: Path, value: dict[str, Any]) -> None:
-    with _Output(path) as file:
+    with Output(path) as file:
         file.write(json.dumps(value).encode())
 
 
@@ -370,14 +327,3 @@ def _read(path: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return marker if all(marker.get(key) == value for key, value in made_of.items()) else None
-
-
-def _intact(folder: Path, files: dict[str, dict[str, Any]]) -> bool:
-    try:
-        return all(
-            (folder / name).stat().st_size == described["size"]
-            and checksum(folder / name) == described["blake2b"]
-            for name, described in files.items()
-        )
-    except FileNotFoundError:
-        return False

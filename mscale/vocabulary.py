@@ -20,6 +20,7 @@ PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 BYTE_OFFSET = 3
 _FILE, _MODEL_FILE = "vocabulary.json", "vocabulary.model"
 _SPACE_INSIDE = "\u2581"  # what SentencePiece writes for a space
+_SPACE_INSIDE_UTF8 = _SPACE_INSIDE.encode()
 _PROBE = "  \ufb01\u2460 \u304b\u3099  "  # NFKC changes all of these, and the default trims the spaces
 _PROBE_INSIDE = _PROBE.replace(" ", _SPACE_INSIDE)
 
@@ -38,12 +39,16 @@ class Vocabulary(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
-    def encode(self, text: str) -> np.ndarray:
-        """Token ids of ``text`` (int, without EOS)."""
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Token ids of ``text`` (int, without EOS); bytes are UTF-8."""
         ...
 
-    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """All ids of ``texts`` in one flat array, and the number of ids of each text (int64)."""
+    def encode_batch(self, texts: Sequence[str | bytes], eos: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """All ids of ``texts`` in one flat array, and the number of ids of each text (int64).
+
+        With ``eos`` every text ends with EOS in the array, which the numbers do not count. The array has the
+        smallest type that holds all ids, uint16 or int32.
+        """
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -69,14 +74,18 @@ class ByteVocabulary:
     eos_id: int = EOS_ID
     fingerprint: str = "bytes-259"
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str | bytes) -> np.ndarray:
         return np.frombuffer(_utf8(text), np.uint8).astype(np.uint16) + np.uint16(BYTE_OFFSET)
 
-    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode_batch(self, texts: Sequence[str | bytes], eos: bool = False) -> tuple[np.ndarray, np.ndarray]:
         encoded = [_utf8(text) for text in texts]
-        flat = np.frombuffer(b"".join(encoded), np.uint8).astype(np.uint16)
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        joined = b"".join(part + b" " for part in encoded) if eos else b"".join(encoded)
+        flat = np.frombuffer(joined, np.uint8).astype(np.uint16)
         flat += np.uint16(BYTE_OFFSET)
-        return flat, np.fromiter(map(len, encoded), np.int64, len(encoded))
+        if eos:
+            flat[np.cumsum(lengths + 1) - 1] = EOS_ID
+        return flat, lengths
 
     def decode(self, ids: Iterable[int]) -> str:
         array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), np.int64)
@@ -142,19 +151,24 @@ class SentencePieceVocabulary:
             and processor.normalize(_PROBE) == _PROBE_INSIDE
         )
 
-    def encode(self, text: str) -> np.ndarray:
-        if _SPACE_INSIDE in text:
-            return self._with_bytes(text)
+    def encode(self, text: str | bytes) -> np.ndarray:
+        if (_SPACE_INSIDE in text) if isinstance(text, str) else (_SPACE_INSIDE_UTF8 in text):
+            return self._with_bytes(_utf8(text))
         try:
             return self._processor.encode_as_numpy(text)
         except UnicodeEncodeError:
             _utf8(text)
             raise
 
-    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        pieces = [self.encode(text) for text in texts]
-        lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
-        return np.concatenate(pieces) if pieces else np.empty(0, np.int32), lengths
+    def encode_batch(self, texts: Sequence[str | bytes], eos: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        ids = [self.encode(text) for text in texts]
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        dtype = np.uint16 if self.size <= 1 << 16 else np.int32
+        if eos:
+            end = np.array([EOS_ID], np.int32)
+            ids = [part for text_ids in ids for part in (text_ids, end)]
+        flat = np.concatenate(ids, dtype=dtype, casting="unsafe") if ids else np.empty(0, dtype)
+        return flat, lengths
 
     def decode(self, ids: Iterable[int]) -> str:
         array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), np.int64)
@@ -184,10 +198,10 @@ class SentencePieceVocabulary:
         atomic_json(file, {**describe(self), "model": _MODEL_FILE, "training": self.training})
         return file
 
-    def _with_bytes(self, text: str) -> np.ndarray:
+    def _with_bytes(self, text: bytes) -> np.ndarray:
         piece_to_id = self._processor.piece_to_id
-        separator = np.array([piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_INSIDE.encode()], np.int32)
-        parts = [self.encode(part) for part in text.split(_SPACE_INSIDE)]
+        separator = np.array([piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_INSIDE_UTF8], np.int32)
+        parts = [self.encode(part) for part in text.split(_SPACE_INSIDE_UTF8)]
         return np.concatenate([parts[0], *(ids for part in parts[1:] for ids in (separator, part))])
 
 
@@ -256,7 +270,9 @@ def check_same(a: Any, b: Any, name_a: str, name_b: str) -> None:
         )
 
 
-def _utf8(text: str) -> bytes:
+def _utf8(text: str | bytes) -> bytes:
+    if isinstance(text, bytes):
+        return text
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -291,7 +291,7 @@ def test_a_full_disk_is_named_and_leaves_no_store(corpus, tmp_path, monkeypatch)
     def full(*_args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("mixtures.shards.os.replace", full)
+    monkeypatch.setattr("mixtures.hashed_files.os.replace", full)
     with pytest.raises(MscaleError, match="disk is full"):
         pack(corpus, tmp_path, byte_vocabulary())
     assert not (tmp_path / MANIFEST).exists()
