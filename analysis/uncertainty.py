@@ -56,10 +56,12 @@ def noise(problem: Problem, theta: np.ndarray) -> Noise:
     total = np.bincount(problem.group, problem.weight)
     log_V = np.log1p(ratio[:, None] * total).sum(axis=1)
     restricted = -0.5 * (freedom * np.log(sigma2) + log_V + log_determinant)
-    # Uniform over the intraclass correlation ρ/(1+ρ); each grid point stands for the interval around it.
-    share = ratio / (1 + ratio)
-    edges = np.concatenate([[0.0], (share[1:] + share[:-1]) / 2, [1.0]])
-    chance = np.exp(restricted - restricted.max()) * np.diff(edges)
+    # The reference prior, 1/σ² for the variance within and for that between groups: uniform in log(1 + m·ρ) for
+    # groups of m rows, which makes an interval between groups Student's with the freedom of the groups.
+    size = len(problem.y) / problem.groups
+    share = np.log1p(size * ratio)
+    edges = np.concatenate([share[:1], (share[1:] + share[:-1]) / 2, share[-1:]])
+    chance = np.exp(restricted - restricted.max()) * (np.diff(edges) if len(ratio) > 1 else 1.0)
     return Noise(
         ratio, chance / chance.sum(), found.theta, sigma2, inverse, freedom, int(np.argmax(restricted))
     )
