@@ -6,10 +6,25 @@ from typing import Any
 
 from mscale import mixture, scales
 from mscale.errors import MscaleError, nearest
-from mscale.mixture import Sizes
+from mscale.mixture import ATLAS, Sizes
+from mscale.mixture import parse as parse_mixture
 from sweeps import spec as specs
 from sweeps.spec import RunSpec
 from sweeps.study import Cell, Study, validate
+
+
+@dataclass(frozen=True)
+class Source:
+    """A token store beside the study's own, such as one with a monolingual vocabulary.
+
+    Attributes:
+      store, fingerprint, vocabulary_size: as in ``Recipe``; sizes: its languages and their tokens.
+    """
+
+    store: str
+    fingerprint: str
+    vocabulary_size: int
+    sizes: Sizes
 
 
 @dataclass(frozen=True)
@@ -23,6 +38,7 @@ class Recipe:
       unimax_budget: tokens that UniMax mixtures plan for, one for the whole study, so that their rates are
         fixed and budgets can share a trunk.
       bindings: further gin bindings of all runs.
+      sources: the other token stores of the study, by the name that cells give as ``vocabulary``.
     """
 
     store: str
@@ -38,6 +54,7 @@ class Recipe:
     unimax_budget: int | None = None
     bindings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     per_scale: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+    sources: Mapping[str, Source] = field(default_factory=dict, hash=False)
 
     def of(self, scale: int | str, name: str) -> Any:
         """A binding as it holds at one scale."""
@@ -73,11 +90,13 @@ def build(
     """
     cells = tuple(replace(cell, tokens=tuple(sorted(set(cell.tokens)))) for cell in cells)
     mixtures: dict[str, dict[str, float]] = {}
+    resolved: set[tuple] = set()
+    digests = tuple(specs.gin_digest(file) for file in recipe.gin_files)
     merged: dict[tuple, Cell] = {}
     tag_of: dict[tuple, str] = {}
     for cell in cells:
         for one in _lineage(cell):
-            _check_cell(name, one, recipe, store, mixtures)
+            _check_cell(name, one, recipe, store, mixtures, resolved)
             key = one.training
             for tokens in one.tokens:
                 tag_of.setdefault((key, tokens), one.tag)
@@ -88,7 +107,7 @@ def build(
         parent = None
         if cell.init is not None:
             parent = made[cell.init.training][max(cell.init.tokens)]
-        made[key] = _expand(name, cell, recipe, parent, mixtures, tag_of, runs)
+        made[key] = _expand(name, cell, recipe, parent, mixtures, tag_of, digests, runs)
     ends = tuple(tuple(made[cell.training][tokens].id for tokens in cell.tokens) for cell in cells)
     unique = {
         language: store.windows(language, recipe.sequence_length) * recipe.sequence_length
@@ -123,22 +142,38 @@ def _evaluated(cell: Cell, mixtures: Mapping[str, Mapping[str, float]]) -> tuple
 
 
 def _check_cell(
-    study: str, cell: Cell, recipe: Recipe, store: Sizes, mixtures: dict[str, dict[str, float]]
+    study: str,
+    cell: Cell,
+    recipe: Recipe,
+    store: Sizes,
+    mixtures: dict[str, dict[str, float]],
+    resolved: set[tuple],
 ) -> None:
-    """Checks one cell, and adds the rates of its mixture to ``mixtures``."""
+    """Checks one cell, and adds the rates of its mixture to ``mixtures`` (once: hundreds of cells share one)."""
     where = f"study {study}, {cell.tag} cell {cell.mixture!r} at scale {cell.scale!r}"
+    if cell.vocabulary:
+        if cell.vocabulary not in recipe.sources:
+            raise MscaleError(
+                f"{where}: vocabulary {cell.vocabulary!r} has no token store; the recipe's sources are "
+                f"{', '.join(recipe.sources) or 'none'}{nearest(cell.vocabulary, recipe.sources)}"
+            )
+        store = recipe.sources[cell.vocabulary].sizes
+    sequence_length = int(recipe.of(cell.scale, "SEQUENCE_LENGTH"))
+    asked = (cell.mixture, sequence_length, cell.unique_tokens, cell.vocabulary)
     try:
         scales.get(cell.scale)
-        resolved = mixture.resolve(
-            cell.mixture,
-            store,
-            int(recipe.of(cell.scale, "SEQUENCE_LENGTH")),
-            unique_tokens=dict(cell.unique_tokens),
-            budget_tokens=recipe.unimax_budget,
-        )
+        if asked not in resolved:
+            found = mixture.resolve(
+                cell.mixture,
+                store,
+                sequence_length,
+                unique_tokens=dict(cell.unique_tokens),
+                budget_tokens=recipe.unimax_budget,
+            )
+            mixtures[cell.mixture] = dict(zip(found.languages, found.rates, strict=True))
+            resolved.add(asked)
     except MscaleError as error:
         raise MscaleError(f"{where}: {error}") from None
-    mixtures[cell.mixture] = dict(zip(resolved.languages, resolved.rates, strict=True))
     for language in cell.evaluate or ():
         if language not in store.languages:
             raise MscaleError(
@@ -174,6 +209,7 @@ def _expand(
     parent: RunSpec | None,
     mixtures: Mapping[str, Mapping[str, float]],
     tag_of: Mapping[tuple, str],
+    digests: tuple[str, ...],
     runs: list[RunSpec],
 ) -> dict[int, RunSpec]:
     """Appends the cell's runs; returns budget → the run that ends it."""
@@ -197,11 +233,20 @@ def _expand(
         **({"UNIMAX_BUDGET": recipe.unimax_budget} if cell.mixture.startswith("unimax") else {}),
     }
 
+    source = recipe.sources.get(cell.vocabulary)
+    place = source.store if source else recipe.store
+    fingerprint = source.fingerprint if source else recipe.fingerprint
+    size = source.vocabulary_size if source else recipe.vocabulary_size
+    # Worked-out rates come from the store's sizes or the package's tables: runs of other rates are other runs.
+    worked_out = parse_mixture(cell.mixture)[0] or cell.mixture.startswith(ATLAS)
+    rates = mixtures[cell.mixture] if worked_out else None
+
     def make(kind: str, steps: int, parent: RunSpec | None, parent_step: int | None, **extra) -> RunSpec:
         tokens = steps * step_tokens
         tag = tag_of.get((cell.training, tokens), cell.tag)
         mark = {"trunk": "trunk", "branch": f"{steps}", "single": f"{steps}"}[kind]
         mixture = cell.mixture if len(cell.mixture) <= 16 else f"{tag}{len(mixtures[cell.mixture])}"
+        mixture += f"-{cell.vocabulary}" if cell.vocabulary else ""
         prefix = f"{cell.scale}-{mixture}{'-from' if cell.init else ''}-{mark}-s{cell.seed}"
         run = specs.make(
             study=study,
@@ -209,10 +254,12 @@ def _expand(
             kind=kind,
             prefix=prefix,
             gin_files=recipe.gin_files,
+            gin_digests=digests,
             bindings={**common, "STEPS": steps, **extra},
-            store=recipe.store,
-            fingerprint=recipe.fingerprint,
-            params=scales.parameter_count(shape, recipe.vocabulary_size),
+            store=place,
+            fingerprint=fingerprint,
+            rates=rates,
+            params=scales.parameter_count(shape, size),
             parent=parent,
             parent_step=parent_step,
         )

@@ -132,29 +132,31 @@ def make(
     params: int,
     parent: RunSpec | None = None,
     parent_step: int | None = None,
+    rates: Mapping[str, float] | None = None,
+    gin_digests: tuple[str, ...] | None = None,
 ) -> RunSpec:
     """Returns the spec with its id, group, steps and tokens worked out.
 
     Args:
       bindings: must hold STEPS, BATCH_SIZE and SEQUENCE_LENGTH, and none of ``PLACEMENT``.
       fingerprint: of the token store and its vocabulary (``store_fingerprint``).
+      rates: of the mixture, where its name alone does not say them (UniMax).
+      gin_digests: ``gin_digest`` of each gin file, where known already.
     """
     if kind not in KINDS:
         raise MscaleError(f"run kind is {kind!r}: expected one of {', '.join(KINDS)}")
     if clash := sorted(set(bindings) & set(PLACEMENT)):
         raise MscaleError(f"binding {clash[0]} is set by the executor, not by a study: leave it out")
     bindings = frozen(bindings)
-    digest = hashlib.sha256(
-        json.dumps(
-            {
-                "bindings": bindings,
-                "gin": [gin_digest(name) for name in gin_files],
-                "parent": [kind == "branch", parent.id, parent_step] if parent else None,
-                "store": fingerprint,
-            },
-            sort_keys=True,
-        ).encode()
-    ).hexdigest()
+    identity: dict[str, Any] = {
+        "bindings": bindings,
+        "gin": list(gin_digests or [gin_digest(name) for name in gin_files]),
+        "parent": [kind == "branch", parent.id, parent_step] if parent else None,
+        "store": fingerprint,
+    }
+    if rates is not None:
+        identity["rates"] = rates
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     run_id = f"{slug(prefix)}-{digest[:10]}"
     start = int(parent_step or 0) if kind == "branch" else 0
     steps = int(bindings["STEPS"])

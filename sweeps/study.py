@@ -30,6 +30,7 @@ class Cell:
       unique_tokens: ``(language, U)`` pairs limiting a language to its first U tokens, to repeat it.
       init: the cell whose cooled checkpoint (of its largest budget) this one continues, or None.
       evaluate: languages to evaluate; None means those of the mixture.
+      vocabulary: which token store, a name of the recipe's ``sources``; "" is the study's own.
     """
 
     tag: str
@@ -40,12 +41,13 @@ class Cell:
     unique_tokens: tuple[tuple[str, int], ...] = ()
     init: "Cell | None" = None
     evaluate: tuple[str, ...] | None = None
+    vocabulary: str = ""
 
     @property
     def training(self) -> tuple:
         """What two cells must agree on to share a trunk."""
         init = (self.init.training, max(self.init.tokens)) if self.init else None
-        return (str(self.scale), self.mixture, self.seed, self.unique_tokens, init)
+        return (str(self.scale), self.mixture, self.seed, self.unique_tokens, init, self.vocabulary)
 
 
 @dataclass(frozen=True)
