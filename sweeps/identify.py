@@ -6,7 +6,7 @@ have full rank, and its inverse gives the standard errors that a loss noise of `
 Positive parameters enter as their logarithms, so that an error of 0.1 is 10%.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,8 @@ PLANTED = {
     "phi": 0.11,
     "psi": -0.04,
 }
+# Of the size that models of millions to billions of parameters have: Hoffmann et al. 2022, equation 10.
+PLANTED_LARGE = {**PLANTED, "E": 1.69, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28}
 PLANTED_TAU = 0.3
 NEAR = 3  # languages with a τ of their own, K_t
 
@@ -87,9 +89,18 @@ def saturate(tokens: float, unique: float, lambda_: float) -> float:
     return unique * (1 - np.expm1(-lambda_ * (tokens / unique - 1)) / lambda_)
 
 
-def identify(study: Study, noise: float = 0.01) -> dict[str, Identification]:
-    """Fisher information of the Chinchilla, ATLAS and capacity laws, α, β and λ shared by all languages."""
+def identify(
+    study: Study, noise: float = 0.01, planted: Mapping[str, float] | None = None
+) -> dict[str, Identification]:
+    """Fisher information of the Chinchilla, ATLAS and capacity laws, α, β and λ shared by all languages.
+
+    Args:
+      noise: standard deviation of a cooled loss, in nats.
+      planted: parameters to assume; by default those of nano models, or of large ones, by the study's sizes.
+    """
     rows = cooled(study)
+    if planted is None:
+        planted = PLANTED if max((row.params for row in rows), default=0) < 2e6 else PLANTED_LARGE
     alone = [row for row in rows if len(row.tokens) == 1]
     scales_of: dict[str, set[int]] = {}
     for row in alone:
@@ -97,10 +108,12 @@ def identify(study: Study, noise: float = 0.01) -> dict[str, Identification]:
     anchored = [row for row in alone if len(scales_of[row.language]) > 1 and not _repeats(row)]
     uniform = [row for row in rows if not _repeats(row) and len({round(v) for v in row.tokens.values()}) == 1]
     return {
-        "chinchilla": _fisher("chinchilla", anchored, _chinchilla_names(anchored), _chinchilla, noise),
-        "atlas": _fisher("atlas", rows, _atlas_names(rows), _Atlas(rows), noise),
+        "chinchilla": _fisher(
+            "chinchilla", anchored, _chinchilla_names(anchored), _chinchilla, noise, planted
+        ),
+        "atlas": _fisher("atlas", rows, _atlas_names(rows), _Atlas(rows), noise, planted),
         "capacity": _fisher(
-            "capacity", uniform, ["E", "A", "alpha", "phi", "B", "beta", "psi"], _capacity, noise
+            "capacity", uniform, ["E", "A", "alpha", "phi", "B", "beta", "psi"], _capacity, noise, planted
         ),
     }
 
@@ -173,10 +186,15 @@ def _fisher(
     names: Sequence[str],
     predict: Callable[[Row, dict[str, float]], float],
     noise: float,
+    values: Mapping[str, float],
 ) -> Identification:
     planted = {
-        name: PLANTED_TAU if name.startswith("tau") else PLANTED[name.partition("[")[0]] for name in names
+        name: PLANTED_TAU if name.startswith("tau") else values[name.partition("[")[0]] for name in names
     }
+    # E[t], tau[t,s]: such a parameter moves the losses of language t alone.
+    of_language: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        of_language.setdefault(row.language, []).append(index)
     jacobian = np.zeros((len(rows), len(names)))
     for column, name in enumerate(names):
         # Additive parameters (τ, φ, ψ) may be of either sign; the others are positive: steps of their log.
@@ -184,7 +202,12 @@ def _fisher(
         step = 1e-5 if additive else 1e-5 * planted[name]
         scale = 1.0 if additive else planted[name]
         up, down = {**planted, name: planted[name] + step}, {**planted, name: planted[name] - step}
-        jacobian[:, column] = [(predict(row, up) - predict(row, down)) / (2 * step) * scale for row in rows]
+        owner = name.partition("[")[2].rstrip("]").partition(",")[0]
+        for index in of_language[owner] if owner else range(len(rows)):
+            row = rows[index]
+            jacobian[index, column] = (predict(row, up) - predict(row, down)) / (2 * step) * scale
+    if len(rows) > len(names):  # the same singular values and directions, of a much smaller matrix
+        jacobian = np.linalg.qr(jacobian, mode="r")
     _, singular, directions = np.linalg.svd(jacobian, full_matrices=True)
     singular = np.concatenate([singular, np.zeros(len(names) - len(singular))])
     largest = singular.max(initial=0.0)
@@ -196,3 +219,84 @@ def _fisher(
         variance = np.sum((directions[kept, column] / singular[kept]) ** 2)
         errors[name] = float("inf") if lost else noise * float(np.sqrt(variance))
     return Identification(law, len(rows), tuple(names), int(kept.sum()), condition, errors)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# In words
+
+SCALES_OF_CROSSOVER = 3
+
+
+def statement(study: Study, noise: float = 0.01) -> list[str]:
+    """Says which laws and which other questions the study answers, and which it cannot, a line each."""
+    lines = []
+    for name, found in identify(study, noise).items():
+        told = f"rank {found.rank} of {len(found.names)} from {found.rows:,} losses"
+        exponents = [one for one in ("alpha", "beta", "lambda", "phi", "psi") if one in found.errors]
+        if found.identified and found.rows:
+            errors = ", ".join(f"{one} ±{found.errors[one]:.2g}" for one in exponents)
+            lines.append(
+                f"Identifies the {name} law: {told}, condition {found.condition:.1e}; at a noise of {noise:g} nats "
+                f"{errors} (α, β, λ as a fraction)."
+            )
+        else:
+            lost = [one for one, error in found.errors.items() if not np.isfinite(error)]
+            shown = ", ".join(lost[:6]) + (f" and {len(lost) - 6} more" if len(lost) > 6 else "")
+            lines.append(f"Does not identify the {name} law: {told}; undetermined: {shown or 'all of it'}.")
+    return lines + [_transfer_line(study), _crossover_line(study), _noise_line(study)]
+
+
+def _transfer_line(study: Study) -> str:
+    """A transfer score of t needs t alone and in a 50/50 pair, at one scale."""
+    alone = {
+        (str(cell.scale), language)
+        for cell in study.cells
+        for language in study.mixtures[cell.mixture]
+        if cell.init is None and len(study.mixtures[cell.mixture]) == 1
+    }
+    scores = 0
+    for pair in {cell.training: cell for cell in study.cells}.values():
+        rates = study.mixtures[pair.mixture]
+        if pair.init is not None or len(rates) != 2 or len(set(rates.values())) != 1:
+            continue
+        for target in rates:
+            scores += (str(pair.scale), target) in alone
+    if not scores:
+        return "Does not identify transfer scores: no 50/50 pair with its target alone at the same scale."
+    return f"Identifies transfer scores of {scores} ordered pairs, at references up to half of the pairs' tokens."
+
+
+def _crossover_line(study: Study) -> str:
+    """Pretrain or continue: runs of one language both ways, at one scale for a point, at three for the law."""
+    scratch = {
+        (str(cell.scale), cell.mixture)
+        for cell in study.cells
+        if cell.init is None and len(study.mixtures[cell.mixture]) == 1
+    }
+    both = {
+        (str(cell.scale), cell.mixture)
+        for cell in study.cells
+        if cell.init is not None and (str(cell.scale), cell.mixture) in scratch
+    }
+    sizes = {scale for scale, _ in both}
+    if len(sizes) >= SCALES_OF_CROSSOVER:
+        return (
+            f"Covers pretrain-or-continue at {len(sizes)} scales, {len(both)} pairs of runs; its power law in N is "
+            "identified where the curves cross within the budgets."
+        )
+    if both:
+        return (
+            f"Covers pretrain-or-continue at scale {', '.join(sorted(sizes))} for {len(both)} languages; does not "
+            f"identify its power law in N, which needs {SCALES_OF_CROSSOVER} scales."
+        )
+    return "Does not cover pretrain-or-continue: no language both from scratch and continued at one scale."
+
+
+def _noise_line(study: Study) -> str:
+    seeds: dict[tuple, set[int]] = {}
+    for cell in study.cells:
+        seeds.setdefault((str(cell.scale), cell.mixture, cell.unique_tokens, cell.init), set()).add(cell.seed)
+    most = max(map(len, seeds.values()), default=0)
+    if most > 1:
+        return f"Measures the noise between seeds: {sum(len(one) > 1 for one in seeds.values())} trainings have {most}."
+    return "Does not measure the noise between seeds: every training has one."

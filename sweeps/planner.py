@@ -6,11 +6,12 @@ accelerator at a stated share of its peak (model FLOPs utilisation).
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from mscale import scales
 from mscale.errors import MscaleError, nearest
+from sweeps import memory
 from sweeps.spec import RunSpec
 from sweeps.study import Study, ordered
 
@@ -29,7 +30,15 @@ ACCELERATORS = {
 
 @dataclass(frozen=True)
 class Bill:
-    """Counts of a part of a study: ``cells`` are printed table cells (a configuration at one budget)."""
+    """Counts of a part of a study.
+
+    Attributes:
+      configurations: lines of the study's table (a scale, a mixture, a seed, a start); cells: those at each of
+        their budgets.
+      trainings: distinct among the configurations, billed to the tag that names them first.
+      runs: calls of the trainer: trunks, branches and whole runs.
+      naive_tokens, naive_flops: of training every cell from its own start, sharing nothing.
+    """
 
     tag: str
     cells: int
@@ -39,6 +48,8 @@ class Bill:
     flops: int
     naive_tokens: int
     naive_flops: int
+    configurations: int
+    trainings: int
 
 
 @dataclass(frozen=True)
@@ -71,10 +82,7 @@ def plan(study: Study) -> Plan:
     bills = tuple(_bill(study, tag) for tag in tags)
     total = Bill(
         "total",
-        *(
-            sum(getattr(bill, name) for bill in bills)
-            for name in ("cells", "runs", "trunks", "tokens", "flops", "naive_tokens", "naive_flops")
-        ),
+        *(sum(getattr(bill, name) for bill in bills) for name in [item.name for item in fields(Bill)][1:]),
     )
     remaining = downstream(study.runs)
     path: list[str] = []
@@ -103,6 +111,8 @@ def _bill(study: Study, tag: str) -> Bill:
         flops=sum(run.flops for run in runs),
         naive_tokens=sum(tokens for tokens, _ in naive),
         naive_flops=sum(flops for _, flops in naive),
+        configurations=len(cells),
+        trainings=sum(run.kind != "branch" for run in runs),
     )
 
 
@@ -202,45 +212,76 @@ def is_nano(study: Study) -> bool:
     return all(str(run.bindings.get("SCALE")) in scales.NANO for run in study.runs)
 
 
-def plan_table(
-    study: Study, *, slots: int = 2, accelerator: str | None = None, mfu: float = 0.4, slices: int = 1
-):
-    """Returns the plan as a ``rich`` table; its caption says what sharing saves and how long it takes.
+def place(run: RunSpec, accelerator: str, chips: int | None = None) -> memory.Placement:
+    """The mesh to suggest for a run, on ``chips`` chips or on as few as hold it.
 
-    Args:
-      slots: CPU cores, for the time of a nano study.
-      accelerator, mfu: for device-hours, where a name of ``ACCELERATORS`` is given.
-      slices: how many such devices run at once, for the wall-clock by critical path.
+    Raises:
+      MscaleError: it does not fit.
     """
-    from rich.table import Table
+    shape = scales.get(run.bindings["SCALE"])
+    vocabulary = (run.params - scales.parameter_count_nonembedding(shape)) // shape.embed
+    batch, sequence = int(run.bindings["BATCH_SIZE"]), int(run.bindings["SEQUENCE_LENGTH"])
+    return memory.place(shape, vocabulary, batch, sequence, accelerator, chips)
 
-    result = plan(study)
-    table = Table(title=f"Study {study.name}", title_justify="left", caption_justify="left")
-    table.add_column("tag")
-    for name in ("cells", "runs", "trunks", "tokens", "FLOPs"):
-        table.add_column(name, justify="right")
-    if accelerator:
-        table.add_column(f"{accelerator} hours", justify="right")
-    for bill in (*result.tags, result.total):
-        if bill is result.total:
-            table.add_section()
-        row = [bill.tag, f"{bill.cells:,}", f"{bill.runs:,}", f"{bill.trunks:,}"]
-        row += [f"{bill.tokens:,}", f"{bill.flops:.3g}"]
-        if accelerator:
-            row.append(f"{device_hours(bill.flops, accelerator, mfu):,.3g}")
-        table.add_row(*row)
-    lines = [
-        f"Shared trunks and baselines save {result.saving:.0%} of the {result.total.naive_flops:.3g} FLOPs "
-        f"that the {result.total.cells:,} cells would take one by one.",
-        f"Longest chain of dependent runs: {len(result.critical_path)} runs, "
-        f"{result.critical_flops:.3g} FLOPs.",
-    ]
-    if accelerator:
-        hours = makespan(study.runs, slices, lambda run: device_hours(run.flops, accelerator or "", mfu))
-        lines.append(f"On {slices} {accelerator} at {mfu:.0%} of its peak: about {hours:,.3g} hours.")
-    elif is_nano(study):
-        seconds = nano_study_seconds(study, slots)
-        lines.append(f"On {slots} CPU cores: about {seconds:,.0f} s.")
-    lines += [f"Note: {note}" for note in result.notes]
-    table.caption = "\n".join(lines)
-    return table
+
+@dataclass(frozen=True)
+class Times:
+    """Where a study would run and how long that takes.
+
+    Attributes:
+      chips: of each slice; slices: how many work at once.
+      largest: tag to the placement of its most demanding run.
+      hours: wall-clock on all slices; critical_hours: of the longest chain of runs, a bound however many slices.
+    """
+
+    accelerator: str
+    mfu: float
+    chips: int
+    slices: int
+    largest: dict[str, memory.Placement]
+    hours: float
+    critical_hours: float
+
+
+def times(
+    study: Study, accelerator: str, *, mfu: float = 0.4, slices: int = 1, chips: int | None = None
+) -> Times:
+    """Works out placements and wall-clock; ``chips`` a slice is by default the fewest that hold every run.
+
+    Raises:
+      MscaleError: a run does not fit on ``chips``, or slices, mfu or accelerator make no sense.
+    """
+    if slices < 1:
+        raise MscaleError(f"slices is {slices}: expected at least 1")
+    device_hours(1, accelerator, mfu)
+    shapes = {run.shape: run for run in study.runs}
+    count = chips or max(place(run, accelerator).chips for run in shapes.values())
+    placed = {shape: place(run, accelerator, count) for shape, run in shapes.items()}
+    largest: dict[str, memory.Placement] = {}
+    for run in study.runs:
+        one = placed[run.shape]
+        if run.tag not in largest or (one.fsdp * one.tensor, one.bytes_per_chip) > (
+            largest[run.tag].fsdp * largest[run.tag].tensor,
+            largest[run.tag].bytes_per_chip,
+        ):
+            largest[run.tag] = one
+
+    def hours(run: RunSpec) -> float:
+        return device_hours(run.flops, accelerator, mfu) / count
+
+    return Times(
+        accelerator,
+        mfu,
+        count,
+        slices,
+        largest,
+        makespan(study.runs, slices, hours),
+        max(downstream(study.runs, hours).values(), default=0.0),
+    )
+
+
+def plan_table(study: Study, **options):
+    """``sweeps.bill.plan_table``."""
+    from sweeps import bill
+
+    return bill.plan_table(study, **options)
