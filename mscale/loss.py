@@ -14,10 +14,12 @@ from mscale import model
 from mscale.model import ModelConfig, Params
 
 
-def _block_logits(x, embedding, scale):
-    """float32 logits (B, s, V) of one block."""
-    scaled = x * jnp.asarray(scale, x.dtype)
-    return jnp.einsum("BSD,VD->BSV", scaled, embedding, preferred_element_type=jnp.float32)
+def _block_logits(x_BxSxD, embedding_VxD, scale):
+    """float32 logits (B, S, V) of one block; two-dimensional for the reason given in ``model.linear``."""
+    B, S, D = x_BxSxD.shape
+    scaled = (x_BxSxD * jnp.asarray(scale, x_BxSxD.dtype)).reshape(B * S, D)
+    logits = jnp.matmul(scaled, embedding_VxD.T, preferred_element_type=jnp.float32)
+    return logits.reshape(B, S, -1)
 
 
 def _label_logits(logits_BxSxV, targets_BxS):
@@ -45,7 +47,6 @@ def _forward_block(x, embedding, targets, scale):
     return lse - _label_logits(logits, targets), lse
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def cross_entropy(x_BxSxD, embedding_VxD, targets_BxS, scale: float, blocks: int):
     """Negative log-likelihood and log-normaliser, both (B, S) float32 nats, of logits ``scale·x·Eᵀ``.
 
@@ -56,52 +57,44 @@ def cross_entropy(x_BxSxD, embedding_VxD, targets_BxS, scale: float, blocks: int
       scale: constant that logits are multiplied by.
       blocks: number of blocks that positions are split into; logits of B·S/blocks tokens exist at once.
     """
-    return _cross_entropy_forward(x_BxSxD, embedding_VxD, targets_BxS, scale, blocks)[0]
-
-
-def _cross_entropy_forward(x, embedding, targets, scale, blocks):
     if blocks == 1:
-        nll, lse = _forward_block(x, embedding, targets, scale)
-    else:
+        return _forward_block(x_BxSxD, embedding_VxD, targets_BxS, scale)
+    return _blocked(x_BxSxD, embedding_VxD, targets_BxS, scale, blocks)
 
-        def block(_, inputs):
-            return None, _forward_block(inputs[0], embedding, inputs[1], scale)
 
-        _, outputs = jax.lax.scan(block, None, (_split(x, blocks), _split(targets, blocks)))
-        nll, lse = (_join(output, x.shape[1]) for output in outputs)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _blocked(x, embedding, targets, scale, blocks):
+    return _blocked_forward(x, embedding, targets, scale, blocks)[0]
+
+
+def _blocked_forward(x, embedding, targets, scale, blocks):
+    def block(_, inputs):
+        return None, _forward_block(inputs[0], embedding, inputs[1], scale)
+
+    _, outputs = jax.lax.scan(block, None, (_split(x, blocks), _split(targets, blocks)))
+    nll, lse = (_join(output, x.shape[1]) for output in outputs)
     return (nll, lse), (x, embedding, targets, lse)
 
 
-def _backward_block(x, embedding, targets, lse, g_nll, g_lse, scale):
-    logits = _block_logits(x, embedding, scale)
-    hot = jnp.arange(logits.shape[-1], dtype=targets.dtype) == targets[..., None]
-    p = jnp.exp(logits - lse[..., None])
-    d_logits = (scale * ((g_nll + g_lse)[..., None] * p - jnp.where(hot, g_nll[..., None], 0))).astype(
-        x.dtype
-    )
-    d_x = jnp.einsum("BSV,VD->BSD", d_logits, embedding)
-    d_embedding = jnp.einsum("BSV,BSD->VD", d_logits, x, preferred_element_type=jnp.float32)
-    return d_x, d_embedding
-
-
-def _cross_entropy_backward(scale, blocks, saved, cotangents):
+def _blocked_backward(scale, blocks, saved, cotangents):
     x, embedding, targets, lse = saved
-    if blocks == 1:
-        d_x, d_embedding = _backward_block(x, embedding, targets, lse, *cotangents, scale)
-    else:
 
-        def block(total, inputs):
-            x, targets, lse, g_nll, g_lse = inputs
-            d_x, d_embedding = _backward_block(x, embedding, targets, lse, g_nll, g_lse, scale)
-            return total + d_embedding, d_x
+    def block(total, inputs):
+        x, targets, lse, g_nll, g_lse = inputs
+        logits = _block_logits(x, embedding, scale)
+        hot = jnp.arange(logits.shape[-1], dtype=targets.dtype) == targets[..., None]
+        p = jnp.exp(logits - lse[..., None])
+        d_logits = scale * ((g_nll + g_lse)[..., None] * p - jnp.where(hot, g_nll[..., None], 0))
+        d_logits = d_logits.astype(x.dtype)
+        d_embedding = jnp.einsum("BSV,BSD->VD", d_logits, x, preferred_element_type=jnp.float32)
+        return total + d_embedding, jnp.einsum("BSV,VD->BSD", d_logits, embedding)
 
-        per_block = tuple(_split(a, blocks) for a in (x, targets, lse, *cotangents))
-        d_embedding, d_x = jax.lax.scan(block, jnp.zeros(embedding.shape, jnp.float32), per_block)
-        d_x = _join(d_x, x.shape[1])
-    return d_x, d_embedding.astype(embedding.dtype), None
+    per_block = tuple(_split(a, blocks) for a in (x, targets, lse, *cotangents))
+    d_embedding, d_x = jax.lax.scan(block, jnp.zeros(embedding.shape, jnp.float32), per_block)
+    return _join(d_x, x.shape[1]), d_embedding.astype(embedding.dtype), None
 
 
-cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+_blocked.defvjp(_blocked_forward, _blocked_backward)
 
 
 def block_count(config: ModelConfig, batch_size: int, sequence_length: int) -> int:

@@ -27,9 +27,13 @@ from mscale.partitioning import constrain
 from mscale.scales import Shape
 
 BASE_EMBED, BASE_LAYERS = 64, 2
-LOGIT_GAIN = 8.0
+EMBEDDING_STD, LOGIT_GAIN = 0.5, 8.0
 REMAT_POLICIES = ("none", "dots", "full")
 LR_RULES = ("mup", "constant")
+ACTIVATIONS = ("silu", "gelu")
+# Measured on a CPU core: a scan copies its carries and stacks what it saves, a sixth of the step of two layers.
+UNROLLED_LAYERS = 4
+ATTENTION_CHUNK = 64
 ATTENTIONS = ("auto", "einsum", "xla", "cudnn")
 Params = Any
 
@@ -48,6 +52,7 @@ class ModelConfig:
       lr_rule: "mup" or "constant", see the module.
       z_loss: weight of the squared log-normaliser in the training objective.
       loss_block: logits held at once (tokens of a block times V), see ``loss``.
+      activation: of the MLP's gate, "silu" or "gelu".
       attention: "auto" (the fastest measured on the platform), "einsum", "xla" or "cudnn".
     """
 
@@ -61,9 +66,15 @@ class ModelConfig:
     z_loss: float = 0.0
     loss_block: int = 2**25
     attention: str = "auto"
+    activation: str = "silu"
 
     def __post_init__(self):
-        for field, choices in (("remat", REMAT_POLICIES), ("lr_rule", LR_RULES), ("attention", ATTENTIONS)):
+        for field, choices in {
+            "remat": REMAT_POLICIES,
+            "lr_rule": LR_RULES,
+            "attention": ATTENTIONS,
+            "activation": ACTIVATIONS,
+        }.items():
             found = getattr(self, field)
             if found not in choices:
                 raise MscaleError(
@@ -90,6 +101,11 @@ class ModelConfig:
         d = self.shape.embed
         return LOGIT_GAIN / d if self.lr_rule == "mup" else d**-0.5
 
+    @property
+    def embedding_std(self) -> float:
+        """Of the embedding at the start; what enters the first block is divided by it."""
+        return EMBEDDING_STD if self.lr_rule == "mup" else 1.0
+
 
 def rms_norm(x, scale=None):
     """Root mean square normalisation of the last axis, in float32; ``scale`` is its learned vector, if any."""
@@ -98,27 +114,87 @@ def rms_norm(x, scale=None):
     return (y if scale is None else y * scale).astype(x.dtype)
 
 
-def rotary(x_BxSxHxK, positions_S=None):
+def linear(x_BxSxD, w):
+    """``x·w``, (B, S, …), with the trailing axes of ``w`` flattened.
+
+    The product is two-dimensional: on three-dimensional operands XLA's CPU backend copies the cotangents into
+    their transposes to form the gradient of ``w``, which took a third of a step.
+    """
+    B, S, D = x_BxSxD.shape
+    return (x_BxSxD.reshape(B * S, D) @ w.reshape(D, -1)).reshape(B, S, -1)
+
+
+def rotary(x_BxSxHxK):
     """Rotates the two halves of each head by position (Su et al. 2021, arXiv 2104.09864; base 10,000)."""
     S, K = x_BxSxHxK.shape[1], x_BxSxHxK.shape[-1]
     frequency = 10_000.0 ** (-np.arange(0, K, 2, dtype=np.float32) / K)
-    angle_SxK2 = np.arange(S, dtype=np.float32)[:, None] * frequency
-    cos, sin = (f(angle_SxK2)[:, None, :].astype(np.float32) for f in (np.cos, np.sin))
+    angle_Sx1xK2 = np.arange(S, dtype=np.float32)[:, None, None] * frequency
+    cos, sin = np.cos(angle_Sx1xK2), np.sin(angle_Sx1xK2)
     a, b = jnp.split(x_BxSxHxK.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxSxHxK.dtype)
 
 
+def _dot(equation, a, b):
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+def _attend(q, k, v):
+    """Softmax attention of the last queries of a prefix: (B, H, Q, K) on (B, H, T, K), Q <= T."""
+    Q, T = q.shape[2], k.shape[2]
+    scores = _dot("BHSK,BHTK->BHST", q * q.shape[-1] ** -0.5, k)
+    # Masked before the maximum: a high score of a later key would otherwise underflow a whole row to 0/0.
+    scores = jnp.where(np.tri(Q, T, T - Q, dtype=bool), scores, -jnp.inf)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    inverse = 1 / weights.sum(-1, keepdims=True)
+    weights = weights.astype(v.dtype)
+    return _dot("BHST,BHTK->BHSK", weights, v) * inverse, (weights, inverse)
+
+
+@jax.custom_vjp
+def _attention(q, k, v):
+    return _attend(q, k, v)[0].astype(v.dtype)
+
+
+def _attention_forward(q, k, v):
+    out, saved = _attend(q, k, v)
+    return out.astype(v.dtype), (q, k, v, out.astype(v.dtype), *saved)
+
+
+def _attention_backward(saved, d_out):
+    """By hand: the normalisation is moved to the (B, H, Q, K) side, which autodiff does on (B, H, Q, T)."""
+    q, k, v, out, weights, inverse = saved
+    d_out = (d_out * inverse).astype(v.dtype)
+    d_weights = _dot("BHSK,BHTK->BHST", d_out, v)
+    d_weights = d_weights - jnp.sum(d_out.astype(jnp.float32) * out, axis=-1, keepdims=True)
+    d_scores = (weights * d_weights * q.shape[-1] ** -0.5).astype(q.dtype)
+    d_q = _dot("BHST,BHTK->BHSK", d_scores, k).astype(q.dtype)
+    d_k = _dot("BHST,BHSK->BHTK", d_scores, q).astype(k.dtype)
+    return d_q, d_k, _dot("BHST,BHSK->BHTK", weights, d_out).astype(v.dtype)
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
 def causal_attention(q, k, v, implementation: str = "auto"):
-    """Causal softmax attention; arguments and result (B, S, H, K); scores and softmax in float32."""
+    """Causal softmax attention; arguments and result (B, S, H, K); scores and softmax in float32.
+
+    "einsum" runs over chunks of at least ``ATTENTION_CHUNK`` queries (at most eight), each on its own prefix.
+    """
     if implementation == "auto":
         implementation = "cudnn" if jax.default_backend() == "gpu" and q.dtype != jnp.float32 else "einsum"
-    if implementation != "einsum":
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
-    S, K = q.shape[1], q.shape[-1]
-    scores = jnp.einsum("BSHK,BTHK->BHST", q * K**-0.5, k, preferred_element_type=jnp.float32)
-    mask_SxS = np.tri(S, dtype=bool)
-    weights = jax.nn.softmax(jnp.where(mask_SxS, scores, -1e30), axis=-1).astype(v.dtype)
-    return jnp.einsum("BHST,BTHK->BSHK", weights, v)
+    if implementation == "xla":
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
+    if implementation == "cudnn":
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    S = q.shape[2]
+    size = -(-S // min(8, max(1, S // ATTENTION_CHUNK)))
+    ends = [*range(size, S, size), S]
+    chunks = [
+        _attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end])
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+    return jnp.concatenate(chunks, axis=2).swapaxes(1, 2)
 
 
 def dropout(x, rate: float, key):
@@ -144,9 +220,11 @@ class Block(nnx.Module):
         h, d, f, k = config.shape.heads, config.shape.embed, config.shape.ffw, config.shape.kv
         self.config = config
         self.norm = nnx.Param(jnp.ones((d,), jnp.float32), axes=("norm",))
-        self.qkv = _param(rngs.params(), (d, 3, h, k), ("embed", None, "heads", "kv"), d)
+        for name in ("query", "key", "value"):
+            setattr(self, name, _param(rngs.params(), (d, h, k), ("embed", "heads", "kv"), d))
         self.attention_out = _param(rngs.params(), (h, k, d), ("heads", "kv", "embed"), h * k)
-        self.gate_up = _param(rngs.params(), (d, 2, f), ("embed", None, "mlp"), d)
+        self.gate = _param(rngs.params(), (d, f), ("embed", "mlp"), d)
+        self.up = _param(rngs.params(), (d, f), ("embed", "mlp"), d)
         self.mlp_out = _param(rngs.params(), (f, d), ("mlp", "embed"), f)
         if config.serial_block:
             self.mlp_norm = nnx.Param(jnp.ones((d,), jnp.float32), axes=("norm",))
@@ -163,16 +241,21 @@ class Block(nnx.Module):
         return x_BxSxD + scale * (attended + dropout(self.mlp(y_BxSxD), rate, keys[1]))
 
     def attention(self, y_BxSxD):
-        dtype = self.config.dtype
-        qkv = jnp.einsum("BSD,DCHK->BSCHK", y_BxSxD, self.qkv[...].astype(dtype))
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        out_BxSxHxK = causal_attention(rotary(q), rotary(k), v, self.config.attention)
-        return jnp.einsum("BSHK,HKD->BSD", out_BxSxHxK, self.attention_out[...].astype(dtype))
+        B, S, _ = y_BxSxD.shape
+        h, k, dtype = self.config.shape.heads, self.config.shape.kv, self.config.dtype
+        query, key, value = (
+            linear(y_BxSxD, weight[...].astype(dtype)).reshape(B, S, h, k)
+            for weight in (self.query, self.key, self.value)
+        )
+        out_BxSxHxK = causal_attention(rotary(query), rotary(key), value, self.config.attention)
+        out_HKxD = self.attention_out[...].astype(dtype).reshape(h * k, -1)
+        return linear(out_BxSxHxK.reshape(B, S, h * k), out_HKxD)
 
     def mlp(self, y_BxSxD):
         dtype = self.config.dtype
-        gate_up = jnp.einsum("BSD,DCF->BSCF", y_BxSxD, self.gate_up[...].astype(dtype))
-        return (jax.nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1]) @ self.mlp_out[...].astype(dtype)
+        gate, up = (linear(y_BxSxD, weight[...].astype(dtype)) for weight in (self.gate, self.up))
+        activation = getattr(jax.nn, self.config.activation)
+        return linear(activation(gate) * up, self.mlp_out[...].astype(dtype))
 
 
 class Decoder(nnx.Module):
@@ -181,7 +264,9 @@ class Decoder(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         V, d = config.vocab_size, config.shape.embed
         self.config = config
-        self.embedding = nnx.Param(_normal(rngs.params(), (V, d), 1.0), axes=("vocab", "embed"))
+        self.embedding = nnx.Param(
+            _normal(rngs.params(), (V, d), config.embedding_std), axes=("vocab", "embed")
+        )
 
         @nnx.split_rngs(splits=config.shape.layers)
         @nnx.vmap
@@ -194,7 +279,8 @@ class Decoder(nnx.Module):
         config = self.config
         key = None if config.dropout == 0 else dropout_key
         keys = None if key is None else jax.random.split(key, config.shape.layers + 1)
-        x_BxSxD = jnp.take(self.embedding[...], inputs_BxS, axis=0).astype(config.dtype)
+        x_BxSxD = jnp.take(self.embedding[...], inputs_BxS, axis=0) / config.embedding_std
+        x_BxSxD = x_BxSxD.astype(config.dtype)
         x_BxSxD = constrain(dropout(x_BxSxD, config.dropout, None if keys is None else keys[-1]))
         blockdef, stacked = nnx.split(self.blocks)
 
@@ -207,7 +293,12 @@ class Decoder(nnx.Module):
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
         elif config.remat == "full":
             layer = jax.checkpoint(layer, prevent_cse=False)
-        x_BxSxD, _ = jax.lax.scan(layer, x_BxSxD, (stacked, None if keys is None else keys[:-1]))
+        per_layer = (stacked, None if keys is None else keys[:-1])
+        if config.shape.layers <= UNROLLED_LAYERS:
+            for index in range(config.shape.layers):
+                x_BxSxD, _ = layer(x_BxSxD, jax.tree.map(lambda a, index=index: a[index], per_layer))
+        else:
+            x_BxSxD, _ = jax.lax.scan(layer, x_BxSxD, per_layer)
         return rms_norm(x_BxSxD)
 
 

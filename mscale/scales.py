@@ -46,7 +46,7 @@ NANO: dict[str, Shape] = {
     "nano4": Shape(heads=6, layers=2, embed=96, ffw=384, kv=16),
 }
 
-SCALES: dict[int | str, Shape] = {**_ATLAS_SHAPES, **NANO}
+SCALES: dict[int | str, Shape] = dict(_ATLAS_SHAPES.items()) | dict(NANO.items())
 
 
 def get(scale: int | str) -> Shape:

@@ -1,0 +1,89 @@
+"""The blocked cross entropy against the plain one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mscale import loss, model, scales
+
+CONFIG = model.ModelConfig(scales.Shape(2, 2, 16, 32, 8), 37)
+
+
+def plain(x, embedding, targets, scale):
+    logits = scale * jnp.einsum("BSD,VD->BSV", x, embedding)
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    return lse - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0], lse
+
+
+@settings(max_examples=15, deadline=None)
+@given(length=st.integers(1, 23), blocks=st.integers(1, 23), seed=st.integers(0, 9))
+def test_values_and_gradients_equal_the_plain_ones(length, blocks, seed):
+    keys = jax.random.split(jax.random.key(seed), 5)
+    x, embedding = jax.random.normal(keys[0], (3, length, 8)), jax.random.normal(keys[1], (37, 8))
+    targets = jax.random.randint(keys[2], (3, length), 0, 37)
+    weights = jax.random.normal(keys[3], (2, 3, length))
+
+    def value(f):
+        return lambda x, e: sum(jnp.sum(w * y) for w, y in zip(weights, f(x, e), strict=True))
+
+    ours = jax.value_and_grad(
+        value(lambda x, e: loss.cross_entropy(x, e, targets, 0.7, min(blocks, length))), argnums=(0, 1)
+    )(x, embedding)
+    expected = jax.value_and_grad(value(lambda x, e: plain(x, e, targets, 0.7)), argnums=(0, 1))(x, embedding)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, expected)
+
+
+def test_blocks_of_the_model_do_not_change_it():
+    params = model.init_params(CONFIG, jax.random.key(0))
+    ids = jax.random.randint(jax.random.key(1), (2, 12), 0, 37)
+    one = jax.value_and_grad(lambda p: loss.objective(CONFIG, p, ids, ids)[0])(params)
+    small = dataclasses.replace(CONFIG, loss_block=2 * 37 * 5)
+    assert loss.block_count(CONFIG, 2, 12) == 1 and loss.block_count(small, 2, 12) == 3
+    many = jax.value_and_grad(lambda p: loss.objective(small, p, ids, ids)[0])(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, many)
+
+
+def test_no_array_holds_all_logits():
+    """At 8 x 2,048 tokens and 64,512 pieces the temporaries of loss and gradient stay under 1 GB."""
+    V, D = scales.ATLAS_VOCABULARY, 128
+    config = model.ModelConfig(scales.get(0), V)
+    blocks = loss.block_count(config, 8, 2048)
+
+    def total(x, embedding, targets):
+        return jnp.mean(loss.cross_entropy(x, embedding, targets, 0.1, blocks)[0])
+
+    arguments = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (((8, 2048, D), jnp.float32), ((V, D), jnp.float32), ((8, 2048), jnp.int32))
+    ]
+    compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(*arguments).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1e9
+
+
+def test_z_loss_is_in_the_objective_only():
+    config = dataclasses.replace(CONFIG, z_loss=0.1)
+    params = model.init_params(config, jax.random.key(0))
+    ids = jax.random.randint(jax.random.key(1), (2, 12), 0, 37)
+    total, mean = loss.objective(config, params, ids, ids)
+    np.testing.assert_allclose(mean, loss.token_losses(config, params, ids, ids).mean(), rtol=1e-6)
+    logits = model.logits(config, params, model.apply(config, params, ids))
+    expected = mean + 0.1 * jnp.mean(jax.nn.logsumexp(logits, -1) ** 2)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("blocks", [0, 5])
+def test_bfloat16_stays_close(blocks):
+    config = dataclasses.replace(CONFIG, compute_dtype="bfloat16", loss_block=max(1, blocks * 74))
+    params = model.init_params(config, jax.random.key(0))
+    ids = jax.random.randint(jax.random.key(1), (2, 12), 0, 37)
+    exact = loss.token_losses(CONFIG, params, ids, ids)
+    found = loss.token_losses(config, params, ids, ids)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, exact, atol=0.1)
+    gradient = jax.grad(lambda p: loss.objective(config, p, ids, ids)[0])(params)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradient))

@@ -1,0 +1,167 @@
+"""The decoder: what it computes, not how fast."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mscale import loss, model, scales
+from mscale.errors import MscaleError
+
+SHAPE = scales.Shape(heads=2, layers=2, embed=16, ffw=32, kv=8)
+TINY = model.ModelConfig(SHAPE, 50)
+DEEP = model.ModelConfig(dataclasses.replace(SHAPE, layers=model.UNROLLED_LAYERS + 2), 50)
+
+
+def tokens(batch=2, length=12, seed=1):
+    return jax.random.randint(jax.random.key(seed), (batch, length), 0, 50)
+
+
+def size(tree):
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("scale", [*scales.NANO, 0, 20, 31, 34, 52])
+def test_instantiated_model_has_the_counted_parameters(scale):
+    vocabulary = scales.BYTE_VOCABULARY if scale in scales.NANO else scales.ATLAS_VOCABULARY
+    config = model.ModelConfig(scales.get(scale), vocabulary)
+    assert size(model.abstract_params(config)) == scales.parameter_count(config.shape, vocabulary)
+
+
+def test_parameters_are_float32_and_axes_fit_them():
+    config = dataclasses.replace(TINY, compute_dtype="bfloat16")
+    params = model.init_params(config, jax.random.key(0))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    axes = model.logical_axes(config)
+    ranks = jax.tree.map(lambda leaf, names: leaf.ndim == len(names), params, axes)
+    assert all(jax.tree.leaves(ranks))
+    assert model.apply(config, params, tokens()).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("config", [TINY, DEEP, dataclasses.replace(TINY, serial_block=True)])
+def test_no_position_sees_what_follows(config):
+    params = model.init_params(config, jax.random.key(0))
+    ids = tokens()
+    before = model.apply(config, params, ids)
+    after = model.apply(config, params, ids.at[:, 7:].set(3))
+    np.testing.assert_array_equal(before[:, :7], after[:, :7])
+    assert np.abs(before[:, 7:] - after[:, 7:]).max() > 1e-3
+
+
+def test_block_is_the_one_of_the_counts():
+    """Against a direct transcription: x + s·(attention(norm x) + mlp(norm x)), rotary, causal, one norm."""
+    params = model.init_params(TINY, jax.random.key(0))
+    ids = np.asarray(tokens())
+    h, k, S = SHAPE.heads, SHAPE.kv, ids.shape[1]
+    norm = lambda x: x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)  # noqa: E731
+    angle = np.arange(S)[:, None] * 10_000.0 ** (-np.arange(0, k, 2) / k)
+
+    def rotate(x_SxK):
+        z = (x_SxK[:, : k // 2] + 1j * x_SxK[:, k // 2 :]) * np.exp(1j * angle)
+        return np.concatenate([z.real, z.imag], -1)
+
+    for row, ids_S in enumerate(ids):
+        x = np.asarray(params["embedding"])[ids_S] / TINY.embedding_std
+        for layer in range(SHAPE.layers):
+            w = {name: np.asarray(leaf[layer], np.float64) for name, leaf in params["blocks"].items()}
+            y, total = norm(x) * w["norm"], 0
+            for head in range(h):
+                q, key = (rotate(y @ w[name][:, head]) for name in ("query", "key"))
+                score = np.where(np.tri(S, dtype=bool), q @ key.T / np.sqrt(k), -np.inf)
+                weight = np.exp(score - score.max(-1, keepdims=True))
+                weight /= weight.sum(-1, keepdims=True)
+                total = total + weight @ (y @ w["value"][:, head]) @ w["attention_out"][head]
+            gate, up = y @ w["gate"], y @ w["up"]
+            x = x + TINY.branch_scale * (total + (gate / (1 + np.exp(-gate)) * up) @ w["mlp_out"])
+        np.testing.assert_allclose(model.apply(TINY, params, jnp.asarray(ids))[row], norm(x), atol=2e-5)
+
+
+@pytest.mark.parametrize("length", [1, 5, 64, 127, 128, 200, 1024])
+def test_attention_equals_plain_attention(length):
+    q, k, v, weight = (jax.random.normal(jax.random.key(i), (2, length, 3, 8)) for i in range(4))
+
+    def total(implementation):
+        return lambda q, k, v: jnp.sum(weight * model.causal_attention(q, k, v, implementation))
+
+    np.testing.assert_allclose(
+        model.causal_attention(q, k, v, "einsum"), model.causal_attention(q, k, v, "xla"), atol=1e-5
+    )
+    ours, plain = (jax.grad(total(name), argnums=(0, 1, 2))(q, k, v) for name in ("einsum", "xla"))
+    for found, expected in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_large_scores_neither_overflow_nor_vanish():
+    """A later position that would outweigh all earlier ones must not drown them: it is masked."""
+    q = jnp.ones((1, 70, 1, 8))
+    k = jnp.linspace(-1e3, 1e3, 70)[None, :, None, None] * q
+    v = jax.random.normal(jax.random.key(0), q.shape)
+    out, gradient = jax.value_and_grad(lambda q: jnp.sum(model.causal_attention(q, k, v, "einsum")))(q)
+    assert np.isfinite(np.asarray(gradient)).all()
+    np.testing.assert_allclose(out, v.sum(), rtol=1e-5)  # the latest visible position takes all
+
+
+@pytest.mark.parametrize("config", [TINY, DEEP])
+@pytest.mark.parametrize("remat", model.REMAT_POLICIES)
+def test_remat_does_not_change_gradients(config, remat):
+    params, ids = model.init_params(config, jax.random.key(0)), tokens()
+
+    def gradient(config):
+        return jax.jit(jax.grad(lambda p: loss.objective(config, p, ids, ids)[0]))(params)
+
+    plain, found = gradient(config), gradient(dataclasses.replace(config, remat=remat))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, found)
+
+
+def test_program_does_not_grow_with_depth():
+    def lines(layers):
+        config = model.ModelConfig(dataclasses.replace(SHAPE, layers=layers), 50)
+        params = model.abstract_params(config)
+        step = jax.jit(jax.grad(lambda p: loss.objective(config, p, tokens(), tokens())[0]))
+        return step.lower(params).as_text().count("\n")
+
+    assert lines(40) <= lines(10) + 5
+
+
+@pytest.mark.parametrize("config", [TINY, DEEP])
+def test_dropout(config):
+    config = dataclasses.replace(config, dropout=0.5)
+    params, ids = model.init_params(config, jax.random.key(0)), tokens()
+    kept = model.apply(config, params, ids)
+    dropped = [model.apply(config, params, ids, jax.random.key(i)) for i in (0, 0, 1)]
+    np.testing.assert_array_equal(dropped[0], dropped[1])
+    assert np.abs(dropped[0] - dropped[2]).max() > 0.1 and np.abs(kept - dropped[0]).max() > 0.1
+    np.testing.assert_array_equal(kept, model.apply(dataclasses.replace(config, dropout=0), params, ids))
+
+
+def test_initial_loss_is_near_uniform_at_every_width():
+    for scale in scales.NANO:
+        config = model.ModelConfig(scales.get(scale), 259)
+        params = model.init_params(config, jax.random.key(0))
+        ids = jax.random.randint(jax.random.key(1), (4, 32), 0, 259)
+        assert abs(float(loss.objective(config, params, ids, ids[:, ::-1])[1]) - np.log(259)) < 0.7, scale
+
+
+def test_rates_of_the_two_rules():
+    wide = model.ModelConfig(dataclasses.replace(SHAPE, embed=128), 50)
+    rates = model.lr_multipliers(wide)
+    assert rates["embedding"] == rates["blocks"]["norm"] == 1 and rates["blocks"]["query"] == 0.5
+    constant = model.lr_multipliers(dataclasses.replace(wide, lr_rule="constant"))
+    assert set(jax.tree.leaves(constant)) == {1.0}
+    mask = model.decay_mask(wide)
+    assert mask["embedding"] and mask["blocks"]["up"] and not mask["blocks"]["norm"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"remat": "ful"}, {"dropout": 1.0}, {"compute_dtype": "int8"}, {"lr_rule": "mpu"}]
+)
+def test_bad_configuration(change):
+    with pytest.raises(MscaleError, match=next(iter(change))):
+        dataclasses.replace(TINY, **change)
+
+
+def test_odd_head_width():
+    with pytest.raises(MscaleError, match="even"):
+        model.ModelConfig(dataclasses.replace(SHAPE, kv=7), 50)
