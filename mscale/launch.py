@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gin
+
 from mscale.errors import MscaleError, nearest
 
 _PACKAGE = Path(__file__).resolve().parent
