@@ -5,8 +5,10 @@ mapped file (of a remote store, all windows of a batch at once), so a host reads
 rows.
 """
 
+import mmap
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,6 +20,8 @@ from mscale.schedule import Schedule
 from mscale.store import Store
 
 _ROWS_AT_ONCE = 2048  # schedule look-ups are cheaper in bulk
+_SLOW_ROW = 40e-6  # seconds for a row: it came from a disk, from the page cache it takes about 1e-6
+_LARGE = 64 << 20  # bytes of a file from which reading ahead around a window is waste
 
 
 def batches(
@@ -99,28 +103,53 @@ def _gather(
     windows: list[np.ndarray | None] = [None] * len(schedule.languages)
     count = len(range(schedule.batch_size)[rows or slice(None)])
     at_once = max(_ROWS_AT_ONCE // max(count, 1), 1)
+    cold = True
     while stop is None or start < stop:
         end = start + at_once if stop is None else min(start + at_once, stop)
-        languages, ids = schedule.batches(start, end, rows)
+        languages, ids = (column.tolist() for column in schedule.batches(start, end, rows))
+        for language in set(languages):
+            if windows[language] is None:
+                windows[language] = _windows(store, schedule.languages[language], sequence_length)
+        if cold:
+            _read_ahead(windows, languages, ids)
+        seconds = 0.0
         for first in range(0, len(ids), count) if count else [0] * (end - start):
+            begun = time.perf_counter()
             batch = np.empty((count, sequence_length), np.int32)
-            of_rows = languages[first : first + count].tolist()
-            windows_of_rows = ids[first : first + count].tolist()
+            of_rows, windows_of_rows = languages[first : first + count], ids[first : first + count]
             store.fetch([schedule.languages[one] for one in of_rows], windows_of_rows, sequence_length)
             for row, (language, window) in enumerate(zip(of_rows, windows_of_rows, strict=True)):
-                of_language = windows[language]
-                if of_language is None:
-                    of_language = windows[language] = _windows(
-                        store, schedule.languages[language], sequence_length
-                    )
-                batch[row] = of_language[window]
+                batch[row] = windows[language][window]  # type: ignore[index]
+            seconds += time.perf_counter() - begun
             yield batch
+        cold = seconds > _SLOW_ROW * len(ids)
         start = end
 
 
 def _windows(store: Store, language: str, sequence_length: int) -> np.ndarray:
     tokens = store.train(language)
+    mapped = _mapping(tokens)
+    if mapped is not None and len(mapped) > _LARGE:
+        mapped.madvise(mmap.MADV_RANDOM)
     return tokens[: len(tokens) // sequence_length * sequence_length].reshape(-1, sequence_length)
+
+
+def _read_ahead(windows: list[Any], languages: list[int], ids: list[int]) -> None:
+    """Has the system read the windows of many rows at once; touching them one by one would wait for each."""
+    mappings = {language: _mapping(windows[language]) for language in set(languages)}
+    for language, window in zip(languages, ids, strict=True):
+        mapped = mappings[language]
+        if mapped is not None:
+            length = windows[language].itemsize * windows[language].shape[1]
+            first = window * length // mmap.PAGESIZE * mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_WILLNEED, first, (window + 1) * length - first)
+
+
+def _mapping(array: Any) -> mmap.mmap | None:
+    """The mapping of a file that an array views, if it does and the system takes advice."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return array if isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED") else None
 
 
 def _ahead(produced: Iterator[np.ndarray], prefetch: int) -> Iterator[np.ndarray]:
