@@ -16,6 +16,8 @@ from mscale.errors import MscaleError
 RATIOS = (2, 4, 8, 16)
 # A language alone at fewer sizes cannot tell its A and E apart.
 LEAST_SIZES = 3
+# Draws of a fit are resampled; fewer distinct ones than this are no distribution.
+LEAST_DRAWS = 100
 
 
 def fit_chinchilla(
@@ -123,13 +125,10 @@ def capacity_answer(rows: pd.DataFrame, level: float, seed: int) -> dict:
         for name, values in (("N", n), ("D_tot", d), ("C", n * d)):
             row[f"{name}_low"], row[f"{name}_high"] = np.quantile(values, tails)
         answer["multipliers"].append(row)
-    # Multipliers are ratios of exponents: they mean something only where their interval is not absurd.
-    last = answer["multipliers"][-1]
-    wide = max(last["N_high"] / max(last["N_low"], 1e-9), last["D_tot_high"] / max(last["D_tot_low"], 1e-9))
-    answer["identified"] = not bad and wide < 30
     answer["reason"] = (
-        f"{', '.join(bad)}: {reasons[bad[0]]}" if bad else "" if wide < 30 else "the intervals are too wide"
+        f"{', '.join(bad)}: {reasons[bad[0]]}" if bad else _untrustworthy(answer["multipliers"], draws)
     )
+    answer["identified"] = not answer["reason"]
     answer["lines"] = _capacity_lines(found, table)
     if answer["identified"]:
         middle = table.loc[table["params"] == table["params"].median(), :]
@@ -141,6 +140,20 @@ def capacity_answer(rows: pd.DataFrame, level: float, seed: int) -> dict:
             limit = capacity.feasibility_limit(ratio, weights, params["phi"], params["alpha"])
             answer["iso"] += [{**row, "ratio": ratio, "limit": limit} for row in curve.to_dict("records")]
     return answer
+
+
+def _untrustworthy(multipliers: list[dict], draws: np.ndarray) -> str:
+    """Why the multipliers' intervals cannot be believed, or the empty string."""
+    if len(np.unique(draws[:, 0])) < LEAST_DRAWS:
+        return "the fit is so flat in some direction that its draws collapse onto a few points"
+    for row in multipliers:
+        for name in ("N", "D_tot", "C"):
+            if not row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]:
+                return "the estimate lies outside its own interval: the fit did not settle"
+    # Multipliers are ratios of exponents: they mean something only where their interval is not absurd.
+    last = multipliers[-1]
+    wide = max(last[f"{name}_high"] / max(last[f"{name}_low"], 1e-9) for name in ("N", "D_tot"))
+    return "" if wide < 30 else "the intervals are too wide"
 
 
 def _weight(found: Fit, table: pd.DataFrame) -> float:

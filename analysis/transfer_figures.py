@@ -104,7 +104,7 @@ def transfer_heatmap(results: dict) -> Figure | None:
     if len(languages) <= 16:
         text = base.mark_text(fontSize=11, fontWeight=500).encode(
             text="label:N",
-            color=alt.condition(f"abs(datum.score) > {0.7 * limit}", alt.value("white"), alt.value(INK)),
+            color=alt.condition(f"abs(datum.score) > {0.6 * limit}", alt.value("white"), alt.value(INK)),
         )
         chart = alt.layer(cells, text)
     height = min(max(38 * len(languages), 150), 620) if len(languages) <= 16 else 18 * len(languages)

@@ -1,0 +1,49 @@
+import numpy as np
+import planted_study
+import pytest
+
+from analysis import lawfits
+from analysis.answers import partners
+from analysis.tables import describe_mixtures, validate_observations
+from analysis.transfer import transfer_matrix
+
+
+@pytest.fixture(scope="module")
+def planted():
+    observations, exposure, _ = planted_study.study(seed=2, small=True)
+    return validate_observations(observations)[0], exposure
+
+
+def test_intervals_that_mean_nothing_are_told(planted):
+    row = {"ratio": 2}
+    for name in ("N", "D_tot", "C"):
+        row |= {name: 1.5, f"{name}_low": 1.2, f"{name}_high": 2.0}
+    spread = np.arange(500.0)[:, None]
+    assert lawfits._untrustworthy([row], spread) == ""
+    assert "collapse" in lawfits._untrustworthy([row], np.zeros((500, 1)))
+    assert "outside" in lawfits._untrustworthy([{**row, "N": 1.0}], spread)
+    assert "wide" in lawfits._untrustworthy([{**row, "N_low": 0.01, "N_high": 3.0}], spread)
+
+
+def test_without_exposure_or_cooled_rows_atlas_is_refused_with_the_reason(planted):
+    observations, exposure = planted
+    law, points = lawfits.fit_atlas(observations, None, {}, 0.9, 0)
+    assert not law["fitted"] and "exposure" in law["reason"] and points == []
+    law, _ = lawfits.fit_atlas(observations[observations["phase"] != "end"], exposure, {}, 0.9, 0)
+    assert not law["fitted"] and "cooled" in law["reason"]
+
+
+def test_partners_of_a_tied_study_are_those_that_transfer_most(planted):
+    observations, exposure = planted
+    matrix = transfer_matrix(observations, scales=["nano2"])
+    chosen = partners(observations, describe_mixtures(observations), exposure, matrix, count=1)
+    assert chosen["aka"] == ["abo"] and chosen["abo"] == ["aka"]
+
+
+def test_r2_within_languages_ignores_their_levels():
+    language = np.repeat(["a", "b"], 50)
+    rng = np.random.default_rng(0)
+    level = np.where(language == "a", 1.0, 3.0)
+    observed = level + rng.normal(0, 0.1, 100)
+    assert abs(lawfits.within_r2(language, observed, level)) < 0.05  # knows levels only
+    assert lawfits.within_r2(language, observed, observed) == 1.0
