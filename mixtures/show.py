@@ -1,0 +1,211 @@
+"""What a mixture is, before money is spent on it: language, script, unique tokens, rate, tokens, epochs.
+
+    mixture = resolve("unimax", store, sequence_length, budget_tokens=budget)
+    rows = show.rows(mixture, budget, store)
+    console.print(show.table(mixture, rows))
+    show.save(show.chart(mixture, rows), "mixture.html")
+
+The numbers are those of the schedule: whole windows, and a budget that is drawn in them.
+"""
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from mscale import languages as inventory
+from mscale.errors import MscaleError
+from mscale.files import atomic_write
+from mscale.mixture import Mixture
+from mscale.store import Store
+from mscale.vocabulary import load_vocabulary
+
+_SAMPLE_TOKENS = 2_000  # decoded to tell the script
+_MANY_EPOCHS = (
+    4.0  # beyond it a repeated token is worth markedly less than a new one (Muennighoff et al. 2023)
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One language of a mixture.
+
+    Attributes:
+      language: its code.
+      script: of its train text; "" without a store that holds text.
+      unique_tokens: U, in whole windows.
+      rate: its share of the draws.
+      tokens: D, expected of the budget: rate × budget.
+      epochs: D / U.
+    """
+
+    language: str
+    script: str
+    unique_tokens: int
+    rate: float
+    tokens: float
+    epochs: float
+
+
+def rows(mixture: Mixture, budget_tokens: float, store: Any = None) -> list[Row]:
+    """Returns a row for each language, by falling rate, then by size.
+
+    Args:
+      mixture: as resolved over the store.
+      budget_tokens: tokens of the whole run.
+      store: a local token store, for the scripts; None, or sizes alone, leaves them empty.
+
+    Raises:
+      MscaleError: a budget that is not above 0.
+    """
+    if not budget_tokens > 0:
+        raise MscaleError(
+            f"mixture {mixture.name!r}: a budget of {budget_tokens:,} tokens, expected more than 0"
+        )
+    found = []
+    for language, rate in zip(mixture.languages, mixture.rates, strict=True):
+        unique, tokens = mixture.unique_tokens[language], rate * budget_tokens
+        script = _script(store, language) if isinstance(store, Store) and isinstance(store.path, Path) else ""
+        found.append(Row(language, script, unique, rate, tokens, tokens / unique if unique else 0.0))
+    return sorted(found, key=lambda row: (-row.rate, -row.unique_tokens, row.language))
+
+
+def table(mixture: Mixture, rows: Sequence[Row], limit: int | None = None) -> Table:
+    """Returns a rich table of ``rows`` with the sums below; with ``limit`` the smallest rates are summed up in a line.
+
+    Epochs above 4 stand out: such repetition is worth markedly less than new text (Muennighoff et al. 2023).
+    """
+    shown = list(rows if limit is None else rows[:limit])
+    rest = list(rows[len(shown) :])
+    made = Table(title=f"mixture {mixture.name}, {len(rows)} languages", show_footer=True)
+    total = sum(row.tokens for row in rows)
+    unique = sum(row.unique_tokens for row in rows)
+    seen = sum(min(row.tokens, row.unique_tokens) for row in rows)
+    many = sum(row.epochs > _MANY_EPOCHS for row in rows)
+    if many:
+        made.caption = f"{many} language(s) repeated more than {_MANY_EPOCHS:g} times"
+    made.add_column("language", footer="all")
+    made.add_column("script", footer=f"{len({row.script for row in rows} - {''})} scripts")
+    made.add_column("unique tokens", justify="right", footer=f"{unique:,}")
+    made.add_column("rate", justify="right", footer=f"{sum(row.rate for row in rows):.4%}")
+    made.add_column("tokens", justify="right", footer=f"{total:,.0f}")
+    made.add_column("epochs", justify="right", footer=f"{total / seen:.2f}" if seen else "")
+    for row in shown:
+        made.add_row(*_cells(row), style="yellow" if row.epochs > _MANY_EPOCHS else None)
+    if rest:
+        summed = Row(
+            f"{len(rest)} more",
+            "",
+            sum(row.unique_tokens for row in rest),
+            sum(row.rate for row in rest),
+            sum(row.tokens for row in rest),
+            max(row.epochs for row in rest),
+        )
+        cells = _cells(summed)
+        made.add_row(*cells[:-1], f"≤ {cells[-1]}", style="dim")
+    return made
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Returns ``rows`` as CSV, with a header and full precision."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue()
+
+
+def chart(mixture: Mixture, rows: Sequence[Row], limit: int = 60) -> Any:
+    """Returns an Altair chart: tokens drawn and unique tokens of each language on a log axis, coloured by epochs.
+
+    Args:
+      mixture: what ``rows`` are of.
+      rows: as ``rows`` gives them; the first ``limit`` are drawn, and the title says so.
+      limit: most languages drawn.
+
+    Raises:
+      MscaleError: Altair is not installed.
+    """
+    try:
+        import altair as alt
+    except ImportError:
+        raise MscaleError("plotting needs Altair: pip install 'mscale[analysis]'") from None
+
+    drawn = [row for row in rows[:limit] if row.tokens > 0]
+    of = f" (the {len(drawn)} of the highest rates)" if len(drawn) < len(rows) else ""
+    data = alt.InlineData([asdict(row) for row in drawn])
+    languages = alt.Y("language:N", sort=[row.language for row in drawn], title=None)
+    tip = [
+        alt.Tooltip("language:N"),
+        alt.Tooltip("script:N"),
+        *(alt.Tooltip(f"{name}:Q", format=",.3s") for name in ("unique_tokens", "tokens")),
+        alt.Tooltip("rate:Q", format=".4%"),
+        alt.Tooltip("epochs:Q", format=".2f"),
+    ]
+    base = alt.Chart(data).encode(y=languages, tooltip=tip)
+    scale = alt.Scale(type="log")
+    tokens = base.mark_point(filled=True, size=60, opacity=1).encode(
+        x=alt.X("tokens:Q", scale=scale, title="tokens"),
+        color=alt.Color("epochs:Q", scale=alt.Scale(type="log", scheme="viridis"), title="epochs"),
+    )
+    unique = base.mark_tick(color="black", thickness=2).encode(x=alt.X("unique_tokens:Q", scale=scale))
+    between = base.mark_rule(color="lightgrey").encode(x=alt.X("unique_tokens:Q", scale=scale), x2="tokens:Q")
+    title = alt.TitleParams(
+        f"Mixture {mixture.name}: {sum(row.tokens for row in rows):,.3g} tokens{of}",
+        subtitle="dot: tokens drawn, coloured by epochs; tick: unique tokens there are",
+    )
+    return (between + unique + tokens).properties(title=title, width=480)
+
+
+def save(chart: Any, path: str | os.PathLike) -> None:
+    """Writes a chart as .png, .svg or .html (with all it needs inside), whole or not at all.
+
+    Raises:
+      MscaleError: another ending, or a file that cannot be written.
+    """
+    path = Path(path)
+    kind = path.suffix.lstrip(".").lower()
+    if kind not in ("png", "svg", "html"):
+        raise MscaleError(
+            f"{path}: cannot write a chart as {path.suffix or 'that'}, expected .png, .svg or .html"
+        )
+    if kind == "png":
+        image = io.BytesIO()
+        chart.save(image, format="png", scale_factor=2)
+        atomic_write(path, image.getvalue())
+    else:
+        text = io.StringIO()
+        chart.save(text, format=kind, **({"inline": True} if kind == "html" else {}))
+        atomic_write(path, text.getvalue())
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.language,
+        row.script,
+        f"{row.unique_tokens:,}",
+        f"{row.rate:.4%}" if row.rate >= 1e-6 else f"{row.rate:.2e}",
+        f"{row.tokens:,.0f}",
+        f"{row.epochs:.2f}" if row.epochs >= 0.01 else f"{row.epochs:.1e}",
+    )
+
+
+def _script(store: Store, language: str) -> str:
+    # Text from the middle: files often begin in another language.
+    tokens = store.train(language)
+    first = max(len(tokens) - _SAMPLE_TOKENS, 0) // 2
+    return inventory.script(
+        _vocabulary(store.path).decode(np.asarray(tokens[first : first + _SAMPLE_TOKENS]))
+    )
+
+
+@cache
+def _vocabulary(path: Any) -> Any:
+    return load_vocabulary(path)
