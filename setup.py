@@ -45,6 +45,7 @@ setup(
     python_requires=">=3.11",
     packages=[
         "mscale",
+        "mscale.cli",
         "mscale.data",
         "mixtures",
         "sweeps",

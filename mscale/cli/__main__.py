@@ -1,0 +1,5 @@
+"""``python -m mscale.cli``."""
+
+from mscale.cli import main
+
+main()

@@ -1,0 +1,213 @@
+"""Laws, the report, and decisions."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mscale.cli import FOLDER, Commands, cli, comma_list
+
+
+@cli.command()
+@click.argument("observations", type=FOLDER)
+@click.option("--law", help="One law alone, such as chinchilla; default: all that the data allow.")
+@click.option("--target", help="With --law: one language alone.")
+@click.option("--truth", type=FOLDER, help="truth.json of a generated corpus, to set measurements against.")
+@click.option(
+    "--out", type=FOLDER, help="Results as JSON; default: laws.json, or LAW.json, beside the table."
+)
+def fit(
+    observations: Path, law: str | None, target: str | None, truth: Path | None, out: Path | None
+) -> None:
+    """Fit the laws to OBSERVATIONS, a table or the folder of a study: findings here, all numbers as JSON."""
+    folder = observations if observations.is_dir() else observations.parent
+    if law is None:
+        if target is not None:
+            raise click.UsageError("--target needs --law")
+        analyse(observations, out or folder / "laws.json", truth)
+    else:
+        fit_one(observations, law, target, out or folder / f"{law}.json")
+
+
+def fit_one(observations: Path, law: str, target: str | None, out: Path) -> None:
+    """Fits one law to a study or to anyone's table: a summary here, JSON and a figure in files."""
+    import analysis
+    from analysis.tables import read_table
+    from mscale.files import atomic_write
+
+    folder = observations if observations.is_dir() else observations.parent
+    table = read_table(folder / "observations.parquet" if observations.is_dir() else observations)
+    beside = next(
+        (path for path in (folder / "exposure.parquet", folder / "exposure.csv") if path.exists()), None
+    )
+    exposure = None if beside is None else read_table(beside)
+    found = analysis.fit(law, table, exposure=exposure, target=target)
+    print(found.summary())
+    atomic_write(out, found.to_json())
+    figure = out.with_suffix(".svg")
+    found.plot().save(str(figure))
+    print(f"{out}, {figure}")
+
+
+def analyse(observations: Path, out: Path, truth: Path | None = None, study: dict | None = None) -> dict:
+    """Answers all that a study can answer, into the JSON file ``out`` and as a table on the terminal."""
+    from rich.console import Console
+
+    from analysis.report import analyse as answers
+    from analysis.report import summary_table, write_results
+    from analysis.tables import read_study
+
+    tables = read_study(observations, truth)
+    results = answers(
+        tables.observations,
+        tables.exposure,
+        tables.truth,
+        study=study if study is not None else ran(observations),
+        notes=tables.notes,
+        exclusions=tables.exclusions,
+    )
+    write_results(results, out)
+    Console(width=None if sys.stdout.isatty() else 110).print(summary_table(results))
+    print(f"{out}: all numbers")
+    return results
+
+
+def ran(observations: Path) -> dict[str, Any]:
+    """What the executor recorded beside a study's tables: time, workers, memory, failed runs."""
+    from mscale.files import read_json
+
+    folder = observations if observations.is_dir() else observations.parent
+    if not (folder / "runner.json").exists():
+        return {}
+    sessions = read_json(folder / "runner.json", what="runner record")["sessions"]
+    missing = (
+        read_json(folder / "missing.json", what="list of missing runs")
+        if (folder / "missing.json").exists()
+        else {"runs": {}}
+    )
+    return {
+        "seconds": sum(session["seconds"] for session in sessions),
+        "workers": max((session["workers"] for session in sessions), default=None),
+        "peak_memory_bytes": max((session["peak_memory_bytes"] for session in sessions), default=None),
+        "failed": [{"run": run, "reason": reason} for run, reason in missing["runs"].items()],
+    }
+
+
+@cli.command()
+@click.argument("source", type=FOLDER)
+@click.option("--truth", type=FOLDER, help="truth.json of a generated corpus, to set measurements against.")
+@click.option("--out", type=FOLDER, help="Default: report.html beside SOURCE.")
+def report(source: Path, truth: Path | None, out: Path | None) -> None:
+    """Draw one self-contained HTML page from SOURCE: laws.json of mscale fit, observations, or a study."""
+    from analysis.report import write_report
+    from mscale.files import read_json
+
+    folder = source if source.is_dir() else source.parent
+    out = out or folder / "report.html"
+    if source.suffix == ".json":
+        results = read_json(source, what="results of mscale fit")
+    else:
+        results = analyse(source, folder / "laws.json", truth)
+    write_report(results, out)
+    print(f"{out}: open it in a browser")
+
+
+RESULTS = click.option("--results", "source", type=FOLDER, help="laws.json of your own study (mscale fit).")
+PRIOR = click.option("--prior", type=click.Choice(["atlas"]), help="The published figures.")
+
+
+@cli.group(cls=Commands)
+def plan() -> None:
+    """Decide: which languages together, how large, from where, which mixture."""
+
+
+def basis(source: Path | None, prior: str | None) -> dict | None:
+    """The results of a study, or None for the published figures; one of the two must be named."""
+    from mscale.files import read_json
+
+    if source is None and prior is None:
+        raise click.UsageError("say what to answer from: --results my-study/laws.json, or --prior atlas")
+    return None if source is None else read_json(source, what="results of mscale fit")
+
+
+def print_answer(answer: Any) -> None:
+    """The decision, the rows behind it, and the reasons."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(f"[bold]{answer.text}[/]")
+    if answer.rows:
+        names = list(answer.rows[0])
+        table = Table(*names)
+        for row in answer.rows[:20]:
+            table.add_row(*(cell(row.get(name)) for name in names))
+        console.print(table)
+    console.print(f"From: {answer.basis}")
+    for reason in answer.reasons:
+        console.print(f"- {reason}")
+
+
+def cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+@plan.command("languages")
+@click.option("--target", required=True)
+@RESULTS
+@PRIOR
+def plan_languages(target: str, source: Path | None, prior: str | None) -> None:
+    """Which languages to train together with --target."""
+    from analysis.planner import languages
+
+    print_answer(languages(target, basis(source, prior)))
+
+
+@plan.command("expand")
+@click.option("--from", "few", type=float, required=True, help="Languages now.")
+@click.option("--to", "many", type=float, required=True, help="Languages then.")
+@click.option("--params", type=float, required=True)
+@click.option("--tokens", type=float, required=True, help="Of all languages together.")
+@RESULTS
+@PRIOR
+def plan_expand(
+    few: float, many: float, params: float, tokens: float, source: Path | None, prior: str | None
+) -> None:
+    """What more languages at the same loss take."""
+    from analysis.planner import expand
+
+    print_answer(expand(few, many, params, tokens, basis(source, prior)))
+
+
+@plan.command("start")
+@click.option("--target", required=True)
+@click.option("--params", type=float, required=True)
+@click.option("--tokens", type=float, required=True)
+@RESULTS
+@PRIOR
+def plan_start(target: str, params: float, tokens: float, source: Path | None, prior: str | None) -> None:
+    """From scratch, or from a multilingual checkpoint."""
+    from analysis.planner import start
+
+    print_answer(start(target, params, tokens, basis(source, prior)))
+
+
+@plan.command("mixture")
+@click.option("--targets", required=True, callback=comma_list)
+@click.option("--weights", callback=comma_list, help="One per target; default: equal.")
+@click.option("--flops", type=float, required=True)
+@click.option("--worst", is_flag=True, help="Minimise the worst target's loss, not the mean.")
+@RESULTS
+def plan_mixture(
+    targets: list[str], weights: list[str] | None, flops: float, worst: bool, source: Path | None
+) -> None:
+    """The mixture, size and tokens that minimise the targets' loss; needs a study of your own."""
+    from analysis.planner import mixture
+
+    if source is None:
+        raise click.UsageError("a mixture needs fitted ATLAS laws: --results my-study/laws.json")
+    numbers = None if weights is None else [float(weight) for weight in weights]
+    print_answer(mixture(targets, flops, basis(source, None) or {}, weights=numbers, worst=worst))

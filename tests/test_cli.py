@@ -1,0 +1,154 @@
+"""The command line: errors a user can mend are one message and status 1, and nothing half-made stays."""
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mscale import cli
+from mscale.errors import MscaleError
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(argument) for argument in arguments])
+    return int(stopped.value.code or 0)
+
+
+def write_corpus(root: Path, language: str, data: bytes) -> Path:
+    path = root / "data" / language / f"{language}_clean_0000.jsonl.gz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+    return path
+
+
+def lines(count: int, text: str = "some words of text ") -> bytes:
+    return b"".join(json.dumps({"text": f"{i} " + text * 20}).encode() + b"\n" for i in range(count))
+
+
+def test_help_names_every_stage_in_order(capsys):
+    assert run("--help") == 0
+    listed = capsys.readouterr().out.partition("Commands:")[2]
+    stages = ["corpus", "pack", "train", "sweep", "fit", "report", "demo"]
+    places = [listed.index(f"\n  {stage}") for stage in stages]
+    assert places == sorted(places)
+
+
+GOOD = gzip.compress(lines(300))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (GOOD[: len(GOOD) // 2], ["truncated", "xx_clean_0000.jsonl.gz"]),
+        (gzip.compress(lines(3) + b"{not json}\n"), ["xx_clean_0000.jsonl.gz:4", "JSON"]),
+        (gzip.compress(lines(2) + b'{"text": "\xff\xfe"}\n'), ["xx_clean_0000.jsonl.gz:3", "UTF-8"]),
+        (gzip.compress(lines(1) + b'{"body": "x"}\n'), ["xx_clean_0000.jsonl.gz:2", "text"]),
+        (b"", ["xx_clean_0000.jsonl.gz", "empty"]),
+    ],
+)
+def test_bad_text_is_named_by_file_and_line_and_leaves_no_store(tmp_path, capsys, data, words):
+    write_corpus(tmp_path / "corpus", "xx", data)
+    assert run("pack", tmp_path / "corpus", tmp_path / "store", "--processes", 1) == 1
+    message = capsys.readouterr().err
+    assert "error:" in message and "Traceback" not in message
+    assert all(word in message for word in words), message
+    assert not (tmp_path / "store" / "store.json").exists()
+
+
+@pytest.mark.parametrize("command", [("pack", "{}", "store"), ("demo", "--workdir", "w", "--corpus", "{}")])
+def test_a_missing_or_empty_corpus_is_one_message(tmp_path, capsys, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    for name in ("absent", "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        assert run(*(part.format(name) for part in command)) == 1
+        message = capsys.readouterr().err
+        assert name in message and "Traceback" not in message
+    assert not list(tmp_path.glob("**/store.json"))
+
+
+def test_a_language_that_is_not_there_is_named_with_the_nearest(tmp_path, capsys):
+    write_corpus(tmp_path / "corpus", "fr", GOOD)
+    assert run("pack", tmp_path / "corpus", tmp_path / "store", "--languages", "fra,de") == 1
+    message = capsys.readouterr().err
+    assert "fra" in message and "de" in message and "'fr'" in message
+
+
+def test_an_unwritable_workdir_is_one_message(tmp_path, capsys):
+    (tmp_path / "file").write_text("a file where a folder is wanted")
+    assert run("demo", "--workdir", tmp_path / "file") == 1
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_message(tmp_path, capsys):
+    """A size limit on files stands in for a full disk: the same writes fail."""
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "from mscale.cli import main; main(sys.argv[1:])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", script, "corpus", str(tmp_path / "corpus")], capture_output=True, text=True
+    )
+    assert out.returncode == 1 and "cannot write" in out.stderr and "Traceback" not in out.stderr
+    assert not (tmp_path / "corpus" / "truth.json").exists()
+    assert not list((tmp_path / "corpus").glob("**/*.gz"))
+
+
+def test_another_demo_in_the_same_folder_is_refused(tmp_path, capsys):
+    (tmp_path / "demo.json").write_text(json.dumps({"corpus": None, "languages": None, "seed": 0}))
+    assert run("demo", "--workdir", tmp_path, "--seed", 1) == 1
+    assert "seed 0" in capsys.readouterr().err
+
+
+def test_a_finished_demo_says_so_at_once(tmp_path, capsys):
+    record = {"corpus": None, "languages": None, "seed": 0, "finished": "211 s"}
+    (tmp_path / "demo.json").write_text(json.dumps(record))
+    (tmp_path / "report.html").write_text("<html>")
+    assert run("demo", "--workdir", tmp_path) == 0
+    assert "already done" in capsys.readouterr().out
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+    def broken():
+        raise ModuleNotFoundError("No module named 'altair'", name="altair")
+
+    assert cli._status(broken) == 1
+    assert "mscale[analysis]" in capsys.readouterr().err
+    monkeypatch.undo()
+    with pytest.raises(ModuleNotFoundError):
+        cli._status(lambda: (_ for _ in ()).throw(ModuleNotFoundError("x", name="mscale.nothing")))
+
+
+def test_errors_of_users_have_no_traceback(capsys):
+    def broken():
+        raise MscaleError("runs.csv: no column 'loss'")
+
+    assert cli._status(broken) == 1
+    assert capsys.readouterr().err == "error: runs.csv: no column 'loss'\n"
+
+
+@pytest.mark.slow
+def test_a_demo_killed_three_times_ends_with_the_same_observations(tmp_path):
+    """Minutes: the whole demo twice, once killed with SIGKILL at three random moments and resumed."""
+    command = [sys.executable, "-m", "mscale.cli", "demo", "--workdir"]
+    began = time.monotonic()
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    seconds = time.monotonic() - began
+    rng = random.Random(int(os.environ.get("KILL_SEED", "0")))
+    for _ in range(3):
+        process = subprocess.Popen([*command, str(tmp_path / "killed")])
+        time.sleep(rng.uniform(0.05, 0.3) * seconds)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() != 0
+    subprocess.run([*command, str(tmp_path / "killed")], check=True)
+    for name in ("observations.csv", "exposure.csv", "observations.parquet"):
+        whole, killed = (tmp_path / part / "study" / name for part in ("whole", "killed"))
+        assert whole.read_bytes() == killed.read_bytes(), name
