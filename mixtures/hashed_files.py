@@ -40,13 +40,17 @@ class Output:
 
     def __enter__(self) -> "Output":
         with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, self._name = tempfile.mkstemp(
-                prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent
-            )
+            try:
+                handle, self._name = self._temporary()
+            except FileNotFoundError:  # the first file of its folder
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                handle, self._name = self._temporary()
         self._file: IO[bytes] = os.fdopen(handle, "wb")
         self._size = 0
         return self
+
+    def _temporary(self) -> tuple[int, str]:
+        return tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent)
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")

@@ -5,6 +5,8 @@ fallback, 99.9995% character coverage, 64,000 pieces and 512 special ids. Text i
 (identity rule, no dummy prefix, no collapsed spaces), so that decoding gives back the exact text.
 """
 
+import contextlib
+import fcntl
 import io
 import re
 import sys
@@ -18,7 +20,7 @@ import numpy as np
 from mixtures.inputs import Input, documents, find
 from mscale import sampling
 from mscale.errors import MscaleError
-from mscale.files import atomic_json, read_json
+from mscale.files import atomic_json, read_json, writing
 from mscale.progress import progress
 from mscale.vocabulary import EOS_ID, PAD_ID, UNK_ID, SentencePieceVocabulary, load_vocabulary
 
@@ -45,8 +47,8 @@ def train_vocabulary(
     The sample gives language l the share p_l ∝ c_l^(1/T) of ``sample_bytes``, c_l the bytes of its files.
     A language with more text than its share gives the beginning of each of its files, the same number of
     bytes from each; one with less gives all, and its sentences count as often as fills the share. So at most
-    ``sample_bytes`` are read and held, whatever the size of the corpus; training takes about 25 times that
-    in memory. What was read of each language and how often it counts is in vocabulary.json.
+    ``sample_bytes`` are read and held, whatever the size of the corpus; training takes about 120 times the
+    text read in memory. What was read of each language and how often it counts is in vocabulary.json.
 
     The same call gives the same model, byte for byte; a second one in the same folder returns at once.
 
@@ -62,8 +64,8 @@ def train_vocabulary(
       threads: of the trainer. Another number gives a model that differs in the last digits of its scores.
 
     Raises:
-      MscaleError: bad input, parameters out of range, a sample too small for so many pieces, or another
-        vocabulary in the folder.
+      MscaleError: bad input, parameters out of range, a sample too small for so many pieces, another
+        vocabulary in the folder, or another training at work there.
     """
     _check(pieces, special, temperature, sample_bytes, character_coverage, threads)
     files = dict(sorted(find(corpus, languages).items()))
@@ -78,22 +80,46 @@ def train_vocabulary(
         "file_bytes": sizes,
     }
     path = Path(path)
-    if (path / RECIPE).exists():
-        return _made(path, recipe)
-    if (path / "vocabulary.json").exists() or (path / "vocabulary.model").exists():
-        raise MscaleError(
-            f"{path}: a vocabulary of unknown origin is here already (no {RECIPE}); choose another folder"
-        )
-    started = time.monotonic()
-    shares = _shares(sizes, temperature, sample_bytes)
-    used: dict[str, dict[str, float]] = {}
-    model = _train(_sentences(files, shares, used), recipe)
-    versions = {"sentencepiece": _library().__version__, "seconds": round(time.monotonic() - started, 1)}
-    training = {**{key: value for key, value in recipe.items() if key != "file_bytes"}, **versions}
-    vocabulary = SentencePieceVocabulary(model, training={**training, "sample": used})
-    vocabulary.save(path)
-    atomic_json(path / RECIPE, {**recipe, "fingerprint": vocabulary.fingerprint})
-    return vocabulary
+    with _locked(path):
+        if (path / RECIPE).exists():
+            return _made(path, recipe)
+        if (path / "vocabulary.json").exists() or (path / "vocabulary.model").exists():
+            raise MscaleError(
+                f"{path}: a vocabulary of unknown origin is here already (no {RECIPE}); choose another folder"
+            )
+        started = time.monotonic()
+        shares = _shares(sizes, temperature, sample_bytes)
+        used: dict[str, dict[str, float]] = {}
+        model = _train(_sentences(files, shares, used), recipe)
+        versions = {"sentencepiece": _library().__version__, "seconds": round(time.monotonic() - started, 1)}
+        training = {**{key: value for key, value in recipe.items() if key != "file_bytes"}, **versions}
+        vocabulary = SentencePieceVocabulary(model, training={**training, "sample": used})
+        vocabulary.save(path)
+        atomic_json(path / RECIPE, {**recipe, "fingerprint": vocabulary.fingerprint})
+        return vocabulary
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the folder for one training: of two at once, the last to end would replace the other's model."""
+    made = not path.exists()
+    lock_path = path / ".training"
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(lock_path, "w")  # noqa: SIM115 (held until training ends)
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise MscaleError(
+                f"{path}: another training is at work here; wait for it or choose another folder"
+            ) from None
+        try:
+            yield
+        finally:
+            lock_path.unlink(missing_ok=True)
+            if made and not any(path.iterdir()):
+                path.rmdir()
 
 
 def _check(

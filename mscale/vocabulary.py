@@ -5,6 +5,7 @@ All vocabularies number their special ids as T5 does: 0 pads (and begins a seque
 is unknown.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ class SentencePieceVocabulary:
 
     @property
     def fingerprint(self) -> str:
-        return f"sentencepiece-{self.size}-{hashlib.blake2b(self.model, digest_size=8).hexdigest()}"
+        return f"sentencepiece-{self.size}-{_digest(self.model)}"
 
     @property
     def exact(self) -> bool:
@@ -280,6 +281,11 @@ def _utf8(text: str | bytes) -> bytes:
             f"text holds a lone surrogate (U+{ord(text[error.start]):04X} at character {error.start}), "
             "which no UTF-8 has; repair the document"
         ) from None
+
+
+@functools.lru_cache(maxsize=8)  # asked for with every file that is packed
+def _digest(model: bytes) -> str:
+    return hashlib.blake2b(model, digest_size=8).hexdigest()
 
 
 def _read_model(path: Path) -> bytes:

@@ -162,6 +162,16 @@ def test_bad_requests_are_named(corpus, tmp_path):
         train_vocabulary(corpus, tmp_path / "b")
 
 
+def test_a_second_training_in_the_same_folder_is_refused(corpus, tmp_path):
+    import fcntl
+
+    with open(tmp_path / ".training", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(MscaleError, match="another training is at work here"):
+            train_vocabulary(corpus, tmp_path, 350, 20, sample_bytes=60_000, threads=2)
+    assert not (tmp_path / "vocabulary.model").exists()
+
+
 def test_a_model_that_is_not_its_own_description(trained, tmp_path):
     vocabulary, _ = trained
     vocabulary.save(tmp_path)
