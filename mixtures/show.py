@@ -152,7 +152,7 @@ def chart(mixture: Mixture, rows: Sequence[Row], limit: int = 60) -> Any:
     base = alt.Chart(data).encode(y=languages, tooltip=tip)
     scale = alt.Scale(type="log")
     tokens = base.mark_point(filled=True, size=60, opacity=1).encode(
-        x=alt.X("tokens:Q", scale=scale, title="tokens"),
+        x=alt.X("tokens:Q", scale=scale, title="tokens", axis=alt.Axis(format="~s")),
         color=alt.Color("epochs:Q", scale=alt.Scale(type="log", scheme="viridis"), title="epochs"),
     )
     unique = base.mark_tick(color="black", thickness=2).encode(x=alt.X("unique_tokens:Q", scale=scale))
