@@ -121,6 +121,7 @@ def _usable(entry: dict | None) -> bool:
 
 def _transfer_headline(results: dict) -> list[dict]:
     cells = [row for row in main_matrix(results) if row["status"] == "measured"]
+    bounds = [row for row in main_matrix(results) if row["status"] == "bound"]
     if not cells:
         return [
             _sentence(
@@ -133,10 +134,12 @@ def _transfer_headline(results: dict) -> list[dict]:
     helps = [row for row in cells if row["low"] is not None and row["low"] > 0]
     hurts = [row for row in cells if row["high"] is not None and row["high"] < 0]
     best = max(cells, key=lambda row: row["score"])
+    below = sum(row["bound"] == "at most" and (row["high"] or 0) < 0 for row in bounds)
+    more = f" {len(bounds)} more pairs are bounds, {below} of them interference for sure." if bounds else ""
     text = (
         f"Of {len(cells)} measured source→target pairs {len(helps)} help and {len(hurts)} interfere beyond "
         f"noise; {len(cells) - len(helps) - len(hurts)} cannot be told from no transfer. The strongest is "
-        f"{best['source']}→{best['target']}: {signed(best['score'])} ({span(best['low'], best['high'])})."
+        f"{best['source']}→{best['target']}: {signed(best['score'])} ({span(best['low'], best['high'])}).{more}"
     )
     return [
         _sentence(
@@ -240,13 +243,21 @@ def recommendations(results: dict) -> list[dict]:
 
 def _partners(results: dict) -> list[dict]:
     cells = [row for row in main_matrix(results) if row["status"] == "measured"]
+    known = [row for row in main_matrix(results) if row["status"] != "missing"]
     output = []
-    for target in sorted({row["target"] for row in cells}):
+    best_first = sorted({row["target"] for row in cells})
+    if len(best_first) > 12:  # a long list starts with what can be acted on
+        gain = {name: max(row["low"] or -9 for row in cells if row["target"] == name) for name in best_first}
+        best_first.sort(key=lambda name: -gain[name])
+    for target in best_first:
         mine = [row for row in cells if row["target"] == target]
         helps = sorted(
             (row for row in mine if row["low"] is not None and row["low"] > 0), key=lambda row: -row["score"]
         )
-        hurts = [row for row in mine if row["high"] is not None and row["high"] < 0]
+        # A bound counts as interference where even its upper end lies below zero.
+        hurts = [
+            row for row in known if row["target"] == target and row["high"] is not None and row["high"] < 0
+        ]
         if helps:
             shown = ", ".join(f"{row['source']} ({span(row['low'], row['high'])})" for row in helps[:3])
             text = f"{target}: train it with {shown}."
@@ -256,7 +267,11 @@ def _partners(results: dict) -> list[dict]:
             text = f"{target}: no partner helps beyond noise; the best guess is {best['source']}."
             sure = "unclear"
         if hurts:
-            text += f" Keep it apart from {_listed([row['source'] for row in hurts])}."
+            worst = sorted(hurts, key=lambda row: row["score"])
+            names = [row["source"] for row in worst[:3]] + (
+                [f"{len(worst) - 3} more"] if len(worst) > 3 else []
+            )
+            text += f" Keep it apart from {_listed(names)}."
         output.append({**_sentence(text, sure, "", "Train together"), "group": "Which languages together"})
     return output
 

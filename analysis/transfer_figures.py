@@ -45,12 +45,9 @@ def transfer_heatmap(results: dict) -> Figure | None:
     for key, order in orders.items():
         place = {name: index for index, name in enumerate(order)}
         frame[f"t_{key}"], frame[f"s_{key}"] = frame["target"].map(place), frame["source"].map(place)
-    limit = (
-        float(max(0.3, np.nanmax(np.abs(frame["score"].astype(float)))))
-        if frame["score"].notna().any()
-        else 1.0
-    )
-    limit = min(limit, 1.5)
+    # A few extreme cells would bleach all others: colours saturate beyond the 97th percentile.
+    sizes = frame["score"].astype(float).abs().dropna()
+    limit = float(np.clip(np.quantile(sizes, 0.97), 0.3, 1.5)) if len(sizes) else 1.0
     first = next(iter(orders))
     chosen = alt.param(name="order", value=first)
     pick_t = " : ".join(f"order === '{key}' ? datum.t_{key}" for key in orders) + f" : datum.t_{first}"
@@ -94,7 +91,9 @@ def transfer_heatmap(results: dict) -> Figure | None:
             alt.Color(
                 "score:Q",
                 title="transfer score",
-                scale=alt.Scale(scheme=alt.SchemeParams(SIGNED), domain=[-limit, limit], domainMid=0),
+                scale=alt.Scale(
+                    scheme=alt.SchemeParams(SIGNED), domain=[-limit, limit], domainMid=0, clamp=True
+                ),
                 legend=alt.Legend(gradientLength=180, format="+.1f"),
             ),
             alt.value("#eef0f3"),
