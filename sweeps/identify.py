@@ -207,7 +207,7 @@ def _fisher(
             row = rows[index]
             jacobian[index, column] = (predict(row, up) - predict(row, down)) / (2 * step) * scale
     if len(rows) > len(names):  # the same singular values and directions, of a much smaller matrix
-        jacobian = np.linalg.qr(jacobian, mode="r")
+        jacobian = np.linalg.qr(jacobian).R
     _, singular, directions = np.linalg.svd(jacobian, full_matrices=True)
     singular = np.concatenate([singular, np.zeros(len(names) - len(singular))])
     largest = singular.max(initial=0.0)

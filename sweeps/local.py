@@ -54,6 +54,7 @@ def run(
     workers: int | None = None,
     trainer: str = worker.TRAINER,
     attempts: int = 3,
+    stall_seconds: float = state.STALL_SECONDS,
     description: str = "Training",
 ) -> Summary:
     """Trains the runs of a study that are not done yet; called again after any interruption it continues.
@@ -63,6 +64,7 @@ def run(
       workers: processes, one core each where there are enough; by default one a core, as memory allows.
       trainer: ``module:function`` that trains one run from its arguments and returns an exit code.
       attempts: how often a run may lose its worker (killed, out of memory) before it counts as failed.
+      stall_seconds: a worker whose run has not got on for so long is killed, and the run begun again.
       description: label of the progress bar.
 
     Raises:
@@ -80,7 +82,7 @@ def run(
         for one in todo:  # a failure is tried again: its cause may be mended
             (spec.workdir(root, one.id) / "failure.json").unlink(missing_ok=True)
         cores = slots(min(workers or default_workers(), len(todo)))
-        pool = Pool(study, root, todo, cores, trainer, attempts)
+        pool = Pool(study, root, todo, cores, trainer, attempts, stall_seconds)
         ended = "interrupted"
         try:
             with _terminable():

@@ -32,6 +32,8 @@ class _Worker:
     shapes: set[tuple] = field(default_factory=set)
     run: RunSpec | None = None
     started: float = 0.0
+    seen: tuple = ()
+    moved: float = 0.0
     buffer: bytes = b""
 
 
@@ -46,6 +48,7 @@ class Pool:
         cores: Sequence[tuple[int, ...]],
         trainer: str,
         attempts: int,
+        stall_seconds: float = 1800.0,
     ):
         self.root = root
         self.todo: dict[str, RunSpec] = {one.id: one for one in todo}
@@ -54,7 +57,7 @@ class Pool:
         self.failed: dict[str, str] = {}
         self.lost: dict[str, int] = {}
         self.remaining = planner.downstream(study.runs)
-        self.trainer, self.attempts = trainer, attempts
+        self.trainer, self.attempts, self.stall_seconds = trainer, attempts, stall_seconds
         self.free_slots = list(enumerate(cores))
         self.workers: list[_Worker] = []
         self.selector = selectors.DefaultSelector()
@@ -111,6 +114,7 @@ class Pool:
                 return
             ready.remove(chosen)
             free.run, free.started = chosen, time.time()
+            free.seen, free.moved = (), time.monotonic()
             free.shapes.add(chosen.shape)
             command = {
                 "run": chosen.id,
@@ -215,6 +219,11 @@ class Pool:
             if one.run is None:
                 continue
             status = worker.read_status(spec.workdir(self.root, one.run.id))
+            if (seen := (status.get("step"), status.get("updated"))) != one.seen:
+                one.seen, one.moved = seen, time.monotonic()
+            elif time.monotonic() - one.moved > self.stall_seconds:
+                one.process.kill()  # noticed when its socket is read; the run counts as having lost its worker
+                continue
             steps = one.run.steps - one.run.start_step
             step = int(status.get("step") or 0) - one.run.start_step
             self._give_credit(one.run, min(1.0, max(0.0, step / steps)) if steps else 0.0)

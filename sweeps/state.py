@@ -2,12 +2,15 @@
 
 <root>/study.json            the study as it was started
 <root>/runs/<id>/spec.json   what the run is
+<root>/runs/<id>/heartbeat.json  that its process lives, and where
 <root>/runs/<id>/status.json written by the trainer: state, step, speed
 <root>/runs/<id>/failure.json  why it failed, if it did, with the last lines of its log
 <root>/runs/<id>/log.txt     what the trainer printed
 """
 
 import json
+import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +22,9 @@ from sweeps import lease, spec, study, worker
 from sweeps.spec import RunSpec
 from sweeps.study import Study
 
-STATES = ("done", "running", "failed", "blocked", "waiting", "interrupted")
+STATES = ("done", "running", "stalled", "failed", "blocked", "waiting", "interrupted")
+LOST_SECONDS = 8 * worker.HEARTBEAT_SECONDS  # without a heartbeat, a process on another host counts as dead
+STALL_SECONDS = 1800.0  # a live process whose status.json has not changed for so long is stuck
 
 
 @dataclass(frozen=True)
@@ -27,8 +32,9 @@ class RunState:
     """State of one run.
 
     Attributes:
-      state: done; running (a live process holds its folder); failed; blocked (an ancestor failed);
-        interrupted (begun, and nobody works on it); or waiting.
+      state: done; running (a live process holds its folder); stalled (so, but it has not got on for
+        ``STALL_SECONDS``); failed; blocked (an ancestor failed); interrupted (begun, and nobody works on it); or
+        waiting.
       step: how far it is, between the spec's start_step and steps.
       reason: why it failed, else "".
     """
@@ -59,12 +65,22 @@ def read_run(run: RunSpec, root: str | Path) -> RunState:
         failure = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         failure = None
-    if worker.is_locked(folder):
+    beat = worker.read_heartbeat(folder)
+    if worker.is_locked(folder) or _beats(beat):
+        silent = time.time() - max(float(status.get("updated") or 0), float(beat.get("began") or time.time()))
+        if silent > STALL_SECONDS:
+            return RunState(run, "stalled", step, 0.0, f"no progress for {silent:,.0f} s")
         return RunState(run, "running", step, speed, "")
     if failure is not None:
         log = tuple(map(str, failure.get("log", ())))
         return RunState(run, "failed", step, 0.0, str(failure.get("reason", "unknown")), log)
     return RunState(run, "interrupted" if status else "waiting", step, 0.0, "")
+
+
+def _beats(beat: dict[str, Any]) -> bool:
+    """Whether a process on another host works on the run; one on this host holds the folder's lock."""
+    elsewhere = beat.get("host") not in (None, socket.gethostname())
+    return elsewhere and time.time() - float(beat.get("when") or 0) < LOST_SECONDS
 
 
 def read_states(runs: Sequence[RunSpec], root: str | Path) -> dict[str, RunState]:
@@ -173,7 +189,7 @@ def status_table(root: str | Path):
             *(f"{count:,}" if count else "" for count in counts),
             f"{sum(state.tokens_done for state in chosen):,}",
             f"{sum(state.spec.tokens for state in chosen):,}",
-            f"{sum(_flops_done(state) for state in chosen):.3g}",
+            f"{sum(flops_done(state) for state in chosen):.3g}",
             f"{sum(state.spec.flops for state in chosen):.3g}",
         )
     table.caption = "\n".join(status_lines(root, states))
@@ -189,7 +205,7 @@ def status_lines(root: str | Path, states: dict[str, RunState]) -> list[str]:
             f"running {state.spec.id}: step {state.step:,} of {state.spec.steps:,}, "
             f"{state.tokens_per_second:,.0f} tokens/s"
         )
-    left = sum(state.spec.flops - _flops_done(state) for state in states.values() if state.state != "failed")
+    left = sum(state.spec.flops - flops_done(state) for state in states.values() if state.state != "failed")
     speed = sum(6 * state.spec.params * state.tokens_per_second for state in running)
     if running and speed:
         lines.append(f"{speed:.3g} FLOP/s; about {left / speed:,.0f} s left")
@@ -204,7 +220,8 @@ def status_lines(root: str | Path, states: dict[str, RunState]) -> list[str]:
     return lines
 
 
-def _flops_done(state: RunState) -> int:
+def flops_done(state: RunState) -> int:
+    """Training compute that a run has done so far."""
     return 6 * state.spec.params * state.tokens_done
 
 
@@ -216,6 +233,6 @@ def summary(root: str | Path) -> dict[str, Any]:
         "runs": len(states),
         "tokens_done": sum(state.tokens_done for state in states),
         "tokens": sum(state.spec.tokens for state in states),
-        "flops_done": sum(_flops_done(state) for state in states),
+        "flops_done": sum(flops_done(state) for state in states),
         "flops": sum(state.spec.flops for state in states),
     }

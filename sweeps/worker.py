@@ -25,6 +25,7 @@ TRAINER = "mscale.train:main"
 LOG_LINES = 20
 LOCK_SECONDS = 30.0
 PREEMPTED = 143
+HEARTBEAT_SECONDS = 15.0
 
 
 def train_run(folder: Path, arguments: Sequence[str], trainer: Callable[[list[str]], int]) -> str | None:
@@ -35,7 +36,7 @@ def train_run(folder: Path, arguments: Sequence[str], trainer: Callable[[list[st
     its state takes the process with it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with run_lock(folder):
+    with run_lock(folder), heartbeat(folder):
         (folder / "failure.json").unlink(missing_ok=True)
         reason: str | None = None
         with _output_to(folder / "log.txt"):
@@ -59,6 +60,45 @@ def train_run(folder: Path, arguments: Sequence[str], trainer: Callable[[list[st
             reason = str(status.get("reason") or reason)
             write_failure(folder, reason)
         return reason
+
+
+@contextlib.contextmanager
+def heartbeat(folder: Path, seconds: float = HEARTBEAT_SECONDS) -> Iterator[None]:
+    """Replaces ``heartbeat.json`` in a run's folder every ``seconds`` while the block runs.
+
+    It says that the process lives, on which host and as which job, to runners that cannot see it; whether it gets
+    on is told by the trainer's ``status.json``.
+    """
+    from mscale.errors import MscaleError
+    from mscale.files import atomic_json
+
+    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("JOBSET_NAME") or ""
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "began": time.time()}
+    ended = threading.Event()
+
+    def beat() -> None:
+        while True:
+            with contextlib.suppress(MscaleError):  # a full disk is the trainer's to report
+                atomic_json(folder / "heartbeat.json", {**mine, "when": time.time()})
+            if ended.wait(seconds):
+                return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def read_heartbeat(folder: Path) -> dict[str, Any]:
+    """The last heartbeat of a run, or empty."""
+    try:
+        found = json.loads((folder / "heartbeat.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_failure(folder: Path, reason: str) -> None:
