@@ -47,6 +47,8 @@ class Jet:
         return Jet(value, grad, hess)
 
     def __add__(self, other: Any) -> Jet:
+        if isinstance(other, Exponential | Sum):
+            return other + self
         if not isinstance(other, Jet):
             return Jet(self.value + other, self.grad, self.hess)
         grad = dict(self.grad)
@@ -158,6 +160,11 @@ class Exponential(Jet):
     grad = property(lambda self: self._make().grad)  # type: ignore[assignment]
     hess = property(lambda self: self._make().hess)  # type: ignore[assignment]
 
+    def __add__(self, other: Any) -> Jet:
+        return Sum((self,), 0.0) + other
+
+    __radd__ = __add__
+
     def __mul__(self, other: Any) -> Jet:
         return Exponential(self.log + other.log) if isinstance(other, Exponential) else super().__mul__(other)
 
@@ -170,6 +177,42 @@ class Exponential(Jet):
 
     def __pow__(self, power: Any) -> Jet:
         return Exponential(self.log * power)
+
+
+class Sum(Jet):
+    """A sum of exponentials and a rest, added up when first looked at.
+
+    Where all is affine inside, derivatives are products of few arrays that differ by member with rows that do not
+    (`problem.Problem` makes use of it); anything else sees an ordinary jet.
+    """
+
+    __slots__ = ("terms", "rest", "_made")
+
+    def __init__(self, terms: tuple[Exponential, ...], rest: Any):
+        self.terms = terms
+        self.rest = rest
+        self._made: Jet | None = None
+
+    def _make(self) -> Jet:
+        if self._made is None:
+            made = self.terms[0]._make()
+            for term in self.terms[1:]:
+                made = made + term._make()
+            self._made = made + self.rest
+        return self._made
+
+    value = property(lambda self: self._make().value)  # type: ignore[assignment]
+    grad = property(lambda self: self._make().grad)  # type: ignore[assignment]
+    hess = property(lambda self: self._make().hess)  # type: ignore[assignment]
+
+    def __add__(self, other: Any) -> Jet:
+        if isinstance(other, Sum):
+            return Sum(self.terms + other.terms, self.rest + other.rest)
+        if isinstance(other, Exponential):
+            return Sum((*self.terms, other), self.rest)
+        return Sum(self.terms, self.rest + other)
+
+    __radd__ = __add__
 
 
 def _times(value: Array, factor: Array) -> Array:

@@ -23,6 +23,8 @@ def minimise(
     members: Members | None = None,
     *,
     hold: np.ndarray | None = None,
+    metric: np.ndarray | None = None,
+    first: tuple[np.ndarray, ...] | None = None,
     damping: float = 0.1,
     iterations: int = 200,
     tolerance: float = 1e-10,
@@ -31,16 +33,24 @@ def minimise(
 
     The damping adds a multiple of the majoriser (iteratively reweighted Gauss-Newton) to the exact Hessian.
     At 0 it is Newton, which converges quadratically even where Huber's loss is nearly absolute; above 1 a
-    step descends from anywhere. `hold` (P,) or (B, P) freezes parameters. Stops a member when the decrease that
-    the quadratic model promises is below `tolerance` of its objective.
+    step descends from anywhere. `hold` (P,) or (B, P) freezes parameters. `metric` (P, P) damps instead of the
+    majoriser of every step, which is then not worked out; `first` are objective, gradient and Hessian of every
+    member at theta, where they are known already. Stops a member when the decrease that the quadratic
+    model promises is below `tolerance` of its objective.
     """
     members = problem.members() if members is None else members
     lower, upper = problem.lower, problem.upper
     theta = np.clip(theta, lower, upper).astype(float)
     B, P = theta.shape
     hold = np.broadcast_to(np.zeros(P, bool) if hold is None else hold, (B, P))
-    f, g, H, M = problem.system(theta, members, damping > 0)
-    known = np.full(B, damping > 0)  # members whose majoriser is at hand; pure Newton does without
+    if metric is None:
+        f, g, H, M = problem.system(theta, members, damping > 0)
+    else:
+        f, g, H = first or problem.system(theta, members, False)[:3]
+        M = np.broadcast_to(metric, (B, P, P))
+    known = np.full(
+        B, damping > 0 or metric is not None
+    )  # whose majoriser is at hand; pure Newton does without
     mu = np.full(B, damping)
     converged = np.zeros(B, bool)
     live = np.flatnonzero(np.isfinite(f))
@@ -58,13 +68,15 @@ def minimise(
         if len(go):
             at = live[go]
             trial = np.clip(theta[at] + step[go], lower, upper)
-            majorise = bool((mu[at] >= 1e-6).any())
+            majorise = metric is None and bool((mu[at] >= 1e-6).any())
             parts = problem.system(trial, members.take(at), majorise)
             better = parts[0] <= f[at]
             to = at[better]
             theta[to], f[to] = trial[better], parts[0][better]
-            g[to], H[to], M[to] = parts[1][better], parts[2][better], parts[3][better]
-            known[to] = majorise
+            g[to], H[to] = parts[1][better], parts[2][better]
+            if metric is None:
+                M[to] = parts[3][better]
+                known[to] = majorise
             improved[go[better]] = True
         eased = np.where(mu[live] < 1e-6, 0.0, mu[live] * 0.1)
         mu[live] = np.where(improved, eased, np.maximum(mu[live] * 8.0, 1e-3))

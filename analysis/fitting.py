@@ -18,7 +18,8 @@ import pandas as pd
 from analysis import checks, laws, search, uncertainty
 from analysis.build import Spec, build
 from analysis.laws.law import Law
-from analysis.problem import Problem, huber
+from analysis.losses import huber
+from analysis.problem import Problem
 from analysis.results import FORMAT, Fit
 from mscale.errors import MscaleError, nearest
 

@@ -7,17 +7,19 @@ and a cell touches only its own columns of the Hessian.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from analysis import powers
 from analysis.derivatives import Jet, value_of
 from analysis.laws.law import Law
+from analysis.losses import huber
 
-BLOCK = 1 << 15  # elements of a (B, rows) block: small enough for its temporaries to stay in the cache
+BLOCK = 1 << 16  # elements of a (B, rows) block: small enough for its temporaries to stay in the cache
 THREADS = 2
 
 
@@ -139,6 +141,22 @@ class Problem:
     def _first(self) -> np.ndarray:
         return np.unique(self.group, return_index=True)[1]
 
+    def subset(self, keep: np.ndarray) -> "Problem":
+        """The problem on the rows where keep (n,) holds."""
+        before = np.concatenate([[0], np.cumsum(keep)])
+        return replace(
+            self,
+            x={name: values[keep] for name, values in self.x.items()},
+            y=self.y[keep],
+            weight=self.weight[keep],
+            group=np.unique(self.group[keep], return_inverse=True)[1],
+            cells=tuple(
+                replace(cell, rows=slice(int(before[cell.rows.start]), int(before[cell.rows.stop])))
+                for cell in self.cells
+                if keep[cell.rows].any()
+            ),
+        )
+
     @property
     def size(self) -> int:
         return len(self.lower)
@@ -212,7 +230,12 @@ class Problem:
         def run(part: np.ndarray, of: Members) -> tuple[np.ndarray, ...]:
             return self._system(part, of, majorise)
 
-        return _threaded(run, theta, members, max(1, BLOCK // max(1, len(self.y))))
+        return threaded(run, theta, members, self.block)
+
+    @cached_property
+    def block(self) -> int:
+        """Members that are worked on together."""
+        return max(1, BLOCK // max(cell.rows.stop - cell.rows.start for cell in self.cells))
 
     def objective(self, theta: np.ndarray, members: Members | None = None) -> np.ndarray:
         """Σ w·ρ(residual), less what the groups share; without priors, pins or barriers."""
@@ -314,7 +337,7 @@ class Problem:
         relief: np.ndarray | None,
         majorise: bool,
     ) -> tuple[np.ndarray, ...]:
-        """Objective, gradient, Hessian, majoriser and Jacobian (B, k, rows) of a cell's kept parameters."""
+        """Objective, gradient, Hessian, majoriser of a cell's parameters; with relief its Jacobian (B, k, rows)."""
         cell = self.cells[number]
         x, y = self.variables(cell), self.y[cell.rows]
         free = np.zeros(len(cell.select), bool)
@@ -323,6 +346,10 @@ class Problem:
         B, n, k = len(theta), len(y), len(kept)
         p = self.jets(self.locals(theta, cell), free, 2)
         out = self.law.predict(p, x)
+        log = self.law.residual == "log"
+        found = powers.terms(out, n) if relief is None and self.law.constraint is None else None
+        if found is not None:
+            return powers.system(found, place, log, y, w, self.delta, majorise)
         if not isinstance(out, Jet):
             out = Jet(np.broadcast_to(out, (B, n)), {}, {})
         inverse: Any = 1.0
@@ -331,7 +358,7 @@ class Problem:
             residual = np.log(out.value * (1.0 / y))
         else:
             residual = out.value - y
-        rho, psi, steep, ratio = huber(residual, self.delta)
+        rho, psi, steep, ratio = huber(residual, self.delta, majorise)
         J = np.empty((B, k, n))
         for index, grad in out.grad.items():
             np.multiply(grad, inverse, out=J[:, place[index]])
@@ -379,16 +406,32 @@ class Problem:
                     matrix[:, place[j], place[i]] += part
 
 
-def huber(r: np.ndarray, delta: float | None) -> tuple[np.ndarray, np.ndarray, Any, Any]:
-    """ρ(r), ψ = ρ', ρ'' and ψ/r, of Huber's loss (r²/2 within ±δ, then linear); of r²/2, without the ones."""
-    if delta is None:
-        return 0.5 * r * r, r, None, None
-    psi = np.clip(r, -delta, delta)
-    size = np.abs(r)
-    return psi * (r - 0.5 * psi), psi, (size <= delta).astype(float), delta / np.maximum(size, delta)
+def cell_derivatives(problem: Problem, theta: np.ndarray, number: int) -> tuple[np.ndarray, ...]:
+    """A cell's residuals r (n,), slopes J (k, n) and curvatures (k(k+1)/2, n; pairs i <= j) at theta (P,).
+
+    In the local parameters that are fitted in the cell, whose indices come first: (k,).
+    """
+    cell = problem.cells[number]
+    kept = np.flatnonzero(cell.free)
+    y = problem.y[cell.rows]
+    out: Any = problem.law.predict(
+        problem.jets(problem.locals(theta[None], cell), cell.free, 2), problem.variables(cell)
+    )
+    if not isinstance(out, Jet):
+        out = Jet(out, {}, {})
+    if problem.law.residual == "log":
+        out = out.map(np.log(out.value), 1.0 / out.value, -1.0 / out.value**2)
+    r = np.broadcast_to(out.value, (1, len(y)))[0] - (np.log(y) if problem.law.residual == "log" else y)
+    i, j = np.triu_indices(len(kept))
+    J, K = np.zeros((len(kept), len(y))), np.zeros((len(i), len(y)))
+    for position, index in enumerate(kept):
+        J[position] = out.grad.get(int(index), 0.0)
+    for position, (a, b) in enumerate(zip(kept[i], kept[j], strict=True)):
+        K[position] = (out.hess or {}).get((int(a), int(b)), 0.0)
+    return kept, r, J, K
 
 
-def _threaded(run: Callable, theta: np.ndarray, members: Members, block: int) -> tuple[np.ndarray, ...]:
+def threaded(run: Callable, theta: np.ndarray, members: Members, block: int) -> tuple[np.ndarray, ...]:
     """Runs over blocks of the batch, on two threads where there is enough work (NumPy frees the lock)."""
     B = len(theta)
     pieces = [slice(start, min(B, start + block)) for start in range(0, B, block)]
@@ -399,7 +442,7 @@ def _threaded(run: Callable, theta: np.ndarray, members: Members, block: int) ->
 
     if len(pieces) == 1:
         return one(pieces[0])
-    if len(pieces) < 8:
+    if len(pieces) < 4:
         done = [one(piece) for piece in pieces]
     else:
         with ThreadPoolExecutor(THREADS) as pool:

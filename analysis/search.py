@@ -16,10 +16,13 @@ from mscale.errors import MscaleError
 GRID = 6  # points a nonlinear parameter gets when there are at most two
 STARTS = 64  # otherwise: points of a Sobol sequence
 POLISHED = 12  # starts that are polished
+ENOUGH = 3000  # rows on which starts are compared; the best go on to all of them
+FINAL = 3
 
 
 def starts(problem: Problem, seed: int) -> np.ndarray:
     """Starts (S, P), best first."""
+    problem = sample(problem)
     which = problem.held["parameters"]
     nonlinear = [index for index, q in enumerate(which) if not q.linear]
     ranges = np.array([np.log(q.start) if q.log else q.start for q in which], float).reshape(-1, 2)
@@ -104,6 +107,23 @@ def polish(problem: Problem, theta: np.ndarray) -> tuple[Problem, np.ndarray, di
     if not len(theta):
         raise MscaleError("no start gives finite predictions: check the units of the columns")
     theta = theta[:POLISHED]
+    small = sample(problem)
+    if small is not problem:
+        _, found, agreement = _polish(small, theta)
+        problem, found, last = _polish(problem, found[:FINAL])
+        return problem, found[0], {**agreement, "converged": last["converged"]}
+    problem, found, agreement = _polish(problem, theta)
+    return problem, found[0], agreement
+
+
+def sample(problem: Problem) -> Problem:
+    """The problem on whole groups, about `ENOUGH` rows, spread evenly; itself if it has not many more."""
+    every = len(problem.y) // ENOUGH
+    return problem if every < 2 else problem.subset(problem.group % every == 0)
+
+
+def _polish(problem: Problem, theta: np.ndarray) -> tuple[Problem, np.ndarray, dict[str, Any]]:
+    """As `polish`, with the optima of all starts, best first."""
     if problem.law.constraint is not None:
         scale = float(np.median(problem.objective(theta))) / len(problem.y)
         wide = dataclasses.replace(problem, barrier=1e-4 * scale)
@@ -111,16 +131,16 @@ def polish(problem: Problem, theta: np.ndarray) -> tuple[Problem, np.ndarray, di
         scale = float(np.min(problem.objective(theta))) / len(problem.y)
         problem = dataclasses.replace(problem, barrier=1e-7 * scale)
     found = minimise(problem, theta)
-    best = int(np.argmin(found.objective))
-    low = found.objective[best]
+    order = np.argsort(found.objective, kind="stable")
+    low = found.objective[order[0]]
     if not np.isfinite(low):
         raise MscaleError("the fit did not find a finite optimum: check the units of the columns")
     return (
         problem,
-        found.theta[best],
+        found.theta[order],
         {
             "starts": len(theta),
             "agreeing": int((found.objective <= low + 1e-6 * abs(low) + 1e-15).sum()),
-            "converged": bool(found.converged[best]),
+            "converged": bool(found.converged[order[0]]),
         },
     )
