@@ -27,7 +27,7 @@ from mscale.partitioning import constrain
 from mscale.scales import Shape
 
 BASE_EMBED, BASE_LAYERS = 64, 2
-EMBEDDING_STD, LOGIT_GAIN = 0.5, 8.0
+EMBEDDING_STD, LOGIT_GAIN = 1.0, 8.0
 REMAT_POLICIES = ("none", "dots", "full")
 LR_RULES = ("mup", "constant")
 ACTIVATIONS = ("silu", "gelu")
@@ -220,8 +220,9 @@ class Block(nnx.Module):
         h, d, f, k = config.shape.heads, config.shape.embed, config.shape.ffw, config.shape.kv
         self.config = config
         self.norm = nnx.Param(jnp.ones((d,), jnp.float32), axes=("norm",))
-        for name in ("query", "key", "value"):
-            setattr(self, name, _param(rngs.params(), (d, h, k), ("embed", "heads", "kv"), d))
+        self.query = _param(rngs.params(), (d, h, k), ("embed", "heads", "kv"), d)
+        self.key = _param(rngs.params(), (d, h, k), ("embed", "heads", "kv"), d)
+        self.value = _param(rngs.params(), (d, h, k), ("embed", "heads", "kv"), d)
         self.attention_out = _param(rngs.params(), (h, k, d), ("heads", "kv", "embed"), h * k)
         self.gate = _param(rngs.params(), (d, f), ("embed", "mlp"), d)
         self.up = _param(rngs.params(), (d, f), ("embed", "mlp"), d)

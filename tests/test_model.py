@@ -15,6 +15,9 @@ TINY = model.ModelConfig(SHAPE, 50)
 DEEP = model.ModelConfig(dataclasses.replace(SHAPE, layers=model.UNROLLED_LAYERS + 2), 50)
 
 
+apply = jax.jit(model.apply, static_argnums=0)
+
+
 def tokens(batch=2, length=12, seed=1):
     return jax.random.randint(jax.random.key(seed), (batch, length), 0, 50)
 
@@ -23,7 +26,7 @@ def size(tree):
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("scale", [*scales.NANO, 0, 20, 31, 34, 52])
+@pytest.mark.parametrize("scale", [*scales.NANO, 0, 34, 52])
 def test_instantiated_model_has_the_counted_parameters(scale):
     vocabulary = scales.BYTE_VOCABULARY if scale in scales.NANO else scales.ATLAS_VOCABULARY
     config = model.ModelConfig(scales.get(scale), vocabulary)
@@ -37,15 +40,15 @@ def test_parameters_are_float32_and_axes_fit_them():
     axes = model.logical_axes(config)
     ranks = jax.tree.map(lambda leaf, names: leaf.ndim == len(names), params, axes)
     assert all(jax.tree.leaves(ranks))
-    assert model.apply(config, params, tokens()).dtype == jnp.bfloat16
+    assert apply(config, params, tokens()).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("config", [TINY, DEEP, dataclasses.replace(TINY, serial_block=True)])
 def test_no_position_sees_what_follows(config):
     params = model.init_params(config, jax.random.key(0))
     ids = tokens()
-    before = model.apply(config, params, ids)
-    after = model.apply(config, params, ids.at[:, 7:].set(3))
+    before = apply(config, params, ids)
+    after = apply(config, params, ids.at[:, 7:].set(3))
     np.testing.assert_array_equal(before[:, :7], after[:, :7])
     assert np.abs(before[:, 7:] - after[:, 7:]).max() > 1e-3
 
@@ -75,21 +78,21 @@ def test_block_is_the_one_of_the_counts():
                 total = total + weight @ (y @ w["value"][:, head]) @ w["attention_out"][head]
             gate, up = y @ w["gate"], y @ w["up"]
             x = x + TINY.branch_scale * (total + (gate / (1 + np.exp(-gate)) * up) @ w["mlp_out"])
-        np.testing.assert_allclose(model.apply(TINY, params, jnp.asarray(ids))[row], norm(x), atol=2e-5)
+        np.testing.assert_allclose(apply(TINY, params, jnp.asarray(ids))[row], norm(x), atol=2e-5)
 
 
-@pytest.mark.parametrize("length", [1, 5, 64, 127, 128, 200, 1024])
+@pytest.mark.parametrize("length", [1, 127, 128, 600])
 def test_attention_equals_plain_attention(length):
     q, k, v, weight = (jax.random.normal(jax.random.key(i), (2, length, 3, 8)) for i in range(4))
 
     def total(implementation):
         return lambda q, k, v: jnp.sum(weight * model.causal_attention(q, k, v, implementation))
 
-    np.testing.assert_allclose(
-        model.causal_attention(q, k, v, "einsum"), model.causal_attention(q, k, v, "xla"), atol=1e-5
+    (ours, ours_grads), (plain, plain_grads) = (
+        jax.jit(jax.value_and_grad(total(name), argnums=(0, 1, 2)))(q, k, v) for name in ("einsum", "xla")
     )
-    ours, plain = (jax.grad(total(name), argnums=(0, 1, 2))(q, k, v) for name in ("einsum", "xla"))
-    for found, expected in zip(ours, plain, strict=True):
+    np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-4)
+    for found, expected in zip(ours_grads, plain_grads, strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
@@ -104,15 +107,16 @@ def test_large_scores_neither_overflow_nor_vanish():
 
 
 @pytest.mark.parametrize("config", [TINY, DEEP])
-@pytest.mark.parametrize("remat", model.REMAT_POLICIES)
-def test_remat_does_not_change_gradients(config, remat):
+def test_remat_does_not_change_gradients(config):
     params, ids = model.init_params(config, jax.random.key(0)), tokens()
 
     def gradient(config):
         return jax.jit(jax.grad(lambda p: loss.objective(config, p, ids, ids)[0]))(params)
 
-    plain, found = gradient(config), gradient(dataclasses.replace(config, remat=remat))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, found)
+    plain = gradient(config)
+    for remat in ("dots", "full"):
+        found = gradient(dataclasses.replace(config, remat=remat))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, found)
 
 
 def test_program_does_not_grow_with_depth():
@@ -129,19 +133,21 @@ def test_program_does_not_grow_with_depth():
 def test_dropout(config):
     config = dataclasses.replace(config, dropout=0.5)
     params, ids = model.init_params(config, jax.random.key(0)), tokens()
-    kept = model.apply(config, params, ids)
-    dropped = [model.apply(config, params, ids, jax.random.key(i)) for i in (0, 0, 1)]
+    kept = apply(config, params, ids)
+    dropped = [apply(config, params, ids, jax.random.key(i)) for i in (0, 0, 1)]
     np.testing.assert_array_equal(dropped[0], dropped[1])
     assert np.abs(dropped[0] - dropped[2]).max() > 0.1 and np.abs(kept - dropped[0]).max() > 0.1
-    np.testing.assert_array_equal(kept, model.apply(dataclasses.replace(config, dropout=0), params, ids))
+    np.testing.assert_array_equal(kept, apply(dataclasses.replace(config, dropout=0), params, ids))
 
 
-def test_initial_loss_is_near_uniform_at_every_width():
-    for scale in scales.NANO:
+def test_initial_loss_is_known_and_the_same_at_every_width():
+    """Tied embeddings of unit variance start by predicting the input, with a logit of LOGIT_GAIN; the rest is uniform."""
+    expected = np.log(258 + np.exp(model.LOGIT_GAIN * model.EMBEDDING_STD))
+    for scale in ("nano0", "nano4"):
         config = model.ModelConfig(scales.get(scale), 259)
         params = model.init_params(config, jax.random.key(0))
         ids = jax.random.randint(jax.random.key(1), (4, 32), 0, 259)
-        assert abs(float(loss.objective(config, params, ids, ids[:, ::-1])[1]) - np.log(259)) < 0.7, scale
+        assert abs(float(loss.objective(config, params, ids, ids[:, ::-1])[1]) - expected) < 0.7, scale
 
 
 def test_rates_of_the_two_rules():
