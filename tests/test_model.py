@@ -140,14 +140,15 @@ def test_dropout(config):
     np.testing.assert_array_equal(kept, apply(dataclasses.replace(config, dropout=0), params, ids))
 
 
-def test_initial_loss_is_known_and_the_same_at_every_width():
-    """Tied embeddings of unit variance start by predicting the input, with a logit of LOGIT_GAIN; the rest is uniform."""
-    expected = np.log(258 + np.exp(model.LOGIT_GAIN * model.EMBEDDING_STD))
+def test_initial_loss_lies_between_uniform_and_predicting_the_input():
+    """Tied unit embeddings start with a logit of at most LOGIT_GAIN on the input; all else is uniform."""
+    most = np.log(258 + np.exp(model.LOGIT_GAIN * model.EMBEDDING_STD))
     for scale in ("nano0", "nano4"):
         config = model.ModelConfig(scales.get(scale), 259)
         params = model.init_params(config, jax.random.key(0))
         ids = jax.random.randint(jax.random.key(1), (4, 32), 0, 259)
-        assert abs(float(loss.objective(config, params, ids, ids[:, ::-1])[1]) - expected) < 0.7, scale
+        found = float(loss.objective(config, params, ids, ids[:, ::-1])[1])
+        assert np.log(259) - 0.1 < found < most + 0.2, scale
 
 
 def test_rates_of_the_two_rules():
