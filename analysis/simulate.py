@@ -4,7 +4,7 @@ What a group (root trunk) shares is drawn once for it; what a checkpoint adds is
 tests, the coverage tables, and to ask before a study is run whether it could tell what it is meant to tell.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -182,8 +182,13 @@ def power(
     checkpoint: float = 0.001,
     exposure: pd.DataFrame | None = None,
     how: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    advance: Callable[[], Any] = lambda: None,
 ) -> dict[str, float]:
     """How often a study of this design would tell `quantity` (a parameter's name) from `null`.
+
+    `how` goes to `analysis.fit`, `options` are the law's own (ATLAS: sources, variant); `advance` is called after
+    every study.
 
     Returns: power (share of studies whose interval leaves null out), coverage (share that holds the truth), the
     median width, and the share of studies that did not identify it; a fit that fails counts against both.
@@ -204,9 +209,11 @@ def power(
             checkpoint=checkpoint,
             exposure=exposure,
             seed=seed * 100_003 + number,
+            **(options or {}),
         )
+        advance()
         try:
-            found = fit(law, table, exposure=exposure, **(how or {})).interval(level)
+            found = fit(law, table, exposure=exposure, **(how or {}), **(options or {})).interval(level)
         except MscaleError:
             unknown += 1
             continue
