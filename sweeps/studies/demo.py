@@ -4,7 +4,7 @@ What each law needs (ATLAS.md) and which cells give it:
 
 - Chinchilla, α and β shared: two anchor languages alone, five scales over 20×, three cooled budgets.
 - ATLAS: every language alone, and in 50/50 pairs with three others (fewer where there are fewer), inside its
-  family and across, at two scales, so that τ survives the loss of either; mixtures of 4 and 6; for λ one
+  family and across, both at two scales, so that the laws survive the loss of either; mixtures of 4 and 6; for λ one
   language repeated for 4 and 16 epochs.
 - Capacity: one, two, four and six languages, uniform, at three scales or more.
 - Transfer: pairs with 2.5 times the reference tokens, so that even a source that harms is seen to reach the
@@ -106,7 +106,8 @@ def demo(
             add("mono", scale, [language], (tokens / 4, tokens / 2, tokens))
     for language in chosen:
         if language not in anchors:
-            add("mono", MIDDLE, [language], (tokens / 2, tokens))
+            for scale in PAIR_SCALES:
+                add("mono", scale, [language], (tokens / 2, tokens))
     for language in anchors:
         add("seeds", MIDDLE, [language], (tokens / 4, tokens / 2, tokens), at_seed=seed + 1)
 
