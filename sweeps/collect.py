@@ -2,8 +2,10 @@
 
 Only runs that are done are collected: what is missing stays missing, and is listed with its reason. The order
 of rows depends on their keys alone, so that a study gives the same tables however often it was interrupted.
+Runs whose files have not changed since the last call are taken from its tables.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,13 @@ from mscale.errors import MscaleError
 from mscale.files import atomic_json
 from mscale.observations import Row
 from sweeps import spec as specs
-from sweeps import state
+from sweeps import state, tables
+from sweeps.identify import unanswerable
 from sweeps.spec import RunSpec
+
+VERSION = 1
+RECORD = "collected.json"
+TABLES = ("observations.parquet", "exposure.parquet")
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class Collected:
       runs: runs collected.
       missing: run id to the reason why it is not in the tables.
       cells: descriptions of the study's cells that have no cooled observation, with the reason.
+      unanswerable: what the whole study would tell and, for want of those cells, this data does not.
     """
 
     rows: int
@@ -34,6 +42,7 @@ class Collected:
     runs: int
     missing: dict[str, str]
     cells: tuple[str, ...]
+    unanswerable: tuple[str, ...] = ()
 
 
 def collect(root: str | Path) -> Collected:
@@ -45,15 +54,21 @@ def collect(root: str | Path) -> Collected:
     root = Path(root)
     study = state.load_study(root)
     states = state.read_states(study.runs, root)
+    before = _before(root)
+    seen: dict[str, list] = {}
+    missing: dict[str, str] = {}
     rows: list[Row] = []
     exposure: list[Row] = []
-    missing: dict[str, str] = {}
     for run in study.runs:
         if states[run.id].state != "done":
             reason = states[run.id].reason
             missing[run.id] = states[run.id].state + (f": {reason}" if reason else "")
             continue
         folder = specs.workdir(root, run.id)
+        mark = _mark(folder)
+        if before.seen.get(run.id) == mark:
+            seen[run.id] = mark
+            continue
         try:
             of_run = observations.read_rows(folder / "observations.jsonl")
             exposed = observations.read_rows(folder / "exposure.jsonl")
@@ -61,13 +76,23 @@ def collect(root: str | Path) -> Collected:
         except MscaleError as error:
             missing[run.id] = f"unusable: {error}"
             continue
+        seen[run.id] = mark
         rows += of_run
         exposure += exposed
-    rows.sort(key=observations.key_of)
-    exposure.sort(key=observations.key_of)
-    for ending in ("parquet", "csv"):
-        observations.write_table(rows, root / f"observations.{ending}", observations.COLUMNS)
-        observations.write_table(exposure, root / f"exposure.{ending}", observations.EXPOSURE_COLUMNS)
+    new = {row["run"] for row in exposure} | {row["run"] for row in rows}
+    kept = set(seen) - new
+    (root / RECORD).unlink(
+        missing_ok=True
+    )  # while tables are replaced one by one, none of them is to be trusted
+    counts = []
+    for name, fresh, columns, key in (
+        ("observations", rows, observations.COLUMNS, observations.KEY),
+        ("exposure", exposure, observations.EXPOSURE_COLUMNS, observations.EXPOSURE_KEY),
+    ):
+        table = tables.merged(before.tables.get(name), kept, fresh, columns, key)
+        tables.write(table, root / f"{name}.parquet")
+        tables.write(table, root / f"{name}.csv")
+        counts.append(table.num_rows)
     cells = tuple(
         f"{cell.tag}: {cell.mixture} at scale {cell.scale}, {tokens:,} tokens, seed {cell.seed} "
         f"({missing[end]})"
@@ -75,8 +100,42 @@ def collect(root: str | Path) -> Collected:
         for tokens, end in zip(cell.tokens, ends, strict=True)
         if end in missing
     )
-    atomic_json(root / "missing.json", {"runs": missing, "cells": list(cells)})
-    return Collected(len(rows), len(exposure), len(study.runs) - len(missing), missing, cells)
+    lost = tuple(unanswerable(study, missing)) if cells else ()
+    atomic_json(root / "missing.json", {"runs": missing, "cells": list(cells), "unanswerable": list(lost)})
+    atomic_json(root / RECORD, {"version": VERSION, "runs": seen, "tables": _mark(root, TABLES)})
+    return Collected(counts[0], counts[1], len(seen), missing, cells, lost)
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What an earlier call collected: the marks of its runs' files, and its tables."""
+
+    seen: dict[str, list]
+    tables: dict[str, Any]
+
+
+def _before(root: Path) -> _Before:
+    """The earlier tables, if they are whole and as they were left; else nothing, and all is read again."""
+    try:
+        record = json.loads((root / RECORD).read_text(encoding="utf-8"))
+        if record["version"] != VERSION or record["tables"] != _mark(root, TABLES):
+            return _Before({}, {})
+        found = {name.partition(".")[0]: tables.read(root / name) for name in TABLES}
+    except (OSError, ValueError, KeyError, TypeError):
+        return _Before({}, {})
+    return _Before(record["runs"], found)
+
+
+def _mark(folder: Path, names: Sequence[str] = ("observations.jsonl", "exposure.jsonl", "spec.json")) -> list:
+    """Sizes and times of files: what tells that they have not changed."""
+    marks = []
+    for name in names:
+        try:
+            found = (folder / name).stat()
+            marks.append([found.st_size, found.st_mtime_ns])
+        except FileNotFoundError:
+            marks.append(None)
+    return marks
 
 
 def check(run: RunSpec, rows: Sequence[Row], exposure: Sequence[Row], folder: Path) -> None:

@@ -307,6 +307,7 @@ def run(
                     for one in order
                     if states[one.id].state in ("waiting", "interrupted")
                     and name_of(one) not in there
+                    and not worker.is_cancelled(spec.workdir(root, one.id))
                     and (one.parent is None or states[one.parent].state == "done")
                 ]
                 for one in ready[: max(0, at_once - len(active))]:

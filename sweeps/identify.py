@@ -6,8 +6,8 @@ have full rank, and its inverse gives the standard errors that a loss noise of `
 Positive parameters enter as their logarithms, so that an error of 0.1 is 10%.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -188,6 +188,8 @@ def _fisher(
     noise: float,
     values: Mapping[str, float],
 ) -> Identification:
+    if not rows:
+        return Identification(law, 0, tuple(names), 0, float("inf"), dict.fromkeys(names, float("inf")))
     planted = {
         name: PLANTED_TAU if name.startswith("tau") else values[name.partition("[")[0]] for name in names
     }
@@ -244,6 +246,24 @@ def statement(study: Study, noise: float = 0.01) -> list[str]:
             shown = ", ".join(lost[:6]) + (f" and {len(lost) - 6} more" if len(lost) > 6 else "")
             lines.append(f"Does not identify the {name} law: {told}; undetermined: {shown or 'all of it'}.")
     return lines + [_transfer_line(study), _crossover_line(study), _noise_line(study)]
+
+
+def unanswerable(study: Study, missing: Collection[str], noise: float = 0.01) -> list[str]:
+    """What the whole study would tell and what is left of it, without the runs in ``missing``, does not."""
+    cells, ends = [], []
+    for cell, ids in zip(study.cells, study.ends, strict=True):
+        kept = [
+            (tokens, one) for tokens, one in zip(cell.tokens, ids, strict=True) if one not in set(missing)
+        ]
+        if kept:
+            cells.append(replace(cell, tokens=tuple(tokens for tokens, _ in kept)))
+            ends.append(tuple(one for _, one in kept))
+    left = replace(study, cells=tuple(cells), ends=tuple(ends))
+    return [
+        after
+        for before, after in zip(statement(study, noise), statement(left, noise), strict=True)
+        if after.startswith("Does not") and not before.startswith("Does not")
+    ]
 
 
 def _transfer_line(study: Study) -> str:

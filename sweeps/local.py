@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mscale.errors import MscaleError
 from mscale.files import atomic_json
-from sweeps import spec, state, worker
+from sweeps import mirror, spec, state, worker
 from sweeps.lease import lease
 from sweeps.pool import Pool
 from sweeps.study import Study
@@ -100,6 +100,8 @@ def run(
                 deaths=pool.deaths,
             )
             _record(root, summary, ended)
+            with contextlib.suppress(MscaleError):  # a mirror only: the folders are the truth
+                mirror.rebuild(root)
     if pool.failed:
         raise MscaleError(_failures(study, root, pool.failed))
     return summary

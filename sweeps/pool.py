@@ -110,6 +110,11 @@ class Pool:
         for free in idle:
             others = {shape for one in self.workers if one is not free for shape in one.shapes}
             chosen = choose(ready, free.shapes, others, self.remaining)
+            while chosen is not None and worker.is_cancelled(spec.workdir(self.root, chosen.id)):
+                worker.write_failure(spec.workdir(self.root, chosen.id), worker.CANCELLED)
+                self._settle(chosen, worker.CANCELLED)
+                ready.remove(chosen)
+                chosen = choose(ready, free.shapes, others, self.remaining)
             if chosen is None:
                 return
             ready.remove(chosen)
@@ -189,6 +194,10 @@ class Pool:
         if worker.read_status(spec.workdir(self.root, lost.id)).get("state") == "done":
             self._settle(lost, None)  # it finished its run and died before it could say so
             return
+        if worker.is_cancelled(spec.workdir(self.root, lost.id)):
+            worker.write_failure(spec.workdir(self.root, lost.id), worker.CANCELLED)
+            self._settle(lost, worker.CANCELLED)
+            return
         _clear_cache(self.root, since=one.started)
         self.lost[lost.id] = self.lost.get(lost.id, 0) + 1
         if self.lost[lost.id] < self.attempts:
@@ -219,6 +228,9 @@ class Pool:
             if one.run is None:
                 continue
             status = worker.read_status(spec.workdir(self.root, one.run.id))
+            if worker.is_cancelled(spec.workdir(self.root, one.run.id)):
+                one.process.kill()  # noticed when its socket is read
+                continue
             if (seen := (status.get("step"), status.get("updated"))) != one.seen:
                 one.seen, one.moved = seen, time.monotonic()
             elif time.monotonic() - one.moved > self.stall_seconds:

@@ -101,7 +101,12 @@ def submit(
         states = state.read_states(study.runs, root)
         jobs = queue(root)
         done = {run.id for run in study.runs if states[run.id].state == "done"}
-        todo = [run for run in planner.schedule(study.runs) if run.id not in done and run.id not in jobs]
+        off = {run.id for run in study.runs if worker.is_cancelled(spec.workdir(root, run.id))}
+        for run in planner.schedule(study.runs):  # and what starts from a cancelled run
+            if run.parent in off and run.id not in done:
+                off.add(run.id)
+        skipped = {*done, *jobs, *off}
+        todo = [run for run in planner.schedule(study.runs) if run.id not in skipped]
         for run in todo:  # a failure is tried again: its cause may be mended
             (spec.workdir(root, run.id) / "failure.json").unlink(missing_ok=True)
         script = root / "slurm" / "job.sh"

@@ -26,6 +26,7 @@ LOG_LINES = 20
 LOCK_SECONDS = 30.0
 PREEMPTED = 143
 HEARTBEAT_SECONDS = 15.0
+CANCELLED = "cancelled; `mscale sweep retry` takes it up again"
 
 
 def train_run(folder: Path, arguments: Sequence[str], trainer: Callable[[list[str]], int]) -> str | None:
@@ -90,6 +91,11 @@ def heartbeat(folder: Path, seconds: float = HEARTBEAT_SECONDS) -> Iterator[None
     finally:
         ended.set()
         thread.join()
+
+
+def is_cancelled(folder: Path) -> bool:
+    """Whether a user cancelled the run and has not taken it up again."""
+    return (folder / "cancelled.json").exists()
 
 
 def read_heartbeat(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,67 @@
+"""The contract's tables as Arrow columns: merged, sorted and written, a million rows in seconds."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mscale.errors import MscaleError
+from mscale.files import atomic_writer
+
+try:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+except ImportError:  # a training host has none
+    pa = None
+
+
+def _need_arrow() -> None:
+    if pa is None:
+        raise MscaleError("tables need pyarrow; install mscale[analysis]")
+
+
+def schema(columns: Mapping[str, type]) -> Any:
+    """The Arrow schema of the contract's columns."""
+    _need_arrow()
+    types = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+    return pa.schema([(name, types[kind]) for name, kind in columns.items()])
+
+
+def merged(
+    before: Any | None,
+    kept: Collection[str],
+    rows: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, type],
+    key: Sequence[str],
+) -> Any:
+    """Rows of an earlier table whose run is in ``kept``, and new ones, sorted by ``key``.
+
+    Args:
+      rows: checked against the contract.
+    """
+    arrays = [
+        pa.array([None if row[name] is None else kind(row[name]) for row in rows], type=field.type)
+        for (name, kind), field in zip(columns.items(), schema(columns), strict=True)
+    ]
+    table = pa.Table.from_arrays(arrays, schema=schema(columns))
+    if before is not None and kept:
+        old = before.filter(pc.is_in(before["run"], value_set=pa.array(sorted(kept))))
+        table = pa.concat_tables([old, table])
+    return table.sort_by([(name, "ascending") for name in key]).combine_chunks()
+
+
+def read(path: Path) -> Any:
+    """A Parquet table; raises what pyarrow raises (OSError, ValueError) where it is damaged."""
+    _need_arrow()
+    return pq.read_table(path)
+
+
+def write(table: Any, path: Path) -> None:
+    """Writes .parquet or .csv, atomically."""
+    with atomic_writer(path) as file:
+        if path.suffix == ".csv":
+            options = pyarrow.csv.WriteOptions(quoting_style="needed")
+            pyarrow.csv.write_csv(table, file, options)
+        else:
+            pq.write_table(table, file)
