@@ -42,9 +42,10 @@ def logs(root: str | Path, run: str, lines: int = 40, follow: bool = False) -> I
       MscaleError: there is no such run, or it has not begun.
     """
     root = Path(root)
-    one = find_run(state.load_study(root), run)
+    study = state.load_study(root)
+    one = find_run(study, run)
     folder = spec.workdir(root, one.id)
-    now = state.read_run(one, root)
+    now = state.read_states(study.runs, root)[one.id]
     path = folder / "log.txt"
     if not path.exists():
         reason = f" ({now.reason})" if now.reason else ""

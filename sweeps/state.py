@@ -175,14 +175,15 @@ def status_table(root: str | Path):
     states = read_states(planned.runs, root)
     table = Table(title=f"Study {planned.name}", title_justify="left", caption_justify="left")
     table.add_column("tag")
-    for name in ("runs", *STATES, "tokens", "of", "FLOPs", "of"):
+    shown = [name for name in STATES if name == "done" or any(one.state == name for one in states.values())]
+    for name in ("runs", *shown, "tokens", "of", "FLOPs", "of"):
         table.add_column(name, justify="right")
     tags = dict.fromkeys(run.tag for run in planned.runs)
     for tag in (*tags, None):
         chosen = [state for state in states.values() if tag is None or state.spec.tag == tag]
         if tag is None:
             table.add_section()
-        counts = [sum(state.state == name for state in chosen) for name in STATES]
+        counts = [sum(state.state == name for state in chosen) for name in shown]
         table.add_row(
             tag or "total",
             f"{len(chosen):,}",

@@ -91,3 +91,86 @@ def test_exposure_must_add_up(root):
     run = runs(root)[0]
     edit(spec.workdir(root, run.id) / "exposure.jsonl", lambda row: {**row, "tokens": row["tokens"] + 1})
     assert "the schedule gives" in collect(root).missing[run.id]
+
+
+TABLES = ("observations.parquet", "observations.csv", "exposure.parquet", "exposure.csv")
+
+
+def test_only_what_changed_is_read_again(root, monkeypatch):
+    from sweeps import collect as module
+
+    whole = collect(root)
+    before = [(root / name).read_bytes() for name in TABLES]
+    read = []
+    real = module.observations.read_rows
+    monkeypatch.setattr(module.observations, "read_rows", lambda path: read.append(path) or real(path))
+    assert collect(root) == whole and not read
+    run = runs(root)[0]
+    path = spec.workdir(root, run.id) / "observations.jsonl"
+    edit(path, lambda row: {**row, "loss": row["loss"] + 1})
+    assert collect(root).rows == whole.rows and {one.parent for one in read} == {path.parent}
+    changed = [(root / name).read_bytes() for name in TABLES]
+    assert changed != before
+    # From nothing, and after a table was damaged, the same bytes come out.
+    for damage in (
+        lambda: (root / "collected.json").unlink(),
+        lambda: (root / TABLES[0]).write_bytes(b"PAR1"),
+    ):
+        damage()
+        collect(root)
+        assert [(root / name).read_bytes() for name in TABLES] == changed
+
+
+def test_a_run_that_is_no_longer_done_leaves_the_tables(root):
+    rows = collect(root).rows
+    run = runs(root)[0]
+    status = spec.workdir(root, run.id) / "status.json"
+    kept = status.read_text()
+    status.unlink()
+    assert collect(root).rows < rows and run.id not in pq.read_table(root / TABLES[0])["run"].to_pylist()
+    status.write_text(kept)
+    assert collect(root).rows == rows
+
+
+def test_what_missing_cells_make_unanswerable_is_said():
+    from sweeps import planner, studies
+    from sweeps.identify import unanswerable
+
+    study = studies.make("gpu-day")
+    assert unanswerable(study, []) == []
+    gone = [run.id for run in study.runs if run.tag == "repeat"]
+    (line,) = unanswerable(study, gone)
+    assert line.startswith("Does not identify the atlas law") and "lambda" in line
+    continued = [run.id for run in study.runs if run.tag == "continue"]
+    assert any("pretrain-or-continue" in line for line in unanswerable(study, continued))
+    assert planner.plan(study).total.runs == len(study.runs)
+
+
+@pytest.mark.slow
+def test_a_million_rows_within_a_minute(tmp_path):
+    import time
+
+    import fake_train
+    from test_study import cell, make
+
+    from mscale.files import atomic_json
+
+    study = make(*(cell(seed=seed, steps=(2_000,)) for seed in range(500)))
+    state.save_study(study, tmp_path)
+    count = 0
+    for run in study.runs:
+        config = {**run.bindings, "RUN": run.id, "STUDY": "test", "TAG": run.tag, "GROUP": run.group}
+        lines = "".join(json.dumps(fake_train.row(config, step, "en")) + "\n" for step in range(1, 2_001))
+        folder = spec.workdir(tmp_path, run.id)
+        (folder / "observations.jsonl").write_text(lines)
+        (folder / "exposure.jsonl").write_text(json.dumps(fake_train.exposure(config, 2_000)[0]) + "\n")
+        atomic_json(folder / "status.json", {"state": "done", "step": 2_000})
+        count += 2_000
+    started = time.process_time()
+    found = collect(tmp_path)
+    seconds = time.process_time() - started
+    print(f"{count:,} rows in {seconds:.1f} s")
+    assert found.rows == count == 1_000_000 and seconds < 60
+    started = time.process_time()
+    assert collect(tmp_path) == found
+    print(f"again in {time.process_time() - started:.1f} s")

@@ -212,22 +212,37 @@ def test_a_folder_that_is_being_trained_is_locked(tmp_path):
     assert not worker.is_locked(tmp_path)
 
 
-def many():
-    """Some 200 runs: 5 scales × 10 mixtures of trunk and branches, and runs that continue checkpoints."""
+def many(seeds: int = 1):
+    """Some 200 runs a seed: 5 scales × 9 mixtures of trunk and branches, and runs that continue checkpoints."""
     names = ["en", "fr", "hi", "en+fr", "en+hi", "fr+hi", "en=0.7+fr=0.3", "en=0.2+hi=0.8", "en+fr+hi"]
     cells = [
-        Cell("grid", f"nano{scale}", name, tuple(32 * steps for steps in (20, 50, 100)))
+        Cell("grid", f"nano{scale}", name, tuple(32 * steps for steps in (20, 50, 100)), seed)
+        for seed in range(seeds)
         for scale in range(5)
         for name in names
     ]
-    cells += [Cell("continue", one.scale, "hi", (32 * 20, 32 * 40), init=one) for one in cells[3::9]]
-    cells += [Cell("continue", one.scale, "en", (32 * 20,), init=one) for one in cells[4:30:9]]
+    cells += [
+        Cell("continue", one.scale, "hi", (32 * 20, 32 * 40), one.seed, init=one) for one in cells[3::9]
+    ]
+    cells += [Cell("continue", one.scale, "en", (32 * 20,), one.seed, init=one) for one in cells[4:30:9]]
     return build("many", cells, RECIPE, FakeStore())
 
 
 def test_nothing_is_lost_or_counted_twice_when_workers_and_runner_are_killed_at_random(tmp_path):
     study = many()
     assert len(study.runs) >= 195
+    disturb(study, tmp_path, deaths=12)
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_of_a_thousand_runs(tmp_path):
+    study = many(seeds=6)
+    assert len(study.runs) >= 1_000
+    disturb(study, tmp_path, deaths=60)
+
+
+def disturb(study, tmp_path, deaths: int) -> None:
+    """Runs the study twice, once killing workers and runner ``deaths`` times, and compares the tables."""
     undisturbed, root = tmp_path / "undisturbed", tmp_path / "disturbed"
     local.run(study, undisturbed, workers=3, trainer=FAKE)
     whole = collect(undisturbed)
@@ -238,11 +253,11 @@ def test_nothing_is_lost_or_counted_twice_when_workers_and_runner_are_killed_at_
     def done() -> int:
         return sum(one.state == "done" for one in state.read_states(study.runs, root).values())
 
-    # Kills come by progress, not by the clock: a dozen fall whatever the machine's speed. The runner itself
+    # Kills come by progress, not by the clock: all fall whatever the machine's speed. The runner itself
     # is every third victim.
     kills, runner, at = 0, start_runner(study, root, workers=3), 0
     while runner.poll() is None:
-        if kills < 12 and done() >= at:
+        if kills < deaths and done() >= at:
             victims = children(runner.pid)
             if kills % 3 == 2:
                 runner.kill()
@@ -256,7 +271,7 @@ def test_nothing_is_lost_or_counted_twice_when_workers_and_runner_are_killed_at_
             at = done() + random_numbers.randint(4, 12)
         time.sleep(0.01)
     runner.communicate()
-    assert runner.returncode == 0 and kills == 12
+    assert runner.returncode == 0 and kills == deaths
     assert collect(root) == whole
     for name in ("observations.parquet", "observations.csv", "exposure.parquet", "exposure.csv"):
         assert (root / name).read_bytes() == (undisturbed / name).read_bytes()
