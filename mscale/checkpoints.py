@@ -26,6 +26,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mscale import hosts
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, writing
 
@@ -77,7 +78,7 @@ def _checksums(path: Path) -> dict[str, dict[str, int]]:
 
 
 def verify(path: str | os.PathLike) -> dict[str, Any]:
-    """Checks a checkpoint's files against its manifest and returns its meta data.
+    """Checks a checkpoint's files against its manifest and returns its meta data; of several hosts, one checks.
 
     Raises:
       DamagedCheckpoint: naming the first file that is missing, cut short or changed.
@@ -85,7 +86,8 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
     path = Path(path)
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"]
-        found = _checksums(path)
+        manifest = manifest if jax.process_index() == 0 else {}
+        found = _checksums(path) if manifest else {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpoint(f"{path}: its manifest.json cannot be read ({error})") from error
     for name, expected in manifest.items():
@@ -96,6 +98,10 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
                 f"{path}: the file {name} is damaged: {found[name]['bytes']} bytes with CRC "
                 f"{found[name]['crc32']:08x}, saved were {expected['bytes']} with {expected['crc32']:08x}"
             )
+    return _meta(path)
+
+
+def _meta(path: Path) -> dict[str, Any]:
     try:
         return json.loads((path / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -170,17 +176,36 @@ def restore_latest(
     Returns:
       (state, meta), or None where there is no sound checkpoint.
     """
+    chosen = hosts.choose(_latest_sound(folder) if jax.process_index() == 0 else 0)
+    if chosen < 0:
+        return None
+    path = path_of(folder, chosen)
+    try:
+        meta = _meta(path)
+        if check is not None:
+            check(path, meta)
+        return restore(path, template, shardings=shardings), meta
+    except DamagedCheckpoint as error:
+        if jax.process_count() > 1:
+            raise
+        _skip(path, error)
+    return restore_latest(folder, template, shardings=shardings, check=check)
+
+
+def _latest_sound(folder: str | os.PathLike) -> int:
+    """The step of the latest checkpoint that is what was saved, -1 if there is none; others are set aside."""
     for step in reversed(steps(folder)):
-        path = path_of(folder, step)
         try:
-            meta = verify(path)
-            if check is not None:
-                check(path, meta)
-            return restore(path, template, shardings=shardings), meta
+            verify(path_of(folder, step))
+            return step
         except DamagedCheckpoint as error:
-            aside = set_aside(path)
-            print(f"warning: {error}; set aside as {aside.name}, using the one before", file=sys.stderr)
-    return None
+            _skip(path_of(folder, step), error)
+    return -1
+
+
+def _skip(path: Path, error: DamagedCheckpoint) -> None:
+    aside = set_aside(path)
+    print(f"warning: {error}; set aside as {aside.name}, using the one before", file=sys.stderr)
 
 
 def set_aside(path: Path) -> Path:

@@ -9,7 +9,6 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -90,15 +89,14 @@ def held_out(
     Raises:
       MscaleError: a language the store does not have, or one without held-out documents.
     """
-    stamp = (Path(str(store.path)) / "store.json").stat().st_mtime_ns
-    return _held_out(_Store(store, stamp), tuple(languages), sequence_length, batch_size, tokens, sharding)
+    return _held_out(_Store(store), tuple(languages), sequence_length, batch_size, tokens, sharding)
 
 
 class _Store:
-    """A store that compares by its place and time of writing, so that a cache key may hold it."""
+    """A store that compares by its place and content, so that a cache key may hold it."""
 
-    def __init__(self, store, stamp: int):
-        self.store, self.key = store, (str(store.path), stamp)
+    def __init__(self, store):
+        self.store, self.key = store, (str(store.path), store.identity)
 
     def __hash__(self):
         return hash(self.key)
@@ -138,10 +136,14 @@ def _held_out(place: _Store, languages, S: int, batch_size: int, tokens: int, sh
     targets = np.stack(windows + [np.zeros(S, np.int32)] * fill).reshape(-1, batch_size, S)
     padded = np.array(lengths + [0] * fill, np.int32).reshape(-1, batch_size)
     row = None if sharding is None else jax.sharding.NamedSharding(sharding.mesh, _rows(sharding.spec))
-    groups = tuple(
-        (jax.device_put(t, sharding), jax.device_put(n, row)) for t, n in zip(targets, padded, strict=True)
-    )
+    groups = tuple((_put(t, sharding), _put(n, row)) for t, n in zip(targets, padded, strict=True))
     return HeldOut(tuple(described), groups, np.array(lengths, np.int64))
+
+
+def _put(array: np.ndarray, sharding) -> jax.Array:
+    if sharding is None:
+        return jax.device_put(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _rows(spec: jax.sharding.PartitionSpec) -> jax.sharding.PartitionSpec:

@@ -8,13 +8,13 @@ weights are split over fsdp only.
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mscale.errors import MscaleError
+from mscale.errors import MscaleError, nearest
 
 AXES = ("data", "fsdp", "tensor")
 Rules = Mapping[str, str | tuple[str, ...] | None]
@@ -28,6 +28,9 @@ RULES: Rules = {
     "layers": None,
     "norm": None,
 }
+FrozenRules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
+FROZEN_RULES: FrozenRules = tuple(RULES.items())
+"""Rules as pairs, which a cache key may hold."""
 _rules: contextvars.ContextVar[Rules] = contextvars.ContextVar("rules", default=RULES)
 
 
@@ -37,7 +40,9 @@ def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
     Raises:
       MscaleError: the sizes do not multiply to the number of devices.
     """
-    devices = np.asarray(jax.devices() if devices is None else devices)
+    if devices is None:  # by process, so that each host's rows of a batch are neighbours
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = np.asarray(devices)
     sizes = [data, fsdp, tensor]
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and known > 0 and devices.size % known == 0:
@@ -48,6 +53,31 @@ def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
             "product is that number (one may be -1 for the rest)"
         )
     return Mesh(devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def logical_axis_rules(overrides: Mapping[str, str | Sequence[str] | None] | None = None) -> FrozenRules:
+    """The rules with some replaced: ``{"kv": "tensor", "heads": None}`` maps logical to mesh axes.
+
+    Raises:
+      MscaleError: a name that no logical axis, or no mesh axis, has.
+    """
+    rules = dict(RULES)
+    for name, axes in (overrides or {}).items():
+        if name not in RULES:
+            raise MscaleError(
+                f"logical_axis_rules: there is no logical axis {name!r}{nearest(name, RULES)}; there are "
+                f"{', '.join(RULES)}"
+            )
+        for axis in () if axes is None else (axes,) if isinstance(axes, str) else axes:
+            if axis not in AXES:
+                raise MscaleError(
+                    f"logical_axis_rules: {name!r} goes to {axis!r}{nearest(axis, AXES)}; the mesh has "
+                    f"{', '.join(AXES)}"
+                )
+        rules[name] = axes if axes is None or isinstance(axes, str) else tuple(axes)
+    if rules["batch"] is None:
+        rules["batch"] = ()
+    return tuple(rules.items())
 
 
 def _axis_size(mesh_, axes: str | tuple[str, ...] | None) -> int:
@@ -97,6 +127,13 @@ def batch_sharding(mesh_: Mesh, batch_size: int | None = None, rules: Rules = RU
             f"batch size {batch_size} does not divide over data x fsdp = {parts} devices: use a multiple of {parts}"
         )
     return NamedSharding(mesh_, PartitionSpec(rules["batch"], None))
+
+
+def local_rows(sharding: NamedSharding, batch_size: int) -> slice:
+    """The rows of a (B, S) batch that this process's devices hold, and so all that its host needs to read."""
+    held = sharding.addressable_devices_indices_map((batch_size, 1)).values()
+    rows = [index[0].indices(batch_size) for index in held]
+    return slice(min(start for start, _, _ in rows), max(stop for _, stop, _ in rows))
 
 
 def replicated(mesh_: Mesh) -> NamedSharding:

@@ -64,6 +64,14 @@ def get(scale: int | str) -> Shape:
     return SCALES[key]
 
 
+def atlas_batch_size(parameters: int) -> int:
+    """Sequences of a batch by parameters N, as ATLAS trains (Table B.2)."""
+    for limit, batch in ((150e6, 256), (1e9, 512), (2e9, 1024)):
+        if parameters < limit:
+            return batch
+    return 2048
+
+
 def parameter_count_nonembedding(shape: Shape) -> int:
     """Parameters of the blocks alone: ``L(4dhk + 3df + d)``."""
     d, attention = shape.embed, 4 * shape.embed * shape.heads * shape.kv

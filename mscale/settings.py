@@ -15,11 +15,22 @@ from typing import Any
 import gin
 import jax
 
-from mscale import model, optimizer, partitioning, scales, schedule
+from mscale import hosts, model, optimizer, partitioning, scales, schedule
 from mscale.errors import MscaleError, nearest
 from mscale.files import read_json
 from mscale.mixture import resolve
 from mscale.store import Store, open_store
+
+BY_SIZE = "by size"
+COUNTS = (
+    "steps",
+    "batch_size",
+    "accumulate",
+    "sequence_length",
+    "eval_tokens",
+    "checkpoint_every",
+    "log_every",
+)
 
 
 @gin.configurable("train")
@@ -32,7 +43,7 @@ class Settings:
     store: str
     workdir: str
     steps: int
-    batch_size: int
+    batch_size: int | str
     sequence_length: int
     learning_rate: float
     seed: int = 0
@@ -51,12 +62,16 @@ class Settings:
     checkpoints_kept: int = 2
     log_every: int = 100
     steps_per_dispatch: int = 0
+    accumulate: int = 1
     run: str | None = None
     study: str = ""
     tag: str = ""
     group: str | None = None
     compile_cache: str | None = None
     progress: bool = True
+    tensorboard: bool = False
+    wandb: str | None = None
+    peak_flops: float | None = None
 
 
 model_config = gin.external_configurable(
@@ -65,6 +80,8 @@ model_config = gin.external_configurable(
 make_hyper = gin.external_configurable(
     optimizer.hyper, "optimizer", module="mscale", denylist=["peak_lr", "warmup", "total", "decay"]
 )
+axis_rules = gin.external_configurable(partitioning.logical_axis_rules, "logical_axis_rules", module="mscale")
+join_hosts = gin.external_configurable(hosts.join, "hosts", module="mscale")
 make_mesh = gin.external_configurable(partitioning.mesh, "mesh", module="mscale", denylist=["devices"])
 
 
@@ -80,12 +97,17 @@ class Run:
     model: model.ModelConfig
     hyper: optimizer.Hyper
     mesh: jax.sharding.Mesh | None
+    rules: partitioning.FrozenRules
     eval_steps: frozenset[int]
     eval_languages: tuple[str, ...]
 
     @property
+    def batch_size(self) -> int:
+        return self.schedule.batch_size
+
+    @property
     def step_tokens(self) -> int:
-        return self.settings.batch_size * self.settings.sequence_length
+        return self.batch_size * self.settings.sequence_length
 
 
 def prepare(settings: Settings) -> Run:
@@ -95,7 +117,12 @@ def prepare(settings: Settings) -> Run:
       MscaleError: anything that cannot work, before the first step.
     """
     s = settings
-    for field in ("steps", "batch_size", "sequence_length", "eval_tokens", "checkpoint_every", "log_every"):
+    store = open_store(s.store)
+    config = model_config(scales.get(s.scale), store.vocabulary["size"])
+    if s.batch_size == BY_SIZE:
+        batch = scales.atlas_batch_size(scales.parameter_count(config.shape, config.vocab_size))
+        s = dataclasses.replace(s, batch_size=batch)
+    for field in COUNTS:
         value = getattr(s, field)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise MscaleError(f"{field.upper()} is {value!r}: expected a whole number of at least 1")
@@ -103,11 +130,13 @@ def prepare(settings: Settings) -> Run:
         raise MscaleError("BRANCH_FROM and INIT_FROM are both given: expected one of them")
     if s.branch_from and not s.decay_steps:
         raise MscaleError("BRANCH_FROM is given but DECAY_STEPS is 0: a branch is the decay of a trunk")
-    store = open_store(s.store)
+    batch_size = int(s.batch_size)
+    if batch_size % s.accumulate:
+        raise MscaleError(f"ACCUMULATE is {s.accumulate}: expected a divisor of BATCH_SIZE, {batch_size}")
     mixture = resolve(s.mixture, store, s.sequence_length, unique_tokens=s.unique_tokens)
-    mesh = make_mesh()
+    mesh, rules = make_mesh(), axis_rules()
     if mesh.size > 1:
-        partitioning.batch_sharding(mesh, s.batch_size)
+        partitioning.batch_sharding(mesh, batch_size // s.accumulate, dict(rules))
     for language in s.eval_languages or ():
         if language not in store.languages:
             hint = nearest(language, store.languages)
@@ -118,10 +147,11 @@ def prepare(settings: Settings) -> Run:
         name=s.run or workdir.absolute().name,
         workdir=workdir,
         store=store,
-        schedule=schedule.single(mixture, s.batch_size, s.seed),
-        model=model_config(scales.get(s.scale), store.vocabulary["size"]),
+        schedule=schedule.single(mixture, batch_size, s.seed),
+        model=config,
         hyper=make_hyper(s.learning_rate, s.warmup_steps, s.steps, s.decay_steps),
         mesh=mesh if mesh.size > 1 else None,
+        rules=rules,
         eval_steps=evaluation_steps(s),
         eval_languages=tuple(s.eval_languages or store.languages),
     )

@@ -1,14 +1,13 @@
 """Trains one model: ``python -m mscale.train --gin_file=gin/train/pretrain.gin --gin.SCALE='"nano2"' ...``.
 
-One file, top to bottom: the compiled step, the start, the loop, the command line. The step is a pure function
-of (state, batch, step); the data of step s and the dropout of step s depend on s alone, so resuming is a step
+One file, top to bottom: the start, the loop, the command line. The step (``step``) is a pure function of
+(state, batch, step); the data of step s and the dropout of step s depend on s alone, so resuming is a step
 number. Steps are dispatched without waiting for them; losses stay on the device until a log point reads them,
 checks that they are finite, and only then records anything. ``settings`` says what a run is, ``recorder``
-writes what it leaves.
+writes what it leaves, ``hosts`` joins several processes.
 """
 
 import contextlib
-import functools
 import json
 import math
 import os
@@ -23,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
-from mscale import checkpoints, compile_cache, evaluate, feed, launch, loss, model, optimizer, partitioning
+from mscale import checkpoints, compile_cache, evaluate, feed, hosts, launch, partitioning, tracking
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_write, read_json, writing
 from mscale.progress import progress
@@ -39,105 +37,12 @@ from mscale.settings import (
     check_matches,
     check_same_run,
     identity,
+    join_hosts,
     prepare,
 )
+from mscale.step import abstract_state, compiled_steps, initialiser, place, state_shardings, zero_moments
 
 PREEMPTED = 143  # exit status: 128 + SIGTERM
-
-
-# ------------------------------------------------------------------------------------------ the compiled step
-
-
-def steps_per_dispatch(settings: Settings) -> int:
-    """Steps that one dispatch may hold: several where a step is short against starting it."""
-    if settings.steps_per_dispatch:
-        return settings.steps_per_dispatch
-    return 8 if jax.default_backend() == "cpu" else 1
-
-
-def train_step(config: model.ModelConfig, state, targets_BxS, step, hyper, key):
-    """One optimiser step: ``(state, metrics)``, metrics being float32 scalars loss, lr and grad_norm."""
-
-    def objective(params):
-        dropout_key = jax.random.fold_in(key, step) if config.dropout else None
-        return loss.objective(config, params, evaluate.shift_right(targets_BxS), targets_BxS, dropout_key)
-
-    (_, nats), grads = jax.value_and_grad(objective, has_aux=True)(state["params"])
-    params, moments = optimizer.update(
-        grads,
-        state["optimizer"],
-        state["params"],
-        step,
-        hyper,
-        model.lr_multipliers(config),
-        model.decay_mask(config),
-    )
-    metrics = {
-        "loss": nats,
-        "lr": optimizer.learning_rate(step, hyper),
-        "grad_norm": optimizer.global_norm(grads),
-    }
-    return {"params": params, "optimizer": moments}, metrics
-
-
-@functools.lru_cache(maxsize=64)
-def compiled_steps(config: model.ModelConfig, dispatch: int, mesh: Mesh | None):
-    """Returns the jitted ``(state, targets_KxBxS, first, count, hyper, key) -> (state, metrics of (K,))``.
-
-    ``count`` ≤ K steps are run, ``count`` being traced: one program serves whole and partial dispatches. Only
-    what is an argument here is compiled in, so all runs of a shape share it whatever their rate or length.
-    """
-
-    def steps(state, targets_KxBxS, first, count, hyper, key):
-        zeros = jnp.zeros(targets_KxBxS.shape[0], jnp.float32)
-        metrics = {"loss": zeros, "lr": zeros, "grad_norm": zeros}
-
-        def body(i, carry):
-            state, metrics = carry
-            state, now = train_step(config, state, targets_KxBxS[i], first + i, hyper, key)
-            return state, {name: metrics[name].at[i].set(value) for name, value in now.items()}
-
-        if targets_KxBxS.shape[0] == 1:
-            return body(0, (state, metrics))
-        return jax.lax.fori_loop(0, count, body, (state, metrics))
-
-    if mesh is None:
-        return jax.jit(steps, donate_argnums=0)
-    shardings = state_shardings(config, mesh), partitioning.replicated(mesh)
-    return jax.jit(steps, donate_argnums=0, out_shardings=shardings)
-
-
-def state_shardings(config: model.ModelConfig, mesh: Mesh):
-    """NamedShardings in the structure of the state: the moments lie where their parameters do."""
-    params = partitioning.shardings(config, mesh)
-    return {"params": params, "optimizer": optimizer.State(params, params)}
-
-
-def abstract_state(config: model.ModelConfig):
-    """The state's shapes and types, without allocating any."""
-    params = model.abstract_params(config)
-    return {"params": params, "optimizer": jax.eval_shape(optimizer.init, params)}
-
-
-def place(state, config: model.ModelConfig, mesh: Mesh | None):
-    """Puts a state of host arrays on the device, or on the mesh."""
-    if mesh is None:
-        # A copy: on the CPU a device array may share the memory of its source, which the step overwrites.
-        return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
-    return jax.device_put(state, state_shardings(config, mesh))
-
-
-@functools.lru_cache(maxsize=64)
-def initialiser(config: model.ModelConfig):
-    """Returns the jitted ``key -> parameters``; compiled hastily on the CPU, as it runs once a run."""
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(lambda key: model.init_params(config, key), compiler_options=options)
-
-
-def fresh_state(run: Run):
-    """Initial parameters from the seed, and zero moments."""
-    params = initialiser(run.model)(jax.random.key(run.settings.seed))
-    return place({"params": params, "optimizer": optimizer.init(params)}, run.model, run.mesh)
 
 
 # -------------------------------------------------------------------------------------------------- the start
@@ -154,10 +59,23 @@ class Start:
     group: str | None = None
 
 
+def steps_per_dispatch(settings: Settings) -> int:
+    """Steps that one dispatch may hold: several where a step is short against starting it."""
+    if settings.steps_per_dispatch:
+        return settings.steps_per_dispatch
+    return 8 if jax.default_backend() == "cpu" else 1
+
+
+def fresh_state(run: Run):
+    """Initial parameters from the seed, and zero moments."""
+    params = initialiser(run.model, run.mesh, run.rules)(jax.random.key(run.settings.seed))
+    return {"params": params, "optimizer": zero_moments(params)}
+
+
 def find_start(run: Run) -> Start:
     """Returns the run's latest checkpoint, else its trunk's, else another run's parameters, else fresh."""
     s = run.settings
-    shardings = None if run.mesh is None else state_shardings(run.model, run.mesh)
+    shardings = None if run.mesh is None else state_shardings(run.model, run.mesh, run.rules)
     own = checkpoints.restore_latest(
         run.workdir / "checkpoints",
         abstract_state(run.model),
@@ -166,7 +84,7 @@ def find_start(run: Run) -> Start:
     )
     if own is not None:
         state, meta = own
-        return _started(run, state, meta, meta["step"])
+        return _started(state, meta, meta["step"], shardings)
     if s.branch_from:
         step = s.steps - s.decay_steps
         path = checkpoints.locate(s.branch_from, "BRANCH_FROM", step)
@@ -174,19 +92,16 @@ def find_start(run: Run) -> Start:
         check_matches(run, path, meta)
         check_agrees(run, Path(s.branch_from))
         state = checkpoints.restore(path, abstract_state(run.model), shardings=shardings)
-        return _started(run, state, meta, step)
+        return _started(state, meta, step, shardings)
     if s.init_from:
         path = checkpoints.locate(s.init_from, "INIT_FROM")
         meta = checkpoints.verify(path)
         check_matches(run, path, meta)
-        state = abstract_state(run.model)
-        params = checkpoints.restore(path, {"params": state["params"]})["params"]
-        state = {
-            "params": params,
-            "optimizer": jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state["optimizer"]),
-        }
+        where = None if shardings is None else {"params": shardings["params"]}
+        saved = checkpoints.restore(path, {"params": abstract_state(run.model)["params"]}, shardings=where)
+        params = place(saved, where)["params"]
         return Start(
-            place(state, run.model, run.mesh),
+            {"params": params, "optimizer": zero_moments(params)},
             0,
             init=meta["run"],
             init_tokens=meta["tokens"] + meta["init_tokens"],
@@ -195,19 +110,21 @@ def find_start(run: Run) -> Start:
     return Start(fresh_state(run), 0)
 
 
-def _started(run: Run, state, meta: Mapping[str, Any], step: int) -> Start:
-    return Start(place(state, run.model, run.mesh), step, meta["init"], meta["init_tokens"], meta["group"])
+def _started(state, meta: Mapping[str, Any], step: int, shardings) -> Start:
+    return Start(place(state, shardings), step, meta["init"], meta["init_tokens"], meta["group"])
 
 
 # --------------------------------------------------------------------------------------------------- the loop
 
 
 class Preempted(Exception):
-    """SIGTERM came; the state has been saved."""
+    """SIGTERM came, here or at another host; the state has been saved."""
 
 
-def train(run: Run, start: Start, recorder: Recorder, stop: threading.Event) -> None:
-    """Trains from ``start`` to the last step.
+def train(
+    run: Run, start: Start, recorder: Recorder, stop: threading.Event, track: tracking.Track | None = None
+) -> None:
+    """Trains from ``start`` to the last step; ``track`` is sent what is logged.
 
     Raises:
       MscaleError: the loss became non-finite, or something cannot be written.
@@ -215,11 +132,13 @@ def train(run: Run, start: Start, recorder: Recorder, stop: threading.Event) -> 
     """
     s, config = run.settings, run.model
     K = steps_per_dispatch(s)
-    run_steps = compiled_steps(config, K, run.mesh)
-    sharding = None if run.mesh is None else partitioning.batch_sharding(run.mesh, s.batch_size)
+    run_steps = compiled_steps(config, K, run.mesh, s.accumulate, run.rules)
+    rows = run.batch_size // s.accumulate
+    sharding = None if run.mesh is None else partitioning.batch_sharding(run.mesh, rows, dict(run.rules))
     held_out = evaluate.held_out(
-        run.store, run.eval_languages, s.sequence_length, s.batch_size, s.eval_tokens, sharding=sharding
+        run.store, run.eval_languages, s.sequence_length, rows, s.eval_tokens, sharding=sharding
     )
+    agreement = hosts.Agreement(run.mesh, stop)
     key = jax.random.key(s.seed)
     branch_points = frozenset(s.checkpoint_steps)
     saver = checkpoints.Saver(
@@ -229,7 +148,7 @@ def train(run: Run, start: Start, recorder: Recorder, stop: threading.Event) -> 
     state, step = start.state, start.step
     dispatched: list[tuple[int, int, Any]] = []  # first step, steps, metrics on the device
     evaluated: list[tuple[int, list[jax.Array]]] = []
-    in_flight: deque[jax.Array] = deque()
+    in_flight: deque[tuple[jax.Array, jax.Array | None]] = deque()
     compiling = True
     clock, clock_step = time.monotonic(), step
 
@@ -253,15 +172,20 @@ def train(run: Run, start: Start, recorder: Recorder, stop: threading.Event) -> 
             if bad:
                 raise MscaleError(f"the evaluation loss of {bad[0]} became non-finite at step {at}")
             recorder.add_observations(at, rates[at], measured)
+            if track:
+                track(at, {f"valid/{name}": value["loss"] for name, value in measured.items()})
         if last:
             recorder.add_metrics(step, last)
-        advance(step - clock_step, note=f"loss {last['loss']:.3f}" if last else "")
+            if track:
+                track(step, last | {"tokens_per_second": recorder.tokens_per_second})
+        speed = tracking.speed_note(run, recorder.tokens_per_second)
+        advance(step - clock_step, note=f"{speed}, loss {last['loss']:.3f}" if last else speed)
         clock, clock_step, recorder.step = now, step, step
         dispatched.clear()
         evaluated.clear()
 
     total = s.steps - start.step
-    with progress(run.name, total, "steps") if s.progress else _silent() as advance:
+    with progress(run.name, total, "steps") if s.progress and recorder.writes else _silent() as advance:
         while step < s.steps:
             targets, count = next(batches)
             began = time.monotonic()
@@ -272,13 +196,15 @@ def train(run: Run, start: Start, recorder: Recorder, stop: threading.Event) -> 
             dispatched.append((step, count, metrics))
             step += count
             # Waits for the dispatch before the last: two stay in the queue, so the device never runs dry, and
-            # a signal is answered within two dispatches. Nothing is read.
-            in_flight.append(metrics["loss"])
+            # a signal is answered within two dispatches, by all hosts at the same one. No value is read.
+            in_flight.append((metrics["loss"], agreement.ask()))
+            stopping = run.mesh is None and stop.is_set()
             if len(in_flight) > 2:
-                in_flight.popleft().block_until_ready()
+                computed, asked = in_flight.popleft()
+                computed.block_until_ready()
+                stopping = agreement.reached(asked)
             if step in run.eval_steps:
                 evaluated.append((step, evaluate.dispatch(config, state["params"], held_out)))
-            stopping = stop.is_set()
             saving = step in branch_points or step % s.checkpoint_every == 0 or step == s.steps or stopping
             if saving or step % s.log_every == 0:
                 flush()
@@ -299,10 +225,11 @@ def _silent():
 def dispatches(run: Run, start: int, K: int) -> Iterator[tuple[Any, int]]:
     """Yields ``(targets (K, B, S), count)`` per dispatch, cut where something is to happen after a step."""
     s = run.settings
-    rows = slice(None)
-    if jax.process_count() > 1:
-        share = s.batch_size // jax.process_count()
-        rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    rows, sharding = slice(None), None
+    if run.mesh is not None:
+        whole = partitioning.batch_sharding(run.mesh, run.batch_size, dict(run.rules))
+        rows = partitioning.local_rows(whole, run.batch_size)
+        sharding = NamedSharding(run.mesh, PartitionSpec(None, *whole.spec))
     stops = sorted(run.eval_steps | set(s.checkpoint_steps) | {s.steps})
     batches = feed.batches(
         run.store, run.schedule, s.sequence_length, start, s.steps, rows=rows, prefetch=2 * K
@@ -319,10 +246,9 @@ def dispatches(run: Run, start: int, K: int) -> Iterator[tuple[Any, int]]:
         host = [next(batches) for _ in range(count)]
         # Rows after `count` are not read; they keep the shape, and so the program, the same.
         targets = np.stack(host + host[:1] * (K - count))
-        if run.mesh is not None:
-            spec = partitioning.batch_sharding(run.mesh, s.batch_size).spec
-            sharding = NamedSharding(run.mesh, PartitionSpec(None, *spec))
-            targets = jax.make_array_from_process_local_data(sharding, targets)
+        if sharding is not None:
+            shape = (K, run.batch_size, s.sequence_length)
+            targets = jax.make_array_from_process_local_data(sharding, targets, shape)
         yield targets, count
         step = stop
 
@@ -353,7 +279,7 @@ def run_to_end(run: Run, stop: threading.Event | None = None) -> int:
             return 0
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-    context = partitioning.using(run.mesh) if run.mesh is not None else _silent()
+    context = partitioning.using(run.mesh, dict(run.rules)) if run.mesh is not None else _silent()
     recorder = None
     with context:
         try:
@@ -362,7 +288,8 @@ def run_to_end(run: Run, stop: threading.Event | None = None) -> int:
             if recorder.writes:
                 atomic_json(workdir / "run.json", ours)
             recorder.status("running")
-            train(run, start, recorder, stop or threading.Event())
+            with tracking.trackers(run, recorder.writes) as track:
+                train(run, start, recorder, stop or threading.Event(), track)
             recorder.status("done")
             return 0
         except Preempted as error:
@@ -387,6 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parsed = launch.parse(sys.argv[1:] if argv is None else argv)
         with launch.configured(parsed), _stopping_at_sigterm() as stop:
             settings = Settings()  # type: ignore[call-arg]  # from gin
+            join_hosts()
             compile_cache.use(settings.compile_cache or os.environ.get("MSCALE_COMPILE_CACHE"))
             run = prepare(settings)
             launch.check_used(parsed)
@@ -416,4 +344,5 @@ class _stopping_at_sigterm:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with hosts.ending_together():
+        sys.exit(main())
