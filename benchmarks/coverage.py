@@ -5,7 +5,8 @@
 
 A cell plants `studies` studies and fits each without knowing the truth. A fit that fails counts as a miss. Reported:
 the share of 90% intervals that hold the truth for every parameter, an interpolated and a 3x extrapolated
-prediction, the compute-optimal exponent; the median width over the Cramér-Rao width; and the share of intervals without an end.
+prediction, the compute-optimal exponent; the median width over the Cramér-Rao width; and the share of
+intervals without an end.
 A cell stops early, and says so, after `--minutes`.
 """
 
