@@ -3,12 +3,13 @@
 Counted, per chip, for a mesh of data × fsdp × tensor chips:
 
 - parameters, two Adam moments and gradients, float32: 16 bytes a parameter over fsdp × tensor;
+- under fsdp, what is gathered to be used: the embedding and one layer, and their gradients in float32;
 - activations in bfloat16 with whole blocks recomputed (``model.remat = "full"``): the input of each of L layers,
-  and one layer's intermediates with their gradients: (6d + 4hk + 3f) numbers a token, twice;
+  and one layer's intermediates: (6d + 4hk + 3f) numbers a token;
 - the block of logits that the loss holds, float32, forward and backward.
 
 Attention is taken to be fused (no S × S scores are kept). A tenth is added for what is not counted, and a tenth of
-the chip's memory is left to the compiler.
+the chip's memory is left to the compiler. Beside XLA's own figure: ``benchmarks/memory.py``.
 """
 
 from dataclasses import dataclass
@@ -64,15 +65,18 @@ def bytes_per_chip(
     data: int = 1,
     fsdp: int = 1,
     tensor: int = 1,
+    compute_bytes: int = 2,
 ) -> int:
-    """Bytes on each chip of a mesh; the batch is split over data × fsdp."""
+    """Bytes on each chip of a mesh; the batch is split over data × fsdp, ``compute_bytes`` a number of it."""
     d, h, k, f = shape.embed, shape.heads, shape.kv, shape.ffw
     state = STATE_BYTES * parameter_count(shape, vocab_size) / (fsdp * tensor)
     tokens = -(-batch_size // (data * fsdp)) * sequence_length
-    kept = 2 * tokens * d * shape.layers
-    layer = 2 * 2 * tokens * (6 * d + (4 * h * k + 3 * f) / tensor)
-    logits = 2 * 4 * min(LOSS_BLOCK, tokens * vocab_size)
-    return int(OVERHEAD * (state + kept + layer + logits))
+    used = (vocab_size * d + 4 * d * h * k + 3 * d * f) / tensor
+    gathered = (compute_bytes + 4) * used if fsdp > 1 else 0
+    kept = compute_bytes * tokens * d * shape.layers
+    layer = compute_bytes * tokens * (6 * d + (4 * h * k + 3 * f) / tensor)
+    logits = 2 * 4 * min(LOSS_BLOCK / (data * fsdp), tokens * vocab_size)
+    return int(OVERHEAD * (state + gathered + kept + layer + logits))
 
 
 def place(
