@@ -124,7 +124,7 @@ def fit(
         level=rows.level[order],
         per=per,
         columns=rows.columns,
-        notes=(*rows.notes, *_remarks(agreement, problem, theta)),
+        notes=(*rows.notes, *_remarks(agreement, problem, theta), *_few(problem, len(group_names))),
         agreement=agreement,
         spec=dataclasses.asdict(spec),
         _cache=known,
@@ -158,7 +158,13 @@ def from_json(text: str, law: Law | None = None) -> Fit:
         np.array(data["weight"], float),
         saved["means"],
     )
-    problem = dataclasses.replace(problem, ratio=saved["ratio"], barrier=saved["barrier"])
+    prior = saved.get("prior")
+    problem = dataclasses.replace(
+        problem,
+        ratio=saved["ratio"],
+        barrier=saved["barrier"],
+        prior=None if prior is None else (np.array(prior[0], float), np.array(prior[1], float)),
+    )
     return Fit(
         law=law,
         problem=problem,
@@ -301,6 +307,15 @@ def _remarks(agreement: Mapping[str, Any], problem: Problem, theta: np.ndarray) 
         if near.any():
             found.append(f"{near.sum()} rows lie at the law's constraint: it says nothing about them")
     return found
+
+
+def _few(problem: Problem, groups: int) -> list[str]:
+    if problem.delta is None or groups >= MANY:
+        return []
+    return [
+        f"intervals resample {groups} groups: with fewer than {MANY} they are too narrow; loss='squares' gives "
+        f"profile intervals, which hold"
+    ]
 
 
 def _with_priors(

@@ -341,6 +341,7 @@ class Fit:
                 "agreement": dict(self.agreement),
                 "ratio": self.problem.ratio,
                 "barrier": self.problem.barrier,
+                "prior": None if self.problem.prior is None else [v.tolist() for v in self.problem.prior],
                 "spec": dict(self.spec),
                 "means": self.problem.held["log_means"],
                 "data": {

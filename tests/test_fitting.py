@@ -186,3 +186,17 @@ def test_double_precision_is_nobody_elses_business():
         "power", {"x": np.geomspace(1e6, 1e9, 50), "loss": 1 + np.geomspace(1e6, 1e9, 50) ** -0.3}, {"x": "x"}
     )
     assert jnp.ones(1).dtype == jnp.float32
+
+
+def test_priors_survive_json(study):
+    pulled = analysis.fit("chinchilla", study, target="en", priors={"beta": (0.4, 0.01)})
+    again = analysis.from_json(pulled.to_json())
+    for mine, theirs in zip(again.problem.prior, pulled.problem.prior, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    pd.testing.assert_frame_equal(again.interval(0.9), pulled.interval(0.9))
+
+
+def test_resampling_few_groups_is_warned_about(study):
+    notes = " ".join(analysis.fit("chinchilla", study, target="en", loss="huber").notes)
+    assert "intervals resample 10 groups" in notes
+    assert "resample" not in " ".join(analysis.fit("chinchilla", study, target="en").notes)
