@@ -30,7 +30,7 @@ def options(*setup: str) -> slurm.Options:
     return slurm.Options(cpus=1, setup=(f"export PYTHONPATH={TESTS}:$PYTHONPATH", *setup))
 
 
-def wait_for(condition, seconds=60.0):
+def wait_for(condition, seconds=120.0):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := condition():
