@@ -132,7 +132,7 @@ def batch_sharding(mesh_: Mesh, batch_size: int | None = None, rules: Rules = RU
 def local_rows(sharding: NamedSharding, batch_size: int) -> slice:
     """The rows of a (B, S) batch that this process's devices hold, and so all that its host needs to read."""
     held = sharding.addressable_devices_indices_map((batch_size, 1)).values()
-    rows = [index[0].indices(batch_size) for index in held]
+    rows = [index[0].indices(batch_size) for index in held if index is not None]
     return slice(min(start for start, _, _ in rows), max(stop for _, stop, _ in rows))
 
 
