@@ -1,26 +1,27 @@
 """The two steps of packing, each a pure function of files: tokenize one input file, then assemble one
 language.
 
-A *unit* is what is held out or not: a document, or a line of one where a language has few documents. A
-shard is what one input file became, in the folder of its language under ``.packing``:
+A shard is what one input file became, in the folder of its language under ``.packing``:
 
     <file>.tokens   ids of all units, one after the other, each ended by EOS
     <file>.units    UNIT records in the same order
     <file>.json     written last: the shard is whole
 """
 
-import hashlib
+import io
+import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mixtures.hashed_files import Crc32, Output, intact
+from mixtures.hashed_files import Crc32, Output, intact, write_folder
 from mixtures.inputs import Input, documents
+from mixtures.units import COUNTS, NEVER, UNIT, encoded
 from mscale.files import writing
 from mscale.store import FILES, token_dtype
 from mscale.vocabulary import Vocabulary
@@ -28,12 +29,10 @@ from mscale.vocabulary import Vocabulary
 _FORMAT = 2  # of shards
 LINES_BELOW = 100  # documents; languages with fewer hold out lines
 VALID_FRACTION = 0.2
-UNIT = np.dtype([("hash", "<u8"), ("tokens", "<u4"), ("bytes", "<u4"), ("document", "<u4")])
 
-_BATCH_BYTES = 1 << 20  # text encoded at once
 _CHUNK_TOKENS = 1 << 22  # tokens assembled at once
 _CHUNK_UNITS = 1 << 20
-_NEVER = (1 << 64) - 1  # hash of units that are never held out (blank lines); no cutoff is above it
+SMALL_INPUT, _SMALL_TEXT = 1 << 22, 1 << 26  # bytes of a file, and of its text, that is packed in memory
 
 
 def unit_of(inputs: Sequence[Input], folder: Path) -> str:
@@ -87,20 +86,14 @@ def tokenize(one: Input, unit: str, vocabulary: Vocabulary, folder: Path) -> dic
     }
     if (shard := _read(marker, made_of)) and intact(folder, shard["files"]):
         return shard
-    counts = {"documents": 0, "empty_documents": 0, "units": 0, "tokens": 0, "bytes": 0}
-    dtype = token_dtype(vocabulary.size)
+    counts = dict.fromkeys(COUNTS, 0)
     with (
         Output(folder / f"{one.path.name}.tokens", Crc32()) as tokens,
         Output(folder / f"{one.path.name}.units", Crc32()) as units,
     ):
-        for texts, records in _unit_batches(documents(one), unit, counts):
-            ids, lengths = vocabulary.encode_batch(texts, eos=True)
-            records["tokens"] = lengths
-            tokens.write(ids.astype(dtype, copy=False))
+        for records, ids in encoded(documents(one), unit, vocabulary, counts):
+            tokens.write(ids)
             units.write(records)
-            counts["units"] += len(records)
-            counts["tokens"] += int(lengths.sum())
-            counts["bytes"] += int(records["bytes"].sum())
     files = {output.path.name: output.described for output in (tokens, units)}
     shard = {**made_of, **counts, "files": files}
     _mark(marker, shard)
@@ -129,52 +122,14 @@ def assemble(
     """
     made_of = recipe(inputs, unit, vocabulary, valid_tokens, cutoff)
     shards = [_Shard.open(folder, one, token_dtype(vocabulary.size)) for one in inputs]
-    if cutoff is None:
-        cutoff = choose_cutoff(shards, valid_tokens)
-    entry: dict[str, Any] = {
-        "unit": unit,
-        "cutoff": f"{cutoff:#018x}",
-        "documents": sum(shard.counts["documents"] for shard in shards),
-        "empty_documents": sum(shard.counts["empty_documents"] for shard in shards),
-        "duplicates": duplicates(shards),
-        "inputs": made_of["inputs"],
-    }
-    train = {"tokens": 0, "bytes": 0, "documents": 0}
-    index = []
-    unigram = np.zeros(vocabulary.size, np.int64)
-    with Output(folder / "train.bin") as train_file, Output(folder / "valid.bin") as valid_file:
-        offset = 0
-        for units, ids in (chunk for shard in shards for chunk in shard.chunks()):
-            held = units["hash"] < cutoff
-            kept = units[~held]
-            # In train a document ends with its last unit that is kept; in valid every unit is a document.
-            last = np.append(kept["document"][1:] != kept["document"][:-1], True)[: len(kept)]
-            lengths = units["tokens"].astype(np.int64) + 1
-            chosen = np.repeat(~held, lengths)
-            if held.any():
-                valid_file.write(ids[~chosen])
-                ends = offset + np.cumsum(lengths[held])
-                sizes = units["bytes"][held].astype(np.int64)
-                index.append(np.stack([ends - lengths[held], lengths[held], sizes], axis=1))
-                offset = int(ends[-1])
-            chosen[(np.cumsum(lengths) - 1)[~held][~last]] = False  # these EOS are inside a document
-            text = ids if chosen.all() else ids[chosen]
-            train_file.write(text)
-            unigram += np.bincount(text, minlength=vocabulary.size)
-            train["tokens"] += len(text)
-            train["bytes"] += int(kept["bytes"].sum())
-            train["documents"] += int(last.sum())
-    rows = np.concatenate(index) if index else np.empty((0, 3), np.int64)
-    seen_ids = np.flatnonzero(unigram)
-    arrays = {"valid_index.npy": rows, "unigram.npy": np.stack([seen_ids, unigram[seen_ids]])}
-    files = {"train.bin": train_file.described, "valid.bin": valid_file.described}
-    for name, array in arrays.items():
-        with Output(folder / name) as output:
-            np.save(output, array)
-        files[name] = output.described
-    entry["train"] = train
-    entry["valid"] = {"tokens": offset, "bytes": int(rows[:, 2].sum()), "documents": len(rows)}
-    entry["files"] = {name: files[name] for name in FILES}
+    entry = {**_counted(shards, unit, valid_tokens, cutoff), "inputs": made_of["inputs"]}
+    files = {name: Output(folder / name) for name in FILES}
+    with files["train.bin"] as train, files["valid.bin"] as valid:
+        sides, arrays = _split(shards, int(entry["cutoff"], 16), vocabulary.size, train.write, valid.write)
+    for name, content in arrays.items():
+        with files[name] as output:
+            output.write(content)
+    entry |= {**sides, "files": {name: files[name].described for name in FILES}}
     with writing(destination):
         destination.mkdir(parents=True, exist_ok=True)
         for name in FILES:
@@ -184,6 +139,107 @@ def assemble(
         if path.suffix in (".tokens", ".units"):
             path.unlink()
     return entry
+
+
+def pack_small(
+    one: Input,
+    unit: str | None,
+    vocabulary: Vocabulary,
+    folder: Path,
+    destination: Path,
+    valid_tokens: int,
+    cutoff: int | None,
+) -> dict[str, Any] | None:
+    """Does both steps in memory for a language of one small file, to the same bytes.
+
+    Arguments and result are those of ``assemble``; ``unit`` None chooses it and ``folder`` must be of no other
+    use. None if the file holds more text than its size promised.
+    """
+    texts = documents(one)
+    first = list(itertools.islice(texts, LINES_BELOW))
+    unit = unit or ("line" if len(first) < LINES_BELOW else "document")
+    counts = dict.fromkeys(COUNTS, 0)
+    dtype = token_dtype(vocabulary.size)
+    batches = []
+    for batch in encoded(itertools.chain(first, texts), unit, vocabulary, counts):
+        batches.append(batch)
+        if counts["bytes"] > _SMALL_TEXT:
+            return None
+    records = [records for records, _ in batches] or [np.empty(0, UNIT)]
+    ids = [ids for _, ids in batches] or [np.empty(0, dtype)]
+    single = len(batches) == 1
+    shards = [
+        _Shard(
+            units=records[0] if single else np.concatenate(records),
+            tokens=ids[0] if single else np.concatenate(ids),
+            counts=counts,
+        )
+    ]
+    made_of = recipe([one], unit, vocabulary, valid_tokens, cutoff)
+    entry = {**_counted(shards, unit, valid_tokens, cutoff), "inputs": made_of["inputs"]}
+    train: list[Any] = []
+    valid: list[Any] = []
+    sides, arrays = _split(shards, int(entry["cutoff"], 16), vocabulary.size, train.append, valid.append)
+    contents = {"train.bin": train, "valid.bin": valid} | {name: [data] for name, data in arrays.items()}
+    entry |= {**sides, "files": write_folder({name: contents[name] for name in FILES}, folder, destination)}
+    return entry
+
+
+def _counted(shards: Sequence["_Shard"], unit: str, valid_tokens: int, cutoff: int | None) -> dict[str, Any]:
+    if cutoff is None:
+        cutoff = choose_cutoff(shards, valid_tokens)
+    return {
+        "unit": unit,
+        "cutoff": f"{cutoff:#018x}",
+        "documents": sum(shard.counts["documents"] for shard in shards),
+        "empty_documents": sum(shard.counts["empty_documents"] for shard in shards),
+        "duplicates": duplicates(shards),
+    }
+
+
+def _split(
+    shards: Sequence["_Shard"],
+    cutoff: int,
+    size: int,
+    write_train: Callable[[np.ndarray], Any],
+    write_valid: Callable[[np.ndarray], Any],
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Writes the tokens of both sides; returns their counts and the files that describe them."""
+    train = {"tokens": 0, "bytes": 0, "documents": 0}
+    index = []
+    unigram = np.zeros(size, np.int64)
+    offset = 0
+    for units, ids in (chunk for shard in shards for chunk in shard.chunks()):
+        held = units["hash"] < cutoff
+        kept = units[~held]
+        # In train a document ends with its last unit that is kept; in valid every unit is a document.
+        last = np.append(kept["document"][1:] != kept["document"][:-1], True)[: len(kept)]
+        lengths = units["tokens"].astype(np.int64) + 1
+        chosen = np.repeat(~held, lengths)
+        if held.any():
+            write_valid(ids[~chosen])
+            ends = offset + np.cumsum(lengths[held])
+            sizes = units["bytes"][held].astype(np.int64)
+            index.append(np.stack([ends - lengths[held], lengths[held], sizes], axis=1))
+            offset = int(ends[-1])
+        chosen[(np.cumsum(lengths) - 1)[~held][~last]] = False  # these EOS are inside a document
+        text = ids if chosen.all() else ids[chosen]
+        write_train(text)
+        unigram += np.bincount(text, minlength=size)
+        train["tokens"] += len(text)
+        train["bytes"] += int(kept["bytes"].sum())
+        train["documents"] += int(last.sum())
+    rows = np.concatenate(index) if index else np.empty((0, 3), np.int64)
+    seen_ids = np.flatnonzero(unigram)
+    valid = {"tokens": offset, "bytes": int(rows[:, 2].sum()), "documents": len(rows)}
+    arrays = {"valid_index.npy": rows, "unigram.npy": np.stack([seen_ids, unigram[seen_ids]])}
+    return {"train": train, "valid": valid}, {name: _npy(array) for name, array in arrays.items()}
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 def choose_cutoff(shards: Sequence["_Shard"], valid_tokens: int) -> int:
@@ -197,7 +253,7 @@ def choose_cutoff(shards: Sequence["_Shard"], valid_tokens: int) -> int:
     if limit < 1:
         return 0
     hashes, tokens = np.empty(0, np.uint64), np.empty(0, np.int64)
-    cutoff = _NEVER
+    cutoff = NEVER
     for units in (chunk for shard in shards for chunk in shard.unit_chunks()):
         low = units[units["hash"] < cutoff]
         hashes = np.concatenate([hashes, low["hash"]])
@@ -225,7 +281,7 @@ def duplicates(shards: Sequence["_Shard"]) -> int:
     parts = max(-(-units // (4 * _CHUNK_UNITS)), 1)
     found = 0
     for part in range(parts):
-        low, high = (_NEVER * part // parts), (_NEVER * (part + 1) // parts)
+        low, high = (NEVER * part // parts), (NEVER * (part + 1) // parts)
         chunks = [
             chunk["hash"][(chunk["hash"] >= low) & (chunk["hash"] < high)]
             for shard in shards
@@ -234,45 +290,6 @@ def duplicates(shards: Sequence["_Shard"]) -> int:
         hashes = np.concatenate(chunks) if chunks else np.empty(0, np.uint64)
         found += len(hashes) - len(np.unique(hashes))
     return found
-
-
-def content_hash(text: bytes) -> int:
-    """Returns the 64-bit BLAKE2b hash by which a unit is held out, whatever vocabulary encodes it."""
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-
-
-def _unit_batches(
-    texts_of_documents: Iterator[str], unit: str, counts: dict[str, int]
-) -> Iterator[tuple[list[bytes], np.ndarray]]:
-    """Yields about a megabyte of units at a time: their UTF-8, and UNIT records without token counts."""
-    texts: list[bytes] = []
-    records: list[tuple[int, int, int, int]] = []
-    size = 0
-    for text in texts_of_documents:
-        if not text:
-            counts["empty_documents"] += 1
-            continue
-        document = counts["documents"]
-        counts["documents"] += 1
-        for part in _lines(text) if unit == "line" else [text]:
-            utf8 = part.encode("utf-8")
-            blank = unit == "line" and not part.strip()
-            digest = _NEVER if blank else content_hash(utf8.removesuffix(b"\n") if unit == "line" else utf8)
-            texts.append(utf8)
-            records.append((digest, 0, len(utf8), document))
-            size += len(utf8)
-        if size >= _BATCH_BYTES:
-            yield texts, np.array(records, UNIT)
-            texts, records, size = [], [], 0
-    if texts:
-        yield texts, np.array(records, UNIT)
-
-
-def _lines(text: str) -> list[str]:
-    """Lines with their line ends, so that they join to ``text`` exactly (str.splitlines knows more
-    ends)."""
-    parts = text.split("\n")
-    return [part + "\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ MAX_LINE_BYTES = 1 << 28  # a longer line is no document; without a limit it wou
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BUFFER_BYTES = 1 << 18
+_SHARD = re.compile(r"(.+)_clean_(\d+)\.jsonl(?:\.gz)?")
 
 
 def languages(corpus: str | os.PathLike) -> list[str]:
@@ -234,9 +235,14 @@ def _data_folder(corpus: str | os.PathLike) -> Path:
 
 def _shards(folder: Path) -> list[Path]:
     """Files of the language whose folder this is, by number; `<lang>_noisy_NNNN` and temporary files are not."""
-    pattern = re.compile(re.escape(folder.resolve().name) + r"_clean_(\d+)\.jsonl(\.gz)?")
-    matches = [(match, entry) for entry in _children(folder) if (match := pattern.fullmatch(entry.name))]
-    return [entry for _, _, entry in sorted((int(match[1]), entry.name, entry) for match, entry in matches)]
+    own_name = folder.name not in ("", "..") and not folder.is_symlink()
+    language = folder.name if own_name else folder.resolve().name
+    try:
+        matches = [match for name in os.listdir(folder) if (match := _SHARD.fullmatch(name))]
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    found = sorted((int(match[2]), match[0]) for match in matches if match[1] == language)
+    return [folder / name for _, name in found]
 
 
 def _children(folder: Path) -> list[Path]:

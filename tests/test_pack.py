@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_corpus
 
-from mixtures import shards
+from mixtures import shards, units
 from mixtures.pack import pack
 from mscale.errors import MscaleError
 from mscale.store import MANIFEST, UNFINISHED, open_store
@@ -112,8 +112,11 @@ def test_the_same_bytes_whatever_the_number_of_workers(corpus, store, tmp_path):
     assert contents(tmp_path) == contents(store.path)
 
 
-def test_chunks_and_batches_do_not_show(corpus, store, tmp_path, monkeypatch):
-    for name, size in {"_BATCH_BYTES": 300, "_CHUNK_TOKENS": 700, "_CHUNK_UNITS": 13}.items():
+@pytest.mark.parametrize("small", [0, 1 << 22])
+def test_chunks_batches_and_shards_do_not_show(corpus, store, tmp_path, monkeypatch, small):
+    monkeypatch.setattr("mixtures.pack.SMALL_INPUT", small)
+    monkeypatch.setattr(units, "_BATCH_BYTES", 300)
+    for name, size in {"_CHUNK_TOKENS": 700, "_CHUNK_UNITS": 13}.items():
         monkeypatch.setattr(shards, name, size)
     pack(corpus, tmp_path, byte_vocabulary())
     assert contents(tmp_path) == contents(store.path)
@@ -157,7 +160,7 @@ KILLED = """
 import os, sys, signal
 from mixtures import pack as module, shards
 from mscale.vocabulary import byte_vocabulary
-calls = int(sys.argv[3])
+calls, module.SMALL_INPUT = int(sys.argv[3]), int(sys.argv[4])
 def counted(function):
     def call(*args, **kwargs):
         global calls
@@ -171,12 +174,13 @@ module.pack(sys.argv[1], sys.argv[2], byte_vocabulary())
 """
 
 
-def test_killed_at_any_rename_it_continues_to_the_same_store(corpus, store, tmp_path):
+@pytest.mark.parametrize("small", [0, 1 << 22])
+def test_killed_at_any_rename_it_continues_to_the_same_store(corpus, store, tmp_path, small):
     expected = contents(store.path)
     calls, killed = 0, 0
     while True:
         result = subprocess.run(
-            [sys.executable, "-c", KILLED, str(corpus), str(tmp_path), str(calls)],
+            [sys.executable, "-c", KILLED, str(corpus), str(tmp_path), str(calls), str(small)],
             capture_output=True,
             text=True,
         )
@@ -187,7 +191,7 @@ def test_killed_at_any_rename_it_continues_to_the_same_store(corpus, store, tmp_
         assert not (tmp_path / MANIFEST).exists()
         with pytest.raises(MscaleError):
             open_store(tmp_path)
-        calls += 3  # each call gets further than the last, from what it left
+        calls += 1 if small else 3  # each call gets further than the last, from what it left
     assert killed >= 3
     assert contents(tmp_path) == expected
 
@@ -231,6 +235,7 @@ def test_a_damaged_shard_of_an_interrupted_packing_is_made_again(corpus, store, 
     def stop(*_args):
         raise KeyboardInterrupt
 
+    monkeypatch.setattr("mixtures.pack.SMALL_INPUT", 0)
     with monkeypatch.context() as patch:
         patch.setattr("mixtures.pack.assemble", stop)
         with pytest.raises(KeyboardInterrupt):
@@ -238,6 +243,36 @@ def test_a_damaged_shard_of_an_interrupted_packing_is_made_again(corpus, store, 
     shard = next((tmp_path / UNFINISHED / "aa").glob("*.tokens"))
     shard.write_bytes(b"\0" * shard.stat().st_size)  # as after a power cut
     next((tmp_path / UNFINISHED / "cc").glob("*gz.json")).write_text("")
+    pack(corpus, tmp_path, byte_vocabulary())
+    assert contents(tmp_path) == contents(store.path)
+
+
+def test_a_damaged_small_language_of_an_interrupted_packing_is_made_again(
+    corpus, store, tmp_path, monkeypatch
+):
+    def stop(*_args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mixtures.pack.open_store", stop)
+        patch.setattr("mixtures.pack.os.sync", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pack(corpus, tmp_path, byte_vocabulary())
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("train.bin")}
+    assert len(made) == 3
+    (tmp_path / "aa" / "train.bin").write_bytes(b"\0" * (tmp_path / "aa" / "train.bin").stat().st_size)
+    (journal,) = (tmp_path / UNFINISHED).glob("*.jsonl")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-1]) + lines[-1][:-30])  # torn
+    pack(corpus, tmp_path, byte_vocabulary())
+    assert contents(tmp_path) == contents(store.path)
+    again = {path.parent.name for path, stamp in made.items() if path.stat().st_mtime_ns != stamp}
+    assert again == {"aa", json.loads(lines[-1])["language"]}
+
+
+def test_more_text_than_a_small_file_promised_is_packed_in_steps(corpus, store, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_SMALL_TEXT", 5000)
+    monkeypatch.setattr(units, "_BATCH_BYTES", 1000)
     pack(corpus, tmp_path, byte_vocabulary())
     assert contents(tmp_path) == contents(store.path)
 
@@ -311,7 +346,8 @@ def test_languages_shorter_than_a_window_are_all_named_with_the_flag(uneven, tmp
         pack(uneven, tmp_path / "s", byte_vocabulary(), sequence_length=100)
     with pytest.raises(MscaleError, match="has not finished"):
         open_store(tmp_path / "s")
-    monkeypatch.setattr("mixtures.pack.tokenize", None)  # all that was packed is kept
+    monkeypatch.setattr("mixtures.pack.tokenize", None)
+    monkeypatch.setattr("mixtures.pack.pack_small", None)  # all that was packed is kept
     store = pack(uneven, tmp_path / "s", byte_vocabulary(), sequence_length=100, drop_short=True)
     assert store.languages == ("aa", "dd")
     assert sorted(path.name for path in (tmp_path / "s").iterdir() if path.is_dir()) == ["aa", "dd"]
