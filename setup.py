@@ -29,6 +29,7 @@ EXTRAS = {
     ],
     "cuda": ["jax[cuda12]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
+    "curves": ["tensorboard>=2.16"],
     "bench": ["grain>=0.2.18"],
     "test": ["hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6"],
     "dev": ["mypy>=1.14", "pandas-stubs", "ruff>=0.9"],
