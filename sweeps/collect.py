@@ -128,7 +128,7 @@ def _before(root: Path) -> _Before:
 
 def _mark(folder: Path, names: Sequence[str] = ("observations.jsonl", "exposure.jsonl", "spec.json")) -> list:
     """Sizes and times of files: what tells that they have not changed."""
-    marks = []
+    marks: list[list[int] | None] = []
     for name in names:
         try:
             found = (folder / name).stat()
