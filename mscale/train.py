@@ -198,7 +198,7 @@ def train(
             # Waits for the dispatch before the last: two stay in the queue, so the device never runs dry, and
             # a signal is answered within two dispatches, by all hosts at the same one. No value is read.
             in_flight.append((metrics["loss"], agreement.ask()))
-            stopping = run.mesh is None and stop.is_set()
+            stopping = agreement.mesh is None and stop.is_set()
             if len(in_flight) > 2:
                 computed, asked = in_flight.popleft()
                 computed.block_until_ready()
