@@ -1,6 +1,6 @@
 # make demo    the whole path on a small generated corpus, into demo-work/report.html
 # make test    every fast test, in parallel      make lint   ruff and the type check
-# make test-slow, make bench, make clean
+# make test-slow, make test-slurm (a real Slurm daemon on the loopback address), make bench, make clean
 # Each sets up what it needs in .venv; a second call starts at once.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ WORKDIR ?= demo-work
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow test-slurm lint bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/mscale demo --workdir $(WORKDIR)
@@ -19,6 +19,9 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
+
+test-slurm: $(VENV)/.test
+	tests/slurm/run.sh $(BIN)/python -m pytest tests/slurm
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -31,7 +31,16 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10"],
     "curves": ["tensorboard>=2.16"],
     "bench": ["grain>=0.2.18"],
-    "test": ["hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.6"],
+    "test": [
+        "hypothesis>=6.100",
+        "ipykernel>=6.29",
+        "kubernetes>=31",
+        "nbclient>=0.10",
+        "nbformat>=5.10",
+        "pytest>=8.3",
+        "pytest-xdist>=3.6",
+        "tensorboard>=2.16",
+    ],
     "dev": ["mypy>=1.14", "pandas-stubs", "ruff>=0.9"],
 }
 

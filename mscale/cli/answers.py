@@ -211,3 +211,20 @@ def plan_mixture(
         raise click.UsageError("a mixture needs fitted ATLAS laws: --results my-study/laws.json")
     numbers = None if weights is None else [float(weight) for weight in weights]
     print_answer(mixture(targets, flops, basis(source, None) or {}, weights=numbers, worst=worst))
+
+
+@cli.command()
+@click.argument("quantity", default="tau")
+@click.option("--effect", type=float, help="Its true value; default: about what the literature found.")
+@click.option(
+    "--seeds", default="1,2,4", show_default=True, callback=comma_list, help="Trunks a cell, to compare."
+)
+@click.option("--studies", default=40, show_default=True, help="Planted studies for each.")
+def power(quantity: str, effect: float | None, seeds: list[str], studies: int) -> None:
+    """How many runs tell QUANTITY (tau, lambda, phi, alpha, beta) from none: by planted studies."""
+    from analysis.power import answer
+    from analysis.power import power as simulate
+
+    table = simulate(quantity, effect=effect, seeds=[int(number) for number in seeds], studies=studies)
+    print(table.to_string(index=False, float_format="{:.2f}".format))
+    print(answer(table, quantity))

@@ -86,7 +86,10 @@ def sweep_plan(
 @sweep.command("run")
 @study_options
 @click.option("--root", type=FOLDER, required=True, help="The study's folder; called again it continues.")
-@click.option("--workers", type=int, help="Processes; default: one per core.")
+@click.option("--executor", type=click.Choice(["local", "slurm", "gke"]), default="local", show_default=True)
+@click.option("--workers", type=int, help="Local: processes; default: one per core.")
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Of Slurm or GKE; repeatable.")
+@click.option("--dry-run", is_flag=True, help="GKE: print the manifests.")
 def sweep_run(
     study: str,
     store: Path | None,
@@ -94,24 +97,111 @@ def sweep_run(
     languages: list[str] | None,
     seed: int,
     root: Path,
+    executor: str,
     workers: int | None,
+    options: tuple[str, ...],
+    dry_run: bool,
 ) -> None:
     """Train all runs of a study that are not done, then collect its tables."""
-    from sweeps.local import run
+    if dry_run and executor != "gke":
+        raise click.UsageError("--dry-run is for --executor gke; `mscale sweep plan` shows what others run")
+    if options and executor == "local":
+        raise click.UsageError("--option is for --executor slurm or gke")
+    made = make_study(study, store, truth, languages, seed)
+    if executor == "local":
+        from sweeps.local import run as run_local
 
-    run(make_study(study, store, truth, languages, seed), root, workers=workers)
+        run_local(made, root, workers=workers)
+    elif executor == "slurm":
+        from sweeps import slurm
+
+        slurm.run(made, root, slurm.Options(**parsed(options, slurm.Options)))
+    else:
+        from sweeps import gke
+
+        chosen = gke.Options(**parsed(options, gke.Options))
+        if dry_run:
+            print(gke.dry_run(made, chosen, root))
+            return
+        gke.run(made, root, chosen)
     print_collected(root)
+
+
+def parsed(options: tuple[str, ...], kind: type) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs as arguments of an executor's options; whole numbers and true/false become such."""
+    import dataclasses
+
+    from mscale.errors import MscaleError, nearest
+
+    names = {field.name for field in dataclasses.fields(kind)}
+    found: dict[str, Any] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or name not in names:
+            raise MscaleError(
+                f"--option {option}: expected NAME=VALUE with a name of {', '.join(sorted(names))}"
+                f"{nearest(name, names)}"
+            )
+        words: dict[str, Any] = {"true": True, "false": False}
+        found[name] = int(value) if value.isdecimal() else words.get(value.lower(), value)
+        if name in ("setup", "extra"):
+            found[name] = tuple(value.split(";"))
+    if missing := [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.name not in found
+    ]:
+        raise MscaleError(f"--option {missing[0]}=... is missing: this executor needs it")
+    return found
 
 
 @sweep.command("status")
 @click.argument("root", type=FOLDER)
-def sweep_status(root: Path) -> None:
+@click.option("--watch", is_flag=True, help="Refresh until all runs have ended.")
+def sweep_status(root: Path, watch: bool) -> None:
     """Show what is done, running and failed."""
     from rich.console import Console
 
+    from sweeps import actions
     from sweeps.state import status_table
 
-    Console().print(status_table(root))
+    if watch:
+        actions.watch(root)
+    else:
+        Console().print(status_table(root))
+
+
+@sweep.command("logs")
+@click.argument("root", type=FOLDER)
+@click.argument("run")
+@click.option("--lines", default=40, show_default=True)
+@click.option("--follow", is_flag=True)
+def sweep_logs(root: Path, run: str, lines: int, follow: bool) -> None:
+    """Print the last lines of RUN's log."""
+    from sweeps.actions import logs
+
+    for line in logs(root, run, lines, follow):
+        print(line)
+
+
+@sweep.command("retry")
+@click.argument("root", type=FOLDER)
+@click.argument("runs", nargs=-1)
+def sweep_retry(root: Path, runs: tuple[str, ...]) -> None:
+    """Take failed or cancelled RUNS up again (default: all); the next `sweep run` trains them."""
+    from sweeps.actions import retry
+
+    print("\n".join(retry(root, runs or None)) or "nothing had failed")
+
+
+@sweep.command("cancel")
+@click.argument("root", type=FOLDER)
+@click.argument("runs", nargs=-1)
+def sweep_cancel(root: Path, runs: tuple[str, ...]) -> None:
+    """Stop RUNS, or the whole study; what they have saved is kept."""
+    from sweeps.actions import cancel
+
+    print("\n".join(cancel(root, runs or None)) or "nothing was running")
 
 
 @sweep.command("collect")
