@@ -314,7 +314,7 @@ def _few(problem: Problem, groups: int) -> list[str]:
         return []
     return [
         f"intervals resample {groups} groups: with fewer than {MANY} they are too narrow; loss='squares' gives "
-        f"profile intervals, which hold"
+        f"profile intervals, which are closer to nominal"
     ]
 
 

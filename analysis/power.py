@@ -129,7 +129,7 @@ def design(
         return _planted("chinchilla", table, {**CURVE, quantity: effect}, quantity)
     if quantity in ("phi", "psi"):
         cells = [
-            (tuple(f"{TARGET}{i}" for i in range(K)), sizes, np.multiply(tokens, K)) for K in (1, 2, 4, 8)
+            (tuple(f"{TARGET}{i}" for i in range(K)), sizes, [K * D for D in tokens]) for K in (1, 2, 4, 8)
         ]
         table, exposure = simulate.mixtures(cells, seeds=seeds)
         table = table[table["language"] == f"{TARGET}0"].reset_index(drop=True)
@@ -139,7 +139,7 @@ def design(
     mono: tuple[tuple[str, ...], Sequence[float], Sequence[float]] = ((TARGET,), sizes, tokens)
     if quantity == "tau":
         table, exposure = simulate.mixtures(
-            [mono, ((TARGET, SOURCE), sizes, np.multiply(tokens, 2))], seeds=seeds
+            [mono, ((TARGET, SOURCE), sizes, [2 * D for D in tokens])], seeds=seeds
         )
         table = table[table["language"] == TARGET].reset_index(drop=True)
         params[f"tau[{TARGET},{SOURCE}]"] = params.pop("tau")

@@ -1,8 +1,8 @@
 """Launch: gin files and overrides, where no wrong name passes in silence."""
 
+import gin
 import pytest
 
-import gin
 from mscale import launch
 from mscale.errors import MscaleError
 
