@@ -239,7 +239,9 @@ def _transfer(rows: pd.DataFrame, truth: Mapping[str, Any] | None, level: float,
     if matrix.empty:
         return {**answer, "error": "no 50/50 bilingual run, hence no transfer score"}
     counts = matrix[matrix["status"] != "missing"].groupby("scale").size()
-    main = str(counts.idxmax()) if len(counts) else str(matrix["scale"].iloc[0])
+    # The scale with most pairs; of several, the largest, since scores rise with N.
+    most = counts[counts == counts.max()].index if len(counts) else matrix["scale"].unique()
+    main = str(max(most, key=lambda scale: cells.params.get(scale) or 0))
     chosen = matrix[matrix["scale"] == main]
     answer |= {"scale": main, "d": float(chosen["d"].max()), "params": cells.params.get(main)}
     for target, source, status in zip(chosen["target"], chosen["source"], chosen["status"], strict=True):
