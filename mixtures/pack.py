@@ -246,7 +246,7 @@ def _bundles(jobs: list["_Job"]) -> list[list["_Job"]]:
     room = 0
     for job in sorted(jobs, key=lambda job: -job[0][0].size):
         size = job[0][0].size
-        if size > room:
+        if size > room or not bundles:
             bundles.append([])
             room = _BUNDLE
         bundles[-1].append(job)

@@ -127,7 +127,8 @@ def test_unwritable_folder_is_one_clear_error(tmp_path):
 # A runner in a process of its own, to be killed
 
 RUNNER = """
-import sys, pickle
+import sys, pickle, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
 from sweeps import local
 from mscale.errors import MscaleError
 study = pickle.load(open(sys.argv[1], "rb"))
