@@ -53,6 +53,7 @@ GOOD = gzip.compress(lines(300))
         (gzip.compress(lines(1) + b'{"body": "x"}\n'), ["xx_clean_0000.jsonl.gz:2", "text"]),
         (b"", ["xx_clean_0000.jsonl.gz", "empty"]),
     ],
+    ids=["truncated", "not-json", "not-utf8", "no-text", "empty"],
 )
 def test_bad_text_is_named_by_file_and_line_and_leaves_no_store(tmp_path, capsys, data, words):
     write_corpus(tmp_path / "corpus", "xx", data)
