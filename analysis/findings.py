@@ -3,6 +3,7 @@
 A sentence is {"text", "sure", "because"}. `sure` is one of SURE: it follows from intervals, not from taste.
 """
 
+import re
 from typing import Any
 
 SURE = ("clear", "likely", "unclear", "not identified")
@@ -31,6 +32,16 @@ def signed(value: float | None, digits: int = 2) -> str:
         return "–"
     text = f"{abs(value):.{digits}f}"
     return f"{'−' if value < 0 else '+'}{text}" if float(text) else text
+
+
+def minus(value: float, digits: int = 3) -> str:
+    """A number with so many decimals and a true minus."""
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def brief(reason: str) -> str:
+    """A refusal of `analysis.fit` without its list of parameters and its ways round."""
+    return re.sub(r" \([^()]*\[.*?\)", "", reason).split(". ")[0]
 
 
 def span(low: float | None, high: float | None, show=signed) -> str:
@@ -99,11 +110,12 @@ def _law_headline(results: dict) -> list[dict]:
     if best and plain and best["difference"] is not None:
         low, high = best["difference_low"], best["difference_high"]
         better, worse = low > 0, high < 0
-        verb = "helps" if better else "does not help" if worse else "makes no difference beyond noise"
+        verb = "helps to predict" if better else "does not help to predict"
+        verb = verb if better or worse else "makes no difference beyond noise in predicting"
         output.append(
             _sentence(
-                f"Counting the other languages' data {verb} to predict held-out runs: R² {best['r2']:.3f} with ATLAS, "
-                f"{plain['r2']:.3f} with Chinchilla.".replace("noise to predict", "noise in predicting"),
+                f"Counting the other languages' data {verb} held-out runs: R² {minus(best['r2'])} with ATLAS, "
+                f"{minus(plain['r2'])} with Chinchilla.",
                 "clear" if better or worse else "unclear",
                 "the same cooled rows, a random fifth of trunks held out, R² within languages",
                 "Which law",
@@ -367,10 +379,10 @@ def _next_runs(results: dict) -> list[dict]:
         )
     if results["crossover"]["error"] and results["crossover"]["table"]:
         add("Continue the checkpoint at two more sizes.", results["crossover"]["error"].split(":")[0])
-    for name in ("chinchilla", "atlas", "capacity"):
+    for name, title in (("chinchilla", "Chinchilla"), ("atlas", "ATLAS"), ("capacity", "the capacity law")):
         law = results["laws"][name]
         if not law["fitted"]:
-            add(f"Add what the {name} law lacks.", law["reason"])
+            add(f"Run what {title} lacks.", brief(law["reason"]))
     return output
 
 

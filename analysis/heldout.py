@@ -19,6 +19,7 @@ SPLITS = {
     "leave_one_scale_out": "each size in turn",
 }
 DRAWS = 400
+LEAST_TESTED = 12
 
 
 def compare(
@@ -55,6 +56,12 @@ def compare(
         return []
     found = pd.concat(judged, ignore_index=True)
     found = found.rename(columns={"r2": "r2_between", "r2_within": "r2", "tested": "n"})
+    found["reason"] = found["reason"].fillna("") if "reason" in found else ""
+    # R² over a handful of losses is an accident, not a measurement.
+    few = found["n"].fillna(0) < LEAST_TESTED
+    numbers = ["r2", "r2_between", "difference", "difference_low", "difference_high"]
+    found.loc[few, [name for name in numbers if name in found]] = float("nan")
+    found.loc[few & (found["reason"] == ""), "reason"] = f"fewer than {LEAST_TESTED} losses held out"
     names = [
         "law",
         "split",
@@ -66,7 +73,6 @@ def compare(
         "n",
         "reason",
     ]
-    found["reason"] = found["reason"].fillna("") if "reason" in found else ""
     return found.reindex(columns=names).to_dict("records")
 
 

@@ -124,8 +124,8 @@ def predicted_observed(results: dict) -> Figure | None:
             )
             .mark_point(filled=True, size=46, opacity=0.85)
             .encode(
-                x=alt.X("predicted:Q", title="predicted loss", scale=scale),
-                y=alt.Y("observed:Q", title="observed loss", scale=scale),
+                x=alt.X("predicted:Q", title="predicted loss", scale=scale, axis=alt.Axis(tickCount=7)),
+                y=alt.Y("observed:Q", title="observed loss", scale=scale, axis=alt.Axis(tickCount=7)),
                 color=palette.colour(),
                 shape=marks.shape(),
                 tooltip=tips(

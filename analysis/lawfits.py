@@ -1,6 +1,5 @@
 """The laws of a report, each fitted to the rows that identify it, with parameters as plain records."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import capacity, reference
+from analysis.findings import brief
 from analysis.fitting import fit
 from analysis.results import Fit
 from analysis.transfer import MOST_EPOCHS
@@ -52,21 +52,24 @@ def fit_atlas(
         return unfitted("atlas", "no cooled run from scratch"), []
     # The law with the most sources of its own that the runs can carry; which one it is, is said.
     refused = ""
-    for count in (3, 2, 1, 0):
-        fewer = {target: list(found)[:count] for target, found in sources.items()}
-        variant = {"variant": "K_t", "sources": fewer} if count else {"variant": "D_other"}
-        law, points = _answer("atlas", table, level, [], exposure=exposure, seed=seed, **variant)
+    for count in (3, 2, 1, 0, None):
+        fewer = {target: list(found)[:count] for target, found in sources.items()} if count else None
+        options: dict[str, Any] = {"variant": "K_t", "sources": fewer} if count else {"variant": "D_other"}
+        options = options if count is not None else {"variant": "D_t"}
+        law, points = _answer("atlas", table, level, [], exposure=exposure, seed=seed, **options)
         refused = refused or law["reason"]
-        if law["fitted"]:
-            most = "language" if count == 1 else f"{count} languages"
-            own = f"τ of its own for the {most} most co-sampled with each" if count else "one τ for all"
-            law["variant"] = f"{own}, one for the rest" if count else f"{own} other languages"
-            if count:
-                law["sources"] = fewer
-            if count < 3:
-                short = re.sub(r" \(E\[.*?\)", "", refused.split(": ")[0])
-                law["notes"].insert(0, f"more τ of their own would be too many for the runs: {short}")
-            return law, points
+        if not law["fitted"]:
+            continue
+        if fewer:
+            law["sources"] = fewer
+        law["variant"] = {
+            None: "the language's own tokens alone",
+            0: "one τ for all other languages",
+            1: "τ of its own for the language most co-sampled with each, one for the rest",
+        }.get(count, f"τ of its own for the {count} languages most co-sampled with each, one for the rest")
+        if count != 3:
+            law["notes"].insert(0, f"more τ would be too many for the runs: {brief(refused)}")
+        return law, points
     return unfitted("atlas", refused), []
 
 
@@ -209,7 +212,8 @@ def describe(
     """The fit as a record: parameters with intervals, R², counts, notes; and a record for each point."""
     name = found.law.name
     parameters = [
-        {"name": str(label), **row} for label, row in found.interval(level).to_dict(orient="index").items()
+        _settled({"name": str(label), **row})
+        for label, row in found.interval(level).to_dict(orient="index").items()
     ]
     predicted = found.predict(table, exposure=exposure)["prediction"].to_numpy()
     columns = ["run", "language", "scale", "params", "tokens", "target_tokens", "mixture"]
@@ -235,6 +239,14 @@ def describe(
         "reason": "",
     }
     return law, points.to_dict("records")
+
+
+def _settled(parameter: dict) -> dict:
+    """The record, not identified where its interval does not hold its own estimate: the fit did not settle."""
+    if parameter["identified"] and not parameter["low"] <= parameter["estimate"] <= parameter["high"]:
+        reason = "its interval does not hold the estimate: some direction of the fit is flat"
+        return {**parameter, "identified": False, "reason": reason}
+    return parameter
 
 
 def within_r2(language: Any, observed: Any, predicted: Any) -> float:

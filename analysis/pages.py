@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from analysis.findings import count, signed, span
+from analysis.findings import brief, count, signed, span
 from analysis.heldout import SPLITS
 from analysis.wording import duration, equation, methods, number, pretty, subscripts
 
@@ -37,10 +37,10 @@ def context(results: dict) -> dict[str, Any]:
         "advice": list(advice.items()),
         "run_text": _run_text(study),
         "laws": [_law(results, name) for name in ("chinchilla", "atlas", "capacity")],
-        "laws_text": (
+        "laws_text": _heldout_refusal(results)
+        + (
             "Only cooled losses of languages that a run trains on are fitted. Held-out R² is pooled over "
-            "languages "
-            "about each language's own mean: that some languages are harder than others earns nothing."
+            "languages about each language's own mean: that some are harder than others earns nothing."
         ),
         "transfer_text": _transfer_text(results, level),
         "capacity_text": _capacity_text(results),
@@ -96,7 +96,11 @@ def _run_text(study: dict) -> str:
     )
     if study.get("seconds"):
         text += f" Training took {duration(study['seconds'])}"
-        text += f" on {study['workers']} workers." if study.get("workers") else "."
+        text += (
+            f" on {study['workers']} worker{'s' if study['workers'] > 1 else ''}."
+            if study.get("workers")
+            else "."
+        )
     if study.get("peak_memory_bytes"):
         text += f" Peak memory {study['peak_memory_bytes'] / 2**30:.1f} GiB."
     return text
@@ -126,8 +130,15 @@ def _scales(results: dict) -> dict:
     return _table(head, rows)
 
 
+def _heldout_refusal(results: dict) -> str:
+    if any(row["r2"] is not None for row in results["heldout"]):
+        return ""
+    reasons = dict.fromkeys(row["reason"] for row in results["heldout"] if row["reason"])
+    return f"No R² on held-out runs is given: {next(iter(reasons), 'too few runs to hold any out')}. "
+
+
 def _heldout(results: dict) -> dict:
-    if not results["heldout"]:
+    if all(row["r2"] is None for row in results["heldout"]):
         return _table([], [])
     splits = list(dict.fromkeys(row["split"] for row in results["heldout"]))
     found = {(row["law"], row["split"]): row for row in results["heldout"]}
@@ -148,7 +159,7 @@ def _heldout(results: dict) -> dict:
 
 def _law(results: dict, name: str) -> dict[str, Any]:
     law = results["laws"][name]
-    view = {"title": TITLES[name], "fitted": law["fitted"], "reason": law["reason"].rstrip(".")}
+    view = {"title": TITLES[name], "fitted": law["fitted"], "reason": brief(law["reason"]).rstrip(".")}
     if not law["fitted"]:
         return view
     shared = [

@@ -86,26 +86,23 @@ def transfer_heatmap(results: dict) -> Figure | None:
         )
     )
     cells = base.mark_rect(stroke="white", strokeWidth=2, cornerRadius=3).encode(
-        color=alt.condition(
-            "isValid(datum.score)",
-            alt.Color(
-                "score:Q",
-                title="transfer score",
-                scale=alt.Scale(
-                    scheme=alt.SchemeParams(SIGNED), domain=[-limit, limit], domainMid=0, clamp=True
-                ),
-                legend=alt.Legend(gradientLength=180, format="+.1f"),
-            ),
-            alt.value("#eef0f3"),
+        color=alt.Color(
+            "score:Q",
+            title="transfer score",
+            scale=alt.Scale(scheme=alt.SchemeParams(SIGNED), domain=[-limit, limit], domainMid=0, clamp=True),
+            legend=alt.Legend(gradientLength=180, format="+.1f"),
         )
     )
-    chart: Any = alt.layer(cells)
+    # Cells without a number have no colour on the scale, hence a layer of their own.
+    rectangle: dict[str, Any] = {"stroke": "white", "strokeWidth": 2, "cornerRadius": 3, "fill": "#dfe3e8"}
+    unknown = base.transform_filter("!isValid(datum.score)").mark_rect(**rectangle)
+    chart: Any = alt.layer(cells, unknown)
     if len(languages) <= 16:
         text = base.mark_text(fontSize=11, fontWeight=500).encode(
             text="label:N",
             color=alt.condition(f"abs(datum.score) > {0.6 * limit}", alt.value("white"), alt.value(INK)),
         )
-        chart = alt.layer(cells, text)
+        chart = alt.layer(cells, unknown, text)
     height = min(max(38 * len(languages), 150), 620) if len(languages) <= 16 else 18 * len(languages)
     texts = {
         "name": "by name",

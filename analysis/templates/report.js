@@ -41,7 +41,7 @@
     if (!node) continue;
     const places = [...node.querySelectorAll(".vega")];
     const made = await Promise.all(figure.specs.map((spec, i) =>
-      window.vegaEmbed(places[i], spec, { actions: false, renderer: "svg", tooltip: { theme: "light" } })));
+      window.vegaEmbed(places[i], spec, { actions: false, renderer: "svg", logLevel: 1, tooltip: { theme: "light" } })));
     views[name] = made.map((result) => result.view);
     for (const select of node.querySelectorAll("select")) {
       select.addEventListener("change", () =>
