@@ -29,6 +29,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 bench: $(VENV)/.test
+	@$(PIP_INSTALL) -e ".[bench]"
 	@for file in benchmarks/*.py; do echo "== $$file" >&2; $(BIN)/python $$file || exit 1; done
 
 clean:
