@@ -20,8 +20,8 @@ def plain(x, embedding, targets, scale):
     return lse - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0], lse
 
 
-@settings(max_examples=15, deadline=None)
-@given(length=st.integers(1, 23), blocks=st.integers(1, 23), seed=st.integers(0, 9))
+@settings(max_examples=6, deadline=None)
+@given(length=st.integers(1, 23), blocks=st.integers(2, 23), seed=st.integers(0, 9))
 def test_values_and_gradients_equal_the_plain_ones(length, blocks, seed):
     keys = jax.random.split(jax.random.key(seed), 5)
     x, embedding = jax.random.normal(keys[0], (3, length, 8)), jax.random.normal(keys[1], (37, 8))
@@ -29,22 +29,21 @@ def test_values_and_gradients_equal_the_plain_ones(length, blocks, seed):
     weights = jax.random.normal(keys[3], (2, 3, length))
 
     def value(f):
-        return lambda x, e: sum(jnp.sum(w * y) for w, y in zip(weights, f(x, e), strict=True))
+        total = lambda x, e: sum(jnp.sum(w * y) for w, y in zip(weights, f(x, e), strict=True))  # noqa: E731
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
 
-    ours = jax.value_and_grad(
-        value(lambda x, e: loss.cross_entropy(x, e, targets, 0.7, min(blocks, length))), argnums=(0, 1)
-    )(x, embedding)
-    expected = jax.value_and_grad(value(lambda x, e: plain(x, e, targets, 0.7)), argnums=(0, 1))(x, embedding)
+    ours = value(lambda x, e: loss.cross_entropy(x, e, targets, 0.7, min(blocks, length)))(x, embedding)
+    expected = value(lambda x, e: plain(x, e, targets, 0.7))(x, embedding)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, expected)
 
 
 def test_blocks_of_the_model_do_not_change_it():
     params = model.init_params(CONFIG, jax.random.key(0))
     ids = jax.random.randint(jax.random.key(1), (2, 12), 0, 37)
-    one = jax.value_and_grad(lambda p: loss.objective(CONFIG, p, ids, ids)[0])(params)
+    one = jax.jit(jax.value_and_grad(lambda p: loss.objective(CONFIG, p, ids, ids)[0]))(params)
     small = dataclasses.replace(CONFIG, loss_block=2 * 37 * 5)
     assert loss.block_count(CONFIG, 2, 12) == 1 and loss.block_count(small, 2, 12) == 3
-    many = jax.value_and_grad(lambda p: loss.objective(small, p, ids, ids)[0])(params)
+    many = jax.jit(jax.value_and_grad(lambda p: loss.objective(small, p, ids, ids)[0]))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, many)
 
 
@@ -81,9 +80,9 @@ def test_bfloat16_stays_close(blocks):
     config = dataclasses.replace(CONFIG, compute_dtype="bfloat16", loss_block=max(1, blocks * 74))
     params = model.init_params(config, jax.random.key(0))
     ids = jax.random.randint(jax.random.key(1), (2, 12), 0, 37)
-    exact = loss.token_losses(CONFIG, params, ids, ids)
-    found = loss.token_losses(config, params, ids, ids)
+    token_losses = jax.jit(loss.token_losses, static_argnums=0)
+    exact, found = (token_losses(c, params, ids, ids) for c in (CONFIG, config))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, exact, atol=0.1)
-    gradient = jax.grad(lambda p: loss.objective(config, p, ids, ids)[0])(params)
+    gradient = jax.jit(jax.grad(lambda p: loss.objective(config, p, ids, ids)[0]))(params)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradient))
