@@ -278,10 +278,3 @@ def times(
         makespan(study.runs, slices, hours),
         max(downstream(study.runs, hours).values(), default=0.0),
     )
-
-
-def plan_table(study: Study, **options):
-    """``sweeps.bill.plan_table``."""
-    from sweeps import bill
-
-    return bill.plan_table(study, **options)

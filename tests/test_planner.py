@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from test_study import STEP, cell, make
 
 from mscale.errors import MscaleError
-from sweeps import planner
+from sweeps import bill, planner
 
 
 def test_bill_is_exact_and_tags_add_up():
@@ -64,6 +64,6 @@ def test_table_shows_every_tag_and_the_saving():
     from rich.console import Console
 
     console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(planner.plan_table(make(cell(), cell("pairs", mixture="en+fr")), accelerator="h200"))
+    console.print(bill.plan_table(make(cell(), cell("pairs", mixture="en+fr")), accelerator="h200"))
     text = console.export_text()
     assert "pairs" in text and "h200 hours" in text and "save 37%" in text
