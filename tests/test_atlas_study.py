@@ -10,7 +10,7 @@ from mscale.errors import MscaleError
 from sweeps import bill, planner, studies
 from sweeps.identify import identify, statement
 from sweeps.studies import affordable, assumed
-from sweeps.studies.atlas import L_TARGET, NOT_NAMED, PRINTED, S_PART, atlas, batch_size
+from sweeps.studies.atlas import L_TARGET, NOT_NAMED, PRINTED, S_PART, atlas
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +49,10 @@ def test_budgets_and_batches_are_those_of_table_b2(study):
     for cell, ends in zip(study.cells, study.ends, strict=True):
         run = study.by_id[ends[-1]]
         assert run.steps == 30_000 and run.bindings["WARMUP_STEPS"] == 1000
-        assert run.bindings["BATCH_SIZE"] == batch_size(run.params)
+        assert run.bindings["BATCH_SIZE"] == scales.atlas_batch_size(run.params)
         assert max(cell.tokens) == 30_000 * 2048 * run.bindings["BATCH_SIZE"]
     edges = {8: 256, 12: 512, 24: 512, 26: 1024, 32: 1024, 34: 2048, 46: 2048}
-    assert {scale: batch_size(scales.PUBLISHED_COUNTS[scale]) for scale in edges} == edges
+    assert {scale: scales.atlas_batch_size(scales.PUBLISHED_COUNTS[scale]) for scale in edges} == edges
 
 
 def test_finetunes_continue_the_unimax_run_of_their_scale(study):

@@ -69,14 +69,6 @@ WARMUP_STEPS = 1000
 LEARNING_RATE = 2e-4
 
 
-def batch_size(params: int) -> int:
-    """Sequences of a batch by parameters N (Table B.2)."""
-    for limit, batch in ((150e6, 256), (1e9, 512), (2e9, 1024)):
-        if params < limit:
-            return batch
-    return 2048
-
-
 def atlas(
     store=None,
     *,
@@ -104,7 +96,7 @@ def atlas(
     sizes: Sizes = assumed.AssumedSizes() if store is None else store
     step_tokens = {
         scale: SEQUENCE_LENGTH
-        * batch_size(scales.parameter_count(scales.get(scale), scales.ATLAS_VOCABULARY))
+        * scales.atlas_batch_size(scales.parameter_count(scales.get(scale), scales.ATLAS_VOCABULARY))
         for scale in S_FULL
     }
 
