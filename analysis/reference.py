@@ -10,6 +10,7 @@ import pandas as pd
 
 # The transfer figures use ISO 639-1, corpora MADLAD-400's codes.
 ALIASES = {"iw": "he"}
+MADLAD = {figure: code for code, figure in ALIASES.items()}
 
 
 def table(name: str) -> pd.DataFrame:
