@@ -20,8 +20,8 @@ def adaptation_scores(
       d_max: tokens to integrate to; the shortest of the continued runs of a scale by default.
 
     Returns:
-      Columns scale target source d_max score status reason. Status `missing` where the checkpoint itself was
-      not evaluated on t, or a run is shorter than `d_max`.
+      Columns scale target source d_max score final (the loss on t at d_max) status reason. Status `missing`
+      where the checkpoint itself was not evaluated on t, or a run is shorter than `d_max`.
     """
     rows = one_split(observations, split)
     runs = describe_mixtures(rows)
@@ -59,8 +59,9 @@ def adaptation_scores(
                 keep = x < limit
                 x, y = np.append(x[keep], limit), np.append(y[keep], end)
                 score = float(np.trapezoid(level - y, x) / limit)
-                output.append({**row, "score": score, "status": "measured", "reason": ""})
-    columns = ["scale", "target", "source", "d_max", "score", "status", "reason"]
+                ends = {"score": score, "final": float(end)}
+                output.append({**row, **ends, "status": "measured", "reason": ""})
+    columns = ["scale", "target", "source", "d_max", "score", "final", "status", "reason"]
     return pd.DataFrame(output).reindex(columns=columns)
 
 

@@ -1,0 +1,295 @@
+"""Transfer of pairs that were not run: a random forest, as in ATLAS (Longpre et al. 2026, section 4).
+
+300 trees of unlimited depth. The paper's features of a pair are what continuing a checkpoint on each language
+shows (standardised adaptation gains of source and target, their difference, and how the source's run ends on the
+target); added are what is known of the languages (script, family, genealogy, shared vocabulary) and how the two
+fare in the other pairs. Which of the three groups are used is chosen by the trees' own out-of-bag errors, and the
+whole, that choice included, is scored on pairs held out from it.
+
+A 50/50 run measures both directions of a pair, so pairs, not cells, are drawn for a tree and held out.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+from sklearn import config_context
+from sklearn.tree import DecisionTreeRegressor
+
+from analysis.dyads import jackknife
+from mscale.errors import MscaleError
+
+TREES = 300
+# Trees of each forest that is only scored: more change R² by less than its own interval.
+SCORED_TREES = 80
+FOLDS = 5
+LEAST_PAIRS = 8
+GROUPS = ("adaptation", "language", "other pairs")
+# A value that no standardised feature takes: "not known" is something a tree may split off.
+UNKNOWN = -99.0
+
+
+@dataclass(frozen=True)
+class Known:
+    """Features (T, T) of all pairs by group, row = target and column = source; NaN where not known."""
+
+    languages: tuple[str, ...]
+    adaptation: Mapping[str, np.ndarray]
+    language: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predicted scores (T, T) with their interval, and how well such predictions did on held-out pairs.
+
+    Attributes:
+      groups: the feature groups chosen. r2, spearman: of held-out pairs, the choice of features included; r2_low,
+        r2_high by leaving out languages. ablation: a record for each set of groups, scored the same way. gains: for
+        each group what it adds to all others in R², with its interval.
+      importance: share of the forest's reduction of variance by feature.
+    """
+
+    score: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    groups: tuple[str, ...]
+    r2: float
+    r2_low: float
+    r2_high: float
+    spearman: float
+    pairs: int
+    ablation: tuple[dict, ...]
+    gains: tuple[dict, ...]
+    importance: Mapping[str, float]
+
+
+def adaptation_features(rows: Sequence[Mapping[str, Any]], languages: Sequence[str]) -> dict[str, np.ndarray]:
+    """The paper's four features from adaptation scores (`adaptation.adaptation_scores`) of one scale.
+
+    g_l = FAS(l→l), standardised over all languages; δ(s→t) is the final loss on t after continuing on s,
+    standardised over the sources of each target.
+    """
+    place = {name: index for index, name in enumerate(languages)}
+    gain = np.full(len(languages), np.nan)
+    final = np.full((len(languages), len(languages)), np.nan)
+    for row in rows:
+        if row["status"] == "measured" and row["target"] in place and row["source"] in place:
+            final[place[row["target"]], place[row["source"]]] = row["final"]
+            if row["source"] == row["target"]:
+                gain[place[row["source"]]] = row["score"]
+    if np.isfinite(gain).sum() < 2:
+        return {}
+    gain = _standardise(gain[None])[0]
+    source, target = np.broadcast_to(gain, final.shape), np.broadcast_to(gain[:, None], final.shape)
+    return {"g_s": source, "g_t": target, "g_s - g_t": source - target, "delta": _standardise(final)}
+
+
+def predict(
+    scores: np.ndarray,
+    known: Known,
+    *,
+    trees: int = TREES,
+    scored_trees: int = SCORED_TREES,
+    repeats: int = 2,
+    level: float = 0.9,
+    seed: int = 0,
+) -> Predictions:
+    """Predicts all pairs from the scores (T, T) of those that were run (NaN elsewhere).
+
+    Raises:
+      MscaleError: too few pairs, or held-out pairs are predicted no better than by the mean.
+    """
+    pairs = np.argwhere(np.triu(np.isfinite(scores) | np.isfinite(scores.T), 1))
+    if len(pairs) < LEAST_PAIRS:
+        raise MscaleError(f"{len(pairs)} pairs were measured; predicting others needs {LEAST_PAIRS} or more")
+    sets = _feature_sets(known)
+    folds = [fold for repeat in range(repeats) for fold in _folds(len(pairs), seed + repeat)]
+    found = {chosen: np.full((repeats, *scores.shape), np.nan) for chosen in [*sets, None]}
+    with config_context(skip_parameter_validation=True):
+        for number, held in enumerate(folds):
+            training = np.setdiff1d(np.arange(len(pairs)), held)
+            fits = {
+                chosen: _grow(scores, pairs[training], known, chosen, scored_trees, (seed, number))
+                for chosen in sets
+            }
+            best = min(sets, key=lambda chosen: fits[chosen].error)
+            cells = _cells(scores, pairs[held])
+            for chosen in sets:
+                found[chosen][number // FOLDS][tuple(cells.T)] = fits[chosen].predict(cells)
+            found[None][number // FOLDS][tuple(cells.T)] = found[best][number // FOLDS][tuple(cells.T)]
+        final = {
+            chosen: _grow(scores, pairs, known, chosen, scored_trees, (seed, len(folds))) for chosen in sets
+        }
+        chosen = min(sets, key=lambda chosen: final[chosen].error)
+        forest = _grow(scores, pairs, known, chosen, trees, (seed, len(folds)))
+        everything = np.argwhere(~np.eye(len(scores), dtype=bool))
+        predicted = np.full_like(scores, np.nan)
+        predicted[tuple(everything.T)] = forest.predict(everything)
+    ablation = [{"groups": list(name), **_judge(scores, found[name], level)} for name in sets]
+    gains = []
+    for group in sets[-1] if len(sets) > 1 else ():
+        rest = tuple(name for name in sets[-1] if name != group)
+        value, low, high = jackknife(_gain(scores, found[sets[-1]], found[rest]), len(scores), level)
+        gains.append({"group": group, "r2": value, "low": low, "high": high})
+    whole = _judge(scores, found[None], level)
+    if not whole["r2"] > 0:
+        raise MscaleError(
+            f"held-out pairs are predicted no better than by their mean (R² {whole['r2']:.2f} over {len(pairs)} "
+            "pairs): no pair is predicted; measure more pairs, or continue a checkpoint on every language"
+        )
+    # Conformal: errors of predictions that never saw the pair, the choice of features included.
+    errors = np.sort(abs(found[None] - scores)[np.isfinite(found[None])])
+    reach = errors[min(int(np.ceil((len(errors) + 1) * level)) - 1, len(errors) - 1)]
+    return Predictions(
+        predicted,
+        predicted - reach,
+        predicted + reach,
+        chosen,
+        whole["r2"],
+        whole["r2_low"],
+        whole["r2_high"],
+        whole["spearman"],
+        len(pairs),
+        tuple(ablation),
+        tuple(gains),
+        forest.importance(),
+    )
+
+
+@dataclass(frozen=True)
+class _Forest:
+    """Trees over the features of one choice; `error`: mean squared out-of-bag error of its training cells."""
+
+    trees: tuple[DecisionTreeRegressor, ...]
+    table: np.ndarray  # (T, T, F) float32
+    names: tuple[str, ...]
+    error: float
+
+    def predict(self, cells: np.ndarray) -> np.ndarray:
+        """(m,) for cells (m, 2) of target and source."""
+        X = self.table[tuple(cells.T)]
+        return np.mean([tree.tree_.predict(X)[:, 0] for tree in self.trees], axis=0)
+
+    def importance(self) -> dict[str, float]:
+        shares = np.mean([tree.feature_importances_ for tree in self.trees], axis=0)
+        return {name: float(share) for name, share in zip(self.names, shares, strict=True)}
+
+
+def _grow(
+    scores: np.ndarray,
+    pairs: np.ndarray,
+    known: Known,
+    chosen: tuple[str, ...],
+    trees: int,
+    seed: tuple[int, int],
+) -> _Forest:
+    rng = np.random.default_rng([11, *seed])
+    features: dict[str, np.ndarray] = {}
+    if "adaptation" in chosen:
+        features |= known.adaptation
+    if "language" in chosen:
+        features |= known.language
+    if "other pairs" in chosen:
+        features |= _other_pairs(scores, pairs)
+    table = np.stack(list(features.values()), axis=-1)
+    table = np.where(np.isfinite(table), table, UNKNOWN).astype(np.float32)
+    cells = _cells(scores, pairs)
+    which = {tuple(pair): index for index, pair in enumerate(pairs)}
+    owner = np.array([which[tuple(sorted(cell))] for cell in cells])
+    X, y = table[tuple(cells.T)], scores[tuple(cells.T)]
+    grown, total, votes = [], np.zeros(len(y)), np.zeros(len(y))
+    for state in rng.integers(2**31 - 1, size=trees):
+        weight = np.bincount(rng.integers(len(pairs), size=len(pairs)), minlength=len(pairs))[owner]
+        bag = weight > 0
+        tree = DecisionTreeRegressor(random_state=int(state))
+        tree.fit(X[bag], y[bag], sample_weight=weight[bag].astype(float), check_input=False)
+        out = ~bag
+        if out.any():
+            total[out] += tree.tree_.predict(X[out])[:, 0]
+            votes[out] += 1
+        grown.append(tree)
+    seen = votes > 0
+    error = float(np.mean((total[seen] / votes[seen] - y[seen]) ** 2)) if seen.any() else float("inf")
+    return _Forest(tuple(grown), table, tuple(features), error)
+
+
+def _other_pairs(scores: np.ndarray, pairs: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean score of the target with its other sources, and of the source with its other targets.
+
+    Over the given pairs alone, and without the pair itself in either direction.
+    """
+    given = np.full_like(scores, np.nan)
+    for one, other in pairs:
+        given[one, other], given[other, one] = scores[one, other], scores[other, one]
+    there = np.isfinite(given)
+    values = np.where(there, given, 0.0)
+    with np.errstate(invalid="ignore"):
+        row = (values.sum(1)[:, None] - values) / (there.sum(1)[:, None] - there)
+        column = (values.sum(0)[None, :] - values) / (there.sum(0)[None, :] - there)
+    return {"target with others": row, "source with others": column}
+
+
+def _feature_sets(known: Known) -> list[tuple[str, ...]]:
+    groups = [
+        group
+        for group in GROUPS
+        if group == "other pairs" or (known.adaptation if group == "adaptation" else known.language)
+    ]
+    return [chosen for count in range(1, len(groups) + 1) for chosen in itertools.combinations(groups, count)]
+
+
+def _folds(pairs: int, seed: int) -> list[np.ndarray]:
+    order = np.random.default_rng([7, seed]).permutation(pairs)
+    return [np.sort(part) for part in np.array_split(order, FOLDS)]
+
+
+def _cells(scores: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """(m, 2): target and source of the measured cells of the pairs, both directions."""
+    both = np.concatenate([pairs, pairs[:, ::-1]])
+    return both[np.isfinite(scores[tuple(both.T)])]
+
+
+def _r2(scores: np.ndarray, predicted: np.ndarray) -> Callable[[np.ndarray], float]:
+    """R² of held-out predictions (repeats, T, T) as a function of the languages that are kept."""
+
+    def r2(keep: np.ndarray) -> float:
+        at = np.ix_(keep, keep)
+        truth = scores[at]
+        there = np.isfinite(predicted[0][at])
+        total = np.sum((truth[there] - truth[there].mean()) ** 2) if there.any() else 0.0
+        if total == 0:
+            return float("nan")
+        return float(1 - np.mean([np.sum((one[at][there] - truth[there]) ** 2) for one in predicted]) / total)
+
+    return r2
+
+
+def _gain(scores: np.ndarray, one: np.ndarray, other: np.ndarray) -> Callable[[np.ndarray], float]:
+    better, worse = _r2(scores, one), _r2(scores, other)
+    return lambda keep: better(keep) - worse(keep)
+
+
+def _judge(scores: np.ndarray, predicted: np.ndarray, level: float) -> dict[str, float]:
+    """R² over all held-out cells with its interval, and Spearman's correlation, averaged over repeats."""
+    value, low, high = jackknife(_r2(scores, predicted), len(scores), level)
+    there = np.isfinite(predicted[0])
+    ranks = rankdata(scores[there])
+    spearman = [np.corrcoef(ranks, rankdata(one[there]))[0, 1] for one in predicted if np.ptp(one[there]) > 0]
+    return {
+        "r2": value,
+        "r2_low": float(low),
+        "r2_high": min(float(high), 1.0),
+        "spearman": float(np.mean(spearman)) if spearman else float("nan"),
+    }
+
+
+def _standardise(values: np.ndarray) -> np.ndarray:
+    """Rows (n, m) to mean 0 and deviation 1 over what is known of each; 0 where a row does not vary."""
+    there = np.isfinite(values)
+    count = np.maximum(there.sum(1, keepdims=True), 1)
+    mean = np.where(there, values, 0).sum(1, keepdims=True) / count
+    spread = np.sqrt(np.where(there, (values - mean) ** 2, 0).sum(1, keepdims=True) / count)
+    return np.where(there, (values - mean) / np.where(spread > 0, spread, 1.0), np.nan)
