@@ -22,7 +22,6 @@ def minimise(
     theta: np.ndarray,
     members: Members | None = None,
     *,
-    hold: np.ndarray | None = None,
     metric: np.ndarray | None = None,
     first: tuple[np.ndarray, ...] | None = None,
     damping: float = 0.1,
@@ -33,16 +32,14 @@ def minimise(
 
     The damping adds a multiple of the majoriser (iteratively reweighted Gauss-Newton) to the exact Hessian.
     At 0 it is Newton, which converges quadratically even where Huber's loss is nearly absolute; above 1 a
-    step descends from anywhere. `hold` (P,) or (B, P) freezes parameters. `metric` (P, P) damps instead of the
-    majoriser of every step, which is then not worked out; `first` are objective, gradient and Hessian of every
-    member at theta, where they are known already. Stops a member when the decrease that the quadratic
-    model promises is below `tolerance` of its objective.
+    step descends from anywhere. `metric` (P, P) damps instead of the majoriser of every step, which is then
+    not worked out; `first` are objective, gradient and Hessian of every member at theta, where they are known
+    already. Stops a member when the decrease that the quadratic model promises is below `tolerance` of its objective.
     """
     members = problem.members() if members is None else members
     lower, upper = problem.lower, problem.upper
     theta = np.clip(theta, lower, upper).astype(float)
     B, P = theta.shape
-    hold = np.broadcast_to(np.zeros(P, bool) if hold is None else hold, (B, P))
     if metric is None:
         f, g, H, M = problem.system(theta, members, damping > 0)
     else:
@@ -61,7 +58,7 @@ def minimise(
         if len(lacking):
             M[lacking] = problem.system(theta[lacking], members.take(lacking))[3]
             known[lacking] = True
-        step, promised = _step(theta[live], g[live], H[live], M[live], mu[live], lower, upper, hold[live])
+        step, promised = _step(theta[live], g[live], H[live], M[live], mu[live], lower, upper)
         settled = (promised >= 0) & (promised <= tolerance * np.abs(f[live])) & (mu[live] < 1e3)
         go = np.flatnonzero((promised > 0) & ~settled)
         improved = np.zeros(len(live), bool)
@@ -93,10 +90,9 @@ def _step(
     mu: np.ndarray,
     lower: np.ndarray,
     upper: np.ndarray,
-    hold: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The damped Newton step within the bounds, and the decrease its quadratic model promises."""
-    frozen = hold | ((theta <= lower) & (g > 0)) | ((theta >= upper) & (g < 0))
+    frozen = ((theta <= lower) & (g > 0)) | ((theta >= upper) & (g < 0))
     matrix = H + mu[:, None, None] * M
     diagonal = np.einsum("bii->bi", matrix)
     diagonal += 1e-12 * np.abs(diagonal).max(axis=1, keepdims=True)

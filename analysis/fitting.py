@@ -109,12 +109,18 @@ def fit(
     _enough(law, problem, names, len(group_names), few_groups)
     if priors:
         problem = _with_priors(problem, names, priors, seed)
-    problem, theta, agreement = search.polish(problem, search.starts(problem, seed))
+    found = search.optima(problem, seed)
+    problem, theta = found.problem, found.theta[0]
+    agreement = {
+        "starts": found.starts,
+        "agreeing": int(found.agreeing[0]),
+        "converged": bool(found.converged[0]),
+    }
     known: dict[str, Any] = {}
     if spec.delta is None:
-        noise = known["noise"] = uncertainty.noise(problem, theta)
-        problem = dataclasses.replace(problem, ratio=float(noise.ratio[noise.best]))
-        theta = noise.theta[noise.best]
+        noise = known["noise"] = uncertainty.noise(problem, found.theta)
+        problem = dataclasses.replace(problem, ratio=float(noise.ratio[noise.best[0]]))
+        theta = noise.at_best(noise.theta)[0]
     return Fit(
         law=law,
         problem=problem,
@@ -322,7 +328,7 @@ def _with_priors(
     problem: Problem, names: tuple[str, ...], priors: Mapping[str, tuple[float, float]], seed: int
 ) -> Problem:
     """Priors weigh against residuals in units of their own dispersion, which a first fit without them gives."""
-    _, theta, _ = search.polish(problem, search.starts(problem, seed))
+    theta = search.optima(problem, seed).theta[0]
     r = problem.residuals(theta[None])[0]
     dispersion = float(np.sum(problem.weight * huber(r, problem.delta)[1] * r)) / max(
         1, len(r) - problem.size

@@ -1,26 +1,24 @@
 """A law over data as a numerical problem: objective, gradient and Hessian, batched over members.
 
-`theta` is (B, P): the batch runs over starts, bootstraps and profile points alike. Rows are sorted in cells (a
-language) within which every parameter of the law is one number, so that all arithmetic is on (B, rows) blocks
-and a cell touches only its own columns of the Hessian.
+`theta` is (B, P): the batch runs over starts, bootstraps, planted studies and profile points alike. Rows are sorted
+in cells (a language) within which every parameter of the law is one number, so that all arithmetic is on (B, rows)
+blocks and a cell touches only its own columns of the Hessian.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from analysis import powers
-from analysis.derivatives import Jet, value_of
+from analysis.derivatives import Jet
 from analysis.laws.law import Law
 from analysis.losses import huber
+from analysis.objective import cell_system, threaded
+from analysis.quantities import Quantity
 
 BLOCK = 1 << 16  # elements of a (B, rows) block: small enough for its temporaries to stay in the cache
-THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -29,30 +27,23 @@ class Members:
 
     times (B, n): how often a row counts (a bootstrap's multiplicities; constant within a group).
     ratio (B,): variance of the noise that a group shares over that of a row; only where rows are grouped.
-    aim (B,): value that the pinned quantity is drawn to.
+    y (B, n): the response.
+    which, aim, stiffness (B,): the pinned quantity h (an index into the problem's `pins`), the value it is drawn
+    to, and how strongly: ½·stiffness·(h(θ) − aim)² is added to the objective.
     """
 
     times: np.ndarray
     ratio: np.ndarray
+    y: np.ndarray
+    which: np.ndarray | None = None
     aim: np.ndarray | None = None
+    stiffness: np.ndarray | None = None
 
     def take(self, index: Any) -> "Members":
-        def pick(values: np.ndarray) -> np.ndarray:
-            return values if len(values) == 1 else values[index]
+        def pick(values: np.ndarray | None) -> np.ndarray | None:
+            return values if values is None or len(values) == 1 else values[index]
 
-        return Members(pick(self.times), pick(self.ratio), None if self.aim is None else pick(self.aim))
-
-
-@dataclass(frozen=True)
-class Pin:
-    """A quantity h(θ) drawn towards an aim by ½·stiffness·(h − aim)².
-
-    The minimum is then the constrained minimum at its own h, whatever the stiffness: a profile needs no more.
-    """
-
-    cell: int
-    quantity: Callable[[Any], Any]  # p -> jet (B, 1)
-    stiffness: float
+        return Members(*(pick(getattr(self, one.name)) for one in fields(self)))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -89,19 +80,15 @@ class Problem:
     shift: np.ndarray
     logs: np.ndarray  # (k,) bool
     prior: tuple[np.ndarray, np.ndarray] | None = None
-    pin: Pin | None = None
+    pins: tuple[Quantity, ...] = ()
     barrier: float = 0.0
     ratio: float = 0.0
     held: dict[str, Any] = field(default_factory=dict)
 
-    def members(
-        self, times: np.ndarray | None = None, ratio: np.ndarray | None = None, aim: np.ndarray | None = None
-    ) -> Members:
-        return Members(
-            np.ones((1, len(self.y))) if times is None else times,
-            np.full(1, self.ratio) if ratio is None else ratio,
-            aim,
-        )
+    def members(self, **given: np.ndarray | None) -> Members:
+        """A batch alike but for what is given (fields of `Members`)."""
+        alike = {"times": np.ones((1, len(self.y))), "ratio": np.full(1, self.ratio), "y": self.y[None]}
+        return Members(**{**alike, **{name: values for name, values in given.items() if values is not None}})
 
     def shared(self, ratio: np.ndarray) -> np.ndarray:
         """(B, G) c_g = ρ/(1 + ρ·Σw), with which V⁻¹ = W − c·W11ᵀW inverts the noise of a group."""
@@ -194,13 +181,13 @@ class Problem:
             result[:, cell.rows] = self.law.predict(p, self.variables(cell))
         return result
 
-    def residuals(self, theta: np.ndarray) -> np.ndarray:
-        """(B, n): log predicted − log observed, or the plain difference."""
-        predicted = self.predict(theta)
+    def residuals(self, theta: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
+        """(B, n): log predicted − log observed, or the plain difference; y (B, n) in place of the problem's own."""
+        predicted, y = self.predict(theta), self.y if y is None else y
         if self.law.residual == "additive":
-            return predicted - self.y
+            return predicted - y
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.log(predicted) - np.log(self.y)
+            return np.log(predicted) - np.log(y)
 
     def constraint(self, theta: np.ndarray) -> np.ndarray:
         """(B, n) of the law's constraint, positive where it holds; ones without one."""
@@ -240,7 +227,7 @@ class Problem:
     def objective(self, theta: np.ndarray, members: Members | None = None) -> np.ndarray:
         """Σ w·ρ(residual), less what the groups share; without priors, pins or barriers."""
         members = self.members() if members is None else members
-        r = self.residuals(theta)
+        r = self.residuals(theta, members.y)
         value = np.sum(members.times * self.weight * huber(r, self.delta)[0], axis=1)
         if members.ratio.any():
             value -= 0.5 * np.sum(
@@ -262,7 +249,7 @@ class Problem:
         weight = members.times * self.weight
         relief = None
         if grouped:
-            sums = self.all_group_sums(self.weight * self.residuals(theta))
+            sums = self.all_group_sums(self.weight * self.residuals(theta, members.y))
             scale = self._group_times(members) * self.shared(members.ratio)
             f -= 0.5 * np.sum(scale * sums**2, axis=1)
             relief = (self.shared(members.ratio) * sums)[:, self.group]
@@ -272,12 +259,18 @@ class Problem:
             S = cell.select[kept]
             columns = np.flatnonzero(S.any(axis=0))
             S = S[:, columns]
-            parts = self._cell(
-                number,
-                theta,
+            free = np.zeros(len(cell.select), bool)
+            free[kept] = True
+            parts = cell_system(
+                self.law,
+                self.jets(self.locals(theta, cell), free, 2),
+                self.variables(cell),
+                members.y[:, cell.rows],
                 kept,
                 weight[:, cell.rows],
                 None if relief is None else relief[:, cell.rows],
+                self.delta,
+                self.barrier,
                 majorise,
             )
             f += parts[0]
@@ -302,149 +295,23 @@ class Problem:
             g += (theta - mean) * precision
             H += np.diag(precision)
             M += np.diag(precision)
-        if self.pin is not None:
+        if self.pins:
             self._pinned(theta, members, f, g, H, M)
         f[~np.isfinite(f)] = np.inf
         return f, g, H, M
 
     def _pinned(self, theta: np.ndarray, members: Members, f: Any, g: Any, H: Any, M: Any) -> None:
-        pin = self.pin
-        assert pin is not None and members.aim is not None
-        cell = self.cells[pin.cell]
-        free = cell.free
-        h = pin.quantity(self.jets(self.locals(theta, cell), free, 2))
-        away = h.value[:, 0] - members.aim
-        slope = np.zeros((len(theta), len(free)))
-        for index, part in h.grad.items():
-            slope[:, index] = np.broadcast_to(part, (len(theta), 1))[:, 0]
-        curved = np.zeros((len(theta), len(free), len(free)))
-        for (i, j), part in h.hess.items():
-            curved[:, i, j] = curved[:, j, i] = np.broadcast_to(part, (len(theta), 1))[:, 0]
-        S = cell.select
-        slope = slope @ S
-        outer = pin.stiffness * slope[:, :, None] * slope[:, None, :]
-        f += 0.5 * pin.stiffness * away**2
-        g += pin.stiffness * away[:, None] * slope
-        H += outer + pin.stiffness * away[:, None, None] * (S.T @ curved @ S)
-        M += outer
-
-    def _cell(
-        self,
-        number: int,
-        theta: np.ndarray,
-        kept: np.ndarray,
-        w: np.ndarray,
-        relief: np.ndarray | None,
-        majorise: bool,
-    ) -> tuple[np.ndarray, ...]:
-        """Objective, gradient, Hessian, majoriser of a cell's parameters; with relief its Jacobian (B, k, rows)."""
-        cell = self.cells[number]
-        x, y = self.variables(cell), self.y[cell.rows]
-        free = np.zeros(len(cell.select), bool)
-        free[kept] = True
-        place = {int(index): position for position, index in enumerate(kept)}
-        B, n, k = len(theta), len(y), len(kept)
-        p = self.jets(self.locals(theta, cell), free, 2)
-        out = self.law.predict(p, x)
-        log = self.law.residual == "log"
-        found = powers.terms(out, n) if relief is None and self.law.constraint is None else None
-        if found is not None:
-            return powers.system(found, place, log, y, w, self.delta, majorise)
-        if not isinstance(out, Jet):
-            out = Jet(np.broadcast_to(out, (B, n)), {}, {})
-        inverse: Any = 1.0
-        if self.law.residual == "log":
-            inverse = 1.0 / out.value
-            residual = np.log(out.value * (1.0 / y))
-        else:
-            residual = out.value - y
-        rho, psi, steep, ratio = huber(residual, self.delta, majorise)
-        J = np.empty((B, k, n))
-        for index, grad in out.grad.items():
-            np.multiply(grad, inverse, out=J[:, place[index]])
-        for index in kept:
-            if int(index) not in out.grad:
-                J[:, place[int(index)]] = 0.0
-        f = np.einsum("bn,bn->b", np.broadcast_to(w, (B, n)), rho)
-        pull = w * psi if relief is None else w * (psi - relief)
-        g = np.matmul(J, pull[:, :, None])[:, :, 0]
-        Jt = J.swapaxes(1, 2)
-        steep = np.broadcast_to(w, (B, n)) if steep is None else w * steep  # least squares: ρ'' = ψ/r = 1
-        M = np.zeros((B, k, k))
-        if majorise:
-            M = np.matmul(J * (steep if ratio is None else w * ratio)[:, None], Jt)
-        if self.law.residual == "log":
-            H = np.matmul(J * (steep - pull)[:, None], Jt)
-            pull = pull * inverse
-        else:
-            H = np.matmul(J * steep[:, None], Jt)
-        for (i, j), curved in (out.hess or {}).items():
-            part = np.einsum("bn,bn->b", pull, np.broadcast_to(curved, (B, n)))
-            H[:, place[i], place[j]] += part
-            if i != j:
-                H[:, place[j], place[i]] += part
-        if self.law.constraint is not None and self.barrier:
-            self._barrier(p, x, place, f, g, H, M)
-        return f, g, H, M, J
-
-    def _barrier(self, p: Any, x: Any, place: dict, f: Any, g: Any, H: Any, M: Any) -> None:
-        """Adds −barrier·Σ log(constraint), which keeps every row strictly inside."""
-        inside = self.law.constraint(p, x)  # type: ignore[misc]
-        value = value_of(inside)
-        f[np.any(value <= 0, axis=1)] = np.inf
-        if not isinstance(inside, Jet):
-            return
-        wall = -self.barrier * np.log(inside)
-        total = {key: np.sum(part, axis=1) for key, part in (wall.hess or {}).items()}
-        f += np.sum(wall.value, axis=1)
-        for index, part in wall.grad.items():
-            g[:, place[index]] += np.sum(part, axis=1)
-        for (i, j), part in total.items():
-            for matrix in (H, M):
-                matrix[:, place[i], place[j]] += part
-                if i != j:
-                    matrix[:, place[j], place[i]] += part
-
-
-def cell_derivatives(problem: Problem, theta: np.ndarray, number: int) -> tuple[np.ndarray, ...]:
-    """A cell's residuals r (n,), slopes J (k, n) and curvatures (k(k+1)/2, n; pairs i <= j) at theta (P,).
-
-    In the local parameters that are fitted in the cell, whose indices come first: (k,).
-    """
-    cell = problem.cells[number]
-    kept = np.flatnonzero(cell.free)
-    y = problem.y[cell.rows]
-    out: Any = problem.law.predict(
-        problem.jets(problem.locals(theta[None], cell), cell.free, 2), problem.variables(cell)
-    )
-    if not isinstance(out, Jet):
-        out = Jet(out, {}, {})
-    if problem.law.residual == "log":
-        out = out.map(np.log(out.value), 1.0 / out.value, -1.0 / out.value**2)
-    r = np.broadcast_to(out.value, (1, len(y)))[0] - (np.log(y) if problem.law.residual == "log" else y)
-    i, j = np.triu_indices(len(kept))
-    J, K = np.zeros((len(kept), len(y))), np.zeros((len(i), len(y)))
-    for position, index in enumerate(kept):
-        J[position] = out.grad.get(int(index), 0.0)
-    for position, (a, b) in enumerate(zip(kept[i], kept[j], strict=True)):
-        K[position] = (out.hess or {}).get((int(a), int(b)), 0.0)
-    return kept, r, J, K
-
-
-def threaded(run: Callable, theta: np.ndarray, members: Members, block: int) -> tuple[np.ndarray, ...]:
-    """Runs over blocks of the batch, on two threads where there is enough work (NumPy frees the lock)."""
-    B = len(theta)
-    pieces = [slice(start, min(B, start + block)) for start in range(0, B, block)]
-
-    def one(piece: slice) -> tuple[np.ndarray, ...]:
-        with np.errstate(all="ignore"):
-            return run(theta[piece], members.take(piece))
-
-    if len(pieces) == 1:
-        return one(pieces[0])
-    if len(pieces) < 4:
-        done = [one(piece) for piece in pieces]
-    else:
-        with ThreadPoolExecutor(THREADS) as pool:
-            done = list(pool.map(one, pieces))
-    return tuple(np.concatenate(parts) for parts in zip(*done, strict=True))
+        which, aim, stiffness = members.which, members.aim, members.stiffness
+        assert which is not None and aim is not None and stiffness is not None
+        first = 0
+        for pin in self.pins:
+            at = np.flatnonzero((which >= first) & (which < first + len(pin)))
+            if len(at):
+                h, slope, curved = pin.derivatives(self, theta[at], which[at] - first)
+                away, stiff = h - aim[at], stiffness[at]
+                outer = stiff[:, None, None] * slope[:, :, None] * slope[:, None, :]
+                f[at] += 0.5 * stiff * away**2
+                g[at] += (stiff * away)[:, None] * slope
+                H[at] += outer + (stiff * away)[:, None, None] * curved
+                M[at] += outer
+            first += len(pin)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis import checks, laws, uncertainty
+from analysis import identification, optimum, prediction, profiles, quantities, resampling, uncertainty
 from analysis.laws.law import Law, Parameter
 from analysis.problem import Problem
+from analysis.quantities import Derived, Linear, Quantity
 from mscale.errors import MscaleError
 
 DRAWS = 1000
@@ -94,18 +95,37 @@ class Fit:
 
     @property
     def noise(self) -> uncertainty.Noise:
-        """Of a least-squares fit: the standard deviation of a row and what groups share."""
-        return self._once("noise", lambda: uncertainty.noise(self.problem, self.theta))
+        """Of a least-squares fit: the standard deviation of a row and what groups share (a batch of one)."""
+        return self._once("noise", lambda: uncertainty.noise(self.problem, self.theta[None]))
 
     def draws(self, count: int = DRAWS, seed: int = 0) -> np.ndarray:
-        """(count, P) in the fitted scale: bootstraps, or draws about the least-squares optimum."""
+        """(count, P) bootstraps in the fitted scale, of a fit with Huber's loss.
 
-        def make() -> np.ndarray:
-            if self.method == "bootstrap":
-                return uncertainty.bootstrap(self.problem, self.theta, count, seed)
-            return uncertainty.laplace_draws(self.problem, self.theta, self.noise, count, seed)
+        Raises:
+          MscaleError: the fit is of least squares, whose intervals are profiles (`interval_of` for what follows).
+        """
+        if self.method != "bootstrap":
+            raise MscaleError(
+                "a least-squares fit has profile intervals and no draws: use interval_of(lambda p: …) for what "
+                "follows from the parameters, or fit with loss='huber'"
+            )
+        return self._once(
+            ("draws", count, seed), lambda: resampling.bootstrap(self.problem, self.theta, count, seed)
+        )
 
-        return self._once(("draws", count, seed), make)
+    def ends(self, wanted: Sequence[Quantity], level: float | None) -> tuple[np.ndarray, ...]:
+        """Estimate, low, high, each (m,), of m scalars; ∓inf where the data set no limit. NaN without a level."""
+        estimate = np.concatenate([quantities.values(self.problem, q, self.theta[None])[0] for q in wanted])
+        if level is None:
+            return estimate, np.full(len(estimate), np.nan), np.full(len(estimate), np.nan)
+        if not 0 < level < 1:
+            raise MscaleError(f"level={level!r}: expected a probability such as 0.9")
+        if self.method == "profile":
+            low, high = profiles.intervals(self.problem, self.theta[None], self.noise, wanted, level)
+            return estimate, low[0], high[0]
+        drawn = np.concatenate([quantities.values(self.problem, q, self.draws()) for q in wanted], axis=1)
+        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        return estimate, low, high
 
     def interval(self, level: float = 0.9) -> pd.DataFrame:
         """A row a parameter: estimate, low, high, identified, reason, unit.
@@ -113,44 +133,67 @@ class Fit:
         An end that the data do not bound is infinite (0 for a positive parameter), and the parameter not
         identified. Rows "A_mean" are contributions at the geometric means; "A" itself is the paper's constant.
         """
-        if not 0 < level < 1:
-            raise MscaleError(f"level={level!r}: expected a probability such as 0.9")
         low, high = self._limits(level)
-        reasons = self.identification()
+        reasons = self.identification(level)
         which: tuple[Parameter, ...] = self.problem.held["parameters"]
-        natural = self.natural(self.draws())
-        tails = np.quantile(natural, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        constants = [name for name, q in zip(self.names, which, strict=True) if q.reference]
         records = {}
-        for position, (name, value) in enumerate(self.params.items()):
+        for name, value in self.params.items():
             base = without_mean(str(name))
             index = self.names.index(base)
             q = which[index]
-            if q.reference and base == name:
-                ends, unit = (tails[0, position], tails[1, position]), ""
-            else:
-                ends = (low[index], high[index])
-                ends = (float(np.exp(ends[0])), float(np.exp(ends[1]))) if q.log else ends
-                ends = (max(ends[0], 0.0), ends[1]) if q.bounds[0] == 0 else ends
-                unit = q.unit
+            of_paper = bool(q.reference) and base == name
+            at = len(self.names) + constants.index(base) if of_paper else index
+            ends = (low[at], high[at])
+            ends = (float(np.exp(ends[0])), float(np.exp(ends[1]))) if q.log else ends
+            ends = (max(ends[0], 0.0), ends[1]) if q.bounds[0] == 0 else ends
             reason = reasons.get(base, "")
-            records[name] = (value, *ends, reason == "", reason, unit)
+            records[name] = (value, *ends, reason == "", reason, "" if of_paper else q.unit)
         columns = ["estimate", "low", "high", "identified", "reason", "unit"]
         return pd.DataFrame.from_dict(records, orient="index", columns=columns)
 
+    def interval_of(self, function: Callable[[Any], Any], level: float = 0.9) -> pd.DataFrame:
+        """What follows from the parameters, a row a level of the fit: estimate, low, high.
+
+        function: p -> scalar, of the parameters of a level in the units of the paper, such as
+        `lambda p: p.beta / (p.alpha + p.beta)`; it may use what a law may use.
+        """
+        wanted = [Derived(cell, lambda p, x: function(p), {}, 1) for cell in range(len(self.problem.cells))]
+        index = pd.Index(self.levels, name=self.per)
+        return pd.DataFrame(
+            dict(zip(("estimate", "low", "high"), self.ends(wanted, level), strict=True)), index
+        )
+
     def _limits(self, level: float) -> tuple[np.ndarray, np.ndarray]:
+        """Low and high in the fitted scale: of the P parameters, then of log A in the paper's units, and so on."""
+
         def make() -> tuple[np.ndarray, np.ndarray]:
-            if self.method == "profile":
-                return uncertainty.profile_intervals(self.problem, self.theta, self.noise, level)
-            low, high = np.quantile(self.draws(), [(1 - level) / 2, (1 + level) / 2], axis=0)
-            edge = 1e-6 * (self.problem.upper - self.problem.lower)
-            low = np.where(low <= self.problem.lower + edge, -np.inf, low)
-            return low, np.where(high >= self.problem.upper - edge, np.inf, high)
+            _, low, high = self.ends([self.parameters_and_constants()], level)
+            if self.method == "bootstrap":
+                P, problem = len(self.names), self.problem
+                edge = 1e-6 * (problem.upper - problem.lower)
+                low[:P][low[:P] <= problem.lower + edge] = -np.inf
+                high[:P][high[:P] >= problem.upper - edge] = np.inf
+            return low, high
 
         return self._once(("limits", level), make)
 
+    def parameters_and_constants(self) -> Linear:
+        """The P parameters in the fitted scale, then log A of every A that is reported at the geometric means."""
+        rows, offset = [*np.eye(len(self.names))], [0.0] * len(self.names)
+        which = self.problem.held["parameters"]
+        for index, number, local in self._places():
+            if which[index].reference:
+                cell, shift = self.problem.cells[number], self.problem.shift[local]
+                rows.append(cell.select[local] + shift @ cell.select)
+                offset.append(cell.offset[local] + shift @ cell.offset)
+        return Linear(np.array(rows), np.array(offset))
+
     def identification(self, level: float = 0.9) -> dict[str, str]:
         """{parameter: why the data do not determine it}, for those that they do not."""
-        return self._once(("identification", level), lambda: _identification(self, level))
+        return self._once(
+            ("identification", level), lambda: identification.identification(self, *self._limits(level))
+        )
 
     def _once(self, key: Any, make: Any) -> Any:
         if key not in self._cache:
@@ -166,19 +209,7 @@ class Fit:
 
         `table` needs the fitted columns, or the law's variable names. Rows at a constraint are NaN.
         """
-        table = pd.DataFrame(table)
-        x, cells = self._inputs(table, exposure)
-        columns = np.full((len(table), 1 if level is None else 3), np.nan)
-        for number in np.unique(cells):
-            at = np.flatnonzero(cells == number)
-            part = {name: values[at] for name, values in x.items()}
-            columns[at, 0] = self.evaluate(self.theta[None], number, part)[0]
-            if level is not None:
-                tails = [(1 - level) / 2, (1 + level) / 2]
-                columns[at, 1:] = np.quantile(self.evaluate(self.draws(), number, part), tails, axis=0).T
-        result = pd.DataFrame(columns, table.index, ["prediction", "low", "high"][: columns.shape[1]])
-        result["in_range"] = self._in_range(x)
-        return result
+        return prediction.predict(self, table, level, exposure)
 
     def evaluate(self, theta: np.ndarray, cell: int, x: Mapping[str, np.ndarray]) -> np.ndarray:
         local = self.problem.locals(theta, self.problem.cells[cell])
@@ -189,48 +220,6 @@ class Fit:
         if self.law.constraint is not None:
             value[np.broadcast_to(self.law.constraint(p, space), value.shape) <= 0] = np.nan
         return value
-
-    def _in_range(self, x: Mapping[str, np.ndarray]) -> np.ndarray:
-        inside = np.ones(len(next(iter(x.values()))), bool)
-        for name, values in x.items():
-            seen = self.problem.x[name]
-            inside &= (values >= seen.min() * 0.999) & (values <= seen.max() * 1.001)
-        return inside
-
-    def _inputs(self, table: pd.DataFrame, exposure: pd.DataFrame | None) -> tuple[dict, np.ndarray]:
-        if self.law.name == "atlas" and exposure is not None:
-            _, table, _ = laws.prepare(
-                "atlas", table, exposure=exposure, **_only(self.spec["options"], ("variant", "sources"))
-            )
-        elif self.law.name == "capacity":
-            _, table, _ = laws.prepare("capacity", table)
-        x = {}
-        for variable, default in self.law.columns.items():
-            name = self.columns.get(variable, default)
-            name = name if name in table else variable
-            if name not in table and variable in self.law.may_be_zero:
-                x[variable] = np.zeros(len(table))
-                continue
-            name = checks.column_for(table, self.law, variable, name, {})
-            x[variable] = pd.to_numeric(table[name]).to_numpy(float)
-        return x, self._cells(table)
-
-    def _cells(self, table: pd.DataFrame) -> np.ndarray:
-        levels = self.levels
-        if self.per is None:
-            return np.zeros(len(table), int)
-        if self.per not in table:
-            if len(levels) == 1:
-                return np.zeros(len(table), int)
-            raise MscaleError(f"predict: column {self.per!r} is missing; the fit has {', '.join(levels)}")
-        place = {name: number for number, name in enumerate(levels)}
-        wanted = table[self.per].astype(str)
-        unknown = sorted(set(wanted) - set(place))
-        if unknown:
-            raise MscaleError(
-                f"predict: {self.per} {', '.join(unknown)} not in the fit, which has {', '.join(levels)}"
-            )
-        return wanted.map(place).to_numpy(int)
 
     @property
     def levels(self) -> list[str]:
@@ -243,60 +232,16 @@ class Fit:
         y = self.problem.y
         return float(1 - np.sum((y - predicted) ** 2) / np.sum((y - y.mean()) ** 2))
 
-    def compute_optimal(self, C: Any, level: float | None = None, **at: Any) -> pd.DataFrame:
-        """The N and D that minimise the predicted loss at C = 6·N·D FLOPs, for each C and each level.
+    def compute_optimal(self, C: Any, level: float | None = None, **at: float) -> pd.DataFrame:
+        """The N and D that minimise the predicted loss at C = 6·N·D FLOPs, for each C and each level of the fit.
 
-        `at` sets the other variables (K=4). For ATLAS D is the target's own tokens, none repeated.
+        `at` sets the law's other variables (K=4). No data are repeated; for ATLAS D is the target's own tokens.
         """
-        if self.law.optimum is None:
-            raise MscaleError(f"law {self.law.name!r} has no N and D to trade")
-        n_name, d_name = self.law.optimum
-        budgets = np.atleast_1d(np.asarray(C, float))
-        if not (np.isfinite(budgets) & (budgets > 0)).all():
-            raise MscaleError("compute_optimal: C must be positive, in FLOPs")
-        others = [
-            v for v in self.law.columns if v not in (n_name, d_name, "U_t") and v not in self.law.may_be_zero
-        ]
-        missing = [name for name in others if name not in at]
-        if missing:
-            raise MscaleError(f"compute_optimal: give {', '.join(f'{name}=' for name in missing)} too")
-        theta = self.theta[None] if level is None else np.concatenate([self.theta[None], self.draws()])
-        records = []
-        for number, name in enumerate(self.levels):
-            for budget in budgets:
-                log_n = _minimum(
-                    lambda q, b=budget, c=number: self._at_compute(theta, c, q, b, at), budget, len(theta)
-                )
-                N = np.exp(log_n)
-                record: dict[str, Any] = {self.per: name} if self.per else {}
-                record |= {"C": budget, "N": N[0], "D": budget / 6 / N[0]}
-                record["loss"] = float(
-                    self._at_compute(self.theta[None], number, log_n[:1, None], budget, at)[0, 0]
-                )
-                if level is not None:
-                    tails = [(1 - level) / 2, (1 + level) / 2]
-                    record["N_low"], record["N_high"] = np.quantile(N[1:], tails)
-                    record["D_low"], record["D_high"] = np.quantile(budget / 6 / N[1:], tails)
-                seen_n, seen_d = self.problem.x[n_name], self.problem.x[d_name]
-                record["in_range"] = bool(
-                    seen_n.min() <= N[0] <= seen_n.max() and seen_d.min() <= record["D"] <= seen_d.max()
-                )
-                records.append(record)
-        return pd.DataFrame(records)
+        return optimum.compute_optimal(self, C, level, at)
 
-    def _at_compute(
-        self, theta: np.ndarray, cell: int, log_n: np.ndarray, budget: float, at: Mapping
-    ) -> np.ndarray:
-        """Loss (B, m) at log N (B, m)."""
-        n_name, d_name = self.law.optimum  # type: ignore[misc]
-        N = np.exp(log_n)
-        x = {v: np.zeros_like(N) for v in self.law.columns}
-        x |= {name: np.full_like(N, float(value)) for name, value in at.items()}
-        x[n_name], x[d_name] = N, budget / 6 / N
-        if "U_t" in x:
-            x["U_t"] = x[d_name]
-        p = self.problem.jets(self.problem.locals(theta, self.problem.cells[cell]), np.zeros(0, bool), 0)
-        return np.broadcast_to(self.law.predict(p, SimpleNamespace(**x)), N.shape)
+    def compute_optimal_exponent(self, level: float = 0.9) -> pd.DataFrame:
+        """β/(α+β), the exponent of C in the compute-optimal N, a row a level of the fit: estimate, low, high."""
+        return optimum.exponent(self, level)
 
     # Showing and keeping -----------------------------------------------------------------------------------
 
@@ -369,50 +314,3 @@ def with_mean(name: str) -> str:
 
 def without_mean(name: str) -> str:
     return name.replace("_mean[", "[").removesuffix("_mean")
-
-
-def _only(options: Mapping, keys: Sequence[str]) -> dict:
-    return {key: options[key] for key in keys if key in options}
-
-
-def _minimum(loss: Any, budget: float, batch: int) -> np.ndarray:
-    """argmin over log N of loss (B, m), by a grid refined four times: (B,)."""
-    low = np.full(batch, 0.0)
-    high = np.full(batch, np.log(budget / 6))
-    for _ in range(12):
-        grid = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, 17)
-        best = np.argmin(loss(grid), axis=1)
-        rows = np.arange(batch)
-        low, high = grid[rows, np.maximum(best - 1, 0)], grid[rows, np.minimum(best + 1, 16)]
-    return 0.5 * (low + high)
-
-
-def _identification(fit: Fit, level: float) -> dict[str, str]:
-    reasons: dict[str, str] = {}
-    for name in fit.problem.held["inactive"]:
-        reasons[name] = "no row depends on it"
-    J = fit.problem.jacobian(fit.theta)
-    norms = np.linalg.norm(J, axis=0)
-    _, singular, rows = np.linalg.svd(J / np.where(norms > 0, norms, 1.0), full_matrices=True)
-    singular = np.concatenate([singular, np.zeros(len(rows) - len(singular))])
-    for value, direction in zip(singular, rows, strict=True):
-        if value > 1e-7 * singular[0]:
-            continue
-        involved = [fit.names[i] for i in np.flatnonzero(np.abs(direction) > 0.05)]
-        for name in involved:
-            rest = ", ".join(other for other in involved if other != name)
-            reasons[name] = f"cannot be told apart from {rest}" if rest else "the data do not depend on it"
-    low, high = fit._limits(level)
-    for index, (name, q) in enumerate(zip(fit.names, fit.problem.held["parameters"], strict=True)):
-        if name in reasons or np.isfinite([low[index], high[index]]).all():
-            continue
-        known = ""
-        if np.isfinite(high[index]):
-            known = f" (at most {np.exp(high[index]) if q.log else high[index]:.3g})"
-        elif np.isfinite(low[index]):
-            known = f" (at least {np.exp(low[index]) if q.log else low[index]:.3g})"
-        sides = [
-            side for side, end in (("below", low[index]), ("above", high[index])) if not np.isfinite(end)
-        ]
-        reasons[name] = f"the data do not bound it {' or '.join(sides)}{known}"
-    return reasons

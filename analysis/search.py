@@ -1,9 +1,11 @@
-"""The global optimum: a grid over the nonlinear parameters, the linear ones solved, the best polished together."""
+"""The global optimum: a grid over the nonlinear parameters, the linear ones solved, the best polished together.
+
+Everything is batched over S studies of one design (responses y (S, n)); a fit is a batch of one.
+"""
 
 import dataclasses
 import itertools
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
@@ -20,9 +22,43 @@ ENOUGH = 3000  # rows on which starts are compared; the best go on to all of the
 FINAL = 3
 
 
-def starts(problem: Problem, seed: int) -> np.ndarray:
-    """Starts (S, P), best first."""
-    problem = sample(problem)
+@dataclasses.dataclass(frozen=True)
+class Optima:
+    """The best minimum of each of S studies: theta (S, P); NaN where nothing finite was found.
+
+    problem: with its barrier set, where the law has a constraint. starts: polished, of which agreeing (S,) met the
+    best to 1e-6 relative; converged (S,): it settled.
+    """
+
+    problem: Problem
+    theta: np.ndarray
+    starts: int
+    agreeing: np.ndarray
+    converged: np.ndarray
+
+
+def optima(problem: Problem, seed: int, y: np.ndarray | None = None) -> Optima:
+    """The global optimum of each study, started without knowing anything of the parameters.
+
+    Raises:
+      MscaleError: no study has a finite optimum.
+    """
+    y = problem.y[None] if y is None else y
+    small, rows = sample(problem)
+    theta = starts(small, seed, y[:, rows])
+    if not np.isfinite(theta).any():
+        raise MscaleError("no start gives finite predictions: check the units of the columns")
+    found = _polish(small, theta, y[:, rows])
+    if small is problem:
+        return dataclasses.replace(found[0], theta=found[1][:, 0])
+    last = _polish(problem, found[1][:, :FINAL], y)
+    return dataclasses.replace(
+        last[0], theta=last[1][:, 0], starts=found[0].starts, agreeing=found[0].agreeing
+    )
+
+
+def starts(problem: Problem, seed: int, y: np.ndarray) -> np.ndarray:
+    """Starts (S, K, P) for responses y (S, n), best first; NaN where a study has fewer that are finite."""
     which = problem.held["parameters"]
     nonlinear = [index for index, q in enumerate(which) if not q.linear]
     ranges = np.array([np.log(q.start) if q.log else q.start for q in which], float).reshape(-1, 2)
@@ -33,43 +69,58 @@ def starts(problem: Problem, seed: int) -> np.ndarray:
         unit = qmc.Sobol(len(nonlinear), seed=seed).random(STARTS)
         low, high = ranges[nonlinear].T
         points = low + unit * (high - low)
-    theta = np.tile(ranges.mean(axis=1), (len(points), 1))
-    theta[:, nonlinear] = points
-    theta = np.clip(theta, problem.lower, problem.upper)
-    _solve_linear(problem, theta, [index for index, q in enumerate(which) if q.linear])
-    value = problem.objective(theta)
+    plain = np.tile(ranges.mean(axis=1), (len(points), 1))
+    plain[:, nonlinear] = points
+    theta = np.clip(plain, problem.lower, problem.upper)
+    allowed = np.ones(len(theta), bool)
     if problem.law.constraint is not None:
-        value[(problem.constraint(theta) <= 0).any(axis=1)] = np.inf
-    order = np.argsort(np.where(np.isfinite(value), value, np.inf), kind="stable")
-    return theta[order[np.isfinite(value[order])]]
+        allowed = np.all(problem.constraint(theta) > 0, axis=1)
+    theta = _solve_linear(problem, theta, [index for index, q in enumerate(which) if q.linear], y)
+    S, K, P = theta.shape
+    value = problem.objective(theta.reshape(-1, P), problem.members(y=np.repeat(y, K, axis=0))).reshape(S, K)
+    value = np.where(np.isfinite(value) & allowed, value, np.inf)
+    order = np.argsort(value, axis=1, kind="stable")[:, :POLISHED]
+    best = np.take_along_axis(theta, order[:, :, None], axis=1)
+    best[~np.isfinite(np.take_along_axis(value, order, axis=1))] = np.nan
+    return best
 
 
-def _solve_linear(problem: Problem, theta: np.ndarray, linear: list[int]) -> None:
-    """Fills the linear parameters of every start, in place: the prediction is Σ_j c_j·f_j(nonlinear)."""
+def _solve_linear(problem: Problem, theta: np.ndarray, linear: list[int], y: np.ndarray) -> np.ndarray:
+    """(S, K, P): the linear parameters of every start solved; the prediction is Σ_j c_j·f_j(nonlinear)."""
+    S, K = len(y), len(theta)
+    result = np.tile(theta, (S, 1, 1))
     if not linear:
-        return
+        return result
     designs, known = _designs(problem, theta, linear)
-    scale = np.sqrt(problem.weight) / (problem.y if problem.law.residual == "log" else 1.0)
+    scale = np.sqrt(problem.weight) / (y if problem.law.residual == "log" else np.ones_like(y))  # (S, n)
     positive = np.array([problem.held["parameters"][index].log for index in linear])
-    bounded = np.array([problem.held["parameters"][index].bounds[0] >= 0 for index in linear])
-    least = 1e-3 * np.abs(problem.y).mean()
-    for b in range(len(theta)):
-        target = (problem.y - known[b]) * scale
-        design = designs[b] * scale[:, None]
-        if not np.isfinite(design).all():
+    bounded = bool(np.all([problem.held["parameters"][index].bounds[0] >= 0 for index in linear]))
+    least = 1e-3 * np.abs(y).mean(axis=1)
+    for k in range(K):
+        if not (np.isfinite(designs[k]).all() and np.isfinite(known[k]).all()):
             continue
-        if bounded.all():
-            solved = nnls(design, target, maxiter=100 * len(linear))[0]
-            solved = np.where(positive, np.maximum(solved, least), solved)
-        else:
-            solved = np.linalg.lstsq(design, target, rcond=None)[0]
-            solved = np.where(positive, np.maximum(solved, least), solved)
-        theta[b, linear] = np.where(positive, np.log(np.where(positive, solved, 1.0)), solved)
-    np.clip(theta, problem.lower, problem.upper, out=theta)
+        target = (y - known[k]) * scale
+        solved = _least_squares(designs[k], scale, target, bounded)
+        solved = np.where(positive, np.maximum(solved, least[:, None]), solved)
+        result[:, k, linear] = np.where(positive, np.log(np.where(positive, solved, 1.0)), solved)
+    return np.clip(result, problem.lower, problem.upper)
+
+
+def _least_squares(design: np.ndarray, scale: np.ndarray, target: np.ndarray, bounded: bool) -> np.ndarray:
+    """(S, L) least squares of target (S, n) on design (n, L) with rows scaled (S, n), not negative if bounded."""
+    size = np.linalg.norm(design, axis=0)
+    design = design / np.where(size > 0, size, 1.0)
+    normal = np.einsum("sn,ni,nj->sij", scale**2, design, design, optimize=True)
+    normal += 1e-12 * np.einsum("sii->s", normal)[:, None, None] * np.eye(design.shape[1])
+    solved = np.linalg.solve(normal, ((target * scale) @ design)[:, :, None])[:, :, 0]
+    if bounded:
+        for s in np.flatnonzero((solved < 0).any(axis=1)):
+            solved[s] = nnls(design * scale[s][:, None], target[s], maxiter=100 * design.shape[1])[0]
+    return solved / np.where(size > 0, size, 1.0)
 
 
 def _designs(problem: Problem, theta: np.ndarray, linear: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(S, n, linear) what each linear parameter multiplies, and (S, n) what is known without them."""
+    """(K, n, linear) what each linear parameter multiplies, and (K, n) what is known without them."""
     law, B, n = problem.law, len(theta), len(problem.y)
     designs, known = np.zeros((B, n, len(linear))), np.zeros((B, n))
     local_linear = [i for i, q in enumerate(law.parameters) if q.linear]
@@ -96,51 +147,35 @@ def _designs(problem: Problem, theta: np.ndarray, linear: list[int]) -> tuple[np
     return designs, known
 
 
-def polish(problem: Problem, theta: np.ndarray) -> tuple[Problem, np.ndarray, dict[str, Any]]:
-    """The best minimum (P,) from the best starts, and how many of them agree on it.
-
-    Also the problem with its barrier set, where the law has a constraint.
-
-    Raises:
-      MscaleError: nothing finite was found.
-    """
-    if not len(theta):
-        raise MscaleError("no start gives finite predictions: check the units of the columns")
-    theta = theta[:POLISHED]
-    small = sample(problem)
-    if small is not problem:
-        _, found, agreement = _polish(small, theta)
-        problem, found, last = _polish(problem, found[:FINAL])
-        return problem, found[0], {**agreement, "converged": last["converged"]}
-    problem, found, agreement = _polish(problem, theta)
-    return problem, found[0], agreement
-
-
-def sample(problem: Problem) -> Problem:
-    """The problem on whole groups, about `ENOUGH` rows, spread evenly; itself if it has not many more."""
+def sample(problem: Problem) -> tuple[Problem, np.ndarray]:
+    """The problem on whole groups, about `ENOUGH` rows, spread evenly, and which rows; itself if not many more."""
     every = len(problem.y) // ENOUGH
-    return problem if every < 2 else problem.subset(problem.group % every == 0)
+    keep = np.ones(len(problem.y), bool) if every < 2 else problem.group % every == 0
+    return (problem if every < 2 else problem.subset(keep)), keep
 
 
-def _polish(problem: Problem, theta: np.ndarray) -> tuple[Problem, np.ndarray, dict[str, Any]]:
-    """As `polish`, with the optima of all starts, best first."""
+def _polish(problem: Problem, theta: np.ndarray, y: np.ndarray) -> tuple[Optima, np.ndarray]:
+    """The optima from every start (S, K, P), best first; the first is that of the study."""
+    S, K, P = theta.shape
+    fill = np.where(np.isfinite(theta[:, :1]), theta[:, :1], (problem.lower + problem.upper) / 2)
+    start = np.where(np.isfinite(theta), theta, fill).reshape(-1, P)
+    members = problem.members(y=np.repeat(y, K, axis=0))
     if problem.law.constraint is not None:
-        scale = float(np.median(problem.objective(theta))) / len(problem.y)
+        scale = float(np.median(problem.objective(start, members))) / len(problem.y)
         wide = dataclasses.replace(problem, barrier=1e-4 * scale)
-        theta = minimise(wide, theta, iterations=60, tolerance=1e-6).theta
-        scale = float(np.min(problem.objective(theta))) / len(problem.y)
-        problem = dataclasses.replace(problem, barrier=1e-7 * scale)
-    found = minimise(problem, theta)
-    order = np.argsort(found.objective, kind="stable")
-    low = found.objective[order[0]]
-    if not np.isfinite(low):
+        start = minimise(wide, start, members, iterations=60, tolerance=1e-6).theta
+        least = problem.objective(start, members).reshape(S, K).min(axis=1)
+        problem = dataclasses.replace(problem, barrier=1e-7 * float(np.median(least)) / len(problem.y))
+    found = minimise(problem, start, members)
+    value = np.where(np.isfinite(theta).all(axis=2), found.objective.reshape(S, K), np.inf)
+    order = np.argsort(value, axis=1, kind="stable")
+    value = np.take_along_axis(value, order, axis=1)
+    low = value[:, :1]
+    if not np.isfinite(low).any():
         raise MscaleError("the fit did not find a finite optimum: check the units of the columns")
-    return (
-        problem,
-        found.theta[order],
-        {
-            "starts": len(theta),
-            "agreeing": int((found.objective <= low + 1e-6 * abs(low) + 1e-15).sum()),
-            "converged": bool(found.converged[order[0]]),
-        },
-    )
+    best = np.take_along_axis(found.theta.reshape(S, K, P), order[:, :, None], axis=1)
+    best[~np.isfinite(value)] = np.nan
+    agreeing = (value <= low + 1e-6 * np.abs(low) + 1e-15).sum(axis=1)
+    converged = found.converged.reshape(S, K)[np.arange(S), order[:, 0]]
+    started = int(np.isfinite(theta).all(axis=2).sum(axis=1).max())
+    return Optima(problem, best, started, agreeing, converged), best

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import analysis
-from analysis import powers, search, simulate, uncertainty
+from analysis import powers, resampling, search, simulate
 from analysis.resampling import Surrogate, at_optimum
 
 TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36}
@@ -40,7 +40,7 @@ def test_a_sum_of_powers_has_the_derivatives_of_any_law(fitted, residual, delta,
 
 def test_the_first_step_of_all_bootstraps_at_once(fitted):
     problem = fitted.problem
-    times = uncertainty.resamples(problem.groups, 20, 1)[:, problem.group]
+    times = resampling.resamples(problem.groups, 20, 1)[:, problem.group]
     members = problem.members(times=times)
     plain = problem.system(np.tile(fitted.theta, (20, 1)), members, False)
     for mine, wanted in zip(at_optimum(problem, fitted.theta, times)[:3], plain[:3], strict=True):
@@ -61,27 +61,27 @@ def test_the_expansion_is_exact_to_second_order(fitted):
 
 def test_bootstraps_of_a_large_sample_are_the_exact_ones(fitted, monkeypatch):
     problem = fitted.problem
-    times = uncertainty.resamples(problem.groups, 60, 1)[:, problem.group]
-    exact = uncertainty.refit(problem, fitted.theta, times)
-    monkeypatch.setattr(uncertainty, "LARGE", 1)
-    quick = uncertainty.refit(problem, fitted.theta, times)
+    times = resampling.resamples(problem.groups, 60, 1)[:, problem.group]
+    exact = resampling.refit(problem, fitted.theta, times)
+    monkeypatch.setattr(resampling, "LARGE", 1)
+    quick = resampling.refit(problem, fitted.theta, times)
     assert np.abs(quick.theta - exact.theta).max() < 0.1 * exact.theta.std(axis=0).max()
-    monkeypatch.setattr(uncertainty, "EXACT", -1.0)  # nothing is ever close enough: all are polished
-    polished = uncertainty.refit(problem, fitted.theta, times)
+    monkeypatch.setattr(resampling, "EXACT", -1.0)  # nothing is ever close enough: all are polished
+    polished = resampling.refit(problem, fitted.theta, times)
     assert (polished.objective <= exact.objective * (1 + 1e-6)).all()
 
 
 def test_starts_on_a_part_of_the_rows_reach_the_same_optimum(fitted, monkeypatch):
-    whole = search.polish(fitted.problem, search.starts(fitted.problem, 0))
+    whole = search.optima(fitted.problem, 0)
     monkeypatch.setattr(search, "ENOUGH", 50)
-    assert len(search.sample(fitted.problem).y) < 80
-    part = search.polish(fitted.problem, search.starts(fitted.problem, 0))
-    np.testing.assert_allclose(part[1], whole[1], rtol=1e-5)
-    assert part[0] is fitted.problem and part[2]["converged"]
+    assert len(search.sample(fitted.problem)[0].y) < 80
+    part = search.optima(fitted.problem, 0)
+    np.testing.assert_allclose(part.theta, whole.theta, rtol=1e-5)
+    assert part.problem is fitted.problem and part.converged.all()
 
 
 def test_resamples_count_every_draw():
-    times = uncertainty.resamples(30, 500, 0)
+    times = resampling.resamples(30, 500, 0)
     assert (times.sum(axis=1) == 30).all()
     assert times.mean(axis=0) == pytest.approx(np.ones(30), abs=0.25)
     assert times.var() == pytest.approx(29 / 30, rel=0.1)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.laws.chinchilla import ALPHA, BETA, A, B, E
+from analysis.laws.chinchilla import ALPHA, BETA, A, B, E, size_and_data
 from analysis.laws.law import Law, Parameter
 from mscale.errors import MscaleError, nearest
 
@@ -93,6 +93,7 @@ def atlas(variant: str, sources: Mapping[str, Sequence[str]]) -> Law:
         parameters_per="language",
         share=SHARE,
         optimum=("N", "D_t"),
+        trade=size_and_data,
         notes=(f"variant {variant}",),
     )
 

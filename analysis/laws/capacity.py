@@ -26,6 +26,7 @@ CAPACITY = Law(
     parameters_per="language",
     share=("phi", "alpha", "psi", "beta"),
     optimum=("N", "D"),
+    trade=lambda p, x: (p.A * x.K**p.phi, p.alpha, p.B * x.K**p.psi, p.beta),
 )
 
 

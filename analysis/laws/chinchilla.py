@@ -1,5 +1,7 @@
 """Chinchilla, and the plain power law: the two curves that the others are built from."""
 
+from typing import Any
+
 from analysis.laws.law import Law, Parameter
 
 E = Parameter("E", (0.05, 5.0), (0.0, 1e3), linear=True, unit="loss", meaning="irreducible loss")
@@ -27,6 +29,11 @@ ALPHA = Parameter("alpha", (0.1, 0.9), (0.01, 3.0), meaning="exponent of size")
 BETA = Parameter("beta", (0.1, 0.9), (0.01, 3.0), meaning="exponent of data")
 
 
+def size_and_data(p: Any, x: Any) -> tuple[Any, ...]:
+    """What Chinchilla and its descendants trade: A/N^alpha for B/D^beta."""
+    return p.A, p.alpha, p.B, p.beta
+
+
 CHINCHILLA = Law(
     name="chinchilla",
     equation="L = E + A/N^alpha + B/D^beta",
@@ -36,6 +43,7 @@ CHINCHILLA = Law(
     predict=lambda p, x: p.E + p.A * x.N**-p.alpha + p.B * x.D**-p.beta,
     parameters_per="language",
     optimum=("N", "D"),
+    trade=size_and_data,
 )
 
 POWER = Law(

@@ -48,7 +48,9 @@ class Law:
       parameters_per: column whose levels have parameters of their own (`share` names the exceptions).
       share: parameters that are common to all levels unless the caller says otherwise.
       pretraining: describes runs from scratch, so runs continued from a checkpoint are excluded.
-      optimum: "N,D" where compute_optimal minimises over variables N and D at C = 6·N·D, or None.
+      optimum: the variables (N, D) that are traded at C = 6·N·D by compute_optimal, or None.
+      trade: (p, x) -> (a, alpha, b, beta): the loss is a·N^−alpha + b·D^−beta plus what depends on neither, as
+        long as no data repeat; from it follow the compute-optimal size and its exponent.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Law:
     share: tuple[str, ...] = ()
     pretraining: bool = True
     optimum: tuple[str, str] | None = None
+    trade: Predict | None = None
     notes: tuple[str, ...] = field(default=())
 
     def parameter(self, name: str) -> Parameter:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.laws.chinchilla import ALPHA, BETA, A, B, E
+from analysis.laws.chinchilla import ALPHA, BETA, A, B, E, size_and_data
 from analysis.laws.law import Law, Parameter
 from mscale.errors import MscaleError, nearest
 
@@ -26,6 +26,8 @@ FAMILY = Law(
     predict=lambda p, x: (p.E + p.A * x.N**-p.alpha + p.B * x.D**-p.beta) * x.p**-p.gamma,
     parameters_per="language",
     share=("alpha", "beta", "gamma"),
+    optimum=("N", "D"),
+    trade=size_and_data,  # p^−gamma multiplies both terms
 )
 
 BIMIX = Law(

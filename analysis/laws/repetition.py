@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.laws.chinchilla import ALPHA, BETA, A, B, E
+from analysis.laws.chinchilla import ALPHA, BETA, A, B, E, size_and_data
 from analysis.laws.law import Law, Parameter
 
 
@@ -44,4 +44,6 @@ DATA_CONSTRAINED = Law(
     predict=predict,
     parameters_per="language",
     share=("alpha", "beta", "R_D", "R_N"),
+    optimum=("N", "D"),  # where N = N_opt(D), so that no parameter is surplus
+    trade=size_and_data,
 )

@@ -1,0 +1,37 @@
+"""Why the data do not determine a parameter: no row depends on it, it moves with others, or its profile is flat."""
+
+from typing import Any
+
+import numpy as np
+
+FLAT = 1e-7  # singular value, over the largest, of a direction that the predictions do not depend on
+INVOLVED = 0.05  # share in such a direction from which a parameter is named
+
+
+def identification(fit: Any, low: np.ndarray, high: np.ndarray) -> dict[str, str]:
+    """{parameter: reason} of those that are not determined; low and high (P,) are limits in the fitted scale."""
+    reasons = {name: "no row depends on it" for name in fit.problem.held["inactive"]}
+    J = fit.problem.jacobian(fit.theta)
+    norms = np.linalg.norm(J, axis=0)
+    _, singular, rows = np.linalg.svd(J / np.where(norms > 0, norms, 1.0), full_matrices=True)
+    singular = np.concatenate([singular, np.zeros(len(rows) - len(singular))])
+    for value, direction in zip(singular, rows, strict=True):
+        if value > FLAT * singular[0]:
+            continue
+        involved = [fit.names[i] for i in np.flatnonzero(np.abs(direction) > INVOLVED)]
+        for name in involved:
+            rest = ", ".join(other for other in involved if other != name)
+            reasons[name] = f"cannot be told apart from {rest}" if rest else "the data do not depend on it"
+    for index, (name, q) in enumerate(zip(fit.names, fit.problem.held["parameters"], strict=True)):
+        if name in reasons or np.isfinite([low[index], high[index]]).all():
+            continue
+        known = ""
+        if np.isfinite(high[index]):
+            known = f" (at most {np.exp(high[index]) if q.log else high[index]:.3g})"
+        elif np.isfinite(low[index]):
+            known = f" (at least {np.exp(low[index]) if q.log else low[index]:.3g})"
+        sides = [
+            side for side, end in (("below", low[index]), ("above", high[index])) if not np.isfinite(end)
+        ]
+        reasons[name] = f"the data do not bound it {' or '.join(sides)}{known}"
+    return reasons

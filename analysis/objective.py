@@ -1,0 +1,127 @@
+"""What the rows of one cell contribute to the objective: its value, gradient, Hessian and majoriser."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from analysis import powers
+from analysis.derivatives import Jet, value_of
+from analysis.laws.law import Law
+from analysis.losses import huber
+
+THREADS = 2
+
+
+def cell_system(
+    law: Law,
+    p: Any,
+    x: Any,
+    y: np.ndarray,
+    kept: np.ndarray,
+    w: np.ndarray,
+    relief: np.ndarray | None,
+    delta: float | None,
+    barrier: float,
+    majorise: bool,
+) -> tuple[Any, ...]:
+    """Objective (B,), gradient (B, k), Hessian and majoriser (B, k, k), and with relief the Jacobian (B, k, n).
+
+    Args:
+      p, x: parameters as jets in the local parameters `kept` (k,), and variables (n,).
+      y: response, (n,) or (B, n). w: weights, (1, n) or (B, n).
+      relief: (B, n), the part of the residuals that is put down to noise shared by a group; None without groups.
+      barrier: weight of −Σ log(constraint), for laws that have one.
+    """
+    place = {int(index): position for position, index in enumerate(kept)}
+    k, n = len(kept), y.shape[-1]
+    out = law.predict(p, x)
+    log = law.residual == "log"
+    found = powers.terms(out, n) if relief is None and law.constraint is None else None
+    if found is not None:
+        return powers.system(found, place, log, y, w, delta, majorise)
+    if not isinstance(out, Jet):
+        out = Jet(out, {}, {})
+    B = max(len(w), len(np.atleast_2d(out.value)), len(np.atleast_2d(y)))
+    inverse: Any = 1.0
+    if log:
+        inverse = 1.0 / out.value
+        residual = np.log(out.value * (1.0 / y))
+    else:
+        residual = out.value - y
+    residual = np.broadcast_to(residual, (B, n))
+    rho, psi, steep, ratio = huber(residual, delta, majorise)
+    J = np.empty((B, k, n))
+    for index, grad in out.grad.items():
+        np.multiply(grad, inverse, out=J[:, place[index]])
+    for index in kept:
+        if int(index) not in out.grad:
+            J[:, place[int(index)]] = 0.0
+    f = np.einsum("bn,bn->b", np.broadcast_to(w, (B, n)), rho)
+    pull = w * psi if relief is None else w * (psi - relief)
+    g = np.matmul(J, pull[:, :, None])[:, :, 0]
+    Jt = J.swapaxes(1, 2)
+    steep = np.broadcast_to(w, (B, n)) if steep is None else w * steep  # least squares: ρ'' = ψ/r = 1
+    M = np.zeros((B, k, k))
+    if majorise:
+        M = np.matmul(J * (steep if ratio is None else w * ratio)[:, None], Jt)
+    if log:
+        H = np.matmul(J * (steep - pull)[:, None], Jt)
+        pull = pull * inverse
+    else:
+        H = np.matmul(J * steep[:, None], Jt)
+    for (i, j), curved in (out.hess or {}).items():
+        part = np.einsum("bn,bn->b", pull, np.broadcast_to(curved, (B, n)))
+        H[:, place[i], place[j]] += part
+        if i != j:
+            H[:, place[j], place[i]] += part
+    if law.constraint is not None and barrier:
+        _barrier(law.constraint(p, x), barrier, place, f, g, H, M)
+    return f, g, H, M, J
+
+
+def _barrier(inside: Any, barrier: float, place: dict, f: Any, g: Any, H: Any, M: Any) -> None:
+    """Adds −barrier·Σ log(inside), which keeps every row strictly inside its constraint."""
+    f[np.any(value_of(inside) <= 0, axis=-1)] = np.inf
+    if not isinstance(inside, Jet):
+        return
+    wall = -barrier * np.log(inside)
+    f += np.sum(wall.value, axis=1)
+    for index, part in wall.grad.items():
+        g[:, place[index]] += np.sum(part, axis=1)
+    for (i, j), part in (wall.hess or {}).items():
+        total = np.sum(part, axis=1)
+        for matrix in (H, M):
+            matrix[:, place[i], place[j]] += total
+            if i != j:
+                matrix[:, place[j], place[i]] += total
+
+
+def dense(out: Jet, count: int, B: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A scalar jet as value (B,), gradient (B, count) and Hessian (B, count, count)."""
+    slope, curved = np.zeros((B, count)), np.zeros((B, count, count))
+    for index, part in out.grad.items():
+        slope[:, index] = np.broadcast_to(part, (B, 1))[:, 0]
+    for (i, j), part in (out.hess or {}).items():
+        curved[:, i, j] = curved[:, j, i] = np.broadcast_to(part, (B, 1))[:, 0]
+    return np.broadcast_to(out.value, (B, 1))[:, 0], slope, curved
+
+
+def threaded(run: Callable, theta: np.ndarray, members: Any, block: int) -> tuple[np.ndarray, ...]:
+    """Runs over blocks of the batch, on two threads where there is enough work (NumPy frees the lock)."""
+    B = len(theta)
+    pieces = [slice(start, min(B, start + block)) for start in range(0, B, block)]
+
+    def one(piece: slice) -> tuple[np.ndarray, ...]:
+        with np.errstate(all="ignore"):
+            return run(theta[piece], members.take(piece))
+
+    if len(pieces) == 1:
+        return one(pieces[0])
+    if len(pieces) < 4:
+        done = [one(piece) for piece in pieces]
+    else:
+        with ThreadPoolExecutor(THREADS) as pool:
+            done = list(pool.map(one, pieces))
+    return tuple(np.concatenate(parts) for parts in zip(*done, strict=True))
