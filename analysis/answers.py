@@ -3,18 +3,20 @@
 A number that the study does not identify is None beside the reason, never a guess.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis import adaptation, crossover, reference, transfer
+from analysis import crossover
 from analysis.findings import headlines, recommendations
 from analysis.heldout import SPLITS, compare
 from analysis.lawfits import capacity_answer, fit_atlas, fit_chinchilla
+from analysis.records import plain, records
 from analysis.tables import describe_mixtures, validate_exposure, validate_observations
+from analysis.transfer import one_split
+from analysis.transfer_answers import Overlap, transfer_answer
 from mscale.errors import MscaleError
 from mscale.progress import progress
 
@@ -34,6 +36,8 @@ def analyse(
     splits: Sequence[str] = tuple(SPLITS),
     notes: tuple[str, ...] = (),
     exclusions: tuple[dict, ...] = (),
+    overlap: Overlap | None = None,
+    premiums: Mapping[str, float] | None = None,
 ) -> dict:
     """Answers everything that a study can answer.
 
@@ -43,6 +47,7 @@ def analyse(
       study: what only the executor knows, all optional: "title", "seconds", "flops", "peak_memory_bytes",
         "failed" ([{"run", "reason"}]), "workers", "command".
       level: of all intervals. splits: names of `analysis.splits` for held-out R².
+      overlap, premiums: shared vocabulary and byte premiums of languages (`transfer_answers.transfer_answer`).
       notes, exclusions: what reading the tables left out (`tables.StudyTables`), to be reported too.
 
     Returns:
@@ -54,7 +59,7 @@ def analyse(
     """
     observations, more_notes, more_exclusions = validate_observations(observations)
     exposure = None if exposure is None or exposure.empty else validate_exposure(exposure)
-    rows = transfer.one_split(observations, None)
+    rows = one_split(observations, None)
     runs = describe_mixtures(rows)
     results: dict[str, Any] = {"format": FORMAT, "level": level, "seed": seed}
     with progress("Analysing", len(STAGES), "steps") as advance:
@@ -66,7 +71,10 @@ def analyse(
 
         results["study"] = _study(rows, runs, study or {})
         results["loss_curves"] = stage("curves", lambda: _loss_curves(rows, runs))
-        results["transfer"] = stage("transfer", lambda: _transfer(rows, truth, level, seed))
+        results["transfer"] = stage(
+            "transfer",
+            lambda: transfer_answer(rows, truth, level, seed, overlap=overlap, premiums=premiums),
+        )
         results["crossover"] = stage("crossover", lambda: _crossover(rows, level, seed))
         chinchilla, points = stage("chinchilla", lambda: fit_chinchilla(rows, runs, level, seed))
         matrix = pd.DataFrame(results["transfer"]["matrix"])
@@ -223,51 +231,11 @@ def _loss_curves(
     return thinned.to_dict("records")
 
 
-def _transfer(rows: pd.DataFrame, truth: Mapping[str, Any] | None, level: float, seed: int) -> dict:
-    try:
-        cells = transfer.cells(rows, seed=seed)
-    except MscaleError as error:
-        return {"matrix": [], "curves": [], "error": str(error), "scale": None, "d": None}
-    noise = {
-        phase: {"checkpoint": value.checkpoint, "run": value.run, "repeated_runs": value.run_degrees}
-        for phase, value in cells.noise.items()
-    }
-    matrix = transfer.transfer_matrix(cells, level=level)
-    answer: dict[str, Any] = {"noise": noise, "matrix": _records(matrix), "curves": [], "cooled": []}
-    answer |= {"scale": None, "d": None, "agreement": None, "published": None, "adaptation": []}
-    answer["adaptation"] = _records(adaptation.adaptation_scores(rows))
-    if matrix.empty:
-        return {**answer, "error": "no 50/50 bilingual run, hence no transfer score"}
-    counts = matrix[matrix["status"] != "missing"].groupby("scale").size()
-    # The scale with most pairs; of several, the largest, since scores rise with N.
-    most = counts[counts == counts.max()].index if len(counts) else matrix["scale"].unique()
-    main = str(max(most, key=lambda scale: cells.params.get(scale) or 0))
-    chosen = matrix[matrix["scale"] == main]
-    answer |= {"scale": main, "d": float(chosen["d"].max()), "params": cells.params.get(main)}
-    for target, source, status in zip(chosen["target"], chosen["source"], chosen["status"], strict=True):
-        if status != "missing":
-            curve = transfer.transfer_curve(cells, target, source, scale=main, level=level)
-            answer["curves"] += _records(curve)
-            cooled = transfer.transfer_curve(cells, target, source, scale=main, level=level, phase="end")
-            answer["cooled"] += _records(cooled[cooled["status"] == "measured"])
-    if truth:
-        agreement = adaptation.relatedness_agreement(chosen, dict(truth), seed=seed)
-        answer["agreement"] = {**agreement, "table": _records(agreement["table"])}
-    beside = reference.beside_published(chosen)
-    if len(beside) >= 4:
-        answer["published"] = {
-            "pairs": len(beside),
-            "correlation": float(np.corrcoef(beside["score"], beside["published"])[0, 1]),
-            "table": _records(beside),
-        }
-    return answer
-
-
 def _crossover(rows: pd.DataFrame, level: float, seed: int) -> dict:
     table = crossover.crossovers(rows, level=level, seed=seed)
     cooled = crossover.crossovers(rows, level=level, seed=seed, phase="end")
-    answer: dict[str, Any] = {"table": _records(table), "cooled": _records(cooled), "law": None, "error": ""}
-    answer["gaps"] = _records(crossover.gap_curves(rows, level=level, seed=seed))
+    answer: dict[str, Any] = {"table": records(table), "cooled": records(cooled), "law": None, "error": ""}
+    answer["gaps"] = records(crossover.gap_curves(rows, level=level, seed=seed))
     try:
         law = crossover.power_law(table, level=level, seed=seed)
         answer["law"] = {
@@ -281,24 +249,3 @@ def _crossover(rows: pd.DataFrame, level: float, seed: int) -> dict:
     for name, law in (("published", crossover.PUBLISHED), ("published_legend", crossover.PUBLISHED_LEGEND)):
         answer[name] = {"coefficient": law.coefficient, "exponent": law.exponent, "source": law.source}
     return answer
-
-
-def _records(frame: pd.DataFrame) -> list[dict]:
-    return frame.to_dict("records") if len(frame) else []
-
-
-def plain(value: Any) -> Any:
-    """``value`` as JSON holds it: NumPy scalars as numbers, NaN and infinities as None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray | pd.Series):
-        return [plain(item) for item in value]
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, int | np.integer):
-        return int(value)
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    if value is None or value is pd.NA:
-        return None
-    return value if isinstance(value, str) else str(value)

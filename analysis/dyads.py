@@ -171,8 +171,10 @@ def _adjusted(matrix: np.ndarray, same: np.ndarray, others: Sequence[np.ndarray]
     rows = np.arange(len(targets))
     design[rows, 1 + len(others) + targets] = 1
     design[rows, 1 + len(others) + size + sources] = 1
-    rest, *_ = np.linalg.lstsq(design[:, 1:], np.column_stack([design[:, 0], matrix[known]]), rcond=1e-10)
-    property_, score = (np.column_stack([design[:, 0], matrix[known]]) - design[:, 1:] @ rest).T
+    # By normal equations: indicators are well scaled, and their redundant directions drop out of the inverse.
+    rest, both = design[:, 1:], np.column_stack([design[:, 0], matrix[known]])
+    inverse = np.linalg.pinv(rest.T @ rest, rcond=1e-10, hermitian=True)
+    property_, score = (both - rest @ (inverse @ (rest.T @ both))).T
     strength = float(property_ @ property_)
     # Nothing of the property is left once languages (or the others) are known.
     return float(property_ @ score) / strength if strength > 1e-8 * len(targets) else float("nan")

@@ -7,7 +7,6 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis.findings import count
 from analysis.plots import (
     Control,
     Figure,
@@ -20,6 +19,7 @@ from analysis.plots import (
     token_axis,
     with_size,
 )
+from analysis.wording import count
 
 KINDS = ("alone", "50/50 pair", "uniform mixture", "repeated data", "UniMax", "continued", "other mixture")
 

@@ -2,9 +2,27 @@
 
 from typing import Any
 
-from analysis.findings import brief, count, signed, span
 from analysis.heldout import SPLITS
-from analysis.wording import duration, equation, methods, number, pretty, subscripts
+from analysis.transfer_pages import (
+    adaptation,
+    kinship,
+    prediction_text,
+    predictions,
+    table,
+    transfer_text,
+)
+from analysis.wording import (
+    brief,
+    count,
+    duration,
+    equation,
+    methods,
+    number,
+    pretty,
+    signed,
+    span,
+    subscripts,
+)
 
 SECTIONS = (
     ("findings", "Findings"),
@@ -42,7 +60,8 @@ def context(results: dict) -> dict[str, Any]:
             "Only cooled losses of languages that a run trains on are fitted. Held-out R² is pooled over "
             "languages about each language's own mean: that some are harder than others earns nothing."
         ),
-        "transfer_text": _transfer_text(results, level),
+        "transfer_text": transfer_text(results, level),
+        "prediction_text": prediction_text(results),
         "capacity_text": _capacity_text(results),
         "crossover_text": _crossover_text(results),
         "methods": methods(results, level),
@@ -50,17 +69,15 @@ def context(results: dict) -> dict[str, Any]:
             "cells": _cells(study),
             "scales": _scales(results),
             "heldout": _heldout(results),
-            "adaptation": _adaptation(results),
+            "kinship": kinship(results),
+            "predictions": predictions(results),
+            "adaptation": adaptation(results),
             "multipliers": _multipliers(results),
             "crossover": _crossovers(results),
             "exclusions": _exclusions(results),
         },
         "command": study.get("command"),
     }
-
-
-def _table(head: list[str], rows: list[list], caption: str = "", text: tuple[int, ...] = (0,)) -> dict:
-    return {"head": head, "rows": rows, "caption": caption, "text": text}
 
 
 def _lede(study: dict) -> str:
@@ -115,7 +132,7 @@ def _cells(study: dict) -> dict:
         names = ("mixtures", "scales", "trunks", "runs", "cooled", "seeds")
         kind = cell["kind"][:1].upper() + cell["kind"][1:]
         rows.append([kind, *(str(cell[name]) for name in names), tokens, count(cell["flops"])])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _scales(results: dict) -> dict:
@@ -127,7 +144,7 @@ def _scales(results: dict) -> dict:
         rows.append(
             [scale["scale"], f"{scale['params']:,}", str(runs), str(len({row["language"] for row in mine}))]
         )
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _heldout_refusal(results: dict) -> str:
@@ -139,7 +156,7 @@ def _heldout_refusal(results: dict) -> str:
 
 def _heldout(results: dict) -> dict:
     if all(row["r2"] is None for row in results["heldout"]):
-        return _table([], [])
+        return table([], [])
     splits = list(dict.fromkeys(row["split"] for row in results["heldout"]))
     found = {(row["law"], row["split"]): row for row in results["heldout"]}
     counts = {
@@ -154,7 +171,7 @@ def _heldout(results: dict) -> dict:
         values = [found[law, split]["r2"] for split in splits]
         shown = ["–" if value is None else f"{value:.3f}".replace("-", "−") for value in values]
         rows.append([subscripts(law), *shown])
-    return _table(head, rows, "R² on held-out losses")
+    return table(head, rows, "R² on held-out losses")
 
 
 def _law(results: dict, name: str) -> dict[str, Any]:
@@ -180,8 +197,8 @@ def _law(results: dict, name: str) -> dict[str, Any]:
         **view,
         "pretty": equation(law["equation"]),
         "about": about.replace("..", "."),
-        "shared": _table(head, [_parameter(row) for row in shared], caption, (0, 3)),
-        "rest": _table(head, [_parameter(row) for row in rest], "", (0, 3)),
+        "shared": table(head, [_parameter(row) for row in shared], caption, (0, 3)),
+        "rest": table(head, [_parameter(row) for row in rest], "", (0, 3)),
         "rest_title": f"{len(rest)} parameters of single languages",
     }
 
@@ -190,43 +207,6 @@ def _parameter(row: dict) -> list[str]:
     if not row["identified"]:
         return [pretty(row["name"]), "–", "–", f"not identified: {pretty(row['reason'])}"]
     return [pretty(row["name"]), number(row["estimate"]), span(row["low"], row["high"], number), row["unit"]]
-
-
-def _transfer_text(results: dict, level: str) -> str:
-    transfer = results["transfer"]
-    if transfer.get("error"):
-        return f"Not measured: {transfer['error']}."
-    cells = [row for row in transfer["matrix"] if row["scale"] == transfer["scale"]]
-    by = {
-        status: sum(row["status"] == status for row in cells) for status in ("measured", "bound", "missing")
-    }
-    return (
-        "The bilingual transfer score compares how many tokens the 50/50 model of two languages needs to "
-        "reach the loss "
-        "that the monolingual model of the target has at d tokens: BTS = −(σ(L(d)) − 2d)/d. 0 is no "
-        "transfer; 1 means that "
-        f"the source's tokens are worth as much as the target's own. At this size {by['measured']} "
-        "ordered pairs are "
-        f"measured, {by['bound']} are bounds and {by['missing']} are missing. Intervals are {level}."
-    )
-
-
-def _adaptation(results: dict) -> dict:
-    rows = [row for row in results["transfer"].get("adaptation", []) if row["status"] == "measured"]
-    if not rows:
-        return _table([], [])
-    sources = sorted({row["source"] for row in rows})
-    targets = sorted({row["target"] for row in rows})
-    scores = {(row["source"], row["target"]): row["score"] for row in rows}
-    if len(targets) > 14:
-        return _table([], [])
-    body = [[source, *(signed(scores.get((source, target))) for target in targets)] for source in sources]
-    size, d_max = rows[0]["scale"], count(rows[0]["d_max"])
-    caption = (
-        "Adaptation score: mean loss gained on the column's language while the checkpoint continues on "
-        f"the row's ({size}, {d_max} tokens)"
-    )
-    return _table(["continued on", *targets], body, caption)
 
 
 def _capacity_text(results: dict) -> str:
@@ -269,7 +249,7 @@ def _multipliers(results: dict) -> dict:
                 else "not identified"
             )
         rows.append([*cells, f"×{paper['N']:.2f}", f"×{paper['D_tot']:.2f}"])
-    return _table(head, rows, "Growth that keeps the loss")
+    return table(head, rows, "Growth that keeps the loss")
 
 
 def _crossover_text(results: dict) -> str:
@@ -318,9 +298,9 @@ def _crossovers(results: dict) -> dict:
     ]
     if rows and not any(row[-1] for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
-    return _table(head, rows, "", (0, 1, 6))
+    return table(head, rows, "", (0, 1, 6))
 
 
 def _exclusions(results: dict) -> dict:
     rows = [[item["what"], str(item["rows"] or "–"), item["why"]] for item in results["exclusions"]]
-    return _table(["Left out", "rows", "why"], rows, "Exclusions", (0, 2))
+    return table(["Left out", "rows", "why"], rows, "Exclusions", (0, 2))

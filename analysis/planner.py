@@ -12,8 +12,9 @@ import numpy as np
 from scipy.optimize import minimize
 
 from analysis import capacity, crossover, reference
-from analysis.findings import count, main_matrix, signed, span
 from analysis.transfer import effective_transfer
+from analysis.transfer_findings import main_matrix
+from analysis.wording import count, signed, span
 from mscale.errors import MscaleError, nearest
 
 PUBLISHED = "published (Longpre et al. 2026; interval not published)"

@@ -4,7 +4,6 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis.findings import count
 from analysis.plots import (
     Figure,
     Panel,
@@ -15,6 +14,7 @@ from analysis.plots import (
     token_axis,
     zero_line,
 )
+from analysis.wording import count
 
 
 def capacity_points(results: dict) -> Figure | None:

@@ -13,7 +13,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis.findings import count
+from analysis.wording import count
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00")
 INK, MUTED, RULE = "#1c2430", "#5b6675", "#e3e7ec"
@@ -177,7 +177,10 @@ SHAPE_PATHS = {
     "triangle-down": "M0,5L5,-4h-10z",
     "triangle-right": "M5,0L-4,5v-10z",
     "triangle-left": "M-5,0L4,5v-10z",
+    "hatch": "M-5,3L3,-5H4L-5,4zM-5,-1L-1,-5H0L-5,0zM-1,5L5,-1V0L0,5z",
 }
+# Diagonal lines over a cell, within Vega's unit square: what is drawn over values that were not measured.
+HATCH = "M-1,0.2L0.2,-1M-1,1L1,-1M-0.2,1L1,-0.2"
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "triangle-right", "triangle-left")
 
 

@@ -3,8 +3,8 @@
 300 trees of unlimited depth. The paper's features of a pair are what continuing a checkpoint on each language
 shows (standardised adaptation gains of source and target, their difference, and how the source's run ends on the
 target); added are what is known of the languages (script, family, genealogy, shared vocabulary) and how the two
-fare in the other pairs. Which of the three groups are used is chosen by the trees' own out-of-bag errors, and the
-whole, that choice included, is scored on pairs held out from it.
+fare in the other pairs. Which of the three groups are used is chosen by cross-validation, and the whole, that
+choice included, is scored on pairs held out from the choice too.
 
 A 50/50 run measures both directions of a pair, so pairs, not cells, are drawn for a tree and held out.
 """
@@ -23,9 +23,10 @@ from analysis.dyads import jackknife
 from mscale.errors import MscaleError
 
 TREES = 300
-# Trees of each forest that is only scored: more change R² by less than its own interval.
-SCORED_TREES = 80
-FOLDS = 5
+# Trees of each forest that is only scored, and of each that only chooses features: more change R² by less than
+# its own interval.
+SCORED_TREES, CHOOSING_TREES = 60, 25
+FOLDS, CHOOSING_FOLDS = 5, 4
 LEAST_PAIRS = 8
 GROUPS = ("adaptation", "language", "other pairs")
 # A value that no standardised feature takes: "not known" is something a tree may split off.
@@ -84,7 +85,12 @@ def adaptation_features(rows: Sequence[Mapping[str, Any]], languages: Sequence[s
         return {}
     gain = _standardise(gain[None])[0]
     source, target = np.broadcast_to(gain, final.shape), np.broadcast_to(gain[:, None], final.shape)
-    return {"g_s": source, "g_t": target, "g_s - g_t": source - target, "delta": _standardise(final)}
+    return {
+        "gain of the source": source,
+        "gain of the target": target,
+        "difference of gains": source - target,
+        "final loss on the target": _standardise(final),
+    }
 
 
 def predict(
@@ -106,24 +112,20 @@ def predict(
     if len(pairs) < LEAST_PAIRS:
         raise MscaleError(f"{len(pairs)} pairs were measured; predicting others needs {LEAST_PAIRS} or more")
     sets = _feature_sets(known)
-    folds = [fold for repeat in range(repeats) for fold in _folds(len(pairs), seed + repeat)]
+    folds = [fold for repeat in range(repeats) for fold in _folds(len(pairs), FOLDS, seed + repeat)]
     found = {chosen: np.full((repeats, *scores.shape), np.nan) for chosen in [*sets, None]}
     with config_context(skip_parameter_validation=True):
         for number, held in enumerate(folds):
-            training = np.setdiff1d(np.arange(len(pairs)), held)
-            fits = {
-                chosen: _grow(scores, pairs[training], known, chosen, scored_trees, (seed, number))
-                for chosen in sets
-            }
-            best = min(sets, key=lambda chosen: fits[chosen].error)
+            training = pairs[np.setdiff1d(np.arange(len(pairs)), held)]
             cells = _cells(scores, pairs[held])
+            place = (number // FOLDS, *cells.T)
             for chosen in sets:
-                found[chosen][number // FOLDS][tuple(cells.T)] = fits[chosen].predict(cells)
-            found[None][number // FOLDS][tuple(cells.T)] = found[best][number // FOLDS][tuple(cells.T)]
-        final = {
-            chosen: _grow(scores, pairs, known, chosen, scored_trees, (seed, len(folds))) for chosen in sets
-        }
-        chosen = min(sets, key=lambda chosen: final[chosen].error)
+                forest = _grow(scores, training, known, chosen, scored_trees, (seed, number))
+                found[chosen][place] = forest.predict(cells)
+            best = min(sets, key=lambda chosen: _error(scores, training, known, chosen, (seed, number)))
+            found[None][place] = found[best][place]
+        errors = {chosen: np.nanmean((found[chosen] - scores) ** 2) for chosen in sets}
+        chosen = min(sets, key=lambda name: errors[name])
         forest = _grow(scores, pairs, known, chosen, trees, (seed, len(folds)))
         everything = np.argwhere(~np.eye(len(scores), dtype=bool))
         predicted = np.full_like(scores, np.nan)
@@ -141,8 +143,8 @@ def predict(
             "pairs): no pair is predicted; measure more pairs, or continue a checkpoint on every language"
         )
     # Conformal: errors of predictions that never saw the pair, the choice of features included.
-    errors = np.sort(abs(found[None] - scores)[np.isfinite(found[None])])
-    reach = errors[min(int(np.ceil((len(errors) + 1) * level)) - 1, len(errors) - 1)]
+    misses = np.sort(abs(found[None] - scores)[np.isfinite(found[None])])
+    reach = misses[min(int(np.ceil((len(misses) + 1) * level)) - 1, len(misses) - 1)]
     return Predictions(
         predicted,
         predicted - reach,
@@ -161,12 +163,11 @@ def predict(
 
 @dataclass(frozen=True)
 class _Forest:
-    """Trees over the features of one choice; `error`: mean squared out-of-bag error of its training cells."""
+    """Trees over the features of one choice."""
 
     trees: tuple[DecisionTreeRegressor, ...]
     table: np.ndarray  # (T, T, F) float32
     names: tuple[str, ...]
-    error: float
 
     def predict(self, cells: np.ndarray) -> np.ndarray:
         """(m,) for cells (m, 2) of target and source."""
@@ -200,20 +201,26 @@ def _grow(
     which = {tuple(pair): index for index, pair in enumerate(pairs)}
     owner = np.array([which[tuple(sorted(cell))] for cell in cells])
     X, y = table[tuple(cells.T)], scores[tuple(cells.T)]
-    grown, total, votes = [], np.zeros(len(y)), np.zeros(len(y))
+    rows = [np.flatnonzero(owner == index) for index in range(len(pairs))]
+    grown = []
     for state in rng.integers(2**31 - 1, size=trees):
-        weight = np.bincount(rng.integers(len(pairs), size=len(pairs)), minlength=len(pairs))[owner]
-        bag = weight > 0
+        bag = np.concatenate([rows[index] for index in rng.integers(len(pairs), size=len(pairs))])
         tree = DecisionTreeRegressor(random_state=int(state))
-        tree.fit(X[bag], y[bag], sample_weight=weight[bag].astype(float), check_input=False)
-        out = ~bag
-        if out.any():
-            total[out] += tree.tree_.predict(X[out])[:, 0]
-            votes[out] += 1
-        grown.append(tree)
-    seen = votes > 0
-    error = float(np.mean((total[seen] / votes[seen] - y[seen]) ** 2)) if seen.any() else float("inf")
-    return _Forest(tuple(grown), table, tuple(features), error)
+        grown.append(tree.fit(X[bag], y[bag], check_input=False))
+    return _Forest(tuple(grown), table, tuple(features))
+
+
+def _error(
+    scores: np.ndarray, pairs: np.ndarray, known: Known, chosen: tuple[str, ...], seed: tuple[int, int]
+) -> float:
+    """Mean squared error of a choice of features on pairs held out of `pairs` in turn."""
+    squares = []
+    for held in _folds(len(pairs), CHOOSING_FOLDS, seed[0]):
+        training = pairs[np.setdiff1d(np.arange(len(pairs)), held)]
+        cells = _cells(scores, pairs[held])
+        forest = _grow(scores, training, known, chosen, CHOOSING_TREES, seed)
+        squares.append((forest.predict(cells) - scores[tuple(cells.T)]) ** 2)
+    return float(np.mean(np.concatenate(squares)))
 
 
 def _other_pairs(scores: np.ndarray, pairs: np.ndarray) -> dict[str, np.ndarray]:
@@ -241,9 +248,9 @@ def _feature_sets(known: Known) -> list[tuple[str, ...]]:
     return [chosen for count in range(1, len(groups) + 1) for chosen in itertools.combinations(groups, count)]
 
 
-def _folds(pairs: int, seed: int) -> list[np.ndarray]:
+def _folds(pairs: int, count: int, seed: int) -> list[np.ndarray]:
     order = np.random.default_rng([7, seed]).permutation(pairs)
-    return [np.sort(part) for part in np.array_split(order, FOLDS)]
+    return [np.sort(part) for part in np.array_split(order, count)]
 
 
 def _cells(scores: np.ndarray, pairs: np.ndarray) -> np.ndarray:

@@ -38,6 +38,12 @@ def published_exponents() -> dict[str, float]:
     return dict(zip(rows["name"], rows["value"].astype(float), strict=True))
 
 
+def published_findings() -> dict[str, float]:
+    """What the paper says of its matrix: mean scores by script, symmetry, and how well pairs are predicted."""
+    rows = table("atlas_findings")
+    return dict(zip(rows["name"], rows["value"].astype(float), strict=True))
+
+
 def published_crossovers() -> pd.DataFrame:
     """Section 6: language and tokens of the crossover at 2B parameters."""
     return table("atlas_crossover")

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from analysis import law_figures, pages, planning_figures, plots, transfer_figures
 from analysis.answers import analyse
-from analysis.findings import count
+from analysis.wording import count
 from mscale.files import atomic_json, atomic_write
 
 

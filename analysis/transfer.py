@@ -282,41 +282,6 @@ def effective_transfer(score):
     return score / (2 - score)
 
 
-def in_units(matrix: pd.DataFrame, content_per_token: dict[str, float]) -> pd.DataFrame:
-    """The matrix for equal bytes or equal content in place of equal tokens.
-
-    A token of the source is worth τ tokens of the target; per unit of content (bytes, or bytes over the
-    byte premium of parallel text) it is worth τ·c_t/c_s, and the score of that is 2τ/(1+τ).
-
-    Args:
-      content_per_token: c of each language: bytes per token, divided by the language's byte premium for
-        content-matched scores.
-
-    Raises:
-      MscaleError: a language of the matrix has no entry.
-    """
-    for language in sorted(set(matrix["target"]) | set(matrix["source"])):
-        if language not in content_per_token:
-            raise MscaleError(
-                f"no content per token for {language!r}: give bytes per token (and byte premium)"
-            )
-    ratio = matrix["target"].map(content_per_token) / matrix["source"].map(content_per_token)
-    changed = matrix.copy()
-    for column in ("score", "low", "high"):
-        tau = effective_transfer(matrix[column].astype(float)) * ratio
-        changed[column] = 2 * tau / (1 + tau)
-    changed["tau"] = matrix["tau"] * ratio
-    return changed
-
-
-def bytes_per_token(observations: pd.DataFrame) -> dict[str, float]:
-    """UTF-8 bytes per token of every evaluated language, from its evaluation sets."""
-    rows = observations[observations["eval_tokens"] > 0]
-    sums = rows.groupby("language")[["eval_bytes", "eval_tokens"]].sum()
-    ratio = sums["eval_bytes"] / sums["eval_tokens"]
-    return {str(name): float(value) for name, value in ratio.items()}
-
-
 def one_split(observations: pd.DataFrame, split: str | None) -> pd.DataFrame:
     """The rows of one evaluation split; raises MscaleError where there are several and none is chosen."""
     found = sorted(map(str, observations["split"].unique()))

@@ -9,52 +9,47 @@ import pandas as pd
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from analysis.findings import count, signed
+from analysis import inventory
 from analysis.plots import (
+    HATCH,
     INK,
     OKABE_ITO,
     SIGNED,
     Control,
     Figure,
+    Key,
     Panel,
     categories,
     tips,
     token_axis,
     zero_line,
 )
+from analysis.wording import count, signed
+
+UNIT_TEXTS = {"tokens": "tokens", "bytes": "bytes", "content": "content (byte premium)"}
 
 
 def transfer_heatmap(results: dict) -> Figure | None:
     """The matrix at the main scale: row = target, column = source."""
     transfer = results["transfer"]
-    frame = pd.DataFrame([row for row in transfer["matrix"] if row["scale"] == transfer["scale"]])
+    frame = _cells(transfer)
     if frame.empty:
         return None
-    marks = {"at most": "≤", "at least": "≥"}
-    records = frame.to_dict("records")
-    frame["label"] = [
-        marks.get(row["bound"], "") + signed(row["score"]) if pd.notna(row["score"]) else ""
-        for row in records
-    ]
-    frame["interval"] = [_interval_text(row["low"], row["high"]) for row in records]
-    frame["what"] = [
-        f"bound: {row['bound']} this" if row["status"] == "bound" else row["status"] for row in records
-    ]
+    units = [name for name in UNIT_TEXTS if f"score_{name}" in frame]
     languages = sorted(set(frame["target"]) | set(frame["source"]))
     orders = _orders(results, frame, languages)
-    for key, order in orders.items():
-        place = {name: index for index, name in enumerate(order)}
+    for key, names in orders.items():
+        place = {name: index for index, name in enumerate(names)}
         frame[f"t_{key}"], frame[f"s_{key}"] = frame["target"].map(place), frame["source"].map(place)
     # A few extreme cells would bleach all others: colours saturate beyond the 97th percentile.
-    sizes = frame["score"].astype(float).abs().dropna()
+    sizes = frame["score_tokens"].astype(float).abs().dropna()
     limit = float(np.clip(np.quantile(sizes, 0.97), 0.3, 1.5)) if len(sizes) else 1.0
-    first = next(iter(orders))
-    chosen = alt.param(name="order", value=first)
-    pick_t = " : ".join(f"order === '{key}' ? datum.t_{key}" for key in orders) + f" : datum.t_{first}"
-    pick_s = " : ".join(f"order === '{key}' ? datum.s_{key}" for key in orders) + f" : datum.s_{first}"
+    order = alt.param(name="order", value=next(iter(orders)))
+    unit = alt.param(name="unit", value="tokens")
+    shown = {name: f"datum['{name}_' + unit]" for name in ("score", "label", "interval", "what")}
     base = (
         alt.Chart(frame)
-        .transform_calculate(rank_t=pick_t, rank_s=pick_s)
+        .transform_calculate(rank_t="datum['t_' + order]", rank_s="datum['s_' + order]", **shown)
         .encode(
             x=alt.X(
                 "source:N",
@@ -95,34 +90,89 @@ def transfer_heatmap(results: dict) -> Figure | None:
     )
     # Cells without a number have no colour on the scale, hence a layer of their own.
     rectangle: dict[str, Any] = {"stroke": "white", "strokeWidth": 2, "cornerRadius": 3, "fill": "#dfe3e8"}
-    unknown = base.transform_filter("!isValid(datum.score)").mark_rect(**rectangle)
-    chart: Any = alt.layer(cells, unknown)
-    if len(languages) <= 16:
-        text = base.mark_text(fontSize=11, fontWeight=500).encode(
-            text="label:N",
-            color=alt.condition(f"abs(datum.score) > {0.6 * limit}", alt.value("white"), alt.value(INK)),
-        )
-        chart = alt.layer(cells, unknown, text)
+    layers: list[Any] = [cells, base.transform_filter("!isValid(datum.score)").mark_rect(**rectangle)]
     height = min(max(38 * len(languages), 150), 620) if len(languages) <= 16 else 18 * len(languages)
+    keys = [Key("no number", "#dfe3e8", "square")]
+    if (frame["status"] == "predicted").any():
+        hatch = base.transform_filter("datum.status === 'predicted'")
+        size = (0.8 * height / len(languages)) ** 2
+        layers.append(
+            hatch.mark_point(shape=HATCH, size=size, stroke=INK, strokeWidth=1, filled=False, opacity=0.55)
+        )
+        keys.insert(0, Key("predicted, not measured", INK, "hatch"))
+    if len(languages) <= 16:
+        text = {
+            "text": "label:N",
+            "color": alt.condition(f"abs(datum.score) > {0.6 * limit}", alt.value("white"), alt.value(INK)),
+        }
+        layers += [
+            base.transform_filter("datum.status !== 'predicted'")
+            .mark_text(fontSize=11, fontWeight=500)
+            .encode(**text),
+            base.transform_filter("datum.status === 'predicted'")
+            .mark_text(fontSize=11, fontStyle="italic", stroke="white", strokeWidth=3, strokeOpacity=0.75)
+            .encode(text="label:N"),
+            base.transform_filter("datum.status === 'predicted'")
+            .mark_text(fontSize=11, fontStyle="italic", color=INK)
+            .encode(text="label:N"),
+        ]
     texts = {
         "name": "by name",
         "family": "by family",
         "script": "by script",
         "similarity": "by similarity of scores",
     }
-    control = Control("order", "Sort", tuple((key, texts[key]) for key in orders))
+    controls = [
+        Control("order", "Sort", tuple((key, texts[key]) for key in orders)),
+        Control("unit", "Count", tuple((name, UNIT_TEXTS[name]) for name in units)),
+    ]
+    columns = ["scale", "target", "source", "d", "score", "low", "high", "tau", "status", "bound", "reason"]
+    columns += [f"score_{name}" for name in units[1:]]
     return Figure(
         "transfer-matrix",
         "Who helps whom",
         f"Bilingual transfer score at {count(transfer.get('params'))} parameters and d = "
         f"{count(transfer['d'])} tokens, "
         "stable phase against stable phase. Above zero (orange) the source helps the target, below (purple) it "
-        "interferes. ≤ and ≥ mark bounds: the curve ends before the loss is reached. Grey cells were not "
-        "measured.",
-        (Panel(chart.add_params(chosen).properties(height=height)),),
-        frame[["scale", "target", "source", "d", "score", "low", "high", "tau", "status", "bound", "reason"]],
-        (control,) if len(orders) > 1 else (),
+        "interferes. ≤ and ≥ mark bounds: the curve ends before the loss is reached."
+        + (" Hatched cells were not run: they are predicted, see below." if len(keys) > 1 else ""),
+        (Panel(alt.layer(*layers).add_params(order, unit).properties(height=height)),),
+        frame[columns],
+        tuple(control for control in controls if len(control.options) > 1),
+        tuple(keys) if frame["score_tokens"].isna().any() or len(keys) > 1 else (),
     )
+
+
+def _cells(transfer: dict) -> pd.DataFrame:
+    """A row a cell of the main scale: its status, and for each unit its score, label and interval."""
+    rows = [dict(row) for row in transfer["matrix"] if row["scale"] == transfer["scale"]]
+    predicted = {(cell["target"], cell["source"]): cell for cell in transfer["predicted"]["cells"]}
+    for row in rows:
+        found = predicted.get((row["target"], row["source"]))
+        if found and row["status"] == "missing":
+            row |= found
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        return frame
+    for unit, table in {"tokens": rows, **transfer["units"]}.items():
+        by = {(row["target"], row["source"]): row for row in table}
+        mine = [by.get((row["target"], row["source"]), row) for row in rows]
+        # A prediction is one of tokens: it is not carried over to other units.
+        mine = [row if row["status"] != "missing" else {**row, "score": None} for row in mine]
+        frame[f"score_{unit}"] = [row["score"] for row in mine]
+        frame[f"label_{unit}"] = [_label(row) for row in mine]
+        frame[f"interval_{unit}"] = [_interval_text(row["low"], row["high"]) for row in mine]
+        frame[f"what_{unit}"] = [
+            f"bound: {row['bound']} this" if row["status"] == "bound" else row["status"] for row in mine
+        ]
+    return frame
+
+
+def _label(row: dict) -> str:
+    if row["score"] is None or math.isnan(row["score"]):
+        return ""
+    mark = {"at most": "≤", "at least": "≥"}.get(row.get("bound") or "", "")
+    return mark + signed(row["score"])
 
 
 def _interval_text(low: float | None, high: float | None) -> str:
@@ -135,11 +185,12 @@ def _interval_text(low: float | None, high: float | None) -> str:
 def _orders(results: dict, frame: pd.DataFrame, languages: list[str]) -> dict[str, list[str]]:
     """Orders of the languages: by family and script where the truth tells them, by similarity of scores."""
     orders: dict[str, list[str]] = {}
-    known = (results.get("truth") or {}).get("languages", {})
+    known = inventory.describe(languages, (results.get("truth") or {}).get("languages"))
     for key in ("family", "script"):
-        if any(known.get(name, {}).get(key) is not None for name in languages):
-            orders[key] = sorted(languages, key=lambda name: (str(known.get(name, {}).get(key, "~")), name))
-    wide = frame.pivot(index="target", columns="source", values="score").reindex(
+        if len({known[name][key] for name in languages if name in known} - {None}) > 1:
+            tree = "genealogy" if key == "family" else key
+            orders[key] = sorted(languages, key=lambda name: (str(known.get(name, {}).get(tree, "~")), name))
+    wide = frame.pivot(index="target", columns="source", values="score_tokens").reindex(
         index=languages, columns=languages
     )
     values = wide.to_numpy(dtype=float)

@@ -6,6 +6,65 @@ from markupsafe import Markup, escape
 
 GREEK = {"alpha": "α", "beta": "β", "lambda": "λ", "phi": "φ", "psi": "ψ", "tau": "τ"}
 _SUPERSCRIPT = str.maketrans("0123456789+-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻")
+SURE = ("clear", "likely", "unclear", "not identified")
+
+
+def sentence(text: str, sure: str, because: str = "", title: str = "") -> dict:
+    """A finding: `sure` is one of SURE, `because` the ground for it."""
+    assert sure in SURE
+    return {"text": text, "sure": sure, "because": because, "title": title}
+
+
+def listed(names: list[str]) -> str:
+    """Names in a row: a, b and c."""
+    unique = list(dict.fromkeys(names))
+    return unique[0] if len(unique) == 1 else f"{', '.join(unique[:-1])} and {unique[-1]}" if unique else ""
+
+
+def count(value: float | None, unit: str = "") -> str:
+    """A count for people: 72k, 2.4M, 41.9B; scientific from 10¹⁵ on."""
+    if value is None:
+        return "–"
+    if abs(value) >= 1e15:
+        mantissa, power = f"{value:.1e}".split("e")
+        text = f"{mantissa}·10{''.join('⁰¹²³⁴⁵⁶⁷⁸⁹'[int(digit)] for digit in str(int(power)))}"
+    else:
+        text = ""
+        for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+            if abs(value) >= limit * 0.9995:
+                text = f"{value / limit:.3g}{suffix}"
+                break
+        text = text or f"{value:.3g}"
+    return f"{text} {unit}".strip()
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """A signed number with a true minus: +0.31, −0.12."""
+    if value is None:
+        return "–"
+    text = f"{abs(value):.{digits}f}"
+    return f"{'−' if value < 0 else '+'}{text}" if float(text) else text
+
+
+def minus(value: float, digits: int = 3) -> str:
+    """A number with so many decimals and a true minus."""
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def brief(reason: str) -> str:
+    """A refusal of `analysis.fit` without its list of parameters and its ways round."""
+    return re.sub(r" \([^()]*\[.*?\)", "", reason).split(". ")[0]
+
+
+def span(low: float | None, high: float | None, show=signed) -> str:
+    """An interval; an open side is shown as such."""
+    if low is None and high is None:
+        return "open on both sides"
+    if low is None:
+        return f"below {show(high)}"
+    if high is None:
+        return f"above {show(low)}"
+    return f"{show(low)} to {show(high)}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -110,6 +169,25 @@ def methods(results: dict, level: str) -> list[tuple[str, str]]:
             "size only are left out, for all laws alike.",
         ),
     ]
+    predicted = transfer["predicted"]
+    if not predicted["reason"]:
+        listed.append(
+            (
+                "Pairs not run",
+                f"Predicted from {predicted['pairs']} measured pairs; bounds are not trained on. Intervals are the "
+                "errors' own quantile on held-out pairs. In the matrix such cells are hatched, in the data their "
+                "status is predicted; no law and no other figure uses them.",
+            )
+        )
+    if transfer["statistics"].get("symmetry"):
+        listed.append(
+            (
+                "Symmetry and kinship",
+                "Over measured cells. Intervals leave out one language at a time; p permutes whole languages "
+                "(quadratic assignment); adjusted: beside the other property and an effect of each language as "
+                "target and as source.",
+            )
+        )
     if results.get("truth"):
         listed.append(
             (

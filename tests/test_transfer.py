@@ -3,7 +3,7 @@ import pandas as pd
 import planted_study
 import pytest
 
-from analysis import transfer
+from analysis import transfer, units
 from analysis.tables import validate_observations
 from mscale.errors import MscaleError
 
@@ -129,9 +129,50 @@ def test_mixed_vocabularies_are_refused(planted):
 def test_equal_units_leave_scores_alone_and_fertile_sources_gain(planted):
     _, cells, _ = planted
     matrix = transfer.transfer_matrix(cells, scales=["nano2"])
-    same = transfer.in_units(matrix, dict.fromkeys(planted_study.LANGUAGES, 3.0))
+    same = units.in_units(matrix, dict.fromkeys(planted_study.LANGUAGES, 3.0))
     assert np.allclose(same["score"], matrix["score"], equal_nan=True)
     # A source with few bytes a token is worth more per byte.
     content = {language: 4.0 for language in planted_study.LANGUAGES} | {"abo": 2.0}
     row = (matrix["target"] == "aka") & (matrix["source"] == "abo")
-    assert transfer.in_units(matrix, content).loc[row, "score"].item() > matrix.loc[row, "score"].item()
+    assert units.in_units(matrix, content).loc[row, "score"].item() > matrix.loc[row, "score"].item()
+
+
+def test_interference_stays_interference_in_any_unit(planted):
+    """A strongly negative τ times a content ratio may pass −1: such a cell is a bound, not a large gain."""
+    _, cells, _ = planted
+    matrix = transfer.transfer_matrix(cells, scales=["nano2"]).head(4).copy()
+    matrix[["score", "low", "high"]] = [
+        [-4.0, -5.0, -3.5],
+        [-0.2, -0.3, -0.1],
+        [0.4, 0.3, 0.5],
+        [-20, -25, -18],
+    ]
+    matrix["tau"] = transfer.effective_transfer(matrix["score"])
+    content = dict.fromkeys(planted_study.LANGUAGES, 2.0) | {matrix["target"].iloc[0]: 6.0}
+    changed = units.in_units(matrix, content)
+    assert list(changed["status"]) == ["bound", "measured", "measured", "bound"]
+    assert changed["bound"].iloc[0] == "at most" and changed["score"].iloc[0] == units.LEAST_SCORE
+    assert np.isnan(changed["low"].iloc[0]) and (np.sign(changed["score"]) == np.sign(matrix["score"])).all()
+    assert changed["score"].iloc[1] == pytest.approx(-0.6 / 1.1 / (1 - 0.3 / 1.1))
+    assert (changed["low"].iloc[1:3] < changed["score"].iloc[1:3]).all()
+
+
+def test_bounds_stay_bounds_in_other_units(planted):
+    observations, cells, _ = planted
+    late = transfer.transfer_curve(cells, "aka", "bek", scale="nano2", d=[3.5e6])
+    late["status"], late["bound"], late["low"], late["high"] = "bound", "at most", np.nan, late["score"]
+    changed = units.in_units(late, {"aka": 2.0, "bek": 4.0}).iloc[0]
+    assert (changed["status"], changed["bound"]) == ("bound", "at most")
+    assert changed["high"] == pytest.approx(changed["score"])
+
+
+def test_units_need_what_they_count(planted):
+    observations, cells, _ = planted
+    matrix = transfer.transfer_matrix(cells, scales=["nano2"])
+    made, reasons = units.all_units(matrix, observations, None)
+    assert set(made) == {"bytes"} and "no byte premium of abo" in reasons["content"]
+    made, reasons = units.all_units(matrix, observations, dict.fromkeys(planted_study.LANGUAGES, 1.3))
+    assert set(made) == {"bytes", "content"} and not reasons
+    assert np.allclose(made["content"]["score"], made["bytes"]["score"], equal_nan=True)
+    _, reasons = units.all_units(matrix, observations.assign(eval_tokens=0), None)
+    assert "eval_bytes" in reasons["bytes"]

@@ -14,18 +14,29 @@ from mscale.cli import FOLDER, Commands, cli, comma_list
 @click.option("--law", help="One law alone, such as chinchilla; default: all that the data allow.")
 @click.option("--target", help="With --law: one language alone.")
 @click.option("--truth", type=FOLDER, help="truth.json of a generated corpus, to set measurements against.")
+@click.option("--store", type=FOLDER, help="The token store, for the languages' shared vocabulary.")
+@click.option(
+    "--parallel", type=FOLDER, help="The same text in many languages, to count transfer in content."
+)
 @click.option(
     "--out", type=FOLDER, help="Results as JSON; default: laws.json, or LAW.json, beside the table."
 )
 def fit(
-    observations: Path, law: str | None, target: str | None, truth: Path | None, out: Path | None
+    observations: Path,
+    law: str | None,
+    target: str | None,
+    truth: Path | None,
+    store: Path | None,
+    parallel: Path | None,
+    out: Path | None,
 ) -> None:
     """Fit the laws to OBSERVATIONS, a table or the folder of a study: findings here, all numbers as JSON."""
     folder = observations if observations.is_dir() else observations.parent
     if law is None:
         if target is not None:
             raise click.UsageError("--target needs --law")
-        analyse(observations, out or folder / "laws.json", truth)
+        about = {"overlap": shared_vocabulary(store), "premiums": byte_premiums(parallel)}
+        analyse(observations, out or folder / "laws.json", truth, **about)
     else:
         fit_one(observations, law, target, out or folder / f"{law}.json")
 
@@ -50,8 +61,40 @@ def fit_one(observations: Path, law: str, target: str | None, out: Path) -> None
     print(f"{out}, {figure}")
 
 
-def analyse(observations: Path, out: Path, truth: Path | None = None, study: dict | None = None) -> dict:
-    """Answers all that a study can answer, into the JSON file ``out`` and as a table on the terminal."""
+def shared_vocabulary(path: Path | None) -> dict[str, dict[str, float]] | None:
+    """Σ_v min(p_a(v), p_b(v)) of every two languages of a token store, of their unigram frequencies."""
+    if path is None:
+        return None
+    import numpy as np
+
+    from mscale.store import open_store
+
+    store = open_store(path)
+    counts = {name: store.unigram(name).astype(np.float32) for name in store.languages}
+    shares = {name: count / count.sum() for name, count in counts.items() if count.sum() > 0}
+    return {
+        one: {other: float(np.minimum(p, q).sum()) for other, q in shares.items()}
+        for one, p in shares.items()
+    }
+
+
+def byte_premiums(path: Path | None) -> dict[str, float] | None:
+    """UTF-8 bytes of every language of parallel text, over those of its first."""
+    if path is None:
+        return None
+    from mixtures.vocabulary_report import parallel_text
+
+    sizes = {code: sum(len(line.encode()) for line in lines) for code, lines in parallel_text(path).items()}
+    return {code: size / next(iter(sizes.values())) for code, size in sizes.items()}
+
+
+def analyse(
+    observations: Path, out: Path, truth: Path | None = None, study: dict | None = None, **about: Any
+) -> dict:
+    """Answers all that a study can answer, into the JSON file ``out`` and as a table on the terminal.
+
+    ``about`` is what else is known of the languages: overlap and premiums, see `analysis.answers.analyse`.
+    """
     from rich.console import Console
 
     from analysis.report import analyse as answers
@@ -66,6 +109,7 @@ def analyse(observations: Path, out: Path, truth: Path | None = None, study: dic
         study=study if study is not None else ran(observations),
         notes=tables.notes,
         exclusions=tables.exclusions,
+        **about,
     )
     write_results(results, out)
     Console(width=None if sys.stdout.isatty() else 110).print(summary_table(results))

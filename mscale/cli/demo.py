@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from mscale.cli import FOLDER, cli, comma_list
-from mscale.cli.answers import analyse
+from mscale.cli.answers import analyse, byte_premiums, shared_vocabulary
 from mscale.cli.stages import generated_languages
 from mscale.cli.sweep import make_study, print_collected
 from mscale.errors import MscaleError
@@ -76,7 +76,11 @@ def run_demo(
     if truth is not None:
         shutil.copyfile(truth, root / "truth.json")
     print("5/6 fitting the laws")
-    results = analyse(root, workdir / "laws.json", truth)
+    about = {
+        "overlap": shared_vocabulary(store),
+        "premiums": byte_premiums(corpus if truth is not None else None),
+    }
+    results = analyse(root, workdir / "laws.json", truth, **about)
     print("6/6 drawing the report")
     write_report(results, workdir / "report.html")
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

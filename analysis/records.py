@@ -1,0 +1,30 @@
+"""Tables and NumPy values as JSON holds them."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+
+def records(frame: pd.DataFrame) -> list[dict]:
+    """The rows as dictionaries."""
+    return frame.to_dict("records") if len(frame) else []
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON holds it: NumPy scalars as numbers, NaN and infinities as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray | pd.Series):
+        return [plain(item) for item in value]
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    if value is None or value is pd.NA:
+        return None
+    return value if isinstance(value, str) else str(value)

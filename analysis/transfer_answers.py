@@ -1,0 +1,172 @@
+"""All that a study says of transfer: the matrix, its curves and units, its shape, and pairs that were not run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import adaptation, dyads, inventory, predictor, reference, transfer, units
+from analysis.records import records
+from mscale.errors import MscaleError
+
+Overlap = Mapping[str, Mapping[str, float]]
+
+
+def transfer_answer(
+    rows: pd.DataFrame,
+    truth: Mapping[str, Any] | None,
+    level: float,
+    seed: int,
+    *,
+    overlap: Overlap | None = None,
+    premiums: Mapping[str, float] | None = None,
+) -> dict:
+    """The transfer part of the results.
+
+    Args:
+      overlap: shared vocabulary of languages, see `inventory.pair_features`.
+      premiums: byte premium of each language, see `units.all_units`.
+    """
+    try:
+        cells = transfer.cells(rows, seed=seed)
+    except MscaleError as error:
+        return {**_nothing(str(error)), "error": str(error)}
+    noise = {
+        phase: {"checkpoint": value.checkpoint, "run": value.run, "repeated_runs": value.run_degrees}
+        for phase, value in cells.noise.items()
+    }
+    matrix = transfer.transfer_matrix(cells, level=level)
+    adapted = adaptation.adaptation_scores(rows)
+    answer = {**_nothing("no pair was run"), "noise": noise, "matrix": records(matrix)}
+    answer["adaptation"] = records(adapted)
+    if matrix.empty:
+        return {**answer, "error": "no 50/50 bilingual run, hence no transfer score"}
+    main = _main_scale(matrix, cells)
+    chosen = matrix[matrix["scale"] == main]
+    answer |= {"scale": main, "d": float(chosen["d"].max()), "params": cells.params.get(main)}
+    for target, source, status in zip(chosen["target"], chosen["source"], chosen["status"], strict=True):
+        if status != "missing":
+            curve = transfer.transfer_curve(cells, target, source, scale=main, level=level)
+            answer["curves"] += records(curve)
+            cooled = transfer.transfer_curve(cells, target, source, scale=main, level=level, phase="end")
+            answer["cooled"] += records(cooled[cooled["status"] == "measured"])
+    counted, reasons = units.all_units(chosen, rows, premiums)
+    answer["units"] = {name: records(table) for name, table in counted.items()}
+    answer["units_missing"] = reasons
+    if truth:
+        agreement = adaptation.relatedness_agreement(chosen, dict(truth), seed=seed)
+        answer["agreement"] = {**agreement, "table": records(agreement["table"])}
+    planted = (truth or {}).get("languages")
+    answer["statistics"] = _statistics(chosen, planted, level, seed)
+    answer["predicted"] = _predicted(chosen, adapted, planted, overlap, level, seed)
+    beside = reference.beside_published(chosen)
+    if len(beside) >= 4:
+        answer["published"] = {
+            "pairs": len(beside),
+            "correlation": float(np.corrcoef(beside["score"], beside["published"])[0, 1]),
+            "table": records(beside),
+        }
+    return answer
+
+
+def _nothing(reason: str) -> dict[str, Any]:
+    return {
+        "noise": {},
+        "matrix": [],
+        "curves": [],
+        "cooled": [],
+        "adaptation": [],
+        "scale": None,
+        "d": None,
+        "agreement": None,
+        "published": None,
+        "units": {},
+        "units_missing": {},
+        "statistics": {},
+        "predicted": {"cells": [], "reason": reason},
+    }
+
+
+def _main_scale(matrix: pd.DataFrame, cells: transfer.Cells) -> str:
+    """The scale with most pairs; of several, the largest, since scores rise with N."""
+    counts = matrix[matrix["status"] != "missing"].groupby("scale").size()
+    most = counts[counts == counts.max()].index if len(counts) else matrix["scale"].unique()
+    return str(max(most, key=lambda scale: cells.params.get(scale) or 0))
+
+
+def _statistics(
+    matrix: pd.DataFrame, planted: Mapping[str, Mapping[str, Any]] | None, level: float, seed: int
+) -> dict[str, Any]:
+    """Symmetry, and what script and family make of scores, over the measured cells."""
+    measured = matrix[matrix["status"] == "measured"]
+    languages = sorted(set(measured["target"]) | set(measured["source"]))
+    scores = dyads.to_matrix(records(measured), languages)
+    known = inventory.describe(languages, planted)
+    tables = {key: inventory.same(languages, known, key) for key in ("script", "family")}
+    how: dict[str, Any] = {"level": level, "seed": seed}
+    found: dict[str, Any] = {"languages": len(languages), "symmetry": dyads.symmetry(scores, **how)}
+    for key, table in tables.items():
+        others = [
+            other
+            for name, other in tables.items()
+            # Where script follows from family, nothing is left to adjust for.
+            if name != key and np.isfinite(other).any() and not np.array_equal(other, table, equal_nan=True)
+        ]
+        found[key] = dyads.same_or_different(scores, table, others, **how)
+    found["top_sources"] = dyads.top_sources(scores, languages)
+    found["published"] = reference.published_findings()
+    return found
+
+
+def _predicted(
+    matrix: pd.DataFrame,
+    adapted: pd.DataFrame,
+    planted: Mapping[str, Mapping[str, Any]] | None,
+    overlap: Overlap | None,
+    level: float,
+    seed: int,
+) -> dict[str, Any]:
+    """Scores of the pairs that were not run, flagged as predicted, and how good such predictions are."""
+    languages = tuple(sorted(set(matrix["target"]) | set(matrix["source"])))
+    scores = dyads.to_matrix(records(matrix[matrix["status"] == "measured"]), languages)
+    counts = adapted[adapted["status"] == "measured"].groupby("scale").size()
+    mine = adapted[adapted["scale"] == counts.idxmax()] if len(counts) else adapted.head(0)
+    known = predictor.Known(
+        languages,
+        predictor.adaptation_features(records(mine), languages),
+        inventory.pair_features(languages, planted, overlap),
+    )
+    try:
+        found = predictor.predict(scores, known, level=level, seed=seed)
+    except MscaleError as error:
+        return {"cells": [], "reason": str(error)}
+    missing = matrix[matrix["status"] == "missing"]
+    place = {name: index for index, name in enumerate(languages)}
+    cells = []
+    for target, source in zip(missing["target"], missing["source"], strict=True):
+        at = place[target], place[source]
+        cells.append(
+            {
+                "target": target,
+                "source": source,
+                "score": found.score[at],
+                "low": found.low[at],
+                "high": found.high[at],
+                "status": "predicted",
+            }
+        )
+    return {
+        "cells": cells,
+        "reason": "",
+        "groups": list(found.groups),
+        "features": {"adaptation": list(known.adaptation), "language": list(known.language)},
+        "r2": found.r2,
+        "r2_low": found.r2_low,
+        "r2_high": found.r2_high,
+        "spearman": found.spearman,
+        "pairs": found.pairs,
+        "ablation": list(found.ablation),
+        "gains": list(found.gains),
+        "importance": dict(found.importance),
+    }
