@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mixtures.inputs import documents, find
+from mixtures.inputs import Input, documents, find
 from mixtures.pack import pack
 from mscale.vocabulary import Vocabulary, byte_vocabulary, load_vocabulary
 
@@ -45,7 +45,7 @@ def encode_raw(vocabulary: Vocabulary, files: list, results) -> None:
     """Reads its share of the text, then times nothing but the encoder."""
     texts = [text for one in files for text in documents(one) if text]
     processor = getattr(vocabulary, "_processor", None)
-    found = {"bytes": sum(len(text.encode()) for text in texts)}
+    found: dict[str, float] = {"bytes": sum(len(text.encode()) for text in texts)}
     for name in ("encode", "encode_as_numpy"):
         encode = getattr(processor, name, vocabulary.encode)
         encode(texts[0])  # loads the model
@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--languages", default="en,es,fr,ja,zh,ko", help="codes separated by commas, or all")
     parser.add_argument("--processes", default=f"1,{len(os.sched_getaffinity(0))}")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where stores are made; default: the temporary folder")
     parser.add_argument("--out", type=Path, help="the figures as JSON; default: to the terminal")
     options = parser.parse_args()
     if not options.corpus.is_dir():
@@ -93,15 +94,30 @@ def main() -> None:
     languages = None if options.languages == "all" else options.languages.split(",")
     files = [one for of_language in find(options.corpus, languages).values() for one in of_language]
 
+    with tempfile.TemporaryDirectory(dir=options.folder) as stores:
+        result = compare(options, vocabulary, languages, files, stores)
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+def compare(
+    options: argparse.Namespace,
+    vocabulary: Vocabulary,
+    languages: list[str] | None,
+    files: list[Input],
+    stores: str,
+) -> dict:
+    """Packs and encodes in turn; the figures."""
     result: dict = {"vocabulary": vocabulary.fingerprint, "languages": len(files), "rounds": options.rounds}
     for processes in map(int, options.processes.split(",")):
         best: dict[str, list[float]] = {}
         for _ in range(options.rounds):
             found = raw(vocabulary, files, processes)
-            with tempfile.TemporaryDirectory() as folder:
-                wall, cpu = measured(
-                    pack, options.corpus, folder, vocabulary, languages, 20_000_000, processes
-                )
+            # Stores are kept to the end: a file system is slow to make files just after many were deleted.
+            folder = tempfile.mkdtemp(dir=stores)
+            wall, cpu = measured(pack, options.corpus, folder, vocabulary, languages, 20_000_000, processes)
             for key, value in (found | {"pack_wall": wall, "pack_cpu": cpu}).items():
                 best.setdefault(key, []).append(value)
         seconds = {key: min(values) for key, values in best.items()}
@@ -119,10 +135,7 @@ def main() -> None:
         max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         / 1e3
     )
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    return result
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ language.
 
 A shard is what one input file became, in the folder of its language under ``.packing``:
 
-    <file>.tokens   ids of all units, one after the other, each ended by EOS
+    <file>.tokens   ids of all units, one after the other, without EOS
     <file>.units    UNIT records in the same order
     <file>.json     written last: the shard is whole
 """
@@ -26,7 +26,7 @@ from mscale.files import writing
 from mscale.store import FILES, token_dtype
 from mscale.vocabulary import Vocabulary
 
-_FORMAT = 2  # of shards
+_FORMAT = 3  # of shards
 LINES_BELOW = 100  # documents; languages with fewer hold out lines
 VALID_FRACTION = 0.2
 
@@ -125,7 +125,7 @@ def assemble(
     entry = {**_counted(shards, unit, valid_tokens, cutoff), "inputs": made_of["inputs"]}
     files = {name: Output(folder / name) for name in FILES}
     with files["train.bin"] as train, files["valid.bin"] as valid:
-        sides, arrays = _split(shards, int(entry["cutoff"], 16), vocabulary.size, train.write, valid.write)
+        sides, arrays = _split(shards, int(entry["cutoff"], 16), vocabulary, train.write, valid.write)
     for name, content in arrays.items():
         with files[name] as output:
             output.write(content)
@@ -179,7 +179,7 @@ def pack_small(
     entry = {**_counted(shards, unit, valid_tokens, cutoff), "inputs": made_of["inputs"]}
     train: list[Any] = []
     valid: list[Any] = []
-    sides, arrays = _split(shards, int(entry["cutoff"], 16), vocabulary.size, train.append, valid.append)
+    sides, arrays = _split(shards, int(entry["cutoff"], 16), vocabulary, train.append, valid.append)
     contents = {"train.bin": train, "valid.bin": valid} | {name: [data] for name, data in arrays.items()}
     entry |= {**sides, "files": write_folder({name: contents[name] for name in FILES}, folder, destination)}
     return entry
@@ -200,37 +200,56 @@ def _counted(shards: Sequence["_Shard"], unit: str, valid_tokens: int, cutoff: i
 def _split(
     shards: Sequence["_Shard"],
     cutoff: int,
-    size: int,
+    vocabulary: Vocabulary,
     write_train: Callable[[np.ndarray], Any],
     write_valid: Callable[[np.ndarray], Any],
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Writes the tokens of both sides; returns their counts and the files that describe them."""
+    """Writes the tokens of both sides, EOS after every document; returns their counts and the files that
+    describe them.
+
+    In train a document is what is kept of it; in valid every unit is one.
+    """
+    eos = np.array([vocabulary.eos_id], token_dtype(vocabulary.size))
     train = {"tokens": 0, "bytes": 0, "documents": 0}
     index = []
-    unigram = np.zeros(size, np.int64)
+    unigram = np.zeros(1, np.int64)
     offset = 0
     for units, ids in (chunk for shard in shards for chunk in shard.chunks()):
         held = units["hash"] < cutoff
-        kept = units[~held]
-        # In train a document ends with its last unit that is kept; in valid every unit is a document.
-        last = np.append(kept["document"][1:] != kept["document"][:-1], True)[: len(kept)]
-        lengths = units["tokens"].astype(np.int64) + 1
-        chosen = np.repeat(~held, lengths)
+        lengths = units["tokens"].astype(np.int64)
+        ends = np.cumsum(lengths)
         if held.any():
-            write_valid(ids[~chosen])
-            ends = offset + np.cumsum(lengths[held])
-            sizes = units["bytes"][held].astype(np.int64)
-            index.append(np.stack([ends - lengths[held], lengths[held], sizes], axis=1))
-            offset = int(ends[-1])
-        chosen[(np.cumsum(lengths) - 1)[~held][~last]] = False  # these EOS are inside a document
-        text = ids if chosen.all() else ids[chosen]
+            spans = zip((ends - lengths)[held].tolist(), ends[held].tolist(), strict=True)
+            write_valid(np.concatenate([part for start, stop in spans for part in (ids[start:stop], eos)]))
+            sizes = lengths[held] + 1
+            rows = np.cumsum(sizes) + offset
+            index.append(np.stack([rows - sizes, sizes, units["bytes"][held].astype(np.int64)], axis=1))
+            offset = int(rows[-1])
+        if held.all():
+            continue
+        # Units that stand together in a document go together, and EOS comes after the last that is kept.
+        kept = np.flatnonzero(~held)
+        documents = units["document"][kept]
+        new_document = np.append(True, documents[1:] != documents[:-1])
+        first = np.flatnonzero(new_document | np.append(True, np.diff(kept) > 1))
+        last = np.append(first[1:], len(kept)) - 1
+        starts, stops = (ends - lengths)[kept[first]], ends[kept[last]]
+        closed = np.append(new_document, True)[last + 1]
+        parts: list[np.ndarray] = []
+        for start, stop, close in zip(starts.tolist(), stops.tolist(), closed.tolist(), strict=True):
+            parts.append(ids[start:stop])
+            if close:
+                parts.append(eos)
+        text = np.concatenate(parts)
         write_train(text)
-        unigram += np.bincount(text, minlength=size)
+        counts = np.bincount(text, minlength=len(unigram))  # no longer than needed: most languages are small
+        counts[: len(unigram)] += unigram
+        unigram = counts
         train["tokens"] += len(text)
-        train["bytes"] += int(kept["bytes"].sum())
-        train["documents"] += int(last.sum())
+        train["bytes"] += int(units["bytes"][kept].sum(dtype=np.int64))
+        train["documents"] += int(new_document.sum())
     rows = np.concatenate(index) if index else np.empty((0, 3), np.int64)
-    seen_ids = np.flatnonzero(unigram)
+    seen_ids = np.flatnonzero(unigram > 0)
     valid = {"tokens": offset, "bytes": int(rows[:, 2].sum()), "documents": len(rows)}
     arrays = {"valid_index.npy": rows, "unigram.npy": np.stack([seen_ids, unigram[seen_ids]])}
     return {"train": train, "valid": valid}, {name: _npy(array) for name, array in arrays.items()}
@@ -303,7 +322,7 @@ class _Shard:
         counts = json.loads((folder / f"{one.path.name}.json").read_text(encoding="utf-8"))
         return cls(
             units=_mapped(folder / f"{one.path.name}.units", UNIT, counts["units"]),
-            tokens=_mapped(folder / f"{one.path.name}.tokens", dtype, counts["tokens"] + counts["units"]),
+            tokens=_mapped(folder / f"{one.path.name}.tokens", dtype, counts["tokens"]),
             counts=counts,
         )
 
@@ -321,7 +340,7 @@ class _Shard:
             document = self.units[stop - 1]["document"]
             stop += int(np.searchsorted(self.units["document"][stop:], document, side="right"))
             units = self.units[start:stop]
-            size = int(units["tokens"].sum(dtype=np.int64)) + len(units)
+            size = int(units["tokens"].sum(dtype=np.int64))
             yield units, self.tokens[offset : offset + size]
             start, offset = stop, offset + size
 

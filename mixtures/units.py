@@ -20,54 +20,65 @@ _BATCH_BYTES = 1 << 20  # text encoded at once
 def encoded(
     texts: Iterable[str], unit: str, vocabulary: Vocabulary, counts: dict[str, int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields about a megabyte of units at a time, their UNIT records and their ids, and counts them."""
+    """Yields about a megabyte of documents at a time, the UNIT records of their units and the ids without EOS,
+    and counts them.
+
+    Documents are encoded whole, so the ids are those that the vocabulary's own ``encode`` gives.
+    """
     dtype = token_dtype(vocabulary.size)
-    for units, records in _unit_batches(texts, unit, counts):
-        ids, lengths = vocabulary.encode_batch(units, eos=True)
+    for documents in _batches(texts, counts):
+        numbers = np.arange(counts["documents"], counts["documents"] + len(documents))
+        units = documents
+        if unit == "line":
+            split = [_lines(document) for document in documents]
+            units = [line for lines in split for line in lines]
+            numbers = np.repeat(numbers, list(map(len, split)))
+            digests = [_NEVER_BYTES if _blank(line) else _digest(line.removesuffix(b"\n")) for line in units]
+            ids, lengths = _encode_lines(documents, units, vocabulary)
+        else:
+            digests = list(map(_digest, documents))
+            ids, lengths = vocabulary.encode_batch(documents)
+        records = np.empty(len(units), UNIT)
+        records["hash"] = np.frombuffer(b"".join(digests), "<u8")
         records["tokens"] = lengths
-        counts["units"] += len(records)
+        records["bytes"] = list(map(len, units))
+        records["document"] = numbers
+        counts["documents"] += len(documents)
+        counts["units"] += len(units)
         counts["tokens"] += int(lengths.sum())
         counts["bytes"] += int(records["bytes"].sum())
         yield records, ids.astype(dtype, copy=False)
 
 
-def _unit_batches(
-    texts_of_documents: Iterable[str], unit: str, counts: dict[str, int]
-) -> Iterator[tuple[list[bytes], np.ndarray]]:
-    """Yields about a megabyte of units at a time: their UTF-8, and UNIT records without token counts."""
-    texts: list[bytes] = []
-    digests: list[bytes] = []
-    numbers: list[int] = []
+def _batches(texts: Iterable[str], counts: dict[str, int]) -> Iterator[list[bytes]]:
+    """The UTF-8 of the documents that are not empty, about a megabyte at a time."""
+    documents: list[bytes] = []
     size = 0
-
-    def batch() -> tuple[list[bytes], np.ndarray]:
-        records = np.zeros(len(texts), UNIT)
-        records["hash"] = np.frombuffer(b"".join(digests), "<u8")
-        records["bytes"] = list(map(len, texts))
-        records["document"] = numbers
-        return texts, records
-
-    for text in texts_of_documents:
+    for text in texts:
         if not text:
             counts["empty_documents"] += 1
             continue
-        utf8 = text.encode("utf-8")
-        if unit == "line":
-            parts = _lines(utf8)
-            digests += [_NEVER_BYTES if _blank(part) else _digest(part.removesuffix(b"\n")) for part in parts]
-            texts += parts
-            numbers += [counts["documents"]] * len(parts)
-        else:
-            digests.append(_digest(utf8))
-            texts.append(utf8)
-            numbers.append(counts["documents"])
-        counts["documents"] += 1
-        size += len(utf8)
+        documents.append(text.encode("utf-8"))
+        size += len(documents[-1])
         if size >= _BATCH_BYTES:
-            yield batch()
-            texts, digests, numbers, size = [], [], [], 0
-    if texts:
-        yield batch()
+            yield documents
+            documents, size = [], 0
+    if documents:
+        yield documents
+
+
+def _encode_lines(
+    documents: list[bytes], lines: list[bytes], vocabulary: Vocabulary
+) -> tuple[np.ndarray, np.ndarray]:
+    """As ``encode_batch`` of the lines, but of whole documents where line ends are tokens of their own, as is
+    usual: that is faster."""
+    newline = vocabulary.encode("\n")
+    if len(newline) == 1:
+        ids, lengths = vocabulary.encode_batch(documents)
+        ends = np.union1d(np.flatnonzero(ids == newline[0]) + 1, np.cumsum(lengths))
+        if len(ends) == len(lines):
+            return ids, np.diff(ends, prepend=0)
+    return vocabulary.encode_batch(lines)
 
 
 def _lines(text: bytes) -> list[bytes]:

@@ -44,11 +44,10 @@ class Vocabulary(Protocol):
         """Token ids of ``text`` (int, without EOS); bytes are UTF-8."""
         ...
 
-    def encode_batch(self, texts: Sequence[str | bytes], eos: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """All ids of ``texts`` in one flat array, and the number of ids of each text (int64).
+    def encode_batch(self, texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """All ids of ``texts`` in one flat array, without EOS, and the number of ids of each text (int64).
 
-        With ``eos`` every text ends with EOS in the array, which the numbers do not count. The array has the
-        smallest type that holds all ids, uint16 or int32.
+        The array has the smallest type that holds all ids, uint16 or int32.
         """
         ...
 
@@ -78,14 +77,11 @@ class ByteVocabulary:
     def encode(self, text: str | bytes) -> np.ndarray:
         return np.frombuffer(_utf8(text), np.uint8).astype(np.uint16) + np.uint16(BYTE_OFFSET)
 
-    def encode_batch(self, texts: Sequence[str | bytes], eos: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def encode_batch(self, texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
         encoded = [_utf8(text) for text in texts]
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        joined = b"".join(part + b" " for part in encoded) if eos else b"".join(encoded)
-        flat = np.frombuffer(joined, np.uint8).astype(np.uint16)
+        flat = np.frombuffer(b"".join(encoded), np.uint8).astype(np.uint16)
         flat += np.uint16(BYTE_OFFSET)
-        if eos:
-            flat[np.cumsum(lengths + 1) - 1] = EOS_ID
         return flat, lengths
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -161,18 +157,10 @@ class SentencePieceVocabulary:
             _utf8(text)
             raise
 
-    def encode_batch(self, texts: Sequence[str | bytes], eos: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        try:  # one call for all: most units are short lines
-            ids = self._processor.encode_as_numpy(list(texts), add_eos=eos, num_threads=1)
-        except UnicodeEncodeError:
-            for text in texts:
-                _utf8(text)
-            raise
-        end = np.array([EOS_ID] * eos, np.int32)
-        for number, text in enumerate(texts):
-            if (_SPACE_INSIDE in text) if isinstance(text, str) else (_SPACE_INSIDE_UTF8 in text):
-                ids[number] = np.concatenate([self.encode(text), end])
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids)) - eos
+    def encode_batch(self, texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
+        # A call a text: one call for all would start a thread, which costs more than it saves.
+        ids = list(map(self.encode, texts))
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         dtype = np.uint16 if self.size <= 1 << 16 else np.int32
         flat = np.concatenate(ids, dtype=dtype, casting="unsafe") if ids else np.empty(0, dtype)
         return flat, lengths

@@ -204,7 +204,6 @@ BAD_LINES = {
     "blank": (b"   \n", "a blank line", "expected one"),
     "byte order mark": (b'\xef\xbb\xbf{"text": "a"}\n', "BOM", "expected one"),
     "too deep": (b"[" * 200_000 + b"\n", "no JSON", "expected one"),
-    "huge number": (b'{"n": ' + b"1" * 5000 + b', "text": "a"}\n', "no JSON", "expected one"),
     "array": (b'["text"]\n', "a JSON array", "expected an object"),
     "string": (b'"text"\n', "a JSON string", "expected an object"),
     "number": (b"3\n", "a JSON number", "expected an object"),
