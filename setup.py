@@ -25,6 +25,7 @@ EXTRAS = {
         "pyarrow>=18",
         "scikit-learn>=1.6",
         "scipy>=1.14",
+        "threadpoolctl>=3.5",
         "vl-convert-python>=1.8",
     ],
     "cuda": ["jax[cuda12]>=0.10"],

@@ -1,10 +1,12 @@
 """What the rows of one cell contribute to the objective: its value, gradient, Hessian and majoriser."""
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from analysis import powers
 from analysis.derivatives import Jet, value_of
@@ -122,6 +124,16 @@ def threaded(run: Callable, theta: np.ndarray, members: Any, block: int) -> tupl
     if len(pieces) < 4:
         done = [one(piece) for piece in pieces]
     else:
-        with ThreadPoolExecutor(THREADS) as pool:
+        # BLAS's own threads on top of these would wait for one another, seconds long on a busy machine.
+        with _blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(THREADS) as pool:
             done = list(pool.map(one, pieces))
     return tuple(np.concatenate(parts) for parts in zip(*done, strict=True))
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    # glibc hands blocks of our size back to the kernel whenever they are free, and every use of them then waits for
+    # zeroed pages, half of the time all told. It keeps them once a block this large (never touched) was freed.
+    block = np.empty(31 << 20, np.uint8)
+    del block
+    return ThreadpoolController()

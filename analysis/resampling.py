@@ -69,7 +69,7 @@ def _polish(
 ) -> Minimum:
     members = problem.members(times=times)
     return minimise(
-        problem, start, members, metric=metric, first=first, damping=1e-3, tolerance=1e-8, iterations=200
+        problem, start, members, metric=metric, first=first, damping=0.2, tolerance=1e-8, iterations=200
     )
 
 
