@@ -10,31 +10,30 @@ a line in the journal of the process says so. store.json is written last.
 import contextlib
 import fcntl
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
 import shutil
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixtures.hashed_files import intact
 from mixtures.inputs import Input, find
 from mixtures.shards import (
     LINES_BELOW,
     SMALL_INPUT,
     VALID_FRACTION,
-    assemble,
-    assembled,
-    pack_small,
-    recipe,
-    tokenize,
-    unit_of,
+)
+from mixtures.workers import (
+    Job,
+    assemble_language,
+    cores,
+    find_finished,
+    finished,
+    journals,
+    pack_bundle,
+    tokenize_file,
+    workers,
 )
 from mscale.errors import MscaleError
 from mscale.files import atomic_write, read_json, writing
@@ -45,7 +44,6 @@ from mscale.vocabulary import Vocabulary, check_same, describe
 
 _SMALL = 8 << 20  # bytes of input that are packed before a second process has started
 _BUNDLE = 1 << 19  # bytes of small languages that a process is given at once
-_JOURNAL = "finished-*.jsonl"
 
 
 def pack(
@@ -164,9 +162,9 @@ def _pack(
     scratch = store_dir / UNFINISHED
     size = sum(one.size for language in todo for one in inputs[language])
     if processes is None:
-        processes = 1 if size < _SMALL else _cores()
+        processes = 1 if size < _SMALL else cores()
     cutoffs = {key: int(known[key]["cutoff"], 16) if key in known else None for key in todo}
-    finished = _journals(scratch)
+    journal = journals(scratch)
     entries: dict[str, Any] = {}
     units: dict[str, str] = {}
     jobs = {
@@ -181,12 +179,14 @@ def _pack(
         for key in todo
     }
     text_bytes = 0
-    with _workers(processes, vocabulary) as run:
+    with workers(processes, vocabulary) as run:
         small = [key for key in todo if len(inputs[key]) == 1 and inputs[key][0].size <= SMALL_INPUT]
         for key in small:
-            if entry := _finished(finished.get(key), jobs[key], vocabulary):
+            if entry := finished(journal.get(key), jobs[key], vocabulary):
                 entries[key] = entry
-        for language, unit, entry in run(_find, [jobs[key] for key in sorted(set(todo) - set(small))]):
+        for language, unit, entry in run(
+            find_finished, [jobs[key] for key in sorted(set(todo) - set(small))]
+        ):
             units[language] = unit
             if entry:
                 entries[language] = entry
@@ -203,14 +203,16 @@ def _pack(
 
             def tokenize_large(keys: list[str]) -> None:
                 files = sorted((one for key in keys for one in inputs[key]), key=lambda one: -one.size)
-                shards = run(_tokenize, [(one, units[one.language], scratch / one.language) for one in files])
+                shards = run(
+                    tokenize_file, [(one, units[one.language], scratch / one.language) for one in files]
+                )
                 for one, shard in shards:
                     report(one.size, shard["bytes"])
 
             tokenize_large([key for key in todo if key in units])
             bundles = _bundles([jobs[key] for key in small if key not in entries])
             surprises = []
-            for bundle in run(_pack_small, bundles):
+            for bundle in run(pack_bundle, bundles):
                 for language, entry in bundle:
                     if entry is None:
                         surprises.append(language)
@@ -218,13 +220,15 @@ def _pack(
                         entries[language] = entry
                         text_bytes_of = entry["train"]["bytes"] + entry["valid"]["bytes"]
                         report(inputs[language][0].size, text_bytes_of)
-            units |= {language: unit for language, unit, _ in run(_find, [jobs[key] for key in surprises])}
+            units |= {
+                language: unit for language, unit, _ in run(find_finished, [jobs[key] for key in surprises])
+            }
             tokenize_large(surprises)
         todo = [key for key in todo if key not in entries]
         todo.sort(key=lambda key: -sum(one.size for one in inputs[key]))
         with progress("assemble", len(todo), "languages") as advance:
             for language, entry in run(
-                _assemble, [(jobs[key][0], units[key], *jobs[key][2:]) for key in todo]
+                assemble_language, [(jobs[key][0], units[key], *jobs[key][2:]) for key in todo]
             ):
                 entries[language] = entry
                 advance()
@@ -240,9 +244,9 @@ def _manifest(header: dict[str, Any], languages: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _bundles(jobs: list["_Job"]) -> list[list["_Job"]]:
+def _bundles(jobs: list[Job]) -> list[list[Job]]:
     """Small languages together, the largest first, as telling a process of one takes as long as packing it."""
-    bundles: list[list[_Job]] = []
+    bundles: list[list[Job]] = []
     room = 0
     for job in sorted(jobs, key=lambda job: -job[0][0].size):
         size = job[0][0].size
@@ -252,34 +256,6 @@ def _bundles(jobs: list["_Job"]) -> list[list["_Job"]]:
         bundles[-1].append(job)
         room -= size
     return bundles
-
-
-def _journals(scratch: Path) -> dict[str, list[dict[str, Any]]]:
-    """What earlier calls finished, by language; the last line of one that was killed may be torn."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for path in scratch.glob(_JOURNAL):
-        for line in path.read_bytes().split(b"\n"):
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                done = json.loads(line)
-                found.setdefault(done["language"], []).append(done)
-    return found
-
-
-def _finished(
-    seen: list[dict[str, Any]] | None, job: "_Job", vocabulary: Vocabulary
-) -> dict[str, Any] | None:
-    """The entry of a small language that an earlier call made from the same, if its files are whole."""
-    inputs, unit, _, destination, valid_tokens, cutoff = job
-    for done in seen or []:
-        made_of = recipe(inputs, unit or done["unit"], vocabulary, valid_tokens, cutoff)
-        if done["made_of"] == made_of and intact(destination, done["entry"]["files"]):
-            return done["entry"]
-    return None
-
-
-def _cores() -> int:
-    # What this process may use, where the system tells.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _refuse(store_dir: Path, short: dict[str, int], least: int, drop: bool) -> None:
@@ -328,92 +304,3 @@ def _locked(scratch: Path) -> Iterator[None]:
                 f"{scratch.parent}: another packing is at work here; wait for it or choose another folder"
             ) from None
         yield
-
-
-# Worker processes. Each holds the vocabulary; arguments of a task are small.
-
-_VOCABULARY: Vocabulary
-
-
-def _start(vocabulary: Vocabulary, in_worker: bool) -> None:
-    global _VOCABULARY
-    _VOCABULARY = vocabulary
-    parent = multiprocessing.parent_process()
-    if in_worker and parent is not None:
-        # A pool's workers outlive a parent that was killed; these do not.
-        def watch() -> None:
-            multiprocessing.connection.wait([parent.sentinel])
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
-
-
-_Job = tuple[list[Input], Any, Path, Path, int, int | None]
-
-
-def _find(job: _Job) -> tuple[str, str, dict[str, Any] | None]:
-    inputs, unit, folder, destination, valid_tokens, cutoff = job
-    unit = unit or unit_of(inputs, folder)
-    made_of = recipe(inputs, unit, _VOCABULARY, valid_tokens, cutoff)
-    return inputs[0].language, unit, assembled(folder, destination, made_of)
-
-
-def _tokenize(job: tuple[Input, str, Path]) -> tuple[Input, dict[str, Any]]:
-    one, unit, folder = job
-    return one, tokenize(one, unit, _VOCABULARY, folder)
-
-
-def _pack_small(bundle: list[_Job]) -> list[tuple[str, dict[str, Any] | None]]:
-    packed = []
-    folder = bundle[0][2].parent
-    journal = folder / _JOURNAL.replace("*", f"{os.getpid()}-{time.time_ns()}")
-    with writing(journal), open(journal, "xb", buffering=0) as finished:
-        for inputs, unit, scratch, destination, valid_tokens, cutoff in bundle:
-            one = inputs[0]
-            temporary = scratch.with_name(f"{scratch.name}.new")
-            entry = pack_small(one, unit, _VOCABULARY, temporary, destination, valid_tokens, cutoff)
-            if entry:
-                made_of = recipe(inputs, entry["unit"], _VOCABULARY, valid_tokens, cutoff)
-                done = {"language": one.language, "unit": entry["unit"], "made_of": made_of, "entry": entry}
-                finished.write(json.dumps(done).encode() + b"\n")
-            packed.append((one.language, entry))
-    return packed
-
-
-def _assemble(job: _Job) -> tuple[str, dict[str, Any]]:
-    inputs, unit, folder, destination, valid_tokens, cutoff = job
-    return inputs[0].language, assemble(inputs, unit, _VOCABULARY, folder, destination, valid_tokens, cutoff)
-
-
-@contextlib.contextmanager
-def _workers(processes: int, vocabulary: Vocabulary) -> Iterator[Callable[[Callable, Iterable], Iterator]]:
-    """Yields ``run(function, jobs)``, which gives results as they come, from this process or from
-    several."""
-    if processes <= 1:
-        _start(vocabulary, in_worker=False)
-        yield lambda function, jobs: map(function, jobs)
-        return
-    # Not fork: this process may hold threads (a progress bar, an accelerator library).
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(vocabulary, True))
-
-    def run(function: Callable, jobs: Iterable) -> Iterator:
-        waiting: set[Future] = set()
-        for job in jobs:
-            waiting.add(pool.submit(function, job))
-            if len(waiting) >= 4 * processes:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
-
-    try:
-        yield run
-    except BrokenProcessPool:
-        raise MscaleError(
-            "a packing process was killed, most likely because memory ran out; run again with fewer "
-            "processes, it continues"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

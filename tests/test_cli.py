@@ -41,6 +41,25 @@ def test_help_names_every_stage_in_order(capsys):
     assert places == sorted(places)
 
 
+def test_pack_with_its_flags_then_show_a_mixture(tmp_path, capsys):
+    for language, count in (("aa", 300), ("bb", 200), ("cc", 1)):
+        write_corpus(tmp_path / "corpus", language, gzip.compress(lines(count)))
+    store = tmp_path / "store"
+    pack = ("pack", tmp_path / "corpus", store, "--processes", 1, "--sequence-length", 1000)
+    assert run(*pack) == 1
+    assert "cc (" in capsys.readouterr().err
+    assert run(*pack, "--drop-short") == 0
+    assert "2 languages" in capsys.readouterr().out
+    table = tmp_path / "mixture.csv"
+    assert (
+        run("mixture", "show", "uniform", "--store", store, "--tokens", 1e6, "--limit", 1, "--csv", table)
+        == 0
+    )
+    assert "1 more" in capsys.readouterr().out
+    rows = table.read_text().splitlines()
+    assert rows[0].startswith("language,script,unique_tokens,rate") and len(rows) == 3
+
+
 GOOD = gzip.compress(lines(300))
 
 

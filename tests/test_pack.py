@@ -237,7 +237,7 @@ def test_a_damaged_shard_of_an_interrupted_packing_is_made_again(corpus, store, 
 
     monkeypatch.setattr("mixtures.pack.SMALL_INPUT", 0)
     with monkeypatch.context() as patch:
-        patch.setattr("mixtures.pack.assemble", stop)
+        patch.setattr("mixtures.workers.assemble", stop)
         with pytest.raises(KeyboardInterrupt):
             pack(corpus, tmp_path, byte_vocabulary())
     shard = next((tmp_path / UNFINISHED / "aa").glob("*.tokens"))
@@ -346,8 +346,8 @@ def test_languages_shorter_than_a_window_are_all_named_with_the_flag(uneven, tmp
         pack(uneven, tmp_path / "s", byte_vocabulary(), sequence_length=100)
     with pytest.raises(MscaleError, match="has not finished"):
         open_store(tmp_path / "s")
-    monkeypatch.setattr("mixtures.pack.tokenize", None)
-    monkeypatch.setattr("mixtures.pack.pack_small", None)  # all that was packed is kept
+    monkeypatch.setattr("mixtures.workers.tokenize", None)
+    monkeypatch.setattr("mixtures.workers.pack_small", None)  # all that was packed is kept
     store = pack(uneven, tmp_path / "s", byte_vocabulary(), sequence_length=100, drop_short=True)
     assert store.languages == ("aa", "dd")
     assert sorted(path.name for path in (tmp_path / "s").iterdir() if path.is_dir()) == ["aa", "dd"]

@@ -35,8 +35,11 @@ def generated_languages(names: list[str] | None) -> int | list[str]:
 @click.argument("corpus", type=FOLDER)
 @click.argument("store", type=FOLDER)
 @LANGUAGES
-@click.option("--vocabulary", type=FOLDER, help="A .model of SentencePiece; default: bytes.")
+@click.option("--vocabulary", type=FOLDER, help="A vocabulary's folder or .model; default: bytes.")
 @click.option("--valid-tokens", default=20_000_000, show_default=True, help="Most held out, per language.")
+@click.option("--split-from", type=FOLDER, help="Another store: hold out the same text as it does.")
+@click.option("--sequence-length", type=int, help="Every language must have a window of so many tokens.")
+@click.option("--drop-short", is_flag=True, help="Leave out the languages that have none.")
 @click.option("--processes", type=int, help="Default: one per core.")
 def pack(
     corpus: Path,
@@ -44,6 +47,9 @@ def pack(
     languages: list[str] | None,
     vocabulary: Path | None,
     valid_tokens: int,
+    split_from: Path | None,
+    sequence_length: int | None,
+    drop_short: bool,
     processes: int | None,
 ) -> None:
     """Turn a corpus into a token store with held-out parts."""
@@ -51,7 +57,17 @@ def pack(
     from mscale.vocabulary import byte_vocabulary, load_vocabulary
 
     vocab = load_vocabulary(vocabulary) if vocabulary else byte_vocabulary()
-    packed = pack_store(corpus, store, vocab, languages, valid_tokens=valid_tokens, processes=processes)
+    packed = pack_store(
+        corpus,
+        store,
+        vocab,
+        languages,
+        valid_tokens=valid_tokens,
+        processes=processes,
+        split_from=split_from,
+        sequence_length=sequence_length,
+        drop_short=drop_short,
+    )
     train, valid = (
         sum(count(language) for language in packed.languages)
         for count in (packed.train_tokens, packed.valid_tokens)
@@ -117,19 +133,33 @@ def mixture() -> None:
 @click.option("--store", type=FOLDER, required=True)
 @click.option("--tokens", type=float, required=True, help="Budget of the run.")
 @click.option("--sequence-length", default=128, show_default=True)
+@click.option("--limit", type=int, help="Print so many languages, and the others as one line; default: all.")
+@click.option("--csv", type=FOLDER, help="A file for the table.")
 @click.option("--plot", type=FOLDER, help="A .png, .svg or .html to draw.")
-def mixture_show(name: str, store: Path, tokens: float, sequence_length: int, plot: Path | None) -> None:
+def mixture_show(
+    name: str,
+    store: Path,
+    tokens: float,
+    sequence_length: int,
+    limit: int | None,
+    csv: Path | None,
+    plot: Path | None,
+) -> None:
     """Print, for mixture NAME (en+fr, uniform, unimax, ...): language, unique tokens, rate, tokens, epochs."""
     from rich.console import Console
 
     from mixtures import show
+    from mscale.files import atomic_write
     from mscale.mixture import resolve
     from mscale.store import open_store
 
     opened = open_store(store)
     resolved = resolve(name, opened, sequence_length, budget_tokens=int(tokens))
     rows = show.rows(resolved, tokens, opened)
-    Console().print(show.table(resolved, rows))
+    Console().print(show.table(resolved, rows, limit))
+    if csv is not None:
+        atomic_write(csv, show.to_csv(rows))
+        print(csv)
     if plot is not None:
         show.save(show.chart(resolved, rows), plot)
         print(plot)
