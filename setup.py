@@ -34,7 +34,9 @@ EXTRAS = {
     "bench": ["grain>=0.2.18"],
     "test": [
         "hypothesis>=6.100",
+        "ipykernel>=6.29",
         "kubernetes>=31",
+        "nbclient>=0.10",
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "tensorboard>=2.16",
