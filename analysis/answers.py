@@ -86,6 +86,7 @@ def analyse(
         results["heldout"] = stage("held out", lambda: compare(rows, exposure, sources, level, seed, splits))
         results["capacity"] = stage("capacity", lambda: capacity_answer(rows, level, seed))
         results["laws"]["capacity"] = results["capacity"].pop("law")
+        results["fits"] = {name: law.pop("saved") for name, law in results["laws"].items() if "saved" in law}
         results["notes"] = [*notes, *more_notes]
         results["exclusions"] = [*exclusions, *more_exclusions, *_failed(study or {})]
         results["truth"] = dict(truth) if truth else None
@@ -163,6 +164,7 @@ def _study(rows: pd.DataFrame, runs: pd.DataFrame, extra: Mapping[str, Any]) -> 
         "observations": len(rows),
         "evaluations": int(rows.groupby("run")["step"].nunique().sum()),
         "languages": sorted(set(rows["language"])),
+        "unique_tokens": _unique_tokens(rows),
         "trained_languages": sorted(set(rows.loc[rows["target_tokens"] > 0, "language"])),
         "scales": [{"scale": str(name), "params": int(value)} for name, value in scales.items()],
         "tokens": int(trunks.sum()),
@@ -177,6 +179,17 @@ def _study(rows: pd.DataFrame, runs: pd.DataFrame, extra: Mapping[str, Any]) -> 
         "peak_memory_bytes": extra.get("peak_memory_bytes"),
         "command": extra.get("command"),
     }
+
+
+def _unique_tokens(rows: pd.DataFrame) -> dict[str, int]:
+    """Unique tokens that there are of each trained language: the most that any run could draw from.
+
+    A table that never tells them apart from the tokens seen does not know them: such languages are left out.
+    """
+    trained = rows[rows["target_tokens"] > 0]
+    told = trained[trained["target_unique"] != trained["target_tokens"]]
+    most = trained[trained["language"].isin(told["language"])].groupby("language")["target_unique"].max()
+    return {str(name): int(value) for name, value in most.items()}
 
 
 def _trained_flops(rows: pd.DataFrame, runs: pd.DataFrame) -> float:

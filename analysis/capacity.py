@@ -120,7 +120,10 @@ def feasibility_limit(ratio: float, weight_N: float, phi: float, alpha: float) -
 def cheapest_growth(
     ratio: float, weight_N: float, phi: float, psi: float, alpha: float, beta: float
 ) -> Growth:
-    """The point of the iso-loss curve of least compute; `growth` itself where w_N = β/(α+β)."""
-    fine = iso_loss(ratio, weight_N, phi, psi, alpha, beta, largest=64.0, points=20_000)
-    best = fine.iloc[int(fine["C"].to_numpy().argmin())]
-    return Growth(ratio, float(best["s"]), float(best["t"]), float(best["D_tot"]), float(best["C"]))
+    """The point of the iso-loss curve of least compute; `growth` itself where w_N = β/(α+β).
+
+    There α times the share of the loss that N is responsible for equals β times that of the data.
+    """
+    s = (ratio**phi * weight_N * (alpha + beta) / beta) ** (1 / alpha)
+    t = (ratio**psi * (1 - weight_N) * (alpha + beta) / alpha) ** (1 / beta)
+    return Growth(ratio, s, t, ratio * t, s * ratio * t)

@@ -7,17 +7,15 @@ import numpy as np
 import pandas as pd
 
 from analysis import capacity, reference
-from analysis.findings import brief
 from analysis.fitting import fit
 from analysis.results import Fit
 from analysis.transfer import MOST_EPOCHS
+from analysis.wording import brief
 from mscale.errors import MscaleError
 
 RATIOS = (2, 4, 8, 16)
 # A language alone at fewer sizes cannot tell its A and E apart.
 LEAST_SIZES = 3
-# Draws of a fit are resampled; fewer distinct ones than this are no distribution.
-LEAST_DRAWS = 100
 
 
 def fit_chinchilla(
@@ -110,26 +108,26 @@ def capacity_answer(rows: pd.DataFrame, level: float, seed: int) -> dict:
         found = fit("capacity", table, seed=seed)
     except MscaleError as error:
         return {**answer, "reason": str(error), "law": unfitted("capacity", str(error))}
-    draws = found.draws()
     law, _ = describe(found, table, level, [])
     answer["law"] = law
     names = ("phi", "psi", "alpha", "beta")
     params = {name: float(found.params[name]) for name in names}
     reasons = found.identification()
     bad = [name for name in names if name in reasons]
-    place = {name: index for index, name in enumerate(found.names)}
-    drawn = {name: draws[:, place[name]] for name in names}
-    tails = [(1 - level) / 2, (1 + level) / 2]
+    # The exponents of r, whose intervals are those of the multipliers at any r.
+    exponents = [found.interval_of(exponent, level).iloc[0] for exponent in (_size, _data, _compute)]
     for ratio in RATIOS:
         point = capacity.growth(ratio, **params)
-        n = ratio ** (drawn["phi"] / drawn["alpha"])
-        d = ratio ** (1 + drawn["psi"] / drawn["beta"])
         row: dict[str, Any] = {"ratio": ratio, "N": point.N, "D_tot": point.D_tot, "C": point.C}
-        for name, values in (("N", n), ("D_tot", d), ("C", n * d)):
-            row[f"{name}_low"], row[f"{name}_high"] = np.quantile(values, tails)
+        for name, exponent in zip(("N", "D_tot", "C"), exponents, strict=True):
+            with np.errstate(over="ignore"):
+                row[f"{name}_low"], row[f"{name}_high"] = ratio ** exponent[["low", "high"]].to_numpy(float)
         answer["multipliers"].append(row)
+    answer["exponents"] = {
+        name: exponent.to_dict() for name, exponent in zip(("N", "D_tot", "C"), exponents, strict=True)
+    }
     answer["reason"] = (
-        f"{', '.join(bad)}: {reasons[bad[0]]}" if bad else _untrustworthy(answer["multipliers"], draws)
+        f"{', '.join(bad)}: {reasons[bad[0]]}" if bad else _untrustworthy(answer["multipliers"])
     )
     answer["identified"] = not answer["reason"]
     answer["lines"] = _capacity_lines(found, table)
@@ -138,17 +136,27 @@ def capacity_answer(rows: pd.DataFrame, level: float, seed: int) -> dict:
         middle = middle if len(middle) else table
         weights = _weight(found, middle)
         for ratio in RATIOS[:3]:
-            exponents = (params["phi"], params["psi"], params["alpha"], params["beta"])
-            curve = capacity.iso_loss(ratio, weights, *exponents)
+            powers = (params["phi"], params["psi"], params["alpha"], params["beta"])
+            curve = capacity.iso_loss(ratio, weights, *powers)
             limit = capacity.feasibility_limit(ratio, weights, params["phi"], params["alpha"])
             answer["iso"] += [{**row, "ratio": ratio, "limit": limit} for row in curve.to_dict("records")]
     return answer
 
 
-def _untrustworthy(multipliers: list[dict], draws: np.ndarray) -> str:
+def _size(p: Any) -> Any:
+    return p.phi / p.alpha
+
+
+def _data(p: Any) -> Any:
+    return 1.0 + p.psi / p.beta
+
+
+def _compute(p: Any) -> Any:
+    return 1.0 + p.phi / p.alpha + p.psi / p.beta
+
+
+def _untrustworthy(multipliers: list[dict]) -> str:
     """Why the multipliers' intervals cannot be believed, or the empty string."""
-    if len(np.unique(draws[:, 0])) < LEAST_DRAWS:
-        return "the fit is so flat in some direction that its draws collapse onto a few points"
     for row in multipliers:
         for name in ("N", "D_tot", "C"):
             if not row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]:
@@ -156,7 +164,7 @@ def _untrustworthy(multipliers: list[dict], draws: np.ndarray) -> str:
     # Multipliers are ratios of exponents: they mean something only where their interval is not absurd.
     last = multipliers[-1]
     wide = max(last[f"{name}_high"] / max(last[f"{name}_low"], 1e-9) for name in ("N", "D_tot"))
-    return "" if wide < 30 else "the intervals are too wide"
+    return "" if np.isfinite(wide) and wide < 30 else "the intervals are too wide"
 
 
 def _weight(found: Fit, table: pd.DataFrame) -> float:
@@ -237,6 +245,7 @@ def describe(
         "groups": int(table["group"].nunique()),
         "notes": [*notes, *found.notes],
         "reason": "",
+        "saved": found.to_json(),
     }
     return law, points.to_dict("records")
 

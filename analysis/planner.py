@@ -4,14 +4,13 @@ Where both can answer, the study does. The published figures carry no intervals,
 neither supports is refused with the fit that is missing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 
-from analysis import capacity, crossover, reference
+from analysis import capacity, crossover, growth_plan, reference
 from analysis.transfer import effective_transfer
 from analysis.transfer_findings import main_matrix
 from analysis.wording import count, signed, span
@@ -19,22 +18,31 @@ from mscale.errors import MscaleError, nearest
 
 PUBLISHED = "published (Longpre et al. 2026; interval not published)"
 STUDY = "this study"
+PREDICTED = "this study, predicted from other pairs"
 # The published runs reach from 9M to 8B parameters; a decade beyond is flagged, more is refused.
 PUBLISHED_PARAMS = (9e6, 8e9)
+# Of the published transfer matrix, and the most languages of a uniform mixture.
+PUBLISHED_SIZE, PUBLISHED_TOKENS, PUBLISHED_LANGUAGES = 2e9, 42e9, 50
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A decision: what to do, the rows behind it, where they are from, and the reasons for and against it."""
+    """A decision: what to do, the rows behind it, where they are from, and the reasons for and against it.
+
+    `more`: further tables, (title, rows).
+    """
 
     text: str
     rows: tuple[dict, ...]
     basis: str
     reasons: tuple[str, ...] = ()
+    more: tuple[tuple[str, tuple[dict, ...]], ...] = ()
 
 
 def languages(target: str, results: Mapping[str, Any] | None = None) -> Answer:
     """Sources to train together with ``target``, best first: score, interval, and the worth τ of a token.
+
+    Scores that were measured come first, then those predicted for pairs that were not run, then the paper's.
 
     Raises:
       MscaleError: neither the study nor the paper has a score for the target.
@@ -46,7 +54,16 @@ def languages(target: str, results: Mapping[str, Any] | None = None) -> Answer:
             keep = {name: row[name] for name in ("source", "score", "low", "high", "tau")}
             rows.append({**keep, "basis": STUDY})
     known = {row["source"] for row in rows}
-    paper = reference.published_transfer()
+    # The basis sorts: what was measured before what is predicted, the study before the paper.
+    predicted = results["transfer"].get("predicted", {}).get("cells", ()) if results else ()
+    for row in predicted:
+        if row["target"] == target and row["source"] not in known:
+            keep = {name: row[name] for name in ("source", "score", "low", "high")}
+            rows.append({**keep, "tau": float(effective_transfer(row["score"])), "basis": PREDICTED})
+            known.add(row["source"])
+    # Generated languages may bear the codes of natural ones, of which the paper speaks.
+    generated = bool(results and results.get("truth"))
+    paper = reference.published_transfer().head(0 if generated else None)
     alias = reference.ALIASES.get(target, target)
     for entry in paper[paper["target"] == alias].dropna().to_dict("records"):
         if entry["source"] not in known:
@@ -57,14 +74,14 @@ def languages(target: str, results: Mapping[str, Any] | None = None) -> Answer:
         names = sorted({row["target"] for row in measured} | set(paper["target"]))
         raise MscaleError(
             f"no transfer score for {target!r}{nearest(target, names)}: neither the study nor the paper "
-            "(38 languages) "
-            "measured it; run it alone and in 50/50 pairs with the candidates"
+            "(38 languages) measured it; run it alone and in 50/50 pairs with the candidates"
         )
-    rows.sort(key=lambda row: (row["basis"] != STUDY, -row["score"]))
+    order = (STUDY, PREDICTED, PUBLISHED)
+    rows.sort(key=lambda row: (order.index(row["basis"]), -row["score"]))
     best = rows[0]
     helps = best["score"] > 0 if best["low"] is None else best["low"] > 0
     worth = f"a token of {best['source']} is worth {best['tau']:.2f} tokens of {target}"
-    interval = f" ({span(best['low'], best['high'])})" if best["basis"] == STUDY else ""
+    interval = f" ({span(best['low'], best['high'])})" if best["basis"] != PUBLISHED else ""
     text = (
         f"Train {target} with {best['source']}: score {signed(best['score'])}{interval}; {worth}."
         if helps
@@ -74,6 +91,9 @@ def languages(target: str, results: Mapping[str, Any] | None = None) -> Answer:
         "scores do not add: two sources together may give less than either promises",
         f"scores are from {best['basis']} and drift with size and budget",
     ]
+    if best["basis"] == PUBLISHED:
+        size, budget = count(PUBLISHED_SIZE), count(PUBLISHED_TOKENS)
+        reasons.append(f"the paper measured at {size} parameters and d = {budget} tokens; yours may differ")
     return Answer(text, tuple(rows), best["basis"], tuple(reasons))
 
 
@@ -82,31 +102,32 @@ def expand(
 ) -> Answer:
     """Parameters, tokens (of all languages) and compute that keep the loss when K grows.
 
+    From a fit also the point of least compute, where the start is not compute-optimal.
+
     Raises:
-      MscaleError: numbers that are not positive.
+      MscaleError: numbers that are not positive, or a size too far from any that was measured.
     """
     if not (k_from > 0 and k_to > 0 and params > 0 and tokens > 0):
         raise MscaleError("expand: languages, parameters and tokens must be positive")
     ratio = k_to / k_from
     answer = results["capacity"] if results else None
-    reasons = ["assumes uniform sampling and a compute-optimal start"]
+    reasons = []
     if answer and answer["identified"]:
-        values = {row["name"]: row for row in results["laws"]["capacity"]["parameters"]}  # type: ignore[index]
-        growth = capacity.growth(
-            ratio, *(values[name]["estimate"] for name in ("phi", "psi", "alpha", "beta"))
-        )
-        basis = STUDY
-        low, high = results_range(results or {})
-        if not low / 10 <= params <= high * 10:
-            reasons.append(
-                f"{count(params)} parameters are far from the study's {count(low)} to {count(high)}"
-            )
-    else:
-        growth, basis = capacity.published_growth(ratio), PUBLISHED
-        if answer:
-            reasons.append(f"the study's own growth is not identified: {answer['reason']}")
-        _check_published(params, reasons)
-    row = {
+        return _expand_from_fit(k_from, ratio, params, tokens, results or {})
+    growth, basis = capacity.published_growth(ratio), PUBLISHED
+    if answer:
+        reasons.append(f"the study's own growth is not identified: {answer['reason']}")
+    _check_published(params, reasons)
+    reasons += ["assumes uniform sampling and a compute-optimal start"]
+    if k_to > PUBLISHED_LANGUAGES:
+        reasons.append(f"the paper fitted mixtures of up to {PUBLISHED_LANGUAGES} languages: extrapolated")
+    row = _grown(growth, params, tokens)
+    return Answer(_grown_text(k_from, ratio, row, basis), (row,), basis, tuple(reasons))
+
+
+def _grown(growth: capacity.Growth, params: float, tokens: float) -> dict[str, Any]:
+    return {
+        "what": "same balance of size and data",
         "parameters": params * growth.N,
         "tokens": tokens * growth.D_tot,
         "flops": 6 * params * tokens * growth.C,
@@ -114,13 +135,47 @@ def expand(
         "times_tokens": growth.D_tot,
         "times_flops": growth.C,
     }
-    text = (
-        f"From {k_from:g} to {k_to:g} languages at the same loss: {count(row['parameters'])} parameters "
-        f"(×{growth.N:.2f}), "
-        f"{count(row['tokens'])} tokens (×{growth.D_tot:.2f}), {count(row['flops'])} FLOPs "
-        f"(×{growth.C:.2f}); {basis}."
+
+
+def _grown_text(k_from: float, ratio: float, row: dict, basis: str, interval: str = "") -> str:
+    return (
+        f"From {k_from:g} to {k_from * ratio:g} languages at the same loss: {count(row['parameters'])} parameters "
+        f"(×{row['times_parameters']:.2f}), {count(row['tokens'])} tokens (×{row['times_tokens']:.2f}), "
+        f"{count(row['flops'])} FLOPs (×{row['times_flops']:.2f}{interval}); {basis}."
     )
-    return Answer(text, (row,), basis, tuple(reasons))
+
+
+def _expand_from_fit(
+    k_from: float, ratio: float, params: float, tokens: float, results: Mapping[str, Any]
+) -> Answer:
+    values = {row["name"]: row for row in results["laws"]["capacity"]["parameters"]}
+    powers = tuple(values[name]["estimate"] for name in ("phi", "psi", "alpha", "beta"))
+    row = _grown(capacity.growth(ratio, *powers), params, tokens)
+    for name, exponent in results["capacity"].get("exponents", {}).items():
+        ends = sorted(ratio ** exponent[side] for side in ("low", "high"))
+        column = {"N": "times_parameters", "D_tot": "times_tokens", "C": "times_flops"}[name]
+        row[f"{column}_low"], row[f"{column}_high"] = ends
+    low, high = row.get("times_flops_low"), row.get("times_flops_high")
+    interval = f", {low:.2f} to {high:.2f}" if low is not None else ""
+    reasons = ["assumes uniform sampling; exponents are common to the languages"]
+    check_range(params, results, reasons)
+    ks = [point["K"] for point in results["capacity"]["points"]]
+    if ks and not min(ks) <= k_from * ratio <= max(ks):
+        reasons.append(
+            f"{k_from * ratio:g} languages are outside the mixtures that were run, {min(ks):g} to {max(ks):g}"
+        )
+    rows, text = [row], _grown_text(k_from, ratio, row, STUDY, interval)
+    cheapest = growth_plan.least_compute(results, k_from, ratio, params, tokens)
+    if cheapest:
+        rows.append(cheapest)
+        reasons.append(cheapest.pop("why"))
+        text += (
+            f" Least compute at that loss: {count(cheapest['parameters'])} parameters, "
+            f"{count(cheapest['tokens'])} tokens, {count(cheapest['flops'])} FLOPs "
+            f"(×{cheapest['times_flops']:.2f}, {cheapest['times_flops_low']:.2f} to "
+            f"{cheapest['times_flops_high']:.2f})."
+        )
+    return Answer(text, tuple(rows), STUDY, tuple(reasons))
 
 
 def start(target: str, params: float, tokens: float, results: Mapping[str, Any] | None = None) -> Answer:
@@ -143,12 +198,31 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
             low, high = (row["tokens"], np.inf) if row["bound"] == "at least" else (0.0, row["tokens"])
         close = low < tokens < high
         what = "too close to call" if close else "from scratch" if tokens >= high else "from the checkpoint"
+        if close and row["status"] == "bound":
+            ahead = "continuing is still" if row["bound"] == "at least" else "scratch is already"
+            what = f"not within the data ({ahead} ahead at {count(row['tokens'])})"
+        gap, reasons = _gap(results or {}, row, tokens)
         text = (
             f"{target} at {count(params)} parameters and {count(tokens)} tokens: {what}. The crossover lies "
-            f"{span(low or None, high if np.isfinite(high) else None, count)} tokens."
+            f"{span(low or None, high if np.isfinite(high) else None, count)} tokens.{gap}"
         )
-        return Answer(text, (dict(row),), STUDY, ("one multilingual checkpoint was continued",))
-    reasons: list[str] = []
+        names = (
+            "scale",
+            "tokens",
+            "low",
+            "high",
+            "status",
+            "bound",
+            "gap",
+            "gap_low",
+            "gap_high",
+            "gap_tokens",
+        )
+        shown = {name: row[name] for name in names}
+        return Answer(text, (shown,), STUDY, ("one multilingual checkpoint was continued", *reasons))
+    reasons = []
+    if results:
+        reasons.append(_no_crossover(target, params, results))
     _check_published(params, reasons)
     law = float(crossover.PUBLISHED.tokens(params))
     other = float(crossover.PUBLISHED_LEGEND.tokens(params))
@@ -178,148 +252,64 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
     return Answer(text, (row,), PUBLISHED, tuple(reasons))
 
 
-@dataclass(frozen=True)
-class Laws:
-    """ATLAS laws of T languages over the same L languages: E, A, B (T,), α, β, and τ (T, L), τ_tt = 1."""
-
-    targets: tuple[str, ...]
-    sources: tuple[str, ...]
-    E: np.ndarray
-    A: np.ndarray
-    B: np.ndarray
-    alpha: float
-    beta: float
-    tau: np.ndarray
-
-    def loss(self, rates: np.ndarray, params: float, tokens: float) -> np.ndarray:
-        """Loss (T,) at sampling rates (L,); NaN where the law has nothing to say (D_eff ≤ 0.01·D_t)."""
-        effective = tokens * (self.tau @ rates)
-        own = tokens * rates[[self.sources.index(name) for name in self.targets]]
-        bad = (effective <= 0.01 * own) | (effective <= 0)
-        data = self.B * np.where(bad, np.nan, effective) ** -self.beta
-        return self.E + self.A * params**-self.alpha + data
-
-
-def atlas_laws(results: Mapping[str, Any], targets: Sequence[str]) -> Laws:
-    """The fitted ATLAS laws of ``targets`` from results.
-
-    Raises:
-      MscaleError: the law was not fitted, or not for one of the targets.
-    """
-    law = results["laws"]["atlas"]
-    if not law["fitted"]:
-        raise MscaleError(f"mixture: the ATLAS law is not fitted ({law['reason']})")
-    values = {row["name"]: row["estimate"] for row in law["parameters"]}
-    sources = tuple(results["study"]["trained_languages"])
-    for name in targets:
-        if f"E[{name}]" not in values and not ("E" in values and len(sources) == 1):
-            raise MscaleError(
-                f"mixture: no ATLAS law of {name!r}{nearest(name, sources)}; fitted: {', '.join(sources)}"
-            )
-
-    def get(name: str, target: str) -> float:
-        return float(values.get(f"{name}[{target}]", values.get(name, np.nan)))
-
-    tau = np.array(
-        [
-            [
-                1.0
-                if source == target
-                else values.get(
-                    f"tau[{target},{source}]",
-                    values.get(f"tau_other[{target}]", values.get("tau_other", 0.0)),
-                )
-                for source in sources
-            ]
-            for target in targets
-        ],
-        dtype=float,
-    )
-    E, A, B = (np.array([get(name, target) for target in targets]) for name in ("E", "A", "B"))
-    return Laws(tuple(targets), sources, E, A, B, float(values["alpha"]), float(values["beta"]), tau)
-
-
-def best_mixture(
-    laws: Laws, flops: float, weights: np.ndarray, *, worst: bool = False, starts: int = 6, seed: int = 0
-) -> tuple[np.ndarray, float, float]:
-    """Rates (L,), N and the objective that minimise the weighted (or the worst) loss at C = 6·N·D FLOPs.
-
-    By gradient on the simplex (rates are a softmax) and log N together, from several starts. Data are taken as
-    never repeated.
-    """
-    L = len(laws.sources)
-    weights = np.asarray(weights, dtype=float) / np.sum(weights)
-    middle = 0.5 * np.log(flops / 6 / 20)
-
-    def objective(theta: np.ndarray) -> float:
-        rates, n = _softmax(theta[:L]), float(np.exp(theta[L]))
-        losses = laws.loss(rates, n, flops / 6 / n)
-        if not np.isfinite(losses).all():
-            return 1e6
-        # The worst loss as a smooth maximum, sharp to 1/500 nat.
-        return (
-            float(np.log(np.exp(500 * (losses - losses.max())).sum()) / 500 + losses.max())
-            if worst
-            else float(weights @ losses)
-        )
-
-    rng = np.random.default_rng(seed)
-    best = None
-    for index in range(starts):
-        theta = np.append(
-            rng.normal(0, 0 if index == 0 else 1.5, L), middle + (0 if index == 0 else rng.normal())
-        )
-        bounds = [(-14.0, 14.0)] * L + [(np.log(1e2), np.log(flops / 6e2))]
-        found = minimize(
-            objective, theta, method="L-BFGS-B", bounds=bounds, options={"maxiter": 2000, "maxfun": 60_000}
-        )
-        if best is None or found.fun < best.fun:
-            best = found
-    assert best is not None
-    return _softmax(best.x[:L]), float(np.exp(best.x[L])), float(best.fun)
-
-
-def mixture(
-    targets: Sequence[str],
-    flops: float,
-    results: Mapping[str, Any],
-    *,
-    weights: Sequence[float] | None = None,
-    worst: bool = False,
-) -> Answer:
-    """The mixture, size and tokens that minimise the targets' loss at a compute budget, beside uniform sampling.
-
-    Raises:
-      MscaleError: no fitted ATLAS law, or weights that do not match the targets.
-    """
-    if weights is not None and (len(weights) != len(targets) or min(weights) < 0 or sum(weights) <= 0):
-        raise MscaleError(
-            f"mixture: {len(targets)} targets need as many weights, none negative, not all zero"
-        )
-    if not flops > 0:
-        raise MscaleError("mixture: FLOPs must be positive")
-    laws = atlas_laws(results, targets)
-    shares = np.ones(len(targets)) if weights is None else np.asarray(weights, dtype=float)
-    rates, params, value = best_mixture(laws, flops, shares, worst=worst)
-    tokens = flops / 6 / params
-    uniform = np.isin(laws.sources, targets) / len(targets)
-    plain = laws.loss(uniform, params, tokens)
-    plain_value = float(plain.max() if worst else shares @ plain / shares.sum())
-    rows = [
-        {"language": name, "rate": float(rate), "tokens": float(rate * tokens)}
-        for name, rate in sorted(zip(laws.sources, rates, strict=True), key=lambda item: -item[1])
-        if rate > 1e-4
+def _gap(results: Mapping[str, Any], row: Mapping[str, Any], tokens: float) -> tuple[str, list[str]]:
+    """How close the call is: the loss from scratch minus that of continuing at so many tokens, and its interval."""
+    curve = [
+        point
+        for point in results["crossover"].get("gaps", ())
+        if point["language"] == row["language"] and point["scale"] == row["scale"]
     ]
-    shown = ", ".join(f"{row['language']} {row['rate']:.0%}" for row in rows[:6])
-    what = "worst loss" if worst else "weighted loss"
-    low, high = results_range(results)
-    reasons = [f"uniform sampling of the targets at this size gives {plain_value:.4f} by the same laws"]
-    if not low <= params <= high:
+    if not curve:
+        return "", []
+    x = np.log([point["tokens"] for point in curve])
+    at = float(np.clip(np.log(tokens), x[0], x[-1]))
+    gap, low, high = (
+        float(np.interp(at, x, [np.nan if point[name] is None else point[name] for point in curve]))
+        for name in ("gap", "low", "high")
+    )
+
+    def nats(value: float | None) -> str:
+        return signed(value, 3)
+
+    ends = span(None if np.isnan(low) else low, None if np.isnan(high) else high, nats)
+    where = f"at {count(tokens)} tokens"
+    reasons = []
+    if not np.exp(x[0]) * 0.99 <= tokens <= np.exp(x[-1]) * 1.01:
+        where = f"at {count(float(np.exp(at)))}, the nearest tokens that both runs have,"
         reasons.append(
-            f"{count(params)} parameters are outside the study's {count(low)} to {count(high)}: extrapolated"
+            f"{count(tokens)} tokens are outside the runs, {count(float(np.exp(x[0])))} to "
+            f"{count(float(np.exp(x[-1])))}: nothing is extrapolated"
         )
-    text = f"Train {count(params)} parameters on {count(tokens)} tokens of {shown}: {what} {value:.4f}."
-    return Answer(text, tuple(rows), STUDY, tuple(reasons))
+    return f" Scratch minus continued {where} is {nats(gap)} nats ({ends}).", reasons
+
+
+def _no_crossover(target: str, params: float, results: Mapping[str, Any]) -> str:
+    found = sorted(
+        {
+            f"{row['language']} at {count(row['params'])}"
+            for row in results["crossover"]["table"]
+            if row["status"] != "missing"
+        }
+    )
+    return (
+        f"the study has no crossover of {target} within a factor of two of {count(params)} parameters "
+        f"({', '.join(found) or 'it has none at all'}): run it from scratch and from the checkpoint there"
+    )
+
+
+def check_range(params: float, results: Mapping[str, Any], reasons: list[str]) -> None:
+    """Flags a size outside the study's; raises MscaleError where it is hopelessly so."""
+    low, high = results_range(results)
+    if not low / 100 <= params <= high * 100:
+        raise MscaleError(
+            f"{count(params)} parameters are more than a hundredfold outside the study's runs, {count(low)} to "
+            f"{count(high)}: its laws support no answer there; run sizes nearer to it"
+        )
+    if not low <= params <= high:
+        far = "far " if not low / 10 <= params <= high * 10 else ""
+        reasons.append(
+            f"{count(params)} parameters are {far}outside the study's {count(low)} to {count(high)}: extrapolated"
+        )
 
 
 def results_range(results: Mapping[str, Any]) -> tuple[float, float]:
@@ -328,18 +318,14 @@ def results_range(results: Mapping[str, Any]) -> tuple[float, float]:
     return float(min(sizes)), float(max(sizes))
 
 
-def _softmax(theta: np.ndarray) -> np.ndarray:
-    shifted = np.exp(theta - theta.max())
-    return shifted / shifted.sum()
-
-
 def _check_published(params: float, reasons: list[str]) -> None:
     low, high = PUBLISHED_PARAMS
     if not low / 10 <= params <= high * 10:
+        more = f" ({reasons[0]})" if reasons else ""
         raise MscaleError(
             f"{count(params)} parameters are more than tenfold outside the published runs ({count(low)} "
             f"to {count(high)}): "
-            "the published figures support no answer; fit your own runs"
+            f"the published figures support no answer; fit your own runs{more}"
         )
     if not low <= params <= high:
         reasons.append(

@@ -1,55 +1,17 @@
 """The planner of analysis (`analysis.planner`); `tests/test_planner.py` is that of sweeps."""
 
-import itertools
-
 import numpy as np
+import pandas as pd
+import planted_mixtures
 import pytest
 
-from analysis import planner
+from analysis import planner, simulate
+from analysis.co_training import co_training
+from analysis.fitting import fit
+from analysis.mixture_plan import mixture
+from analysis.next_runs import BUDGETS, Candidate, after, next_runs, slopes_of
+from analysis.sensitivity import covariance
 from mscale.errors import MscaleError
-
-
-def laws(seed=0, count=3):
-    rng = np.random.default_rng(seed)
-    names = tuple("abcde"[:count])
-    tau = rng.uniform(-0.05, 0.6, (count, count))
-    np.fill_diagonal(tau, 1)
-    return planner.Laws(
-        names, names, rng.uniform(0.8, 1.2, count), rng.uniform(10, 20, count), rng.uniform(15, 40, count),
-        0.35, 0.3, tau,
-    )  # fmt: skip
-
-
-def brute_force(found, flops, weights, worst, steps=24):
-    best = np.inf
-    for cut in itertools.product(range(steps + 1), repeat=len(found.sources) - 1):
-        if sum(cut) > steps:
-            continue
-        rates = np.array([*cut, steps - sum(cut)]) / steps
-        for n in np.geomspace(np.sqrt(flops / 6 / 20) / 30, np.sqrt(flops / 6 / 20) * 30, 60):
-            losses = found.loss(rates, n, flops / 6 / n)
-            if np.isfinite(losses).all():
-                best = min(best, losses.max() if worst else weights @ losses / weights.sum())
-    return best
-
-
-@pytest.mark.parametrize(("seed", "worst"), [(0, False), (1, False), (2, True)])
-def test_the_mixture_is_no_worse_than_brute_force_and_near_it(seed, worst):
-    found, flops, weights = laws(seed), 1e14, np.array([3.0, 1.0, 1.0])
-    rates, params, value = planner.best_mixture(found, flops, weights, worst=worst)
-    assert rates.sum() == pytest.approx(1) and (rates >= 0).all()
-    exact = found.loss(rates, params, flops / 6 / params)
-    assert value == pytest.approx(exact.max() if worst else weights @ exact / weights.sum(), abs=5e-3)
-    grid = brute_force(found, flops, weights, worst)
-    assert value <= grid + (3e-3 if worst else 1e-6) and value >= grid - 0.02
-
-
-def test_the_mixture_beats_uniform_on_planted_laws():
-    for seed in range(3):
-        found, flops, weights = laws(seed, 4), 1e14, np.array([4.0, 1.0, 1.0, 0.0])
-        _, params, value = planner.best_mixture(found, flops, weights)
-        uniform = found.loss(np.full(4, 0.25), params, flops / 6 / params)
-        assert value < weights @ uniform / weights.sum()
 
 
 def test_published_answers():
@@ -73,8 +35,17 @@ def test_refusals_say_what_is_missing():
     with pytest.raises(MscaleError, match="tenfold outside"):
         planner.start("en", 1e5, 1e6)
     unfitted = {"laws": {"atlas": {"fitted": False, "reason": "no exposure"}}}
-    with pytest.raises(MscaleError, match="not fitted"):
-        planner.mixture(["a"], 1e14, unfitted)
+    with pytest.raises(MscaleError, match="ATLAS law, which is not fitted: no exposure"):
+        mixture(["a"], 1e14, unfitted)
+    with pytest.raises(MscaleError, match="ATLAS law, which is not fitted: no exposure"):
+        co_training("a", unfitted, 1e14)
+    with pytest.raises(MscaleError, match="ATLAS law, which is not fitted: no exposure"):
+        next_runs("languages", unfitted, targets=["a"])
+    with pytest.raises(MscaleError, match="no decision 'mixtures'; did you mean 'mixture'"):
+        next_runs("mixtures", unfitted)
+    older = {"laws": {"atlas": {"fitted": True, "reason": ""}}}
+    with pytest.raises(MscaleError, match="run `mscale fit` again"):
+        mixture(["a"], 1e14, older)
 
 
 def test_a_study_comes_before_the_paper():
@@ -91,3 +62,126 @@ def test_a_study_comes_before_the_paper():
     answer = planner.languages("es", results)
     assert answer.rows[0]["source"] == "xx" and answer.basis == planner.STUDY
     assert any(other["basis"] == planner.PUBLISHED for other in answer.rows)
+
+
+FLOPS = 6 * 3e5 * 1.2e7
+
+
+def test_the_mixture_is_said_with_intervals_rivals_and_reasons():
+    results = planted_mixtures.results(0)
+    answer = mixture(["a", "b", "c", "d"], FLOPS, results, weights=[2, 1, 1, 1])
+    rates = {row["language"]: row for row in answer.rows}
+    assert sum(row["rate"] for row in answer.rows) == pytest.approx(1, abs=1e-3)
+    assert all(row["low"] <= row["rate"] <= row["high"] for row in answer.rows)
+    assert rates["a"]["epochs"] == pytest.approx(rates["a"]["tokens"] / planted_mixtures.UNIQUE["a"])
+    (title, compared), *_ = answer.more
+    mine, *rivals = compared
+    assert mine["low"] < mine["loss"] < mine["high"] and mine["high"] - mine["low"] < 0.1
+    truth = planted_mixtures.true_laws(planted_mixtures.planted(0))
+    chosen = np.array([rates.get(name, {"rate": 0.0})["rate"] for name in planted_mixtures.NAMES])
+    size = mine["parameters"]
+    true = truth.loss(chosen / chosen.sum(), size, FLOPS / 6 / size)[0] @ np.array([2, 1, 1, 1]) / 5
+    assert mine["low"] <= true <= mine["high"]
+    assert len(rivals) == 4 and all(row["worse_by"] > 0 for row in rivals)
+    assert any("extrapolated" in reason for reason in answer.reasons) == (size > planted_mixtures.SIZES[-1])
+    held = mixture(["a"], FLOPS, results, params=1e5, unique={"a": 1e9})
+    assert held.rows[0]["rate"] == pytest.approx(1, abs=1e-3) and "100k parameters" in held.text
+
+
+def test_the_mixture_refuses_what_makes_no_sense():
+    results = planted_mixtures.results(0)
+    for wrong, message in (
+        ({"targets": ["a", "a"], "flops": 1e12}, "named twice"),
+        ({"targets": ["a", "b"], "flops": 1e12, "weights": [1]}, "as many weights"),
+        ({"targets": ["a", "b"], "flops": 1e12, "weights": [1, -1]}, "none negative"),
+        ({"targets": ["a"], "flops": 0}, "must be positive"),
+        ({"targets": ["q"], "flops": 1e12}, "no ATLAS law of 'q'"),
+        ({"targets": ["a"], "flops": 1e12, "unique": {"q": 1e6}}, "the laws have no such language"),
+        ({"targets": ["a"], "flops": 1e12, "unique": {"a": 0}}, "expected a positive number"),
+        ({"targets": ["a"], "flops": 1e24}, "more than a hundredfold outside"),
+    ):
+        with pytest.raises(MscaleError, match=message):
+            mixture(results=results, **wrong)
+
+
+def test_sources_help_once_ones_own_text_is_exhausted():
+    """By the planted law: fresh text of the best source is worth more than repeats from 1 + ln(1/τ)/λ epochs on."""
+    results, params = planted_mixtures.results(1), planted_mixtures.planted(1)
+    rich = co_training("c", results, 6 * 1e5 * 4e6)
+    assert "costs c more than it gives" in rich.text
+    poor = co_training("d", results, FLOPS)
+    assert "lower than alone" in poor.text and "not surely" not in poor.text
+    by = {row["source"]: row for row in poor.rows}
+    best = max(by, key=lambda name: params[f"tau[d,{name}]"])
+    assert by[best]["rate"] == max(row["rate"] for row in poor.rows) > 0.3
+    ((_, path),) = poor.more
+    assert path[1]["added"] == best and path[1]["loss"] < path[0]["loss"] - 0.01
+    exact = 1 + np.log(1 / params[f"tau[d,{best}]"]) / params["lambda"]
+    said = next(reason for reason in poor.reasons if "epochs on" in reason)
+    low, high = (float(word.strip("()")) for word in said.split("on (")[1].rstrip(")").split(" to "))
+    assert low <= exact <= high < 6 * low
+
+
+def test_information_after_a_run_is_that_of_the_run_really_added():
+    """The covariance that `next` predicts is the one of a fit with the trunk's rows added, at the same noise."""
+    found = planted_mixtures.fitted(0)
+    run = Candidate(("a", "b"), "s", planted_mixtures.SIZES[2], 6e6)
+    slopes = slopes_of(found, run, planted_mixtures.UNIQUE)
+    assert slopes.shape == (2 * len(BUDGETS), len(found.theta))
+    noise = found.noise
+    sigma2, ratio = noise.at_best(noise.sigma2)[0], noise.ratio[noise.best[0]]
+    predicted = after(covariance(found), slopes, sigma2, ratio)
+    shared = np.eye(len(slopes)) + ratio
+    information = np.linalg.inv(covariance(found)) + slopes.T @ np.linalg.inv(shared) @ slopes / sigma2
+    assert np.allclose(predicted, np.linalg.inv(information), rtol=1e-6, atol=1e-12)
+    assert (np.diag(predicted) <= np.diag(covariance(found)) + 1e-15).all()
+
+
+def test_the_recommended_run_narrows_the_decision_more_than_other_runs_do():
+    """Judged by fits of planted studies with the run really made, against other runs of the same price."""
+    results = planted_mixtures.results(0)
+    answer = next_runs("languages", results, targets=["a"])
+    assert "FLOPs" in answer.text and len(answer.rows) == 5
+    falls = [row["uncertainty_after"] for row in answer.rows]
+    assert falls == sorted(falls, reverse=True)
+    assert answer.rows[0]["uncertainty_before"] > 1.1 * falls[-1]
+    assert all("a" in row["run"].split(" at ")[0].split("+") for row in answer.rows)
+    rows, exposure = planted_mixtures.design()
+
+    def error_after(languages):
+        cells = [(languages, [planted_mixtures.SIZES[0]], (2e6, 4e6, 8e6))] * 4
+        extra, seen = simulate.mixtures(cells, unique=planted_mixtures.UNIQUE)
+        for table in (extra, seen):
+            table["run"] = "new-" + table["run"]
+        extra["group"] = "new-" + extra["group"]
+        design = pd.concat([rows, extra], ignore_index=True)
+        seen = pd.concat([exposure, seen], ignore_index=True)
+        study = simulate.study(
+            "atlas",
+            design,
+            planted_mixtures.planted(0),
+            exposure=seen,
+            sources=planted_mixtures.SOURCES,
+            seed=5,
+        )
+        made = fit("atlas", study, exposure=seen, sources=planted_mixtures.SOURCES)
+        which = [name.startswith("tau[a,") for name in made.names]
+        return np.sqrt(np.mean(np.diag(covariance(made))[which]))
+
+    assert error_after(("a", "b")) < 0.97 * error_after(("c", "d"))
+
+
+def test_next_runs_keep_to_a_budget_and_say_what_they_need():
+    results = planted_mixtures.results(0)
+    free = next_runs("mixture", results, targets=["a", "d"], flops=FLOPS)
+    cheap = next_runs("mixture", results, targets=["a", "d"], flops=FLOPS, budget=2.5 * free.rows[0]["flops"])
+    assert sum(row["flops"] for row in cheap.rows) <= 2.5 * free.rows[0]["flops"]
+    for wrong, message in (
+        ({"decision": "languages"}, "--target"),
+        ({"decision": "languages", "targets": ["q"]}, "no ATLAS law of 'q'"),
+        ({"decision": "mixture", "targets": ["a"]}, "--flops"),
+        ({"decision": "languages", "targets": ["a"], "budget": 1.0}, "no run fits into"),
+        ({"decision": "expand"}, "capacity law, which is not fitted: one K"),
+    ):
+        with pytest.raises(MscaleError, match=message):
+            next_runs(results=results, **wrong)

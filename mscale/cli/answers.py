@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from mscale.cli import FOLDER, Commands, cli, comma_list
+from mscale.errors import MscaleError
 
 
 @cli.command()
@@ -178,19 +179,21 @@ def basis(source: Path | None, prior: str | None) -> dict | None:
 def print_answer(answer: Any) -> None:
     """The decision, the rows behind it, and the reasons."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 110)
-    console.print(f"[bold]{answer.text}[/]")
-    if answer.rows:
-        names = list(answer.rows[0])
-        table = Table(*names)
-        for row in answer.rows[:20]:
-            table.add_row(*(cell(row.get(name)) for name in names))
-        console.print(table)
+    console.print(f"[bold]{escape(answer.text)}[/]")
+    for title, rows in (("", answer.rows), *answer.more):
+        if rows:
+            names = list(dict.fromkeys(name for row in rows for name in row))
+            table = Table(*names, title=title or None, title_justify="left")
+            for row in rows[:20]:
+                table.add_row(*(escape(cell(row.get(name))) for name in names))
+            console.print(table)
     console.print(f"From: {answer.basis}")
     for reason in answer.reasons:
-        console.print(f"- {reason}")
+        console.print(f"- {escape(reason)}")
 
 
 def cell(value: Any) -> str:
@@ -201,13 +204,26 @@ def cell(value: Any) -> str:
 
 @plan.command("languages")
 @click.option("--target", required=True)
+@click.option("--flops", type=float, help="Budget: how much of which, and where more hurts (needs a fit).")
+@click.option("--params", type=float, help="With --flops: hold the size.")
 @RESULTS
 @PRIOR
-def plan_languages(target: str, source: Path | None, prior: str | None) -> None:
-    """Which languages to train together with --target."""
+def plan_languages(
+    target: str, flops: float | None, params: float | None, source: Path | None, prior: str | None
+) -> None:
+    """Which languages to train together with --target, and how much of them."""
+    from analysis.co_training import co_training
     from analysis.planner import languages
 
-    print_answer(languages(target, basis(source, prior)))
+    results = basis(source, prior)
+    print_answer(languages(target, results))
+    if flops is not None:
+        if results is None:
+            raise MscaleError(
+                "plan languages --flops: how much of a source helps needs a fitted ATLAS law (its λ says how repeats "
+                "fade, and is not published): --results my-study/laws.json"
+            )
+        print_answer(co_training(target, results, flops, params))
 
 
 @plan.command("expand")
@@ -239,22 +255,85 @@ def plan_start(target: str, params: float, tokens: float, source: Path | None, p
     print_answer(start(target, params, tokens, basis(source, prior)))
 
 
+def tokens_of(_ctx: click.Context, _param: click.Parameter, value: str | None) -> dict[str, float] | None:
+    """Parses ``ca=2e9,es=5e9``."""
+    if value is None:
+        return None
+    found = {}
+    for part in value.split(","):
+        name, equals, number = part.strip().partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            equals = ""
+        if not (name and equals):
+            raise click.BadParameter(f"expected language=tokens, such as ca=2e9,es=5e9; found {part!r}")
+    return found
+
+
 @plan.command("mixture")
 @click.option("--targets", required=True, callback=comma_list)
 @click.option("--weights", callback=comma_list, help="One per target; default: equal.")
 @click.option("--flops", type=float, required=True)
 @click.option("--worst", is_flag=True, help="Minimise the worst target's loss, not the mean.")
+@click.option("--params", type=float, help="Hold the size; default: the best one.")
+@click.option("--unique", callback=tokens_of, help="Tokens there are, ca=2e9,es=5e9; default: the study's.")
 @RESULTS
 def plan_mixture(
-    targets: list[str], weights: list[str] | None, flops: float, worst: bool, source: Path | None
+    targets: list[str],
+    weights: list[str] | None,
+    flops: float,
+    worst: bool,
+    params: float | None,
+    unique: dict[str, float] | None,
+    source: Path | None,
 ) -> None:
     """The mixture, size and tokens that minimise the targets' loss; needs a study of your own."""
-    from analysis.planner import mixture
+    from analysis.mixture_plan import mixture
 
     if source is None:
         raise click.UsageError("a mixture needs fitted ATLAS laws: --results my-study/laws.json")
-    numbers = None if weights is None else [float(weight) for weight in weights]
-    print_answer(mixture(targets, flops, basis(source, None) or {}, weights=numbers, worst=worst))
+    try:
+        numbers = None if weights is None else [float(weight) for weight in weights]
+    except ValueError:
+        raise click.BadParameter(
+            f"expected numbers, found {','.join(weights or [])}", param_hint="--weights"
+        ) from None
+    found = basis(source, None) or {}
+    print_answer(mixture(targets, flops, found, weights=numbers, worst=worst, params=params, unique=unique))
+
+
+@plan.command("next")
+@click.option(
+    "--decision",
+    required=True,
+    type=click.Choice(["languages", "expand", "mixture", "pairs"]),
+    help="languages: which to train with --target; expand: what more languages cost; mixture: the best one "
+    "for --target at --flops; pairs: all transfer scores.",
+)
+@click.option("--target", "targets", callback=comma_list, help="Languages that the decision is about.")
+@click.option("--flops", type=float, help="Of the run that a mixture is for.")
+@click.option("--budget", type=float, default=float("inf"), help="FLOPs for the next runs in all.")
+@click.option("--runs", default=5, show_default=True)
+@RESULTS
+def plan_next(
+    decision: str,
+    targets: list[str] | None,
+    flops: float | None,
+    budget: float,
+    runs: int,
+    source: Path | None,
+) -> None:
+    """The runs that would most reduce the uncertainty of a decision, and their price."""
+    from analysis.next_runs import next_runs
+
+    if source is None:
+        raise click.UsageError("the next runs follow from your own: --results my-study/laws.json")
+    print_answer(
+        next_runs(
+            decision, basis(source, None) or {}, targets=targets or (), flops=flops, budget=budget, runs=runs
+        )
+    )
 
 
 @cli.command()

@@ -1,0 +1,183 @@
+"""Which mixture to run, at which size, on how many tokens.
+
+From the fitted ATLAS laws (`allocation`), counting what data there is and how repeats fade.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis import allocation
+from analysis.allocation import Allocation, Laws
+from analysis.planner import STUDY, Answer, check_range
+from analysis.results import Fit
+from analysis.saved import need_fit
+from analysis.sensitivity import draws, interval
+from analysis.wording import count, span
+from mscale.errors import MscaleError, nearest
+
+# Draws that the loss is averaged over, and draws that are each optimised on their own to see how far rates move.
+AVERAGED, REDONE = 32, 20
+
+
+def mixture(
+    targets: Sequence[str],
+    flops: float,
+    results: Mapping[str, Any],
+    *,
+    weights: Sequence[float] | None = None,
+    worst: bool = False,
+    params: float | None = None,
+    unique: Mapping[str, float] | None = None,
+) -> Answer:
+    """The mixture, size and tokens that minimise the targets' loss at a compute budget, beside what people use.
+
+    Args:
+      weights: of the targets' losses, equal by default. worst: minimise the worst target's loss in their place.
+      params: hold the size. unique: tokens that there are of a language, in place of what the study records.
+
+    Raises:
+      MscaleError: no fitted ATLAS law, or none of a target; weights that do not match the targets; a budget that
+        the study's sizes say nothing of.
+    """
+    if len(set(targets)) < len(targets):
+        raise MscaleError(f"mixture: a target is named twice: {', '.join(targets)}")
+    if weights is not None and (len(weights) != len(targets) or min(weights) < 0 or sum(weights) <= 0):
+        raise MscaleError(
+            f"mixture: {len(targets)} targets need as many weights, none negative, not all zero"
+        )
+    if not (flops > 0 and np.isfinite(flops)) or (params is not None and not params > 0):
+        raise MscaleError("mixture: FLOPs and parameters must be positive")
+    fit = need_fit(results, "atlas", "mixture")
+    limits = data_limits(results, unique, fit)
+    theta = np.concatenate([fit.theta[None], draws(fit, AVERAGED)])
+    laws = allocation.laws_of(fit, theta, targets, limits)
+    shares = np.ones(len(targets)) if weights is None else np.asarray(weights, dtype=float)
+    best = allocation.best_allocation(laws, flops, shares, worst=worst, params=params)
+    level = float(results["level"])
+    reasons: list[str] = []
+    check_range(best.params, results, reasons)
+    redone = [
+        allocation.best_allocation(
+            laws.at(slice(index, index + 1)), flops, shares, worst=worst, params=params, near=best
+        )
+        for index in range(1, REDONE + 1)
+    ]
+    rows = _rates(laws, best, redone, level)
+    compared = _compared(fit, laws, best, targets, limits, flops, shares, worst, params, level)
+    mine = compared[0]
+    size_low, size_high = np.quantile([one.params for one in redone], tails(level))
+    what = "worst loss" if worst else "weighted loss"
+    shown = ", ".join(f"{row['language']} {row['rate']:.0%}" for row in rows[:6] if row["rate"] > 0.005)
+    text = (
+        f"Train {count(best.params)} parameters ({span(size_low, size_high, count)}) on {count(best.tokens)} tokens "
+        f"of {shown}: {what} {mine['loss']:.4f} ({mine['low']:.4f} to {mine['high']:.4f})."
+    )
+    reasons += _reasons(laws, best, compared, limits)
+    rows = [row for row in rows if row["rate"] > 1e-3 or row["high"] > 0.01]
+    title = "The same compute, each at its own best size" if params is None else "The same size and compute"
+    return Answer(text, tuple(rows), STUDY, tuple(reasons), ((title, tuple(compared)),))
+
+
+def data_limits(results: Mapping[str, Any], unique: Mapping[str, float] | None, fit: Fit) -> dict[str, float]:
+    """Unique tokens of each language: the study's own, and what is given in their place."""
+    for name, value in (unique or {}).items():
+        if name not in fit.levels:
+            raise MscaleError(
+                f"unique tokens of {name!r}{nearest(name, fit.levels)}: the laws have no such language"
+            )
+        if not value > 0:
+            raise MscaleError(f"unique tokens of {name!r}: expected a positive number, found {value}")
+    return {**results["study"].get("unique_tokens", {}), **(unique or {})}
+
+
+def tails(level: float) -> tuple[float, float]:
+    return (1 - level) / 2, (1 + level) / 2
+
+
+def _rates(laws: Laws, best: Allocation, redone: Sequence[Allocation], level: float) -> list[dict[str, Any]]:
+    low, high = np.quantile([one.rates for one in redone], tails(level), axis=0)
+    rows = []
+    for index in np.argsort(-best.rates, kind="stable"):
+        tokens = float(best.rates[index] * best.tokens)
+        limit = float(laws.unique[index])
+        rows.append(
+            {
+                "language": laws.sources[index],
+                # A millionth is the softmax's way to say none.
+                "rate": round(float(best.rates[index]), 4),
+                "low": round(min(float(low[index]), float(best.rates[index])), 4),
+                "high": round(max(float(high[index]), float(best.rates[index])), 4),
+                "tokens": tokens,
+                "epochs": tokens / limit if np.isfinite(limit) else None,
+            }
+        )
+    return rows
+
+
+def _compared(
+    fit: Fit,
+    laws: Laws,
+    best: Allocation,
+    targets: Sequence[str],
+    limits: Mapping[str, float],
+    flops: float,
+    shares: np.ndarray,
+    worst: bool,
+    params: float | None,
+    level: float,
+) -> list[dict[str, Any]]:
+    """The chosen mixture and its rivals: loss, and how much worse a rival is, each with its interval."""
+
+    def loss(theta: np.ndarray, at: Allocation) -> np.ndarray:
+        there = allocation.laws_of(fit, theta, targets, limits)
+        return allocation.objective(there.loss(at.rates, at.params, at.tokens), shares, worst)
+
+    rows = []
+    value, low, high = interval(fit, lambda theta: loss(theta, best), level)
+    rows.append({"mixture": "this one", "loss": value, "low": low, "high": high, "parameters": best.params})
+    for name, rates in allocation.rivals(laws, best.tokens).items():
+        other = allocation.best_allocation(laws, flops, shares, worst=worst, params=params, rates=rates)
+        value = float(loss(fit.theta[None], other)[0])
+        row: dict[str, Any] = {"mixture": name, "loss": value, "parameters": other.params}
+        if np.isfinite(value):
+            more = interval(fit, lambda theta, at=other: loss(theta, at) - loss(theta, best), level)  # type: ignore[misc]
+            row |= {"worse_by": more[0], "worse_low": more[1], "worse_high": more[2]}
+        else:
+            row["loss"] = None
+        rows.append(row)
+    return rows
+
+
+def _reasons(
+    laws: Laws, best: Allocation, compared: Sequence[Mapping[str, Any]], limits: Mapping[str, float]
+) -> list[str]:
+    reasons = []
+    rivals = [row for row in compared[1:] if row.get("worse_by") is not None]
+    if rivals:
+        near = min(rivals, key=lambda row: row["worse_by"])
+        sure = "surely" if near["worse_low"] > 0 else "not surely"
+        reasons.append(
+            f"the best of the usual mixtures, {near['mixture']}, is worse by {near['worse_by']:.4f} nats "
+            f"({near['worse_low']:.4f} to {near['worse_high']:.4f}): {sure}"
+        )
+    unknown = [name for name in laws.sources if name not in limits]
+    if unknown:
+        reasons.append(f"no limit of data is known for {', '.join(unknown)}: give it with --unique")
+    again = [
+        f"{name} {rate * best.tokens / limit:.1f}"
+        for name, rate, limit in zip(laws.sources, best.rates, laws.unique, strict=True)
+        if rate * best.tokens > 1.05 * limit
+    ]
+    if again:
+        reasons.append(f"epochs over repeated data, whose fading the law counts: {', '.join(again)}")
+    extra = [
+        name
+        for name, rate in zip(laws.sources, best.rates, strict=True)
+        if rate > 0.01 and name not in laws.targets
+    ]
+    if extra:
+        reasons.append(f"{', '.join(extra)} are there for what they give to the targets")
+    reasons.append("bilingual τ do not simply add: mixtures unlike any that was run are the law's word alone")
+    return reasons
