@@ -28,9 +28,14 @@ from mscale.store import Store
 from mscale.vocabulary import load_vocabulary
 
 _SAMPLE_TOKENS = 2_000  # decoded to tell the script
-_MANY_EPOCHS = (
-    4.0  # beyond it a repeated token is worth markedly less than a new one (Muennighoff et al. 2023)
-)
+_MANY_EPOCHS = 4.0  # beyond it a repeated token is worth markedly less (Muennighoff et al. 2023)
+
+# What a reader must know of epochs, in colours that the colour-blind tell apart.
+_REPETITION = {
+    "not all text": "#56b4e9",
+    "1 to 4 epochs": "#009e73",
+    "more than 4 epochs": "#d55e00",
+}
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def chart(mixture: Mixture, rows: Sequence[Row], limit: int = 60) -> Any:
-    """Returns an Altair chart: tokens drawn and unique tokens of each language on a log axis, coloured by epochs.
+    """Returns an Altair chart: tokens drawn and unique tokens of each language on a log axis, coloured by repetition.
 
     Args:
       mixture: what ``rows`` are of.
@@ -140,7 +145,7 @@ def chart(mixture: Mixture, rows: Sequence[Row], limit: int = 60) -> Any:
 
     drawn = [row for row in rows[:limit] if row.tokens > 0]
     of = f" (the {len(drawn)} of the highest rates)" if len(drawn) < len(rows) else ""
-    data = alt.InlineData([asdict(row) for row in drawn])
+    data = alt.InlineData([asdict(row) | {"repetition": _repetition(row.epochs)} for row in drawn])
     languages = alt.Y("language:N", sort=[row.language for row in drawn], title=None)
     tip = [
         alt.Tooltip("language:N"),
@@ -152,14 +157,18 @@ def chart(mixture: Mixture, rows: Sequence[Row], limit: int = 60) -> Any:
     base = alt.Chart(data).encode(y=languages, tooltip=tip)
     scale = alt.Scale(type="log")
     tokens = base.mark_point(filled=True, size=60, opacity=1).encode(
-        x=alt.X("tokens:Q", scale=scale, title="tokens", axis=alt.Axis(format="~s")),
-        color=alt.Color("epochs:Q", scale=alt.Scale(type="log", scheme="viridis"), title="epochs"),
+        x=alt.X("tokens:Q", scale=scale, title="tokens", axis=alt.Axis(format="~s", grid=False)),
+        color=alt.Color(
+            "repetition:N",
+            title=None,
+            scale=alt.Scale(domain=list(_REPETITION), range=list(_REPETITION.values())),
+        ),
     )
     unique = base.mark_tick(color="black", thickness=2).encode(x=alt.X("unique_tokens:Q", scale=scale))
     between = base.mark_rule(color="lightgrey").encode(x=alt.X("unique_tokens:Q", scale=scale), x2="tokens:Q")
     title = alt.TitleParams(
         f"Mixture {mixture.name}: {sum(row.tokens for row in rows):,.3g} tokens{of}",
-        subtitle="dot: tokens drawn, coloured by epochs; tick: unique tokens there are",
+        subtitle="dot: tokens drawn; tick: unique tokens there are",
     )
     return (between + unique + tokens).properties(title=title, width=480)
 
@@ -184,6 +193,11 @@ def save(chart: Any, path: str | os.PathLike) -> None:
         text = io.StringIO()
         chart.save(text, format=kind, **({"inline": True} if kind == "html" else {}))
         atomic_write(path, text.getvalue())
+
+
+def _repetition(epochs: float) -> str:
+    below, some, many = _REPETITION
+    return below if epochs < 1 else some if epochs <= _MANY_EPOCHS else many
 
 
 def _cells(row: Row) -> tuple[str, ...]:
