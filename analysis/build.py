@@ -17,7 +17,7 @@ from mscale.errors import MscaleError
 class Spec:
     """What was asked of a fit, as plain data.
 
-    shared: parameters common to all levels. fixed: {parameter: value in the paper's units}.
+    shared: parameters common to all levels. fixed: {parameter, or parameter[level]: value in the paper's units}.
     tie: {parameter: the one it equals}. delta: Huber's threshold, None for least squares.
     """
 
@@ -63,8 +63,9 @@ def build(
         for index, parameter in enumerate(law.parameters):
             source = law.parameter(spec.tie.get(parameter.name, parameter.name))
             full = _name(source, name, spec.shared)
-            if source.name in spec.fixed:
-                offset[index] = _fixed_value(source, spec.fixed[source.name])
+            known = spec.fixed.get(full or "", spec.fixed.get(source.name))
+            if known is not None:
+                offset[index] = _fixed_value(source, known)
                 pinned.append(index)
             elif full is None:
                 offset[index] = source.absent

@@ -15,6 +15,8 @@ ALTERNATIVES = {
     "target_unique": ("unique_tokens", "U"),
 }
 COUNTS = {"params": "parameters", "target_tokens": "tokens", "tokens": "tokens"}
+RESPONSE = ("loss", "L", "y", "response")  # names under which columns= gives the fitted quantity
+FEW_TOKENS = 0.01  # tokens a parameter, below which one of the two is likely in another unit
 KEY = ("run", "step", "language", "split")
 
 
@@ -71,7 +73,7 @@ def rows(
       MscaleError: a column is missing, has no usable value, or mixes what cannot be compared.
     """
     given = dict(columns or {})
-    known = {*law.columns, "loss", "y", "response", law.response, "group"}
+    known = {*law.columns, *RESPONSE, law.response, "group"}
     for name in given:
         if name not in known:
             raise MscaleError(
@@ -81,9 +83,7 @@ def rows(
     if len(table) == 0:
         raise MscaleError("the table has no rows")
     notes: list[str] = []
-    response_given = {
-        key: value for key, value in given.items() if key in ("loss", "y", "response", law.response)
-    }
+    response_given = {key: value for key, value in given.items() if key in (*RESPONSE, law.response)}
     response = column_for(
         table,
         law,
@@ -108,11 +108,12 @@ def rows(
         if variable in law.may_be_zero:
             continue
         zero = array == 0
-        if zero.any():
+        if zero.any() and not variable.startswith("U"):
             notes.append(
                 f"{zero.sum()} rows with {names[variable]} = 0 excluded: the law says nothing about them"
             )
             keep &= ~zero
+    _unique(table, values, names, keep)
     if not keep.any():
         raise MscaleError(
             f"every row has a zero in {_listed(sorted(set(names.values())))}: nothing is left to fit"
@@ -120,6 +121,7 @@ def rows(
     _response(table, y, response, law)
     for variable, name in names.items():
         _unit(values[variable][keep], name, notes)
+    _ratio(values, names, keep, notes)
     chosen = (
         group or given.get("group") or ("group" if "group" in table else "run" if "run" in table else None)
     )
@@ -243,6 +245,34 @@ def _from_scratch(table: pd.DataFrame, law: Law, notes: list[str]) -> pd.DataFra
             f"{(~scratch).sum()} rows of runs continued from a checkpoint left out: {law.name} is a law of pretraining"
         )
     return table[scratch]
+
+
+def _unique(table: pd.DataFrame, values: Mapping[str, np.ndarray], names: Mapping, keep: np.ndarray) -> None:
+    """Tokens were seen, so some of them are unique."""
+    for variable, unique in values.items():
+        seen = values.get("D" + variable[1:]) if variable.startswith("U") else None
+        if seen is None:
+            continue
+        wrong = keep & (unique <= 0) & (seen > 0)
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            raise MscaleError(
+                f"column {names[variable]!r}, row {table.index[at]}: 0 unique tokens of {seen[at]:g} seen "
+                f"({wrong.sum()} such rows). Repetition is measured against them: give how many tokens the run had "
+                f"to draw from; where nothing repeats, as many as it saw"
+            )
+
+
+def _ratio(values: Mapping[str, np.ndarray], names: Mapping, keep: np.ndarray, notes: list[str]) -> None:
+    N, D = values.get("N"), values.get("D", values.get("D_t"))
+    if N is None or D is None:
+        return
+    middle = float(np.exp(np.mean(np.log(D[keep] / N[keep]))))
+    if middle < FEW_TOKENS:
+        notes.append(
+            f"runs saw {middle:.2g} tokens a parameter: both are expected as plain counts, so check the unit of "
+            f"{names.get('D', names.get('D_t'))!r} and {names['N']!r}"
+        )
 
 
 def _unit(array: np.ndarray, name: str, notes: list[str]) -> None:

@@ -61,7 +61,8 @@ def fit(
       per: column whose levels have parameters of their own ("auto": the law's own, where the table has several
         levels; None: one curve through all rows).
       share: parameters common to all levels (default: as the law says).
-      fixed: {parameter: value in the paper's units}. tie: {parameter: other parameter that it equals}.
+      fixed: {parameter, or parameter[level]: value in the paper's units}.
+      tie: {parameter: other parameter that it equals}.
       loss: "huber" (threshold `delta` on the residuals, the published objective; intervals by resampling
         groups), "squares" (noise shared within groups modelled; profile intervals), or "auto": huber where
         every row is its own group and there are at least 40, else squares.
@@ -72,11 +73,30 @@ def fit(
       phases: schedule phases to compare; only cooled rows ("end") by default; None takes all.
       group: column of the unit that is resampled (default "group", then "run", then the row).
       few_groups: fit even with fewer groups than parameters + 3 (intervals are then worth little).
-      options: what the law's own preparation takes (ATLAS: variant, sources, count).
+      options: what the law's own preparation takes (ATLAS: variant, sources, count). Of the data-constrained law,
+        two_stage=True fits as Muennighoff et al. did (`_in_two_stages`).
 
     Raises:
       MscaleError: bad input, or too little of it; the message says what to do.
     """
+    if law == "data_constrained" and options.pop("two_stage", False):
+        how: dict[str, Any] = dict(
+            exposure=exposure,
+            target=target,
+            per=per,
+            share=share,
+            tie=tie,
+            loss=loss,
+            delta=delta,
+            residual=residual,
+            weights=weights,
+            priors=priors,
+            phases=phases,
+            group=group,
+            few_groups=few_groups,
+            seed=seed,
+        )
+        return _in_two_stages(_table(table, None), columns, fixed or {}, how)
     table = _table(table, weights)
     law, table, options = laws.prepare(law, table, exposure=exposure, target=target, **options)
     if residual is not None:
@@ -135,6 +155,47 @@ def fit(
         spec=dataclasses.asdict(spec),
         _cache=known,
     )
+
+
+def _in_two_stages(
+    table: pd.DataFrame, columns: Mapping[str, str] | None, fixed: Mapping[str, float], how: dict[str, Any]
+) -> Fit:
+    """Chinchilla's parameters from the runs that repeat nothing, then R_D* and R_N* from all, the others held.
+
+    As the law was published (Muennighoff et al. 2023, section 5). The intervals of the two take the rest as known,
+    so they are narrower than those of the joint fit, which is the default.
+    """
+    law = laws.LAWS["data_constrained"]
+    names = {
+        v: checks.column_for(table, law, v, default, columns or {}) for v, default in law.columns.items()
+    }
+    D, U = (pd.to_numeric(table[names[v]], errors="coerce") for v in ("D", "U"))
+    once = (D <= U).to_numpy()
+    if not once.any() or once.all():
+        raise MscaleError(
+            f"two_stage=True: {once.sum()} of {len(table)} rows see their data once ({names['D']} <= {names['U']}); "
+            f"the first stage needs such rows and the second others: add runs, or fit jointly"
+        )
+    plain = {key: name for key, name in (columns or {}).items() if key != "U"}
+    share = how["share"]
+    first_share = [name for name in (law.share if share is None else share) if name not in ("R_D", "R_N")]
+    weights = how["weights"]
+    first = fit(
+        "chinchilla",
+        table[once],
+        {**plain, "N": names["N"], "D": names["D"]},
+        fixed=fixed,
+        **{
+            **how,
+            "share": first_share,
+            "weights": weights if weights is None or isinstance(weights, str) else np.asarray(weights)[once],
+        },
+    )
+    held = {name: float(first.params[name]) for name in first.names}
+    second = fit("data_constrained", table, columns, fixed={**held, **fixed}, **how)
+    known = ", ".join(f"{name} {value:.4g}" for name, value in held.items())
+    note = f"two stages: {known} are those of {once.sum()} rows without repetition, and held"
+    return dataclasses.replace(second, notes=(note, *second.notes))
 
 
 def from_json(text: str, law: Law | None = None) -> Fit:

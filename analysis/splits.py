@@ -212,6 +212,12 @@ def judge(
     Returns: a row a (law, split): r2, low, high, r2_within, difference from the first law on the rows both predict
     with its interval, tested rows, share out of range, and why what is missing is missing.
     """
+    asked = {label: how.get("phases", ("end",)) for label, how in contenders.items()}
+    if len({None if phases is None else tuple(phases) for phases in asked.values()}) > 1:
+        raise MscaleError(
+            f"phases differ between the laws ({', '.join(f'{label}: {phases}' for label, phases in asked.items())}): "
+            f"laws are compared on the same runs in the same phase of their schedule; give all the same phases="
+        )
     records = []
     tails = [(1 - level) / 2, (1 + level) / 2]
     for split in splits:

@@ -87,6 +87,9 @@ def test_unit_of_tokens_is_questioned(table):
     found = analysis.fit("chinchilla", table.assign(target_tokens=table["target_tokens"] / 1e6))
     assert any("'target_tokens'" in note and "billions" in note for note in found.notes)
     assert not any("billions" in note for note in analysis.fit("chinchilla", table).notes)
+    large = table.assign(params=table["params"] * 1e6)
+    assert any("tokens a parameter" in note for note in analysis.fit("chinchilla", large).notes)
+    assert not any("tokens a parameter" in note for note in analysis.fit("chinchilla", table).notes)
 
 
 def test_duplicates(table):
@@ -98,7 +101,21 @@ def test_duplicates(table):
 
 def test_repetition_needs_unique_tokens(table):
     refuses("'target_unique'", table.drop(columns="target_unique"), law="data_constrained")
-    refuses("'target_unique' = 0|target_unique", table.assign(target_unique=0), law="data_constrained")
+    refuses(
+        "target_unique.*0 unique tokens of 2e\\+06 seen.*where nothing repeats",
+        table.assign(target_unique=0),
+        law="data_constrained",
+    )
+    refuses(
+        "target_unique.*row 4: 0 unique",
+        table.assign(target_unique=table["target_unique"].where(table.index != 4, 0)),
+        law="data_constrained",
+    )
+    refuses(
+        "target_unique.*row 4: found nan.*drop or mend",
+        table.assign(target_unique=table["target_unique"].where(table.index != 4)),
+        law="data_constrained",
+    )
 
 
 def test_text_where_a_number_belongs(table):

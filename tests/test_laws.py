@@ -144,6 +144,33 @@ def test_data_constrained_at_the_published_constants():
     recovered("data_constrained", table, truth, rel=5e-3)
 
 
+def test_data_constrained_in_two_stages():
+    languages, truth = ("en", "sw"), {**ATLAS, "E[sw]": 2.1, "R_D": 10.0, "R_N": 5.0}
+    design = simulate.grid(SIZES, (2e6, 6e6, 2e7), languages, seeds=2)
+    again = design.assign(run=design["run"] + "r", group=design["group"] + "r", target_unique=2.5e5)
+    table = simulate.study(
+        "data_constrained",
+        pd.concat([design, again], ignore_index=True),
+        truth,
+        trunk=0.002,
+        checkpoint=0.001,
+        seed=4,
+    )
+    staged = analysis.fit("data_constrained", table, two_stage=True)
+    first = analysis.fit("chinchilla", table[table["target_unique"] > 1e6], share=("alpha", "beta"))
+    assert staged.names == ("R_D", "R_N")
+    assert f"alpha {first.params['alpha']:.4g}" in staged.notes[0] and "E[sw]" in staged.notes[0]
+    joint = analysis.fit("data_constrained", table)
+    widths = []
+    for found in (staged, joint):
+        row = found.interval().loc["R_D"]
+        assert row["estimate"] == pytest.approx(10.0, rel=0.15)
+        widths.append(row["high"] / row["low"])
+    assert widths[0] < widths[1]  # what stage one does not know is not carried on
+    with pytest.raises(MscaleError, match="60 of 60 rows see their data once"):
+        analysis.fit("data_constrained", design.assign(loss=2.0), two_stage=True)
+
+
 def test_compute_optimal_size_is_chinchillas():
     from types import SimpleNamespace
 

@@ -84,5 +84,8 @@ def test_r2_is_pooled_and_within():
 
 
 def test_phases_are_not_mixed(table):
+    contenders = {"a": {"law": "chinchilla"}, "b": {"law": "chinchilla", "phases": ("stable",)}}
+    with pytest.raises(MscaleError, match="phases differ between the laws.*b: .'stable'"):
+        splits.judge(contenders, table, ("R2",))
     with pytest.raises(MscaleError, match="not comparable"):
         splits.predictions("chinchilla", table.assign(phase="stable"), "R2")
