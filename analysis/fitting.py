@@ -21,11 +21,10 @@ from analysis.laws.law import Law
 from analysis.losses import huber
 from analysis.problem import Problem
 from analysis.results import FORMAT, Fit
+from analysis.sufficiency import MANY, enough, few_groups_note, remarks
 from mscale.errors import MscaleError, nearest
 
 DELTA = 1e-3
-MANY = 40  # groups from which resampling them holds
-SPARE = 3  # groups needed beyond the parameters
 
 
 def fit(
@@ -126,7 +125,7 @@ def fit(
         codes[order],
         _weights(rows.table)[order],
     )
-    _enough(law, problem, names, len(group_names), few_groups)
+    enough(law, problem, names, len(group_names), few_groups)
     if priors:
         problem = _with_priors(problem, names, priors, seed)
     found = search.optima(problem, seed)
@@ -150,7 +149,7 @@ def fit(
         level=rows.level[order],
         per=per,
         columns=rows.columns,
-        notes=(*rows.notes, *_remarks(agreement, problem, theta), *_few(problem, len(group_names))),
+        notes=(*rows.notes, *remarks(agreement, problem, theta), *few_groups_note(problem, len(group_names))),
         agreement=agreement,
         spec=dataclasses.asdict(spec),
         _cache=known,
@@ -332,57 +331,6 @@ def _known(law: Law, *wanted: Any) -> None:
                 raise MscaleError(
                     f"law {law.name!r} has no parameter {name!r}{nearest(name, names)}; it has {', '.join(names)}"
                 )
-
-
-def _enough(law: Law, problem: Problem, names: tuple[str, ...], groups: int, few: bool) -> None:
-    for parameter in law.parameters:
-        for exponent, variable, _ in parameter.reference:
-            values = problem.x[variable]
-            if np.ptp(values) == 0 and any(name.split("[")[0] == exponent for name in names):
-                raise MscaleError(
-                    f"{law.columns.get(variable, variable)} ({variable}) has one value only, {values[0]:g}: "
-                    f"{exponent} and {parameter.name} cannot be told apart. Add runs at other values, fix the "
-                    f"exponent (fixed={{{exponent!r}: …}}), or fit law 'power' in what does vary"
-                )
-    size = problem.size
-    if size == 0:
-        raise MscaleError("every parameter is fixed: there is nothing to fit")
-    if np.ptp(problem.y) == 0:
-        raise MscaleError(f"every {law.response} is {problem.y[0]:g}: there is nothing to fit")
-    distinct = len({tuple(row) for row in zip(*problem.x.values(), problem.y, strict=True)})
-    listed = ", ".join(names[:8]) + (", …" if size > 8 else "")
-    if distinct < size:
-        raise MscaleError(
-            f"{distinct} distinct points for {size} parameters ({listed}): add runs, or share or fix parameters"
-        )
-    if groups < size + SPARE and not few:
-        raise MscaleError(
-            f"{groups} groups (root runs) for {size} parameters ({listed}): {size + SPARE} are needed before an "
-            f"interval means anything, so {size + SPARE - groups} more. Add runs, share or fix parameters, or "
-            f"fit all the same with few_groups=True"
-        )
-
-
-def _remarks(agreement: Mapping[str, Any], problem: Problem, theta: np.ndarray) -> list[str]:
-    found = []
-    if agreement["agreeing"] < 2 and agreement["starts"] > 1:
-        found.append(f"only one of {agreement['starts']} starts reached the optimum: treat it as local")
-    if not agreement["converged"]:
-        found.append("the optimum did not settle: some direction is flat")
-    if problem.law.constraint is not None:
-        near = problem.constraint(theta[None])[0] < 1e-3
-        if near.any():
-            found.append(f"{near.sum()} rows lie at the law's constraint: it says nothing about them")
-    return found
-
-
-def _few(problem: Problem, groups: int) -> list[str]:
-    if problem.delta is None or groups >= MANY:
-        return []
-    return [
-        f"intervals resample {groups} groups: with fewer than {MANY} they are too narrow; loss='squares' gives "
-        f"profile intervals, which are closer to nominal"
-    ]
 
 
 def _with_priors(
