@@ -46,7 +46,7 @@ def plan_table(
         if bill is result.total:
             table.add_section()
         counts = [bill.configurations, bill.trainings, bill.cells, bill.runs, bill.trunks]
-        row = [bill.tag, *(f"{count:,}" for count in counts), f"{bill.tokens:,}", f"{bill.flops:.3g}"]
+        row = [bill.tag, *(f"{count:,}" for count in counts), _tokens(bill.tokens), f"{bill.flops:.3g}"]
         if printed is not None:
             total = sum(printed.values())
             row.insert(1, f"{total if bill is result.total else printed.get(bill.tag, 0):,}")
@@ -58,6 +58,11 @@ def plan_table(
         table.add_row(*row)
     table.caption = escape("\n".join(plan_lines(study, result, where, slots, printed, statements)))
     return table
+
+
+def _tokens(count: int) -> str:
+    """Exact where it fits a column."""
+    return f"{count:,}" if count < 10**10 else f"{count:.3e}"
 
 
 def plan_lines(

@@ -165,17 +165,23 @@ class _Atlas:
 
     def __init__(self, rows: Sequence[Row]):
         self.sources = near(rows)
+        # Coefficient, tokens and unique tokens of each term: a row of 400 languages is summed once.
+        self.terms = {id(row): self._terms(row) for row in rows}
 
-    def __call__(self, row: Row, p: dict[str, float]) -> float:
-        t, other, unique = row.language, 0.0, 0.0
-        effective = saturate(row.tokens[t], row.unique[t], p["lambda"])
+    def _terms(self, row: Row) -> list[tuple[str, float, float]]:
+        t, other, unique, terms = row.language, 0.0, 0.0, []
         for name, tokens in row.tokens.items():
             if name in self.sources[t]:
-                effective += p[f"tau[{t},{name}]"] * saturate(tokens, row.unique[name], p["lambda"])
+                terms.append((f"tau[{t},{name}]", tokens, row.unique[name]))
             elif name != t:
                 other, unique = other + tokens, unique + row.unique[name]
-        if other:
-            effective += p[f"tau[{t},other]"] * saturate(other, unique, p["lambda"])
+        return [*terms, (f"tau[{t},other]", other, unique)] if other else terms
+
+    def __call__(self, row: Row, p: dict[str, float]) -> float:
+        t = row.language
+        effective = saturate(row.tokens[t], row.unique[t], p["lambda"])
+        for name, tokens, unique in self.terms[id(row)]:
+            effective += p[name] * saturate(tokens, unique, p["lambda"])
         size = p[f"A[{t}]"] * row.params ** -p["alpha"]
         return p[f"E[{t}]"] + size + p[f"B[{t}]"] * effective ** -p["beta"]
 
