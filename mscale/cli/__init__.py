@@ -107,4 +107,4 @@ def _status(command: Callable[[], Any]) -> int:
 
 
 # Each module adds its commands to ``cli``; the order is that of the way through.
-from mscale.cli import stages, sweep, answers, demo  # noqa: E402, F401  isort:skip
+from mscale.cli import stages, sweep, answers, memory, demo  # noqa: E402, F401  isort:skip
