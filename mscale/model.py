@@ -23,7 +23,7 @@ import numpy as np
 from flax import nnx
 
 from mscale.errors import MscaleError, nearest
-from mscale.partitioning import constrain
+from mscale.partitioning import constrain, splits
 from mscale.scales import Shape
 
 BASE_EMBED, BASE_LAYERS = 64, 2
@@ -280,7 +280,11 @@ class Decoder(nnx.Module):
         config = self.config
         key = None if config.dropout == 0 else dropout_key
         keys = None if key is None else jax.random.split(key, config.shape.layers + 1)
-        x_BxSxD = jnp.take(self.embedding[...], inputs_BxS, axis=0) / config.embedding_std
+        embedding_VxD = self.embedding[...]
+        if splits("vocab", config.vocab_size):
+            # Split in width too, the rows found would pass whole, those of all the batch, through every device.
+            embedding_VxD = constrain(embedding_VxD, ("vocab", None))
+        x_BxSxD = constrain(jnp.take(embedding_VxD, inputs_BxS, axis=0) / config.embedding_std)
         x_BxSxD = x_BxSxD.astype(config.dtype)
         x_BxSxD = constrain(dropout(x_BxSxD, config.dropout, None if keys is None else keys[-1]))
         blockdef, stacked = nnx.split(self.blocks)
@@ -289,13 +293,13 @@ class Decoder(nnx.Module):
             params, key = inputs
             return constrain(nnx.merge(blockdef, params)(x_BxSxD, key)), None
 
-        if config.remat == "dots":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        if config.remat != "none":
+            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            policy = dots if config.remat == "dots" else None
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-        elif config.remat == "full":
-            layer = jax.checkpoint(layer, prevent_cse=False)
         per_layer = (stacked, None if keys is None else keys[:-1])
-        if config.shape.layers <= UNROLLED_LAYERS:
+        # Only a scan keeps the compiler from computing ahead what is to be computed again.
+        if config.remat == "none" and config.shape.layers <= UNROLLED_LAYERS:
             for index in range(config.shape.layers):
                 x_BxSxD, _ = layer(x_BxSxD, jax.tree.map(lambda a, index=index: a[index], per_layer))
         else:

@@ -158,3 +158,9 @@ def constrain(x, logical: tuple[str | None, ...] = ("batch", None, None)):
     if active.empty or active.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, spec(active, logical, x.shape, _rules.get()))
+
+
+def splits(logical: str, size: int) -> bool:
+    """Whether the mesh that is in use splits a dimension of that name and size."""
+    active = jax.sharding.get_abstract_mesh()
+    return not active.empty and _axis_size(active, spec(active, (logical,), (size,), _rules.get())[0]) > 1
