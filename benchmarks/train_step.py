@@ -1,9 +1,11 @@
-"""Train-step speed: tokens/s and model FLOP/s as a share of this machine's matrix-product rate.
+"""Train-step speed: tokens/s and model FLOP/s as a share of this machine's best matrix-product rate.
 
-    python benchmarks/train_step.py [--seconds 5] [--cases nano2,gpt-0.13M] [--json out.json] [--torch]
+    python benchmarks/train_step.py [--seconds 3] [--cases nano2,gpt-0.13M] [--json out.json] [--torch]
 
-The rate of a large matrix product is measured in the same run. ``--torch`` adds a plain GPT of the same shape in
-PyTorch (an install of its own: ``pip install torch``); cases alternate, so that both see the same load.
+What is timed is the program of the train loop (``step.compiled_steps``), several steps a dispatch as there. The rate
+of matrix products is measured in the same run. ``--torch`` sets a plain GPT in PyTorch beside it (an install of its
+own: ``pip install torch``): same heads, layers and width, and as many FLOPs, its two-matrix MLP being half as wide
+again as the gated one of three. Both are timed in turns and the best turn of each counts, so both see the same load.
 """
 
 import argparse
@@ -14,10 +16,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from mscale import allocator, loss, model, optimizer, scales
+from mscale import allocator, model, optimizer, scales
+from mscale import step as training
 
 
 class Case(NamedTuple):
@@ -28,80 +30,90 @@ class Case(NamedTuple):
     batch_size: int
     sequence_length: int
 
+    @property
+    def tokens(self) -> int:
+        return self.batch_size * self.sequence_length
+
+    @property
+    def flops(self) -> int:
+        """Model FLOPs of a step: 6N and causal attention."""
+        return self.tokens * scales.flops_per_token(self.shape, self.vocab_size, self.sequence_length)
+
 
 CASES = {
     **{name: Case(shape, scales.BYTE_VOCABULARY, 16, 128) for name, shape in scales.NANO.items()},
-    "gpt-0.13M": Case(scales.Shape(4, 2, 64, 256, 16), 512, 16, 128),
-    "gpt-0.9M": Case(scales.Shape(4, 4, 128, 512, 32), 512, 16, 256),
-    "gpt-1.3M": Case(scales.Shape(4, 4, 128, 512, 32), 4096, 16, 256),
-    "gpt-5.8M": Case(scales.Shape(8, 6, 256, 1024, 32), 4096, 8, 256),
+    "gpt-0.13M": Case(scales.Shape(4, 2, 64, 176, 16), 512, 16, 128),
+    "gpt-0.9M": Case(scales.Shape(4, 4, 128, 336, 32), 512, 16, 256),
+    "gpt-1.3M": Case(scales.Shape(4, 4, 128, 336, 32), 4096, 16, 256),
+    "gpt-5.8M": Case(scales.Shape(8, 6, 256, 688, 32), 4096, 8, 256),
 }
 ACCELERATOR_CASES = {
     f"scale-{scale}": Case(scales.get(scale), scales.ATLAS_VOCABULARY, batch_size, 2048)
     for scale, batch_size in ((0, 64), (8, 32), (20, 16), (34, 8))
 }
+TURNS = 4
+Step = Callable[[], Any]
 
 
-def matrix_rate(dtype: str, seconds: float = 1.0) -> float:
-    """Best FLOP/s of a square matrix product."""
-    n = 8192 if jax.default_backend() != "cpu" else 1024
-    a = jax.random.normal(jax.random.key(0), (n, n), dtype)
-    product = jax.jit(lambda a: a @ a)
-    return 2 * n**3 / best_time(lambda: jax.block_until_ready(product(a)), seconds)
+def best_times(steps: list[Step], seconds: float) -> list[float]:
+    """Shortest call of each, after one that is not counted: each gets its ``seconds`` in four turns."""
+    times: list[list[float]] = [[] for _ in steps]
+    for step in steps:
+        step()
+    for _ in range(TURNS):
+        for step, taken in zip(steps, times, strict=True):
+            end = time.perf_counter() + seconds / TURNS
+            while not taken or time.perf_counter() < end:
+                start = time.perf_counter()
+                step()
+                taken.append(time.perf_counter() - start)
+    return [min(taken) for taken in times]
 
 
-def best_time(f: Callable[[], Any], seconds: float) -> float:
-    """Shortest of the calls that fit into ``seconds`` (at least three), after one that is not counted."""
-    f()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        f()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def matrix_rate(dtype: str, seconds: float = 0.5) -> float:
+    """Best FLOP/s of a square matrix product over a few sizes."""
+    rates = []
+    for n in (512, 1024, 2048) if jax.default_backend() == "cpu" else (4096, 8192):
+        a = jax.random.normal(jax.random.key(0), (n, n), dtype)
+        product = jax.jit(lambda a: a @ a)
+        call = lambda product=product, a=a: jax.block_until_ready(product(a))  # noqa: E731
+        rates.append(2 * n**3 / best_times([call], seconds)[0])
+    return max(rates)
 
 
-def make_step(case: Case, **options) -> tuple[Callable[[], Any], float, int]:
-    """Returns one step as a call that waits for its result, compile seconds, and temporary bytes."""
+def make_step(case: Case, dispatch: int, **options: Any) -> tuple[Step, float, int]:
+    """Returns a call of ``dispatch`` steps that waits for their losses, compile seconds, and bytes held."""
     config = model.ModelConfig(case.shape, case.vocab_size, **options)
-    rates, decays = model.lr_multipliers(config), model.decay_mask(config)
-
-    def step(params, state, index, targets, hyper):
-        inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-        (_, mean), grads = jax.value_and_grad(
-            lambda params: loss.objective(config, params, inputs, targets), has_aux=True
-        )(params)
-        return *optimizer.update(grads, state, params, index, hyper, rates, decays), mean
-
     params = model.init_params(config, jax.random.key(0))
-    state, hyper = optimizer.init(params), optimizer.hyper(1e-3, 10, 10_000)
-    size = case.batch_size, case.sequence_length
-    targets = jnp.asarray(np.random.default_rng(0).integers(3, case.vocab_size, size), jnp.int32)
+    state = {"params": params, "optimizer": training.zero_moments(params)}
+    size = dispatch, case.batch_size, case.sequence_length
+    targets = np.random.default_rng(0).integers(3, case.vocab_size, size).astype(np.int32)
+    rest = np.int32(1), np.int32(dispatch), optimizer.hyper(1e-3, 10, 10_000), jax.random.key(0)
+    lowered = training.compiled_steps(config, dispatch, None).lower(state, targets, *rest)
     start = time.perf_counter()
-    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, np.int32(0), targets, hyper)
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - start
-    held = [params, state]
+    held = [state]
 
-    def call():
-        held[0], held[1], mean = compiled(held[0], held[1], np.int32(1), targets, hyper)
-        return float(mean)
+    def call() -> np.ndarray:
+        held[0], metrics = compiled(held[0], targets, *rest)
+        return np.asarray(metrics["loss"])
 
     memory: Any = compiled.memory_analysis()
-    return call, compile_seconds, memory.temp_size_in_bytes
+    return call, compile_seconds, memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
 
-def make_torch_step(case: Case) -> tuple[Callable[[], Any], int]:
-    """A plain GPT (serial blocks, GELU, tied embedding) and AdamW in PyTorch: its step and model FLOPs a token."""
+def make_torch_step(case: Case) -> tuple[Step, int]:
+    """A plain GPT (serial blocks, GELU, tied embedding) and AdamW in PyTorch: its step and that step's FLOPs."""
     import torch
     from torch import nn
     from torch.nn import functional as F
 
     h, L, d, f, k = (getattr(case.shape, name) for name in ("heads", "layers", "embed", "ffw", "kv"))
+    f = 3 * f // 2
 
     class Layer(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.norms = nn.ModuleList([nn.LayerNorm(d), nn.LayerNorm(d)])
             self.qkv, self.out = nn.Linear(d, 3 * h * k, bias=False), nn.Linear(h * k, d, bias=False)
@@ -115,12 +127,10 @@ def make_torch_step(case: Case) -> tuple[Callable[[], Any], int]:
             return x + self.mlp(self.norms[1](x))
 
     class GPT(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
-            self.embedding, self.position = (
-                nn.Embedding(case.vocab_size, d),
-                nn.Embedding(case.sequence_length, d),
-            )
+            self.embedding = nn.Embedding(case.vocab_size, d)
+            self.position = nn.Embedding(case.sequence_length, d)
             self.layers, self.norm = nn.ModuleList(Layer() for _ in range(L)), nn.LayerNorm(d)
 
         def forward(self, ids):
@@ -133,63 +143,79 @@ def make_torch_step(case: Case) -> tuple[Callable[[], Any], int]:
     adam = torch.optim.AdamW(gpt.parameters(), lr=1e-3)
     ids = torch.randint(3, case.vocab_size, (case.batch_size, case.sequence_length))
 
-    def call():
+    def call() -> None:
         adam.zero_grad(set_to_none=True)
         F.cross_entropy(gpt(ids).flatten(0, 1), ids.flatten()).backward()
         torch.nn.utils.clip_grad_norm_(gpt.parameters(), 1.0)
         adam.step()
 
     count = sum(p.numel() for p in gpt.parameters()) - gpt.position.weight.numel()
-    return call, 6 * count + 6 * L * h * k * (case.sequence_length + 1)
+    return call, case.tokens * (6 * count + 6 * L * h * k * (case.sequence_length + 1))
+
+
+def torch_matrix_rate(seconds: float = 0.5) -> float:
+    """Best FLOP/s of PyTorch's matrix product, which uses another library."""
+    import torch
+
+    rates = []
+    for n in (512, 1024, 2048):
+        a = torch.randn(n, n)
+        rates.append(2 * n**3 / best_times([lambda a=a: a @ a], seconds)[0])
+    return max(rates)
 
 
 def measure(
-    name: str, case: Case, seconds: float, peak: float, with_torch: bool, **options
+    name: str, case: Case, seconds: float, peak: float, dispatch: int, with_torch: bool, **options: Any
 ) -> dict[str, Any]:
-    """One row of the report."""
-    call, compile_seconds, temporaries = make_step(case, **options)
-    tokens = case.batch_size * case.sequence_length
-    flops = scales.flops_per_token(case.shape, case.vocab_size, case.sequence_length)
-    best = best_time(call, seconds)
+    """One row of the report; FLOP/s are model FLOPs, 6N and causal attention."""
+    call, compile_seconds, held = make_step(case, dispatch, **options)
+    steps = [call]
+    if with_torch:
+        other, other_flops = make_torch_step(case)
+        steps.append(lambda: [other() for _ in range(dispatch)])
+    best, *others = best_times(steps, seconds)
+    rate = case.flops * dispatch / best
     row = {
         "case": name,
         "parameters": scales.parameter_count(case.shape, case.vocab_size),
-        "tokens_per_second": tokens / best,
-        "model_flops_per_second": flops * tokens / best,
-        "mfu": flops * tokens / best / peak,
+        "tokens_per_second": case.tokens * dispatch / best,
+        "model_flops_per_second": rate,
+        "share_of_matrix_rate": rate / peak,
         "compile_seconds": compile_seconds,
-        "temporary_bytes": temporaries,
+        "held_bytes": held,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     if with_torch:
-        other, other_flops = make_torch_step(case)
-        other_best = best_time(other, seconds)
-        best = min(best, best_time(call, seconds))
+        other_rate = other_flops * dispatch / others[0]
         row |= {
-            "tokens_per_second": tokens / best,
-            "model_flops_per_second": flops * tokens / best,
-            "mfu": flops * tokens / best / peak,
-            "torch_tokens_per_second": tokens / other_best,
-            "torch_model_flops_per_second": other_flops * tokens / other_best,
-            "model_flops_over_torch": flops / best / (other_flops / other_best),
+            "torch_tokens_per_second": case.tokens * dispatch / others[0],
+            "torch_model_flops_per_second": other_rate,
+            "model_flops_over_torch": rate / other_rate,
         }
     return row
 
 
 def main() -> None:
-    cases = CASES if jax.default_backend() == "cpu" else ACCELERATOR_CASES
+    on_cpu = jax.default_backend() == "cpu"
+    cases = CASES if on_cpu else ACCELERATOR_CASES
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--cases", default=",".join(cases), help="comma-separated; default: all of the platform"
     )
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--dtype", default="float32" if cases is CASES else "bfloat16")
+    parser.add_argument("--dtype", default="float32" if on_cpu else "bfloat16")
     parser.add_argument("--remat", default="none", choices=model.REMAT_POLICIES)
+    parser.add_argument(
+        "--dispatch", type=int, default=8 if on_cpu else 1, help="steps, as in the train loop"
+    )
     parser.add_argument("--json", help="file to write the rows to")
     parser.add_argument("--torch", action="store_true", help="compare with a plain GPT in PyTorch")
     arguments = parser.parse_args()
-    allocator.keep_freed_pages()
+    if on_cpu:
+        allocator.keep_freed_pages()  # as the train loop does
     peak = matrix_rate(arguments.dtype)
+    if arguments.torch:
+        peak = max(peak, torch_matrix_rate())
     print(f"{jax.default_backend()}: {arguments.dtype} matrix product {peak / 1e9:,.0f} GFLOP/s")
     rows = []
     for name in arguments.cases.split(","):
@@ -198,13 +224,16 @@ def main() -> None:
             (CASES | ACCELERATOR_CASES)[name],
             arguments.seconds,
             peak,
+            arguments.dispatch,
             arguments.torch,
             compute_dtype=arguments.dtype,
             remat=arguments.remat,
         )
         rows.append(row)
         line = f"{name:10s} {row['parameters']:>13,} parameters {row['tokens_per_second']:>10,.0f} tokens/s"
-        line += f"  MFU {row['mfu']:.0%}  compile {row['compile_seconds']:.1f} s"
+        line += (
+            f"  {row['share_of_matrix_rate']:.0%} of the matrix rate  compile {row['compile_seconds']:.1f} s"
+        )
         if arguments.torch:
             line += f"  torch {row['torch_tokens_per_second']:,.0f} tokens/s"
             line += f", model FLOP/s x{row['model_flops_over_torch']:.2f}"

@@ -25,7 +25,17 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mscale import checkpoints, compile_cache, evaluate, feed, hosts, launch, partitioning, tracking
+from mscale import (
+    allocator,
+    checkpoints,
+    compile_cache,
+    evaluate,
+    feed,
+    hosts,
+    launch,
+    partitioning,
+    tracking,
+)
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_write, read_json, writing
 from mscale.progress import progress
@@ -315,6 +325,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with launch.configured(parsed), _stopping_at_sigterm() as stop:
             settings = Settings()  # type: ignore[call-arg]  # from gin
             join_hosts()
+            if jax.default_backend() == "cpu":
+                allocator.keep_freed_pages()
             compile_cache.use(settings.compile_cache or os.environ.get("MSCALE_COMPILE_CACHE"))
             run = prepare(settings)
             launch.check_used(parsed)
