@@ -36,7 +36,7 @@ def import_csv(
 
     Args:
       columns: contract column to the source's column, where their names differ.
-      constants: contract column to a value for every row.
+      constants: contract column to a value for every row; text is read as a cell would be.
 
     Raises:
       MscaleError: a column is unknown or missing, or a cell is not of its type: file, line and column are named.
@@ -45,6 +45,9 @@ def import_csv(
     for name in (*columns, *constants):
         if name not in COLUMNS:
             raise MscaleError(f"{name!r} is no column of observations{nearest(name, COLUMNS)}")
+    for name, value in constants.items():
+        if isinstance(value, str):
+            constants[name] = _value(value, name, "constant", 1)
     rows = []
     with _opened(source) as file:
         reader = csv.DictReader(file)

@@ -60,6 +60,36 @@ def test_pack_with_its_flags_then_show_a_mixture(tmp_path, capsys):
     assert rows[0].startswith("language,script,unique_tokens,rate") and len(rows) == 3
 
 
+def test_a_study_of_ones_own_is_planned_and_a_table_of_ones_own_imported(tmp_path, capsys):
+    for language in ("en", "fr"):
+        write_corpus(tmp_path / "corpus", language, gzip.compress(lines(2000)))
+    store = tmp_path / "store"
+    assert run("pack", tmp_path / "corpus", store, "--processes", 1) == 0
+    assert run("sweep", "plan", "gin/studies/pairs.gin", "--store", store) == 0
+    assert "continued" in capsys.readouterr().out
+    assert run("sweep", "plan", "gin/studies/pairs.gin") == 2
+    assert "--store is missing" in capsys.readouterr().err
+    assert run("sweep", "plan", "atlsa") == 2
+    assert "did you mean 'atlas'" in capsys.readouterr().err
+
+    (tmp_path / "runs.csv").write_text("name,step,toks,language,loss\na,10,5120,en,3.5\na,20,10240,en,3.2\n")
+    same = {
+        "params": 1000,
+        "params_nonembedding": 900,
+        "mixture": "en",
+        "vocabulary": "spm",
+        "seed": 0,
+        "lr": 0,
+    }
+    same |= {"phase": "end", "target_unique": 10**6, "eval_tokens": 100, "target_tokens": 5120}
+    constants = [part for key, value in same.items() for part in ("--constant", f"{key}={value}")]
+    arguments = ("sweep", "import", tmp_path / "runs.csv", tmp_path / "out.csv", "--column", "run=name")
+    assert run(*arguments, *constants) == 1
+    assert "nothing says tokens" in capsys.readouterr().err
+    assert run(*arguments, *constants, "--column", "tokens=toks") == 0
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 3
+
+
 GOOD = gzip.compress(lines(300))
 
 

@@ -8,14 +8,29 @@ from typing import Any
 import click
 
 from mscale.cli import FOLDER, LANGUAGES, Commands, cli
+from mscale.errors import MscaleError, nearest
 
 
 @cli.group(cls=Commands)
 def sweep() -> None:
-    """Plan, run and collect a study of many runs."""
+    """Plan, run and collect a study of many runs: built in (demo, gpu-day, tpu-week, atlas), or a .gin or .py file."""
 
 
 STUDIES = ("demo", "gpu-day", "tpu-week", "atlas")
+
+
+class StudyName(click.ParamType):
+    """A built-in study, or a file that describes one."""
+
+    name = "study"
+
+    def convert(self, value: str, param: Any, ctx: Any) -> str:
+        if value not in STUDIES and not value.endswith((".gin", ".py")):
+            listed = ", ".join(STUDIES)
+            self.fail(
+                f"{value!r} is none of {listed}, nor a .gin or .py file{nearest(value, STUDIES)}", param, ctx
+            )
+        return value
 
 
 def study_options(command: Callable) -> Callable:
@@ -25,7 +40,7 @@ def study_options(command: Callable) -> Callable:
         LANGUAGES,
         click.option("--truth", type=FOLDER, help="truth.json of a generated corpus, for its families."),
         click.option("--store", type=FOLDER, help="The token store, from mscale pack."),
-        click.argument("study", type=click.Choice(STUDIES)),
+        click.argument("study", type=StudyName()),
     ):
         command = option(command)
     return command
@@ -34,11 +49,20 @@ def study_options(command: Callable) -> Callable:
 def make_study(
     name: str, store: Path | None, truth: Path | None, languages: list[str] | None, seed: int
 ) -> Any:
-    """A built-in study over a token store; all but the demo can be planned without one."""
+    """A study over a token store: built in, which all but the demo can be planned without, or from a file."""
     from mscale.files import read_json
     from mscale.store import open_store
+    from sweeps import grid
     from sweeps.studies import make
 
+    if name not in STUDIES:
+        if languages is not None or truth is not None or seed:
+            raise click.UsageError(
+                f"--languages, --truth and --seed are for built-in studies; {name} says its own"
+            )
+        if store is None:
+            raise click.UsageError(f"--store is missing: {name} is planned over a token store")
+        return grid.load(name, open_store(store))
     options: dict[str, Any] = {"seed": seed}
     if name == "demo":
         options["languages"] = languages
@@ -73,7 +97,7 @@ def sweep_plan(
     from sweeps.bill import plan_table, save_bill
     from sweeps.studies import printed_cells
 
-    if study != "demo" and accelerator is None:
+    if study in STUDIES and study != "demo" and accelerator is None:
         accelerator = "h200"
     made = make_study(study, store, truth, languages, seed)
     table = plan_table(made, accelerator=accelerator, mfu=mfu, slices=slices, printed=printed_cells(study))
@@ -130,8 +154,6 @@ def sweep_run(
 def parsed(options: tuple[str, ...], kind: type) -> dict[str, Any]:
     """``NAME=VALUE`` pairs as arguments of an executor's options; whole numbers and true/false become such."""
     import dataclasses
-
-    from mscale.errors import MscaleError, nearest
 
     names = {field.name for field in dataclasses.fields(kind)}
     found: dict[str, Any] = {}
@@ -209,6 +231,46 @@ def sweep_cancel(root: Path, runs: tuple[str, ...]) -> None:
 def sweep_collect(root: Path) -> None:
     """Gather run folders into observations.parquet and exposure.parquet."""
     print_collected(root)
+
+
+@sweep.command("import")
+@click.argument("source", type=FOLDER)
+@click.argument("target", type=FOLDER)
+@click.option(
+    "--column", "columns", multiple=True, metavar="OURS=THEIRS", help="Where names differ; repeatable."
+)
+@click.option(
+    "--constant", "constants", multiple=True, metavar="OURS=VALUE", help="For every row; repeatable."
+)
+@click.option(
+    "--wandb", type=FOLDER, help="SOURCE is a chart exported from W&B; this JSON describes its runs."
+)
+def sweep_import(
+    source: Path, target: Path, columns: tuple[str, ...], constants: tuple[str, ...], wandb: Path | None
+) -> None:
+    """Turn anyone's CSV of runs, SOURCE, into an observations table, TARGET (.parquet or .csv).
+
+    The JSON of --wandb is {"tokens_per_step": 65536, "runs": {"my-run": {"params": 9044352, "mixture": "en", ...}}}.
+    """
+    from mscale.files import read_json
+    from sweeps.importers import import_csv, import_wandb
+
+    if wandb is None:
+        rows = import_csv(source, target, pairs("--column", columns), pairs("--constant", constants))
+    else:
+        described = read_json(wandb, what="description of W&B runs")
+        if not isinstance(described, dict) or not {"runs", "tokens_per_step"} <= set(described):
+            raise MscaleError(f'{wandb}: expected an object with "runs" and "tokens_per_step"')
+        rows = import_wandb(source, target, **described)
+    print(f"{target}: {rows:,} rows")
+
+
+def pairs(flag: str, given: tuple[str, ...]) -> dict[str, str]:
+    """``NAME=VALUE`` texts as a dictionary."""
+    found = dict(one.partition("=")[::2] for one in given)
+    if broken := [one for one in given if "=" not in one]:
+        raise MscaleError(f"{flag} {broken[0]}: expected NAME=VALUE")
+    return found
 
 
 def print_collected(root: Path) -> None:

@@ -1,0 +1,190 @@
+"""A study of one's own, written as a grid in gin or Python.
+
+In gin, a scope names each group of cells and gives them their tag; values are Python's:
+
+    study.name = "swahili"
+    study.cells = (@alone/cells(), @together/cells(), @continued/cells())
+    alone/cells.scales = ("nano0", "nano1", "nano2")
+    alone/cells.mixtures = ("en", "sw")
+    alone/cells.tokens = (1e5, 2e5)
+    together/cells.scales = ("nano0", "nano1", "nano2")
+    together/cells.mixtures = ("en+sw",)
+    together/cells.tokens = (2e5,)
+    continued/cells.start = @together/cells()
+    continued/cells.mixtures = ("sw",)
+    continued/cells.tokens = (1e5,)
+
+    mscale sweep plan swahili.gin --store my-store
+
+In Python, a file defines ``study(store)`` and returns what ``sweeps.grid.study`` or ``sweeps.build.build`` makes.
+"""
+
+import runpy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import gin
+
+from mscale import launch
+from mscale.errors import MscaleError
+from mscale.store import Store, open_store
+from sweeps import spec
+from sweeps.build import Recipe, Source, build
+from sweeps.study import Cell, Study
+
+
+@gin.configurable(module="sweeps.grid")
+def cells(
+    mixtures: Sequence[str],
+    tokens: Sequence[float],
+    scales: Sequence[int | str] = (),
+    seeds: Sequence[int] = (0,),
+    start: Iterable[Cell] = (),
+    evaluate: Sequence[str] | None = None,
+    unique_tokens: Mapping[str, int] | None = None,
+    vocabulary: str = "",
+    tag: str | None = None,
+) -> tuple[Cell, ...]:
+    """Returns the cells of the grid scales × mixtures × seeds, each cooled at every budget of ``tokens``.
+
+    Args:
+      mixtures: names that ``mscale.mixture.resolve`` knows.
+      tokens: budgets of all languages together; ``study`` rounds them to whole steps.
+      scales: rungs of ``mscale.scales``.
+      start: cells to continue instead, each at its own scale and seed; ``scales`` and ``seeds`` are then not given.
+      evaluate: languages to evaluate; None for those of the mixture.
+      unique_tokens: language → U, to repeat its first U tokens.
+      vocabulary: one of the study's ``stores``; "" for its own store.
+      tag: which question the cells serve; in gin, the scope where none is given.
+
+    Raises:
+      MscaleError: both or neither of ``scales`` and ``start``, or a single text where several are expected.
+    """
+    scopes = gin.config.current_scope()
+    tag = tag or (scopes[-1] if scopes else "grid")
+    for name, value in (("mixtures", mixtures), ("scales", scales), ("evaluate", evaluate)):
+        if isinstance(value, str):
+            raise MscaleError(f"cells {tag!r}: {name} is the text {value!r}, expected several: ({value!r},)")
+    origins: list[tuple[int | str, int, Cell | None]] = [(one.scale, one.seed, one) for one in _flat(start)]
+    if bool(origins) == bool(scales):
+        raise MscaleError(
+            f"cells {tag!r}: give either scales, to train from scratch, or start, to continue cells"
+        )
+    points = origins or [(scale, seed, None) for scale, seed in product(scales, seeds)]
+    return tuple(
+        Cell(
+            tag,
+            scale,
+            mixture,
+            tuple(tokens),  # type: ignore[arg-type]  # whole steps once the study knows them
+            seed,
+            tuple(sorted((unique_tokens or {}).items())),
+            init,
+            None if evaluate is None else tuple(evaluate),
+            vocabulary,
+        )
+        for mixture, (scale, seed, init) in product(mixtures, points)
+    )
+
+
+@gin.configurable(module="sweeps.grid")
+def study(
+    store: Store,
+    name: str,
+    cells: Iterable[Any],
+    sequence_length: int = 128,
+    batch_size: int = 8,
+    learning_rate: float = 0.005,
+    warmup_steps: int = 20,
+    decay: float = 0.1,
+    evaluations: int = 8,
+    unimax_budget: float | None = None,
+    bindings: Mapping[str, Any] | None = None,
+    per_scale: Mapping[str, Mapping[str, Any]] | None = None,
+    stores: Mapping[str, str] | None = None,
+    gin_files: Sequence[str] = ("gin/train/pretrain.gin",),
+) -> Study:
+    """Returns a study over an open token store.
+
+    Args:
+      name: of the study.
+      cells: as ``cells`` returns them, singly or in groups.
+      sequence_length, batch_size, learning_rate, warmup_steps, decay, evaluations: as in ``sweeps.build.Recipe``.
+      unimax_budget: tokens that UniMax mixtures plan for; None for the largest budget of such a cell.
+      bindings: further gin bindings of every run, such as {"EVAL_TOKENS": 65536}.
+      per_scale: scale → bindings that hold for it alone, such as {"20": {"BATCH_SIZE": 256}}.
+      stores: name → folder of the same text in another vocabulary, for cells that say so.
+      gin_files: that every run is launched with.
+
+    Raises:
+      MscaleError: as ``sweeps.build.build``.
+    """
+    grid = _flat(cells)
+    if unimax_budget is None:
+        unimax_budget = max((max(one.tokens) for one in grid if "unimax" in one.mixture), default=None)
+    recipe = Recipe(
+        store=str(store.path),
+        fingerprint=spec.store_fingerprint(store),
+        vocabulary_size=int(store.vocabulary["size"]),
+        sequence_length=sequence_length,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        gin_files=tuple(gin_files),
+        decay=decay,
+        evaluations=evaluations,
+        unimax_budget=None if unimax_budget is None else int(unimax_budget),
+        bindings={"PROGRESS": False, **(bindings or {})},
+        per_scale={str(scale): dict(values) for scale, values in (per_scale or {}).items()},
+        sources={name: _source(open_store(folder)) for name, folder in (stores or {}).items()},
+    )
+    return build(name, [_whole_steps(one, recipe) for one in grid], recipe, store)
+
+
+def load(path: str | Path, store: Store) -> Study:
+    """Returns the study that a .gin or .py file describes, over ``store``.
+
+    Raises:
+      MscaleError: the file is missing, is neither, does not parse, or defines no study.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MscaleError(f"{path}: no such study file; expected a .gin or .py file")
+    if path.suffix == ".gin":
+        with launch.configured(launch.Launch((str(path),), ())):
+            if "sweeps.grid.study" not in {selector for _, selector in gin.config._CONFIG}:
+                raise MscaleError(f"{path}: says nothing of study; expected study.name and study.cells")
+            try:
+                return study(store)  # type: ignore[call-arg]  # gin gives the others
+            except TypeError as error:
+                raise MscaleError(f"{path}: {launch.plain_message(error)}") from None
+    if path.suffix != ".py":
+        raise MscaleError(f"{path}: a study is a .gin or .py file")
+    made = runpy.run_path(str(path)).get("study")
+    if not callable(made):
+        raise MscaleError(f"{path}: defines no function study(store); expected one that returns a study")
+    found = made(store)
+    if not isinstance(found, Study):
+        raise MscaleError(
+            f"{path}: study(store) returned a {type(found).__name__}; expected a Study, as sweeps.grid.study returns"
+        )
+    return found
+
+
+def _source(store: Store) -> Source:
+    return Source(str(store.path), spec.store_fingerprint(store), int(store.vocabulary["size"]), store)
+
+
+def _flat(groups: Iterable[Any]) -> list[Cell]:
+    return [one for group in groups for one in ([group] if isinstance(group, Cell) else _flat(group))]
+
+
+def _whole_steps(cell: Cell, recipe: Recipe) -> Cell:
+    """Budgets to the nearest whole step, of the cell and of those it continues."""
+    step_tokens = recipe.step_tokens(cell.scale)
+    steps = {max(1, round(tokens / step_tokens)) for tokens in cell.tokens}
+    init = None if cell.init is None else _whole_steps(cell.init, recipe)
+    return replace(cell, tokens=tuple(step * step_tokens for step in sorted(steps)), init=init)

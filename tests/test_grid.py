@@ -1,0 +1,116 @@
+"""Studies of one's own, from a gin file or a Python one."""
+
+import pytest
+import tiny_corpus
+
+from mixtures.pack import pack
+from mscale.errors import MscaleError
+from mscale.launch import SEARCH_PATHS
+from mscale.vocabulary import byte_vocabulary
+from sweeps import grid
+
+EXAMPLE = SEARCH_PATHS[0] / "gin" / "studies" / "pairs.gin"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grid")
+    texts = {name: tiny_corpus.documents(60, 60, seed=seed) for seed, name in enumerate(("en", "fr"))}
+    return pack(tiny_corpus.write(folder / "corpus", texts), folder / "store", byte_vocabulary(), processes=1)
+
+
+def test_the_example_is_the_grid_that_it_says(store):
+    study = grid.load(EXAMPLE, store)
+    assert study.name == "pairs"
+    found = {(one.tag, one.scale, one.mixture, one.init and one.init.mixture) for one in study.cells}
+    scales = ("nano0", "nano1", "nano2")
+    expected = {("alone", scale, name, None) for scale in scales for name in ("en", "fr")}
+    expected |= {("together", scale, "en+fr", None) for scale in scales}
+    expected |= {("continued", scale, name, "en+fr") for scale in scales for name in ("en", "fr")}
+    assert found == expected and len(study.cells) == len(expected)
+    # Whole steps of 4 × 128 tokens, nearest to what was asked for.
+    assert {one.tokens for one in study.cells if one.tag == "alone"} == {(156 * 512, 312 * 512)}
+    for one in study.cells:
+        assert one.init is None or (one.init.scale, one.init.seed) == (one.scale, one.seed)
+        assert one.init is None or one.init.tokens == (312 * 512, 625 * 512)
+
+
+def test_python_gives_the_same_runs_as_gin(store, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        """
+from sweeps import grid
+
+SCALES = ("nano0", "nano1", "nano2")
+
+def study(store):
+    alone = grid.cells(("en", "fr"), (8e4, 16e4), SCALES, tag="alone")
+    together = grid.cells(("en+fr",), (16e4, 32e4), SCALES, tag="together")
+    continued = grid.cells(("en", "fr"), (4e4,), start=together, tag="continued")
+    return grid.study(store, "pairs", (alone, together, continued), sequence_length=128, batch_size=4)
+"""
+    )
+    assert grid.load(tmp_path / "mine.py", store) == grid.load(EXAMPLE, store)
+
+
+def test_cells_in_another_vocabulary_train_on_its_store(store, tmp_path):
+    (tmp_path / "two.gin").write_text(
+        f"""
+study.name = "two"
+study.cells = (@here/cells(), @there/cells())
+study.stores = {{"other": "{store.path}"}}
+cells.scales = ("nano0",)
+cells.mixtures = ("en",)
+cells.tokens = (8e4,)
+there/cells.vocabulary = "other"
+"""
+    )
+    study = grid.load(tmp_path / "two.gin", store)
+    assert [(one.tag, one.vocabulary) for one in study.cells] == [("here", ""), ("there", "other")]
+    (tmp_path / "two.gin").write_text((tmp_path / "two.gin").read_text().replace('"other":', '"others":'))
+    with pytest.raises(MscaleError, match="'other' has no token store.*did you mean 'others'"):
+        grid.load(tmp_path / "two.gin", store)
+
+
+def test_one_files_bindings_do_not_reach_the_next(store, tmp_path):
+    grid.load(EXAMPLE, store)
+    (tmp_path / "bare.gin").write_text('study.name = "bare"\n')
+    with pytest.raises(MscaleError, match=r"bare.gin: .*cells"):
+        grid.load(tmp_path / "bare.gin", store)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.gin", "", "says nothing of study"),
+        ("x.gin", "study.names = 'a'\n", r"x\.gin.*names"),
+        ("x.gin", "stud.name = 'a'\n", r"x\.gin.*no configurable 'stud'.*did you mean 'study'"),
+        ("x.gin", "study.name = a\n", r"x\.gin.*not a gin value"),
+        (
+            "x.gin",
+            CELL := "study.name='a'\nstudy.cells=(@b/cells(),)\nb/cells.tokens=(1e5,)\n",
+            r"x\.gin.*mixtures",
+        ),
+        (
+            "x.gin",
+            CELL + "b/cells.mixtures='en'\nb/cells.scales=('nano0',)\n",
+            r"cells 'b': mixtures is the text 'en'",
+        ),
+        ("x.gin", CELL + "b/cells.mixtures=('en',)\n", "cells 'b': give either scales"),
+        (
+            "x.gin",
+            CELL + "b/cells.mixtures=('de',)\nb/cells.scales=('nano0',)\n",
+            "b cell 'de' at scale 'nano0'.*de",
+        ),
+        ("x.gin", CELL + "b/cells.mixtures=('en',)\nb/cells.scales=('nano',)\n", "'nano'.*did you mean"),
+        ("x.py", "", "defines no function study"),
+        ("x.py", "def study(store): return 3", "returned a int; expected a Study"),
+        ("x.txt", "", "a study is a .gin or .py file"),
+        (None, "", "no such study file"),
+    ],
+)
+def test_bad_files_are_named(store, tmp_path, name, text, message):
+    path = tmp_path / (name or "gone.gin")
+    if name:
+        path.write_text(text)
+    with pytest.raises(MscaleError, match=f"(?s){message}"):
+        grid.load(path, store)
