@@ -176,8 +176,8 @@ def status_table(root: str | Path):
     table = Table(title=f"Study {planned.name}", title_justify="left", caption_justify="left")
     table.add_column("tag")
     shown = [name for name in STATES if name == "done" or any(one.state == name for one in states.values())]
-    for name in ("runs", *shown, "tokens", "of", "FLOPs", "of"):
-        table.add_column(name, justify="right")
+    for name in ("runs", *shown, "tokens", "FLOPs"):
+        table.add_column(name, justify="right", no_wrap=True)
     tags = dict.fromkeys(run.tag for run in planned.runs)
     for tag in (*tags, None):
         chosen = [state for state in states.values() if tag is None or state.spec.tag == tag]
@@ -188,13 +188,15 @@ def status_table(root: str | Path):
             tag or "total",
             f"{len(chosen):,}",
             *(f"{count:,}" if count else "" for count in counts),
-            f"{sum(state.tokens_done for state in chosen):,}",
-            f"{sum(state.spec.tokens for state in chosen):,}",
-            f"{sum(flops_done(state) for state in chosen):.3g}",
-            f"{sum(state.spec.flops for state in chosen):.3g}",
+            _part(sum(state.tokens_done for state in chosen), sum(state.spec.tokens for state in chosen)),
+            _part(sum(flops_done(state) for state in chosen), sum(state.spec.flops for state in chosen)),
         )
     table.caption = "\n".join(status_lines(root, states))
     return table
+
+
+def _part(done: int, whole: int) -> str:
+    return f"{done / max(whole, 1):.0%} of {whole:.3g}"
 
 
 def status_lines(root: str | Path, states: dict[str, RunState]) -> list[str]:
