@@ -228,8 +228,15 @@ def sweep_cancel(root: Path, runs: tuple[str, ...]) -> None:
 
 @sweep.command("collect")
 @click.argument("root", type=FOLDER)
-def sweep_collect(root: Path) -> None:
+@click.option(
+    "--from", "source", metavar="URL", help="Run folders elsewhere (gs://...), fetched into ROOT first."
+)
+def sweep_collect(root: Path, source: str | None) -> None:
     """Gather run folders into observations.parquet and exposure.parquet."""
+    if source is not None:
+        from sweeps.fetch import fetch
+
+        print(f"{source}: {fetch(source, root)} runs had changed")
     print_collected(root)
 
 
