@@ -9,8 +9,7 @@ import mmap
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -53,34 +52,6 @@ def batches(
     check_fits(store, schedule, sequence_length)
     produced = _gather(store, schedule, sequence_length, start_step, stop_step, rows)
     return produced if prefetch < 1 else _ahead(produced, prefetch)
-
-
-def to_device(batches: Iterable[np.ndarray], sharding: Any = None, ahead: int = 2) -> Iterator[Any]:
-    """Yields ``batches`` as global device arrays, up to ``ahead`` of them on the device beyond the one yielded.
-
-    A transfer to an accelerator runs beside the step that is computing, so it costs nothing as long as it is
-    shorter.
-
-    Args:
-      batches: this host's rows, (rows, S), as ``batches`` gives them.
-      sharding: of the global batch, such as ``partitioning.batch_sharding(mesh, B)``: each process gives the
-        rows that its devices hold; None for the default device.
-      ahead: device arrays kept ready; 0 for none.
-    """
-    import jax
-
-    def put(batch: np.ndarray) -> Any:
-        if sharding is None:
-            return jax.device_put(batch)
-        return jax.make_array_from_process_local_data(sharding, batch)
-
-    ready: deque = deque()
-    for batch in batches:
-        ready.append(put(batch))
-        if len(ready) > ahead:
-            yield ready.popleft()
-    while ready:
-        yield ready.popleft()
 
 
 def check_fits(store: Store, schedule: Schedule, sequence_length: int) -> None:

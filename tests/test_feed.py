@@ -99,26 +99,3 @@ def test_what_fails_in_the_thread_is_raised_here(store, plan, prefetch, tmp_path
     shutil.rmtree(gone.path / "bb")
     with pytest.raises(MscaleError, match="bb/train.bin: cannot be read"):
         list(feed.batches(gone, plan, S, 0, 5, prefetch=prefetch))
-
-
-@pytest.mark.parametrize("ahead", [0, 1, 3])
-def test_device_arrays_are_the_batches_and_only_so_many_ahead(store, plan, ahead):
-    import jax
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    read = []
-
-    def counted():
-        for batch in feed.batches(store, plan, S, 0, 6, prefetch=0):
-            read.append(batch)
-            yield batch
-
-    mesh = jax.make_mesh((1,), ("data",))
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-    for step, array in enumerate(feed.to_device(counted(), sharding, ahead=ahead)):
-        assert len(read) == min(step + 1 + ahead, 6)
-        assert array.sharding == sharding
-        np.testing.assert_array_equal(np.asarray(array), read[step])
-    assert step == 5
-    (first, *_) = feed.to_device(iter(read))
-    assert isinstance(first, jax.Array)

@@ -1,5 +1,6 @@
 """Several processes joined on loopback: the losses of one, one stop for all, and no survivor that waits."""
 
+import json
 import os
 import signal
 import socket
@@ -9,9 +10,9 @@ import time
 
 import pytest
 import tiny_store
-from test_train import ROOT, arguments, rows, status
+from tiny_run import ROOT, B, S, arguments, rows, status
 
-from mscale import checkpoints, hosts, train
+from mscale import checkpoints, hosts, schedule, settings, train
 from mscale.errors import MscaleError
 
 MACROS = {"model__dropout": 0.0, "CHECKPOINT_EVERY": 10_000}
@@ -20,6 +21,21 @@ MACROS = {"model__dropout": 0.0, "CHECKPOINT_EVERY": 10_000}
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     return tiny_store.write(tmp_path_factory.mktemp("tiny") / "store")
+
+
+# mscale.train, and a file beside the run's folder of the windows that the process asked the store for.
+READS = """
+import json, sys
+from mscale import hosts, store, train
+fetch = store.Store.fetch
+def written(self, languages, windows, sequence_length):
+    with open(sys.argv[1], "a") as file:
+        file.write(json.dumps([languages, windows]) + "\\n")
+    fetch(self, languages, windows, sequence_length)
+store.Store.fetch = written
+with hosts.ending_together():
+    sys.exit(train.main(sys.argv[2:]))
+"""
 
 
 def start(store, workdir, processes, **macros):
@@ -32,11 +48,12 @@ def start(store, workdir, processes, **macros):
         "MSCALE_COORDINATOR": address,
         "MSCALE_PROCESSES": str(processes),
     }
-    command = [sys.executable, "-m", "mscale.train", *arguments(store, workdir, **MACROS | macros)]
     started = []
     for process in range(processes):
         log = open(f"{workdir}.{process}.log", "w+")  # noqa: SIM115
         environment["MSCALE_PROCESS_ID"] = str(process)
+        command = [sys.executable, "-c", READS, f"{workdir}.{process}.reads"]
+        command += arguments(store, workdir, **MACROS | macros)
         started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log))
         started[-1].log = log
     return started
@@ -74,6 +91,17 @@ def test_several_processes_give_the_losses_of_one(store, tmp_path, processes):
     for found, expected in zip(many, one, strict=True):
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
         assert found["target_tokens"] == expected["target_tokens"]
+    # Each host asked for its rows of every batch and for no others.
+    plan = schedule.single(settings.resolve("en+fr", store, S), B, 0)
+    share = B // processes
+    for process in range(processes):
+        lines = (tmp_path / f"many.{process}.reads").read_text().splitlines()
+        reads = [json.loads(line) for line in lines]
+        assert len(reads) == 24
+        for step, (languages, windows) in enumerate(reads):
+            ids, expected = plan.batch(step, slice(process * share, (process + 1) * share))
+            assert windows == expected.tolist()
+            assert languages == [plan.languages[i] for i in ids]
 
 
 @pytest.mark.slow
@@ -97,7 +125,9 @@ def test_when_one_dies_the_others_end_with_an_error(store, tmp_path, victim):
     started = start(store, tmp_path / "r", 2, STEPS=1_000_000, EVAL_STEPS=(1_000_000,))
     await_steps(tmp_path / "r", started)
     started[victim].kill()
+    died = time.monotonic()
     codes, logs = ended(started)
+    print(f"the other ended {time.monotonic() - died:.1f} s later")
     assert codes[1 - victim] not in (0, train.PREEMPTED), logs
 
 

@@ -6,6 +6,7 @@ import time
 import fsspec
 import numpy as np
 import pytest
+import tiny_run
 import tiny_store
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -110,6 +111,17 @@ def test_only_the_share_is_read_and_a_second_time_nothing(local, url, fake):
         local.train("en").reshape(-1)[: 1502 * S].reshape(-1, S)[ids],
     )
     assert fake.bytes_read == read
+
+
+def test_a_run_from_a_flaky_remote_store_measures_the_same(local, url, fake, tmp_path):
+    """Training and evaluation: all losses, and the standard errors over held-out windows."""
+    fake.fails_every, fake.latency = 7, 0.001
+    found = []
+    for name, store in (("remote", url), ("local", str(local.path))):
+        assert tiny_run.run(local, tmp_path / name, STORE=store, RUN="r", STEPS=8, EVAL_STEPS=(4, 8)) == 0
+        found.append(tiny_run.rows(tmp_path / name))
+    assert fake.calls > 0 and len(found[0]) == 6
+    assert found[0] == found[1]
 
 
 def test_a_batch_is_read_at_once_and_not_window_by_window(url, fake):

@@ -1,86 +1,28 @@
-"""The train loop: dying, branching and continuing change no bit, and nothing wrong passes in silence."""
+"""The train loop: what a run leaves, how it is fed, and how runs branch and go on from one another."""
 
-import errno
 import json
-import os
-import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-import tiny_store
+import tiny_run
+from tiny_run import ROOT, B, S, arguments, arrays, assert_same_arrays, prepared, rows, run, status
 
 from mscale import checkpoints, evaluate, observations, schedule, settings, train
 
-ROOT = Path(__file__).resolve().parent.parent
-B, S = 4, 16
 
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    # Processes that tests start find the programs that this one compiled.
-    os.environ["MSCALE_COMPILE_CACHE"] = str(tmp_path_factory.mktemp("compiled"))
-    return tiny_store.write(tmp_path_factory.mktemp("tiny") / "store")
+    return tiny_run.store(tmp_path_factory)
 
 
-def arguments(store, workdir, **macros):
-    """The command line of a tiny run; ``macros`` replace its names, ``model__dropout`` is model.dropout."""
-    values = {
-        "SCALE": "nano0",
-        "MIXTURE": "en+fr",
-        "STORE": str(store.path),
-        "WORKDIR": str(workdir),
-        "STEPS": 24,
-        "BATCH_SIZE": B,
-        "SEQUENCE_LENGTH": S,
-        "WARMUP_STEPS": 4,
-        "EVAL_TOKENS": 128,
-        "EVAL_STEPS": (12, 24),
-        "LOG_EVERY": 8,
-        "PROGRESS": False,
-        "model__dropout": 0.1,
-    } | macros
-    return ["--gin_file=gin/train/pretrain.gin"] + [
-        f"--gin.{name.replace('__', '.')}={value!r}" for name, value in values.items()
-    ]
-
-
-def run(store, workdir, **macros):
-    return train.main(arguments(store, workdir, **macros))
-
-
-def rows(workdir):
-    return observations.read_rows(workdir / "observations.jsonl")
-
-
-def status(workdir):
-    return json.loads((workdir / "status.json").read_text())
-
-
-def arrays(workdir, step):
-    """All arrays of a checkpoint, by name."""
-    path = checkpoints.path_of(workdir / "checkpoints", step)
-    checkpoints.verify(path)
-    return {
-        name: np.asarray(value) for name, value in checkpoints._checkpointer().restore(path / "state").items()
-    }
-
-
-def assert_same_arrays(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert np.array_equal(a[name], b[name]), name
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def trunk(store, tmp_path_factory):
     """A trunk of 24 steps with a branch point at 16 and dropout on."""
     workdir = tmp_path_factory.mktemp("runs") / "trunk"
@@ -150,12 +92,6 @@ def test_a_second_run_of_the_shape_compiles_nothing(trunk, store, tmp_path, capl
     assert status(tmp_path / "b")["compile_seconds"] < 1
 
 
-def prepared(store, workdir, **macros):
-    """The run of these settings, ready to be trained."""
-    with train.launch.configured(train.launch.parse(arguments(store, workdir, **macros))):
-        return train.prepare(train.Settings())
-
-
 def test_nothing_is_read_from_the_device_between_log_points(store, tmp_path, monkeypatch):
     array = type(jax.numpy.ones(1))
     value, reads, at_log_points = array._value, [], []
@@ -187,95 +123,6 @@ def test_nothing_is_read_from_the_device_between_log_points(store, tmp_path, mon
     # The counter does count.
     float(jax.numpy.ones(()) + 1)
     assert reads == [1]
-
-
-# ------------------------------------------------------------------------------------------- dying, and resuming
-
-
-def start_process(store, workdir, **macros):
-    return subprocess.Popen(
-        [sys.executable, "-m", "mscale.train", *arguments(store, workdir, **macros)],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )
-
-
-LONG = {"STEPS": 400, "CHECKPOINT_EVERY": 25, "EVAL_STEPS": "log", "LOG_EVERY": 10}
-
-
-@pytest.fixture(scope="session")
-def undisturbed(store, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("long") / "run"
-    assert run(store, workdir, **LONG) == 0
-    return workdir
-
-
-@pytest.mark.parametrize(
-    "moment", [0] + [pytest.param(moment, marks=pytest.mark.slow) for moment in range(1, 20)]
-)
-def test_killed_and_resumed_is_bit_identical(store, undisturbed, tmp_path, moment):
-    workdir = tmp_path / "run"
-    process = start_process(store, workdir, **LONG)
-    chance = random.Random(moment)
-    # The first checkpoint is there after a second or so of training; the run takes a few more.
-    folder = workdir / "checkpoints"
-    deadline = time.monotonic() + 120
-    awaited = chance.choice([25, 100, 250])
-    while time.monotonic() < deadline and process.poll() is None:
-        if any(step >= awaited for step in checkpoints.steps(folder)):
-            break
-        time.sleep(0.002)
-    time.sleep(chance.random() * 0.1)
-    process.send_signal(signal.SIGKILL)
-    _, error = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), error
-    assert status(workdir)["state"] == ("done" if process.returncode == 0 else "running")
-    assert run(store, workdir, **LONG) == 0
-    assert_same_arrays(arrays(workdir, 400), arrays(undisturbed, 400))
-    for name in ("observations.jsonl", "exposure.jsonl"):
-        assert (workdir / name).read_bytes() == (undisturbed / name).read_bytes()
-    assert metric_steps(workdir) == metric_steps(undisturbed)
-
-
-def metric_steps(workdir):
-    return [row["step"] for row in observations.read_jsonl(workdir / "metrics.jsonl")]
-
-
-def test_sigterm_saves_and_exits_143(store, undisturbed, tmp_path):
-    workdir = tmp_path / "run"
-    steps = {**LONG, "CHECKPOINT_EVERY": 10_000}
-    process = start_process(store, workdir, **steps)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (workdir / "metrics.jsonl").exists():
-        time.sleep(0.002)
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == train.PREEMPTED, error
-    assert status(workdir)["state"] == "preempted"
-    saved = checkpoints.steps(workdir / "checkpoints")
-    assert len(saved) == 1 and 0 < saved[0] < 400
-    assert status(workdir)["step"] == saved[0]
-    assert run(store, workdir, **steps) == 0
-    assert_same_arrays(arrays(workdir, 400), arrays(undisturbed, 400))
-    assert (workdir / "observations.jsonl").read_bytes() == (undisturbed / "observations.jsonl").read_bytes()
-
-
-def test_damaged_latest_checkpoint_costs_steps_not_the_run(store, undisturbed, tmp_path, capsys):
-    workdir = tmp_path / "run"
-    shutil.copytree(undisturbed, workdir)
-    (workdir / "status.json").unlink()
-    path = checkpoints.path_of(workdir / "checkpoints", 400)
-    largest = max((f for f in path.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
-    data = bytearray(largest.read_bytes())
-    data[len(data) // 2] ^= 1
-    largest.write_bytes(data)
-    assert run(store, workdir, **LONG) == 0
-    assert "step_400" in capsys.readouterr().err
-    assert_same_arrays(arrays(workdir, 400), arrays(undisturbed, 400))
-    assert (workdir / "observations.jsonl").read_bytes() == (undisturbed / "observations.jsonl").read_bytes()
-    assert (workdir / "checkpoints" / "step_400.damaged").is_dir()
 
 
 # ----------------------------------------------------------------------------------- branches, and continuing
@@ -351,82 +198,6 @@ def test_another_vocabulary_is_refused_naming_both(store, trunk, tmp_path, capsy
     assert "bytes-259" in error and "other-259" in error
 
 
-# ------------------------------------------------------------------------------------------------- what is wrong
-
-
-def test_a_non_finite_loss_stops_the_run_at_its_step(store, tmp_path, capsys, monkeypatch):
-    # The learning rate overflows float32 in the parameters after warmup step 1; the loss of step 2 shows it.
-    assert run(store, tmp_path / "n", LEARNING_RATE=1e38, WARMUP_STEPS=10, EVAL_STEPS=(1, 2, 24)) == 1
-    error = capsys.readouterr().err
-    assert "non" in error or "nan" in error or "inf" in error
-    found = status(tmp_path / "n")
-    assert found["state"] == "failed" and "step " in found["reason"]
-    step = int(found["reason"].split("step ")[1].split(":")[0])
-    assert step <= 3
-    assert all(row["step"] < step for row in rows(tmp_path / "n"))
-    assert not (tmp_path / "n" / "metrics.jsonl").exists()
-    assert checkpoints.steps(tmp_path / "n" / "checkpoints") == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"MIXTURE": "en+frr"}, "frr"),
-        ({"EVAL_LANGUAGES": ("en", "sww")}, "did you mean 'sw'"),
-        ({"SCALE": "nano9"}, "unknown scale"),
-        ({"STEPS": 0}, "STEPS is 0"),
-        ({"EVAL_STEPS": (25,)}, "EVAL_STEPS holds 25"),
-        ({"EVAL_STEPS": "lin"}, "EVAL_STEPS is 'lin'"),
-        ({"CHECKPOINT_STEPS": (0,)}, "CHECKPOINT_STEPS holds 0"),
-        ({"WARMUP_STEPS": 30}, "do not fit"),
-        ({"STOER": "x"}, "did you mean 'STORE'"),
-        ({"STORE": "/nowhere"}, "no such folder"),
-        ({"mesh__data": 3}, "does not fit 1 devices"),
-        ({"model__drop": 0.1}, "did you mean 'dropout'"),
-        ({"INIT_FROM": "a", "BRANCH_FROM": "b"}, "both given"),
-        ({"INIT_FROM": "/nowhere"}, "holds no checkpoint"),
-    ],
-)
-def test_wrong_settings_are_errors_before_the_first_step(store, tmp_path, capsys, changes, message):
-    assert run(store, tmp_path / "w", **changes) == 1
-    error = capsys.readouterr().err
-    assert message in error and error.startswith("error: ") and "In call to" not in error
-    assert not (tmp_path / "w" / "metrics.jsonl").exists()
-
-
-def test_a_folder_holds_one_run(store, trunk, capsys):
-    assert run(store, trunk, CHECKPOINT_STEPS=(16,), STEPS=30) == 1
-    assert "holds a run with steps 24, this one has 30" in capsys.readouterr().err
-
-
-def test_unwritable_workdir(store, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert run(store, tmp_path / "file" / "run") == 1
-    assert "file" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("moment", [5, 9, 14])
-def test_a_disk_that_fills_mid_run_loses_nothing_that_was_whole(store, trunk, tmp_path, capsys, moment):
-    """The disk is full from the ``moment``-th sync on; with room again the run ends as if nothing had been."""
-    sync, calls = os.fsync, []
-
-    def full(handle):
-        calls.append(handle)
-        if len(calls) >= moment:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return sync(handle)
-
-    workdir = tmp_path / "trunk"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        assert run(store, workdir, CHECKPOINT_STEPS=(16,)) == 1
-    assert "the disk is full: free some space" in capsys.readouterr().err
-    assert not list(workdir.rglob("*.tmp")) and not list(workdir.rglob("*.saving"))
-    assert run(store, workdir, CHECKPOINT_STEPS=(16,)) == 0
-    assert_same_arrays(arrays(workdir, 24), arrays(trunk, 24))
-    assert rows(workdir) == rows(trunk)
-
-
 def test_it_runs_where_tensorflow_is_absent(store, tmp_path):
     code = (
         "import importlib.machinery, sys\n"
@@ -448,10 +219,3 @@ def test_it_runs_where_tensorflow_is_absent(store, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr.lower(), done.stderr
     assert status(tmp_path / "r")["state"] == "done"
-
-
-def test_log_spaced_evaluations(store):
-    steps = prepared(store, "w", STEPS=10_000, EVAL_STEPS="log", CHECKPOINT_STEPS=(9_000,)).eval_steps
-    assert {10, 100, 1000, 9000, 10_000} <= steps
-    assert 24 <= len(steps) <= 28
-    assert prepared(store, "w", STEPS=5, EVAL_STEPS="log").eval_steps == {5}

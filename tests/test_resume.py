@@ -1,0 +1,156 @@
+"""Dying changes no bit: killed, told to stop, damaged, out of disk, a run ends as if nothing had been."""
+
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny_run
+from tiny_run import ROOT, arguments, arrays, assert_same_arrays, rows, run, status
+
+from mscale import checkpoints, observations, train
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tiny_run.store(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def trunk(store, tmp_path_factory):
+    """A trunk of 24 steps with a branch point at 16 and dropout on."""
+    workdir = tmp_path_factory.mktemp("runs") / "trunk"
+    assert run(store, workdir, CHECKPOINT_STEPS=(16,)) == 0
+    return workdir
+
+
+# ------------------------------------------------------------------------------------------- dying, and resuming
+
+
+def start_process(store, workdir, **macros):
+    return subprocess.Popen(
+        [sys.executable, "-m", "mscale.train", *arguments(store, workdir, **macros)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+
+
+LONG = {"STEPS": 400, "CHECKPOINT_EVERY": 25, "EVAL_STEPS": "log", "LOG_EVERY": 10}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("long") / "run"
+    assert run(store, workdir, **LONG) == 0
+    return workdir
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [*range(3), *(pytest.param(moment, marks=pytest.mark.slow) for moment in range(3, 23))],
+)
+def test_killed_and_resumed_is_bit_identical(store, undisturbed, tmp_path, moment):
+    """KILL_SEED=… in the environment tries other moments."""
+    workdir = tmp_path / "run"
+    process = start_process(store, workdir, **LONG)
+    chance = random.Random(f"{os.environ.get('KILL_SEED', '')}-{moment}")
+    # The first checkpoint is there after a second or so of training; the run takes a few more.
+    folder = workdir / "checkpoints"
+    deadline = time.monotonic() + 120
+    awaited = chance.choice([25, 100, 250])
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(step >= awaited for step in checkpoints.steps(folder)):
+            break
+        time.sleep(0.002)
+    time.sleep(chance.random() * 0.1)
+    process.send_signal(signal.SIGKILL)
+    _, error = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), error
+    assert status(workdir)["state"] == ("done" if process.returncode == 0 else "running")
+    assert run(store, workdir, **LONG) == 0
+    assert_same_arrays(arrays(workdir, 400), arrays(undisturbed, 400))
+    for name in ("observations.jsonl", "exposure.jsonl"):
+        assert (workdir / name).read_bytes() == (undisturbed / name).read_bytes()
+    assert metric_steps(workdir) == metric_steps(undisturbed)
+
+
+def metric_steps(workdir):
+    return [row["step"] for row in observations.read_jsonl(workdir / "metrics.jsonl")]
+
+
+def test_sigterm_saves_and_exits_143(store, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    steps = {**LONG, "CHECKPOINT_EVERY": 10_000}
+    process = start_process(store, workdir, **steps)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (workdir / "metrics.jsonl").exists():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == train.PREEMPTED, error
+    assert status(workdir)["state"] == "preempted"
+    saved = checkpoints.steps(workdir / "checkpoints")
+    assert len(saved) == 1 and 0 < saved[0] < 400
+    assert status(workdir)["step"] == saved[0]
+    assert run(store, workdir, **steps) == 0
+    assert_same_arrays(arrays(workdir, 400), arrays(undisturbed, 400))
+    assert (workdir / "observations.jsonl").read_bytes() == (undisturbed / "observations.jsonl").read_bytes()
+
+
+def test_damaged_latest_checkpoint_costs_steps_not_the_run(store, undisturbed, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed, workdir)
+    (workdir / "status.json").unlink()
+    path = checkpoints.path_of(workdir / "checkpoints", 400)
+    largest = max((f for f in path.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    assert run(store, workdir, **LONG) == 0
+    assert "step_400" in capsys.readouterr().err
+    assert_same_arrays(arrays(workdir, 400), arrays(undisturbed, 400))
+    assert (workdir / "observations.jsonl").read_bytes() == (undisturbed / "observations.jsonl").read_bytes()
+    assert (workdir / "checkpoints" / "step_400.damaged").is_dir()
+
+
+def test_a_non_finite_loss_stops_the_run_at_its_step(store, tmp_path, capsys, monkeypatch):
+    # The learning rate overflows float32 in the parameters after warmup step 1; the loss of step 2 shows it.
+    assert run(store, tmp_path / "n", LEARNING_RATE=1e38, WARMUP_STEPS=10, EVAL_STEPS=(1, 2, 24)) == 1
+    error = capsys.readouterr().err
+    assert "non" in error or "nan" in error or "inf" in error
+    found = status(tmp_path / "n")
+    assert found["state"] == "failed" and "step " in found["reason"]
+    step = int(found["reason"].split("step ")[1].split(":")[0])
+    assert step <= 3
+    assert all(row["step"] < step for row in rows(tmp_path / "n"))
+    assert not (tmp_path / "n" / "metrics.jsonl").exists()
+    assert checkpoints.steps(tmp_path / "n" / "checkpoints") == []
+
+
+@pytest.mark.parametrize("moment", [5, 9, 14])
+def test_a_disk_that_fills_mid_run_loses_nothing_that_was_whole(store, trunk, tmp_path, capsys, moment):
+    """The disk is full from the ``moment``-th sync on; with room again the run ends as if nothing had been."""
+    sync, calls = os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) >= moment:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return sync(handle)
+
+    workdir = tmp_path / "trunk"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert run(store, workdir, CHECKPOINT_STEPS=(16,)) == 1
+    assert "the disk is full: free some space" in capsys.readouterr().err
+    assert not list(workdir.rglob("*.tmp")) and not list(workdir.rglob("*.saving"))
+    assert run(store, workdir, CHECKPOINT_STEPS=(16,)) == 0
+    assert_same_arrays(arrays(workdir, 24), arrays(trunk, 24))
+    assert rows(workdir) == rows(trunk)

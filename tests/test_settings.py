@@ -1,0 +1,79 @@
+"""What a run is asked to be: all that cannot work is an error before the first step."""
+
+import pytest
+import tiny_run
+from tiny_run import prepared, run
+
+from mscale import scales, train
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tiny_run.store(tmp_path_factory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"MIXTURE": "en+frr"}, "frr"),
+        ({"EVAL_LANGUAGES": ("en", "sww")}, "did you mean 'sw'"),
+        ({"SCALE": "nano9"}, "unknown scale"),
+        ({"STEPS": 0}, "STEPS is 0"),
+        ({"EVAL_STEPS": (25,)}, "EVAL_STEPS holds 25"),
+        ({"EVAL_STEPS": "lin"}, "EVAL_STEPS is 'lin'"),
+        ({"CHECKPOINT_STEPS": (0,)}, "CHECKPOINT_STEPS holds 0"),
+        ({"WARMUP_STEPS": 30}, "do not fit"),
+        ({"STOER": "x"}, "did you mean 'STORE'"),
+        ({"STORE": "/nowhere"}, "no such folder"),
+        ({"mesh__data": 3}, "does not fit 1 devices"),
+        ({"model__drop": 0.1}, "did you mean 'dropout'"),
+        ({"INIT_FROM": "a", "BRANCH_FROM": "b"}, "both given"),
+        ({"INIT_FROM": "/nowhere"}, "holds no checkpoint"),
+        ({"ACCUMULATE": 3}, "expected a divisor of BATCH_SIZE, 4"),
+        ({"BATCH_SIZE": "by scale"}, "BATCH_SIZE is 'by scale'"),
+        ({"BATCH_SIZE": -4}, "BATCH_SIZE is -4"),
+        ({"SEQUENCE_LENGTH": 10_000}, "one window of 10,000 tokens: en (6,000), fr (6,000)"),
+        ({"SEQUENCE_LENGTH": 0}, "SEQUENCE_LENGTH is 0"),
+        ({"logical_axis_rules__overrides": {"mlps": None}}, "did you mean 'mlp'"),
+    ],
+)
+def test_wrong_settings_are_errors_before_the_first_step(store, tmp_path, capsys, changes, message):
+    assert run(store, tmp_path / "w", **changes) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and "In call to" not in error
+    assert not (tmp_path / "w" / "metrics.jsonl").exists()
+
+
+def test_a_folder_holds_one_run(store, tmp_path, capsys):
+    assert run(store, tmp_path / "r", STEPS=4, EVAL_STEPS=()) == 0
+    assert run(store, tmp_path / "r", STEPS=6, EVAL_STEPS=()) == 1
+    assert "holds a run with steps 4, this one has 6" in capsys.readouterr().err
+
+
+def test_unwritable_workdir(store, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run(store, tmp_path / "file" / "run") == 1
+    assert "file" in capsys.readouterr().err
+
+
+def test_log_spaced_evaluations(store):
+    steps = prepared(store, "w", STEPS=10_000, EVAL_STEPS="log", CHECKPOINT_STEPS=(9_000,)).eval_steps
+    assert {10, 100, 1000, 9000, 10_000} <= steps
+    assert 24 <= len(steps) <= 28
+    assert prepared(store, "w", STEPS=5, EVAL_STEPS="log").eval_steps == {5}
+
+
+def test_atlas_is_table_b2(store):
+    values = {"SCALE": 0, "MIXTURE": "en", "STORE": str(store.path), "WORKDIR": "w"}
+    overrides = [f"--gin.{name}={value!r}" for name, value in values.items()]
+    parsed = train.launch.parse(["--gin_file=gin/train/atlas.gin", *overrides])
+    with train.launch.configured(parsed):
+        s = train.Settings()
+        assert (s.learning_rate, s.warmup_steps, s.sequence_length, s.steps) == (2e-4, 1000, 2048, 30_000)
+        assert s.decay_steps * 10 == s.steps and s.batch_size == "by size"
+    for parameters, batch in ((149e6, 256), (150e6, 512), (999e6, 512), (1e9, 1024), (2e9, 2048)):
+        assert scales.atlas_batch_size(int(parameters)) == batch
+
+
+def test_batch_size_by_size(store):
+    assert prepared(store, "w", BATCH_SIZE="by size").batch_size == 256
