@@ -77,6 +77,15 @@ def test_pairs_of_any_number_of_languages(count, families):
         assert min(degree) >= wanted and max(degree) <= wanted + 2 and sum(degree) <= wanted * count + 2
 
 
+@pytest.mark.parametrize("count", range(2, 13))
+def test_without_families_pairs_link_all_languages(count):
+    pairs = choose_pairs([f"l{index:02}" for index in range(count)], {})
+    linked = {"l00"}
+    for _ in pairs:
+        linked |= {one for pair in pairs if linked & set(pair) for one in pair}
+    assert len(linked) == count
+
+
 @pytest.mark.parametrize("families", [FAMILIES, {}, {one: one[1] for one in SIX}])
 def test_laws_are_identified(families):
     found = identify(study(families=families))

@@ -226,7 +226,7 @@ def choose_pairs(languages: Sequence[str], families: Mapping[str, str]) -> list[
     a few with one more.
 
     The first two languages are a pair. Where families are known, up to half of a language's pairs, rounded
-    up, are inside its family; the others are across families.
+    up, are inside its family; the others are across families. Else a ring links all languages.
     """
     degree = 3 if len(languages) <= 8 else 2 if len(languages) <= 12 else 1
     count = dict.fromkeys(languages, 0)
@@ -253,7 +253,10 @@ def choose_pairs(languages: Sequence[str], families: Mapping[str, str]) -> list[
 
     every = list(combinations(languages, 2))
     take(every[0])
-    fill([pair for pair in every if related(pair)], (degree + 1) // 2 + (degree > 1))
+    if families:
+        fill([pair for pair in every if related(pair)], (degree + 1) // 2 + (degree > 1))
+    elif degree > 1:
+        fill([pair for pair in every if place[pair[1]] - place[pair[0]] in (1, len(languages) - 1)], 2)
     fill([pair for pair in every if not related(pair)], degree)
     fill(every, degree)
     for language in languages:  # those whose partners were all taken
