@@ -17,6 +17,8 @@ def sweep() -> None:
 
 
 STUDIES = ("demo", "gpu-day", "tpu-week", "atlas")
+# Accelerator and chips that a built-in study's plan is priced on; None for as few as hold every run.
+MEANT_FOR = {"gpu-day": ("h200", 1), "tpu-week": ("v5e", 16), "atlas": ("h200", None)}
 
 
 class StudyName(click.ParamType):
@@ -97,10 +99,13 @@ def sweep_plan(
     from sweeps.bill import plan_table, save_bill
     from sweeps.studies import printed_cells
 
-    if study in STUDIES and study != "demo" and accelerator is None:
-        accelerator = "h200"
+    chips = None
+    if accelerator is None:
+        accelerator, chips = MEANT_FOR.get(study, (None, None))
     made = make_study(study, store, truth, languages, seed)
-    table = plan_table(made, accelerator=accelerator, mfu=mfu, slices=slices, printed=printed_cells(study))
+    table = plan_table(
+        made, accelerator=accelerator, mfu=mfu, slices=slices, chips=chips, printed=printed_cells(study)
+    )
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     if plot is not None:
         save_bill(made, plot, accelerator, mfu)

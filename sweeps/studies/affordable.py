@@ -177,7 +177,7 @@ def _cells(size: Size, tokens: int, seed: int, sizes: Sizes) -> list[Cell]:
 def _notes(size: Size, store) -> Sequence[str]:
     notes = [
         f"within {size.flops:.3g} FLOP; batches of {size.batch_size} × {size.sequence_length} tokens and a warmup of "
-        f"{WARMUP_STEPS} steps, smaller than Table B.2's, since the budgets are"
+        f"{WARMUP_STEPS} steps, smaller than Table B.2's, since the budgets are smaller"
     ]
     if store is None:
         notes.append("planned without a token store, from published rates; give a store to run it")
