@@ -147,13 +147,14 @@ def study(
 def load(path: str | Path, store: Store) -> Study:
     """Returns the study that a .gin or .py file describes, over ``store``.
 
+    A .gin file is looked for as those of a launch are: here, else among the project's own.
+
     Raises:
       MscaleError: the file is missing, is neither, does not parse, or defines no study.
     """
     path = Path(path)
-    if not path.is_file():
-        raise MscaleError(f"{path}: no such study file; expected a .gin or .py file")
     if path.suffix == ".gin":
+        path = launch.find(str(path))
         with launch.configured(launch.Launch((str(path),), ())):
             if "sweeps.grid.study" not in {selector for _, selector in gin.config._CONFIG}:
                 raise MscaleError(f"{path}: says nothing of study; expected study.name and study.cells")
@@ -163,6 +164,8 @@ def load(path: str | Path, store: Store) -> Study:
                 raise MscaleError(f"{path}: {launch.plain_message(error)}") from None
     if path.suffix != ".py":
         raise MscaleError(f"{path}: a study is a .gin or .py file")
+    if not path.is_file():
+        raise MscaleError(f"{path}: no such study file")
     made = runpy.run_path(str(path)).get("study")
     if not callable(made):
         raise MscaleError(f"{path}: defines no function study(store); expected one that returns a study")

@@ -105,12 +105,13 @@ def test_one_files_bindings_do_not_reach_the_next(store, tmp_path):
         ("x.py", "", "defines no function study"),
         ("x.py", "def study(store): return 3", "returned a int; expected a Study"),
         ("x.txt", "", "a study is a .gin or .py file"),
-        (None, "", "no such study file"),
+        ("gone.gin", None, "no gin file"),
+        ("gone.py", None, "no such study file"),
     ],
 )
 def test_bad_files_are_named(store, tmp_path, name, text, message):
-    path = tmp_path / (name or "gone.gin")
-    if name:
+    path = tmp_path / name
+    if text is not None:
         path.write_text(text)
     with pytest.raises(MscaleError, match=f"(?s){message}"):
         grid.load(path, store)
