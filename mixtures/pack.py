@@ -7,14 +7,12 @@ not there. A language of one small file, as most are, skips the shard: its store
 a line in the journal of the process says so. store.json is written last.
 """
 
-import contextlib
-import fcntl
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +34,7 @@ from mixtures.workers import (
     workers,
 )
 from mscale.errors import MscaleError
-from mscale.files import atomic_write, read_json, writing
+from mscale.files import atomic_write, locked, read_json
 from mscale.progress import progress
 from mscale.remote import Url, location
 from mscale.store import FORMAT, MANIFEST, UNFINISHED, VERSION, Store, open_store, token_dtype
@@ -104,7 +102,8 @@ def pack(
         "split": {"valid_tokens": valid_tokens, "fraction": VALID_FRACTION, "lines_below": LINES_BELOW},
     }
     scratch = store_dir / UNFINISHED
-    with _locked(scratch):
+    busy = f"{store_dir}: another packing is at work here; wait for it or choose another folder"
+    with locked(scratch / "lock", busy):
         previous = _previous(store_dir, header, vocabulary)
         entries = dict(previous)
         todo = [
@@ -289,18 +288,3 @@ def _previous(store_dir: Path, header: dict[str, Any], vocabulary: Vocabulary) -
             "never changes in a store: use the same valid_tokens, or pack into another folder"
         )
     return described["languages"]
-
-
-@contextlib.contextmanager
-def _locked(scratch: Path) -> Iterator[None]:
-    with writing(scratch):
-        scratch.mkdir(parents=True, exist_ok=True)
-        lock = open(scratch / "lock", "w")  # noqa: SIM115 (held until packing ends)
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise MscaleError(
-                f"{scratch.parent}: another packing is at work here; wait for it or choose another folder"
-            ) from None
-        yield

@@ -6,7 +6,6 @@ fallback, 99.9995% character coverage, 64,000 pieces and 512 special ids. Text i
 """
 
 import contextlib
-import fcntl
 import io
 import re
 import sys
@@ -20,7 +19,7 @@ import numpy as np
 from mixtures.inputs import Input, documents, find
 from mscale import sampling
 from mscale.errors import MscaleError
-from mscale.files import atomic_json, read_json, writing
+from mscale.files import atomic_json, locked, read_json
 from mscale.progress import progress
 from mscale.vocabulary import EOS_ID, PAD_ID, UNK_ID, SentencePieceVocabulary, load_vocabulary
 
@@ -104,16 +103,7 @@ def _locked(path: Path) -> Iterator[None]:
     """Holds the folder for one training: of two at once, the last to end would replace the other's model."""
     made = not path.exists()
     lock_path = path / ".training"
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-        lock = open(lock_path, "w")  # noqa: SIM115 (held until training ends)
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise MscaleError(
-                f"{path}: another training is at work here; wait for it or choose another folder"
-            ) from None
+    with locked(lock_path, f"{path}: another training is at work here; wait for it or choose another folder"):
         try:
             yield
         finally:

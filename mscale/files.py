@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import tempfile
@@ -65,6 +66,25 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
 def atomic_json(path: str | os.PathLike, value: Any) -> None:
     """Writes ``value`` as indented JSON, atomically; NaN is refused, since JSON has none."""
     atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, busy: str) -> Iterator[None]:
+    """Holds the lock file ``path`` while the block runs; it goes with the process, also with one that is killed.
+
+    Raises:
+      MscaleError: another process holds it; ``busy`` is the message.
+    """
+    path = Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "w")  # noqa: SIM115 (held until the block ends)
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise MscaleError(busy) from None
+        yield
 
 
 def read_json(path: str | os.PathLike, *, what: str = "JSON file") -> Any:
