@@ -63,7 +63,8 @@ def languages(target: str, results: Mapping[str, Any] | None = None) -> Answer:
             known.add(row["source"])
     # Generated languages may bear the codes of natural ones, of which the paper speaks.
     generated = bool(results and results.get("truth"))
-    paper = reference.published_transfer().head(0 if generated else None)
+    paper = reference.published_transfer()
+    paper = paper.head(0) if generated else paper
     alias = reference.ALIASES.get(target, target)
     for entry in paper[paper["target"] == alias].dropna().to_dict("records"):
         if entry["source"] not in known:
@@ -204,7 +205,7 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
         gap, reasons = _gap(results or {}, row, tokens)
         text = (
             f"{target} at {count(params)} parameters and {count(tokens)} tokens: {what}. The crossover lies "
-            f"{span(low or None, high if np.isfinite(high) else None, count)} tokens.{gap}"
+            f"{_between(low, high)} tokens.{gap}"
         )
         names = (
             "scale",
@@ -250,6 +251,12 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
     )
     row = {"crossover_tokens": law, "other_constants": other, "tokens_over_crossover": closeness}
     return Answer(text, (row,), PUBLISHED, tuple(reasons))
+
+
+def _between(low: float, high: float) -> str:
+    if low > 0 and np.isfinite(high):
+        return f"between {count(low)} and {count(high)}"
+    return span(low or None, high if np.isfinite(high) else None, count)
 
 
 def _gap(results: Mapping[str, Any], row: Mapping[str, Any], tokens: float) -> tuple[str, list[str]]:

@@ -203,9 +203,11 @@ def _grow(
     X, y = table[tuple(cells.T)], scores[tuple(cells.T)]
     rows = [np.flatnonzero(owner == index) for index in range(len(pairs))]
     grown = []
-    for state in rng.integers(2**31 - 1, size=trees):
+    # One generator for all trees: making one takes longer than growing a small tree.
+    ties = np.random.RandomState(rng.integers(2**31 - 1))
+    for _ in range(trees):
         bag = np.concatenate([rows[index] for index in rng.integers(len(pairs), size=len(pairs))])
-        tree = DecisionTreeRegressor(random_state=int(state))
+        tree = DecisionTreeRegressor(random_state=ties)
         grown.append(tree.fit(X[bag], y[bag], check_input=False))
     return _Forest(tuple(grown), table, tuple(features))
 

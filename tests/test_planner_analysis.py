@@ -185,3 +185,46 @@ def test_next_runs_keep_to_a_budget_and_say_what_they_need():
     ):
         with pytest.raises(MscaleError, match=message):
             next_runs(results=results, **wrong)
+
+
+def crossing(status="measured", bound="", tokens=2e6):
+    row = {
+        "scale": "s", "params": 1e5, "language": "xx", "tokens": tokens, "low": 1.5e6, "high": 3e6,
+        "status": status, "bound": bound, "gap": -0.02, "gap_low": -0.03, "gap_high": -0.01, "gap_tokens": 4e6,
+    }  # fmt: skip
+    gaps = [
+        {"scale": "s", "language": "xx", "tokens": x, "gap": g, "low": g - 0.01, "high": g + 0.01}
+        for x, g in ((1e6, 0.1), (2e6, 0.0), (4e6, -0.02))
+    ]
+    scales = [{"scale": "s", "params": 1e5}]
+    return {"crossover": {"table": [row], "gaps": gaps}, "study": {"scales": scales}}
+
+
+def test_start_says_how_close_the_call_is():
+    early = planner.start("xx", 1.2e5, 1e6, crossing())
+    assert "from the checkpoint" in early.text and "+0.100 nats (+0.090 to +0.110)" in early.text
+    assert "from scratch" in planner.start("xx", 1e5, 3.9e6, crossing()).text
+    close = planner.start("xx", 1e5, 2e6, crossing())
+    assert "too close to call" in close.text and "0.000 nats" in close.text
+    beyond = planner.start("xx", 1e5, 9e6, crossing("bound", "at least", 4e6))
+    assert "not within the data" in beyond.text
+    assert any("nothing is extrapolated" in reason for reason in beyond.reasons)
+    with pytest.raises(MscaleError, match="no crossover of yy within a factor of two of 100k.*xx at 100k"):
+        planner.start("yy", 1e5, 1e6, crossing())
+
+
+def test_predicted_pairs_are_flagged_and_generated_languages_are_not_the_papers():
+    results = {
+        "transfer": {
+            "scale": "s",
+            "matrix": [],
+            "predicted": {"cells": [{"target": "es", "source": "zz", "score": 0.3, "low": 0.1, "high": 0.5}]},
+        },
+        "truth": {"languages": {}},
+    }
+    answer = planner.languages("es", results)
+    assert [row["source"] for row in answer.rows] == ["zz"] and answer.basis == planner.PREDICTED
+    answer = planner.languages("es", {**results, "truth": None})
+    assert answer.rows[0]["basis"] == planner.PREDICTED and answer.rows[1]["source"] == "pt"
+    with pytest.raises(MscaleError, match="no transfer score for 'pt'"):
+        planner.languages("pt", results)
