@@ -72,7 +72,7 @@ def test_meshes_give_the_losses_of_one_device():
 @pytest.mark.parametrize("heads", [3, 4])
 def test_all_meshes_give_the_losses_of_one_device(heads):
     meshes = [(d, f, 8 // d // f) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % (d * f) == 0]
-    eight_devices(PROGRAM.format(heads=heads, layers=6, meshes=meshes))
+    eight_devices(PROGRAM.format(heads=heads, layers=8, meshes=meshes))
 
 
 def abstract_mesh(**sizes):
