@@ -31,7 +31,8 @@ EMBEDDING_STD, LOGIT_GAIN = 1.0, 8.0
 REMAT_POLICIES = ("none", "dots", "full")
 LR_RULES = ("mup", "constant")
 ACTIVATIONS = ("silu", "gelu")
-# Measured on a CPU core: a scan copies its carries and stacks what it saves, a sixth of the step of two layers, a twelfth of six.
+# Measured on a CPU core: a scan copies its carries and stacks what it saves, a sixth of the step of two layers, a
+# twelfth of that of six.
 UNROLLED_LAYERS = 6
 ATTENTION_CHUNK = 64
 ATTENTIONS = ("auto", "einsum", "xla", "cudnn")
