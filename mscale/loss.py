@@ -98,8 +98,9 @@ def _block_gradients(x, embedding, targets, lse, logits, g_nll, g_lse, scale):
 
 def _backward(scale, blocks, saved, cotangents):
     x, embedding, targets, lse, logits = saved
+    g_nll, g_lse = cotangents
     if blocks == 1:
-        d_embedding, d_x = _block_gradients(x, embedding, targets, lse, logits, *cotangents, scale)
+        d_embedding, d_x = _block_gradients(x, embedding, targets, lse, logits, g_nll, g_lse, scale)
         return d_x, d_embedding.astype(embedding.dtype), None
 
     def block(total, inputs):
@@ -108,7 +109,7 @@ def _backward(scale, blocks, saved, cotangents):
         d_embedding, d_x = _block_gradients(x, embedding, targets, lse, logits, g_nll, g_lse, scale)
         return total + d_embedding, d_x
 
-    per_block = tuple(_split(a, blocks) for a in (x, targets, lse, *cotangents))
+    per_block = tuple(_split(a, blocks) for a in (x, targets, lse, g_nll, g_lse))
     d_embedding, d_x = jax.lax.scan(block, jnp.zeros(embedding.shape, jnp.float32), per_block)
     return _join(d_x, x.shape[1]), d_embedding.astype(embedding.dtype), None
 
