@@ -94,7 +94,7 @@ def transfer_heatmap(results: dict) -> Figure | None:
     height = min(max(38 * len(languages), 150), 620) if len(languages) <= 16 else 18 * len(languages)
     keys = [Key("no number", "#dfe3e8", "square")]
     if (frame["status"] == "predicted").any():
-        hatch = base.transform_filter("datum.status === 'predicted'")
+        hatch = base.transform_filter("datum.status === 'predicted' && isValid(datum.score)")
         size = (0.8 * height / len(languages)) ** 2
         layers.append(
             hatch.mark_point(shape=HATCH, size=size, stroke=INK, strokeWidth=1, filled=False, opacity=0.55)
