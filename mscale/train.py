@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,54 +156,21 @@ def train(
     )
     batches = dispatches(run, start.step, K)
     state, step = start.state, start.step
-    dispatched: list[tuple[int, int, Any]] = []  # first step, steps, metrics on the device
-    evaluated: list[tuple[int, list[jax.Array]]] = []
     in_flight: deque[tuple[jax.Array, jax.Array | None]] = deque()
     compiling = True
-    clock, clock_step = time.monotonic(), step
 
-    def flush() -> None:
-        """Reads what the device has computed since the last time; records it if all of it is finite."""
-        nonlocal clock, clock_step
-        values = jax.device_get([metrics for _, _, metrics in dispatched])
-        nats = jax.device_get([windows for _, windows in evaluated])
-        last: dict[str, float] = {}
-        rates = {}
-        for (first, count, _), metrics in zip(dispatched, values, strict=True):
-            check_finite(first, {name: metrics[name][:count] for name in metrics})
-            last = {name: float(metrics[name][count - 1]) for name in metrics}
-            rates[first + count] = last["lr"]
-        now = time.monotonic()
-        if now > clock and step > clock_step:
-            recorder.tokens_per_second = (step - clock_step) * run.step_tokens / (now - clock)
-        for (at, _), windows in zip(evaluated, nats, strict=True):
-            measured = evaluate.measure(windows, held_out)
-            bad = [name for name, value in measured.items() if not math.isfinite(value["loss"])]
-            if bad:
-                raise MscaleError(f"the evaluation loss of {bad[0]} became non-finite at step {at}")
-            recorder.add_observations(at, rates[at], measured)
-            if track:
-                track(at, {f"valid/{name}": value["loss"] for name, value in measured.items()})
-        if last:
-            recorder.add_metrics(step, last)
-            if track:
-                track(step, last | {"tokens_per_second": recorder.tokens_per_second})
-        speed = tracking.speed_note(run, recorder.tokens_per_second)
-        advance(step - clock_step, note=f"{speed}, loss {last['loss']:.3f}" if last else speed)
-        clock, clock_step, recorder.step = now, step, step
-        dispatched.clear()
-        evaluated.clear()
-
-    total = s.steps - start.step
-    with progress(run.name, total, "steps") if s.progress and recorder.writes else _silent() as advance:
+    shown = s.progress and recorder.writes
+    bar = progress(run.name, s.steps - step, "steps") if shown else contextlib.nullcontext(_not_shown)
+    with bar as advance:
+        unread = Unread(run, recorder, held_out, track, advance)
         while step < s.steps:
             targets, count = next(batches)
             began = time.monotonic()
             state, metrics = run_steps(state, targets, np.int32(step), np.int32(count), run.hyper, key)
             if compiling:
                 recorder.compile_seconds += time.monotonic() - began
-                compiling, clock = False, time.monotonic()
-            dispatched.append((step, count, metrics))
+                compiling, unread.clock = False, time.monotonic()
+            unread.steps.append((step, count, metrics))
             step += count
             # Waits for the dispatch before the last: two stay in the queue, so the device never runs dry, and
             # a signal is answered within two dispatches, by all hosts at the same one. No value is read.
@@ -214,10 +181,10 @@ def train(
                 computed.block_until_ready()
                 stopping = agreement.reached(asked)
             if step in run.eval_steps:
-                evaluated.append((step, evaluate.dispatch(config, state["params"], held_out)))
+                unread.evaluations.append((step, evaluate.dispatch(config, state["params"], held_out)))
             saving = step in branch_points or step % s.checkpoint_every == 0 or step == s.steps or stopping
             if saving or step % s.log_every == 0:
-                flush()
+                unread.read(step)
                 if not stopping:
                     recorder.status("running", every=2.0)
             if saving:
@@ -228,8 +195,63 @@ def train(
         saver.wait()
 
 
-def _silent():
-    return contextlib.nullcontext(lambda n=1, note="": None)
+class Unread:
+    """What the device was told to compute and nobody has read yet; read, checked and recorded at log points."""
+
+    def __init__(
+        self,
+        run: Run,
+        recorder: Recorder,
+        held_out: evaluate.HeldOut,
+        track: tracking.Track | None,
+        advance: Callable[..., None],
+    ):
+        """Starts empty at the recorder's step; ``advance`` moves the progress bar."""
+        self.run, self.recorder, self.held_out = run, recorder, held_out
+        self.track, self.advance = track, advance
+        self.steps: list[tuple[int, int, Any]] = []  # first step, steps, metrics on the device
+        self.evaluations: list[tuple[int, list[jax.Array]]] = []
+        self.clock = time.monotonic()
+
+    def read(self, step: int) -> None:
+        """Waits for all of it, and records it as of ``step`` if it is finite.
+
+        Raises:
+          MscaleError: a loss or gradient is not, naming the step.
+        """
+        recorder, done = self.recorder, step - self.recorder.step
+        values = jax.device_get([metrics for _, _, metrics in self.steps])
+        nats = jax.device_get([windows for _, windows in self.evaluations])
+        last: dict[str, float] = {}
+        rates = {}
+        for (first, count, _), metrics in zip(self.steps, values, strict=True):
+            check_finite(first, {name: metrics[name][:count] for name in metrics})
+            last = {name: float(metrics[name][count - 1]) for name in metrics}
+            rates[first + count] = last["lr"]
+        now = time.monotonic()
+        if now > self.clock and done:
+            recorder.tokens_per_second = done * self.run.step_tokens / (now - self.clock)
+        for (at, _), windows in zip(self.evaluations, nats, strict=True):
+            measured = evaluate.measure(windows, self.held_out)
+            bad = [name for name, value in measured.items() if not math.isfinite(value["loss"])]
+            if bad:
+                raise MscaleError(f"the evaluation loss of {bad[0]} became non-finite at step {at}")
+            recorder.add_observations(at, rates[at], measured)
+            if self.track:
+                self.track(at, {f"valid/{name}": value["loss"] for name, value in measured.items()})
+        if last:
+            recorder.add_metrics(step, last)
+            if self.track:
+                self.track(step, last | {"tokens_per_second": recorder.tokens_per_second})
+        speed = tracking.speed_note(self.run, recorder.tokens_per_second)
+        self.advance(done, note=f"{speed}, loss {last['loss']:.3f}" if last else speed)
+        self.clock, recorder.step = now, step
+        self.steps.clear()
+        self.evaluations.clear()
+
+
+def _not_shown(n: int = 1, note: str = "") -> None:
+    """Stands for the progress bar where there is none."""
 
 
 def dispatches(run: Run, start: int, K: int) -> Iterator[tuple[Any, int]]:
@@ -289,9 +311,11 @@ def run_to_end(run: Run, stop: threading.Event | None = None) -> int:
             return 0
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-    context = partitioning.using(run.mesh, dict(run.rules)) if run.mesh is not None else _silent()
+    on_mesh = (
+        partitioning.using(run.mesh, dict(run.rules)) if run.mesh is not None else contextlib.nullcontext()
+    )
     recorder = None
-    with context:
+    with on_mesh:
         try:
             start = find_start(run)
             recorder = Recorder(run, start.step, start.init, start.init_tokens, start.group)
@@ -340,19 +364,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-class _stopping_at_sigterm:
-    """Sets an event at SIGTERM instead of dying, where signals can be handled (the main thread)."""
-
-    def __enter__(self) -> threading.Event:
-        self.stop = threading.Event()
-        self.main = threading.current_thread() is threading.main_thread()
-        if self.main:
-            self.before = signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
-        return self.stop
-
-    def __exit__(self, *_: Any) -> None:
-        if self.main:
-            signal.signal(signal.SIGTERM, self.before)
+@contextlib.contextmanager
+def _stopping_at_sigterm() -> Iterator[threading.Event]:
+    """Yields an event that SIGTERM sets, instead of dying, where signals can be handled (the main thread)."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":
