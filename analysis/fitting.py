@@ -337,7 +337,7 @@ def _with_priors(
     problem: Problem, names: tuple[str, ...], priors: Mapping[str, tuple[float, float]], seed: int
 ) -> Problem:
     """Priors weigh against residuals in units of their own dispersion, which a first fit without them gives."""
-    theta = search.optima(problem, seed).theta[0]
+    theta = search.optima(problem, seed, polished=search.FINAL).theta[0]
     r = problem.residuals(theta[None])[0]
     dispersion = float(np.sum(problem.weight * huber(r, problem.delta)[1] * r)) / max(
         1, len(r) - problem.size

@@ -37,8 +37,10 @@ class Optima:
     converged: np.ndarray
 
 
-def optima(problem: Problem, seed: int, y: np.ndarray | None = None) -> Optima:
+def optima(problem: Problem, seed: int, y: np.ndarray | None = None, polished: int = POLISHED) -> Optima:
     """The global optimum of each study, started without knowing anything of the parameters.
+
+    polished: starts that are followed to their optimum.
 
     Raises:
       MscaleError: no study has a finite optimum.
@@ -48,7 +50,7 @@ def optima(problem: Problem, seed: int, y: np.ndarray | None = None) -> Optima:
     theta = starts(small, seed, y[:, rows])
     if not np.isfinite(theta).any():
         raise MscaleError("no start gives finite predictions: check the units of the columns")
-    found = _polish(small, theta, y[:, rows])
+    found = _polish(small, theta[:, :polished], y[:, rows])
     if small is problem:
         return dataclasses.replace(found[0], theta=found[1][:, 0])
     last = _polish(problem, found[1][:, :FINAL], y)

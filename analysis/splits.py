@@ -24,9 +24,9 @@ def folds(
     """The test masks of a split, {name: (n,) bool}.
 
     Args:
-      split: "R2" (a random `share` of the groups), "R2_N" (the largest `share` of the scales, whole), "R2_D" (the
-        rows of most tokens), "R2_C" (of most compute), "R2_M" (mixtures that are not monolingual, bilingual or
-        UniMax), "leave_one_scale_out" or "leave_one_language_out".
+      split: "R2" (a random `share` of the groups, each share in turn), "R2_N" (the largest `share` of the scales,
+        whole), "R2_D" (the rows of most tokens), "R2_C" (of most compute), "R2_M" (mixtures that are not
+        monolingual, bilingual or UniMax), "leave_one_scale_out" or "leave_one_language_out".
       columns: {"N" or "D": the table's column}.
 
     Raises:
@@ -38,9 +38,10 @@ def folds(
         names = (
             table[group].astype(str) if group else pd.Series(np.arange(len(table)).astype(str), table.index)
         )
-        unique = np.array(sorted(names.unique()))
-        held = np.random.default_rng(seed).permutation(unique)[: max(1, round(share * len(unique)))]
-        return {"random": names.isin(held).to_numpy()}
+        unique = np.random.default_rng(seed).permutation(np.array(sorted(names.unique())))
+        parts = np.array_split(unique, min(max(2, round(1 / share)), len(unique)))
+        found = {f"part {number}": names.isin(part).to_numpy() for number, part in enumerate(parts, 1)}
+        return _several(found, "group")
     if split == "R2_M":
         return {"mixtures": _mixtures(table)}
     if split == "leave_one_language_out":
@@ -200,6 +201,7 @@ def judge(
     splits: Sequence[str] = SPLITS,
     *,
     level: float = 0.9,
+    within: bool = False,
     draws: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -208,8 +210,9 @@ def judge(
     Args:
       contenders: {label: arguments of `analysis.fit`, with "law"}; the first is what the others are compared with.
       splits: names of `folds`. level: of the intervals, which resample the tested groups.
+      within: R² about each level's own mean, so that languages' different levels earn nothing.
 
-    Returns: a row a (law, split): r2, low, high, r2_within, difference from the first law on the rows both predict
+    Returns: a row a (law, split): r2, low, high, difference from the first law on the rows both predict
     with its interval, tested rows, share out of range, and why what is missing is missing.
     """
     asked = {label: how.get("phases", ("end",)) for label, how in contenders.items()}
@@ -234,14 +237,15 @@ def judge(
                 continue
             found["key"] = [f"{fold}|{index}" for fold, index in zip(found["fold"], found.index, strict=True)]
             record |= {
-                "r2": r2(found),
-                "r2_within": r2(found, within=True),
+                "r2": r2(found, within),
                 "tested": len(found),
                 "out_of_range": float((~found["in_range"].astype(bool)).mean()) if len(found) else np.nan,
                 "reason": "; ".join(f"{name}: {why}" for name, why in found.attrs["refused"].items()),
             }
             if len(found):
-                record["low"], record["high"] = np.quantile(_resampled([found], draws, seed)[0], tails)
+                record["low"], record["high"] = np.quantile(
+                    _resampled([found], draws, seed, within)[0], tails
+                )
             if first is None:
                 first = found
             elif len(found) and len(first):
@@ -249,8 +253,8 @@ def judge(
                 both = pair[0].index.intersection(pair[1].index)
                 if len(both):
                     base, mine = (frame.loc[both] for frame in pair)
-                    record["difference"] = r2(mine) - r2(base)
-                    resampled = _resampled([base, mine], draws, seed)
+                    record["difference"] = r2(mine, within) - r2(base, within)
+                    resampled = _resampled([base, mine], draws, seed, within)
                     ends = np.quantile(resampled[1] - resampled[0], tails)
                     record["difference_low"], record["difference_high"] = ends
     order = [
@@ -259,7 +263,6 @@ def judge(
         "r2",
         "low",
         "high",
-        "r2_within",
         "difference",
         "difference_low",
         "difference_high",
@@ -267,7 +270,7 @@ def judge(
     return pd.DataFrame(records).reindex(columns=[*order, "tested", "out_of_range", "reason"])
 
 
-def _resampled(frames: Sequence[pd.DataFrame], draws: int, seed: int) -> np.ndarray:
+def _resampled(frames: Sequence[pd.DataFrame], draws: int, seed: int, within: bool) -> np.ndarray:
     """(len(frames), draws): R² on resampled groups, the same groups in every frame."""
     codes, names = pd.factorize(frames[0]["group"])
     times = np.random.default_rng(seed).multinomial(
@@ -277,8 +280,11 @@ def _resampled(frames: Sequence[pd.DataFrame], draws: int, seed: int) -> np.ndar
     result = []
     for frame in frames:
         y, error = frame["observed"].to_numpy(float), (frame["observed"] - frame["predicted"]).to_numpy(float)
-        total = np.maximum(weight.sum(axis=1), 1)
-        mean = weight @ y / total
-        spread = weight @ y**2 - total * mean**2
+        levels = pd.factorize(frame["level"])[0] if within else np.zeros(len(y), int)
+        spread = np.zeros(draws)
+        for level in np.unique(levels):
+            at = levels == level
+            total = np.maximum(weight[:, at].sum(axis=1), 1)
+            spread += weight[:, at] @ y[at] ** 2 - (weight[:, at] @ y[at]) ** 2 / total
         result.append(1 - weight @ error**2 / np.maximum(spread, 1e-300))
     return np.array(result)

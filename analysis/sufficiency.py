@@ -58,8 +58,15 @@ def remarks(agreement: Mapping[str, Any], problem: Problem, theta: np.ndarray) -
 
 
 def few_groups_note(problem: Problem, groups: int) -> list[str]:
-    """A warning where few groups are resampled."""
-    if problem.delta is None or groups >= MANY:
+    """A warning where there are too few groups for what intervals rest on."""
+    if problem.delta is None:
+        if groups >= problem.size + SPARE:
+            return []
+        return [
+            f"{groups} groups cannot tell noise that they share from {problem.size} parameters: rows are taken as "
+            f"independent, and intervals are too narrow"
+        ]
+    if groups >= MANY:
         return []
     return [
         f"intervals resample {groups} groups: with fewer than {MANY} they are too narrow; loss='squares' gives "

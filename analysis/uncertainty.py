@@ -13,6 +13,7 @@ from scipy.stats import t as student
 
 from analysis.engine import minimise
 from analysis.problem import Problem
+from analysis.sufficiency import SPARE
 
 # Values of 1 + m·ρ, m the rows of the largest group. Below 1 the rows of a group differ more than those of several:
 # no noise is like that, but an estimate must be free to fall there, or intervals are too wide where nothing is shared.
@@ -49,13 +50,15 @@ class Noise:
 
 
 def noise(problem: Problem, theta: np.ndarray, y: np.ndarray | None = None) -> Noise:
-    """Estimates ρ and the noise at least-squares optima theta (S, P); ρ = 0 where no group has two rows.
+    """Estimates ρ and the noise at least-squares optima theta (S, P).
 
+    ρ = 0 where no group has two rows, and with fewer than P + 3 groups, which cannot tell what they share.
     y: (S, n) responses of planted studies (None: the problem's own).
     """
     S, P = theta.shape
     total = np.bincount(problem.group, problem.weight)
-    repeated = np.bincount(problem.group).max() > 1
+    # With hardly more groups than parameters, noise that groups share can pass for anything the law says about them.
+    repeated = np.bincount(problem.group).max() > 1 and problem.groups >= problem.size + SPARE
     ratio = (SHARING - 1.0) / total.max() if repeated else np.zeros(1)
     R = len(ratio)
     members = problem.members(y=None if y is None else np.repeat(y, R, axis=0), ratio=np.tile(ratio, S))

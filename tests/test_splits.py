@@ -22,9 +22,11 @@ def held(table, split, **how):
 
 
 def test_random_split_keeps_groups_whole(table):
-    (test,) = held(table, "R2", seed=3).values()
-    assert not set(table["group"][test]) & set(table["group"][~test])
-    assert test.mean() == pytest.approx(0.2)
+    masks = list(held(table, "R2", seed=3).values())
+    for test in masks:
+        assert not set(table["group"][test]) & set(table["group"][~test])
+        assert test.mean() == pytest.approx(0.2)
+    assert len(masks) == 5 and (np.sum(masks, axis=0) == 1).all()  # every run is predicted once
 
 
 def test_extrapolating_splits(table):
@@ -89,3 +91,16 @@ def test_phases_are_not_mixed(table):
         splits.judge(contenders, table, ("R2",))
     with pytest.raises(MscaleError, match="not comparable"):
         splits.predictions("chinchilla", table.assign(phase="stable"), "R2")
+
+
+def test_intervals_are_of_the_r2_that_is_reported(table):
+    contenders = {
+        "chinchilla": {"law": "chinchilla", "share": ("alpha", "beta")},
+        "power": {"law": "power", "columns": {"x": "tokens"}},
+    }
+    for within in (False, True):
+        found = splits.judge(contenders, table, ("R2",), within=within).set_index("law")
+        assert (found["low"] <= found["r2"]).all() and (found["r2"] <= found["high"]).all()
+        gap = found.loc["power", "r2"] - found.loc["chinchilla", "r2"]
+        assert found.loc["power", "difference"] == pytest.approx(gap)
+        assert found.loc["power", "difference_low"] <= gap <= found.loc["power", "difference_high"]

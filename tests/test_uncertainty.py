@@ -9,6 +9,7 @@ import pytest
 import analysis
 from analysis import profiles, quantities, search, simulate, uncertainty
 from analysis.quantities import Derived, Linear
+from mscale.errors import MscaleError
 
 TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36}
 
@@ -123,3 +124,12 @@ def test_an_interval_is_unbounded_only_where_the_profile_is_flat():
     found = analysis.fit("chinchilla", table).interval(0.9)
     assert not np.isfinite(found.loc["beta", ["low", "high"]].astype(float)).all()
     assert np.isfinite(found.loc["alpha", ["low", "high"]].astype(float)).all()
+
+
+def test_too_few_groups_are_not_asked_what_they_share():
+    table = study(1, 3)
+    with pytest.raises(MscaleError, match="are needed before an interval"):
+        analysis.fit("chinchilla", table)
+    found = analysis.fit("chinchilla", table, few_groups=True)
+    assert found.problem.ratio == 0.0
+    assert any("5 groups cannot tell noise that they share" in note for note in found.notes)

@@ -30,7 +30,7 @@ def predict(p: Any, x: Any) -> Any:
 DATA_CONSTRAINED = Law(
     name="data_constrained",
     equation="L = E + A/N'^alpha + B/D'^beta, X' = U_X + U_X*R_X*(1 - exp(-(X/U_X - 1)/R_X))",
-    source="Muennighoff et al. 2023, eqs. 5-6 and appendix A (R_D* 15.39, R_N* 5.31); fitted jointly unless two_stage=True",
+    source="Muennighoff et al. 2023, eqs. 5-6 and appendix A (R_D* 15.39, R_N* 5.31); jointly unless two_stage=True",
     columns={"N": "params", "D": "target_tokens", "U": "target_unique"},
     parameters=(
         E,
