@@ -100,19 +100,21 @@ def gather(rows: pd.DataFrame, phase: str = "stable") -> Points | None:
     """
     if phase not in ("stable", "end"):
         raise ValueError(f"phase {phase!r}: curves are compared in the phase 'stable' or 'end'")
-    rows = rows[(rows["phase"] == phase) & (rows["tokens"] > 0)]
-    if rows.empty:
+    keep = (rows["phase"].to_numpy() == phase) & (rows["tokens"].to_numpy() > 0)
+    if not keep.any():
         return None
-    tokens, losses = rows["tokens"].to_numpy(dtype=float), rows["loss"].to_numpy(dtype=float)
-    labels = tokens
-    if len(np.unique(tokens)) > MOST_POINTS:
+    tokens, losses = (rows[name].to_numpy(dtype=float)[keep] for name in ("tokens", "loss"))
+    return points_of(tokens, losses, tuple(sorted(set(map(str, rows["group"].to_numpy()[keep])))), phase)
+
+
+def points_of(tokens: np.ndarray, losses: np.ndarray, groups: tuple[str, ...], phase: str) -> Points:
+    """The points of a cell from tokens (n,), all positive, and losses (n,)."""
+    at, which, counts = np.unique(tokens, return_inverse=True, return_counts=True)
+    if len(at) > MOST_POINTS:
         edges = np.linspace(np.log(tokens.min()), np.log(tokens.max()) + 1e-9, MOST_POINTS + 1)
-        labels = np.digitize(np.log(tokens), edges).astype(float)
-    _, which, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    mean_log = np.bincount(which, np.log(tokens)) / counts
-    exact = len(counts) == len(np.unique(tokens))
-    at = np.unique(tokens) if exact else np.exp(mean_log)
-    groups = tuple(sorted(rows["group"].astype(str).unique()))
+        labels = np.digitize(np.log(tokens), edges)
+        _, which, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        at = np.exp(np.bincount(which, np.log(tokens)) / counts)
     return Points(at, np.bincount(which, losses) / counts, counts.astype(float), groups, phase)
 
 
@@ -165,7 +167,9 @@ def fit_curve(points: Points, noise: Noise, draws: int, rng: np.random.Generator
     spread = noise.checkpoint / np.sqrt(points.repeats)
     noisy = fit + spread * rng.standard_normal((draws, len(x)))
     curves = np.vstack([fit[None], noisy @ matrix.T])
-    curves = -np.array([isotonic_regression(-curve, weights=points.repeats).x for curve in curves])
+    # Most draws fall already, and need no regression.
+    for index in np.flatnonzero((np.diff(curves, axis=1) > 0).any(axis=1)):
+        curves[index] = -isotonic_regression(-curves[index], weights=points.repeats).x
     grid = np.linspace(x[0], x[-1], GRID) if len(x) > 1 else np.array([x[0]])
     dense = PchipInterpolator(x, curves, axis=1)(grid) if len(x) > 1 else curves
     redrawn = dense[1:]
@@ -202,7 +206,8 @@ def _first_reach(log_tokens: np.ndarray, curves: np.ndarray, wanted: np.ndarray)
         right = np.clip(above, 1, curves.shape[1] - 1)
         before = np.take_along_axis(curves, right - 1, axis=1)
         drop = before - np.take_along_axis(curves, right, axis=1)
-        share = np.where(drop > 0, (before - wanted) / np.where(drop > 0, drop, 1.0), 1.0)
+        # Level from its first point on, the curve is there at once.
+        share = np.where(drop > 0, (before - wanted) / np.where(drop > 0, drop, 1.0), 0.0)
         step = log_tokens[right] - log_tokens[right - 1]
         tokens = np.exp(log_tokens[right - 1] + np.clip(share, 0, 1) * step)
     tokens = np.where(wanted < last, np.inf, np.where(wanted > first, 0.0, tokens))

@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.curves import Curve, Noise, Points, cell_generator, fit_curve, gather, interval, measure_noise
+from analysis.curves import (
+    Curve,
+    Noise,
+    Points,
+    cell_generator,
+    fit_curve,
+    gather,
+    interval,
+    measure_noise,
+    points_of,
+)
 from analysis.tables import describe_mixtures
 from mscale.errors import MscaleError
 
@@ -124,13 +134,18 @@ def study_noise(rows: pd.DataFrame, runs: pd.DataFrame | None = None) -> dict[st
         }
     )
     noise = {}
+    keys = [pd.factorize(column)[0] for column in (cell, rows["language"], rows["group"])]
+    names = rows["group"].to_numpy()
+    tokens, losses = rows["tokens"].to_numpy(dtype=float), rows["loss"].to_numpy(dtype=float)
     for phase in ("stable", "end"):
-        chosen = rows[(rows["phase"] == phase) & (rows["target_tokens"] > 0)]
+        chosen = (rows["phase"] == phase) & (rows["target_tokens"] > 0) & (rows["tokens"] > 0)
+        at = np.flatnonzero(chosen.to_numpy())
+        at = at[np.lexsort([key[at] for key in reversed(keys)])]
         collected: dict[tuple, list[Points]] = {}
-        for (key, language, _), part in chosen.groupby([cell, "language", "group"], sort=False):
-            points = gather(part, phase)
-            if points is not None:
-                collected.setdefault((key, language), []).append(points)
+        starts = np.flatnonzero(np.any([np.diff(key[at], prepend=-1) != 0 for key in keys], axis=0))
+        for part in np.split(at, starts[1:]) if len(at) else ():
+            points = points_of(tokens[part], losses[part], (str(names[part[0]]),), phase)
+            collected.setdefault((keys[0][part[0]], keys[1][part[0]]), []).append(points)
         noise[phase] = measure_noise(collected.values())
     # Cooled budgets are too few a curve to show their own scatter: that measured on the trunks stands in.
     if not noise["end"].checkpoint:

@@ -92,12 +92,13 @@ def transfer_heatmap(results: dict) -> Figure | None:
     rectangle: dict[str, Any] = {"stroke": "white", "strokeWidth": 2, "cornerRadius": 3, "fill": "#dfe3e8"}
     layers: list[Any] = [cells, base.transform_filter("!isValid(datum.score)").mark_rect(**rectangle)]
     height = min(max(38 * len(languages), 150), 620) if len(languages) <= 16 else 18 * len(languages)
-    keys = [Key("no number", "#dfe3e8", "square")]
-    if (frame["status"] == "predicted").any():
+    keys = [Key("no number", "#dfe3e8", "square")] if frame["score_tokens"].isna().any() else []
+    predicted = bool((frame["status"] == "predicted").any())
+    if predicted:
         hatch = base.transform_filter("datum.status === 'predicted' && isValid(datum.score)")
         size = (0.8 * height / len(languages)) ** 2
         layers.append(
-            hatch.mark_point(shape=HATCH, size=size, stroke=INK, strokeWidth=1, filled=False, opacity=0.55)
+            hatch.mark_point(shape=HATCH, size=size, stroke=INK, strokeWidth=1, filled=False, opacity=0.4)
         )
         keys.insert(0, Key("predicted, not measured", INK, "hatch"))
     if len(languages) <= 16:
@@ -135,11 +136,11 @@ def transfer_heatmap(results: dict) -> Figure | None:
         f"{count(transfer['d'])} tokens, "
         "stable phase against stable phase. Above zero (orange) the source helps the target, below (purple) it "
         "interferes. ≤ and ≥ mark bounds: the curve ends before the loss is reached."
-        + (" Hatched cells were not run: they are predicted, see below." if len(keys) > 1 else ""),
+        + (" Hatched cells were not run: they are predicted, see below." if predicted else ""),
         (Panel(alt.layer(*layers).add_params(order, unit).properties(height=height)),),
         frame[columns],
         tuple(control for control in controls if len(control.options) > 1),
-        tuple(keys) if frame["score_tokens"].isna().any() or len(keys) > 1 else (),
+        tuple(keys),
     )
 
 
