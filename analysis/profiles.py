@@ -20,6 +20,7 @@ STIFFNESS = 4.0  # of the spring, over that of the profile
 ROUNDS = 14
 CLOSE = 0.02  # standard errors between the rise and its critical value that end the search
 GROWTH = 3.0  # times farther out an aim goes at most
+AHEAD = 1.2  # and at least, until the limit is passed
 LEAST = 0.05  # standard errors an interval reaches to either side at least
 
 
@@ -126,11 +127,17 @@ class _Search:
         far, far_z = np.full(T, np.inf), np.full(T, np.inf)  # nearest known to be outside
         last, reached = self.best.copy(), np.zeros(T)
         curvature = np.ones(T)  # of the profile, over that at the optimum
+        offset = np.zeros(T)  # of the aim from the optimum, the farthest so far
         limit = np.full(T, np.inf)
         live = np.arange(T)
         for number in range(ROUNDS):
             d = distance[live]
-            aim = self.centre[live] + self.sign[live] * d * (1 + curvature[live] / STIFFNESS)
+            pull = d * (1 + curvature[live] / STIFFNESS)
+            # While nothing is known to be outside, every aim goes farther than the last: where the profile is steeper
+            # than it was at the optimum (a parameter met its bound), the spring has given way.
+            pull = np.where(np.isinf(far[live]), np.maximum(pull, offset[live] * AHEAD), pull)
+            offset[live] = np.maximum(offset[live], pull)
+            aim = self.centre[live] + self.sign[live] * pull
             members = self._members(live, aim)
             if number == 0:
                 ahead = self.best[live] + path[live] * wanted[live, None]
