@@ -14,10 +14,13 @@ from analysis.splits import folds, judge
 from mscale.errors import MscaleError
 
 SPLITS = {
-    "R2": "a random fifth of trunks",
+    "R2": "each random fifth of the trunks in turn",
     "R2_M": "unseen mixtures",
     "leave_one_scale_out": "each size in turn",
 }
+# Mean and deviation of a prior on τ: where the runs that tell two sources apart are held out, their τ would otherwise
+# run off in opposite directions. The published scores imply τ from −0.4 to 0.3.
+TAU = (0.0, 0.5)
 DRAWS = 400
 LEAST_TESTED = 12
 
@@ -36,7 +39,8 @@ def compare(
     law alike; a split that leaves nothing is left out whole.
 
     Returns:
-      Records law, split, r2 (within languages), difference from Chinchilla with its interval, n, reason.
+      Records law, split, r2 (within languages) with low and high, difference from Chinchilla with difference_low and
+      difference_high, n (losses held out), reason. Intervals resample the trunks that were held out.
     """
     table = atlas_rows(rows)
     contenders: dict[str, dict[str, Any]] = {
@@ -44,40 +48,32 @@ def compare(
         "ATLAS, D_t only": {"law": "atlas", "variant": "D_t"},
     }
     if exposure is not None:
-        contenders["ATLAS, + D_other"] = {"law": "atlas", "variant": "D_other", "exposure": exposure}
-        how = {"law": "atlas", "variant": "K_t", "exposure": exposure, "sources": sources}
-        contenders["ATLAS, + K_t"] = how
+        how: dict[str, Any] = {"law": "atlas", "exposure": exposure}
+        contenders["ATLAS, + D_other"] = {**how, "variant": "D_other", "priors": {"tau_other": TAU}}
+        priors = {"tau": TAU, "tau_other": TAU}
+        contenders["ATLAS, + K_t"] = {**how, "variant": "K_t", "sources": sources, "priors": priors}
     judged = []
     for split in splits:
         shown = _tellable(table, split)
         if len(shown):
-            judged.append(judge(contenders, shown, [split], level=level, draws=DRAWS, seed=seed))
+            judged.append(judge(contenders, shown, [split], level=level, within=True, draws=DRAWS, seed=seed))
     if not judged:
         return []
-    found = pd.concat(judged, ignore_index=True)
-    found = found.rename(columns={"r2": "r2_between", "r2_within": "r2", "tested": "n"})
+    found = pd.concat(judged, ignore_index=True).rename(columns={"tested": "n"})
     found["reason"] = found["reason"].fillna("") if "reason" in found else ""
     # R² over a handful of losses is an accident, not a measurement.
     few = found["n"].fillna(0) < LEAST_TESTED
-    numbers = ["r2", "r2_between", "difference", "difference_low", "difference_high"]
+    numbers = ["r2", "low", "high", "difference", "difference_low", "difference_high"]
     found.loc[few, [name for name in numbers if name in found]] = float("nan")
     found.loc[few & (found["reason"] == ""), "reason"] = f"fewer than {LEAST_TESTED} losses held out"
-    names = [
-        "law",
-        "split",
-        "r2",
-        "r2_between",
-        "difference",
-        "difference_low",
-        "difference_high",
-        "n",
-        "reason",
-    ]
-    return found.reindex(columns=names).to_dict("records")
+    return found.reindex(columns=["law", "split", *numbers, "n", "reason"]).to_dict("records")
 
 
 def _tellable(table: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The rows of languages that every fold still trains at two sizes or more; none where nothing is held out."""
+    """The rows of languages that every fold still trains at two sizes or more, one of them at three (for α).
+
+    None where nothing is held out, or too little is left.
+    """
     try:
         masks = list(folds(table, split).values())
     except MscaleError:
@@ -85,7 +81,7 @@ def _tellable(table: pd.DataFrame, split: str) -> pd.DataFrame:
     good = set(table["language"])
     for held in masks:
         sizes = table[~held].groupby("language")["params"].nunique()
-        good &= set(sizes[sizes >= 2].index)
+        good &= set(sizes[sizes >= 2].index) if sizes.max() >= 3 else set()
     shown = table[table["language"].isin(good)]
     # Fewer languages may leave nothing to hold out.
     try:
