@@ -61,7 +61,7 @@ def _law_headline(results: dict) -> list[dict]:
                 f"Counting the other languages' data {verb} held-out runs: R² {minus(best['r2'])} with ATLAS, "
                 f"{minus(plain['r2'])} with Chinchilla.",
                 "clear" if better or worse else "unclear",
-                "the same cooled rows, a random fifth of trunks held out, R² within languages",
+                "the same cooled rows, each random fifth of the trunks held out in turn, R² within languages",
                 "Which law",
             )
         )
