@@ -176,3 +176,29 @@ def test_units_need_what_they_count(planted):
     assert np.allclose(made["content"]["score"], made["bytes"]["score"], equal_nan=True)
     _, reasons = units.all_units(matrix, observations.assign(eval_tokens=0), None)
     assert "eval_bytes" in reasons["bytes"]
+
+
+def test_curves_that_never_overlap_are_missing_with_the_reason_or_a_bound(planted):
+    """The language alone stops before the pair was first evaluated."""
+    observations, _, _ = planted
+    alone = (observations["languages"] == "aka") & (observations["tokens"] > 400_000)
+    pair = (observations["languages"] == "aka+abo") & (observations["tokens"] < 3_000_000)
+    cells = transfer.cells(observations[~alone & ~pair])
+    curve = transfer.transfer_curve(cells, "aka", "abo", scale="nano2")
+    # What the 50/50 model has at its first point lies below all that the language alone ever reached.
+    assert set(curve["status"]) == {"bound"} and set(curve["bound"]) == {"at least"}
+    cooled = transfer.transfer_curve(cells, "aka", "abo", scale="nano2", phase="end", d=[1e9]).iloc[0]
+    assert cooled["status"] == "missing" and "no monolingual run of aka cooled" in cooled["reason"]
+
+
+def test_evaluation_sets_that_differ_are_noted_and_splits_are_never_mixed(planted):
+    observations, _, _ = planted
+    other = observations.copy()
+    other.loc[other["languages"] == "aka", "eval_tokens"] = 1024
+    _, notes, _ = validate_observations(other)
+    assert any("evaluation sets differ in size" in note for note in notes)
+    other = observations.copy()
+    other.loc[other["languages"] == "aka", "split"] = "flores"
+    other.loc[other["languages"] != "aka", "split"] = "dev"
+    with pytest.raises(MscaleError, match="the splits dev, flores: choose one"):
+        transfer.cells(other)

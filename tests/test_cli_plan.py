@@ -1,0 +1,64 @@
+"""The planner on the command line."""
+
+import json
+
+import planted_mixtures
+import pytest
+
+from mscale.cli import main
+
+
+@pytest.fixture(scope="module")
+def laws(tmp_path_factory):
+    path = tmp_path_factory.mktemp("results") / "laws.json"
+    results = planted_mixtures.results(0)
+    results |= {
+        "transfer": {"scale": None, "matrix": [], "predicted": {"cells": []}},
+        "crossover": {"table": [], "gaps": []},
+        "capacity": {"identified": False, "reason": "one K", "points": []},
+    }
+    path.write_text(json.dumps(results), encoding="utf-8")
+    return str(path)
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, arguments)])
+    return stop.value.code
+
+
+def test_the_mixture_from_saved_results(laws, capsys):
+    options = ("--targets", "a,b", "--weights", "2,1", "--flops", 2e13, "--unique", "a=5e6,b=2e6")
+    assert run("plan", "mixture", *options, "--results", laws) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Train " in told and "UniMax" in told and "From: this study" in told
+    for wrong, code, message in (
+        (("--weights", "2,x"), 2, "expected numbers"),
+        (("--unique", "a:5"), 2, "expected language=tokens"),
+        (("--unique", "zz=5e6"), 1, "the laws have no such language"),
+    ):
+        assert run("plan", "mixture", "--targets", "a,b", "--flops", 2e13, "--results", laws, *wrong) == code
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_next_runs_and_their_price(laws, capsys):
+    assert run("plan", "next", "--decision", "languages", "--target", "a", "--results", laws) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "standard error" in told and "FLOPs" in told
+    assert run("plan", "next", "--decision", "pairs", "--results", laws) == 1
+    assert "no 50/50 pair" in capsys.readouterr().err
+    assert run("plan", "next", "--decision", "languages", "--target", "a") == 2
+    assert "--results" in capsys.readouterr().err
+
+
+def test_the_published_figures_do_not_say_how_much(laws, capsys):
+    assert run("plan", "languages", "--target", "es", "--prior", "atlas", "--flops", 1e20) == 1
+    told = capsys.readouterr()
+    assert "interval not published" in told.out and "needs a fitted ATLAS law" in told.err
+    assert (
+        run("plan", "expand", "--from", 8, "--to", 16, "--params", 1e5, "--tokens", 1e9, "--results", laws)
+        == 1
+    )
+    assert "one K" in capsys.readouterr().err
+    assert run("plan", "start", "--target", "es", "--params", 2e9, "--tokens", 1e11) == 2
+    assert "--prior atlas" in capsys.readouterr().err
