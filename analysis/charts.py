@@ -6,6 +6,8 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from analysis.optimum import UNIQUE
+
 CURVES = 6  # values of N that get a curve
 PANELS = 12  # levels that get a panel
 
@@ -54,8 +56,7 @@ def _curves(fit: Any, size: str, tokens: str) -> pd.DataFrame:
         along = np.geomspace(seen.min(), seen.max() * 1.0001, 40)
         x = {name: np.full(len(sizes) * 40, values[rows].min()) for name, values in fit.problem.x.items()}
         x[size], x[tokens] = np.repeat(sizes, 40), np.tile(along, len(sizes))
-        if "U_t" in x:
-            x["U_t"] = x[tokens]
+        x |= {name: x[tokens] for name in UNIQUE if name in x}  # nothing repeats along a curve
         value = fit.evaluate(fit.theta[None], number, x)[0]
         parts.append(pd.DataFrame({size: x[size], tokens: x[tokens], "curve": value, "level": level}))
     return pd.concat(parts, ignore_index=True)
