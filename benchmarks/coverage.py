@@ -1,6 +1,6 @@
 """How often intervals hold what was planted: for each law, number of groups and kind of noise, as a table.
 
-    python benchmarks/coverage.py --studies 1000 --out coverage.json      # resumes: cells in the file are kept
+    python benchmarks/coverage.py --studies 1000 --out coverage.json  # half an hour; resumes: cells in the file are kept
     python benchmarks/coverage.py --laws chinchilla --groups 8 16 --studies 100 --seed 12345
     python benchmarks/coverage.py --out coverage.json --print             # the table of what is there
 
@@ -345,7 +345,7 @@ def main() -> None:
     parser.add_argument("--laws", nargs="*", help="names of laws or cases (default: all)")
     parser.add_argument("--groups", nargs="*", type=int, default=list(GROUPS))
     parser.add_argument("--noise", nargs="*", default=list(NOISES))
-    parser.add_argument("--studies", type=int, default=1000)
+    parser.add_argument("--studies", type=int, default=100, help="a cell; 100 tell a share to about 5 points")
     parser.add_argument("--studies-of-200", type=int, help="with 200 groups (default: as --studies)")
     parser.add_argument("--seed", type=int, default=20_000)
     parser.add_argument("--out", help="JSON, rewritten after every cell; cells in it are not run again")
