@@ -50,3 +50,6 @@ $(VENV)/.demo: setup.py constraints.txt | $(BIN)/python
 $(VENV)/.test: setup.py constraints.txt | $(BIN)/python
 	@echo "installing what the tests need into $(VENV) (about 4 GB with TensorFlow, a few minutes) ..."
 	@start=$$(date +%s); $(PIP_INSTALL) -e '.[analysis,data,test,dev]' && touch $@ $(VENV)/.demo && echo "installed in $$(($$(date +%s) - start)) s"
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq install -y chromium >/dev/null; } \
+	  || echo "no Chromium here: the test that opens the report in a browser is skipped"
