@@ -1,6 +1,6 @@
 """How often intervals hold what was planted: for each law, number of groups and kind of noise, as a table.
 
-    python benchmarks/coverage.py --studies 1000 --out coverage.json  # half an hour; resumes: cells in the file are kept
+    python benchmarks/coverage.py --studies 1000 --out coverage.json  # half an hour; keeps the cells in the file
     python benchmarks/coverage.py --laws chinchilla --groups 8 16 --studies 100 --seed 12345
     python benchmarks/coverage.py --out coverage.json --print             # the table of what is there
 
