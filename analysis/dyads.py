@@ -5,7 +5,7 @@ permuting whole languages (quadratic assignment procedure: Mantel 1967; Krackhar
 leaving out one language at a time (Snijders & Borgatti 1999).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ LEAST_LANGUAGES = 4
 PERMUTATIONS = 2000
 
 
-def to_matrix(rows: Sequence[dict], languages: Sequence[str], value: str = "score") -> np.ndarray:
+def to_matrix(
+    rows: Sequence[Mapping[str, Any]], languages: Sequence[str], value: str = "score"
+) -> np.ndarray:
     """(T, T) of the rows' values, row = target, column = source; NaN where there is none."""
     place = {name: index for index, name in enumerate(languages)}
     table = np.full((len(languages), len(languages)), np.nan)

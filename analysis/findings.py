@@ -213,8 +213,12 @@ def _next_runs(results: dict) -> list[dict]:
         add(f"Train longer: {names}.", "these bilingual runs never reached the monolingual loss: only bounds")
     missing = [row for row in cells if row["status"] == "missing"]
     if missing:
-        names = listed([f"{row['source']}→{row['target']}" for row in missing][:4])
-        add(f"Measure {len(missing)} missing pairs, such as {names}.", missing[0]["reason"])
+        best = ["+".join(row["pair"]) for row in results["transfer"].get("next_pairs", ())][:3]
+        names = best or [f"{row['source']}→{row['target']}" for row in missing][:4]
+        first = (
+            f"first {listed(names)}, which tell most of all scores" if best else f"such as {listed(names)}"
+        )
+        add(f"Measure {len(missing)} missing scores: {first}.", missing[0]["reason"])
     straddle = [
         row
         for row in cells

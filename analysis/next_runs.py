@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis import allocation, selection
+from analysis import allocation, inventory, selection
 from analysis.mixture_plan import data_limits
 from analysis.planner import STUDY, Answer
 from analysis.quantities import Derived
@@ -284,8 +284,6 @@ def _answer(
 
 def _pairs(results: Mapping[str, Any], targets: Sequence[str], budget: float, runs: int) -> Answer:
     """Which pairs to run next to know the scores of all."""
-    from analysis import dyads, inventory
-
     transfer, cells = results["transfer"], main_matrix(dict(results))
     if not cells:
         raise MscaleError(
@@ -298,16 +296,8 @@ def _pairs(results: Mapping[str, Any], targets: Sequence[str], budget: float, ru
             raise MscaleError(
                 f"plan next: no language {name!r}{nearest(name, languages)} among the study's pairs"
             )
-    measured = [row for row in cells if row["status"] == "measured"]
-    scores = dyads.to_matrix(measured, languages)
     planted = (results.get("truth") or {}).get("languages")
-    width = [
-        row["high"] - row["low"] for row in measured if row["low"] is not None and row["high"] is not None
-    ]
-    noise = float(np.median(width)) / 3.3 if width else 0.1
-    process = selection.model(
-        languages, inventory.pair_features(languages, planted), scores, max(noise, 1e-3)
-    )
+    process, scores = selection.of_matrix(cells, lambda names: inventory.pair_features(names, planted))
     price = 6 * float(transfer["params"]) * 2.5 * float(transfer["d"])
     weight = np.array([[float(not targets or name in targets)] * len(languages) for name in languages])
     prices = {(a, b): price for a, b in itertools.combinations(languages, 2)}

@@ -13,8 +13,9 @@ import vl_convert
 from rich.table import Table
 
 from analysis import law_figures, pages, planning_figures, plots, transfer_figures
-from analysis.answers import analyse
+from analysis.answers import FORMAT, analyse
 from analysis.wording import count
+from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_write
 
 
@@ -56,7 +57,15 @@ def draw(results: dict) -> dict[str, plots.Figure]:
 
 
 def render(results: dict) -> str:
-    """The page as text: results and figures into the template, the charting scripts inlined once."""
+    """The page as text: results and figures into the template, the charting scripts inlined once.
+
+    Raises:
+      MscaleError: results of another version of mscale.
+    """
+    if results.get("format") != FORMAT:
+        raise MscaleError(
+            f"these results have format {results.get('format')}, this mscale draws {FORMAT}: run `mscale fit` again"
+        )
     figures = draw(results)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("analysis", "templates"),

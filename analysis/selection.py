@@ -6,13 +6,14 @@ Running a pair measures both its directions. Pairs are added greedily by how muc
 of the scores asked about per unit of price (Krause, Singh & Guestrin 2008, on greedy design with such processes).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
+from analysis.dyads import to_matrix
 from mscale.errors import MscaleError
 
 # More languages than this make the covariance of all pairs too large for memory.
@@ -92,6 +93,24 @@ def model(
         spread = _fitted({name: part[np.ix_(at, at)] for name, part in parts.items()}, values[at], noise)
     covariance = sum((spread[name] ** 2 * part for name, part in parts.items()), np.zeros(()))
     return Model(tuple(languages), cells, np.asarray(covariance), noise, spread)
+
+
+def of_matrix(
+    rows: Sequence[Mapping], features: Callable[[Sequence[str]], Mapping[str, np.ndarray]]
+) -> tuple[Model, np.ndarray]:
+    """The process for the cells of a transfer matrix, and its measured scores (T, T).
+
+    Args:
+      rows: records of the matrix (`transfer.COLUMNS`) at one scale. features: of so many languages' pairs.
+    """
+    languages = sorted({row["target"] for row in rows} | {row["source"] for row in rows})
+    measured = [row for row in rows if row["status"] == "measured"]
+    ends = np.array([[row["low"], row["high"]] for row in measured], dtype=float).reshape(-1, 2)
+    width = np.diff(ends, axis=1)[np.isfinite(ends).all(axis=1)]
+    # A 90% interval is 3.3 standard deviations wide.
+    noise = max(float(np.median(width)) / 3.3, 1e-3) if len(width) else START["own"]
+    scores = to_matrix(measured, languages)
+    return model(languages, features(languages), scores, noise), scores
 
 
 def choose(

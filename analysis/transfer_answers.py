@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import adaptation, dyads, inventory, predictor, reference, transfer, units
+from analysis import adaptation, dyads, inventory, predictor, reference, selection, transfer, units
 from analysis.records import records
 from mscale.errors import MscaleError
 
 Overlap = Mapping[str, Mapping[str, float]]
+NEXT_PAIRS = 5
 
 
 def transfer_answer(
@@ -60,6 +61,7 @@ def transfer_answer(
     planted = (truth or {}).get("languages")
     answer["statistics"] = _statistics(chosen, planted, level, seed)
     answer["predicted"] = _predicted(chosen, adapted, planted, overlap, level, seed)
+    answer["next_pairs"] = _next_pairs(chosen, planted, overlap)
     beside = reference.beside_published(chosen)
     if len(beside) >= 4:
         answer["published"] = {
@@ -85,6 +87,7 @@ def _nothing(reason: str) -> dict[str, Any]:
         "units_missing": {},
         "statistics": {},
         "predicted": {"cells": [], "reason": reason},
+        "next_pairs": [],
     }
 
 
@@ -117,6 +120,21 @@ def _statistics(
     found["top_sources"] = dyads.top_sources(scores, languages)
     found["published"] = reference.published_findings()
     return found
+
+
+def _next_pairs(
+    matrix: pd.DataFrame, planted: Mapping[str, Mapping[str, Any]] | None, overlap: Overlap | None
+) -> list[dict[str, Any]]:
+    """Pairs not run yet, those first that tell most of all scores; none where there are none to choose from."""
+    if not (matrix["status"] == "missing").any() or matrix["target"].nunique() > selection.MOST_LANGUAGES:
+        return []
+    if matrix["target"].nunique() < 3:
+        return []
+    process, scores = selection.of_matrix(
+        records(matrix), lambda names: inventory.pair_features(names, planted, overlap)
+    )
+    chosen = selection.choose(process, scores, NEXT_PAIRS)
+    return [{"pair": list(choice.pair), "variance_left": choice.left} for choice in chosen]
 
 
 def _predicted(

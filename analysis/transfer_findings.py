@@ -103,13 +103,17 @@ def _predicted(results: dict) -> list[dict]:
     best = max(cells, key=lambda cell: cell["score"])
     text = (
         f"{len(cells)} scores were not measured and are predicted. On pairs held out such predictions reach R² "
-        f"{minus(predicted['r2'], 2)} ({span(predicted['r2_low'], predicted['r2_high'], minus)}) and Spearman "
+        f"{minus(predicted['r2'], 2)} ({span(predicted['r2_low'], predicted['r2_high'], _share)}) and Spearman "
         f"{signed(predicted['spearman'])}. The most promising is {best['source']}→{best['target']}: "
         f"{signed(best['score'])} ({span(best['low'], best['high'])})."
     )
     sure = "likely" if (predicted["r2_low"] or -1) > 0.5 else "unclear"
     because = f"a forest on {predicted['pairs']} pairs, from {listed(predicted['groups'])}"
     return [sentence(text, sure, because, "Pairs not run")]
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else minus(value, 2)
 
 
 def partners(results: dict) -> list[dict]:

@@ -15,6 +15,7 @@ from rich.console import Console
 from analysis import report
 from analysis.answers import analyse
 from analysis.transfer_findings import main_matrix
+from mscale.errors import MscaleError
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,11 @@ def test_results_survive_json_and_draw_the_same_page(results, page):
     again = json.loads(json.dumps(results, allow_nan=False))
     assert again == results
     assert report.render(again) == page
+
+
+def test_results_of_another_version_are_refused(results):
+    with pytest.raises(MscaleError, match="format 1, this mscale draws 2: run `mscale fit` again"):
+        report.render({**results, "format": 1})
 
 
 def test_the_page_is_whole_and_needs_no_network(results, page):
