@@ -214,10 +214,8 @@ def _next_runs(results: dict) -> list[dict]:
     missing = [row for row in cells if row["status"] == "missing"]
     if missing:
         best = ["+".join(row["pair"]) for row in results["transfer"].get("next_pairs", ())][:3]
-        names = best or [f"{row['source']}→{row['target']}" for row in missing][:4]
-        first = (
-            f"first {listed(names)}, which tell most of all scores" if best else f"such as {listed(names)}"
-        )
+        some = [f"{row['source']}→{row['target']}" for row in missing][:4]
+        first = f"first {listed(best)}, which tell most of all scores" if best else f"such as {listed(some)}"
         add(f"Measure {len(missing)} missing scores: {first}.", missing[0]["reason"])
     straddle = [
         row
