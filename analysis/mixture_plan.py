@@ -4,6 +4,7 @@ From the fitted ATLAS laws (`allocation`), counting what data there is and how r
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,31 @@ from mscale.errors import MscaleError, nearest
 
 # Draws that the loss is averaged over, and draws that are each optimised on their own to see how far rates move.
 AVERAGED, REDONE = 32, 20
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a mixture is for: targets and their weights (T,) or the worst of them, FLOPs, data (tokens by language)."""
+
+    targets: tuple[str, ...]
+    weights: np.ndarray
+    worst: bool
+    flops: float
+    params: float | None
+    limits: Mapping[str, float]
+
+    def best(self, laws: Laws, **given: Any) -> Allocation:
+        """The best allocation under these laws (`given`: rates, near)."""
+        return allocation.best_allocation(
+            laws, self.flops, self.weights, worst=self.worst, params=self.params, **given
+        )
+
+    def loss(self, fit: Fit, theta: np.ndarray, at: Allocation) -> np.ndarray:
+        """(R,) what is minimised, at draws theta (R, P)."""
+        losses = allocation.laws_of(fit, theta, self.targets, self.limits).loss(
+            at.rates, at.params, at.tokens
+        )
+        return allocation.objective(losses, self.weights, self.worst)
 
 
 def mixture(
@@ -50,22 +76,17 @@ def mixture(
     if not (flops > 0 and np.isfinite(flops)) or (params is not None and not params > 0):
         raise MscaleError("mixture: FLOPs and parameters must be positive")
     fit = need_fit(results, "atlas", "mixture")
-    limits = data_limits(results, unique, fit)
-    theta = np.concatenate([fit.theta[None], draws(fit, AVERAGED)])
-    laws = allocation.laws_of(fit, theta, targets, limits)
     shares = np.ones(len(targets)) if weights is None else np.asarray(weights, dtype=float)
-    best = allocation.best_allocation(laws, flops, shares, worst=worst, params=params)
+    aim = Aim(tuple(targets), shares, worst, flops, params, data_limits(results, unique, fit))
+    theta = np.concatenate([fit.theta[None], draws(fit, AVERAGED)])
+    laws = allocation.laws_of(fit, theta, targets, aim.limits)
+    best = aim.best(laws)
     level = float(results["level"])
     reasons: list[str] = []
     check_range(best.params, results, reasons)
-    redone = [
-        allocation.best_allocation(
-            laws.at(slice(index, index + 1)), flops, shares, worst=worst, params=params, near=best
-        )
-        for index in range(1, REDONE + 1)
-    ]
+    redone = [aim.best(laws.at(slice(index, index + 1)), near=best) for index in range(1, REDONE + 1)]
     rows = _rates(laws, best, redone, level)
-    compared = _compared(fit, laws, best, targets, limits, flops, shares, worst, params, level)
+    compared = _compared(fit, aim, laws, best, level)
     mine = compared[0]
     size_low, size_high = np.quantile([one.params for one in redone], tails(level))
     what = "worst loss" if worst else "weighted loss"
@@ -74,7 +95,7 @@ def mixture(
         f"Train {count(best.params)} parameters ({span(size_low, size_high, count)}) on {count(best.tokens)} tokens "
         f"of {shown}: {what} {mine['loss']:.4f} ({mine['low']:.4f} to {mine['high']:.4f})."
     )
-    reasons += _reasons(laws, best, compared, limits)
+    reasons += _reasons(laws, best, compared, aim.limits)
     rows = [row for row in rows if row["rate"] > 1e-3 or row["high"] > 0.01]
     title = "The same compute, each at its own best size" if params is None else "The same size and compute"
     return Answer(text, tuple(rows), STUDY, tuple(reasons), ((title, tuple(compared)),))
@@ -116,34 +137,20 @@ def _rates(laws: Laws, best: Allocation, redone: Sequence[Allocation], level: fl
     return rows
 
 
-def _compared(
-    fit: Fit,
-    laws: Laws,
-    best: Allocation,
-    targets: Sequence[str],
-    limits: Mapping[str, float],
-    flops: float,
-    shares: np.ndarray,
-    worst: bool,
-    params: float | None,
-    level: float,
-) -> list[dict[str, Any]]:
+def _compared(fit: Fit, aim: Aim, laws: Laws, best: Allocation, level: float) -> list[dict[str, Any]]:
     """The chosen mixture and its rivals: loss, and how much worse a rival is, each with its interval."""
-
-    def loss(theta: np.ndarray, at: Allocation) -> np.ndarray:
-        there = allocation.laws_of(fit, theta, targets, limits)
-        return allocation.objective(there.loss(at.rates, at.params, at.tokens), shares, worst)
-
-    rows = []
-    value, low, high = interval(fit, lambda theta: loss(theta, best), level)
-    rows.append({"mixture": "this one", "loss": value, "low": low, "high": high, "parameters": best.params})
+    value, low, high = interval(fit, lambda theta: aim.loss(fit, theta, best), level)
+    rows = [{"mixture": "this one", "loss": value, "low": low, "high": high, "parameters": best.params}]
     for name, rates in allocation.rivals(laws, best.tokens).items():
-        other = allocation.best_allocation(laws, flops, shares, worst=worst, params=params, rates=rates)
-        value = float(loss(fit.theta[None], other)[0])
+        other = aim.best(laws, rates=rates)
+        value = float(aim.loss(fit, fit.theta[None], other)[0])
         row: dict[str, Any] = {"mixture": name, "loss": value, "parameters": other.params}
         if np.isfinite(value):
-            more = interval(fit, lambda theta, at=other: loss(theta, at) - loss(theta, best), level)  # type: ignore[misc]
-            row |= {"worse_by": more[0], "worse_low": more[1], "worse_high": more[2]}
+
+            def worse(theta: np.ndarray, at: Allocation = other) -> np.ndarray:
+                return aim.loss(fit, theta, at) - aim.loss(fit, theta, best)
+
+            row["worse_by"], row["worse_low"], row["worse_high"] = interval(fit, worse, level)
         else:
             row["loss"] = None
         rows.append(row)
