@@ -126,12 +126,12 @@ def _close_in(
     near, near_z = np.zeros(T), np.zeros(T)  # farthest point known to be inside
     far, far_z = np.full(T, np.inf), np.full(T, np.inf)  # nearest known to be outside
     last, reached = tasks.best.copy(), np.zeros(T)
-    curvature = np.ones(T)  # of the profile, over that at the optimum
+    slack = np.full(T, 1 / STIFFNESS)  # by how much more an aim must exceed the distance that is wanted
     limit = np.full(T, np.inf)
     live = np.arange(T)
     for number in range(ROUNDS):
         d, study = distance[live], tasks.study[live]
-        aim = tasks.centre[live] + tasks.sign[live] * d * (1 + curvature[live] / STIFFNESS)
+        aim = tasks.centre[live] + tasks.sign[live] * d * (1 + slack[live])
         members = pinned.members(
             y=None if y is None else y[study],
             ratio=ratio[study],
@@ -155,7 +155,7 @@ def _close_in(
         far[live[nearer]], far_z[live[nearer]] = out[nearer], z[nearer]
         good = np.isfinite(f) & (out > 0)
         last[live[good]], reached[live[good]] = theta[good], out[good]
-        curvature[live[good]] = np.clip((z[good] * spread[live[good]] / out[good]) ** 2, 1e-3, 1e3)
+        slack[live[good]] = np.maximum((tasks.sign[live] * (aim - h))[good] / out[good], 1e-3)
         close = (np.abs(z - wanted[live]) <= CLOSE) & (out > 0)
         limit[live[close]] = out[close] * wanted[live[close]] / np.maximum(z[close], 1e-9)
         live = live[~stuck & ~close]

@@ -133,3 +133,13 @@ def test_too_few_groups_are_not_asked_what_they_share():
     found = analysis.fit("chinchilla", table, few_groups=True)
     assert found.problem.ratio == 0.0
     assert any("5 groups cannot tell noise that they share" in note for note in found.notes)
+
+
+def test_a_steep_profile_is_not_taken_for_a_flat_one():
+    """Loss bounds E from above whatever the noise, while β may be open below."""
+    for seed in (1, 9):
+        design = simulate.grid(np.geomspace(2e4, 4e5, 5), (2e6, 4e6, 8e6), seeds=2)
+        table = simulate.study("chinchilla", design, TRUE, trunk=0.0, checkpoint=0.004, seed=seed)
+        found = analysis.fit("chinchilla", table).interval(0.9)
+        assert found.loc["E", "estimate"] < found.loc["E", "high"] < table["loss"].min()
+        assert np.isfinite(found.loc["B_mean", "high"]) and np.isfinite(found.loc["beta", "high"])
