@@ -26,6 +26,7 @@ from analysis.plots import (
 )
 from analysis.wording import count, signed
 
+MOST_CURVE_POINTS = 8000
 UNIT_TEXTS = {"tokens": "tokens", "bytes": "bytes", "content": "content (byte premium)"}
 
 
@@ -211,11 +212,14 @@ def transfer_curves(results: dict) -> Figure | None:
     frame = pd.DataFrame(results["transfer"]["curves"])
     if frame.empty or not (frame["status"] == "measured").any():
         return None
-    frame = frame[frame["status"] == "measured"]
+    # What no curve of the figure needs stays out of it, and many curves are drawn through fewer points.
+    columns = ["target", "source", "d", "score", "low", "high"]
+    frame = frame.loc[frame["status"] == "measured", columns]
+    step = min(math.ceil(len(frame) / MOST_CURVE_POINTS), 4)
+    frame = frame[frame.groupby(["target", "source"]).cumcount() % step == 0]
     targets, sources = sorted(frame["target"].unique()), sorted(frame["source"].unique())
     chosen = alt.param(name="target", value=targets[0])
-    columns = ["target", "source", "d", "score", "low", "high"]
-    base = alt.Chart(frame[columns]).transform_filter("datum.target === target")
+    base = alt.Chart(frame).transform_filter("datum.target === target")
     x = token_axis("d", "reference tokens d", frame["d"])
     palette = categories("source", sources)
     colour = palette.colour()

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 
 import numpy as np
 import pandas as pd
@@ -161,6 +162,23 @@ def test_the_summary_fits_a_terminal(results):
     console.print(report.summary_table(results))
     text = console.export_text()
     assert "Transfer" in text and "How sure" in text and max(map(len, text.splitlines())) <= 90
+
+
+def test_a_matrix_of_38_languages_stays_within_bounds(results):
+    """The largest that the paper has: all ordered pairs, with their curves, in 5 MB and 10 s."""
+    names = [f"{a}{b}" for a in "abcdefg" for b in "abcdefg"][:38]
+    changed = copy.deepcopy(results)
+    transfer = changed["transfer"]
+    curve = [row for row in transfer["curves"] if row["status"] == "measured"]
+    cell = next(row for row in main_matrix(changed) if row["status"] == "measured")
+    pairs = [{"target": t, "source": s} for t in names for s in names if t != s]
+    transfer["matrix"] = [cell | pair for pair in pairs]
+    transfer["units"] = {"bytes": transfer["matrix"], "content": transfer["matrix"]}
+    transfer["curves"] = [row | pair for pair in pairs for row in (curve * 24)[:24]]
+    began = time.process_time()
+    page = report.render(changed)
+    assert len(transfer["curves"]) > 33_000 and len(page.encode()) < 5e6
+    assert time.process_time() - began < 10
 
 
 PROBE = """
