@@ -98,9 +98,13 @@ def transfer_heatmap(results: dict) -> Figure | None:
     if predicted:
         hatch = base.transform_filter("datum.status === 'predicted' && isValid(datum.score)")
         size = (0.8 * height / len(languages)) ** 2
-        layers.append(
-            hatch.mark_point(shape=HATCH, size=size, stroke=INK, strokeWidth=1, filled=False, opacity=0.4)
-        )
+        # White below ink: seen on pale and on dark cells.
+        for stroke, width in (("white", 3), (INK, 1)):
+            layers.append(
+                hatch.mark_point(
+                    shape=HATCH, size=size, stroke=stroke, strokeWidth=width, filled=False, opacity=0.6
+                )
+            )
         keys.insert(0, Key("predicted, not measured", INK, "hatch"))
     if len(languages) <= 16:
         text = {

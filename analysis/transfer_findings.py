@@ -1,6 +1,6 @@
 """What was found of transfer between languages, in sentences."""
 
-from analysis.wording import count, listed, minus, sentence, signed, span
+from analysis.wording import chance, count, listed, minus, sentence, signed, span
 
 
 def main_matrix(results: dict) -> list[dict]:
@@ -78,7 +78,7 @@ def _kinship(results: dict) -> list[dict]:
             pieces.append(
                 f"pairs of one {name} score {signed(effect['same'])} on average, others "
                 f"{signed(effect['different'])} (difference {signed(effect['difference'])}, "
-                f"{span(effect['low'], effect['high'])}, p = {effect['p']:.3f})"
+                f"{span(effect['low'], effect['high'])}, p {_sign(effect['p'])})"
             )
             least = min(least, effect["p"])
     symmetry = statistics.get("symmetry")
@@ -110,6 +110,11 @@ def _predicted(results: dict) -> list[dict]:
     sure = "likely" if (predicted["r2_low"] or -1) > 0.5 else "unclear"
     because = f"a forest on {predicted['pairs']} pairs, from {listed(predicted['groups'])}"
     return [sentence(text, sure, because, "Pairs not run")]
+
+
+def _sign(p: float) -> str:
+    shown = chance(p)
+    return shown if shown.startswith("<") else f"= {shown}"
 
 
 def _share(value: float | None) -> str:

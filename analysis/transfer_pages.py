@@ -1,7 +1,7 @@
 """Words and tables of the report's section on transfer."""
 
 from analysis.transfer_findings import main_matrix
-from analysis.wording import count, minus, signed, span
+from analysis.wording import chance, count, minus, signed, span
 
 
 def table(head: list[str], rows: list[list], caption: str = "", text: tuple[int, ...] = (0,)) -> dict:
@@ -49,7 +49,7 @@ def kinship(results: dict) -> dict:
     symmetry = found.get("symmetry")
     if symmetry:
         about = _interval(symmetry["correlation"], symmetry["low"], symmetry["high"])
-        cells = ["correlation of A→B with B→A", str(symmetry["pairs"]), about, "", f"{symmetry['p']:.3f}"]
+        cells = ["correlation of A→B with B→A", str(symmetry["pairs"]), about, "", chance(symmetry["p"])]
         rows.append([*cells, "", signed(paper["symmetry"])])
     for key in ("script", "family"):
         effect = found.get(key)
@@ -67,7 +67,7 @@ def kinship(results: dict) -> dict:
                 f"{effect['pairs_same']} and {effect['pairs_different']}",
                 _interval(effect["difference"], effect["low"], effect["high"]),
                 "–" if effect["size"] is None else signed(effect["size"], 1),
-                f"{effect['p']:.3f}",
+                chance(effect["p"]),
                 _interval(effect["adjusted"], effect["adjusted_low"], effect["adjusted_high"]),
                 published,
             ]

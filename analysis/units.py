@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.transfer import effective_transfer
+from analysis.wording import few
 from mscale.errors import MscaleError
 
 # Scores fall without limit as τ nears −1, and beyond it equal content would never reach the loss at all: below
@@ -75,14 +76,12 @@ def all_units(
     content = bytes_per_token(observations)
     lacking = sorted(languages - set(content))
     if lacking:
-        why = f"the observations hold no eval_bytes and eval_tokens of {', '.join(lacking)}"
+        why = f"the observations hold no eval_bytes and eval_tokens of {few(lacking)}"
         return {}, {"bytes": why, "content": why}
     made, reasons = {"bytes": in_units(matrix, content)}, {}
     lacking = sorted(name for name in languages if not (premiums or {}).get(name, 0) > 0)
     if lacking:
-        reasons["content"] = (
-            f"no byte premium of {', '.join(lacking)}: give parallel text (mscale fit --parallel)"
-        )
+        reasons["content"] = f"no byte premium of {few(lacking)}: give parallel text (mscale fit --parallel)"
     else:
         matched = {name: content[name] / (premiums or {})[name] for name in languages}
         made["content"] = in_units(matrix, matched)

@@ -15,6 +15,17 @@ def sentence(text: str, sure: str, because: str = "", title: str = "") -> dict:
     return {"text": text, "sure": sure, "because": because, "title": title}
 
 
+def chance(p: float) -> str:
+    """A probability as printed: 0.072, or < 0.001."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def few(names: list[str], most: int = 4) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def listed(names: list[str]) -> str:
     """Names in a row: a, b and c."""
     unique = list(dict.fromkeys(names))

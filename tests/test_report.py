@@ -276,8 +276,13 @@ def test_in_a_browser_it_draws_without_errors_or_network_and_its_controls_work(r
         f"--user-data-dir={tmp_path}/profile",
     ]
     command += ["--dump-dom", (tmp_path / "page.html").as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
-    body = re.search(r'<body[^>]*data-found="([^"]*)"', dom)
+    # On a busy machine the browser's virtual time may run out before the page is drawn: then once more.
+    for _ in range(4):
+        dom = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
+        body = re.search(r'<body[^>]*data-found="([^"]*)"', dom)
+        if body:
+            break
+    assert body, "the page never became ready"
     found = json.loads(html.unescape(body[1]))
     assert found["problems"] == [] and found["resources"] == []
     assert found["empty"] == 0 and found["wide"] == 0
