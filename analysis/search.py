@@ -37,20 +37,29 @@ class Optima:
     converged: np.ndarray
 
 
-def optima(problem: Problem, seed: int, y: np.ndarray | None = None, polished: int = POLISHED) -> Optima:
+def optima(
+    problem: Problem,
+    seed: int,
+    y: np.ndarray | None = None,
+    polished: int = POLISHED,
+    near: np.ndarray | None = None,
+) -> Optima:
     """The global optimum of each study, started without knowing anything of the parameters.
 
-    polished: starts that are followed to their optimum.
+    polished: starts that are followed to their optimum. near: (P,) the one start instead, NaN where a parameter is not
+    known; the optimum found is then the one it leads to.
 
     Raises:
       MscaleError: no study has a finite optimum.
     """
     y = problem.y[None] if y is None else y
     small, rows = sample(problem)
-    theta = starts(small, seed, y[:, rows])
+    theta = starts(small, seed, y[:, rows])[:, :polished]
+    if near is not None:
+        theta = np.where(np.isfinite(near), near, theta[:, :1])
     if not np.isfinite(theta).any():
         raise MscaleError("no start gives finite predictions: check the units of the columns")
-    found = _polish(small, theta[:, :polished], y[:, rows])
+    found = _polish(small, theta, y[:, rows])
     if small is problem:
         return dataclasses.replace(found[0], theta=found[1][:, 0])
     last = _polish(problem, found[1][:, :FINAL], y)

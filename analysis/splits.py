@@ -4,6 +4,7 @@ A split is a set of folds, each a mask of test rows; what is not tested is fitte
 (all languages and folds together). Runs that share a root trunk never stand on both sides of a random split.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -125,12 +126,15 @@ def predictions(
     exposure = how.get("exposure")
     table = usable(table, phases)
     parts, refused = [], {}
+    whole = None
+    with contextlib.suppress(MscaleError):  # what refuses the whole refuses the folds too, and is said there
+        whole = fit(law, table, **how)
     for name, test in folds(table, split, share=share_of, seed=seed, columns=how.get("columns")).items():
         try:
             if split == "leave_one_language_out" and how.get("per", "auto") is not None:
                 fitted, held = _transplanted(law, table, test, how)
             else:
-                fitted, held = fit(law, table[~test], **how), table[test]
+                fitted, held = fit(law, table[~test], near=whole, **how), table[test]
             held, lost = _predictable(fitted, held)
             if not len(held):
                 raise MscaleError(f"no held-out row is of a level that was fitted ({', '.join(lost)})")
