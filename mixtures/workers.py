@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -92,9 +93,9 @@ def workers(processes: int, vocabulary: Vocabulary) -> Iterator[Callable[[Callab
         _start(vocabulary, in_worker=False)
         yield lambda function, jobs: map(function, jobs)
         return
-    # Not fork: this process may hold threads (a progress bar, an accelerator library).
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(_start_method())
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(vocabulary, True))
+    pool.submit(os.getpid)  # starts them now, before a progress bar has a thread
 
     def run(function: Callable, jobs: Iterable) -> Iterator:
         waiting: set[Future] = set()
@@ -117,6 +118,13 @@ def workers(processes: int, vocabulary: Vocabulary) -> Iterator[Callable[[Callab
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_method() -> str:
+    """Forked workers start at once and share the vocabulary, but the fork of a process with threads, or with an
+    accelerator library, may hang."""
+    alone = threading.active_count() == 1 and not {"jax", "tensorflow"} & set(sys.modules)
+    return "fork" if sys.platform == "linux" and alone else "spawn"
 
 
 def journals(scratch: Path) -> dict[str, list[dict[str, Any]]]:
