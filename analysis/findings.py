@@ -35,13 +35,15 @@ def _law_headline(results: dict) -> list[dict]:
         name = "ATLAS" if law == "atlas" else "Chinchilla"
         pieces = []
         for symbol, entry in (("α", alpha), ("β", beta), ("λ", parameter(results, law, "lambda"))):
-            if entry and _usable(entry):
+            if entry and entry["identified"]:
                 pieces.append(
-                    f"{symbol} = {entry['estimate']:.2f} ({entry['low']:.2f} to {entry['high']:.2f})"
+                    f"{symbol} = {entry['estimate']:.2g} ({entry['low']:.2g} to {entry['high']:.2g})"
                 )
             elif entry:
                 pieces.append(f"{symbol} is not identified")
-        sure = "clear" if all(_usable(entry) for entry in (alpha, beta)) else "not identified"
+        known = alpha["identified"] and beta["identified"]
+        narrow = _usable(alpha) and _usable(beta)
+        sure = "clear" if narrow else "unclear" if known else "not identified"
         share = scores.get((fitted if law == "atlas" else "Chinchilla", "R2"))
         tail = f" R² {share['r2']:.3f} on held-out runs." if share and share["r2"] > 0 else ""
         output.append(
