@@ -9,6 +9,7 @@ again as the gated one of three. Both are timed in turns and the best turn of ea
 """
 
 import argparse
+import importlib.util
 import json
 import resource
 import time
@@ -211,6 +212,8 @@ def main() -> None:
     parser.add_argument("--json", help="file to write the rows to")
     parser.add_argument("--torch", action="store_true", help="compare with a plain GPT in PyTorch")
     arguments = parser.parse_args()
+    if arguments.torch and importlib.util.find_spec("torch") is None:
+        parser.error("--torch compares with PyTorch, which is not installed: pip install torch")
     if on_cpu:
         allocator.keep_freed_pages()  # as the train loop does
     peak = matrix_rate(arguments.dtype)
