@@ -10,10 +10,9 @@ from pathlib import Path
 
 from mscale import corpus as corpora
 from mscale.errors import MscaleError, nearest
-from mscale.remote import Url, connect, location, retried
+from mscale.remote import Url, connect, listing, location, retried
 
 _NAME = re.compile(r"data/([^/]+)/\1_clean_(\d+)\.jsonl(?:\.gz)?")
-_STAMPS = ("etag", "ETag", "md5Hash", "mtime", "updated", "LastModified", "last_modified", "created")
 
 
 @dataclass(frozen=True)
@@ -74,17 +73,15 @@ def documents(one: Input) -> Iterator[str]:
 
 def _find_remote(place: Url, languages: Sequence[str] | None) -> dict[str, list[Input]]:
     system, root = connect(place)
-    prefix = root.rstrip("/") + "/"
     try:
-        listed = retried(lambda: system.find(f"{prefix}data", detail=True), f"list {place}")
+        listed = listing(system, f"{root.rstrip('/')}/data", place)
     except FileNotFoundError:
         listed = {}
     numbered: dict[str, list[tuple[int, Input]]] = {}
-    for name, info in listed.items():
-        if match := _NAME.fullmatch(name.removeprefix(prefix)):
-            version = str([info.get(key) for key in _STAMPS])
+    for name, (size, version) in listed.items():
+        if match := _NAME.fullmatch(f"data/{name}"):
             stamp = int.from_bytes(blake2b(version.encode(), digest_size=7).digest(), "little")
-            one = Input(match[1], place / name.removeprefix(prefix), int(info["size"]), stamp)
+            one = Input(match[1], place / f"data/{name}", size, stamp)
             numbered.setdefault(match[1], []).append((int(match[2]), one))
     if not numbered:
         raise MscaleError(

@@ -24,6 +24,7 @@ CACHE_BYTES = 256 << 20
 BLOCK_BYTES = 1 << 16  # windows are of a few kilobytes and far apart: larger blocks read more for nothing
 CONNECTIONS = 64
 
+_VERSIONS = ("etag", "ETag", "md5Hash", "mtime", "updated", "LastModified", "last_modified", "created")
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)
 T = TypeVar("T")
 
@@ -67,14 +68,7 @@ class RemoteFiles:
 
     def sizes(self) -> Mapping[str, int]:
         """Bytes of every file, by its path below the root: one listing, however many files there are."""
-
-        def listed() -> dict[str, dict[str, Any]]:
-            self._system.invalidate_cache()
-            return self._system.find(self._root, detail=True)
-
-        found = retried(listed, f"list {self.root}")
-        prefix = self._root.rstrip("/") + "/"
-        return {name.removeprefix(prefix): int(info["size"]) for name, info in found.items()}
+        return {name: size for name, (size, _) in listing(self._system, self._root, self.root).items()}
 
     def read(self, name: str) -> bytes:
         """A whole small file. Raises FileNotFoundError where there is none."""
@@ -242,6 +236,23 @@ def connect(url: str) -> tuple[Any, str]:
         ) from None
     except Exception as error:  # each file system has errors of its own: credentials, network
         raise MscaleError(f"{url}: cannot connect ({error}); check your credentials and the URL") from error
+
+
+def listing(system: Any, root: str, place: str) -> dict[str, tuple[int, str]]:
+    """Size in bytes and version of every file under ``root``, by its path below it; ``place`` names it in errors.
+
+    The version is what the file system tells of one (hash, time); it may raise FileNotFoundError where there is none.
+    """
+
+    def once() -> dict[str, dict[str, Any]]:
+        system.invalidate_cache()
+        return system.find(root, detail=True)
+
+    prefix = root.rstrip("/") + "/"
+    return {
+        name.removeprefix(prefix): (int(info["size"]), str([info.get(key) for key in _VERSIONS]))
+        for name, info in retried(once, f"list {place}").items()
+    }
 
 
 def retried(read: Callable[[], T], what: str) -> T:

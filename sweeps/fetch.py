@@ -8,13 +8,12 @@ from typing import Any
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_write
 from mscale.progress import progress
-from mscale.remote import Url, connect, location, retried
+from mscale.remote import Url, connect, listing, location, retried
 
 RECORD = "fetched.json"
 # Last the file that says a run is done: whatever it vouches for is here by then.
 FILES = ("spec.json", "failure.json", "heartbeat.json", "observations.jsonl", "exposure.jsonl")
 STATUS = "status.json"
-_STAMPS = ("etag", "ETag", "md5Hash", "mtime", "updated", "LastModified", "last_modified", "created")
 
 
 def fetch(source: str, root: str | Path) -> int:
@@ -36,14 +35,7 @@ def fetch(source: str, root: str | Path) -> int:
     system, base = connect(place)
     prefix = base.rstrip("/") + "/"
 
-    def listed() -> dict[str, dict[str, Any]]:
-        system.invalidate_cache()
-        return system.find(base, detail=True)
-
-    stamps = {
-        name.removeprefix(prefix): [int(info["size"]), str([info.get(key) for key in _STAMPS])]
-        for name, info in retried(listed, f"list {place}").items()
-    }
+    stamps = {name: list(stamp) for name, stamp in listing(system, base, place).items()}
     if "study.json" not in stamps:
         raise MscaleError(
             f"{place}: no study.json there; expected the folder that `mscale sweep run` was given"
