@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from mscale.errors import MscaleError, nearest
-from mscale.files import atomic_json
 from sweeps import planner, spec, state, worker
 from sweeps.lease import lease
 from sweeps.spec import RunSpec
@@ -394,9 +393,3 @@ def _kubectl(arguments: Sequence[str], context: str | None = None, given: str | 
             "again once the cluster answers"
         )
     return found.stdout
-
-
-def save_manifests(study: Study, options: Options, folder: str | Path) -> None:
-    """Writes one manifest a run into ``folder``, named after the JobSet."""
-    for one in study.runs:
-        atomic_json(Path(folder) / f"{name_of(one)}.json", manifest(one, options))
