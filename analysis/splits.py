@@ -34,6 +34,8 @@ def folds(
       MscaleError: no such split, or the table has nothing to hold out.
     """
     columns = dict(columns or {})
+    if not len(table):
+        raise MscaleError(f"split {split!r}: the table has no rows, hence nothing to hold out")
     if split == "R2":
         group = columns.get("group") or next((name for name in ("group", "run") if name in table), None)
         names = (

@@ -27,3 +27,5 @@ def test_languages_at_one_size_are_left_out_of_all_laws():
 
 def test_what_cannot_be_split_is_empty():
     assert heldout._tellable(cells({"aa": (1e4, 2e4, 4e4)}), "R2_M").empty
+    # A table of curves at a constant rate holds no cooled row at all.
+    assert heldout._tellable(cells({"aa": (1e4, 2e4)}).head(0), "R2").empty
