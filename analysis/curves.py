@@ -17,6 +17,8 @@ from scipy.optimize import isotonic_regression
 GRID = 400
 # Longer curves are averaged into this many bins of log tokens: smoothing needs no more.
 MOST_POINTS = 96
+# Of the range that repeated runs share, where their curves are set against each other.
+LEVEL_POINTS = 32
 # One or two repeated runs hardly tell how noisy runs are. So the noise of runs starts from a guess worth this
 # many degrees of freedom: that it is as large as the noise of checkpoints.
 PRIOR_DEGREES = 3
@@ -140,12 +142,12 @@ def measure_noise(cells: Iterable[list[Points]]) -> Noise:
     for runs in pooled:
         if len(runs) < 2:
             continue
-        shared = set.intersection(*(set(points.tokens) for points in runs))
-        if not shared:
+        levels = _levels(runs)
+        if levels is None:
             continue
-        table = np.array([[points.loss[np.isin(points.tokens, list(shared))]] for points in runs])[:, 0, :]
-        between = float(np.var(table.mean(axis=1), ddof=1))
-        variances.append(max(between - checkpoint**2 / table.shape[1], 0.0))
+        means, noise_share = levels
+        between = float(np.var(means, ddof=1))
+        variances.append(max(between - checkpoint**2 * noise_share, 0.0))
         weights.append(len(runs) - 1)
         seen.add(tuple(points.groups for points in runs))
     # Languages evaluated on the same runs share those runs: only distinct runs count as degrees of freedom.
@@ -153,6 +155,29 @@ def measure_noise(cells: Iterable[list[Points]]) -> Noise:
     measured = np.average(variances, weights=weights) if variances else 0.0
     pooled_variance = (degrees * measured + PRIOR_DEGREES * checkpoint**2) / (degrees + PRIOR_DEGREES)
     return Noise(checkpoint, float(np.sqrt(pooled_variance)), degrees)
+
+
+def _levels(runs: list[Points]) -> tuple[np.ndarray, float] | None:
+    """The mean loss (runs,) of each over tokens that all have, and its variance in units of a checkpoint's.
+
+    Runs that were evaluated at other steps are compared by their smooth curves; None where they share no range.
+    """
+    shared = set.intersection(*(set(points.tokens) for points in runs))
+    if 2 * len(shared) >= min(len(points.tokens) for points in runs):
+        at = list(shared)
+        means = np.array([points.loss[np.isin(points.tokens, at)].mean() for points in runs])
+        return means, 1 / len(at)
+    first, last = max(points.tokens[0] for points in runs), min(points.tokens[-1] for points in runs)
+    if first >= last:
+        return None
+    grid = np.linspace(np.log(first), np.log(last), LEVEL_POINTS)
+    means, variances = np.zeros(len(runs)), np.zeros(len(runs))
+    for place, points in enumerate(runs):
+        weight = _interpolate_rows(grid, np.log(points.tokens), np.eye(len(points.tokens))).mean(axis=1)
+        weight = weight @ _smoothing_matrix(points)
+        means[place] = weight @ points.loss
+        variances[place] = np.sum(weight**2 / points.repeats)
+    return means, float(variances.mean())
 
 
 def fit_curve(points: Points, noise: Noise, draws: int, rng: np.random.Generator) -> Curve:

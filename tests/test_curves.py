@@ -67,6 +67,22 @@ def test_both_noises_are_recovered():
     assert noise.run == pytest.approx(0.01, rel=0.25)
 
 
+def test_repeated_runs_evaluated_at_other_steps_tell_their_noise_too():
+    rng = np.random.default_rng(2)
+    cells = []
+    for cell in range(60):
+        runs = []
+        for seed in range(2):
+            tokens = np.unique(rng.integers(1e4, 1e6, 25))
+            loss = 2 + 30 * tokens**-0.4 + rng.normal(0, 0.01) + rng.normal(0, 0.004, len(tokens))
+            runs.append(gather(rows(tokens, loss, group=f"{cell}/{seed}")))
+        cells.append(runs)
+    noise = measure_noise(cells)
+    assert noise.run_degrees == 60 and noise.run == pytest.approx(0.01, rel=0.25)
+    apart = [gather(rows([1e3, 2e3], [3.0, 2.9], group="a")), gather(rows([1e5, 2e5], [2.0, 1.9], group="b"))]
+    assert measure_noise([*cells, apart]).run_degrees == 60
+
+
 def test_without_repeated_runs_their_noise_is_assumed_and_said_so():
     tokens = np.geomspace(1e4, 1e6, 20).round()
     loss = 2 + 30 * tokens**-0.4 + np.random.default_rng(0).normal(0, 0.004, 20)
