@@ -1,7 +1,7 @@
-"""What the rows of one cell contribute to the objective: its value, gradient, Hessian and majoriser."""
+"""What the rows contribute to the objective: its value, and cell by cell its gradient, Hessian and majoriser."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +16,7 @@ from analysis.losses import huber
 THREADS = 2
 
 
-def cell_system(
+def rows_system(
     law: Law,
     p: Any,
     x: Any,
@@ -27,12 +27,13 @@ def cell_system(
     delta: float | None,
     barrier: float,
     majorise: bool,
+    cells: Sequence[slice],
 ) -> tuple[Any, ...]:
-    """Objective (B,), gradient (B, k), Hessian and majoriser (B, k, k), and with relief the Jacobian (B, k, n).
+    """Objective (B,); of each cell gradient (B, k), Hessian and majoriser (B, k, k); Jacobian (B, k, n) with relief.
 
     Args:
       p, x: parameters as jets in the local parameters `kept` (k,), and variables (n,).
-      y: response, (n,) or (B, n). w: weights, (1, n) or (B, n).
+      y: response, (n,) or (B, n). w: weights, (1, n) or (B, n). cells: the rows of each.
       relief: (B, n), the part of the residuals that is put down to noise shared by a group; None without groups.
       barrier: weight of −Σ log(constraint), for laws that have one.
     """
@@ -42,7 +43,7 @@ def cell_system(
     log = law.residual == "log"
     found = powers.terms(out, n) if relief is None and law.constraint is None else None
     if found is not None:
-        return powers.system(found, place, log, y, w, delta, majorise)
+        return powers.system(found, place, log, y, w, delta, majorise, cells)
     if not isinstance(out, Jet):
         out = Jet(out, {}, {})
     B = max(len(w), len(np.atleast_2d(out.value)), len(np.atleast_2d(y)))
@@ -62,42 +63,53 @@ def cell_system(
             J[:, place[int(index)]] = 0.0
     f = np.einsum("bn,bn->b", np.broadcast_to(w, (B, n)), rho)
     pull = w * psi if relief is None else w * (psi - relief)
-    g = np.matmul(J, pull[:, :, None])[:, :, 0]
-    Jt = J.swapaxes(1, 2)
     steep = np.broadcast_to(w, (B, n)) if steep is None else w * steep  # least squares: ρ'' = ψ/r = 1
-    M = np.zeros((B, k, k))
-    if majorise:
-        M = np.matmul(J * (steep if ratio is None else w * ratio)[:, None], Jt)
-    if log:
-        H = np.matmul(J * (steep - pull)[:, None], Jt)
-        pull = pull * inverse
-    else:
-        H = np.matmul(J * steep[:, None], Jt)
-    for (i, j), curved in (out.hess or {}).items():
-        part = np.einsum("bn,bn->b", pull, np.broadcast_to(curved, (B, n)))
-        H[:, place[i], place[j]] += part
-        if i != j:
-            H[:, place[j], place[i]] += part
+    weighted = J * (steep - pull if log else steep)[:, None]
+    bounded = J * (steep if ratio is None else w * ratio)[:, None] if majorise else J
+    second = pull * inverse if log else pull
+    curved = [(place[i], place[j], second * part) for (i, j), part in (out.hess or {}).items()]
+    g, H, M = [], [], []
+    for rows in cells:
+        mine = J[:, :, rows]
+        g.append(np.matmul(mine, pull[:, rows, None])[:, :, 0])
+        H.append(np.matmul(weighted[:, :, rows], mine.swapaxes(1, 2)))
+        if majorise:
+            M.append(np.matmul(bounded[:, :, rows], mine.swapaxes(1, 2)))
+    starts = [rows.start for rows in cells]
+    for i, j, part in curved:
+        _add(H, i, j, np.add.reduceat(part, starts, axis=1))
     if law.constraint is not None and barrier:
-        _barrier(law.constraint(p, x), barrier, place, f, g, H, M)
+        _barrier(law.constraint(p, x), barrier, place, f, g, H, M, starts)
     return f, g, H, M, J
 
 
-def _barrier(inside: Any, barrier: float, place: dict, f: Any, g: Any, H: Any, M: Any) -> None:
+def _add(matrices: list[np.ndarray], i: int, j: int, sums: np.ndarray) -> None:
+    """Adds sums (B, C) to the entries (i, j) and (j, i) of C matrices (B, k, k)."""
+    for matrix, part in zip(matrices, sums.T, strict=True):
+        matrix[:, i, j] += part
+        if i != j:
+            matrix[:, j, i] += part
+
+
+def _barrier(
+    inside: Any, barrier: float, place: dict, f: Any, g: list, H: list, M: list, starts: list
+) -> None:
     """Adds −barrier·Σ log(inside), which keeps every row strictly inside its constraint."""
     f[np.any(value_of(inside) <= 0, axis=-1)] = np.inf
     if not isinstance(inside, Jet):
         return
     wall = -barrier * np.log(inside)
     f += np.sum(wall.value, axis=1)
+    shape = wall.value.shape
     for index, part in wall.grad.items():
-        g[:, place[index]] += np.sum(part, axis=1)
+        for slope, total in zip(
+            g, np.add.reduceat(np.broadcast_to(part, shape), starts, axis=1).T, strict=True
+        ):
+            slope[:, place[index]] += total
     for (i, j), part in (wall.hess or {}).items():
-        total = np.sum(part, axis=1)
-        for matrix in (H, M):
-            matrix[:, place[i], place[j]] += total
-            if i != j:
-                matrix[:, place[j], place[i]] += total
+        sums = np.add.reduceat(np.broadcast_to(part, shape), starts, axis=1)
+        for matrices in (H, M) if M else (H,):
+            _add(matrices, place[i], place[j], sums)
 
 
 def dense(out: Jet, count: int, B: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ If f = rest + Σ_t exp(z_t) with every z_t affine in the parameters, then ∂f/�
 that all members of a batch share. Gradients and Hessians are then matrix products of one array a term with such rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +49,9 @@ def system(
     w: np.ndarray,
     delta: float | None,
     majorise: bool,
+    cells: Sequence[slice],
 ) -> tuple[Any, ...]:
-    """Objective, gradient, Hessian and majoriser of a cell, as `Problem._cell` returns them (and no Jacobian)."""
+    """Objective, and gradients, Hessians and majorisers of the cells, as `objective.rows_system` returns them."""
     powers, rest = found
     raised = [np.exp(term.exponent) for term in powers]
     value = raised[0] + rest.exponent
@@ -70,8 +72,9 @@ def system(
     f = np.einsum("bn,bn->b", np.broadcast_to(w, r.shape), rho)
     pull = np.multiply(w, psi, out=psi if psi is not r else None)
     flat = w * steep if steep is not None else np.broadcast_to(w, r.shape)
-    g = np.zeros((B, k))
-    H, M = np.zeros((B, k, k)), np.zeros((B, k, k))
+    C = len(cells)
+    g = np.zeros((C, B, k))
+    H, M = np.zeros((C, B, k, k)), np.zeros((C, B, k, k))
     sides = [(e, term) for e, term in zip(raised, powers, strict=True)]
     if rest.which:
         sides.append((inverse, rest))
@@ -81,14 +84,18 @@ def system(
     at = [np.array([place[index] for index in term.which]) for _, term in sides]
     for number, (q, term) in enumerate(sides):
         pulled = pull * q
-        g[:, at[number]] += pulled @ term.Z.T
+        for mine, rows in zip(g, cells, strict=True):
+            mine[:, at[number]] += pulled[:, rows] @ term.Z[:, rows].T
         for matrix, weight in weights:
             mine = weight * q
             for other in range(number + 1):
                 product = mine * sides[other][0]
                 if other == number and matrix is H and term is not rest:
                     product += pulled
-                _scatter(matrix, product, at[number], term.Z, at[other], sides[other][1].Z, other == number)
+                X = sides[other][1].Z
+                for block, rows in zip(matrix, cells, strict=True):
+                    pair = (at[number], term.Z[:, rows], at[other], X[:, rows])
+                    _scatter(block, product[:, rows], *pair, other == number)
     return f, g, H, M, None
 
 

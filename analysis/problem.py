@@ -1,8 +1,8 @@
 """A law over data as a numerical problem: objective, gradient and Hessian, batched over members.
 
 `theta` is (B, P): the batch runs over starts, bootstraps, planted studies and profile points alike. Rows are sorted
-in cells (a language) within which every parameter of the law is one number, so that all arithmetic is on (B, rows)
-blocks and a cell touches only its own columns of the Hessian.
+in cells (a language) within which every parameter of the law is one number. The law is worked out on all rows of all
+cells at once; only its sums are taken cell by cell, and a cell touches only its own columns of the Hessian.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -15,7 +15,7 @@ import numpy as np
 from analysis.derivatives import Jet
 from analysis.laws.law import Law
 from analysis.losses import huber
-from analysis.objective import cell_system, threaded
+from analysis.objective import rows_system, threaded
 from analysis.quantities import Quantity
 
 BLOCK = 1 << 17  # elements of a (B, rows) block: large beside the cost of a call, small beside the cache
@@ -95,30 +95,23 @@ class Problem:
         total = np.bincount(self.group, self.weight)
         return ratio[:, None] / (1.0 + ratio[:, None] * total)
 
-    def group_sums(self, values: np.ndarray, number: int) -> np.ndarray:
-        """Sums (..., G) over the groups of a cell's values (..., rows); rows of a group are adjacent in a cell."""
-        starts, ids = self._runs[number]
-        result = np.zeros((*values.shape[:-1], self.groups))
-        result[..., ids] = np.add.reduceat(values, starts, axis=-1)
-        return result
-
     @cached_property
-    def _runs(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        found = []
-        for cell in self.cells:
-            ids = self.group[cell.rows]
-            starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
-            if len(np.unique(ids)) != len(starts):
-                raise ValueError("rows of a group must be adjacent within a cell")
-            found.append((starts, ids[starts]))
-        return found
+    def _runs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """First row, group and cell of every run: the rows of a group in a cell, which are adjacent."""
+        cell = self.cell_of_row
+        change = (np.diff(self.group, prepend=-1) != 0) | (np.diff(cell, prepend=-1) != 0)
+        starts = np.flatnonzero(change)
+        group, cell = self.group[starts], cell[starts]
+        if len(np.unique(cell * self.groups + group)) != len(starts):
+            raise ValueError("rows of a group must be adjacent within a cell")
+        return starts, group, cell
 
-    def all_group_sums(self, values: np.ndarray) -> np.ndarray:
-        """(B, n) -> (B, G), over all cells."""
-        result = np.zeros((len(values), self.groups))
-        for number, cell in enumerate(self.cells):
-            result += self.group_sums(values[:, cell.rows], number)
-        return result
+    def group_sums(self, values: np.ndarray) -> np.ndarray:
+        """(B, n) -> (B, G)."""
+        starts, group, _ = self._runs
+        runs = np.add.reduceat(values, starts, axis=1)
+        order = np.argsort(group, kind="stable")
+        return np.add.reduceat(runs[:, order], np.searchsorted(group[order], np.arange(self.groups)), axis=1)
 
     @cached_property
     def groups(self) -> int:
@@ -155,6 +148,59 @@ class Problem:
     def locals(self, theta: np.ndarray, cell: Cell) -> np.ndarray:
         return theta @ cell.select.T + cell.offset
 
+    def all_locals(self, theta: np.ndarray) -> np.ndarray:
+        """(B, C, k): the local parameters of every cell."""
+        select = np.concatenate([cell.select for cell in self.cells])
+        offset = np.concatenate([cell.offset for cell in self.cells])
+        return (theta @ select.T + offset).reshape(len(theta), len(self.cells), -1)
+
+    @cached_property
+    def cell_of_row(self) -> np.ndarray:
+        return np.repeat(
+            np.arange(len(self.cells)), [cell.rows.stop - cell.rows.start for cell in self.cells]
+        )
+
+    @cached_property
+    def _free(self) -> np.ndarray:
+        """(k,) bool: which of the law's parameters are fitted in any cell."""
+        return np.any([cell.free for cell in self.cells], axis=0)
+
+    @cached_property
+    def _alike(self) -> np.ndarray:
+        """(k,) bool: which of the law's parameters are one number in all cells."""
+        first = self.cells[0]
+        return np.all(
+            [(c.select == first.select).all(axis=1) & (c.offset == first.offset) for c in self.cells], axis=0
+        )
+
+    @cached_property
+    def _columns(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+        """Of each cell: which free parameters are fitted, their columns of θ, and the map if not the identity."""
+        found: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
+        for cell in self.cells:
+            S = cell.select[self._free]
+            local = np.flatnonzero(S.any(axis=1))
+            columns = np.flatnonzero(S.any(axis=0))
+            S = S[np.ix_(local, columns)]
+            if (
+                (np.count_nonzero(S, axis=0) == 1).all()
+                and (S.sum(axis=1) == 1).all()
+                and S.shape[0] == S.shape[1]
+            ):
+                found.append((local, columns[S.argmax(axis=1)], None))
+            else:
+                found.append((local, columns, S))
+        return found
+
+    def rows_jets(self, theta: np.ndarray, order: int) -> SimpleNamespace:
+        """The law's parameters on every row, (B, n) or (B, 1), as jets in the local parameters that are free."""
+        local = self.all_locals(theta)
+        parts = [
+            local[:, :1, index] if alike else local[:, self.cell_of_row, index]
+            for index, alike in enumerate(self._alike)
+        ]
+        return self._jets(parts, self._free, order)
+
     def natural(self, local: np.ndarray) -> np.ndarray:
         """Local parameters (..., k) in the units of the paper."""
         shifted = local + local @ self.shift.T
@@ -164,11 +210,14 @@ class Problem:
         return SimpleNamespace(**{name: values[cell.rows] for name, values in self.x.items()})
 
     def jets(self, local: np.ndarray, free: np.ndarray, order: int) -> SimpleNamespace:
-        """The law's parameters as jets in the free local parameters; local is (B, k)."""
-        parts: list[Any] = []
-        for index in range(local.shape[1]):
-            value = local[:, index, None]
-            parts.append(Jet.variable(value, index, order) if order and free[index] else value)
+        """The law's parameters in one cell as jets in the free local parameters; local is (B, k)."""
+        return self._jets([local[:, index, None] for index in range(local.shape[1])], free, order)
+
+    def _jets(self, values: list[np.ndarray], free: np.ndarray, order: int) -> SimpleNamespace:
+        parts: list[Any] = [
+            Jet.variable(value, index, order) if order and free[index] else value
+            for index, value in enumerate(values)
+        ]
         made = {}
         for index, parameter in enumerate(self.law.parameters):
             part = parts[index]
@@ -179,11 +228,12 @@ class Problem:
 
     def predict(self, theta: np.ndarray) -> np.ndarray:
         """Predictions (B, n) in the units of the response."""
-        result = np.empty((len(theta), len(self.y)))
-        for cell in self.cells:
-            p = self.jets(self.locals(theta, cell), np.zeros(0, bool), 0)
-            result[:, cell.rows] = self.law.predict(p, self.variables(cell))
-        return result
+        predicted = self.law.predict(self.rows_jets(theta, 0), self._variables)
+        return np.broadcast_to(predicted, (len(theta), len(self.y)))
+
+    @cached_property
+    def _variables(self) -> SimpleNamespace:
+        return SimpleNamespace(**self.x)
 
     def residuals(self, theta: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
         """(B, n): log predicted − log observed, or the plain difference; y (B, n) in place of the problem's own."""
@@ -195,25 +245,19 @@ class Problem:
 
     def constraint(self, theta: np.ndarray) -> np.ndarray:
         """(B, n) of the law's constraint, positive where it holds; ones without one."""
-        result = np.ones((len(theta), len(self.y)))
-        if self.law.constraint is not None:
-            for cell in self.cells:
-                p = self.jets(self.locals(theta, cell), np.zeros(0, bool), 0)
-                result[:, cell.rows] = self.law.constraint(p, self.variables(cell))
-        return result
+        if self.law.constraint is None:
+            return np.ones((len(theta), len(self.y)))
+        inside = self.law.constraint(self.rows_jets(theta, 0), self._variables)
+        return np.broadcast_to(inside, (len(theta), len(self.y)))
 
     def jacobian(self, theta: np.ndarray) -> np.ndarray:
         """d residual / d theta at one theta (P,), dense (n, P)."""
-        result = np.zeros((len(self.y), self.size))
-        for cell in self.cells:
-            free = cell.free
-            out = self.law.predict(self.jets(self.locals(theta[None], cell), free, 1), self.variables(cell))
-            scale = 1.0 / out.value if self.law.residual == "log" else 1.0
-            local = np.zeros((cell.rows.stop - cell.rows.start, len(free)))
-            for index, g in out.grad.items():
-                local[:, index] = np.broadcast_to(g * scale, (1, len(local)))[0]
-            result[cell.rows] = local @ cell.select
-        return result
+        out = self.law.predict(self.rows_jets(theta[None], 1), self._variables)
+        scale = 1.0 / out.value if self.law.residual == "log" else 1.0
+        local = np.zeros((len(self.y), len(self.law.parameters)))
+        for index, g in out.grad.items():
+            local[:, index] = np.broadcast_to(g * scale, (1, len(local)))[0]
+        return np.concatenate([local[cell.rows] @ cell.select for cell in self.cells])
 
     def system(self, theta: np.ndarray, members: Members, majorise: bool = True) -> tuple[np.ndarray, ...]:
         """Objective (B,), gradient (B, P), Hessian and (if wanted, else zeros) a positive majoriser (B, P, P)."""
@@ -226,7 +270,7 @@ class Problem:
     @cached_property
     def block(self) -> int:
         """Members that are worked on together."""
-        return max(1, BLOCK // max(cell.rows.stop - cell.rows.start for cell in self.cells))
+        return max(1, BLOCK // len(self.y))
 
     def objective(self, theta: np.ndarray, members: Members | None = None) -> np.ndarray:
         """Σ w·ρ(residual), less what the groups share; without priors, pins or barriers."""
@@ -237,7 +281,7 @@ class Problem:
             value -= 0.5 * np.sum(
                 self._group_times(members)
                 * self.shared(members.ratio)
-                * self.all_group_sums(self.weight * r) ** 2,
+                * self.group_sums(self.weight * r) ** 2,
                 axis=1,
             )
         return value
@@ -253,43 +297,34 @@ class Problem:
         weight = members.times if self._unweighted else members.times * self.weight
         relief = None
         if grouped:
-            sums = self.all_group_sums(self.weight * self.residuals(theta, members.y))
+            sums = self.group_sums(self.weight * self.residuals(theta, members.y))
             scale = self._group_times(members) * self.shared(members.ratio)
-            f -= 0.5 * np.sum(scale * sums**2, axis=1)
             relief = (self.shared(members.ratio) * sums)[:, self.group]
-            leverage = np.zeros((B, P, sums.shape[1]))
-        for number, cell in enumerate(self.cells):
-            kept = np.flatnonzero(cell.free)
-            S = cell.select[kept]
-            columns = np.flatnonzero(S.any(axis=0))
-            S = S[:, columns]
-            free = np.zeros(len(cell.select), bool)
-            free[kept] = True
-            parts = cell_system(
-                self.law,
-                self.jets(self.locals(theta, cell), free, 2),
-                self.variables(cell),
-                members.y[:, cell.rows],
-                kept,
-                weight[:, cell.rows],
-                None if relief is None else relief[:, cell.rows],
-                self.delta,
-                self.barrier,
-                majorise,
-            )
-            f += parts[0]
-            g[:, columns] += parts[1] @ S
+        rows_f, slope, curved, bound, J = rows_system(
+            self.law,
+            self.rows_jets(theta, 2),
+            self._variables,
+            members.y,
+            np.flatnonzero(self._free),
+            weight,
+            relief,
+            self.delta,
+            self.barrier,
+            majorise,
+            [cell.rows for cell in self.cells],
+        )
+        f += rows_f
+        for number, (local, columns, S) in enumerate(self._columns):
             where = np.ix_(np.arange(B), columns, columns)
-            if np.array_equal(S, np.eye(len(S))):
-                H[where] += parts[2]
-                M[where] += parts[3]
-            else:
-                H[where] += S.T @ parts[2] @ S
-                M[where] += S.T @ parts[3] @ S
-            if grouped:
-                sums_J = self.group_sums(parts[4] * self.weight[cell.rows], number)
-                leverage[:, columns] += S.T @ sums_J
+            inside = np.ix_(np.arange(B), local, local)
+            for total, part in (
+                ((H, curved[number]), (M, bound[number])) if majorise else ((H, curved[number]),)
+            ):
+                total[where] += part[inside] if S is None else S.T @ part[inside] @ S
+            g[:, columns] += slope[number][:, local] if S is None else slope[number][:, local] @ S
         if grouped:
+            f -= 0.5 * np.sum(scale * sums**2, axis=1)
+            leverage = self._leverage(J)
             common = np.matmul(leverage * scale[:, None], leverage.swapaxes(1, 2))
             H -= common
             M -= common
@@ -303,6 +338,18 @@ class Problem:
             self._pinned(theta, members, f, g, H, M)
         f[~np.isfinite(f)] = np.inf
         return f, g, H, M
+
+    def _leverage(self, J: np.ndarray) -> np.ndarray:
+        """(B, P, G): slopes J (B, k, n) of the rows in the free local parameters, summed over the rows of a group."""
+        starts, group, cell = self._runs
+        runs = np.add.reduceat(J * self.weight, starts, axis=2)
+        result = np.zeros((len(J), self.size, self.groups))
+        for number, (local, columns, S) in enumerate(self._columns):
+            mine = np.flatnonzero(cell == number)
+            part = runs[:, local[:, None], mine]
+            where = np.ix_(np.arange(len(J)), columns, group[mine])
+            result[where] += part if S is None else S.T @ part
+        return result
 
     def _pinned(self, theta: np.ndarray, members: Members, f: Any, g: Any, H: Any, M: Any) -> None:
         which, aim, stiffness = members.which, members.aim, members.stiffness

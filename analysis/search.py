@@ -136,25 +136,23 @@ def _designs(problem: Problem, theta: np.ndarray, linear: list[int]) -> tuple[np
     designs, known = np.zeros((B, n, len(linear))), np.zeros((B, n))
     local_linear = [i for i, q in enumerate(law.parameters) if q.linear]
     place = {index: position for position, index in enumerate(linear)}
-    for cell in problem.cells:
-        local = problem.locals(theta, cell)
-        x = problem.variables(cell)
-        for i in local_linear:
-            probe = local.copy()
-            probe[:, i] = 0.0 if problem.logs[i] else 1.0
-            natural = problem.natural(probe)
-            for other in local_linear:
-                if other != i:
-                    natural[:, other] = 0.0
-            p = SimpleNamespace(**{q.name: natural[:, j, None] for j, q in enumerate(law.parameters)})
-            with np.errstate(all="ignore"):
-                column = np.broadcast_to(law.predict(p, x), (B, cell.rows.stop - cell.rows.start))
+    local = problem.all_locals(theta)
+    for i in local_linear:
+        probe = local.copy()
+        probe[:, :, i] = 0.0 if problem.logs[i] else 1.0
+        natural = problem.natural(probe)
+        natural[:, :, [other for other in local_linear if other != i]] = 0.0
+        on_rows = natural[:, problem.cell_of_row]
+        p = SimpleNamespace(**{q.name: on_rows[:, :, j] for j, q in enumerate(law.parameters)})
+        with np.errstate(all="ignore"):
+            column = np.broadcast_to(law.predict(p, SimpleNamespace(**problem.x)), (B, n))
+        for number, cell in enumerate(problem.cells):
             at = [index for index in np.flatnonzero(cell.select[i]) if int(index) in place]
             if at and cell.select[i, at[0]] == 1.0:
-                designs[:, cell.rows, place[int(at[0])]] += column
+                designs[:, cell.rows, place[int(at[0])]] += column[:, cell.rows]
             else:
-                amount = np.exp(local[:, i]) if problem.logs[i] else local[:, i]
-                known[:, cell.rows] += column * amount[:, None]
+                amount = np.exp(local[:, number, i]) if problem.logs[i] else local[:, number, i]
+                known[:, cell.rows] += column[:, cell.rows] * amount[:, None]
     return designs, known
 
 
