@@ -13,10 +13,9 @@ import numpy as np
 import pandas as pd
 
 from mscale.errors import MscaleError, nearest
-from mscale.observations import COLUMNS, EXPOSURE_COLUMNS
+from mscale.observations import COLUMNS, EXPOSURE_COLUMNS, PHASES, UNSAID
 
-PHASES = ("warmup", "stable", "decay", "end")
-REQUIRED = ("run", "scale", "params", "languages", "tokens", "phase", "language", "loss")
+REQUIRED = ("run", "params", "languages", "tokens", "phase", "language", "loss")
 _NUMBERS = [
     "params",
     "params_nonembedding",
@@ -35,6 +34,8 @@ _NUMBERS = [
     "eval_bytes",
     "flops",
 ]
+# Tokens a parameter below which one of the two is likely in another unit.
+FEW_TOKENS = 1e-3
 # A run whose share of a language is within this of 1/K counts as uniform over its K languages.
 UNIFORM_TOLERANCE = 0.02
 
@@ -127,8 +128,8 @@ def validate_observations(
     if missing:
         hints = "".join(nearest(name, frame.columns) for name in missing[:1])
         raise MscaleError(
-            f"{source}: column {missing[0]!r} is missing{hints} (missing in all: {', '.join(missing)}; "
-            f"needed at least: {', '.join(REQUIRED)})"
+            f"{source}: column {missing[0]!r} is missing{hints} (missing in all: {', '.join(missing)}; needed at "
+            f"least: {', '.join(REQUIRED)}). `mscale sweep import` makes such a table of one with other columns"
         )
     if frame.empty:
         raise MscaleError(f"{source}: the table has no rows; run `mscale sweep` first")
@@ -142,6 +143,9 @@ def validate_observations(
                 f"found {frame[name].iloc[row]!r}"
             )
         frame[name] = numbers
+    if "scale" not in frame.columns:
+        frame["scale"] = frame["params"]
+        notes.append("scale was not given: taken as the number of parameters")
     for name in ("run", "scale", "languages", "language", "phase"):
         frame[name] = _text(frame[name])
     unknown = sorted(set(frame["phase"]) - set(PHASES))
@@ -158,6 +162,7 @@ def validate_observations(
                 f"found {frame[name].iloc[row]!r}"
             )
     notes += _complete(frame, source)
+    _refuse_impossible(frame, source)
     broken = ~np.isfinite(frame["loss"].to_numpy(dtype=float))
     if broken.any():
         runs = frame.loc[broken, "run"].nunique()
@@ -231,34 +236,31 @@ def _text(column: pd.Series) -> pd.Series:
 def _complete(frame: pd.DataFrame, source: str) -> list[str]:
     """Fills the contract's columns that a table from elsewhere left out; says which and with what."""
     notes: list[str] = []
-    single = ~frame["languages"].str.contains("+", regex=False)
     if "target_tokens" not in frame.columns:
-        if not single.all():
+        trained = frame["languages"].str.split("+")
+        if (trained.map(len) > 2).any():
+            most = frame.loc[trained.map(len) > 2, "languages"].iloc[0]
             raise MscaleError(
-                f"{source}: column 'target_tokens' is missing; without it only runs of one language can be "
-                "read: add the tokens of the evaluated language that the run has seen"
+                f"{source}: column 'target_tokens' is missing; without it only runs of one language and of two in "
+                f"halves can be read, and there is a run of {most}: add the tokens of the evaluated language that "
+                "the run has seen"
             )
-        inside = frame["language"] == frame["languages"]
-        frame["target_tokens"] = frame["tokens"].where(inside, 0)
-        notes.append("target_tokens was not given: taken as all tokens of the runs of one language")
+        inside = [language in names for language, names in zip(frame["language"], trained, strict=True)]
+        frame["target_tokens"] = np.where(inside, frame["tokens"] / trained.map(len), 0)
+        notes.append(
+            "target_tokens was not given: taken as all tokens of runs of one language, half of those of two"
+        )
     fills: dict[str, Any] = {
-        "study": "",
-        "tag": "",
+        **UNSAID,
         "group": lambda: frame["run"],
         "params_nonembedding": lambda: frame["params"],
         "mixture": lambda: frame["languages"],
-        "vocabulary": "unknown",
-        "init": "scratch",
-        "init_tokens": 0,
-        "seed": 0,
         "step": lambda: frame["tokens"],
         "lr": np.nan,
-        "split": "valid",
         "target_unique": lambda: frame["target_tokens"],
         "loss_se": 0.0,
         "bits_per_byte": np.nan,
         "unigram_normalized_loss": np.nan,
-        "eval_tokens": 0,
         "eval_bytes": 0,
         "flops": lambda: 6.0 * frame["params"] * frame["tokens"],
     }
@@ -275,6 +277,35 @@ def _complete(frame: pd.DataFrame, source: str) -> list[str]:
     return notes
 
 
+def _refuse_impossible(frame: pd.DataFrame, source: str) -> None:
+    """Refuses losses below zero, more tokens of a language than of all, and counts that fall as a run goes on."""
+    negative = frame["loss"] < 0
+    if negative.any():
+        row = int(np.flatnonzero(negative.to_numpy())[0])
+        raise MscaleError(
+            f"{source}: row {row + 1}, column 'loss': found {frame['loss'].iloc[row]:g}, expected nats per token, "
+            f"never negative ({int(negative.sum())} such rows); a unigram-normalised loss has a column of its own, "
+            "'unigram_normalized_loss'"
+        )
+    wrong = ~frame["target_tokens"].between(0, frame["tokens"] * 1.000001)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong.to_numpy())[0])
+        raise MscaleError(
+            f"{source}: row {row + 1}, column 'target_tokens': found {frame['target_tokens'].iloc[row]:g}, expected 0 "
+            f"to the row's tokens, {frame['tokens'].iloc[row]:g}: those of the evaluated language among them"
+        )
+    ordered = frame.sort_values(["run", "step", "tokens"], kind="stable")
+    fell = (ordered["tokens"].diff() < 0) & (ordered["run"] == ordered["run"].shift())
+    if fell.any():
+        at = int(np.flatnonzero(fell.to_numpy())[0])
+        before, after = ordered.iloc[at - 1], ordered.iloc[at]
+        raise MscaleError(
+            f"{source}: run {after['run']!r} has {before['tokens']:,.0f} tokens at step {before['step']:,.0f} and "
+            f"{after['tokens']:,.0f} at step {after['step']:,.0f}: tokens must not fall. A counter that began anew on "
+            "resuming? Count step × batch × sequence"
+        )
+
+
 def _mixed(frame: pd.DataFrame) -> list[str]:
     """Notes on vocabularies and evaluation sets that differ between runs compared with each other."""
     notes = []
@@ -289,5 +320,13 @@ def _mixed(frame: pd.DataFrame) -> list[str]:
         notes.append(
             f"evaluation sets differ in size between runs (first: {language}, {sizes.max()} sizes): "
             "differences of loss carry that noise too"
+        )
+    longest = frame.groupby("run")[["tokens", "params"]].max()
+    short = longest["tokens"] < FEW_TOKENS * longest["params"]
+    if short.any():
+        run = short.index[short][0]
+        notes.append(
+            f"run {run} ends at {longest.loc[run, 'tokens']:,.0f} tokens for {longest.loc[run, 'params']:,.0f} "
+            "parameters: both are expected as plain counts, so check the units"
         )
     return notes

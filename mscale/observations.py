@@ -65,8 +65,20 @@ EXPOSURE_KEY = ("run", "step", "language")
 PHASES = ("warmup", "stable", "decay", "end")
 """Where in its schedule a run was; only ``end`` rows are cooled."""
 
-NULLABLE = frozenset({"loss_se", "bits_per_byte", "unigram_normalized_loss", "eval_bytes"})
+NULLABLE = frozenset({"lr", "loss_se", "bits_per_byte", "unigram_normalized_loss", "eval_bytes"})
 """Columns that may be None: one window has no standard error, an outside run may not know its bytes."""
+
+UNSAID: Row = {
+    "study": "",
+    "tag": "",
+    "vocabulary": "unknown",
+    "init": "scratch",
+    "init_tokens": 0,
+    "seed": 0,
+    "split": "valid",
+    "eval_tokens": 0,
+}
+"""What is taken where a table from elsewhere does not say; who takes it tells so."""
 
 
 def columns_of(row: Mapping[str, Any]) -> dict[str, type]:

@@ -32,11 +32,33 @@ def test_a_minimal_table_is_completed_and_says_so(observations):
         (lambda f: f.assign(params=-1), "column 'params'"),
         (lambda f: f.assign(tokens="many"), "expected a number, found 'many'"),
         (lambda f: f.head(0), "no rows"),
+        (lambda f: f.assign(loss=-f["loss"]), "'loss': found -.*nats per token, never negative"),
+        (
+            lambda f: f.assign(target_tokens=2 * f["tokens"] + 1),
+            "'target_tokens': found .*to the row's tokens",
+        ),
+        (lambda f: f.assign(tokens=f["tokens"].max() - f["tokens"], target_tokens=0), "tokens must not fall"),
+        (lambda f: f.assign(tokens=np.nan), "row 1, column 'tokens': expected a positive number, found"),
     ],
 )
 def test_broken_tables_are_refused_naming_the_column(observations, change, message):
     with pytest.raises(MscaleError, match=message):
         tables.validate_observations(change(observations), "their.csv")
+
+
+def test_pairs_without_shares_are_halves_and_other_units_are_noted(observations):
+    alone = observations[observations["tag"].isin(["mono", "pairs"])].drop(columns=["target_tokens", "scale"])
+    frame, notes, _ = tables.validate_observations(alone)
+    pairs = frame[frame["tag"] == "pairs"]
+    inside = [
+        one in names.split("+") for one, names in zip(pairs["language"], pairs["languages"], strict=True)
+    ]
+    assert (pairs["target_tokens"] == np.where(inside, pairs["tokens"] / 2, 0)).all()
+    assert set(tables.describe_mixtures(frame)["kind"]) == {"mono", "bilingual"}
+    assert any("half of those of two" in note for note in notes)
+    assert set(frame["scale"]) == set(frame["params"].astype(str))
+    billions = observations.assign(tokens=observations["tokens"] / 1e6, target_tokens=0)
+    assert any("check the units" in note for note in tables.validate_observations(billions)[1])
 
 
 def test_losses_that_are_not_finite_are_left_out_and_counted(observations):

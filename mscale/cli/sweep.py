@@ -249,32 +249,62 @@ def sweep_collect(root: Path, source: str | None) -> None:
 @click.argument("source", type=FOLDER)
 @click.argument("target", type=FOLDER)
 @click.option(
-    "--column", "columns", multiple=True, metavar="OURS=THEIRS", help="Where names differ; repeatable."
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="OURS=THEIRS",
+    help="Where names differ; repeatable. tokens=tokens_B*1e9 multiplies.",
 )
 @click.option(
     "--constant", "constants", multiple=True, metavar="OURS=VALUE", help="For every row; repeatable."
 )
 @click.option(
+    "--wide",
+    metavar="TEMPLATE",
+    help="Where every evaluated language has a column of losses: loss_{language}.",
+)
+@click.option(
     "--wandb", type=FOLDER, help="SOURCE is a chart exported from W&B; this JSON describes its runs."
 )
 def sweep_import(
-    source: Path, target: Path, columns: tuple[str, ...], constants: tuple[str, ...], wandb: Path | None
+    source: Path,
+    target: Path,
+    columns: tuple[str, ...],
+    constants: tuple[str, ...],
+    wide: str | None,
+    wandb: Path | None,
 ) -> None:
     """Turn anyone's CSV of runs, SOURCE, into an observations table, TARGET (.parquet or .csv).
 
-    The JSON of --wandb is {"tokens_per_step": 65536, "runs": {"my-run": {"params": 9044352, "mixture": "en", ...}}}.
+    Every row needs run, params, mixture, tokens, language, loss, and phase or lr; docs/transfer.md shows examples.
+
+    The JSON of --wandb is {"tokens_per_step": 65536, "shared": {"params": 9044352, "phase": "stable"}, "runs":
+    {"my-run": {"mixture": "en"}, "other": {"mixture": "en+es"}}}.
     """
     from mscale.files import read_json
     from sweeps.importers import import_csv, import_wandb
 
     if wandb is None:
-        rows = import_csv(source, target, pairs("--column", columns), pairs("--constant", constants))
+        made = import_csv(
+            source, target, pairs("--column", columns), pairs("--constant", constants), wide=wide
+        )
     else:
+        if given := [
+            flag
+            for flag, value in (("--column", columns), ("--constant", constants), ("--wide", wide))
+            if value
+        ]:
+            raise MscaleError(f"{given[0]} is not read with --wandb: say it in {wandb}")
         described = read_json(wandb, what="description of W&B runs")
-        if not isinstance(described, dict) or not {"runs", "tokens_per_step"} <= set(described):
-            raise MscaleError(f'{wandb}: expected an object with "runs" and "tokens_per_step"')
-        rows = import_wandb(source, target, **described)
-    print(f"{target}: {rows:,} rows")
+        keys = ("tokens_per_step", "shared", "runs", "metric")
+        if not isinstance(described, dict) or not {"runs", "tokens_per_step"} <= set(described) <= set(keys):
+            raise MscaleError(
+                f"{wandb}: expected an object with {', '.join(keys)} (shared and metric may be missing)"
+            )
+        made = import_wandb(source, target, **described)
+    print(f"{target}: {made.rows:,} rows of {made.runs} runs")
+    for note in made.notes:
+        print(f"- {note}")
 
 
 def pairs(flag: str, given: tuple[str, ...]) -> dict[str, str]:

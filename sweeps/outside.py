@@ -1,0 +1,224 @@
+"""What a table from elsewhere leaves unsaid, where it follows from the rest: shares, phases, steps.
+
+Filled in only where it follows, or where `observations.UNSAID` takes what most tables mean; either way it is told.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mscale import languages, observations
+from mscale.errors import MscaleError, nearest
+from mscale.observations import COLUMNS, NULLABLE, UNSAID, Row
+
+# A rate within this of a run's highest is at its plateau; at or below the other of it, cooled.
+PLATEAU, COOLED = 0.999, 0.2
+# A run of fewer tokens than this share of its parameters is counted in another unit.
+LEAST_TOKENS = 1e-3
+_APART = re.compile(r"\s*[+,;/|&\s]\s*")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A row as the file gives it, and the place it was found."""
+
+    where: str
+    row: Row
+
+
+def complete(found: Sequence[Found], source: str) -> tuple[list[Row], list[str]]:
+    """The rows of the contract, in the same order, and notes on what was taken to be so.
+
+    Raises:
+      MscaleError: something that the contract needs is neither said nor follows.
+    """
+    notes: list[str] = []
+    rows = [dict(each.row) for each in found]
+    _steps(rows, found, source, notes)
+    _mixtures(rows, found, source, notes)
+    _phases(rows, source, notes)
+    filled = [name for name in UNSAID if any(name not in row for row in rows)]
+    plain = [name for name in filled if name not in ("study", "tag", "init", "init_tokens", "split")]
+    for row in rows:
+        for name in NULLABLE:
+            row.setdefault(name, None)
+        for name, value in UNSAID.items():
+            row.setdefault(name, value)
+        row.setdefault("flops", float(6 * row["params"] * row["tokens"]))
+        row.setdefault("scale", str(row["params"]))
+        row.setdefault("group", row["run"])
+        row.setdefault("params_nonembedding", row["params"])
+    if any("target_unique" not in row for row in rows):
+        notes.append("no unique tokens given: data taken as never repeated")
+    for row in rows:
+        row.setdefault("target_unique", row["target_tokens"])
+    if plain:
+        notes.append("taken, as the file says nothing: " + ", ".join(f"{n} {UNSAID[n]}" for n in plain))
+    complete_rows = [{name: row[name] for name in COLUMNS} for row in rows]
+    for each, row in zip(found, complete_rows, strict=True):
+        observations.validate(row, where=each.where)
+    return complete_rows, notes
+
+
+def _steps(rows: list[Row], found: Sequence[Found], source: str, notes: list[str]) -> None:
+    """Tokens grow with the step in every run, and are counted one by one."""
+    for row, each in zip(rows, found, strict=True):
+        if "tokens" not in row:
+            raise MscaleError(
+                f"{source}: nothing says tokens, those of all languages that the run had seen; map a column "
+                "(--column tokens=THEIRS), or from the step: --column tokens=STEPS*1048576, with batch × sequence"
+            )
+        for name in ("params", "tokens"):
+            if row[name] < (name == "params"):
+                raise MscaleError(f"{each.where}: {name} is {row[name]}, expected a positive count")
+    if any("step" not in row for row in rows):
+        notes.append("no steps given: tokens stand in for them")
+        for row in rows:
+            row.setdefault("step", row["tokens"])
+    last: dict[str, tuple[int, int]] = {}
+    for row in sorted(rows, key=lambda row: row["step"]):
+        step, tokens = last.get(row["run"], (-1, -1))
+        if row["tokens"] < tokens or (row["tokens"] == tokens and row["step"] > step):
+            raise MscaleError(
+                f"{source}: run {row['run']!r} has {tokens:,} tokens at step {step} and {row['tokens']:,} at step "
+                f"{row['step']}: tokens must grow. A counter that began anew on resuming? Count from the step: "
+                "--column tokens=STEPS*1048576, with batch × sequence"
+            )
+        last[row["run"]] = row["step"], row["tokens"]
+    sizes = {row["run"]: row["params"] for row in rows}
+    for run, (_, tokens) in last.items():
+        if tokens < LEAST_TOKENS * sizes[run]:
+            raise MscaleError(
+                f"{source}: run {run!r} of {sizes[run]:,} parameters ends at {tokens:,} tokens: is that another "
+                "unit? In billions: --column tokens=THEIRS*1e9"
+            )
+
+
+def _mixtures(rows: list[Row], found: Sequence[Found], source: str, notes: list[str]) -> None:
+    """`languages` and `target_tokens` from the mixture, such as ``en``, ``en+es`` or ``en:0.7 es:0.3``."""
+    evaluated = {row["language"] for row in rows}
+    parsed: dict[str, dict[str, float] | None] = {}
+    halves: set[str] = set()
+    for row, each in zip(rows, found, strict=True):
+        if "mixture" not in row and "languages" not in row:
+            raise MscaleError(
+                f"{source}: nothing says mixture, what a run trained on; map a column to it (--column mixture=THEIRS) "
+                "with cells such as en, en+es or en:0.7+es:0.3"
+            )
+        text = str(row.get("languages", row.get("mixture")))
+        if text not in parsed:
+            parsed[text] = shares_of(text, evaluated, each.where, "target_tokens" in row)
+        shares = parsed[text]
+        row.setdefault("mixture", text)
+        if shares is None:
+            row.setdefault("languages", text)
+            continue
+        row["languages"] = "+".join(shares)
+        if "target_tokens" in row:
+            continue
+        share = shares.get(row["language"], 0.0)
+        if share != share:
+            if len(shares) > 2:
+                raise MscaleError(
+                    f"{each.where}: {text!r} names {len(shares)} languages and no shares: write en:0.5+es:0.3+fr:0.2, "
+                    "or map a column to target_tokens"
+                )
+            halves.add(row["languages"])
+            share = 0.5
+        row["target_tokens"] = round(row["tokens"] * share)
+    if halves:
+        pairs = sorted(halves)
+        shown = ", ".join(pairs[:3]) + (f" and {len(pairs) - 3} more" if len(pairs) > 3 else "")
+        notes.append(f"two languages without shares taken as half and half: {shown}")
+
+
+def shares_of(text: str, evaluated: set[str], where: str, told: bool = False) -> dict[str, float] | None:
+    """A mixture's languages with their shares, summing to one; NaN where it names several and no shares.
+
+    Args:
+      evaluated: languages that the table has losses on. `en-es` is two languages where both are among them.
+      told: the row says its tokens itself, so that a name which lists no languages is no error: None.
+
+    Raises:
+      MscaleError: a name that is no language, or shares that are not.
+    """
+    bare = re.sub(r"\s*([:=])\s*", r"\1", re.sub(r"[\[\](){}'\"]", " ", text)).strip()
+    parts = [part for part in _APART.split(bare) if part]
+    named = [re.fullmatch(r"(.+?)[:=]([0-9.eE+-]+)%?", part) for part in parts]
+    if parts and all(named):
+        weights = {}
+        for match in named:
+            assert match is not None
+            try:
+                weights[match[1]] = float(match[2])
+            except ValueError:
+                weights[match[1]] = -1.0
+        if len(weights) < len(parts) or not all(value > 0 for value in weights.values()):
+            raise MscaleError(f"{where}: mixture {text!r}: expected a positive share of each language, once")
+        return {name: value / sum(weights.values()) for name, value in weights.items()}
+    known = evaluated | set(languages.codes()) | set(languages.ALIASES)
+    if len(parts) == 1 and parts[0] not in evaluated:
+        for mark in "-_":
+            if mark in parts[0] and set(parts[0].split(mark)) <= evaluated:
+                parts = parts[0].split(mark)
+    unknown = [part for part in parts if part not in known]
+    if unknown or len(set(parts)) < len(parts) or not parts:
+        if told:
+            return None
+        what = (
+            f"{unknown[0]!r} is no language of the table{nearest(unknown[0], evaluated)}"
+            if unknown
+            else "it names no language, or one twice"
+        )
+        raise MscaleError(
+            f"{where}: mixture {text!r}: {what}; expected languages such as en, en+es or en:0.7+es:0.3 (map a column "
+            "to target_tokens where a mixture has a name of its own)"
+        )
+    return dict.fromkeys(parts, 1.0 if len(parts) == 1 else float("nan"))
+
+
+def _phases(rows: list[Row], source: str, notes: list[str]) -> None:
+    """The phase of rows that do not say it, read off the rate of their run."""
+    silent = [row for row in rows if "phase" not in row]
+    if not silent:
+        return
+    if any(row.get("lr") is None for row in silent):
+        raise MscaleError(
+            f"{source}: nothing says phase: whether a model was at a constant rate (stable) or cooled (end). Losses of "
+            "the two are not compared, the second being lower by as much as the effects looked for. Give --constant "
+            "phase=stable (or end) where all rows are alike, a column of phases, or one of rates (--column lr=THEIRS)"
+        )
+    by_run: dict[str, dict[int, float]] = {}
+    for row in silent:
+        by_run.setdefault(row["run"], {})[row["step"]] = row["lr"]
+    phases = {run: _phases_of(run, rates, source) for run, rates in by_run.items()}
+    counts: dict[str, int] = {}
+    for row in silent:
+        row["phase"] = phases[row["run"]][row["step"]]
+        counts[row["phase"]] = counts.get(row["phase"], 0) + 1
+    shown = ", ".join(f"{counts[name]:,} {name}" for name in observations.PHASES if name in counts)
+    notes.append(f"phases read off the rate: {shown} rows")
+
+
+def _phases_of(run: str, rates: Mapping[int, Any], source: str) -> dict[int, str]:
+    """Phase by step. The plateau is where two evaluations or more are at the run's highest rate."""
+    steps = sorted(rates)
+    highest = max(rates.values())
+    top = [step for step in steps if rates[step] >= PLATEAU * highest]
+    if highest > 0 and len(steps) == 1:
+        raise MscaleError(
+            f"{source}: run {run!r} was evaluated once, at rate {highest:g}: whether that is constant or cooled the "
+            "rate does not tell; give its phase"
+        )
+    found = {}
+    for step in steps:
+        if highest == 0:
+            found[step] = "end"
+        elif step < top[0]:
+            found[step] = "warmup"
+        elif step in top and len(top) > 1:
+            found[step] = "stable"
+        else:
+            found[step] = "end" if step == steps[-1] and rates[step] <= COOLED * highest else "decay"
+    return found
