@@ -185,7 +185,7 @@ def transfer_curve(
     }
     alone = table.curve(scale, (target,), target, phase)
     both = table.curve(scale, (target, source), target, phase)
-    reason = _why_missing(alone, both, target, source, phase)
+    reason = _why_missing(table, scale, alone, both, target, source, phase)
     if reason or alone is None or both is None:
         asked = [np.nan] if d is None else np.atleast_1d(d)
         return _frame([{**base, "d": float(x), "status": "missing", "reason": reason} for x in asked])
@@ -309,13 +309,23 @@ def one_split(observations: pd.DataFrame, split: str | None) -> pd.DataFrame:
     return observations if split is None else observations[observations["split"] == split]
 
 
-def _why_missing(alone: Curve | None, both: Curve | None, target: str, source: str, phase: str) -> str:
-    state = "in the stable phase" if phase == "stable" else "cooled"
-    if alone is None:
-        return f"no monolingual run of {target} {state}"
-    if both is None:
-        return f"no 50/50 run of {target} with {source} {state}"
-    if phase == "stable" and min(len(alone.points.tokens), len(both.points.tokens)) < 2:
+def _why_missing(
+    table: Cells, scale: str, alone: Curve | None, both: Curve | None, target: str, source: str, phase: str
+) -> str:
+    for curve, languages, what in (
+        (alone, (target,), f"monolingual run of {target}"),
+        (both, (target, source), f"50/50 run of {target} with {source}"),
+    ):
+        if curve is None:
+            # Runs of the other state are no stand-in: a cooled model's lead is as large as most effects.
+            other = target in table.rows.get((scale, tuple(sorted(languages))), {})
+            state, otherwise = (
+                ("in the stable phase", "cooled") if phase == "stable" else ("cooled", "stable")
+            )
+            return f"no {what} {state}" + (
+                f": {otherwise} losses only, which are not compared" if other else ""
+            )
+    if alone and both and phase == "stable" and min(len(alone.points.tokens), len(both.points.tokens)) < 2:
         return "a curve of one point"
     return ""
 

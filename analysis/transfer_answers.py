@@ -43,7 +43,7 @@ def transfer_answer(
     answer["adaptation"] = records(adapted)
     if matrix.empty:
         return {**answer, "error": "no 50/50 bilingual run, hence no transfer score"}
-    main = _main_scale(matrix, cells)
+    main = main_scale(matrix, cells)
     chosen = matrix[matrix["scale"] == main]
     answer |= {"scale": main, "d": float(chosen["d"].max()), "params": cells.params.get(main)}
     for target, source, status in zip(chosen["target"], chosen["source"], chosen["status"], strict=True):
@@ -60,7 +60,7 @@ def transfer_answer(
         answer["agreement"] = {**agreement, "table": records(agreement["table"])}
     planted = (truth or {}).get("languages")
     answer["statistics"] = _statistics(chosen, planted, level, seed)
-    answer["predicted"] = _predicted(chosen, adapted, planted, overlap, level, seed)
+    answer["predicted"] = predicted(chosen, adapted, planted, overlap, level, seed)
     answer["next_pairs"] = _next_pairs(chosen, planted, overlap)
     beside = reference.beside_published(chosen)
     if len(beside) >= 4:
@@ -91,7 +91,7 @@ def _nothing(reason: str) -> dict[str, Any]:
     }
 
 
-def _main_scale(matrix: pd.DataFrame, cells: transfer.Cells) -> str:
+def main_scale(matrix: pd.DataFrame, cells: transfer.Cells) -> str:
     """The scale with most pairs; of several, the largest, since scores rise with N."""
     counts = matrix[matrix["status"] != "missing"].groupby("scale").size()
     most = counts[counts == counts.max()].index if len(counts) else matrix["scale"].unique()
@@ -137,7 +137,7 @@ def _next_pairs(
     return [{"pair": list(choice.pair), "variance_left": choice.left} for choice in chosen]
 
 
-def _predicted(
+def predicted(
     matrix: pd.DataFrame,
     adapted: pd.DataFrame,
     planted: Mapping[str, Mapping[str, Any]] | None,

@@ -1,7 +1,9 @@
 import numpy as np
+import one_billion
 import pandas as pd
 import planted_study
 import pytest
+from scipy.stats import spearmanr
 
 from analysis import transfer, units
 from analysis.tables import validate_observations
@@ -202,3 +204,44 @@ def test_evaluation_sets_that_differ_are_noted_and_splits_are_never_mixed(plante
     other.loc[other["languages"] != "aka", "split"] = "dev"
     with pytest.raises(MscaleError, match="the splits dev, flores: choose one"):
         transfer.cells(other)
+
+
+def test_scores_of_one_billion_parameter_curves_agree_with_an_independent_computation():
+    """Curves as outsiders have them: noisy, at steps of their own, some never reaching the loss within the data."""
+    d, found = 20e9, []
+    for seed in range(40, 46):
+        table, tau = one_billion.curves(seed)
+        observations, _, _ = validate_observations(table.assign(phase="stable"))
+        cells = transfer.cells(observations)
+        assert cells.noise["stable"].checkpoint == pytest.approx(0.008, rel=0.1)
+        assert cells.noise["stable"].run_degrees == len(one_billion.LANGUAGES)
+        matrix = transfer.transfer_matrix(cells, d=d)
+        for row in matrix.to_dict("records"):
+            truth = one_billion.score(tau[row["target"], row["source"]])
+            plain = one_billion.by_definition(table, row["target"], row["source"], d)
+            found.append({**row, "seed": seed, "truth": truth, "plain": plain})
+    cells = pd.DataFrame(found)
+    measured, bounds = (cells[cells["status"] == status] for status in ("measured", "bound"))
+    # σ of the pair that hardly learns would be ten times d, its runs have 4.2: bounds, and never a number.
+    assert set(bounds[["target", "source"]].itertuples(index=False, name=None)) == {("hi", "zh")}
+    assert len(bounds) == 6 and (bounds["bound"] == "at most").all() and bounds["plain"].isna().all()
+    assert np.allclose(bounds["score"], 2 - 84e9 / d, atol=0.01) and (bounds["truth"] < bounds["high"]).all()
+    error = measured["score"] - measured["truth"]
+    assert abs(error.mean()) < 0.04 and error.abs().mean() < 0.12
+    assert error.abs().mean() < (measured["plain"] - measured["truth"]).abs().mean()
+    assert abs((measured["score"] - measured["plain"]).mean()) < 0.04
+    for _, part in measured.groupby("seed"):
+        assert spearmanr(part["score"], part["plain"].astype(float)).statistic > 0.85
+        assert spearmanr(part["score"], part["truth"]).statistic > 0.85
+    low, high = measured["low"].fillna(-np.inf), measured["high"].fillna(np.inf)
+    assert 0.82 <= ((low <= measured["truth"]) & (measured["truth"] <= high)).mean() <= 0.99
+    sure = measured[(low > 0) | (high < 0)]
+    assert len(sure) > 40 and (np.sign(sure["score"]) == np.sign(sure["truth"])).mean() > 0.97
+
+
+def test_losses_of_another_phase_are_no_stand_in_and_the_reason_says_so(planted):
+    observations, _, _ = planted
+    cooled = observations[~((observations["languages"] == "aka") & (observations["phase"] == "stable"))]
+    row = transfer.transfer_curve(cooled, "aka", "abo", scale="nano2", d=[2e6]).iloc[0]
+    assert row["status"] == "missing" and np.isnan(row["score"])
+    assert "no monolingual run of aka in the stable phase: cooled losses only, which are not" in row["reason"]

@@ -9,6 +9,10 @@ import click
 from mscale.cli import FOLDER, Commands, cli, comma_list
 from mscale.errors import MscaleError
 
+# More languages than this do not fit a terminal as a matrix.
+MOST_SHOWN = 10
+MOST_REASONS = 6
+
 
 @cli.command()
 @click.argument("observations", type=FOLDER)
@@ -156,6 +160,97 @@ def report(source: Path, truth: Path | None, out: Path | None) -> None:
         results = analyse(source, folder / "laws.json", truth)
     write_report(results, out)
     print(f"{out}: open it in a browser")
+
+
+@cli.command()
+@click.argument("source", type=FOLDER)
+@click.option(
+    "--d", type=float, help="Reference tokens of the language alone; default: what most pairs allow."
+)
+@click.option("--scale", help="One size alone; default: all with a pair.")
+@click.option("--phase", type=click.Choice(["stable", "end"]), default="stable", show_default=True)
+@click.option("--parallel", type=FOLDER, help="The same text in many languages, to count in content too.")
+@click.option("--out", type=FOLDER, help="Default: transfer.csv beside SOURCE.")
+def transfer(
+    source: Path, d: float | None, scale: str | None, phase: str, parallel: Path | None, out: Path | None
+) -> None:
+    """Read the transfer matrix off SOURCE, a table of curves or a study: shown here, every pair into a CSV."""
+    from analysis.tables import read_study
+    from analysis.transfer_table import transfer_table
+    from mscale.files import atomic_write
+
+    tables = read_study(source)
+    table, about = transfer_table(
+        tables.observations,
+        d=d,
+        scale=scale,
+        phase=phase,
+        premiums=byte_premiums(parallel),
+        planted=(tables.truth or {}).get("languages"),
+    )
+    print_matrix(table, about, phase)
+    for note in (
+        *tables.notes,
+        *(f"{row['what']} left out ({row['rows']}): {row['why']}" for row in tables.exclusions),
+    ):
+        print(f"- {note}")
+    out = out or (source if source.is_dir() else source.parent) / "transfer.csv"
+    atomic_write(out, table.to_csv(index=False, float_format="%.6g"))
+    print(f"{out}: {len(table):,} rows, a row for each pair and unit ({', '.join(table['unit'].unique())})")
+
+
+def print_matrix(table: Any, about: dict[str, Any], phase: str) -> None:
+    """The matrix of the scale with most pairs, target by source, and how to read it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from analysis.transfer_table import cell as shown
+    from analysis.wording import count
+
+    rows = table[(table["scale"] == about["scale"]) & (table["unit"] == "tokens")]
+    names = sorted(set(rows["target"]) | set(rows["source"]))
+    d = rows["d"].max()
+    print(
+        f"Transfer scores per token at {count(float(rows['params'].iloc[0]))} parameters, d = {count(float(d))} tokens"
+        f" of the target alone ({'at a constant rate' if phase == 'stable' else 'cooled'}):"
+    )
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    if len(names) <= MOST_SHOWN:
+        by = {(row["target"], row["source"]): shown(row) for row in rows.to_dict("records")}
+        drawn = Table("target \\ source", *names, box=None, pad_edge=False)
+        for target in names:
+            drawn.add_row(target, *(by.get((target, source), "") for source in names))
+    else:
+        drawn = Table(
+            "target", "best source", "score", "measured", "bounds", "missing", box=None, pad_edge=False
+        )
+        for target, part in rows.groupby("target"):
+            counts = [str((part["status"] == status).sum()) for status in ("measured", "bound", "missing")]
+            best = part[part["status"] == "measured"].nlargest(1, "score").to_dict("records")
+            drawn.add_row(
+                str(target), *([best[0]["source"], shown(best[0])] if best else ["-", "-"]), *counts
+            )
+    console.print(drawn)
+    level = f"{table['level'].iloc[0]:.0%}"
+    print(
+        f"* its {level} interval leaves out 0; ≤ ≥ a bound: never reached, or before the data; · missing; ( ) predicted"
+    )
+    noise = about["noise"]
+    told = (
+        f"measured on {noise.run_degrees} repeated runs"
+        if noise.run_degrees
+        else (
+            "only assumed, as large as that of checkpoints: repeat a run or two, and intervals narrow to what it is"
+        )
+    )
+    print(f"- noise: {noise.checkpoint:.4f} nats between checkpoints, {noise.run:.4f} between runs ({told})")
+    reasons = rows.loc[rows["status"] == "missing", "reason"].value_counts()
+    for reason, number in reasons.head(MOST_REASONS).items():
+        print(f"- missing, {number}: {reason}")
+    if len(reasons) > MOST_REASONS:
+        print(f"- missing, {reasons.iloc[MOST_REASONS:].sum()} more, each with its reason in the table")
+    for unit, reason in about["units_missing"].items():
+        print(f"- not in {unit}: {reason}")
 
 
 RESULTS = click.option("--results", "source", type=FOLDER, help="laws.json of your own study (mscale fit).")
