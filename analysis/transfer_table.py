@@ -20,6 +20,7 @@ def transfer_table(
     scale: str | None = None,
     phase: str = "stable",
     premiums: Mapping[str, float] | None = None,
+    fertility: Mapping[str, float] | None = None,
     overlap: Overlap | None = None,
     planted: Mapping[str, Mapping[str, Any]] | None = None,
     level: float = transfer.LEVEL,
@@ -30,6 +31,7 @@ def transfer_table(
     Args:
       rows: observations (`tables.read_study`). d: reference tokens, by default what each scale allows most pairs.
       scale: that one alone. phase: "stable" or "end" (cooled with cooled).
+      fertility: bytes per token of languages, where the observations do not tell.
       premiums, overlap, planted: what else is known of the languages, see `transfer_answers.transfer_answer`.
 
     Returns:
@@ -59,7 +61,7 @@ def transfer_table(
     chosen = matrix["scale"] == main
     others = predicted(matrix[chosen], adaptation.adaptation_scores(rows), planted, overlap, level, seed)
     frames = [matrix.assign(unit="tokens")]
-    counted, reasons = units.all_units(matrix, rows, premiums)
+    counted, reasons = units.all_units(matrix, rows, premiums, fertility)
     frames += [table.assign(unit=name) for name, table in counted.items()]
     table = pd.concat(frames, ignore_index=True)
     place = {(row["target"], row["source"]): row for row in others["cells"]}

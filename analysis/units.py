@@ -57,26 +57,36 @@ def in_units(matrix: pd.DataFrame, content_per_token: Mapping[str, float]) -> pd
 
 
 def bytes_per_token(observations: pd.DataFrame) -> dict[str, float]:
-    """UTF-8 bytes per token of every evaluated language, from its evaluation sets."""
+    """UTF-8 bytes per token of every evaluated language, from its evaluation sets.
+
+    Where a table does not count those, from losses given in both units: nats per token / (ln 2 · bits per byte).
+    """
+    both = observations[(observations["bits_per_byte"] > 0) & (observations["loss"] > 0)]
+    ratio = (both["loss"] / (np.log(2) * both["bits_per_byte"])).groupby(both["language"]).median()
     rows = observations[observations["eval_tokens"] > 0]
     sums = rows.groupby("language")[["eval_bytes", "eval_tokens"]].sum()
-    ratio = sums["eval_bytes"] / sums["eval_tokens"]
-    return {str(name): float(value) for name, value in ratio.items() if value > 0}
+    counted = sums["eval_bytes"] / sums["eval_tokens"]
+    ratio = counted[counted > 0].combine_first(ratio)
+    return {str(name): float(value) for name, value in ratio.items()}
 
 
 def all_units(
-    matrix: pd.DataFrame, observations: pd.DataFrame, premiums: Mapping[str, float] | None
+    matrix: pd.DataFrame,
+    observations: pd.DataFrame,
+    premiums: Mapping[str, float] | None,
+    fertility: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
     """The matrix in bytes and content-matched, where the study tells enough; and the reason where not.
 
     Args:
       premiums: byte premium of each language, its UTF-8 bytes over those of one reference for the same content.
+      fertility: bytes per token of each language, in place of those the observations tell.
     """
     languages = set(matrix["target"]) | set(matrix["source"])
-    content = bytes_per_token(observations)
+    content = {**bytes_per_token(observations), **(fertility or {})}
     lacking = sorted(languages - set(content))
     if lacking:
-        why = f"the observations hold no eval_bytes and eval_tokens of {few(lacking)}"
+        why = f"the observations hold neither eval_bytes and eval_tokens nor bits_per_byte of {few(lacking)}"
         return {}, {"bytes": why, "content": why}
     made, reasons = {"bytes": in_units(matrix, content)}, {}
     lacking = sorted(name for name in languages if not (premiums or {}).get(name, 0) > 0)

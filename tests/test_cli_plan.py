@@ -34,7 +34,7 @@ def test_the_mixture_from_saved_results(laws, capsys):
     assert "Train " in told and "UniMax" in told and "From: this study" in told
     for wrong, code, message in (
         (("--weights", "2,x"), 2, "expected numbers"),
-        (("--unique", "a:5"), 2, "expected language=tokens"),
+        (("--unique", "a:5"), 2, "expected language=number"),
         (("--unique", "zz=5e6"), 1, "the laws have no such language"),
     ):
         assert run("plan", "mixture", "--targets", "a,b", "--flops", 2e13, "--results", laws, *wrong) == code

@@ -176,8 +176,18 @@ def test_units_need_what_they_count(planted):
     made, reasons = units.all_units(matrix, observations, dict.fromkeys(planted_study.LANGUAGES, 1.3))
     assert set(made) == {"bytes", "content"} and not reasons
     assert np.allclose(made["content"]["score"], made["bytes"]["score"], equal_nan=True)
-    _, reasons = units.all_units(matrix, observations.assign(eval_tokens=0), None)
-    assert "eval_bytes" in reasons["bytes"]
+    # Losses in both units tell it too: the planted languages have a byte a token.
+    uncounted = observations.assign(eval_tokens=0)
+    made, _ = units.all_units(matrix, uncounted, None)
+    assert np.allclose(made["bytes"]["score"], matrix["score"], equal_nan=True)
+    untold = uncounted.assign(bits_per_byte=np.nan)
+    _, reasons = units.all_units(matrix, untold, None)
+    assert "neither eval_bytes and eval_tokens nor bits_per_byte" in reasons["bytes"]
+    given = dict.fromkeys(planted_study.LANGUAGES, 4.0)
+    made, reasons = units.all_units(matrix, untold, None, given)
+    assert np.allclose(made["bytes"]["score"], matrix["score"], equal_nan=True) and set(reasons) == {
+        "content"
+    }
 
 
 def test_curves_that_never_overlap_are_missing_with_the_reason_or_a_bound(planted):

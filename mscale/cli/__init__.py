@@ -40,6 +40,7 @@ The way through, a stage a command (mscale demo runs them all on a generated cor
   mscale sweep run demo --store my-store --root my-study      many runs, and their table
   mscale fit my-study                 laws with intervals, into my-study/laws.json
   mscale report my-study/laws.json    my-study/report.html
+  mscale transfer my-study            every pair's transfer score, as a table
   mscale plan languages --target aa --results my-study/laws.json     decisions
 
 \b
@@ -66,6 +67,26 @@ def comma_list(_ctx: click.Context, _param: click.Parameter, value: str | None) 
     if not names:
         raise click.BadParameter("expected codes separated by commas, such as en,fr")
     return names
+
+
+def numbers_of(example: str) -> Any:
+    """A parser of options such as ``ca=2e9,es=5e9``."""
+
+    def parse(_ctx: click.Context, _param: click.Parameter, value: str | None) -> dict[str, float] | None:
+        if value is None:
+            return None
+        found = {}
+        for part in value.split(","):
+            name, equals, number = part.strip().partition("=")
+            try:
+                found[name] = float(number)
+            except ValueError:
+                equals = ""
+            if not (name and equals and found[name] == found[name]):
+                raise click.BadParameter(f"expected language=number, such as {example}; found {part!r}")
+        return found
+
+    return parse
 
 
 LANGUAGES = click.option("--languages", callback=comma_list, help="Codes separated by commas; default: all.")
@@ -107,4 +128,4 @@ def _status(command: Callable[[], Any]) -> int:
 
 
 # Each module adds its commands to ``cli``; the order is that of the way through.
-from mscale.cli import stages, sweep, answers, memory, demo  # noqa: E402, F401  isort:skip
+from mscale.cli import stages, sweep, answers, plan, memory, demo  # noqa: E402, F401  isort:skip

@@ -1,4 +1,4 @@
-"""Laws, the report, and decisions."""
+"""Laws, transfer, and the report."""
 
 import sys
 from pathlib import Path
@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from mscale.cli import FOLDER, Commands, cli, comma_list
-from mscale.errors import MscaleError
+from mscale.cli import FOLDER, cli, numbers_of
 
 # More languages than this do not fit a terminal as a matrix.
 MOST_SHOWN = 10
@@ -169,10 +168,22 @@ def report(source: Path, truth: Path | None, out: Path | None) -> None:
 )
 @click.option("--scale", help="One size alone; default: all with a pair.")
 @click.option("--phase", type=click.Choice(["stable", "end"]), default="stable", show_default=True)
+@click.option(
+    "--bytes-per-token",
+    "fertility",
+    callback=numbers_of("en=4.4,es=4.1"),
+    help="en=4.4,es=4.1, where SOURCE has neither eval_bytes nor bits_per_byte.",
+)
 @click.option("--parallel", type=FOLDER, help="The same text in many languages, to count in content too.")
 @click.option("--out", type=FOLDER, help="Default: transfer.csv beside SOURCE.")
 def transfer(
-    source: Path, d: float | None, scale: str | None, phase: str, parallel: Path | None, out: Path | None
+    source: Path,
+    d: float | None,
+    scale: str | None,
+    phase: str,
+    fertility: dict[str, float] | None,
+    parallel: Path | None,
+    out: Path | None,
 ) -> None:
     """Read the transfer matrix off SOURCE, a table of curves or a study: shown here, every pair into a CSV."""
     from analysis.tables import read_study
@@ -186,6 +197,7 @@ def transfer(
         scale=scale,
         phase=phase,
         premiums=byte_premiums(parallel),
+        fertility=fertility,
         planted=(tables.truth or {}).get("languages"),
     )
     print_matrix(table, about, phase)
@@ -251,198 +263,3 @@ def print_matrix(table: Any, about: dict[str, Any], phase: str) -> None:
         print(f"- missing, {reasons.iloc[MOST_REASONS:].sum()} more, each with its reason in the table")
     for unit, reason in about["units_missing"].items():
         print(f"- not in {unit}: {reason}")
-
-
-RESULTS = click.option("--results", "source", type=FOLDER, help="laws.json of your own study (mscale fit).")
-PRIOR = click.option("--prior", type=click.Choice(["atlas"]), help="The published figures.")
-
-
-@cli.group(cls=Commands)
-def plan() -> None:
-    """Decide: which languages together, how large, from where, which mixture."""
-
-
-def basis(source: Path | None, prior: str | None) -> dict | None:
-    """The results of a study, or None for the published figures; one of the two must be named."""
-    from mscale.files import read_json
-
-    if source is None and prior is None:
-        raise click.UsageError("say what to answer from: --results my-study/laws.json, or --prior atlas")
-    return None if source is None else read_json(source, what="results of mscale fit")
-
-
-def print_answer(answer: Any) -> None:
-    """The decision, the rows behind it, and the reasons."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    console.print(f"[bold]{escape(answer.text)}[/]")
-    for title, rows in (("", answer.rows), *answer.more):
-        if rows:
-            names = list(dict.fromkeys(name for row in rows for name in row))
-            table = Table(*names, title=title or None, title_justify="left")
-            for row in rows[:20]:
-                table.add_row(*(escape(cell(row.get(name))) for name in names))
-            console.print(table)
-    console.print(f"From: {answer.basis}")
-    for reason in answer.reasons:
-        console.print(f"- {escape(reason)}")
-
-
-def cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
-
-
-@plan.command("languages")
-@click.option("--target", required=True)
-@click.option("--flops", type=float, help="Budget: how much of which, and where more hurts (needs a fit).")
-@click.option("--params", type=float, help="With --flops: hold the size.")
-@RESULTS
-@PRIOR
-def plan_languages(
-    target: str, flops: float | None, params: float | None, source: Path | None, prior: str | None
-) -> None:
-    """Which languages to train together with --target, and how much of them."""
-    from analysis.co_training import co_training
-    from analysis.planner import languages
-
-    results = basis(source, prior)
-    print_answer(languages(target, results))
-    if flops is not None:
-        if results is None:
-            raise MscaleError(
-                "plan languages --flops: how much of a source helps needs a fitted ATLAS law (its λ says how repeats "
-                "fade, and is not published): --results my-study/laws.json"
-            )
-        print_answer(co_training(target, results, flops, params))
-
-
-@plan.command("expand")
-@click.option("--from", "few", type=float, required=True, help="Languages now.")
-@click.option("--to", "many", type=float, required=True, help="Languages then.")
-@click.option("--params", type=float, required=True)
-@click.option("--tokens", type=float, required=True, help="Of all languages together.")
-@RESULTS
-@PRIOR
-def plan_expand(
-    few: float, many: float, params: float, tokens: float, source: Path | None, prior: str | None
-) -> None:
-    """What more languages at the same loss take."""
-    from analysis.planner import expand
-
-    print_answer(expand(few, many, params, tokens, basis(source, prior)))
-
-
-@plan.command("start")
-@click.option("--target", required=True)
-@click.option("--params", type=float, required=True)
-@click.option("--tokens", type=float, required=True)
-@RESULTS
-@PRIOR
-def plan_start(target: str, params: float, tokens: float, source: Path | None, prior: str | None) -> None:
-    """From scratch, or from a multilingual checkpoint."""
-    from analysis.planner import start
-
-    print_answer(start(target, params, tokens, basis(source, prior)))
-
-
-def tokens_of(_ctx: click.Context, _param: click.Parameter, value: str | None) -> dict[str, float] | None:
-    """Parses ``ca=2e9,es=5e9``."""
-    if value is None:
-        return None
-    found = {}
-    for part in value.split(","):
-        name, equals, number = part.strip().partition("=")
-        try:
-            found[name] = float(number)
-        except ValueError:
-            equals = ""
-        if not (name and equals):
-            raise click.BadParameter(f"expected language=tokens, such as ca=2e9,es=5e9; found {part!r}")
-    return found
-
-
-@plan.command("mixture")
-@click.option("--targets", required=True, callback=comma_list)
-@click.option("--weights", callback=comma_list, help="One per target; default: equal.")
-@click.option("--flops", type=float, required=True)
-@click.option("--worst", is_flag=True, help="Minimise the worst target's loss, not the mean.")
-@click.option("--params", type=float, help="Hold the size; default: the best one.")
-@click.option("--unique", callback=tokens_of, help="Tokens there are, ca=2e9,es=5e9; default: the study's.")
-@RESULTS
-def plan_mixture(
-    targets: list[str],
-    weights: list[str] | None,
-    flops: float,
-    worst: bool,
-    params: float | None,
-    unique: dict[str, float] | None,
-    source: Path | None,
-) -> None:
-    """The mixture, size and tokens that minimise the targets' loss; needs a study of your own."""
-    from analysis.mixture_plan import mixture
-
-    if source is None:
-        raise click.UsageError("a mixture needs fitted ATLAS laws: --results my-study/laws.json")
-    try:
-        numbers = None if weights is None else [float(weight) for weight in weights]
-    except ValueError:
-        raise click.BadParameter(
-            f"expected numbers, found {','.join(weights or [])}", param_hint="--weights"
-        ) from None
-    found = basis(source, None) or {}
-    print_answer(mixture(targets, flops, found, weights=numbers, worst=worst, params=params, unique=unique))
-
-
-@plan.command("next")
-@click.option(
-    "--decision",
-    required=True,
-    type=click.Choice(["languages", "expand", "mixture", "pairs"]),
-    help="languages: which to train with --target; expand: what more languages cost; mixture: the best one "
-    "for --target at --flops; pairs: all transfer scores.",
-)
-@click.option("--target", "targets", callback=comma_list, help="Languages that the decision is about.")
-@click.option("--flops", type=float, help="Of the run that a mixture is for.")
-@click.option("--budget", type=float, default=float("inf"), help="FLOPs for the next runs in all.")
-@click.option("--runs", default=5, show_default=True)
-@RESULTS
-def plan_next(
-    decision: str,
-    targets: list[str] | None,
-    flops: float | None,
-    budget: float,
-    runs: int,
-    source: Path | None,
-) -> None:
-    """The runs that would most reduce the uncertainty of a decision, and their price."""
-    from analysis.next_runs import next_runs
-
-    if source is None:
-        raise click.UsageError("the next runs follow from your own: --results my-study/laws.json")
-    print_answer(
-        next_runs(
-            decision, basis(source, None) or {}, targets=targets or (), flops=flops, budget=budget, runs=runs
-        )
-    )
-
-
-@cli.command()
-@click.argument("quantity", default="tau")
-@click.option("--effect", type=float, help="Its true value; default: about what the literature found.")
-@click.option(
-    "--seeds", default="1,2,4", show_default=True, callback=comma_list, help="Trunks a cell, to compare."
-)
-@click.option("--studies", default=40, show_default=True, help="Planted studies for each.")
-def power(quantity: str, effect: float | None, seeds: list[str], studies: int) -> None:
-    """How many runs tell QUANTITY (tau, lambda, phi, alpha, beta) from none: by planted studies."""
-    from analysis.power import answer
-    from analysis.power import power as simulate
-
-    table = simulate(quantity, effect=effect, seeds=[int(number) for number in seeds], studies=studies)
-    print(table.to_string(index=False, float_format="{:.2f}".format))
-    print(answer(table, quantity))

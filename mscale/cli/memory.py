@@ -6,7 +6,7 @@ from dataclasses import fields
 import click
 
 from mscale.cli import comma_list
-from mscale.cli.answers import plan
+from mscale.cli.plan import plan
 
 
 @plan.command("memory")
