@@ -19,7 +19,7 @@ from mscale.errors import MscaleError, nearest
 from mscale.scales import Shape
 
 STATE_BYTES = 16
-LOSS_BLOCK = 2**25  # mscale.model.ModelConfig.loss_block, logits held at once
+LOSS_BLOCK, GPU_LOSS_BLOCK = 2**25, 2**27  # logits held at once, mscale.loss
 SCORES = 0.8  # of the h·S² float32 scores of a sequence, measured
 OVERHEAD = 1.1
 USABLE = 0.9
@@ -110,7 +110,8 @@ def use(
     kept = compute_bytes * tokens * d * shape.layers
     mlp, scores = 3 * compute_bytes * f / tensor, SCORES * 4 * heads * sequence_length
     layer = tokens * (compute_bytes * (6 * d + 4 * hk) + (mlp if fused else max(mlp, scores)))
-    block = max(LOSS_BLOCK / (data * fsdp), rows * vocab_size)  # at least one position
+    block = GPU_LOSS_BLOCK if fused else LOSS_BLOCK
+    block = max(block / (data * fsdp), rows * vocab_size)  # at least one position
     logits = 2 * 4 * min(block, tokens * vocab_size)
     return Use(*(int(OVERHEAD * part) for part in (state, gathered, kept + layer, logits)))
 
