@@ -12,7 +12,7 @@ import numpy as np
 from analysis import allocation
 from analysis.allocation import Allocation, Laws
 from analysis.mixture_plan import AVERAGED, data_limits, tails
-from analysis.planner import STUDY, Answer, check_range
+from analysis.planner import STUDY, Answer, check_positive, check_range
 from analysis.results import Fit
 from analysis.saved import need_fit
 from analysis.sensitivity import draws, interval
@@ -26,8 +26,9 @@ def co_training(target: str, results: Mapping[str, Any], flops: float, params: f
     """How much of which languages to train with ``target`` at a compute budget, and where more of them hurts.
 
     Raises:
-      MscaleError: no fitted ATLAS law of the target.
+      MscaleError: no fitted ATLAS law of the target, or a budget that is no number of FLOPs.
     """
+    check_positive("plan languages", flops=flops, params=params)
     fit = need_fit(results, "atlas", "how much of another language helps")
     limits = data_limits(results, None, fit)
     theta = np.concatenate([fit.theta[None], draws(fit, AVERAGED)])

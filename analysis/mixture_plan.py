@@ -11,7 +11,7 @@ import numpy as np
 
 from analysis import allocation
 from analysis.allocation import Allocation, Laws
-from analysis.planner import STUDY, Answer, check_range
+from analysis.planner import STUDY, Answer, check_positive, check_range
 from analysis.results import Fit
 from analysis.saved import need_fit
 from analysis.sensitivity import draws, interval
@@ -68,13 +68,15 @@ def mixture(
         the study's sizes say nothing of.
     """
     if len(set(targets)) < len(targets):
-        raise MscaleError(f"mixture: a target is named twice: {', '.join(targets)}")
-    if weights is not None and (len(weights) != len(targets) or min(weights) < 0 or sum(weights) <= 0):
+        raise MscaleError(f"plan mixture: a target is named twice: {', '.join(targets)}")
+    if weights is not None and (
+        len(weights) != len(targets) or not all(0 <= one < np.inf for one in weights) or sum(weights) <= 0
+    ):
+        shown = ", ".join(f"{one:g}" for one in weights)
         raise MscaleError(
-            f"mixture: {len(targets)} targets need as many weights, none negative, not all zero"
+            f"plan mixture: --weights {shown}: {len(targets)} targets need as many weights, none negative, not all zero"
         )
-    if not (flops > 0 and np.isfinite(flops)) or (params is not None and not params > 0):
-        raise MscaleError("mixture: FLOPs and parameters must be positive")
+    check_positive("plan mixture", flops=flops, params=params)
     fit = need_fit(results, "atlas", "mixture")
     shares = np.ones(len(targets)) if weights is None else np.asarray(weights, dtype=float)
     aim = Aim(tuple(targets), shares, worst, flops, params, data_limits(results, unique, fit))
@@ -108,7 +110,7 @@ def data_limits(results: Mapping[str, Any], unique: Mapping[str, float] | None, 
             raise MscaleError(
                 f"unique tokens of {name!r}{nearest(name, fit.levels)}: the laws have no such language"
             )
-        if not value > 0:
+        if not 0 < value < np.inf:
             raise MscaleError(f"unique tokens of {name!r}: expected a positive number, found {value}")
     return {**results["study"].get("unique_tokens", {}), **(unique or {})}
 

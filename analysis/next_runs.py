@@ -21,7 +21,7 @@ from analysis.results import Fit
 from analysis.saved import need_fit
 from analysis.sensitivity import covariance, gradient
 from analysis.transfer_findings import main_matrix
-from analysis.wording import count
+from analysis.wording import count, few
 from mscale.errors import MscaleError, nearest
 
 DECISIONS = ("languages", "expand", "mixture", "pairs")
@@ -301,12 +301,14 @@ def _pairs(results: Mapping[str, Any], targets: Sequence[str], budget: float, ru
     price = 6 * float(transfer["params"]) * 2.5 * float(transfer["d"])
     weight = np.array([[float(not targets or name in targets)] * len(languages) for name in languages])
     prices = {(a, b): price for a, b in itertools.combinations(languages, 2)}
-    chosen = selection.choose(process, scores, runs, price=prices, budget=budget, weight=weight)
+    ran = selection.pairs_run(cells)
+    chosen = selection.choose(process, scores, runs, price=prices, budget=budget, weight=weight, ran=ran)
+    short = [f"{row['source']}→{row['target']}" for row in cells if row["status"] == "bound"]
+    longer = f"; {few(short)} only bound their scores: train those pairs longer" if short else ""
     if not chosen:
-        known = np.isfinite(scores).sum() == len(languages) * (len(languages) - 1)
         raise MscaleError(
-            "plan next --decision pairs: every pair was run"
-            if known
+            f"plan next --decision pairs: every pair was run{longer}"
+            if len(ran) == len(prices)
             else f"plan next: no pair fits into {count(budget)} FLOPs; one takes {count(price)}"
         )
     rows = tuple(
@@ -323,5 +325,6 @@ def _pairs(results: Mapping[str, Any], targets: Sequence[str], budget: float, ru
         "a Gaussian process over pairs: languages' own effects, what a pair has in common, related pairs",
         f"a 50/50 run of {count(2.5 * float(transfer['d']))} tokens at scale {transfer['scale']}, which measures both "
         "directions; languages not yet run alone need that too",
+        *([longer[2:]] if short else []),
     )
     return Answer(text, rows, STUDY, reasons)

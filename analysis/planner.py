@@ -50,17 +50,19 @@ def languages(target: str, results: Mapping[str, Any] | None = None) -> Answer:
     rows = []
     measured = main_matrix(dict(results)) if results else []
     for row in measured:
-        if row["target"] == target and row["status"] == "measured":
+        if row["target"] == target and row["status"] in ("measured", "bound"):
             keep = {name: row[name] for name in ("source", "score", "low", "high", "tau")}
-            rows.append({**keep, "basis": STUDY})
-    known = {row["source"] for row in rows}
+            rows.append({**keep, "bound": row.get("bound") or "", "basis": STUDY})
+    known = {reference.ALIASES.get(row["source"], row["source"]) for row in rows}
     # The basis sorts: what was measured before what is predicted, the study before the paper.
     predicted = results["transfer"].get("predicted", {}).get("cells", ()) if results else ()
     for row in predicted:
-        if row["target"] == target and row["source"] not in known:
+        source = reference.ALIASES.get(row["source"], row["source"])
+        if row["target"] == target and source not in known:
             keep = {name: row[name] for name in ("source", "score", "low", "high")}
-            rows.append({**keep, "tau": float(effective_transfer(row["score"])), "basis": PREDICTED})
-            known.add(row["source"])
+            tau = float(effective_transfer(row["score"]))
+            rows.append({**keep, "tau": tau, "bound": "", "basis": PREDICTED})
+            known.add(source)
     # Generated languages may bear the codes of natural ones, of which the paper speaks.
     generated = bool(results and results.get("truth"))
     paper = reference.published_transfer()
@@ -70,7 +72,7 @@ def languages(target: str, results: Mapping[str, Any] | None = None) -> Answer:
         if entry["source"] not in known:
             tau = float(effective_transfer(entry["score"]))
             keep = {"source": entry["source"], "score": entry["score"], "low": None, "high": None, "tau": tau}
-            rows.append({**keep, "basis": PUBLISHED})
+            rows.append({**keep, "bound": "", "basis": PUBLISHED})
     if not rows:
         names = sorted({row["target"] for row in measured} | set(paper["target"]))
         raise MscaleError(
@@ -80,13 +82,20 @@ def languages(target: str, results: Mapping[str, Any] | None = None) -> Answer:
     order = (STUDY, PREDICTED, PUBLISHED)
     rows.sort(key=lambda row: (order.index(row["basis"]), -row["score"]))
     best = rows[0]
-    helps = best["score"] > 0 if best["low"] is None else best["low"] > 0
-    worth = f"a token of {best['source']} is worth {best['tau']:.2f} tokens of {target}"
-    interval = f" ({span(best['low'], best['high'])})" if best["basis"] != PUBLISHED else ""
+    # A score without a lower end is known to help only where it is itself such an end, or the paper gives none.
+    floor = best["score"] if best["basis"] == PUBLISHED or best["bound"] == "at least" else best["low"]
+    said = f"{best['bound']} {signed(best['score'])}".strip()
+    if best["basis"] != PUBLISHED and not best["bound"]:
+        said += f" ({span(best['low'], best['high'])})"
+    worth = (
+        ""
+        if best["tau"] is None
+        else f"; a token of {best['source']} is worth {best['tau']:.2f} tokens of {target}"
+    )
     text = (
-        f"Train {target} with {best['source']}: score {signed(best['score'])}{interval}; {worth}."
-        if helps
-        else f"No source is known to help {target}; the best is {best['source']}, {signed(best['score'])}{interval}."
+        f"Train {target} with {best['source']}: score {said}{worth}."
+        if floor is not None and floor > 0
+        else f"No source is known to help {target}; the best is {best['source']}, {said}."
     )
     reasons = [
         "scores do not add: two sources together may give less than either promises",
@@ -95,6 +104,12 @@ def languages(target: str, results: Mapping[str, Any] | None = None) -> Answer:
     if best["basis"] == PUBLISHED:
         size, budget = count(PUBLISHED_SIZE), count(PUBLISHED_TOKENS)
         reasons.append(f"the paper measured at {size} parameters and d = {budget} tokens; yours may differ")
+    elif any(row["basis"] == PUBLISHED for row in rows):
+        reasons.append(f"sources the study did not run are shown as {PUBLISHED}")
+    if any(row["bound"] for row in rows):
+        reasons.append(
+            "at most: the pair's runs never reached the loss, so its score lies below; at least: the other way"
+        )
     return Answer(text, tuple(rows), best["basis"], tuple(reasons))
 
 
@@ -108,8 +123,9 @@ def expand(
     Raises:
       MscaleError: numbers that are not positive, or a size too far from any that was measured.
     """
-    if not (k_from > 0 and k_to > 0 and params > 0 and tokens > 0):
-        raise MscaleError("expand: languages, parameters and tokens must be positive")
+    check_positive("plan expand", **{"from": k_from, "to": k_to, "params": params, "tokens": tokens})
+    if min(k_from, k_to) < 1:
+        raise MscaleError(f"plan expand: {min(k_from, k_to):g} languages, expected 1 or more")
     ratio = k_to / k_from
     answer = results["capacity"] if results else None
     reasons = []
@@ -185,8 +201,7 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
     Raises:
       MscaleError: a size too far from any that was measured.
     """
-    if not (params > 0 and tokens > 0):
-        raise MscaleError("start: parameters and tokens must be positive")
+    check_positive("plan start", params=params, tokens=tokens)
     mine = [
         row
         for row in (results["crossover"]["table"] if results else [])
@@ -302,6 +317,13 @@ def _no_crossover(target: str, params: float, results: Mapping[str, Any]) -> str
         f"the study has no crossover of {target} within a factor of two of {count(params)} parameters "
         f"({', '.join(found) or 'it has none at all'}): run it from scratch and from the checkpoint there"
     )
+
+
+def check_positive(what: str, **values: float | None) -> None:
+    """Raises MscaleError where a number that is given is not positive, or not a number at all."""
+    for name, value in values.items():
+        if value is not None and not 0 < value < np.inf:
+            raise MscaleError(f"{what}: --{name} is {value:g}, expected a positive number")
 
 
 def check_range(params: float, results: Mapping[str, Any], reasons: list[str]) -> None:

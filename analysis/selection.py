@@ -6,7 +6,7 @@ Running a pair measures both its directions. Pairs are added greedily by how muc
 of the scores asked about per unit of price (Krause, Singh & Guestrin 2008, on greedy design with such processes).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,6 +113,12 @@ def of_matrix(
     return model(languages, features(languages), scores, noise), scores
 
 
+def pairs_run(rows: Sequence[Mapping]) -> set[tuple[str, str]]:
+    """Pairs, names in order, of which a score or a bound is known in both directions."""
+    told = {(row["target"], row["source"]) for row in rows if row["status"] in ("measured", "bound")}
+    return {(a, b) for a, b in told if a < b and (b, a) in told}
+
+
 def choose(
     process: Model,
     scores: np.ndarray,
@@ -121,6 +127,7 @@ def choose(
     price: Mapping[tuple[str, str], float] | None = None,
     budget: float = np.inf,
     weight: np.ndarray | None = None,
+    ran: Collection[tuple[str, str]] = (),
 ) -> list[Choice]:
     """The pairs to run next, at most `count`, in order.
 
@@ -128,6 +135,8 @@ def choose(
       scores (T, T): measured so far, NaN elsewhere. price: of each pair (names in the order of the languages),
         1 by default; their sum stays within `budget`.
       weight (T, T): how much each score matters; all alike by default.
+      ran: pairs (names in the order of the languages) that are not to be chosen: those run before, whose loss the
+        same run would again not reach.
     """
     place = {tuple(cell): index for index, cell in enumerate(process.cells)}
     importance = np.ones(len(process.cells)) if weight is None else weight[tuple(process.cells.T)]
@@ -138,6 +147,7 @@ def choose(
         for i in range(len(process.languages))
         for j in range(i + 1, len(process.languages))
         if not (known[place[i, j]] and known[place[j, i]])
+        and (process.languages[i], process.languages[j]) not in ran
     ]
     names = {pair: tuple(process.languages[index] for index in process.cells[pair[0]]) for pair in pairs}
     cost = {pair: (price or {}).get(names[pair], 1.0) for pair in pairs}  # type: ignore[call-overload]

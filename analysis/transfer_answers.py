@@ -133,7 +133,7 @@ def _next_pairs(
     process, scores = selection.of_matrix(
         records(matrix), lambda names: inventory.pair_features(names, planted, overlap)
     )
-    chosen = selection.choose(process, scores, NEXT_PAIRS)
+    chosen = selection.choose(process, scores, NEXT_PAIRS, ran=selection.pairs_run(records(matrix)))
     return [{"pair": list(choice.pair), "variance_left": choice.left} for choice in chosen]
 
 

@@ -34,6 +34,23 @@ def test_refusals_say_what_is_missing():
         planner.expand(8, 16, 1e13, 4e11)
     with pytest.raises(MscaleError, match="tenfold outside"):
         planner.start("en", 1e5, 1e6)
+    nan, inf = float("nan"), float("inf")
+    for few, many, params, tokens in (
+        (0, 4, 1e9, 1e9),
+        (4, nan, 1e9, 1e9),
+        (4, 8, inf, 1e9),
+        (4, 8, 1e9, -1),
+    ):
+        with pytest.raises(MscaleError, match="plan expand: --.* expected a positive number"):
+            planner.expand(few, many, params, tokens)
+    with pytest.raises(MscaleError, match="0.5 languages, expected 1 or more"):
+        planner.expand(0.5, 8, 1e9, 1e9)
+    for params, tokens in ((nan, 1e9), (1e9, 0), (-1e9, 1e9), (1e9, inf)):
+        with pytest.raises(MscaleError, match="plan start: --.* expected a positive number"):
+            planner.start("en", params, tokens)
+    for flops, params in ((nan, None), (0, None), (1e15, -2)):
+        with pytest.raises(MscaleError, match="plan languages: --.* expected a positive number"):
+            co_training("a", planted_mixtures.results(0), flops, params)
     unfitted = {"laws": {"atlas": {"fitted": False, "reason": "no exposure"}}}
     with pytest.raises(MscaleError, match="ATLAS law, which is not fitted: no exposure"):
         mixture(["a"], 1e14, unfitted)
@@ -62,6 +79,25 @@ def test_a_study_comes_before_the_paper():
     answer = planner.languages("es", results)
     assert answer.rows[0]["source"] == "xx" and answer.basis == planner.STUDY
     assert any(other["basis"] == planner.PUBLISHED for other in answer.rows)
+
+
+def test_a_pair_that_never_reached_the_loss_is_said_to_score_at_most_its_bound():
+    row = {"scale": "s", "target": "es", "source": "pt", "status": "bound", "bound": "at most", "tau": None}
+    cells = [{**row, "score": -0.5, "low": None, "high": -0.2}]
+    results = {"transfer": {"scale": "s", "matrix": cells}}
+    answer = planner.languages("es", results)
+    assert "No source is known to help es; the best is pt, at most −0.50." in answer.text
+    # The paper's figure for a pair that the study ran stays out.
+    assert [one["basis"] for one in answer.rows if one["source"] == "pt"] == [planner.STUDY]
+    early = planner.languages(
+        "es", {"transfer": {"scale": "s", "matrix": [{**cells[0], "bound": "at least", "score": 0.4}]}}
+    )
+    assert early.text.startswith("Train es with pt: score at least +0.40")
+    # A measured score whose interval is open below is not known to help.
+    open_ = {**cells[0], "status": "measured", "bound": "", "score": 0.1, "high": 0.4, "tau": 0.05}
+    assert (
+        "No source is known" in planner.languages("es", {"transfer": {"scale": "s", "matrix": [open_]}}).text
+    )
 
 
 FLOPS = 6 * 3e5 * 1.2e7
@@ -94,7 +130,13 @@ def test_the_mixture_refuses_what_makes_no_sense():
         ({"targets": ["a", "a"], "flops": 1e12}, "named twice"),
         ({"targets": ["a", "b"], "flops": 1e12, "weights": [1]}, "as many weights"),
         ({"targets": ["a", "b"], "flops": 1e12, "weights": [1, -1]}, "none negative"),
-        ({"targets": ["a"], "flops": 0}, "must be positive"),
+        (
+            {"targets": ["a", "b"], "flops": 1e12, "weights": [1, float("nan")]},
+            "1, nan: 2 targets need as many",
+        ),
+        ({"targets": ["a"], "flops": 0}, "--flops is 0, expected a positive number"),
+        ({"targets": ["a"], "flops": float("inf")}, "--flops is inf, expected a positive number"),
+        ({"targets": ["a"], "flops": 1e12, "params": -1.0}, "--params is -1, expected"),
         ({"targets": ["q"], "flops": 1e12}, "no ATLAS law of 'q'"),
         ({"targets": ["a"], "flops": 1e12, "unique": {"q": 1e6}}, "the laws have no such language"),
         ({"targets": ["a"], "flops": 1e12, "unique": {"a": 0}}, "expected a positive number"),

@@ -116,3 +116,22 @@ def test_the_posterior_is_that_of_all_cells_at_once():
 def test_too_few_languages():
     with pytest.raises(MscaleError, match="3 to 90"):
         selection.model(("a", "b"), {})
+
+
+def test_pairs_that_were_run_are_not_run_again():
+    """A bound is no score, yet the same run would end in the same bound."""
+    cells = [
+        {"target": target, "source": source, "status": status}
+        for target, source, status in (
+            ("a0", "a1", "measured"),
+            ("a1", "a0", "bound"),
+            ("a0", "b4", "bound"),
+            ("b4", "a0", "missing"),
+        )
+    ]
+    assert selection.pairs_run(cells) == {("a0", "a1")}
+    process = selection.model(LANGUAGES, KIN, noise=0.05)
+    scores = np.full((len(LANGUAGES),) * 2, np.nan)
+    every = every_pair(process.languages)
+    picked = selection.choose(process, scores, 3, ran=every[3:])
+    assert {choice.pair for choice in picked} == set(every[:3])

@@ -40,17 +40,27 @@ def print_answer(answer: Any) -> None:
             names = list(dict.fromkeys(name for row in rows for name in row))
             table = Table(*names, title=title or None, title_justify="left")
             for row in rows[:20]:
-                table.add_row(*(escape(cell(row.get(name))) for name in names))
+                table.add_row(*(escape(cell(name, row.get(name))) for name in names))
             console.print(table)
     console.print(f"From: {answer.basis}")
     for reason in answer.reasons:
         console.print(f"- {escape(reason)}")
 
 
-def cell(value: Any) -> str:
+COUNTS = {"tokens", "flops", "parameters", "params", "flops_so_far", "gap_tokens", "crossover_tokens"}
+
+
+def cell(name: str, value: Any) -> str:
+    """A value of a table's column as people read it."""
+    from analysis.wording import count
+
     if value is None:
         return "-"
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    if name == "basis":
+        return str(value).partition(" (")[0]  # what it is exactly, the reasons say
+    if not isinstance(value, float):
+        return str(value)
+    return count(value) if name in COUNTS else f"{value + 0.0:,.4g}"  # −0.0 + 0.0 is 0.0
 
 
 @plan.command("languages")
