@@ -13,6 +13,7 @@ from analysis import crossover
 from analysis.findings import headlines, recommendations
 from analysis.heldout import SPLITS, compare
 from analysis.lawfits import capacity_answer, fit_atlas, fit_chinchilla
+from analysis.objective import one_thread
 from analysis.records import plain, records
 from analysis.tables import describe_mixtures, validate_exposure, validate_observations
 from analysis.transfer import one_split
@@ -62,7 +63,7 @@ def analyse(
     rows = one_split(observations, None)
     runs = describe_mixtures(rows)
     results: dict[str, Any] = {"format": FORMAT, "level": level, "seed": seed}
-    with progress("Analysing", len(STAGES), "steps") as advance:
+    with one_thread(), progress("Analysing", len(STAGES), "steps") as advance:
 
         def stage(name: str, compute: Callable[[], Any]) -> Any:
             found = compute()

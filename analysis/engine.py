@@ -1,10 +1,18 @@
-"""Minimising a problem over its parameters: damped Newton, batched over starts, bootstraps, profile points."""
+"""Minimising a problem over its parameters, batched over starts, bootstraps, profile points.
 
+Damped Newton gets there from anywhere; `settle` takes the way from a point nearby, for which a good guess of the
+inverse Hessian is known, with gradients alone.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from analysis.problem import Members, Problem
+
+PAIRS = 8  # steps that L-BFGS remembers
+ACTIVE = 8  # times a step is worked out again because it passed a bound
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ def minimise(
         if len(lacking):
             M[lacking] = problem.system(theta[lacking], members.take(lacking))[3]
             known[lacking] = True
-        step, promised = _step(theta[live], g[live], H[live], M[live], mu[live], lower, upper)
+        step, promised = _step(theta[live], g[live], H[live], M[live], mu[live], problem)
         settled = (promised >= 0) & (promised <= tolerance * np.abs(f[live])) & (mu[live] < 1e3)
         go = np.flatnonzero((promised > 0) & ~settled)
         improved = np.zeros(len(live), bool)
@@ -82,36 +90,122 @@ def minimise(
     return Minimum(theta, f, converged, spent)
 
 
+def settle(
+    problem: Problem,
+    theta: np.ndarray,
+    members: Members,
+    precondition: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    enough: np.ndarray,
+    iterations: int = 25,
+) -> Minimum:
+    """L-BFGS (Nocedal & Wright, algorithm 7.4) from each row of theta (B, P), within the bounds.
+
+    precondition: gradients (b, P) of the members at (b,) -> about H⁻¹ of them. Stops a member when the decrease that is
+    promised is below enough (B,); what has not converged after the iterations is for `minimise`.
+    """
+    theta = np.clip(theta, problem.lower, problem.upper).astype(float)
+    f, g = problem.slope(theta, members)
+    B, P = theta.shape
+    steps, turns, curvature = np.zeros((PAIRS, B, P)), np.zeros((PAIRS, B, P)), np.zeros((PAIRS, B))
+    size, direction, converged = np.ones(B), np.zeros((B, P)), np.zeros(B, bool)
+    live = fresh = np.flatnonzero(np.isfinite(f))
+    spent = 0
+    while True:
+        still = held(theta[fresh], g[fresh], problem)
+        slope = np.where(still, 0.0, g[fresh])
+        direction[fresh] = -_two_loops(
+            slope, steps[:, fresh], turns[:, fresh], curvature[:, fresh], fresh, precondition
+        )
+        direction[fresh] = np.where(still, 0.0, direction[fresh])
+        promised = -0.5 * np.einsum("bi,bi->b", slope, direction[fresh])
+        converged[fresh] = (promised >= 0) & (promised <= enough[fresh])
+        live = live[~converged[live] & (size[live] > 1e-4)]
+        if not len(live) or spent == iterations:
+            return Minimum(theta, f, converged, spent)
+        spent += 1
+        trial = np.clip(theta[live] + size[live, None] * direction[live], problem.lower, problem.upper)
+        moved = trial - theta[live]
+        value, gradient = problem.slope(trial, members.take(live))
+        better = value <= f[live] + 1e-4 * np.einsum("bi,bi->b", g[live], moved)
+        fresh, moved, turned = live[better], moved[better], (gradient - g[live])[better]
+        along = np.einsum("bi,bi->b", moved, turned)
+        usable = along > 1e-10 * np.linalg.norm(moved, axis=1) * np.linalg.norm(turned, axis=1)
+        kept = fresh[usable]
+        for history, new in ((steps, moved[usable]), (turns, turned[usable]), (curvature, 1 / along[usable])):
+            history[:-1, kept] = history[1:, kept]
+            history[-1, kept] = new
+        theta[fresh], f[fresh], g[fresh] = trial[better], value[better], gradient[better]
+        size[live] = np.where(better, 1.0, size[live] * 0.3)
+
+
+def _two_loops(
+    slope: np.ndarray,
+    steps: np.ndarray,
+    turns: np.ndarray,
+    curvature: np.ndarray,
+    which: np.ndarray,
+    precondition: Callable,
+) -> np.ndarray:
+    """The inverse Hessian that the last steps and turns of the gradient (PAIRS, b, P) suggest, times slope (b, P)."""
+    q, shares = slope.copy(), []
+    for s, y, c in zip(steps[::-1], turns[::-1], curvature[::-1], strict=True):
+        shares.append(c * np.einsum("bi,bi->b", s, q))
+        q -= shares[-1][:, None] * y
+    q = precondition(q, which)
+    for s, y, c, share in zip(steps, turns, curvature, shares[::-1], strict=True):
+        q += (share - c * np.einsum("bi,bi->b", y, q))[:, None] * s
+    return q
+
+
+def held(theta: np.ndarray, g: np.ndarray, problem: Problem) -> np.ndarray:
+    """(B, P) bool: at a bound, beyond which the objective would fall."""
+    return ((theta <= problem.lower) & (g > 0)) | ((theta >= problem.upper) & (g < 0))
+
+
 def _step(
     theta: np.ndarray,
     g: np.ndarray,
     H: np.ndarray,
     M: np.ndarray,
     mu: np.ndarray,
-    lower: np.ndarray,
-    upper: np.ndarray,
+    problem: Problem,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The damped Newton step within the bounds, and the decrease its quadratic model promises."""
-    frozen = ((theta <= lower) & (g > 0)) | ((theta >= upper) & (g < 0))
     matrix = H + mu[:, None, None] * M
     diagonal = np.einsum("bii->bi", matrix)
     diagonal += 1e-12 * np.abs(diagonal).max(axis=1, keepdims=True)
-    right = np.where(frozen, 0.0, -g)
-    if frozen.any():
-        moving = ~frozen
-        matrix *= moving[:, :, None] & moving[:, None, :]
-        diagonal[frozen] = 1.0
-    step = solve(matrix, right)
+    step = _within(matrix, -g, held(theta, g, problem), problem.lower - theta, problem.upper - theta)
     bad = ~np.isfinite(step).all(axis=1)
     step[bad] = 0.0
-    # Stop at the bounds, so that the promise is about the step that is taken.
-    clipped = np.clip(theta + step, lower, upper) - theta
-    promised = -np.einsum("bi,bi->b", g, clipped) - 0.5 * np.einsum(
-        "bi,bij,bj->b", clipped, np.where(frozen[:, :, None] | frozen[:, None, :], 0.0, H), clipped
-    )
-    downhill = np.einsum("bi,bi->b", g, clipped) <= 0
-    promised = np.where(downhill & ~bad, promised, -1.0)
-    return clipped, promised
+    slope = np.einsum("bi,bi->b", g, step)
+    promised = -slope - 0.5 * np.einsum("bi,bi->b", np.matmul(H, step[:, :, None])[:, :, 0], step)
+    return step, np.where((slope <= 0) & ~bad, promised, -1.0)
+
+
+def _within(
+    matrix: np.ndarray, right: np.ndarray, still: np.ndarray, lowest: np.ndarray, highest: np.ndarray
+) -> np.ndarray:
+    """Steps x (B, P) with matrix·x = right (B, P) in what does not keep still and reaches neither bound (B, P).
+
+    What would pass a bound stops there, and the rest is solved again: it moves with them.
+    """
+    step = np.zeros_like(right)
+    still = still.copy()
+    again = np.arange(len(right))
+    for _ in range(ACTIVE):
+        A, b, fixed = matrix[again], right[again], still[again]
+        if fixed.any():
+            b = np.where(fixed, step[again], b - np.matmul(A, (step[again] * fixed)[:, :, None])[:, :, 0])
+            A *= ~fixed[:, :, None] & ~fixed[:, None, :]
+            np.einsum("bii->bi", A)[fixed] = 1.0
+        found = solve(A, b)
+        step[again] = np.clip(found, lowest[again], highest[again])
+        passed = ((found < lowest[again]) | (found > highest[again])) & ~fixed
+        still[again] |= passed
+        again = again[passed.any(axis=1)]
+        if not len(again):
+            break
+    return step
 
 
 def solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from analysis.laws.law import Law
 from analysis.losses import huber
 
 THREADS = 2
+Relieve = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def rows_system(
@@ -23,25 +24,26 @@ def rows_system(
     y: np.ndarray,
     kept: np.ndarray,
     w: np.ndarray,
-    relief: np.ndarray | None,
+    relieve: Relieve | None,
     delta: float | None,
     barrier: float,
     majorise: bool,
     cells: Sequence[slice],
 ) -> tuple[Any, ...]:
-    """Objective (B,); of each cell gradient (B, k), Hessian and majoriser (B, k, k); Jacobian (B, k, n) with relief.
+    """Objective (B,); of each cell gradient (B, k), Hessian and majoriser (B, k, k); Jacobian (B, k, n) if relieved.
 
     Args:
       p, x: parameters as jets in the local parameters `kept` (k,), and variables (n,).
       y: response, (n,) or (B, n). w: weights, (1, n) or (B, n). cells: the rows of each.
-      relief: (B, n), the part of the residuals that is put down to noise shared by a group; None without groups.
+      relieve: residuals (B, n) -> the objective that groups take off, (B,), and the part of the residuals that is put
+        down to the noise they share, (B, n); None without groups.
       barrier: weight of −Σ log(constraint), for laws that have one.
     """
     place = {int(index): position for position, index in enumerate(kept)}
     k, n = len(kept), y.shape[-1]
     out = law.predict(p, x)
     log = law.residual == "log"
-    found = powers.terms(out, n) if relief is None and law.constraint is None else None
+    found = powers.terms(out, n) if relieve is None and law.constraint is None else None
     if found is not None:
         return powers.system(found, place, log, y, w, delta, majorise, cells)
     if not isinstance(out, Jet):
@@ -61,8 +63,7 @@ def rows_system(
     for index in kept:
         if int(index) not in out.grad:
             J[:, place[int(index)]] = 0.0
-    f = np.einsum("bn,bn->b", np.broadcast_to(w, (B, n)), rho)
-    pull = w * psi if relief is None else w * (psi - relief)
+    f, pull = _pull(residual, rho, psi, w, relieve)
     steep = np.broadcast_to(w, (B, n)) if steep is None else w * steep  # least squares: ρ'' = ψ/r = 1
     weighted = J * (steep - pull if log else steep)[:, None]
     bounded = J * (steep if ratio is None else w * ratio)[:, None] if majorise else J
@@ -83,6 +84,50 @@ def rows_system(
     return f, g, H, M, J
 
 
+def _pull(
+    residual: np.ndarray, rho: np.ndarray, psi: np.ndarray, w: np.ndarray, relieve: Relieve | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The objective (B,) and its slope in every residual (B, n)."""
+    f = np.einsum("bn,bn->b", np.broadcast_to(w, residual.shape), rho)
+    if relieve is None:
+        return f, w * psi
+    saved, relief = relieve(residual)
+    return f - saved, w * (psi - relief)
+
+
+def rows_slope(
+    law: Law,
+    p: Any,
+    x: Any,
+    y: np.ndarray,
+    kept: np.ndarray,
+    w: np.ndarray,
+    relieve: Relieve | None,
+    delta: float | None,
+    barrier: float,
+    cells: Sequence[slice],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Objective (B,) and the gradients of the cells (C, B, k); arguments as of `rows_system`."""
+    out = law.predict(p, x)
+    log = law.residual == "log"
+    residual = np.log(value_of(out) * (1.0 / y)) if log else value_of(out) - y
+    B = max(len(w), len(residual))
+    residual = np.broadcast_to(residual, (B, y.shape[-1]))
+    rho, psi, _, _ = huber(residual, delta, False)
+    f, pull = _pull(residual, rho, psi, w, relieve)
+    if log:
+        pull = pull / value_of(out)
+    starts = [rows.start for rows in cells]
+    g = np.zeros((len(cells), B, len(kept)))
+    for position, index in enumerate(kept):
+        if isinstance(out, Jet) and int(index) in out.grad:
+            g[:, :, position] = np.add.reduceat(pull * out.grad[int(index)], starts, axis=1).T
+    if law.constraint is not None and barrier:
+        place = {int(index): position for position, index in enumerate(kept)}
+        _barrier(law.constraint(p, x), barrier, place, f, g, [], [], starts)
+    return f, g
+
+
 def _add(matrices: list[np.ndarray], i: int, j: int, sums: np.ndarray) -> None:
     """Adds sums (B, C) to the entries (i, j) and (j, i) of C matrices (B, k, k)."""
     for matrix, part in zip(matrices, sums.T, strict=True):
@@ -92,7 +137,7 @@ def _add(matrices: list[np.ndarray], i: int, j: int, sums: np.ndarray) -> None:
 
 
 def _barrier(
-    inside: Any, barrier: float, place: dict, f: Any, g: list, H: list, M: list, starts: list
+    inside: Any, barrier: float, place: dict, f: Any, g: Any, H: list, M: list, starts: list
 ) -> None:
     """Adds −barrier·Σ log(inside), which keeps every row strictly inside its constraint."""
     f[np.any(value_of(inside) <= 0, axis=-1)] = np.inf
@@ -108,7 +153,7 @@ def _barrier(
             slope[:, place[index]] += total
     for (i, j), part in (wall.hess or {}).items():
         sums = np.add.reduceat(np.broadcast_to(part, shape), starts, axis=1)
-        for matrices in (H, M) if M else (H,):
+        for matrices in filter(None, (H, M)):
             _add(matrices, place[i], place[j], sums)
 
 
@@ -137,9 +182,14 @@ def threaded(run: Callable, theta: np.ndarray, members: Any, block: int) -> tupl
         done = [one(piece) for piece in pieces]
     else:
         # BLAS's own threads on top of these would wait for one another, seconds long on a busy machine.
-        with _blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(THREADS) as pool:
+        with one_thread(), ThreadPoolExecutor(THREADS) as pool:
             done = list(pool.map(one, pieces))
     return tuple(np.concatenate(parts) for parts in zip(*done, strict=True))
+
+
+def one_thread() -> Any:
+    """A context in which BLAS, given matrices as small as ours, does not wait for threads of its own."""
+    return _blas().limit(limits=1, user_api="blas")
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import numpy as np
 from analysis.derivatives import Jet
 from analysis.laws.law import Law
 from analysis.losses import huber
-from analysis.objective import rows_system, threaded
+from analysis.objective import Relieve, rows_slope, rows_system, threaded
 from analysis.quantities import Quantity
 
 BLOCK = 1 << 17  # elements of a (B, rows) block: large beside the cost of a call, small beside the cache
@@ -291,29 +291,21 @@ class Problem:
 
     def _system(self, theta: np.ndarray, members: Members, majorise: bool) -> tuple[np.ndarray, ...]:
         B, P = theta.shape
-        f, g = np.zeros(B), np.zeros((B, P))
-        H, M = np.zeros((B, P, P)), np.zeros((B, P, P))
+        g, H, M = np.zeros((B, P)), np.zeros((B, P, P)), np.zeros((B, P, P))
         grouped = bool(members.ratio.any())
-        weight = members.times if self._unweighted else members.times * self.weight
-        relief = None
-        if grouped:
-            sums = self.group_sums(self.weight * self.residuals(theta, members.y))
-            scale = self._group_times(members) * self.shared(members.ratio)
-            relief = (self.shared(members.ratio) * sums)[:, self.group]
-        rows_f, slope, curved, bound, J = rows_system(
+        f, slope, curved, bound, J = rows_system(
             self.law,
             self.rows_jets(theta, 2),
             self._variables,
             members.y,
             np.flatnonzero(self._free),
-            weight,
-            relief,
+            self._weights(members),
+            self._relieve(members) if grouped else None,
             self.delta,
             self.barrier,
             majorise,
             [cell.rows for cell in self.cells],
         )
-        f += rows_f
         for number, (local, columns, S) in enumerate(self._columns):
             where = np.ix_(np.arange(B), columns, columns)
             inside = np.ix_(np.arange(B), local, local)
@@ -323,7 +315,7 @@ class Problem:
                 total[where] += part[inside] if S is None else S.T @ part[inside] @ S
             g[:, columns] += slope[number][:, local] if S is None else slope[number][:, local] @ S
         if grouped:
-            f -= 0.5 * np.sum(scale * sums**2, axis=1)
+            scale = self._group_times(members) * self.shared(members.ratio)
             leverage = self._leverage(J)
             common = np.matmul(leverage * scale[:, None], leverage.swapaxes(1, 2))
             H -= common
@@ -339,6 +331,48 @@ class Problem:
         f[~np.isfinite(f)] = np.inf
         return f, g, H, M
 
+    def slope(self, theta: np.ndarray, members: Members) -> tuple[np.ndarray, np.ndarray]:
+        """The objective (B,) and its gradient (B, P), as `system` gives them, at a fifth of the cost."""
+        return threaded(self._slope, theta, members, self.block)  # type: ignore[return-value]
+
+    def _slope(self, theta: np.ndarray, members: Members) -> tuple[np.ndarray, np.ndarray]:
+        f, slope = rows_slope(
+            self.law,
+            self.rows_jets(theta, 1),
+            self._variables,
+            members.y,
+            np.flatnonzero(self._free),
+            self._weights(members),
+            self._relieve(members) if members.ratio.any() else None,
+            self.delta,
+            self.barrier,
+            [cell.rows for cell in self.cells],
+        )
+        g = np.zeros(theta.shape)
+        for mine, (local, columns, S) in zip(slope, self._columns, strict=True):
+            g[:, columns] += mine[:, local] if S is None else mine[:, local] @ S
+        if self.prior is not None:
+            mean, precision = self.prior
+            f += 0.5 * ((theta - mean) ** 2 * precision).sum(axis=1)
+            g += (theta - mean) * precision
+        if self.pins:
+            self._pinned(theta, members, f, g)
+        f[~np.isfinite(f)] = np.inf
+        return f, g
+
+    def _weights(self, members: Members) -> np.ndarray:
+        return members.times if self._unweighted else members.times * self.weight
+
+    def _relieve(self, members: Members) -> Relieve:
+        shared = self.shared(members.ratio)
+
+        def relieve(residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            sums = self.group_sums(self.weight * residual)
+            saved = 0.5 * np.sum(self._group_times(members) * shared * sums**2, axis=1)
+            return saved, (shared * sums)[:, self.group]
+
+        return relieve
+
     def _leverage(self, J: np.ndarray) -> np.ndarray:
         """(B, P, G): slopes J (B, k, n) of the rows in the free local parameters, summed over the rows of a group."""
         starts, group, cell = self._runs
@@ -351,7 +385,9 @@ class Problem:
             result[where] += part if S is None else S.T @ part
         return result
 
-    def _pinned(self, theta: np.ndarray, members: Members, f: Any, g: Any, H: Any, M: Any) -> None:
+    def _pinned(
+        self, theta: np.ndarray, members: Members, f: Any, g: Any, H: Any = None, M: Any = None
+    ) -> None:
         which, aim, stiffness = members.which, members.aim, members.stiffness
         assert which is not None and aim is not None and stiffness is not None
         first = 0
@@ -360,9 +396,10 @@ class Problem:
             if len(at):
                 h, slope, curved = pin.derivatives(self, theta[at], which[at] - first)
                 away, stiff = h - aim[at], stiffness[at]
-                outer = stiff[:, None, None] * slope[:, :, None] * slope[:, None, :]
                 f[at] += 0.5 * stiff * away**2
                 g[at] += (stiff * away)[:, None] * slope
-                H[at] += outer + (stiff * away)[:, None, None] * curved
-                M[at] += outer
+                if H is not None:
+                    outer = stiff[:, None, None] * slope[:, :, None] * slope[:, None, :]
+                    H[at] += outer + (stiff * away)[:, None, None] * curved
+                    M[at] += outer
             first += len(pin)

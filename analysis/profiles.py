@@ -4,6 +4,7 @@ The profile of h at a is the lowest objective among the θ with h(θ) = a. It is
 ½k(h(θ) − aim)² is added and the sum minimised, after which θ is on the profile at its own h. Aims are chosen so
 that the rise of the objective closes in on its critical value, for all quantities, sides and studies together.
 A profile does not depend on how the law is parametrised, so a prediction or an exponent is as good as a parameter.
+Where the data tell nothing of h, to first order, there is no profile to follow and no limit.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.engine import minimise
+from analysis.engine import held, minimise, settle
 from analysis.problem import Members, Problem
 from analysis.quantities import Quantity
 from analysis.uncertainty import Noise, critical
@@ -22,6 +23,9 @@ CLOSE = 0.02  # standard errors between the rise and its critical value that end
 GROWTH = 3.0  # times farther out an aim goes at most
 AHEAD = 1.2  # and at least, until the limit is passed
 LEAST = 0.05  # standard errors an interval reaches to either side at least
+SETTLED = 1e-4  # of the rise that is wanted, by which a point may lie above the profile
+FLAT = 1e-12  # eigenvalue of the scaled information, over the largest, of a direction that changes nothing
+INVOLVED = 1e-3  # share of a quantity's slope in such directions from which its profile never rises
 
 
 def intervals(
@@ -42,11 +46,31 @@ def intervals(
     if m == 0:
         return np.zeros((S, 0)), np.zeros((S, 0))
     pinned = dataclasses.replace(problem, pins=tuple(quantities))
-    tasks = _tasks(pinned, theta, noise, level)
     ratio = noise.ratio[noise.best]
-    base = problem.system(theta, problem.members(y=y, ratio=ratio))[0]
-    limits = _close_in(pinned, tasks, base, ratio, y).reshape(S, m, 2)
-    return limits[:, :, 0], limits[:, :, 1]
+    base, slope, hessian, information = problem.system(theta, problem.members(y=y, ratio=ratio))
+    scale = np.sqrt(np.maximum(np.einsum("spp->sp", information), 1e-300))
+    flat = _flat(information, scale)
+    inverse = _inverse(hessian, scale, flat, held(theta, slope, problem))
+    tasks = _tasks(pinned, theta, noise, level, inverse, flat, scale)
+    limits = np.tile([-np.inf, np.inf], S * m)
+    limits[tasks.place] = _close_in(pinned, tasks, base, ratio, y, inverse)
+    return limits[0::2].reshape(S, m), limits[1::2].reshape(S, m)
+
+
+def _flat(information: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """(S, P, P): rows that are unit vectors of directions of θ·scale in which nothing changes, or else 0."""
+    eigen, vectors = np.linalg.eigh(information / scale[:, :, None] / scale[:, None, :])
+    return np.where((eigen <= FLAT * eigen[:, -1:])[:, :, None], vectors.swapaxes(1, 2), 0.0)
+
+
+def _inverse(hessian: np.ndarray, scale: np.ndarray, flat: np.ndarray, still: np.ndarray) -> np.ndarray:
+    """About H⁻¹ (S, P, P), with no step in flat directions, and what keeps still (S, P) apart from the rest."""
+    together = ~still[:, :, None] & ~still[:, None, :] | np.eye(still.shape[1], dtype=bool)
+    eigen, vectors = np.linalg.eigh(np.where(together, hessian / scale[:, :, None] / scale[:, None, :], 0.0))
+    weight = 1.0 / np.maximum(np.abs(eigen), 1e-8 * eigen[:, -1:])
+    inverse = (vectors * weight[:, None]) @ vectors.swapaxes(1, 2)
+    solid = np.eye(still.shape[1]) - flat.swapaxes(1, 2) @ flat
+    return (solid @ inverse @ solid) / scale[:, :, None] / scale[:, None, :]
 
 
 def values(pinned: Problem, theta: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -64,10 +88,12 @@ def values(pinned: Problem, theta: np.ndarray, which: np.ndarray) -> tuple[np.nd
 class _Tasks:
     """One a (study, scalar, side), side fastest. Arrays (T,), but for best and path (T, P).
 
-    which scalar, to which side (sign), of a study's optimum (best), where it is centre; path: the step in θ that
-    changes it by a standard error (spread) at least cost; wanted: standard errors that the profile is to rise.
+    Those whose profile never rises are left out; place: among all. which scalar, to which side (sign), of a study's
+    optimum (best), where it is centre; path: the step in θ that changes it by a standard error (spread) at least cost;
+    wanted: standard errors that the profile is to rise. slope: of the scalar at the optimum, and give: H⁻¹·slope.
     """
 
+    place: np.ndarray
     study: np.ndarray
     which: np.ndarray
     sign: np.ndarray
@@ -77,33 +103,49 @@ class _Tasks:
     path: np.ndarray
     wanted: np.ndarray
     sigma2: np.ndarray
+    give: np.ndarray
+    slope: np.ndarray
 
     @property
     def stiffness(self) -> np.ndarray:
         return STIFFNESS * self.sigma2 / self.spread**2
 
 
-def _tasks(pinned: Problem, theta: np.ndarray, noise: Noise, level: float) -> _Tasks:
+def _tasks(
+    pinned: Problem,
+    theta: np.ndarray,
+    noise: Noise,
+    level: float,
+    inverse: np.ndarray,
+    flat: np.ndarray,
+    scale: np.ndarray,
+) -> _Tasks:
+    """The tasks of all studies, of which inverse, flat and scale are `_inverse`, `_flat` and their scale."""
     S, m = len(theta), sum(map(len, pinned.pins))
     study, which = np.repeat(np.arange(S), m), np.tile(np.arange(m), S)
+    centre, slope = values(pinned, theta[study], which)
+    along = slope.reshape(S, m, -1) / scale[:, None, :]
+    inside = np.linalg.norm(along @ flat.swapaxes(1, 2), axis=2)
+    place = np.flatnonzero(inside <= INVOLVED * np.linalg.norm(along, axis=2))
+    study, which, centre, slope = study[place], which[place], centre[place], slope[place]
     best = theta[study]
-    centre, slope = values(pinned, best, which)
     low, high = critical(noise, study, slope, level)
     sigma2 = noise.at_best(noise.sigma2)[study]
-    path = np.einsum("tij,tj->ti", noise.at_best(noise.inverse)[study], slope) * sigma2[:, None]
+    path = _by_study(noise.at_best(noise.inverse), slope, study) * sigma2[:, None]
     spread = np.sqrt(np.maximum(np.einsum("ti,ti->t", path, slope), 1e-300))
     path /= spread[:, None]
 
     def sides(values: np.ndarray) -> np.ndarray:
         return np.repeat(values, 2, axis=0)
 
-    sign = np.tile([-1.0, 1.0], S * m)
+    sign = np.tile([-1.0, 1.0], len(place))
     wanted = np.maximum(np.stack([-low, high], axis=1).ravel(), LEAST)
     path, spread, centre = sides(path), sides(spread), sides(centre)
     # Along a flat direction a standard error is no guide: step within a part of the bounds.
     room = (pinned.upper - pinned.lower) / 4
     scale = 1.0 / np.maximum(np.max(np.abs(path * wanted[:, None]) / room, axis=1), 1.0)
     return _Tasks(
+        place=(2 * place[:, None] + [0, 1]).ravel(),
         study=sides(study),
         which=sides(which),
         sign=sign,
@@ -113,13 +155,27 @@ def _tasks(pinned: Problem, theta: np.ndarray, noise: Noise, level: float) -> _T
         path=path * (sign * scale)[:, None],
         wanted=wanted,
         sigma2=sides(sigma2),
+        give=sides(_by_study(inverse, slope, study)),
+        slope=sides(slope),
     )
 
 
+def _by_study(matrices: np.ndarray, vectors: np.ndarray, study: np.ndarray) -> np.ndarray:
+    """(T, P): matrices (S, P, P), symmetric, of the study of each times vectors (T, P)."""
+    if len(matrices) == 1:
+        return vectors @ matrices[0]
+    return np.matmul(matrices[study], vectors[:, :, None])[:, :, 0]
+
+
 def _close_in(
-    pinned: Problem, tasks: _Tasks, base: np.ndarray, ratio: np.ndarray, y: np.ndarray | None
+    pinned: Problem,
+    tasks: _Tasks,
+    base: np.ndarray,
+    ratio: np.ndarray,
+    y: np.ndarray | None,
+    inverse: np.ndarray,
 ) -> np.ndarray:
-    """(T,) the limits. base, ratio (S,): objective at the optimum of a study, and ρ̂."""
+    """(T,) the limits. base, ratio, inverse (S, ...): objective at the optimum of a study, ρ̂, and `_inverse`."""
     T = len(tasks.study)
     wanted, spread, stiffness = tasks.wanted, tasks.spread, tasks.stiffness
     distance = wanted * spread
@@ -143,7 +199,7 @@ def _close_in(
             ahead = tasks.best[live] + tasks.path[live] * wanted[live, None]
         else:
             ahead = tasks.best[live] + (last[live] - tasks.best[live]) * (d / reached[live])[:, None]
-        theta, f = _lowest(pinned, members, ahead, last[live])
+        theta, f = _lowest(pinned, members, tasks, live, inverse, ahead, last[live])
         h = values(pinned, theta, tasks.which[live])[0]
         rise = np.maximum(f - 0.5 * stiffness[live] * (h - aim) ** 2 - base[study], 0.0)
         z = np.sqrt(2 * np.where(np.isfinite(rise), rise, np.inf) / tasks.sigma2[live])
@@ -183,10 +239,34 @@ def _share(near_z: np.ndarray, far_z: np.ndarray, wanted: np.ndarray, halve: boo
     return np.clip(np.where(np.isfinite(far_z), share, 0.5), 0.05, 0.95)
 
 
-def _lowest(pinned: Problem, members: Members, *starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Minimised from the best of the starts: θ (B, P) and the objective with its spring (B,)."""
+def _lowest(
+    pinned: Problem,
+    members: Members,
+    tasks: _Tasks,
+    live: np.ndarray,
+    inverse: np.ndarray,
+    *starts: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Minimised from the best of the starts, for the tasks live (B,): θ (B, P), the objective with its spring (B,)."""
     starts = tuple(np.clip(start, pinned.lower, pinned.upper) for start in starts)
-    f = np.stack([pinned.system(start, members, False)[0] for start in starts])
+    f = np.stack([pinned.slope(start, members)[0] for start in starts])
     start = np.choose(np.argmin(f, axis=0)[:, None], starts)
-    found = minimise(pinned, start, members, damping=1e-3, tolerance=1e-8, iterations=60)
+    stiffness = tasks.stiffness
+    bend = stiffness / (1.0 + stiffness * np.einsum("ti,ti->t", tasks.slope, tasks.give))
+
+    def precondition(g: np.ndarray, which: np.ndarray) -> np.ndarray:
+        """(H + k·slope·slopeᵀ)⁻¹ g, by Sherman and Morrison."""
+        at = live[which]
+        give = tasks.give[at]
+        pushed = np.einsum("bi,bi->b", give, g) * bend[at]
+        return _by_study(inverse, g, tasks.study[at]) - pushed[:, None] * give
+
+    enough = SETTLED * tasks.sigma2[live] * np.minimum(tasks.wanted[live], 1.0) ** 2
+    found = settle(pinned, start, members, precondition, enough)
+    rest = np.flatnonzero(~found.converged & np.isfinite(found.objective))
+    if len(rest):
+        last = minimise(
+            pinned, found.theta[rest], members.take(rest), damping=1e-3, tolerance=1e-8, iterations=60
+        )
+        found.theta[rest], found.objective[rest] = last.theta, last.objective
     return found.theta, found.objective

@@ -104,8 +104,11 @@ def critical(
     study: (T,) which of the S studies each is of.
     """
     rows = np.arange(len(study))
-    centre = np.einsum("trp,tp->tr", noise.theta[study], slope)
-    variance = np.einsum("ti,trij,tj->tr", slope, noise.inverse[study], slope, optimize=True)
+    centre = np.einsum("trp,tp->tr", noise.theta[study], slope, optimize=True)
+    variance = np.empty(centre.shape)
+    for one in np.unique(study):
+        mine = study == one
+        variance[mine] = np.einsum("rti,ti->tr", slope[mine] @ noise.inverse[one], slope[mine])
     spread = np.sqrt(np.maximum(variance * noise.sigma2[study], 1e-300))
     best = noise.best[study]
     shift = (centre - centre[rows, best, None]) / spread[rows, best, None]
