@@ -72,8 +72,8 @@ def cross_entropy(x_BxSxD, embedding_VxD, targets_BxS, scale: float, blocks: int
     def block(_, inputs):
         return None, _block_losses(inputs[0], embedding_VxD, inputs[1], scale)[1:]
 
-    _, outputs = jax.lax.scan(block, None, (_split(x_BxSxD, blocks), _split(targets_BxS, blocks)))
-    return tuple(_join(output, x_BxSxD.shape[1]) for output in outputs)
+    _, (nll, lse) = jax.lax.scan(block, None, (_split(x_BxSxD, blocks), _split(targets_BxS, blocks)))
+    return _join(nll, x_BxSxD.shape[1]), _join(lse, x_BxSxD.shape[1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -83,7 +83,8 @@ def mean_cross_entropy(x_BxSxD, embedding_VxD, targets_BxS, scale: float, blocks
     Arguments as of ``cross_entropy``, and the weight of the squared log-normaliser. The gradient of the embedding
     is summed in float32.
     """
-    return _means(*cross_entropy(x_BxSxD, embedding_VxD, targets_BxS, scale, blocks), z_loss)
+    nll_BxS, lse_BxS = cross_entropy(x_BxSxD, embedding_VxD, targets_BxS, scale, blocks)
+    return _means(nll_BxS, lse_BxS, z_loss)
 
 
 def _means(nll, lse, z_loss):

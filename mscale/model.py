@@ -302,7 +302,7 @@ class Decoder(nnx.Module):
             # Split, as the gradient of a split is one concatenation; that of L look-ups is a sum of L stacks.
             leaves, structure = jax.tree.flatten(per_layer)
             for parts in zip(*(jnp.unstack(leaf) for leaf in leaves), strict=True):
-                x_BxSxD, _ = layer(x_BxSxD, structure.unflatten(parts))
+                x_BxSxD, _ = layer(x_BxSxD, jax.tree.unflatten(structure, parts))
         else:
             x_BxSxD, _ = jax.lax.scan(layer, x_BxSxD, per_layer)
         return rms_norm(x_BxSxD)

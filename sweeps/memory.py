@@ -110,9 +110,9 @@ def use(
     kept = compute_bytes * tokens * d * shape.layers
     mlp, scores = 3 * compute_bytes * f / tensor, SCORES * 4 * heads * sequence_length
     layer = tokens * (compute_bytes * (6 * d + 4 * hk) + (mlp if fused else max(mlp, scores)))
-    block = GPU_LOSS_BLOCK if fused else LOSS_BLOCK
-    block = max(block / (data * fsdp), rows * vocab_size)  # at least one position
-    logits = 2 * 4 * min(block, tokens * vocab_size)
+    most = (GPU_LOSS_BLOCK if fused else LOSS_BLOCK) / (data * fsdp)
+    held = min(max(most, rows * vocab_size), tokens * vocab_size)  # at least one position
+    logits = 2 * 4 * held
     return Use(*(int(OVERHEAD * part) for part in (state, gathered, kept + layer, logits)))
 
 

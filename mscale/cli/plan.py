@@ -9,6 +9,9 @@ import click
 from mscale.cli import FOLDER, Commands, cli, comma_list, numbers_of
 from mscale.errors import MscaleError
 
+# From here on a number is a count: 33.6B.
+MANY = 1e4
+
 RESULTS = click.option("--results", "source", type=FOLDER, help="laws.json of your own study (mscale fit).")
 PRIOR = click.option("--prior", type=click.Choice(["atlas"]), help="The published figures.")
 
@@ -47,20 +50,19 @@ def print_answer(answer: Any) -> None:
         console.print(f"- {escape(reason)}")
 
 
-COUNTS = {"tokens", "flops", "parameters", "params", "flops_so_far", "gap_tokens", "crossover_tokens"}
-
-
 def cell(name: str, value: Any) -> str:
     """A value of a table's column as people read it."""
     from analysis.wording import count
 
     if value is None:
         return "-"
+    if name.startswith("chance"):
+        return f"{value:.0%}"
     if name == "basis":
         return str(value).partition(" (")[0]  # what it is exactly, the reasons say
     if not isinstance(value, float):
         return str(value)
-    return count(value) if name in COUNTS else f"{value + 0.0:,.4g}"  # −0.0 + 0.0 is 0.0
+    return count(value) if abs(value) >= MANY else f"{value + 0.0:,.4g}"  # −0.0 + 0.0 is 0.0
 
 
 @plan.command("languages")
@@ -156,12 +158,14 @@ def plan_mixture(
 @click.option(
     "--decision",
     required=True,
-    type=click.Choice(["languages", "expand", "mixture", "pairs"]),
-    help="languages: which to train with --target; expand: what more languages cost; mixture: the best one "
+    type=click.Choice(["languages", "expand", "start", "mixture", "pairs"]),
+    help="languages: which to train with --target; expand: what more languages cost; start: from scratch or from "
+    "a checkpoint, for --target at --params; mixture: the best one "
     "for --target at --flops; pairs: all transfer scores.",
 )
 @click.option("--target", "targets", callback=comma_list, help="Languages that the decision is about.")
 @click.option("--flops", type=float, help="Of the run that a mixture is for.")
+@click.option("--params", type=float, help="Of the model to start; default: the study's largest.")
 @click.option("--budget", type=float, default=float("inf"), help="FLOPs for the next runs in all.")
 @click.option("--runs", default=5, show_default=True)
 @RESULTS
@@ -169,6 +173,7 @@ def plan_next(
     decision: str,
     targets: list[str] | None,
     flops: float | None,
+    params: float | None,
     budget: float,
     runs: int,
     source: Path | None,
@@ -178,9 +183,10 @@ def plan_next(
 
     if source is None:
         raise click.UsageError("the next runs follow from your own: --results my-study/laws.json")
+    found = basis(source, None) or {}
     print_answer(
         next_runs(
-            decision, basis(source, None) or {}, targets=targets or (), flops=flops, budget=budget, runs=runs
+            decision, found, targets=targets or (), flops=flops, params=params, budget=budget, runs=runs
         )
     )
 
