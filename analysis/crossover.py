@@ -32,6 +32,10 @@ COLUMNS = [
     "gap_tokens",
     "phase",
     "init",
+    "scratch_runs",
+    "continued_runs",
+    "scratch_tokens",
+    "continued_tokens",
     "reason",
 ]
 
@@ -75,7 +79,8 @@ def crossovers(
     there to the end of the data.
 
     Returns:
-      A row for each language and scale with the columns of `COLUMNS`: `tokens` and its interval; `status`
+      A row for each language and scale with the columns of `COLUMNS`: `tokens` and its interval; how many trunks each
+      curve is of and how far it goes; `status`
       is `measured`, `bound` (`bound` "at least": continuing is still ahead at the last shared tokens; "at
       most": scratch is ahead from the first) or `missing`. `gap` is the loss from scratch minus that of
       continuing at `gap_tokens`, the last shared tokens: positive while continuing is ahead.
@@ -85,6 +90,11 @@ def crossovers(
     """
     output = []
     for row, scratch, other, reason in _pairs(observations, phase, split, draws, seed):
+        for name, curve in (("scratch", scratch), ("continued", other)):
+            row |= {
+                f"{name}_runs": 0 if curve is None else len(curve.points.groups),
+                f"{name}_tokens": 0.0 if curve is None else curve.last,
+            }
         if scratch is None or other is None:
             output.append({**row, "status": "missing", "reason": reason})
         else:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis import allocation, inventory, selection
+from analysis import allocation, crossover_plan, inventory, selection
 from analysis.mixture_plan import data_limits
-from analysis.planner import STUDY, Answer
+from analysis.planner import STUDY, Answer, check_positive
 from analysis.quantities import Derived
 from analysis.results import Fit
 from analysis.saved import need_fit
@@ -24,7 +24,7 @@ from analysis.transfer_findings import main_matrix
 from analysis.wording import count, few
 from mscale.errors import MscaleError, nearest
 
-DECISIONS = ("languages", "expand", "mixture", "pairs")
+DECISIONS = ("languages", "expand", "start", "mixture", "pairs")
 RUNS = 5
 # Of a trunk with a constant rate: budgets as shares of the largest, each cooled over its last tenth.
 BUDGETS = (0.25, 0.5, 1.0)
@@ -58,6 +58,7 @@ def next_runs(
     *,
     targets: Sequence[str] = (),
     flops: float | None = None,
+    params: float | None = None,
     budget: float = np.inf,
     runs: int = RUNS,
 ) -> Answer:
@@ -65,8 +66,9 @@ def next_runs(
 
     Args:
       decision: "languages" (the worth τ of each source to the targets), "expand" (compute that more languages
-        take), "mixture" (the gain of the best mixture of the targets over the uniform one, at `flops`), or "pairs"
-        (transfer scores of all pairs, of the targets alone where they are named).
+        take), "start" (the crossover of the target at N `params`, see `crossover_plan`), "mixture" (the gain of the
+        best mixture of the targets over the uniform one, at `flops`), or "pairs" (transfer scores of all pairs, of
+        the targets alone where they are named).
       budget: FLOPs that the runs may take in all.
 
     Raises:
@@ -76,6 +78,13 @@ def next_runs(
         raise MscaleError(
             f"plan next: no decision {decision!r}{nearest(decision, DECISIONS)}; expected {', '.join(DECISIONS)}"
         )
+    check_positive(
+        "plan next", flops=flops, params=params, budget=None if budget == np.inf else budget, runs=runs
+    )
+    if decision == "start":
+        if len(targets) != 1:
+            raise MscaleError("plan next --decision start: name the one language it is about with --target")
+        return crossover_plan.next_runs(results, targets[0], params, budget, runs)
     if decision == "pairs":
         return _pairs(results, targets, budget, runs)
     if decision == "expand":

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis import capacity, crossover, growth_plan, reference
+from analysis import capacity, crossover, crossover_process, growth_plan, reference
 from analysis.transfer import effective_transfer
 from analysis.transfer_findings import main_matrix
 from analysis.wording import count, signed, span
@@ -214,7 +214,9 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
             low, high = (row["tokens"], np.inf) if row["bound"] == "at least" else (0.0, row["tokens"])
         close = low < tokens < high
         what = "too close to call" if close else "from scratch" if tokens >= high else "from the checkpoint"
+        others = None
         if close and row["status"] == "bound":
+            others = crossover_process.between(results or {}, target, params)
             ahead = "continuing is still" if row["bound"] == "at least" else "scratch is already"
             what = f"not within the data ({ahead} ahead at {count(row['tokens'])})"
         gap, reasons = _gap(results or {}, row, tokens)
@@ -234,8 +236,14 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
             "gap_high",
             "gap_tokens",
         )
+        if others:
+            reasons.append(
+                f"by the trend of the gap and the study's other crossovers it lies {_between(*others)} tokens"
+            )
         shown = {name: row[name] for name in names}
         return Answer(text, (shown,), STUDY, ("one multilingual checkpoint was continued", *reasons))
+    if results and (read := crossover_process.between(results, target, params)):
+        return _from_others(target, params, tokens, results, *read)
     reasons = []
     if results:
         reasons.append(_no_crossover(target, params, results))
@@ -266,6 +274,25 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
     )
     row = {"crossover_tokens": law, "other_constants": other, "tokens_over_crossover": closeness}
     return Answer(text, (row,), PUBLISHED, tuple(reasons))
+
+
+def _from_others(
+    target: str, params: float, tokens: float, results: Mapping[str, Any], low: float, high: float
+) -> Answer:
+    """The answer for a size or language whose crossover was not read, by a power law through those that were."""
+    reasons: list[str] = [_no_crossover(target, params, results)]
+    check_range(params, results, reasons)
+    reasons.append(
+        "read off those by a power law in N near the published exponent, languages differing by a third"
+    )
+    what = (
+        "from scratch" if tokens >= high else "from the checkpoint" if tokens <= low else "too close to call"
+    )
+    text = (
+        f"{target} at {count(params)} parameters and {count(tokens)} tokens: {what}. By the study's other crossovers "
+        f"this one lies {_between(low, high)} tokens."
+    )
+    return Answer(text, ({"low": low, "high": high},), STUDY, tuple(reasons))
 
 
 def _between(low: float, high: float) -> str:
