@@ -17,27 +17,10 @@ from analysis.tables import describe_mixtures
 from analysis.transfer import DRAWS, LEVEL, MOST_EPOCHS, one_split, study_noise
 from mscale.errors import MscaleError
 
-COLUMNS = [
-    "scale",
-    "params",
-    "language",
-    "tokens",
-    "low",
-    "high",
-    "status",
-    "bound",
-    "gap",
-    "gap_low",
-    "gap_high",
-    "gap_tokens",
-    "phase",
-    "init",
-    "scratch_runs",
-    "continued_runs",
-    "scratch_tokens",
-    "continued_tokens",
-    "reason",
-]
+# What is read off the two curves; `gap` at `gap_tokens`, see `crossovers`.
+MEASURES = ["tokens", "low", "high", "status", "bound", "gap", "gap_low", "gap_high", "gap_tokens"]
+COLUMNS = ["scale", "params", "language", *MEASURES, "phase", "init"]
+COLUMNS += ["scratch_runs", "continued_runs", "scratch_tokens", "continued_tokens", "reason"]
 
 
 @dataclass(frozen=True)

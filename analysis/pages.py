@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from analysis import reference
 from analysis.heldout import SPLITS
 from analysis.transfer_pages import (
     adaptation,
@@ -167,10 +168,16 @@ def _heldout(results: dict) -> dict:
         *(f"{SPLITS.get(split, split)} (n = {counts[split]})" for split in splits),
     ]
     rows = []
+    published = reference.published_heldout()
     for law in dict.fromkeys(row["law"] for row in results["heldout"]):
         values = [found[law, split]["r2"] for split in splits]
         shown = ["–" if value is None else f"{value:.3f}".replace("-", "−") for value in values]
         rows.append([subscripts(law), *shown])
+        paper = published[published["law"].str.lower() == law.lower()]
+        for entry in paper[paper["runs"] == "multilingual"].to_dict("records"):
+            theirs = [entry.get(split, float("nan")) for split in splits]
+            shown = ["–" if value != value else f"{value:.2f}".replace("-", "−") for value in theirs]
+            rows.append([subscripts(f"{law}, in the paper (Table 1, multilingual)"), *shown])
     return table(head, rows, "R² on held-out losses")
 
 

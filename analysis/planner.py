@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis import capacity, crossover, crossover_process, growth_plan, reference
+from analysis import capacity, crossover, crossover_process, growth_plan, inventory, reference
 from analysis.transfer import effective_transfer
 from analysis.transfer_findings import main_matrix
 from analysis.wording import count, signed, span
@@ -99,7 +99,7 @@ def languages(target: str, results: Mapping[str, Any] | None = None) -> Answer:
     )
     reasons = [
         "scores do not add: two sources together may give less than either promises",
-        f"scores are from {best['basis']} and drift with size and budget",
+        f"scores are {'published' if best['basis'] == PUBLISHED else 'of this study'}, and drift with size and budget",
     ]
     if best["basis"] == PUBLISHED:
         size, budget = count(PUBLISHED_SIZE), count(PUBLISHED_TOKENS)
@@ -224,23 +224,11 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
             f"{target} at {count(params)} parameters and {count(tokens)} tokens: {what}. The crossover lies "
             f"{_between(low, high)} tokens.{gap}"
         )
-        names = (
-            "scale",
-            "tokens",
-            "low",
-            "high",
-            "status",
-            "bound",
-            "gap",
-            "gap_low",
-            "gap_high",
-            "gap_tokens",
-        )
         if others:
             reasons.append(
                 f"by the trend of the gap and the study's other crossovers it lies {_between(*others)} tokens"
             )
-        shown = {name: row[name] for name in names}
+        shown = {name: row[name] for name in ("scale", *crossover.MEASURES)}
         return Answer(text, (shown,), STUDY, ("one multilingual checkpoint was continued", *reasons))
     if results and (read := crossover_process.between(results, target, params)):
         return _from_others(target, params, tokens, results, *read)
@@ -257,6 +245,8 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
         law, other = law * factor, other * factor
         reasons.append(f"{target} itself crosses at {count(float(table[name]))} tokens at 2B parameters")
     else:
+        if not inventory.describe([name]):
+            reasons.append(f"{target!r} is no code of a language known here: is it meant?")
         low, high = float(table.min()), float(table.max())
         reasons.append(
             f"{target} is none of the eight published languages, which cross from {count(low)} to {count(high)}"

@@ -5,6 +5,7 @@ import json
 import planted_mixtures
 import pytest
 
+from analysis.answers import FORMAT
 from mscale.cli import main
 
 
@@ -13,6 +14,7 @@ def laws(tmp_path_factory):
     path = tmp_path_factory.mktemp("results") / "laws.json"
     results = planted_mixtures.results(0)
     results |= {
+        "format": FORMAT,
         "transfer": {"scale": None, "matrix": [], "predicted": {"cells": []}},
         "crossover": {"table": [], "gaps": []},
         "capacity": {"identified": False, "reason": "one K", "points": []},
@@ -47,8 +49,8 @@ def test_the_next_runs_and_their_price(laws, capsys):
     assert "standard error" in told and "FLOPs" in told
     assert run("plan", "next", "--decision", "pairs", "--results", laws) == 1
     assert "no 50/50 pair" in capsys.readouterr().err
-    assert run("plan", "next", "--decision", "languages", "--target", "a") == 2
-    assert "--results" in capsys.readouterr().err
+    assert run("plan", "next", "--decision", "languages", "--target", "a") == 1
+    assert "whose noise and laws they need; fit your own runs: --results" in capsys.readouterr().err
 
 
 def test_the_published_figures_do_not_say_how_much(laws, capsys):
@@ -62,3 +64,36 @@ def test_the_published_figures_do_not_say_how_much(laws, capsys):
     assert "one K" in capsys.readouterr().err
     assert run("plan", "start", "--target", "es", "--params", 2e9, "--tokens", 1e11) == 2
     assert "--prior atlas" in capsys.readouterr().err
+
+
+def test_what_the_published_figures_cannot_support_names_the_fit_that_is_missing(capsys):
+    assert run("plan", "mixture", "--targets", "en,fr", "--flops", 1e20, "--prior", "atlas") == 1
+    assert "fitted ATLAS laws, of which the paper prints no parameters" in capsys.readouterr().err
+    assert run("plan", "next", "--decision", "start", "--target", "en", "--prior", "atlas") == 1
+    assert "plan next: the next runs follow from your own" in capsys.readouterr().err
+
+
+def test_files_that_are_no_results_are_said_to_be_so(tmp_path, capsys):
+    (tmp_path / "bad.json").write_text('{"a": 1}')
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "runs.csv").write_text("run,loss\n")
+    for name, message in (
+        ("bad.json", "not results of this mscale (format None, expected"),
+        ("list.json", "not results of this mscale"),
+        ("runs.csv", "expected the laws.json that `mscale fit` writes, found a .csv file"),
+        ("none.json", "no such results of mscale fit"),
+        (".", "laws.json: no such results"),
+    ):
+        assert run("plan", "languages", "--target", "en", "--results", tmp_path / name) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_an_answer_as_json(capsys):
+    assert run("plan", "languages", "--target", "ca", "--prior", "atlas", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert len(answer["rows"]) == 37 and answer["rows"][0]["source"] == "es" and "es" in answer["text"]
+    assert run("plan", "languages", "--target", "ca", "--prior", "atlas") == 0
+    told = capsys.readouterr().out
+    assert "and 17 more rows" in told and " low" not in told and "-0 " not in told
+    assert run("plan", "start", "--target", "qq", "--params", 2e9, "--tokens", 1e11, "--prior", "atlas") == 0
+    assert "'qq' is no code of a language known here" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Decisions: ``mscale plan``."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from mscale.errors import MscaleError
 
 # From here on a number is a count: 33.6B.
 MANY = 1e4
+# More rows than this do not help at a glance.
+MOST_ROWS = 20
 
 RESULTS = click.option("--results", "source", type=FOLDER, help="laws.json of your own study (mscale fit).")
 PRIOR = click.option("--prior", type=click.Choice(["atlas"]), help="The published figures.")
+JSON = click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
 
 
 @cli.group(cls=Commands)
@@ -23,31 +27,87 @@ def plan() -> None:
 
 def basis(source: Path | None, prior: str | None) -> dict | None:
     """The results of a study, or None for the published figures; one of the two must be named."""
-    from mscale.files import read_json
-
     if source is None and prior is None:
         raise click.UsageError("say what to answer from: --results my-study/laws.json, or --prior atlas")
-    return None if source is None else read_json(source, what="results of mscale fit")
+    return None if source is None else results_of(source)
 
 
-def print_answer(answer: Any) -> None:
+def results_of(source: Path) -> dict:
+    """The results that ``mscale fit`` wrote; of a study's folder, those beside its tables."""
+    from analysis.answers import FORMAT
+    from mscale.files import read_json
+
+    path = source / "laws.json" if source.is_dir() else source
+    if path.exists() and path.suffix != ".json":
+        raise MscaleError(
+            f"{path}: expected the laws.json that `mscale fit` writes, found a {path.suffix or 'nameless'} file; run "
+            f"`mscale fit {path}` first"
+        )
+    results = read_json(path, what="results of mscale fit")
+    found = results.get("format") if isinstance(results, dict) else None
+    if found != FORMAT:
+        raise MscaleError(
+            f"{path}: not results of this mscale (format {found}, expected {FORMAT}): run `mscale fit` again"
+        )
+    return results
+
+
+def need_results(source: Path | None, what: str, why: str) -> dict:
+    """The results of a study where the published figures cannot answer; says what is missing of them."""
+    if source is None:
+        raise MscaleError(f"{what}: {why}; fit your own runs: --results my-study/laws.json")
+    return results_of(source)
+
+
+def print_answer(answer: Any, as_json: bool = False) -> None:
     """The decision, the rows behind it, and the reasons."""
+    import dataclasses
+    import json
+
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
+    if as_json:
+        from analysis.records import plain
+
+        print(json.dumps(plain(dataclasses.asdict(answer)), ensure_ascii=False, indent=1))
+        return
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(f"[bold]{escape(answer.text)}[/]")
     for title, rows in (("", answer.rows), *answer.more):
         if rows:
-            names = list(dict.fromkeys(name for row in rows for name in row))
-            table = Table(*names, title=title or None, title_justify="left")
-            for row in rows[:20]:
-                table.add_row(*(escape(cell(name, row.get(name))) for name in names))
-            console.print(table)
+            console.print(table_of(rows, title))
+            if len(rows) > MOST_ROWS:
+                console.print(f"and {len(rows) - MOST_ROWS} more rows: --json shows all")
     console.print(f"From: {answer.basis}")
     for reason in answer.reasons:
         console.print(f"- {escape(reason)}")
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
+    """Rows as a table: one line each, or, where they are few and long, one column each; empty columns left out."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    names = [
+        name
+        for name in dict.fromkeys(name for row in rows for name in row)
+        if any(row.get(name) not in (None, "") for row in rows)
+    ]
+    if len(rows) <= 2 and len(names) > 4:
+        table = Table(title=title or None, title_justify="left", show_header=False)
+        for name in names:
+            table.add_row(heading(name), *(escape(cell(name, row.get(name))) for row in rows))
+        return table
+    table = Table(*map(heading, names), title=title or None, title_justify="left")
+    for row in rows[:MOST_ROWS]:
+        table.add_row(*(escape(cell(name, row.get(name))) for name in names))
+    return table
+
+
+def heading(name: str) -> str:
+    """A column's name in words."""
+    return name.replace("_", " ")
 
 
 def cell(name: str, value: Any) -> str:
@@ -71,22 +131,31 @@ def cell(name: str, value: Any) -> str:
 @click.option("--params", type=float, help="With --flops: hold the size.")
 @RESULTS
 @PRIOR
+@JSON
 def plan_languages(
-    target: str, flops: float | None, params: float | None, source: Path | None, prior: str | None
+    target: str,
+    flops: float | None,
+    params: float | None,
+    source: Path | None,
+    prior: str | None,
+    as_json: bool,
 ) -> None:
     """Which languages to train together with --target, and how much of them."""
     from analysis.co_training import co_training
     from analysis.planner import languages
 
     results = basis(source, prior)
-    print_answer(languages(target, results))
-    if flops is not None:
-        if results is None:
-            raise MscaleError(
-                "plan languages --flops: how much of a source helps needs a fitted ATLAS law (its λ says how repeats "
-                "fade, and is not published): --results my-study/laws.json"
-            )
-        print_answer(co_training(target, results, flops, params))
+    if flops is None:
+        print_answer(languages(target, results), as_json)
+        return
+    if not as_json:
+        print_answer(languages(target, results))
+    if results is None:
+        raise MscaleError(
+            "plan languages --flops: how much of a source helps needs a fitted ATLAS law (its λ says how repeats "
+            "fade, and is not published): --results my-study/laws.json"
+        )
+    print_answer(co_training(target, results, flops, params), as_json)
 
 
 @plan.command("expand")
@@ -96,13 +165,20 @@ def plan_languages(
 @click.option("--tokens", type=float, required=True, help="Of all languages together.")
 @RESULTS
 @PRIOR
+@JSON
 def plan_expand(
-    few: float, many: float, params: float, tokens: float, source: Path | None, prior: str | None
+    few: float,
+    many: float,
+    params: float,
+    tokens: float,
+    source: Path | None,
+    prior: str | None,
+    as_json: bool,
 ) -> None:
     """What more languages at the same loss take."""
     from analysis.planner import expand
 
-    print_answer(expand(few, many, params, tokens, basis(source, prior)))
+    print_answer(expand(few, many, params, tokens, basis(source, prior)), as_json)
 
 
 @plan.command("start")
@@ -111,11 +187,14 @@ def plan_expand(
 @click.option("--tokens", type=float, required=True)
 @RESULTS
 @PRIOR
-def plan_start(target: str, params: float, tokens: float, source: Path | None, prior: str | None) -> None:
+@JSON
+def plan_start(
+    target: str, params: float, tokens: float, source: Path | None, prior: str | None, as_json: bool
+) -> None:
     """From scratch, or from a multilingual checkpoint."""
     from analysis.planner import start
 
-    print_answer(start(target, params, tokens, basis(source, prior)))
+    print_answer(start(target, params, tokens, basis(source, prior)), as_json)
 
 
 @plan.command("mixture")
@@ -130,6 +209,8 @@ def plan_start(target: str, params: float, tokens: float, source: Path | None, p
     help="Tokens there are, ca=2e9,es=5e9; default: the study's.",
 )
 @RESULTS
+@PRIOR
+@JSON
 def plan_mixture(
     targets: list[str],
     weights: list[str] | None,
@@ -138,20 +219,23 @@ def plan_mixture(
     params: float | None,
     unique: dict[str, float] | None,
     source: Path | None,
+    prior: str | None,
+    as_json: bool,
 ) -> None:
     """The mixture, size and tokens that minimise the targets' loss; needs a study of your own."""
     from analysis.mixture_plan import mixture
 
-    if source is None:
-        raise click.UsageError("a mixture needs fitted ATLAS laws: --results my-study/laws.json")
     try:
         numbers = None if weights is None else [float(weight) for weight in weights]
     except ValueError:
         raise click.BadParameter(
             f"expected numbers, found {','.join(weights or [])}", param_hint="--weights"
         ) from None
-    found = basis(source, None) or {}
-    print_answer(mixture(targets, flops, found, weights=numbers, worst=worst, params=params, unique=unique))
+    found = need_results(
+        source, "plan mixture", "a mixture needs fitted ATLAS laws, of which the paper prints no parameters"
+    )
+    answer = mixture(targets, flops, found, weights=numbers, worst=worst, params=params, unique=unique)
+    print_answer(answer, as_json)
 
 
 @plan.command("next")
@@ -169,6 +253,8 @@ def plan_mixture(
 @click.option("--budget", type=float, default=float("inf"), help="FLOPs for the next runs in all.")
 @click.option("--runs", default=5, show_default=True)
 @RESULTS
+@PRIOR
+@JSON
 def plan_next(
     decision: str,
     targets: list[str] | None,
@@ -177,18 +263,19 @@ def plan_next(
     budget: float,
     runs: int,
     source: Path | None,
+    prior: str | None,
+    as_json: bool,
 ) -> None:
     """The runs that would most reduce the uncertainty of a decision, and their price."""
     from analysis.next_runs import next_runs
 
-    if source is None:
-        raise click.UsageError("the next runs follow from your own: --results my-study/laws.json")
-    found = basis(source, None) or {}
-    print_answer(
-        next_runs(
-            decision, found, targets=targets or (), flops=flops, params=params, budget=budget, runs=runs
-        )
+    found = need_results(
+        source, "plan next", "the next runs follow from your own, whose noise and laws they need"
     )
+    answer = next_runs(
+        decision, found, targets=targets or (), flops=flops, params=params, budget=budget, runs=runs
+    )
+    print_answer(answer, as_json)
 
 
 @cli.command()
