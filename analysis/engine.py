@@ -12,6 +12,7 @@ import numpy as np
 from analysis.problem import Members, Problem
 
 PAIRS = 8  # steps that L-BFGS remembers
+DIAGONAL = 0.1  # of the majoriser, in the damping where the Hessian has a saddle
 ACTIVE = 8  # times a step is worked out again because it passed a bound
 
 
@@ -69,22 +70,24 @@ def minimise(
         step, promised = _step(theta[live], g[live], H[live], M[live], mu[live], problem)
         settled = (promised >= 0) & (promised <= tolerance * np.abs(f[live])) & (mu[live] < 1e3)
         go = np.flatnonzero((promised > 0) & ~settled)
-        improved = np.zeros(len(live), bool)
+        ease = np.full(len(live), 8.0)
         if len(go):
             at = live[go]
             trial = np.clip(theta[at] + step[go], lower, upper)
             majorise = metric is None and bool((mu[at] >= 1e-6).any())
             parts = problem.system(trial, members.take(at), majorise)
             better = parts[0] <= f[at]
+            gain = (f[at] - parts[0]) / promised[go]
             to = at[better]
             theta[to], f[to] = trial[better], parts[0][better]
             g[to], H[to] = parts[1][better], parts[2][better]
             if metric is None:
                 M[to] = parts[3][better]
                 known[to] = majorise
-            improved[go[better]] = True
-        eased = np.where(mu[live] < 1e-6, 0.0, mu[live] * 0.1)
-        mu[live] = np.where(improved, eased, np.maximum(mu[live] * 8.0, 1e-3))
+            # Where the model promised far more than was gained, it is trusted less.
+            ease[go] = np.select([~better, gain > 0.5, gain > 0.25], [8.0, 0.2, 1.0], 2.0)
+        harder = np.maximum(mu[live] * ease, 1e-3)
+        mu[live] = np.where(ease > 1, harder, np.where(mu[live] < 1e-6, 0.0, mu[live] * ease))
         converged[live[settled]] = True
         live = live[~settled & (mu[live] < 1e12)]
     return Minimum(theta, f, converged, spent)
@@ -96,7 +99,7 @@ def settle(
     members: Members,
     precondition: Callable[[np.ndarray, np.ndarray], np.ndarray],
     enough: np.ndarray,
-    iterations: int = 25,
+    iterations: int = 40,
 ) -> Minimum:
     """L-BFGS (Nocedal & Wright, algorithm 7.4) from each row of theta (B, P), within the bounds.
 
@@ -171,15 +174,40 @@ def _step(
     problem: Problem,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The damped Newton step within the bounds, and the decrease its quadratic model promises."""
-    matrix = H + mu[:, None, None] * M
+    still = held(theta, g, problem)
+    matrix = _convex(H, M, mu, still)
     diagonal = np.einsum("bii->bi", matrix)
     diagonal += 1e-12 * np.abs(diagonal).max(axis=1, keepdims=True)
-    step = _within(matrix, -g, held(theta, g, problem), problem.lower - theta, problem.upper - theta)
+    step = _within(matrix, -g, still, problem.lower - theta, problem.upper - theta)
     bad = ~np.isfinite(step).all(axis=1)
     step[bad] = 0.0
     slope = np.einsum("bi,bi->b", g, step)
     promised = -slope - 0.5 * np.einsum("bi,bi->b", np.matmul(H, step[:, :, None])[:, :, 0], step)
     return step, np.where((slope <= 0) & ~bad, promised, -1.0)
+
+
+def _convex(H: np.ndarray, M: np.ndarray, mu: np.ndarray, still: np.ndarray) -> np.ndarray:
+    """H + mu·M (B, P, P), or where that has no minimum in what may move, H with its curvature made positive.
+
+    There the majoriser, which may be flat in the same directions, damps together with a share of its diagonal.
+    """
+    matrix = H + mu[:, None, None] * M
+    together = ~still[:, :, None] & ~still[:, None, :] | np.eye(still.shape[1], dtype=bool)
+    scale = np.sqrt(np.maximum(np.einsum("bii->bi", M), 1e-300))
+    both = scale[:, :, None] * scale[:, None, :]
+    inner = np.where(together, matrix, 0.0) / both
+    np.einsum("bii->bi", inner)[still] = 1.0
+    try:
+        np.linalg.cholesky(inner)
+        return matrix
+    except np.linalg.LinAlgError:
+        saddle = np.flatnonzero(np.linalg.eigvalsh(inner)[:, 0] <= 0)
+    eigen, vectors = np.linalg.eigh(np.where(together[saddle], H[saddle], 0.0) / both[saddle])
+    eigen = np.maximum(np.abs(eigen), 1e-8 * eigen[:, -1:])
+    damped = M[saddle] / both[saddle] + DIAGONAL * np.eye(still.shape[1])
+    curved = (vectors * eigen[:, None]) @ vectors.swapaxes(1, 2) + mu[saddle, None, None] * damped
+    matrix[saddle] = curved * both[saddle]
+    return matrix
 
 
 def _within(

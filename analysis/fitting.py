@@ -17,6 +17,7 @@ import pandas as pd
 
 from analysis import checks, laws, search, uncertainty
 from analysis.build import Spec, build
+from analysis.engine import minimise
 from analysis.laws.law import Law
 from analysis.losses import huber
 from analysis.problem import Problem
@@ -72,8 +73,8 @@ def fit(
         parameters, contributions at the geometric means for A and B).
       phases: schedule phases to compare; only cooled rows ("end") by default; None takes all.
       group: column of the unit that is resampled (default "group", then "run", then the row).
-      near: a fit of the law to more or fewer of these rows, whose parameters are then the one start: for refits, such
-        as those of held-out folds, in a fifth of the time.
+      near: a fit of the law to these rows and more, asked for alike, from whose optimum and noise this one is searched:
+        for refits, such as those of held-out folds, in a tenth of the time.
       few_groups: fit even with fewer groups than parameters + 3 (intervals are then worth little).
       options: what the law's own preparation takes (ATLAS: variant, sources, count). Of the data-constrained law,
         two_stage=True fits as Muennighoff et al. did (`_in_two_stages`).
@@ -129,24 +130,25 @@ def fit(
         _weights(rows.table)[order],
     )
     enough(law, problem, names, len(group_names), few_groups)
-    start: np.ndarray | None = None
-    if near is not None:
-        there = dict(zip(near.names, near.theta, strict=True))
-        start = np.array([there.get(name, np.nan) for name in names])
-    if priors:
-        problem = _with_priors(problem, names, priors, seed, start)
-    found = search.optima(problem, seed, near=start)
-    problem, theta = found.problem, found.theta[0]
-    agreement = {
-        "starts": found.starts,
-        "agreeing": int(found.agreeing[0]),
-        "converged": bool(found.converged[0]),
-    }
     known: dict[str, Any] = {}
-    if spec.delta is None:
-        noise = known["noise"] = uncertainty.noise(problem, found.theta)
-        problem = dataclasses.replace(problem, ratio=float(noise.ratio[noise.best[0]]))
-        theta = noise.at_best(noise.theta)[0]
+    if near is not None and set(names) <= set(near.names):
+        problem, theta = _again(problem, names, near, priors)
+        agreement = {"starts": 1, "agreeing": 1, "converged": True}
+    else:
+        if priors:
+            alone = search.optima(problem, seed, polished=search.FINAL).theta[0]
+            problem = _with_priors(problem, names, priors, alone)
+        found = search.optima(problem, seed)
+        problem, theta = found.problem, found.theta[0]
+        agreement = {
+            "starts": found.starts,
+            "agreeing": int(found.agreeing[0]),
+            "converged": bool(found.converged[0]),
+        }
+        if spec.delta is None:
+            noise = known["noise"] = _noise(problem, found.theta, seed)
+            problem = dataclasses.replace(problem, ratio=float(noise.ratio[noise.best[0]]))
+            theta = noise.at_best(noise.theta)[0]
     return Fit(
         law=law,
         problem=problem,
@@ -161,6 +163,31 @@ def fit(
         spec=dataclasses.asdict(spec),
         _cache=known,
     )
+
+
+def _noise(problem: Problem, theta: np.ndarray, seed: int) -> uncertainty.Noise:
+    """The noise at the optimum theta (1, P), or at a better one: groups that share much may favour another."""
+    noise = uncertainty.noise(problem, theta)
+    given = dataclasses.replace(problem, ratio=float(noise.ratio[noise.best[0]]))
+    if given.ratio == 0.0:
+        return noise
+    other = search.optima(given, seed, polished=search.FINAL).theta
+    here, there = given.system(np.concatenate([noise.at_best(noise.theta), other]), given.members(), False)[0]
+    return uncertainty.noise(problem, other) if there < here - 1e-6 * abs(here) else noise
+
+
+def _again(
+    problem: Problem, names: tuple[str, ...], near: Fit, priors: Mapping[str, tuple[float, float]] | None
+) -> tuple[Problem, np.ndarray]:
+    """The problem with its priors and noise, and its optimum (P,), all searched from those of a fit nearby."""
+    theta = near.theta[[near.names.index(name) for name in names]]
+    problem = dataclasses.replace(problem, barrier=near.problem.barrier)
+    if priors:
+        problem = _with_priors(problem, names, priors, minimise(problem, theta[None]).theta[0])
+    if problem.delta is not None:
+        return problem, minimise(problem, theta[None]).theta[0]
+    ratio, theta = uncertainty.nearby(problem, theta, near.problem)
+    return dataclasses.replace(problem, ratio=ratio), theta
 
 
 def _in_two_stages(
@@ -341,14 +368,9 @@ def _known(law: Law, *wanted: Any) -> None:
 
 
 def _with_priors(
-    problem: Problem,
-    names: tuple[str, ...],
-    priors: Mapping[str, tuple[float, float]],
-    seed: int,
-    near: np.ndarray | None,
+    problem: Problem, names: tuple[str, ...], priors: Mapping[str, tuple[float, float]], theta: np.ndarray
 ) -> Problem:
-    """Priors weigh against residuals in units of their own dispersion, which a first fit without them gives."""
-    theta = search.optima(problem, seed, polished=search.FINAL, near=near).theta[0]
+    """Priors weigh against residuals in units of their own dispersion, at the optimum theta (P,) without them."""
     r = problem.residuals(theta[None])[0]
     dispersion = float(np.sum(problem.weight * huber(r, problem.delta)[1] * r)) / max(
         1, len(r) - problem.size

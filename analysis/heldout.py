@@ -52,14 +52,27 @@ def compare(
         contenders["ATLAS, + D_other"] = {**how, "variant": "D_other", "priors": {"tau_other": TAU}}
         priors = {"tau": TAU, "tau_other": TAU}
         contenders["ATLAS, + K_t"] = {**how, "variant": "K_t", "sources": sources, "priors": priors}
-    judged = []
+    # Splits that show the same languages are judged together: each law is then fitted to the whole once.
+    together: dict[tuple[str, ...], list[str]] = {}
     for split in splits:
-        shown = _tellable(table, split)
-        if len(shown):
-            judged.append(judge(contenders, shown, [split], level=level, within=True, draws=DRAWS, seed=seed))
+        together.setdefault(tuple(sorted(_tellable(table, split)["language"].unique())), []).append(split)
+    judged = [
+        judge(
+            contenders,
+            table[table["language"].isin(shown)],
+            [*alike],
+            level=level,
+            within=True,
+            draws=DRAWS,
+            seed=seed,
+        )
+        for shown, alike in together.items()
+        if shown
+    ]
     if not judged:
         return []
     found = pd.concat(judged, ignore_index=True).rename(columns={"tested": "n"})
+    found = found.sort_values("split", key=lambda names: names.map(list(splits).index), kind="stable")
     found["reason"] = found["reason"].fillna("") if "reason" in found else ""
     # R² over a handful of losses is an accident, not a measurement.
     few = found["n"].fillna(0) < LEAST_TESTED

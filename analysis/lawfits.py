@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis import capacity, reference
 from analysis.fitting import fit
+from analysis.quantities import Derived
 from analysis.results import Fit
 from analysis.transfer import MOST_EPOCHS
 from analysis.wording import brief
@@ -114,18 +115,19 @@ def capacity_answer(rows: pd.DataFrame, level: float, seed: int) -> dict:
     params = {name: float(found.params[name]) for name in names}
     reasons = found.identification()
     bad = [name for name in names if name in reasons]
-    # The exponents of r, whose intervals are those of the multipliers at any r.
-    exponents = [found.interval_of(exponent, level).iloc[0] for exponent in (_size, _data, _compute)]
+    # The exponents of r, whose intervals are those of the multipliers at any r; they are the same in every language.
+    wanted = [Derived(0, exponent, {}, 1) for exponent in (_size, _data, _compute)]
+    exponents = pd.DataFrame(dict(zip(("estimate", "low", "high"), found.ends(wanted, level), strict=True)))
     for ratio in RATIOS:
         point = capacity.growth(ratio, **params)
         row: dict[str, Any] = {"ratio": ratio, "N": point.N, "D_tot": point.D_tot, "C": point.C}
-        for name, exponent in zip(("N", "D_tot", "C"), exponents, strict=True):
+        for name, exponent in zip(("N", "D_tot", "C"), exponents.to_dict("records"), strict=True):
             with np.errstate(over="ignore"):
-                row[f"{name}_low"], row[f"{name}_high"] = ratio ** exponent[["low", "high"]].to_numpy(float)
+                row[f"{name}_low"], row[f"{name}_high"] = (
+                    ratio ** np.array([exponent[side] for side in ("low", "high")])
+                ).tolist()
         answer["multipliers"].append(row)
-    answer["exponents"] = {
-        name: exponent.to_dict() for name, exponent in zip(("N", "D_tot", "C"), exponents, strict=True)
-    }
+    answer["exponents"] = dict(zip(("N", "D_tot", "C"), exponents.to_dict("records"), strict=True))
     answer["reason"] = (
         f"{', '.join(bad)}: {reasons[bad[0]]}" if bad else _untrustworthy(answer["multipliers"])
     )
@@ -143,15 +145,15 @@ def capacity_answer(rows: pd.DataFrame, level: float, seed: int) -> dict:
     return answer
 
 
-def _size(p: Any) -> Any:
+def _size(p: Any, _x: Any) -> Any:
     return p.phi / p.alpha
 
 
-def _data(p: Any) -> Any:
+def _data(p: Any, _x: Any) -> Any:
     return 1.0 + p.psi / p.beta
 
 
-def _compute(p: Any) -> Any:
+def _compute(p: Any, _x: Any) -> Any:
     return 1.0 + p.phi / p.alpha + p.psi / p.beta
 
 

@@ -266,7 +266,7 @@ def _lowest(
     rest = np.flatnonzero(~found.converged & np.isfinite(found.objective))
     if len(rest):
         last = minimise(
-            pinned, found.theta[rest], members.take(rest), damping=1e-3, tolerance=1e-8, iterations=60
+            pinned, found.theta[rest], members.take(rest), damping=1e-3, tolerance=1e-8, iterations=20
         )
         found.theta[rest], found.objective[rest] = last.theta, last.objective
     return found.theta, found.objective

@@ -42,12 +42,10 @@ def optima(
     seed: int,
     y: np.ndarray | None = None,
     polished: int = POLISHED,
-    near: np.ndarray | None = None,
 ) -> Optima:
     """The global optimum of each study, started without knowing anything of the parameters.
 
-    polished: starts that are followed to their optimum. near: (P,) the one start instead, NaN where a parameter is not
-    known; the optimum found is then the one it leads to.
+    polished: starts that are followed to their optimum.
 
     Raises:
       MscaleError: no study has a finite optimum.
@@ -55,8 +53,6 @@ def optima(
     y = problem.y[None] if y is None else y
     small, rows = sample(problem)
     theta = starts(small, seed, y[:, rows])[:, :polished]
-    if near is not None:
-        theta = np.where(np.isfinite(near), near, theta[:, :1])
     if not np.isfinite(theta).any():
         raise MscaleError("no start gives finite predictions: check the units of the columns")
     found = _polish(small, theta, y[:, rows])

@@ -4,14 +4,16 @@ A split is a set of folds, each a mask of test rows; what is not tested is fitte
 (all languages and folds together). Runs that share a root trunk never stand on both sides of a random split.
 """
 
-import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis import laws
 from analysis.fitting import fit
+from analysis.results import Fit
 from mscale.errors import MscaleError
 
 SPLITS = ("R2", "R2_N", "R2_D", "R2_C", "R2_M")
@@ -123,24 +125,44 @@ def predictions(
 
     `how` goes to `analysis.fit`. A fold that cannot be fitted is left out and said in the frame's attrs["refused"].
     """
+    return _predictions(law, _ready(law, table, how), split, seed, share_of)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What all folds of a law share: the rows it is judged on, how it is fitted to them, and its fit to all of them."""
+
+    table: pd.DataFrame
+    how: dict[str, Any]
+    whole: Fit | None
+
+
+def _ready(law: Any, table: pd.DataFrame, how: Mapping[str, Any]) -> _Ready:
     how = {"few_groups": True, **how}
-    phases = how.get("phases", ("end",))
-    exposure = how.get("exposure")
-    table = usable(table, phases)
+    table = usable(table, how.get("phases", ("end",)))
+    if law == "atlas" and how.get("exposure") is not None:
+        given = {name: how.pop(name) for name in ("variant", "sources", "count", "exposure") if name in how}
+        _, table, options = laws.prepare(law, table, target=how.get("target"), **given)
+        how |= options
+    try:
+        return _Ready(table, how, fit(law, table, **how))
+    except MscaleError:  # what refuses the whole refuses the folds too, and is said there
+        return _Ready(table, how, None)
+
+
+def _predictions(law: Any, ready: _Ready, split: str, seed: int, share_of: float) -> pd.DataFrame:
+    table, how = ready.table, ready.how
     parts, refused = [], {}
-    whole = None
-    with contextlib.suppress(MscaleError):  # what refuses the whole refuses the folds too, and is said there
-        whole = fit(law, table, **how)
     for name, test in folds(table, split, share=share_of, seed=seed, columns=how.get("columns")).items():
         try:
             if split == "leave_one_language_out" and how.get("per", "auto") is not None:
                 fitted, held = _transplanted(law, table, test, how)
             else:
-                fitted, held = fit(law, table[~test], near=whole, **how), table[test]
+                fitted, held = fit(law, table[~test], near=ready.whole, **how), table[test]
             held, lost = _predictable(fitted, held)
             if not len(held):
                 raise MscaleError(f"no held-out row is of a level that was fitted ({', '.join(lost)})")
-            result = fitted.predict(held, exposure=exposure)
+            result = fitted.predict(held)
         except MscaleError as error:
             refused[name] = str(error)
             continue
@@ -228,6 +250,7 @@ def judge(
             f"laws are compared on the same runs in the same phase of their schedule; give all the same phases="
         )
     records = []
+    ready: dict[str, _Ready] = {}
     tails = [(1 - level) / 2, (1 + level) / 2]
     for split in splits:
         first = None
@@ -237,7 +260,9 @@ def judge(
             record: dict[str, Any] = {"law": label, "split": split}
             records.append(record)
             try:
-                found = predictions(law, table, split, seed=seed, **how)
+                if label not in ready:
+                    ready[label] = _ready(law, table, how)
+                found = _predictions(law, ready[label], split, seed, SHARE)
             except MscaleError as error:
                 record |= {"r2": np.nan, "tested": 0, "reason": str(error)}
                 continue

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from analysis.engine import minimise
-from analysis.problem import Problem
+from analysis.problem import Members, Problem
 from analysis.sufficiency import SPARE
 
 # Values of 1 + m·ρ, m the rows of the largest group. Below 1 the rows of a group differ more than those of several:
@@ -56,33 +56,74 @@ def noise(problem: Problem, theta: np.ndarray, y: np.ndarray | None = None) -> N
     y: (S, n) responses of planted studies (None: the problem's own).
     """
     S, P = theta.shape
-    total = np.bincount(problem.group, problem.weight)
-    # With hardly more groups than parameters, noise that groups share can pass for anything the law says about them.
-    repeated = np.bincount(problem.group).max() > 1 and problem.groups >= problem.size + SPARE
-    ratio = (SHARING - 1.0) / total.max() if repeated else np.zeros(1)
+    ratio = ratios(problem)
     R = len(ratio)
     members = problem.members(y=None if y is None else np.repeat(y, R, axis=0), ratio=np.tile(ratio, S))
-    found = minimise(problem, np.repeat(theta, R, axis=0), members, damping=1e-3)
-    information = problem.system(found.theta, members)[3]
-    freedom = max(1, len(problem.y) - problem.size)
-    rss = 2 * problem.objective(found.theta, members).reshape(S, R)
-    typical = 1.0 if problem.law.residual == "log" else float(np.abs(problem.y).mean())
-    sigma2 = np.maximum(rss / freedom, (LEAST * typical) ** 2)
-    inverse, log_determinant = invert(information)
-    log_V = np.log1p(ratio[:, None] * total).sum(axis=1)
-    restricted = -0.5 * (freedom * np.log(sigma2) + log_V + log_determinant.reshape(S, R))
+    given = _given(problem, np.repeat(theta, R, axis=0), members)
+    restricted = given.restricted.reshape(S, R)
     # The reference prior, 1/σ² for the variance within and for that between groups: uniform in log(1 + m·ρ), as
     # the grid is, which makes an interval between groups Student's with the freedom of the groups.
     chance = np.exp(restricted - restricted.max(axis=1, keepdims=True))
     return Noise(
         ratio,
         chance / chance.sum(axis=1, keepdims=True),
-        found.theta.reshape(S, R, P),
-        sigma2,
-        inverse.reshape(S, R, P, P),
-        freedom,
+        given.theta.reshape(S, R, P),
+        given.sigma2.reshape(S, R),
+        given.inverse.reshape(S, R, P, P),
+        max(1, len(problem.y) - P),
         np.argmax(restricted, axis=1),
     )
+
+
+def ratios(problem: Problem) -> np.ndarray:
+    """(R,) the values of ρ that are averaged over."""
+    # With hardly more groups than parameters, noise that groups share can pass for anything the law says about them.
+    repeated = np.bincount(problem.group).max() > 1 and problem.groups >= problem.size + SPARE
+    return (SHARING - 1.0) / np.bincount(problem.group, problem.weight).max() if repeated else np.zeros(1)
+
+
+def nearby(problem: Problem, theta: np.ndarray, before: Problem) -> tuple[float, np.ndarray]:
+    """ρ̂ and the optimum (P,) given it, searched from theta (P,) and the ρ̂ of a problem of more or fewer rows.
+
+    The likelihood of ρ is climbed from there, which takes a few of the values that `noise` goes through.
+    """
+    ratio = ratios(problem)
+    sharing = 1.0 + before.ratio * np.bincount(before.group, before.weight).max()
+    place = int(np.argmin(np.abs(np.log(SHARING / sharing)))) if len(ratio) > 1 else 0
+    known: dict[int, tuple[float, np.ndarray]] = {}
+    while True:
+        new = [at for at in (place - 1, place, place + 1) if 0 <= at < len(ratio) and at not in known]
+        if not new:
+            return float(ratio[place]), known[place][1]
+        start = np.tile(known[place][1] if place in known else theta, (len(new), 1))
+        given = _given(problem, start, problem.members(ratio=ratio[new]))
+        known.update(zip(new, zip(given.restricted, given.theta, strict=True), strict=True))
+        place = max(known, key=lambda at: known[at][0])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """Optima theta (B, P) given ρ, the variance of a row, the restricted log likelihood (B,), inverses (B, P, P)."""
+
+    theta: np.ndarray
+    sigma2: np.ndarray
+    restricted: np.ndarray
+    inverse: np.ndarray
+
+
+def _given(problem: Problem, theta: np.ndarray, members: Members) -> _Given:
+    """The optima given the ρ of the members, from theta (B, P)."""
+    theta = minimise(problem, theta, members, damping=1e-3).theta
+    information = problem.system(theta, members)[3]
+    freedom = max(1, len(problem.y) - problem.size)
+    rss = 2 * problem.objective(theta, members)
+    typical = 1.0 if problem.law.residual == "log" else float(np.abs(problem.y).mean())
+    sigma2 = np.maximum(rss / freedom, (LEAST * typical) ** 2)
+    inverse, log_determinant = invert(information)
+    total = np.bincount(problem.group, problem.weight)
+    log_V = np.log1p(members.ratio[:, None] * total).sum(axis=1)
+    restricted = -0.5 * (freedom * np.log(sigma2) + log_V + log_determinant)
+    return _Given(theta, sigma2, restricted, inverse)
 
 
 def invert(information: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
