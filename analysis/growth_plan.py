@@ -57,6 +57,7 @@ def least_compute(
         f"the start is {what}: size is responsible for {weight[0]:.0%} of its reducible loss, {best:.0%} would be "
         f"compute-optimal; the same loss without more languages could be had for ×{now.C:.2f} its compute"
         if abs(weight[0] - best) > 0.02
-        else "the start is compute-optimal: both points are the same"
+        else f"the start is all but compute-optimal (size is responsible for {weight[0]:.1%} of its reducible loss, "
+        f"{best:.1%} would be): near there compute hardly depends on the size"
     )
     return row

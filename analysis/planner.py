@@ -220,6 +220,8 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
             ahead = "continuing is still" if row["bound"] == "at least" else "scratch is already"
             what = f"not within the data ({ahead} ahead at {count(row['tokens'])})"
         gap, reasons = _gap(results or {}, row, tokens)
+        if abs(np.log(row["params"] / params)) > 0.05:
+            reasons.append(f"read at {count(row['params'])} parameters, the nearest size at which it was run")
         text = (
             f"{target} at {count(params)} parameters and {count(tokens)} tokens: {what}. The crossover lies "
             f"{_between(low, high)} tokens.{gap}"

@@ -99,7 +99,9 @@ def table_of(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
         for name in names:
             table.add_row(heading(name), *(escape(cell(name, row.get(name))) for row in rows))
         return table
-    table = Table(*map(heading, names), title=title or None, title_justify="left")
+    table = Table(title=title or None, title_justify="left")
+    for name in names:
+        table.add_column(heading(name), overflow="fold")  # a number cut short would be another number
     for row in rows[:MOST_ROWS]:
         table.add_row(*(escape(cell(name, row.get(name))) for name in names))
     return table
@@ -122,7 +124,10 @@ def cell(name: str, value: Any) -> str:
         return str(value).partition(" (")[0]  # what it is exactly, the reasons say
     if not isinstance(value, float):
         return str(value)
-    return count(value) if abs(value) >= MANY else f"{value + 0.0:,.4g}"  # −0.0 + 0.0 is 0.0
+    if abs(value) >= MANY:
+        return count(value)
+    value += 0.0  # −0.0 + 0.0 is 0.0
+    return f"{value:,.4g}" if abs(value) >= 1 else f"{value:.2g}" if abs(value) < 0.01 else f"{value:.3g}"
 
 
 @plan.command("languages")
