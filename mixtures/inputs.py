@@ -73,10 +73,7 @@ def documents(one: Input) -> Iterator[str]:
 
 def _find_remote(place: Url, languages: Sequence[str] | None) -> dict[str, list[Input]]:
     system, root = connect(place)
-    try:
-        listed = listing(system, f"{root.rstrip('/')}/data", place)
-    except FileNotFoundError:
-        listed = {}
+    listed = listing(system, f"{root.rstrip('/')}/data", place)
     numbered: dict[str, list[tuple[int, Input]]] = {}
     for name, (size, version) in listed.items():
         if match := _NAME.fullmatch(f"data/{name}"):

@@ -241,12 +241,16 @@ def connect(url: str) -> tuple[Any, str]:
 def listing(system: Any, root: str, place: str) -> dict[str, tuple[int, str]]:
     """Size in bytes and version of every file under ``root``, by its path below it; ``place`` names it in errors.
 
-    The version is what the file system tells of one (hash, time); it may raise FileNotFoundError where there is none.
+    The version is what the file system tells of one (hash, time). Where there is no such folder some file systems list
+    nothing and others raise; here it is nothing.
     """
 
     def once() -> dict[str, dict[str, Any]]:
         system.invalidate_cache()
-        return system.find(root, detail=True)
+        try:
+            return system.find(root, detail=True)
+        except FileNotFoundError:
+            return {}
 
     prefix = root.rstrip("/") + "/"
     return {

@@ -65,12 +65,20 @@ def test_a_run_that_ends_meanwhile_is_never_done_here_without_its_rows(there, tm
     assert collect(tmp_path / "here") == collect(folder)
 
 
-def test_bad_places_are_named(there, tmp_path):
+def _no_such_folder(system, root, **_):
+    raise FileNotFoundError(root)
+
+
+def test_bad_places_are_named(there, tmp_path, monkeypatch):
     folder, url = there
     with pytest.raises(MscaleError, match="expected a URL"):
         fetch(str(folder), tmp_path / "here")
     with pytest.raises(MscaleError, match=r"no study\.json there"):
         fetch(f"{url}/runs", tmp_path / "here")
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "find", _no_such_folder)
+    with pytest.raises(MscaleError, match=r"no study\.json there"):
+        fetch(f"{url}/absent", tmp_path / "here")
+    monkeypatch.undo()
     with pytest.raises(MscaleError, match="holds runs of this machine"):
         fetch(url, folder)
     fetch(url, tmp_path / "here")
