@@ -13,7 +13,7 @@ import numpy as np
 from analysis import capacity, crossover, crossover_process, growth_plan, inventory, reference
 from analysis.transfer import effective_transfer
 from analysis.transfer_findings import main_matrix
-from analysis.wording import count, signed, span
+from analysis.wording import count, few, signed, span
 from mscale.errors import MscaleError, nearest
 
 PUBLISHED = "published (Longpre et al. 2026; interval not published)"
@@ -77,7 +77,7 @@ def languages(target: str, results: Mapping[str, Any] | None = None) -> Answer:
         names = sorted({row["target"] for row in measured} | set(paper["target"]))
         raise MscaleError(
             f"no transfer score for {target!r}{nearest(target, names)}: neither the study nor the paper "
-            "(38 languages) measured it; run it alone and in 50/50 pairs with the candidates"
+            f"(38 languages) measured it; known: {few(names, 40)}. Run it alone and in 50/50 pairs with the candidates"
         )
     order = (STUDY, PREDICTED, PUBLISHED)
     rows.sort(key=lambda row: (order.index(row["basis"]), -row["score"]))

@@ -86,22 +86,25 @@ def print_answer(answer: Any, as_json: bool = False) -> None:
 
 def table_of(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
     """Rows as a table: one line each, or, where they are few and long, one column each; empty columns left out."""
+    from rich import box
     from rich.markup import escape
     from rich.table import Table
 
+    look: Any = {"title": title or None, "title_justify": "left", "box": box.SIMPLE_HEAD, "pad_edge": False}
     names = [
         name
         for name in dict.fromkeys(name for row in rows for name in row)
         if any(row.get(name) not in (None, "") for row in rows)
     ]
     if len(rows) <= 2 and len(names) > 4:
-        table = Table(title=title or None, title_justify="left", show_header=False)
+        table = Table(show_header=False, **look)
         for name in names:
             table.add_row(heading(name), *(escape(cell(name, row.get(name))) for row in rows))
         return table
-    table = Table(title=title or None, title_justify="left")
+    table = Table(**look)
     for name in names:
-        table.add_column(heading(name), overflow="fold")  # a number cut short would be another number
+        # A number cut short would be another number.
+        table.add_column(heading(name), overflow="fold", min_width=12 if name == names[0] else None)
     for row in rows[:MOST_ROWS]:
         table.add_row(*(escape(cell(name, row.get(name))) for name in names))
     return table
