@@ -23,7 +23,7 @@ CLOSE = 0.02  # standard errors between the rise and its critical value that end
 GROWTH = 3.0  # times farther out an aim goes at most
 AHEAD = 1.2  # and at least, until the limit is passed
 LEAST = 0.05  # standard errors an interval reaches to either side at least
-SETTLED = 1e-4  # of the rise that is wanted, by which a point may lie above the profile
+SETTLED = 1e-6  # of the rise that is wanted, by which a point promises to lie above the profile: many times less
 FLAT = 1e-12  # eigenvalue of the scaled information, over the largest, of a direction that changes nothing
 INVOLVED = 1e-3  # share of a quantity's slope in such directions from which its profile never rises
 
@@ -266,7 +266,7 @@ def _lowest(
     rest = np.flatnonzero(~found.converged & np.isfinite(found.objective))
     if len(rest):
         last = minimise(
-            pinned, found.theta[rest], members.take(rest), damping=1e-3, tolerance=1e-8, iterations=20
+            pinned, found.theta[rest], members.take(rest), damping=1e-3, tolerance=1e-8, iterations=60
         )
         found.theta[rest], found.objective[rest] = last.theta, last.objective
     return found.theta, found.objective
