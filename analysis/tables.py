@@ -154,12 +154,12 @@ def validate_observations(
             f"{source}: column 'phase' holds {unknown[0]!r}; expected one of {', '.join(PHASES)}"
         )
     for name in ("params", "tokens"):
-        bad = ~(frame[name] >= (0 if name == "tokens" else 1))
+        bad = ~(frame[name].between(0 if name == "tokens" else 1, np.inf, inclusive="left"))
         if bad.any():
             row = int(np.flatnonzero(bad.to_numpy())[0])
             raise MscaleError(
                 f"{source}: row {row + 1}, column {name!r}: expected a positive number, "
-                f"found {frame[name].iloc[row]!r}"
+                f"found {frame[name].iloc[row]:g}"
             )
     notes += _complete(frame, source)
     _refuse_impossible(frame, source)
@@ -173,13 +173,11 @@ def validate_observations(
     key = ["run", "step", "language", "split"]
     repeated = frame.duplicated(key, keep="last")
     if repeated.any():
-        exclusions.append(
-            {
-                "what": "repeated rows",
-                "rows": int(repeated.sum()),
-                "why": "the same run, step, language and split twice: the later row is kept",
-            }
-        )
+        others = frame.groupby(key, sort=False)["loss"].nunique()
+        clash = int((others > 1).sum())
+        why = "the same run, step, language and split twice: the later row is kept"
+        why += f" ({clash} times with another loss)" if clash else ""
+        exclusions.append({"what": "repeated rows", "rows": int(repeated.sum()), "why": why})
         frame = frame[~repeated]
     notes += _mixed(frame)
     order = [*COLUMNS, *(name for name in frame.columns if name not in COLUMNS)]

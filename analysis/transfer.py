@@ -27,6 +27,7 @@ from analysis.curves import (
     points_of,
 )
 from analysis.tables import describe_mixtures
+from analysis.wording import few
 from mscale.errors import MscaleError
 
 LEVEL = 0.9
@@ -54,7 +55,8 @@ MOST_EPOCHS = 1.001
 class Cells:
     """The cells of a study that transfer needs, grouped once, and the noise of their curves.
 
-    `rows` holds, by (scale, languages), the rows of each evaluated language.
+    `rows` holds, by (scale, languages), the rows of each evaluated language; `left_out` says which runs of one or two
+    languages are no reference, and why.
     """
 
     rows: dict[tuple[str, tuple[str, ...]], dict[str, pd.DataFrame]]
@@ -62,6 +64,7 @@ class Cells:
     noise: dict[str, Noise]
     seed: int
     draws: int
+    left_out: tuple[str, ...] = ()
     cache: dict = field(default_factory=dict, repr=False, compare=False)
 
     def curve(self, scale: str, languages: tuple[str, ...], target: str, phase: str) -> Curve | None:
@@ -111,7 +114,20 @@ def cells(
     for keys, part in slim.groupby([chosen["scale"], key, chosen["language"]], sort=False):
         grouped.setdefault((str(keys[0]), keys[1]), {})[str(keys[2])] = part
     params = {str(scale): int(value) for scale, value in rows.groupby("scale")["params"].first().items()}
-    return Cells(grouped, params, study_noise(rows, runs), seed, draws)
+    return Cells(grouped, params, study_noise(rows, runs), seed, draws, _left_out(runs))
+
+
+def _left_out(runs: pd.DataFrame) -> tuple[str, ...]:
+    reasons = {
+        "two languages, but not half and half": (runs["K"] == 2) & (runs["kind"] == "mixed"),
+        "one language, its data repeated": (runs["kind"] == "mono") & (runs["repeats"] > MOST_EPOCHS),
+        "continued from a checkpoint": (runs["K"] <= 2) & (runs["init"] != "scratch"),
+    }
+    return tuple(
+        f"{int(which.sum())} runs left out ({why}): {few(list(map(str, runs.loc[which, 'run'])))}"
+        for why, which in reasons.items()
+        if which.any()
+    )
 
 
 def study_noise(rows: pd.DataFrame, runs: pd.DataFrame | None = None) -> dict[str, Noise]:
@@ -303,7 +319,10 @@ def one_split(observations: pd.DataFrame, split: str | None) -> pd.DataFrame:
     if split is None and len(found) > 1:
         split = "valid" if "valid" in found else None
         if split is None:
-            raise MscaleError(f"the table holds the splits {', '.join(found)}: choose one")
+            raise MscaleError(
+                f"the table holds losses on the splits {', '.join(found)}, which are not comparable: choose one "
+                "(mscale transfer --split), or keep the rows of one"
+            )
     if split is not None and split not in found:
         raise MscaleError(f"no split {split!r} in the table; found {', '.join(found)}")
     return observations if split is None else observations[observations["split"] == split]

@@ -19,6 +19,7 @@ def transfer_table(
     d: float | None = None,
     scale: str | None = None,
     phase: str = "stable",
+    split: str | None = None,
     premiums: Mapping[str, float] | None = None,
     fertility: Mapping[str, float] | None = None,
     overlap: Overlap | None = None,
@@ -30,27 +31,28 @@ def transfer_table(
 
     Args:
       rows: observations (`tables.read_study`). d: reference tokens, by default what each scale allows most pairs.
-      scale: that one alone. phase: "stable" or "end" (cooled with cooled).
+      scale: that one alone. phase: "stable" or "end" (cooled with cooled). split: of the evaluation, where there are
+        several.
       fertility: bytes per token of languages, where the observations do not tell.
       premiums, overlap, planted: what else is known of the languages, see `transfer_answers.transfer_answer`.
 
     Returns:
-      A row for each unit, scale and ordered pair with the columns of `COLUMNS`, and what goes with it: {"scale" (the
-      one with most pairs), "noise" (of the curves), "predicted" (of the pairs not run, at that scale),
-      "units_missing" (why there are no bytes or content)}. `status` is measured, bound, predicted or missing;
-      `censored` is whether the score is a bound.
+      A row for each unit, scale and ordered pair with the columns of `COLUMNS`: `status` is measured, bound,
+      predicted or missing, `censored` whether the score is a bound. And what goes with it: {"scale" (the one with
+      most pairs), "noise" (of the curves), "predicted" (of the pairs not run, at that scale), "units_missing" (why
+      there are no bytes or content), "left_out" (runs, and why)}.
 
     Raises:
       MscaleError: no 50/50 run, no such scale, or tables that mix what cannot be compared.
     """
     if d is not None and not 0 < d < float("inf"):
         raise MscaleError(f"transfer: d is {d:g}, expected a positive number of tokens")
-    cells = transfer.cells(rows, seed=seed)
+    cells = transfer.cells(rows, split=split, seed=seed)
     paired = sorted({at for at, languages in cells.rows if len(languages) == 2})
     if not paired:
         raise MscaleError(
             "transfer: no 50/50 run of two languages at a constant rate or cooled: a score needs one, and each "
-            "language alone"
+            f"language alone{'; '.join(['', *cells.left_out])}"
         )
     if scale is not None and scale not in paired:
         raise MscaleError(f"transfer: no 50/50 run at scale {scale!r}; found {', '.join(paired)}")
@@ -59,9 +61,11 @@ def transfer_table(
     )
     main = main_scale(matrix, cells)
     chosen = matrix["scale"] == main
-    others = predicted(matrix[chosen], adaptation.adaptation_scores(rows), planted, overlap, level, seed)
+    others = predicted(
+        matrix[chosen], adaptation.adaptation_scores(rows, split=split), planted, overlap, level, seed
+    )
     frames = [matrix.assign(unit="tokens")]
-    counted, reasons = units.all_units(matrix, rows, premiums, fertility)
+    counted, reasons = units.all_units(matrix, transfer.one_split(rows, split), premiums, fertility)
     frames += [table.assign(unit=name) for name, table in counted.items()]
     table = pd.concat(frames, ignore_index=True)
     place = {(row["target"], row["source"]): row for row in others["cells"]}
@@ -79,6 +83,7 @@ def transfer_table(
         "noise": cells.noise[phase],
         "predicted": {name: value for name, value in others.items() if name != "cells"},
         "units_missing": reasons,
+        "left_out": cells.left_out,
     }
     return table.reindex(columns=COLUMNS), about
 

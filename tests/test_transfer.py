@@ -212,7 +212,7 @@ def test_evaluation_sets_that_differ_are_noted_and_splits_are_never_mixed(plante
     other = observations.copy()
     other.loc[other["languages"] == "aka", "split"] = "flores"
     other.loc[other["languages"] != "aka", "split"] = "dev"
-    with pytest.raises(MscaleError, match="the splits dev, flores: choose one"):
+    with pytest.raises(MscaleError, match="the splits dev, flores, which are not comparable: choose one"):
         transfer.cells(other)
 
 

@@ -83,3 +83,92 @@ def test_from_a_csv_with_a_column_a_language_to_the_matrix(tmp_path, capsys):
     assert cells.loc[("zh", "en"), "status"] == "missing" and np.isnan(cells.loc[("zh", "en"), "score"])
     assert run("transfer", tmp_path / "none.csv") == 1
     assert "no such table" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def curves():
+    table, _ = one_billion.curves(3, repeats=1)
+    table = table[table["languages"].isin(["en", "es", "de", "en+es", "de+en"])]
+    return table.assign(phase="stable").reset_index(drop=True)
+
+
+def at(table, **cells):
+    """The table with cells of its sixth row changed."""
+    changed = table.astype({name: object for name in cells})
+    for name, value in cells.items():
+        changed.loc[5, name] = value
+    return changed
+
+
+def where(table, languages, **columns):
+    """Columns that hold the first value in runs of these languages, the second in others."""
+    mine = table["languages"] == languages
+    return table.assign(**{name: np.where(mine, *values) for name, values in columns.items()})
+
+
+def en(table):
+    return table["languages"] == "en"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t[~en(t) | (t["tokens"] == t[en(t)]["tokens"].max())], "missing, 2: a curve of one point"),
+        (lambda t: t[~(en(t) & (t["tokens"] > 5e9))], "missing, 2: the monolingual curve of en covers"),
+        (lambda t: t[~en(t)], "missing, 2: no monolingual run of en in the stable phase"),
+        (
+            lambda t: where(t, "en", phase=("end", "stable")),
+            "en in the stable phase: cooled losses only, which",
+        ),
+        (
+            lambda t: where(t, "en", eval_tokens=(1000, 2000)),
+            "evaluation sets differ in size between runs (first: en",
+        ),
+        (lambda t: pd.concat([t, t.iloc[[5]]]), "repeated rows left out (1)"),
+        (lambda t: pd.concat([t, t.iloc[[5]].assign(loss=9)]), "(1 times with another loss)"),
+        (lambda t: at(t, loss=float("nan")), "rows of 1 run(s) left out (1): the loss is not finite"),
+        (lambda t: t.assign(tokens=t["tokens"] / 1e9), "check the units"),
+        (
+            lambda t: where(t, "en+es", mixed=(0.8, 0.5)).pipe(
+                lambda t: t.assign(
+                    target_tokens=t["tokens"] * np.where(t["languages"].str.contains("[+]"), t["mixed"], 1.0)
+                )
+            ),
+            "1 runs left out (two languages, but not half and half): en-es-0",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_said_beside_what_can(tmp_path, capsys, curves, change, message):
+    change(curves).to_csv(tmp_path / "curves.csv", index=False)
+    assert run("transfer", tmp_path / "curves.csv", "--d", 2e10) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert message in told
+    cells = pd.read_csv(tmp_path / "transfer.csv")
+    assert cells.loc[cells["status"] == "missing", "score"].isna().all()
+    assert cells.loc[cells["status"] == "missing", "reason"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: where(t, "en", vocabulary=("own", "spm")), "runs of the vocabularies own, spm"),
+        (lambda t: where(t, "en", split=("flores", "dev")), "splits dev, flores, which are not comparable"),
+        (lambda t: at(t, loss=-2), "row 6, column 'loss': found -2, expected nats per token"),
+        (lambda t: at(t, loss="oops"), "row 6, column 'loss': expected a number, found 'oops'"),
+        (
+            lambda t: at(t, tokens=float("nan")),
+            "row 6, column 'tokens': expected a positive number, found nan",
+        ),
+        (lambda t: t.assign(params=np.inf), "row 1, column 'params': expected a positive number, found inf"),
+        (lambda t: t.assign(tokens=t["tokens"].max() - t["tokens"]), "tokens must not fall"),
+        (lambda t: t.drop(columns="phase"), "column 'phase' is missing"),
+        (lambda t: t.drop(columns="tokens"), "column 'tokens' is missing"),
+        (lambda t: t[~t["languages"].str.contains("[+]")], "a score needs one, and each language alone"),
+        (lambda t: t.head(0), "no rows"),
+    ],
+)
+def test_bad_tables_are_refused_by_name_and_leave_nothing(tmp_path, capsys, curves, change, message):
+    change(curves).to_csv(tmp_path / "curves.csv", index=False)
+    assert run("transfer", tmp_path / "curves.csv", "--d", 2e10) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "transfer.csv").exists()

@@ -168,6 +168,7 @@ def report(source: Path, truth: Path | None, out: Path | None) -> None:
 )
 @click.option("--scale", help="One size alone; default: all with a pair.")
 @click.option("--phase", type=click.Choice(["stable", "end"]), default="stable", show_default=True)
+@click.option("--split", help="Of the evaluation, where SOURCE has several.")
 @click.option(
     "--bytes-per-token",
     "fertility",
@@ -181,6 +182,7 @@ def transfer(
     d: float | None,
     scale: str | None,
     phase: str,
+    split: str | None,
     fertility: dict[str, float] | None,
     parallel: Path | None,
     out: Path | None,
@@ -196,6 +198,7 @@ def transfer(
         d=d,
         scale=scale,
         phase=phase,
+        split=split,
         premiums=byte_premiums(parallel),
         fertility=fertility,
         planted=(tables.truth or {}).get("languages"),
@@ -261,5 +264,7 @@ def print_matrix(table: Any, about: dict[str, Any], phase: str) -> None:
         print(f"- missing, {number}: {reason}")
     if len(reasons) > MOST_REASONS:
         print(f"- missing, {reasons.iloc[MOST_REASONS:].sum()} more, each with its reason in the table")
+    for note in about["left_out"]:
+        print(f"- {note}")
     for unit, reason in about["units_missing"].items():
         print(f"- not in {unit}: {reason}")
