@@ -183,7 +183,9 @@ def _again(
     theta = near.theta[[near.names.index(name) for name in names]]
     problem = dataclasses.replace(problem, barrier=near.problem.barrier)
     if priors:
-        problem = _with_priors(problem, names, priors, minimise(problem, theta[None]).theta[0])
+        problem = _with_priors(
+            problem, names, priors, minimise(problem, theta[None], tolerance=1e-6).theta[0]
+        )
     if problem.delta is not None:
         return problem, minimise(problem, theta[None]).theta[0]
     ratio, theta = uncertainty.nearby(problem, theta, near.problem)

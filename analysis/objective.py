@@ -69,18 +69,20 @@ def rows_system(
     bounded = J * (steep if ratio is None else w * ratio)[:, None] if majorise else J
     second = pull * inverse if log else pull
     curved = [(place[i], place[j], second * part) for (i, j), part in (out.hess or {}).items()]
-    g, H, M = [], [], []
-    for rows in cells:
+    C = len(cells)
+    g, H = np.empty((C, B, k)), np.empty((C, B, k, k))
+    M = np.empty((C, B, k, k) if majorise else (0, B, k, k))
+    for number, rows in enumerate(cells):
         mine = J[:, :, rows]
-        g.append(np.matmul(mine, pull[:, rows, None])[:, :, 0])
-        H.append(np.matmul(weighted[:, :, rows], mine.swapaxes(1, 2)))
+        np.matmul(mine, pull[:, rows, None], out=g[number, :, :, None])
+        np.matmul(weighted[:, :, rows], mine.swapaxes(1, 2), out=H[number])
         if majorise:
-            M.append(np.matmul(bounded[:, :, rows], mine.swapaxes(1, 2)))
+            np.matmul(bounded[:, :, rows], mine.swapaxes(1, 2), out=M[number])
     starts = [rows.start for rows in cells]
     for i, j, part in curved:
         _add(H, i, j, np.add.reduceat(part, starts, axis=1))
     if law.constraint is not None and barrier:
-        _barrier(law.constraint(p, x), barrier, place, f, g, H, M, starts)
+        _barrier(law.constraint(p, x), barrier, place, f, g, (H, M) if majorise else (H,), starts)
     return f, g, H, M, J
 
 
@@ -124,20 +126,25 @@ def rows_slope(
             g[:, :, position] = np.add.reduceat(pull * out.grad[int(index)], starts, axis=1).T
     if law.constraint is not None and barrier:
         place = {int(index): position for position, index in enumerate(kept)}
-        _barrier(law.constraint(p, x), barrier, place, f, g, [], [], starts)
+        _barrier(law.constraint(p, x), barrier, place, f, g, (), starts)
     return f, g
 
 
-def _add(matrices: list[np.ndarray], i: int, j: int, sums: np.ndarray) -> None:
-    """Adds sums (B, C) to the entries (i, j) and (j, i) of C matrices (B, k, k)."""
-    for matrix, part in zip(matrices, sums.T, strict=True):
-        matrix[:, i, j] += part
-        if i != j:
-            matrix[:, j, i] += part
+def _add(matrices: np.ndarray, i: int, j: int, sums: np.ndarray) -> None:
+    """Adds sums (B, C) to the entries (i, j) and (j, i) of matrices (C, B, k, k)."""
+    matrices[:, :, i, j] += sums.T
+    if i != j:
+        matrices[:, :, j, i] += sums.T
 
 
 def _barrier(
-    inside: Any, barrier: float, place: dict, f: Any, g: Any, H: list, M: list, starts: list
+    inside: Any,
+    barrier: float,
+    place: dict,
+    f: np.ndarray,
+    g: np.ndarray,
+    matrices: Sequence[np.ndarray],
+    starts: list,
 ) -> None:
     """Adds −barrier·Σ log(inside), which keeps every row strictly inside its constraint."""
     f[np.any(value_of(inside) <= 0, axis=-1)] = np.inf
@@ -147,14 +154,11 @@ def _barrier(
     f += np.sum(wall.value, axis=1)
     shape = wall.value.shape
     for index, part in wall.grad.items():
-        for slope, total in zip(
-            g, np.add.reduceat(np.broadcast_to(part, shape), starts, axis=1).T, strict=True
-        ):
-            slope[:, place[index]] += total
-    for (i, j), part in (wall.hess or {}).items():
+        g[:, :, place[index]] += np.add.reduceat(np.broadcast_to(part, shape), starts, axis=1).T
+    for (i, j), part in (wall.hess or {}).items() if matrices else ():
         sums = np.add.reduceat(np.broadcast_to(part, shape), starts, axis=1)
-        for matrices in filter(None, (H, M)):
-            _add(matrices, place[i], place[j], sums)
+        for matrix in matrices:
+            _add(matrix, place[i], place[j], sums)
 
 
 def dense(out: Jet, count: int, B: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

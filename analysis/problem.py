@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from analysis.derivatives import Jet
 from analysis.laws.law import Law
@@ -58,6 +59,25 @@ class Cell:
     def free(self) -> np.ndarray:
         """(k,) bool: which of the law's parameters are fitted here."""
         return np.count_nonzero(self.select, axis=1) > 0
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """A sum of entries of many small arrays into the places of a large one, for a whole batch at once."""
+
+    places: np.ndarray
+    matrix: Any  # (places, sources), sparse
+
+    @classmethod
+    def of(cls, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]], sources: int) -> "Scatter":
+        """From parts (place, source, factor), arrays of one length each."""
+        place, source, factor = (np.concatenate(part) for part in zip(*parts, strict=True))
+        places, row = np.unique(place, return_inverse=True)
+        return cls(places, csr_array((factor, (row, source)), shape=(len(places), sources)))
+
+    def add(self, values: np.ndarray, total: np.ndarray) -> None:
+        """Adds values (..., B), the sources, to total (B, all places)."""
+        total[:, self.places] += (self.matrix @ values.reshape(-1, len(total))).T
 
 
 @dataclass(frozen=True)
@@ -174,23 +194,42 @@ class Problem:
         )
 
     @cached_property
-    def _columns(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-        """Of each cell: which free parameters are fitted, their columns of θ, and the map if not the identity."""
-        found: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
+    def _nonzero(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Of each cell: fitted parameter among the free ones, its column of θ, and by how much; one entry a nonzero."""
+        found = []
         for cell in self.cells:
             S = cell.select[self._free]
-            local = np.flatnonzero(S.any(axis=1))
-            columns = np.flatnonzero(S.any(axis=0))
-            S = S[np.ix_(local, columns)]
-            if (
-                (np.count_nonzero(S, axis=0) == 1).all()
-                and (S.sum(axis=1) == 1).all()
-                and S.shape[0] == S.shape[1]
-            ):
-                found.append((local, columns[S.argmax(axis=1)], None))
-            else:
-                found.append((local, columns, S))
+            local, column = np.nonzero(S)
+            found.append((local, column, S[local, column]))
         return found
+
+    @cached_property
+    def _to_gradient(self) -> "Scatter":
+        """From the gradients of the cells, (C, k) each, to that in θ."""
+        k = int(self._free.sum())
+        parts = [(column, number * k + local, v) for number, (local, column, v) in enumerate(self._nonzero)]
+        return Scatter.of(parts, len(self.cells) * k)
+
+    @cached_property
+    def _to_hessian(self) -> "Scatter":
+        """From the Hessians of the cells, (C, k, k) each, to that in θ, flattened."""
+        k, parts = int(self._free.sum()), []
+        for number, (local, column, v) in enumerate(self._nonzero):
+            i, j = (axis.ravel() for axis in np.indices((len(v), len(v))))
+            source = (number * k + local[i]) * k + local[j]
+            parts.append((column[i] * self.size + column[j], source, v[i] * v[j]))
+        return Scatter.of(parts, len(self.cells) * k * k)
+
+    @cached_property
+    def _to_leverage(self) -> "Scatter":
+        """From slopes summed over runs, (k, runs) each, to those in θ summed over groups, (P, G) flattened."""
+        starts, group, cell = self._runs
+        R, parts = len(starts), []
+        for number, (local, column, v) in enumerate(self._nonzero):
+            mine = np.flatnonzero(cell == number)
+            target = column[:, None] * self.groups + group[mine]
+            parts.append((target.ravel(), (local[:, None] * R + mine).ravel(), np.repeat(v, len(mine))))
+        return Scatter.of(parts, int(self._free.sum()) * R)
 
     def rows_jets(self, theta: np.ndarray, order: int) -> SimpleNamespace:
         """The law's parameters on every row, (B, n) or (B, 1), as jets in the local parameters that are free."""
@@ -291,7 +330,6 @@ class Problem:
 
     def _system(self, theta: np.ndarray, members: Members, majorise: bool) -> tuple[np.ndarray, ...]:
         B, P = theta.shape
-        g, H, M = np.zeros((B, P)), np.zeros((B, P, P)), np.zeros((B, P, P))
         grouped = bool(members.ratio.any())
         f, slope, curved, bound, J = rows_system(
             self.law,
@@ -306,14 +344,10 @@ class Problem:
             majorise,
             [cell.rows for cell in self.cells],
         )
-        for number, (local, columns, S) in enumerate(self._columns):
-            where = np.ix_(np.arange(B), columns, columns)
-            inside = np.ix_(np.arange(B), local, local)
-            for total, part in (
-                ((H, curved[number]), (M, bound[number])) if majorise else ((H, curved[number]),)
-            ):
-                total[where] += part[inside] if S is None else S.T @ part[inside] @ S
-            g[:, columns] += slope[number][:, local] if S is None else slope[number][:, local] @ S
+        g, H, M = np.zeros((B, P)), np.zeros((B, P, P)), np.zeros((B, P, P))
+        self._to_gradient.add(slope.swapaxes(1, 2), g)
+        for total, part in ((H, curved), (M, bound)) if majorise else ((H, curved),):
+            self._to_hessian.add(part.transpose(0, 2, 3, 1), total.reshape(B, P * P))
         if grouped:
             scale = self._group_times(members) * self.shared(members.ratio)
             leverage = self._leverage(J)
@@ -349,8 +383,7 @@ class Problem:
             [cell.rows for cell in self.cells],
         )
         g = np.zeros(theta.shape)
-        for mine, (local, columns, S) in zip(slope, self._columns, strict=True):
-            g[:, columns] += mine[:, local] if S is None else mine[:, local] @ S
+        self._to_gradient.add(slope.swapaxes(1, 2), g)
         if self.prior is not None:
             mean, precision = self.prior
             f += 0.5 * ((theta - mean) ** 2 * precision).sum(axis=1)
@@ -375,15 +408,10 @@ class Problem:
 
     def _leverage(self, J: np.ndarray) -> np.ndarray:
         """(B, P, G): slopes J (B, k, n) of the rows in the free local parameters, summed over the rows of a group."""
-        starts, group, cell = self._runs
-        runs = np.add.reduceat(J * self.weight, starts, axis=2)
-        result = np.zeros((len(J), self.size, self.groups))
-        for number, (local, columns, S) in enumerate(self._columns):
-            mine = np.flatnonzero(cell == number)
-            part = runs[:, local[:, None], mine]
-            where = np.ix_(np.arange(len(J)), columns, group[mine])
-            result[where] += part if S is None else S.T @ part
-        return result
+        runs = np.add.reduceat(J * self.weight, self._runs[0], axis=2)
+        result = np.zeros((len(J), self.size * self.groups))
+        self._to_leverage.add(runs.transpose(1, 2, 0), result)
+        return result.reshape(len(J), self.size, self.groups)
 
     def _pinned(
         self, theta: np.ndarray, members: Members, f: Any, g: Any, H: Any = None, M: Any = None
