@@ -226,9 +226,16 @@ def _first_reach(log_tokens: np.ndarray, curves: np.ndarray, wanted: np.ndarray)
     if curves.shape[1] == 1:
         tokens = np.full(wanted.shape, np.exp(log_tokens[0]))
     else:
-        # A curve never rises, so the points above the wanted loss are its first ones.
-        above = (curves[:, :, None] > wanted[:, None, :]).sum(axis=1)
-        right = np.clip(above, 1, curves.shape[1] - 1)
+        # A curve never rises, so the points above the wanted loss are its first ones: bisect for the last of them.
+        low, high = np.zeros(wanted.shape, int), np.full(wanted.shape, curves.shape[1])
+        for _ in range(curves.shape[1].bit_length()):
+            middle = (low + high) // 2
+            inside = middle < high
+            above = inside & (
+                np.take_along_axis(curves, np.minimum(middle, curves.shape[1] - 1), axis=1) > wanted
+            )
+            low, high = np.where(above, middle + 1, low), np.where(inside & ~above, middle, high)
+        right = np.clip(low, 1, curves.shape[1] - 1)
         before = np.take_along_axis(curves, right - 1, axis=1)
         drop = before - np.take_along_axis(curves, right, axis=1)
         # Level from its first point on, the curve is there at once.
@@ -261,21 +268,18 @@ def _smoothing_matrix(points: Points) -> np.ndarray:
         return np.eye(n)
     # Second divided differences, scaled so that the penalty does not depend on the units of x.
     step = np.diff(x) / np.mean(np.diff(x))
+    left, right, row = step[:-1], step[1:], np.arange(n - 2)
     bend = np.zeros((n - 2, n))
-    for row in range(n - 2):
-        left, right = step[row], step[row + 1]
-        bend[row, row : row + 3] = 1 / left, -1 / left - 1 / right, 1 / right
-        bend[row] *= np.sqrt(2 / (left + right))
+    bend[row, row], bend[row, row + 1], bend[row, row + 2] = 1 / left, -1 / left - 1 / right, 1 / right
+    bend *= np.sqrt(2 / (left + right))[:, None]
     root = 1 / np.sqrt(weights)
     values, vectors = np.linalg.eigh(root[:, None] * (bend.T @ bend) * root[None, :])
     values = np.clip(values, 0, None)
     coordinates = vectors.T @ (np.sqrt(weights) * y)
-    best, chosen = np.inf, None
-    for penalty in _PENALTIES:
-        shrink = 1 / (1 + penalty * values)
-        free = n - shrink.sum()
-        score = np.sum(((1 - shrink) * coordinates) ** 2) / max(free, 1e-9) ** 2
+    shrink = 1 / (1 + _PENALTIES[:, None] * values)
+    scores = np.sum(((1 - shrink) * coordinates) ** 2, axis=1) / np.maximum(n - shrink.sum(axis=1), 1e-9) ** 2
+    best, chosen = np.inf, shrink[-1]
+    for score, candidate in zip(scores, shrink, strict=True):  # of equals the smoothest
         if score < best * (1 + 1e-9):
-            best, chosen = score, shrink
-    assert chosen is not None
+            best, chosen = score, candidate
     return (root[:, None] * vectors * chosen[None, :]) @ (vectors.T * np.sqrt(weights)[None, :])
