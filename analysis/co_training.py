@@ -16,7 +16,7 @@ from analysis.planner import STUDY, Answer, check_positive, check_range
 from analysis.results import Fit
 from analysis.saved import need_fit
 from analysis.sensitivity import draws, interval
-from analysis.wording import signed, span
+from analysis.wording import few, signed, span
 from mscale.errors import MscaleError
 
 SHARES = np.concatenate([[0.0], np.geomspace(0.01, 0.95, 40)])
@@ -51,6 +51,13 @@ def co_training(target: str, results: Mapping[str, Any], flops: float, params: f
     )
     reasons: list[str] = []
     check_range(best.params, results, reasons)
+    own_tau = {
+        name[len("tau[") : -1].split(",")[1] for name in fit.names if name.startswith(f"tau[{target},")
+    }
+    if alike := [name for name in laws.sources if name not in own_tau and name != target]:
+        reasons.append(
+            f"the fit tells no τ of their own of {few(alike, 8)}: they count alike, so which of them is arbitrary"
+        )
     single = _by_share(laws, best, own, order[0])
     counts = _by_count(laws, best, own, order, share)
     partner = laws.sources[order[0]]

@@ -151,6 +151,9 @@ def test_sources_help_once_ones_own_text_is_exhausted():
     results, params = planted_mixtures.results(1), planted_mixtures.planted(1)
     rich = co_training("c", results, 6 * 1e5 * 4e6)
     assert "costs c more than it gives" in rich.text
+    assert not any(
+        "count alike" in reason for reason in (*rich.reasons, *co_training("d", results, FLOPS).reasons)
+    )
     poor = co_training("d", results, FLOPS)
     assert "lower than alone" in poor.text and "not surely" not in poor.text
     by = {row["source"]: row for row in poor.rows}
@@ -270,3 +273,12 @@ def test_predicted_pairs_are_flagged_and_generated_languages_are_not_the_papers(
     assert answer.rows[0]["basis"] == planner.PREDICTED and answer.rows[1]["source"] == "pt"
     with pytest.raises(MscaleError, match="no transfer score for 'pt'"):
         planner.languages("pt", results)
+
+
+def test_sources_without_a_worth_of_their_own_are_said_to_count_alike():
+    rows, exposure = planted_mixtures.design()
+    how = {"exposure": exposure, "sources": {name: ["a"] for name in "bcd"} | {"a": ["b"]}}
+    study = simulate.study("atlas", rows, planted_mixtures.planted(0), seed=1, **how)
+    results = {**planted_mixtures.results(0), "fits": {"atlas": fit("atlas", study, **how).to_json()}}
+    answer = co_training("c", results, FLOPS)
+    assert any("no τ of their own of b, d: they count alike" in reason for reason in answer.reasons)
