@@ -81,10 +81,17 @@ def co_training(target: str, results: Mapping[str, Any], flops: float, params: f
             f"{', so not surely' if gain[1] < 0 else ''})."
         )
     if single["best"] > 0:
-        text += (
-            f" Of {partner} alone more than {single['best']:.0%} of the tokens is too much, and more than "
-            f"{single['even']:.0%} is worse than none."
+        too_much = (
+            f"as much as {single['best']:.0%} of the tokens still helps"
+            if single["best"] >= SHARES[-1]
+            else f"more than {single['best']:.0%} of the tokens is too much"
         )
+        worse = (
+            "any share is better than none"
+            if single["even"] >= 1
+            else f"more than {single['even']:.0%} is worse than none"
+        )
+        text += f" Of {partner} alone {too_much}, and {worse}."
     hurts = next((k for k in range(1, len(counts)) if counts[k]["loss"] > counts[k - 1]["loss"] + 1e-6), None)
     if hurts is not None and share >= 0.01:
         name = counts[hurts]["added"]

@@ -282,3 +282,10 @@ def test_sources_without_a_worth_of_their_own_are_said_to_count_alike():
     results = {**planted_mixtures.results(0), "fits": {"atlas": fit("atlas", study, **how).to_json()}}
     answer = co_training("c", results, FLOPS)
     assert any("no τ of their own of b, d: they count alike" in reason for reason in answer.reasons)
+
+
+def test_how_much_is_too_much_is_said_of_shares_that_can_be():
+    for seed in (0, 1):
+        for target in "abcd":
+            text = co_training(target, planted_mixtures.results(seed), FLOPS).text
+            assert "more than 100%" not in text and "more than 95% of the tokens" not in text
