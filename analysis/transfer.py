@@ -9,6 +9,7 @@ bilingual model needs to first reach ℓ on t. 0: no transfer; above: the source
 A single number misleads, since the score drifts with d: here it is a curve over d with an interval.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -192,6 +193,19 @@ def transfer_curve(
       "at least" and `score` is that bound) or `missing` (with the reason; no number).
     """
     table = observations if isinstance(observations, Cells) else cells(observations)
+    return _frame(_curve_rows(table, target, source, scale, d, phase, level))
+
+
+def transfer_curves(
+    table: Cells, pairs: Iterable[tuple[str, str]], *, scale: str, phase: str = "stable", level: float = LEVEL
+) -> pd.DataFrame:
+    """The curves of many pairs (target, source) below one another, each as `transfer_curve` gives it."""
+    return _frame([row for pair in pairs for row in _curve_rows(table, *pair, scale, None, phase, level)])
+
+
+def _curve_rows(
+    table: Cells, target: str, source: str, scale: str, d: Any, phase: str, level: float
+) -> list[dict[str, Any]]:
     base = {
         "scale": scale,
         "params": table.params.get(scale),
@@ -204,13 +218,13 @@ def transfer_curve(
     reason = _why_missing(table, scale, alone, both, target, source, phase)
     if reason or alone is None or both is None:
         asked = [np.nan] if d is None else np.atleast_1d(d)
-        return _frame([{**base, "d": float(x), "status": "missing", "reason": reason} for x in asked])
+        return [{**base, "d": float(x), "status": "missing", "reason": reason} for x in asked]
     if d is None and phase == "end":
         reached, _ = alone.reach(*both.at(both.points.tokens))
         d = reached[np.isfinite(reached) & (reached > 0)]
         if not len(d):
             reason = "the cooled losses of the two never meet"
-            return _frame([{**base, "d": np.nan, "status": "missing", "reason": reason}])
+            return [{**base, "d": np.nan, "status": "missing", "reason": reason}]
     elif d is None:
         d = np.geomspace(alone.first, alone.last, 24)
     d = np.atleast_1d(np.asarray(d, dtype=float))
@@ -239,7 +253,7 @@ def transfer_curve(
             row |= {"high": float(high[i]) if np.isfinite(high[i]) and high[i] < 2 else np.nan}
             row["tau"] = row["score"] / (2 - row["score"]) if row["score"] < 2 else np.nan
         rows.append(row)
-    return _frame(rows)
+    return rows
 
 
 def transfer_matrix(
@@ -261,26 +275,17 @@ def transfer_matrix(
     table = observations if isinstance(observations, Cells) else cells(observations)
     pairs = [(scale, languages) for scale, languages in table.rows if len(languages) == 2]
     wanted = sorted({scale for scale, _ in pairs} if scales is None else set(scales))
-    frames = []
+    rows = []
     for scale in wanted:
         here = sorted({language for at, languages in pairs if at == scale for language in languages})
         reference = d if d is not None else reference_tokens(table, scale, phase)
         for target in here:
             for source in here:
-                if source == target:
-                    continue
-                if reference is None:
-                    curve = transfer_curve(table, target, source, scale=scale, phase=phase, level=level)
-                    frames.append(curve.tail(1))
-                else:
-                    frames.append(
-                        transfer_curve(
-                            table, target, source, scale=scale, d=[reference], phase=phase, level=level
-                        )
-                    )
-    if not frames:
-        return _frame([])
-    return pd.concat(frames, ignore_index=True)
+                if source != target:
+                    asked = None if reference is None else [reference]
+                    # Without a reference the pair stands by the last row of its curve.
+                    rows.append(_curve_rows(table, target, source, scale, asked, phase, level)[-1])
+    return _frame(rows)
 
 
 def reference_tokens(table: Cells, scale: str, phase: str = "stable") -> float | None:

@@ -46,12 +46,11 @@ def transfer_answer(
     main = main_scale(matrix, cells)
     chosen = matrix[matrix["scale"] == main]
     answer |= {"scale": main, "d": float(chosen["d"].max()), "params": cells.params.get(main)}
-    for target, source, status in zip(chosen["target"], chosen["source"], chosen["status"], strict=True):
-        if status != "missing":
-            curve = transfer.transfer_curve(cells, target, source, scale=main, level=level)
-            answer["curves"] += records(curve)
-            cooled = transfer.transfer_curve(cells, target, source, scale=main, level=level, phase="end")
-            answer["cooled"] += records(cooled[cooled["status"] == "measured"])
+    ran = chosen[chosen["status"] != "missing"]
+    pairs = list(zip(ran["target"], ran["source"], strict=True))
+    cooled = transfer.transfer_curves(cells, pairs, scale=main, level=level, phase="end")
+    answer["curves"] = records(transfer.transfer_curves(cells, pairs, scale=main, level=level))
+    answer["cooled"] = records(cooled[cooled["status"] == "measured"])
     counted, reasons = units.all_units(chosen, rows, premiums)
     answer["units"] = {name: records(table) for name, table in counted.items()}
     answer["units_missing"] = reasons
