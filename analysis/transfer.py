@@ -104,7 +104,8 @@ def cells(
     if eligible["vocabulary"].nunique() > 1:
         raise MscaleError(
             "transfer compares losses per token: found runs of the vocabularies "
-            f"{', '.join(sorted(map(str, eligible['vocabulary'].unique())))}; analyse one at a time"
+            f"{', '.join(sorted(map(str, eligible['vocabulary'].unique())))}; analyse one at a time (mscale transfer "
+            "--vocabulary), or keep the rows of one"
         )
     cell = eligible.set_index("run")
     chosen = rows[rows["run"].isin(cell.index) & rows["phase"].isin(["stable", "end"])]

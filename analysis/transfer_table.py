@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis import adaptation, transfer, units
 from analysis.transfer_answers import Overlap, main_scale, predicted
-from mscale.errors import MscaleError
+from mscale.errors import MscaleError, nearest
 
 COLUMNS = ["unit", "scale", "params", "target", "source", "d", "phase", "status", "score", "low", "high"]
 COLUMNS += ["bound", "censored", "tau", "level", "reason"]
@@ -20,6 +20,7 @@ def transfer_table(
     scale: str | None = None,
     phase: str = "stable",
     split: str | None = None,
+    vocabulary: str | None = None,
     premiums: Mapping[str, float] | None = None,
     fertility: Mapping[str, float] | None = None,
     overlap: Overlap | None = None,
@@ -31,8 +32,8 @@ def transfer_table(
 
     Args:
       rows: observations (`tables.read_study`). d: reference tokens, by default what each scale allows most pairs.
-      scale: that one alone. phase: "stable" or "end" (cooled with cooled). split: of the evaluation, where there are
-        several.
+      scale: that one alone. phase: "stable" or "end" (cooled with cooled). split, vocabulary: the one to take, where
+        there are several.
       fertility: bytes per token of languages, where the observations do not tell.
       premiums, overlap, planted: what else is known of the languages, see `transfer_answers.transfer_answer`.
 
@@ -40,14 +41,16 @@ def transfer_table(
       A row for each unit, scale and ordered pair with the columns of `COLUMNS`: `status` is measured, bound,
       predicted or missing, `censored` whether the score is a bound. And what goes with it: {"scale" (the one with
       most pairs), "noise" (of the curves), "predicted" (of the pairs not run, at that scale), "units_missing" (why
-      there are no bytes or content), "left_out" (runs, and why)}.
+      there are no bytes or content), "left_out" (runs, and why), "curves" (the scores over d, with
+      the columns of `transfer.COLUMNS`)}.
 
     Raises:
       MscaleError: no 50/50 run, no such scale, or tables that mix what cannot be compared.
     """
     if d is not None and not 0 < d < float("inf"):
         raise MscaleError(f"transfer: d is {d:g}, expected a positive number of tokens")
-    cells = transfer.cells(rows, split=split, seed=seed)
+    rows = transfer.one_split(one_vocabulary(rows, vocabulary), split)
+    cells = transfer.cells(rows, seed=seed)
     paired = sorted({at for at, languages in cells.rows if len(languages) == 2})
     if not paired:
         raise MscaleError(
@@ -61,11 +64,9 @@ def transfer_table(
     )
     main = main_scale(matrix, cells)
     chosen = matrix["scale"] == main
-    others = predicted(
-        matrix[chosen], adaptation.adaptation_scores(rows, split=split), planted, overlap, level, seed
-    )
+    others = predicted(matrix[chosen], adaptation.adaptation_scores(rows), planted, overlap, level, seed)
     frames = [matrix.assign(unit="tokens")]
-    counted, reasons = units.all_units(matrix, transfer.one_split(rows, split), premiums, fertility)
+    counted, reasons = units.all_units(matrix, rows, premiums, fertility)
     frames += [table.assign(unit=name) for name, table in counted.items()]
     table = pd.concat(frames, ignore_index=True)
     place = {(row["target"], row["source"]): row for row in others["cells"]}
@@ -84,8 +85,31 @@ def transfer_table(
         "predicted": {name: value for name, value in others.items() if name != "cells"},
         "units_missing": reasons,
         "left_out": cells.left_out,
+        "curves": curves(cells, matrix, phase, level),
     }
     return table.reindex(columns=COLUMNS), about
+
+
+def one_vocabulary(rows: pd.DataFrame, vocabulary: str | None) -> pd.DataFrame:
+    """The rows of one vocabulary; raises MscaleError where the table has none of that name."""
+    if vocabulary is None:
+        return rows
+    found = sorted(set(map(str, rows["vocabulary"])))
+    if vocabulary not in found:
+        raise MscaleError(
+            f"no vocabulary {vocabulary!r} in the table{nearest(vocabulary, found)}; found {', '.join(found)}"
+        )
+    return rows[rows["vocabulary"].astype(str) == vocabulary]
+
+
+def curves(cells: transfer.Cells, matrix: pd.DataFrame, phase: str, level: float) -> pd.DataFrame:
+    """The score over d of every pair of the matrix that was run."""
+    run = matrix[matrix["status"] != "missing"]
+    frames = [
+        transfer.transfer_curve(cells, target, source, scale=scale, phase=phase, level=level)
+        for scale, target, source in zip(run["scale"], run["target"], run["source"], strict=True)
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else matrix.head(0)
 
 
 def cell(row: Mapping[str, Any]) -> str:

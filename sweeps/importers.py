@@ -14,7 +14,7 @@ from typing import Any
 
 from mscale import observations
 from mscale.errors import MscaleError, nearest
-from mscale.observations import COLUMNS, NULLABLE, Row
+from mscale.observations import COLUMNS, NULLABLE, UNSAID, Row
 from sweeps.outside import Found, complete
 
 PREFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
@@ -226,6 +226,8 @@ def _value(text: str, name: str, source: str | Path, number: int, factor: float 
     text = text.strip()
     if not text and name in NULLABLE:
         return None
+    if not text and name in UNSAID:
+        return UNSAID[name]
     if kind is str:
         if not text:
             raise MscaleError(

@@ -206,3 +206,15 @@ def test_tokens_that_cannot_be_are_refused(tmp_path, rows, message):
     source.write_text("\n".join(lines))
     with pytest.raises(MscaleError, match=message):
         import_csv(source, tmp_path / "o.csv", {}, constants)
+
+
+def test_an_empty_cell_of_what_need_not_be_said_is_as_if_not_said(tmp_path):
+    source = write(
+        tmp_path / "runs.csv",
+        ["run", "mixture", "tokens", "language", "loss", "init", "seed"],
+        ["a", "en", "100000", "en", "3.0", "", ""],
+        ["b", "en", "100000", "en", "3.0", "unimax", "4"],
+    )
+    import_csv(source, tmp_path / "o.parquet", {}, {"params": 10**6, "phase": "stable"})
+    rows = pq.read_table(tmp_path / "o.parquet").to_pylist()
+    assert [(row["init"], row["seed"]) for row in rows] == [("scratch", 0), ("unimax", 4)]

@@ -148,6 +148,23 @@ def test_what_cannot_be_compared_is_said_beside_what_can(tmp_path, capsys, curve
     assert cells.loc[cells["status"] == "missing", "reason"].notna().all()
 
 
+def test_curves_over_d_and_one_of_several_vocabularies(tmp_path, capsys, curves):
+    both = pd.concat(
+        [curves.assign(vocabulary="small"), curves.assign(vocabulary="big", run=curves["run"] + "-big")]
+    )
+    both.to_csv(tmp_path / "curves.csv", index=False)
+    assert run("transfer", tmp_path / "curves.csv", "--vocabulary", "bigg") == 1
+    assert "no vocabulary 'bigg' in the table; did you mean 'big'" in capsys.readouterr().err
+    over = tmp_path / "over-d.csv"
+    assert run("transfer", tmp_path / "curves.csv", "--vocabulary", "big", "--curves", over) == 0
+    scores = pd.read_csv(over)
+    assert (scores.groupby(["target", "source"])["d"].count() == 24).all() and len(scores) == 4 * 24
+    one = pd.read_csv(tmp_path / "transfer.csv").set_index(["target", "source"]).loc[("en", "es")]
+    mine = scores[(scores["target"] == "en") & (scores["source"] == "es") & (scores["status"] == "measured")]
+    read = np.interp(np.log(one["d"]), np.log(mine["d"]), mine["score"])
+    assert one["status"] == "measured" and read == pytest.approx(one["score"], abs=0.05)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -169,6 +169,7 @@ def report(source: Path, truth: Path | None, out: Path | None) -> None:
 @click.option("--scale", help="One size alone; default: all with a pair.")
 @click.option("--phase", type=click.Choice(["stable", "end"]), default="stable", show_default=True)
 @click.option("--split", help="Of the evaluation, where SOURCE has several.")
+@click.option("--vocabulary", help="Where SOURCE has several.")
 @click.option(
     "--bytes-per-token",
     "fertility",
@@ -176,6 +177,7 @@ def report(source: Path, truth: Path | None, out: Path | None) -> None:
     help="en=4.4,es=4.1, where SOURCE has neither eval_bytes nor bits_per_byte.",
 )
 @click.option("--parallel", type=FOLDER, help="The same text in many languages, to count in content too.")
+@click.option("--curves", type=FOLDER, help="Also the scores over d, of every pair that was run, as CSV.")
 @click.option("--out", type=FOLDER, help="Default: transfer.csv beside SOURCE.")
 def transfer(
     source: Path,
@@ -183,8 +185,10 @@ def transfer(
     scale: str | None,
     phase: str,
     split: str | None,
+    vocabulary: str | None,
     fertility: dict[str, float] | None,
     parallel: Path | None,
+    curves: Path | None,
     out: Path | None,
 ) -> None:
     """Read the transfer matrix off SOURCE, a table of curves or a study: shown here, every pair into a CSV."""
@@ -199,6 +203,7 @@ def transfer(
         scale=scale,
         phase=phase,
         split=split,
+        vocabulary=vocabulary,
         premiums=byte_premiums(parallel),
         fertility=fertility,
         planted=(tables.truth or {}).get("languages"),
@@ -211,6 +216,9 @@ def transfer(
         print(f"- {note}")
     out = out or (source if source.is_dir() else source.parent) / "transfer.csv"
     atomic_write(out, table.to_csv(index=False, float_format="%.6g"))
+    if curves is not None:
+        atomic_write(curves, about["curves"].to_csv(index=False, float_format="%.6g"))
+        print(f"{curves}: {len(about['curves']):,} scores over d")
     print(f"{out}: {len(table):,} rows, a row for each pair and unit ({', '.join(table['unit'].unique())})")
 
 
