@@ -91,6 +91,8 @@ def analyse(
         results["notes"] = [*notes, *more_notes]
         results["exclusions"] = [*exclusions, *more_exclusions, *_failed(study or {})]
         results["truth"] = dict(truth) if truth else None
+        # As JSON holds them: an end that is open is None, and is worded as such.
+        results = plain(results)
         results["headlines"] = headlines(results)
         results["recommendations"] = stage("findings", lambda: recommendations(results))
     return plain(results)
