@@ -115,8 +115,13 @@ def _crossover_headline(results: dict) -> list[dict]:
         text = "Whether to start from a checkpoint was not studied."
         return [sentence(text, "not identified", reason, "Scratch or checkpoint")]
     measured = [row for row in rows if row["status"] == "measured"]
+    several = len({row["scale"] for row in rows}) > 1
+
+    def name(row: dict) -> str:
+        return f"{row['language']} at {count(row['params'])} parameters" if several else row["language"]
+
     pieces = [
-        f"{row['language']} after {count(row['tokens'])} ({span(row['low'], row['high'], count)})"
+        f"{name(row)} after {count(row['tokens'])} ({span(row['low'], row['high'], count)})"
         for row in sorted(measured, key=lambda row: row["tokens"])[:4]
     ]
     later = [row for row in rows if row["bound"] == "at least"]
@@ -128,13 +133,13 @@ def _crossover_headline(results: dict) -> list[dict]:
             f"A model from scratch overtakes the continued checkpoint on {', '.join(pieces)} tokens{more}. "
         )
     if later:
-        names = listed([row["language"] for row in later])
+        names = listed([name(row) for row in later])
         last = count(min(row["tokens"] for row in later))
         text += (
             f"On {names} continuing is still ahead at {last} tokens: that crossover is not within the data. "
         )
     if sooner:
-        names = listed([row["language"] for row in sooner])
+        names = listed([name(row) for row in sooner])
         text += f"On {names} scratch is ahead from the first tokens compared."
     sharp = [row for row in measured if row["low"] and row["high"] and row["high"] < 3 * row["low"]]
     sure = "clear" if measured and len(sharp) == len(measured) and not later else "likely"

@@ -211,14 +211,17 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
         row = min(mine, key=lambda row: abs(np.log(row["params"] / params)))
         low, high = row["low"] or 0.0, row["high"] or np.inf
         if row["status"] == "bound":
-            low, high = (row["tokens"], np.inf) if row["bound"] == "at least" else (0.0, row["tokens"])
+            # Noise may hide a crossover just before a bound: its own end counts where that is nearer.
+            low = min(row["low"] or row["tokens"], row["tokens"]) if row["bound"] == "at least" else 0.0
+            high = np.inf if row["bound"] == "at least" else max(row["high"] or row["tokens"], row["tokens"])
         close = low < tokens < high
         what = "too close to call" if close else "from scratch" if tokens >= high else "from the checkpoint"
         others = None
         if close and row["status"] == "bound":
             others = crossover_process.between(results or {}, target, params)
             ahead = "continuing is still" if row["bound"] == "at least" else "scratch is already"
-            what = f"not within the data ({ahead} ahead at {count(row['tokens'])})"
+            beyond = (tokens > row["tokens"]) == (row["bound"] == "at least")
+            what = f"{'not within the data' if beyond else what} ({ahead} ahead at {count(row['tokens'])})"
         gap, reasons = _gap(results or {}, row, tokens)
         if abs(np.log(row["params"] / params)) > 0.05:
             reasons.append(f"read at {count(row['params'])} parameters, the nearest size at which it was run")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mscale.errors import MscaleError, nearest
-from mscale.observations import COLUMNS, EXPOSURE_COLUMNS, PHASES, UNSAID
+from mscale.observations import COLUMNS, EXPOSURE_COLUMNS, PHASES, UNSAID, scale_names
 
 REQUIRED = ("run", "params", "languages", "tokens", "phase", "language", "loss")
 _NUMBERS = [
@@ -144,7 +144,8 @@ def validate_observations(
             )
         frame[name] = numbers
     if "scale" not in frame.columns:
-        frame["scale"] = frame["params"]
+        sizes = frame["params"].where(frame["params"].between(1, np.inf, inclusive="left"), 1).astype("int64")
+        frame["scale"] = sizes.map(scale_names(sizes))
         notes.append("scale was not given: taken as the number of parameters")
     for name in ("run", "scale", "languages", "language", "phase"):
         frame[name] = _text(frame[name])

@@ -81,6 +81,23 @@ UNSAID: Row = {
 """What is taken where a table from elsewhere does not say; who takes it tells so."""
 
 
+def scale_names(sizes: Iterable[int]) -> dict[int, str]:
+    """Names of scales that have none, by their parameters: ``1.01B``, or the count where two would share that."""
+
+    def short(size: int) -> str:
+        for limit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+            if size >= limit:
+                return f"{size / limit:.3g}{suffix}"
+        return str(size)
+
+    distinct = sorted(set(sizes))
+    names = [short(size) for size in distinct]
+    return {
+        size: name if names.count(name) == 1 else str(size)
+        for size, name in zip(distinct, names, strict=True)
+    }
+
+
 def columns_of(row: Mapping[str, Any]) -> dict[str, type]:
     """Returns the columns of the table that ``row`` belongs to, told by ``unique_tokens``."""
     return EXPOSURE_COLUMNS if "unique_tokens" in row else COLUMNS

@@ -40,13 +40,14 @@ def complete(found: Sequence[Found], source: str) -> tuple[list[Row], list[str]]
     _phases(rows, source, notes)
     filled = [name for name in UNSAID if any(name not in row for row in rows)]
     plain = [name for name in filled if name not in ("study", "tag", "init", "init_tokens", "split")]
+    scales = observations.scale_names(row["params"] for row in rows)
     for row in rows:
         for name in NULLABLE:
             row.setdefault(name, None)
         for name, value in UNSAID.items():
             row.setdefault(name, value)
         row.setdefault("flops", float(6 * row["params"] * row["tokens"]))
-        row.setdefault("scale", str(row["params"]))
+        row.setdefault("scale", scales[row["params"]])
         row.setdefault("group", row["run"])
         row.setdefault("params_nonembedding", row["params"])
     if any("target_unique" not in row for row in rows):

@@ -34,6 +34,17 @@ def test_columns_are_those_of_the_contract_in_order():
     assert list(observations.EXPOSURE_COLUMNS) == ["run", "step", "language", "tokens", "unique_tokens"]
 
 
+def test_scales_without_names_are_called_by_their_size():
+    sizes = [1_012_400_000, 300_000_000, 72_000, 950]
+    assert list(observations.scale_names(sizes).values()) == ["950", "72k", "300M", "1.01B"]
+    # Two sizes alike to three digits keep apart.
+    assert observations.scale_names([1_010_000_000, 1_011_000_000, 2_000_000]) == {
+        1_010_000_000: "1010000000",
+        1_011_000_000: "1011000000",
+        2_000_000: "2M",
+    }
+
+
 def test_no_heavy_import():
     code = (
         "import sys, mscale.observations; "

@@ -254,6 +254,16 @@ def test_start_says_how_close_the_call_is():
     beyond = planner.start("xx", 1e5, 9e6, crossing("bound", "at least", 4e6))
     assert "not within the data" in beyond.text
     assert any("nothing is extrapolated" in reason for reason in beyond.reasons)
+    # Within noise the crossover may lie before the bound.
+    noisy = crossing("bound", "at least", 4e6)
+    near = planner.start("xx", 1e5, 2e6, noisy)
+    assert (
+        "too close to call (continuing is still ahead at 4M)" in near.text
+        and "above 1.5M tokens" in near.text
+    )
+    assert "from the checkpoint" in planner.start("xx", 1e5, 1.2e6, noisy).text
+    early = planner.start("xx", 1e5, 2.5e6, crossing("bound", "at most", 2e6))
+    assert "too close to call (scratch is already ahead at 2M)" in early.text and "below 3M" in early.text
     with pytest.raises(MscaleError, match="no crossover of yy within a factor of two of 100k.*xx at 100k"):
         planner.start("yy", 1e5, 1e6, crossing())
 

@@ -56,7 +56,7 @@ def test_pairs_without_shares_are_halves_and_other_units_are_noted(observations)
     assert (pairs["target_tokens"] == np.where(inside, pairs["tokens"] / 2, 0)).all()
     assert set(tables.describe_mixtures(frame)["kind"]) == {"mono", "bilingual"}
     assert any("half of those of two" in note for note in notes)
-    assert set(frame["scale"]) == set(frame["params"].astype(str))
+    assert set(frame["scale"]) == {"16k", "72k", "330k"}
     billions = observations.assign(tokens=observations["tokens"] / 1e6, target_tokens=0)
     assert any("check the units" in note for note in tables.validate_observations(billions)[1])
 

@@ -189,3 +189,17 @@ def test_bad_tables_are_refused_by_name_and_leave_nothing(tmp_path, capsys, curv
     assert run("transfer", tmp_path / "curves.csv", "--d", 2e10) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "transfer.csv").exists()
+
+
+def test_headlines_of_such_curves_word_open_ends(curves):
+    from analysis.answers import analyse
+
+    # Short pairs leave intervals open; the crossover has one too, its curves being of 1B parameters alike.
+    continued = curves[en(curves)].assign(run="more", init="unimax")
+    continued["loss"] = continued["loss"] - 0.02 + 0.012 * np.log(continued["tokens"] / 4e9)
+    table = pd.concat([curves[curves["tokens"] < 5e10].assign(init="scratch"), continued])
+    results = analyse(table, splits=())
+    cells = results["transfer"]["matrix"]
+    assert any(row["status"] == "measured" and row["low"] is None for row in cells)
+    told = " ".join(item["text"] for item in results["headlines"])
+    assert "nan" not in told and "overtakes" in told
