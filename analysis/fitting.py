@@ -184,7 +184,7 @@ def _again(
     problem = dataclasses.replace(problem, barrier=near.problem.barrier)
     if priors:
         problem = _with_priors(
-            problem, names, priors, minimise(problem, theta[None], tolerance=1e-6).theta[0]
+            problem, names, priors, minimise(problem, theta[None], tolerance=1e-5).theta[0]
         )
     if problem.delta is not None:
         return problem, minimise(problem, theta[None]).theta[0]

@@ -20,10 +20,13 @@ from analysis.uncertainty import Noise, critical
 STIFFNESS = 4.0  # of the spring, over that of the profile
 ROUNDS = 14
 CLOSE = 0.02  # standard errors between the rise and its critical value that end the search
+FAILURES = 2  # points that do not settle, after which a profile counts as having no end
 GROWTH = 3.0  # times farther out an aim goes at most
 AHEAD = 1.2  # and at least, until the limit is passed
 LEAST = 0.05  # standard errors an interval reaches to either side at least
-SETTLED = 1e-6  # of the rise that is wanted, by which a point promises to lie above the profile: many times less
+SETTLED = (
+    1e-6  # of the rise that is wanted, by which a point promises to lie above the profile: many times less
+)
 FLAT = 1e-12  # eigenvalue of the scaled information, over the largest, of a direction that changes nothing
 INVOLVED = 1e-3  # share of a quantity's slope in such directions from which its profile never rises
 
@@ -184,6 +187,7 @@ def _close_in(
     last, reached = tasks.best.copy(), np.zeros(T)
     slack = np.full(T, 1 / STIFFNESS)  # by how much more an aim must exceed the distance that is wanted
     limit = np.full(T, np.inf)
+    failed = np.zeros(T, int)
     live = np.arange(T)
     for number in range(ROUNDS):
         d, study = distance[live], tasks.study[live]
@@ -199,7 +203,8 @@ def _close_in(
             ahead = tasks.best[live] + tasks.path[live] * wanted[live, None]
         else:
             ahead = tasks.best[live] + (last[live] - tasks.best[live]) * (d / reached[live])[:, None]
-        theta, f = _lowest(pinned, members, tasks, live, inverse, ahead, last[live])
+        theta, f, settled = _lowest(pinned, members, tasks, live, inverse, ahead, last[live])
+        failed[live[~settled]] += 1
         h = values(pinned, theta, tasks.which[live])[0]
         rise = np.maximum(f - 0.5 * stiffness[live] * (h - aim) ** 2 - base[study], 0.0)
         z = np.sqrt(2 * np.where(np.isfinite(rise), rise, np.inf) / tasks.sigma2[live])
@@ -214,7 +219,7 @@ def _close_in(
         slack[live[good]] = np.maximum((tasks.sign[live] * (aim - h))[good] / out[good], 1e-3)
         close = (np.abs(z - wanted[live]) <= CLOSE) & (out > 0)
         limit[live[close]] = out[close] * wanted[live[close]] / np.maximum(z[close], 1e-9)
-        live = live[~stuck & ~close]
+        live = live[~stuck & ~close & (failed[live] < FAILURES)]
         if not len(live):
             break
         halve = number % 3 == 2  # now and then: the profile may jump
@@ -246,8 +251,11 @@ def _lowest(
     live: np.ndarray,
     inverse: np.ndarray,
     *starts: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Minimised from the best of the starts, for the tasks live (B,): θ (B, P), the objective with its spring (B,)."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Minimised from the best of the starts, for the tasks live (B,).
+
+    Returns: θ (B, P), the objective with its spring (B,), and whether that is its minimum (B,).
+    """
     starts = tuple(np.clip(start, pinned.lower, pinned.upper) for start in starts)
     f = np.stack([pinned.slope(start, members)[0] for start in starts])
     start = np.choose(np.argmin(f, axis=0)[:, None], starts)
@@ -269,4 +277,5 @@ def _lowest(
             pinned, found.theta[rest], members.take(rest), damping=1e-3, tolerance=1e-8, iterations=60
         )
         found.theta[rest], found.objective[rest] = last.theta, last.objective
-    return found.theta, found.objective
+        found.converged[rest] = last.converged
+    return found.theta, found.objective, found.converged
