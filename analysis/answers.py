@@ -15,6 +15,7 @@ from analysis.heldout import SPLITS, compare
 from analysis.lawfits import capacity_answer, fit_atlas, fit_chinchilla
 from analysis.objective import one_thread
 from analysis.records import plain, records
+from analysis.spikes import without_spikes
 from analysis.tables import describe_mixtures, validate_exposure, validate_observations
 from analysis.transfer import one_split
 from analysis.transfer_answers import Overlap, transfer_answer
@@ -89,7 +90,8 @@ def analyse(
         results["laws"]["capacity"] = results["capacity"].pop("law")
         results["fits"] = {name: law.pop("saved") for name, law in results["laws"].items() if "saved" in law}
         results["notes"] = [*notes, *more_notes]
-        results["exclusions"] = [*exclusions, *more_exclusions, *_failed(study or {})]
+        spiky = without_spikes(rows)[1]
+        results["exclusions"] = [*exclusions, *more_exclusions, *spiky, *_failed(study or {})]
         results["truth"] = dict(truth) if truth else None
         # As JSON holds them: an end that is open is None, and is worded as such.
         results = plain(results)

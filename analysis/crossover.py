@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.curves import Curve, cell_generator, fit_curve, gather, interval
+from analysis.spikes import without_spikes
 from analysis.tables import describe_mixtures
 from analysis.transfer import DRAWS, LEVEL, MOST_EPOCHS, one_split, study_noise
 from mscale.errors import MscaleError
@@ -124,6 +125,7 @@ def _pairs(
     """Every (scale, language, checkpoint) continued: its labels, both curves, and why one is missing."""
     rows = one_split(observations, split)
     runs = describe_mixtures(rows)
+    rows, _ = without_spikes(rows)
     single = runs[(runs["kind"] == "mono") & (runs["repeats"] <= MOST_EPOCHS)].copy()
     single["language"] = single["languages"].map(lambda languages: languages[0])
     noise = study_noise(rows, runs)[phase]

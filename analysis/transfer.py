@@ -27,6 +27,7 @@ from analysis.curves import (
     measure_noise,
     points_of,
 )
+from analysis.spikes import without_spikes
 from analysis.tables import describe_mixtures
 from analysis.wording import few
 from mscale.errors import MscaleError
@@ -96,6 +97,7 @@ def cells(
     """
     rows = one_split(observations, split)
     runs = describe_mixtures(rows)
+    rows, spiky = without_spikes(rows)
     eligible = runs[
         runs["kind"].isin(["mono", "bilingual"])
         & (runs["init"] == "scratch")
@@ -116,7 +118,11 @@ def cells(
     for keys, part in slim.groupby([chosen["scale"], key, chosen["language"]], sort=False):
         grouped.setdefault((str(keys[0]), keys[1]), {})[str(keys[2])] = part
     params = {str(scale): int(value) for scale, value in rows.groupby("scale")["params"].first().items()}
-    return Cells(grouped, params, study_noise(rows, runs), seed, draws, _left_out(runs))
+    return Cells(grouped, params, study_noise(rows, runs), seed, draws, (*_left_out(runs), *_said(spiky)))
+
+
+def _said(exclusions: list[dict]) -> tuple[str, ...]:
+    return tuple(f"{one['rows']} {one['what']} left out: {one['why']}" for one in exclusions)
 
 
 def _left_out(runs: pd.DataFrame) -> tuple[str, ...]:
