@@ -13,6 +13,7 @@ from analysis.problem import Members, Problem
 
 PAIRS = 8  # steps that L-BFGS remembers
 DIAGONAL = 0.1  # of the majoriser, in the damping where the Hessian has a saddle
+ROUNDING = 1e-9  # of the scaled curvature, that a flat direction may seem to have
 ACTIVE = 8  # times a step is worked out again because it passed a bound
 
 
@@ -197,17 +198,25 @@ def _convex(H: np.ndarray, M: np.ndarray, mu: np.ndarray, still: np.ndarray) -> 
     both = scale[:, :, None] * scale[:, None, :]
     inner = np.where(together, matrix, 0.0) / both
     np.einsum("bii->bi", inner)[still] = 1.0
-    try:
-        np.linalg.cholesky(inner)
+    np.einsum("bii->bi", inner)[...] += ROUNDING  # flat directions are no saddles
+    if _positive(inner):
         return matrix
-    except np.linalg.LinAlgError:
-        saddle = np.flatnonzero(np.linalg.eigvalsh(inner)[:, 0] <= 0)
+    saddle = np.array([b for b in range(len(inner)) if not _positive(inner[b])], int)
     eigen, vectors = np.linalg.eigh(np.where(together[saddle], H[saddle], 0.0) / both[saddle])
     eigen = np.maximum(np.abs(eigen), 1e-8 * eigen[:, -1:])
     damped = M[saddle] / both[saddle] + DIAGONAL * np.eye(still.shape[1])
     curved = (vectors * eigen[:, None]) @ vectors.swapaxes(1, 2) + mu[saddle, None, None] * damped
     matrix[saddle] = curved * both[saddle]
     return matrix
+
+
+def _positive(matrix: np.ndarray) -> bool:
+    """Whether a matrix, or all of a batch, is positive definite."""
+    try:
+        np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def _within(
