@@ -18,6 +18,8 @@ from mscale.errors import MscaleError
 
 # Tokens that show a crossover well lie this far beyond it; a run to be extended goes to one of these multiples.
 BEYOND, LONGER = 1.4, (1.5, 2.0, 4.0, 8.0)
+# Chance of showing a crossover that a run is told for.
+SURE = 0.8
 # A run that takes away less of the variance is not worth its trouble, however cheap.
 LEAST_GAIN = 0.03
 
@@ -54,6 +56,8 @@ def next_runs(
     total = 0.0
     level, before = posterior(cells, wanted)
     now, cheapest = before, np.inf
+    direct = [one for one in options(cells, target, wanted, spread) if key(one.cell) == key(wanted)]
+    shows = min((one for one in direct if SURE <= one.chance < 1), key=lambda one: one.flops, default=None)
     while len(chosen) < runs:
         offered = options(cells, target, wanted, spread)
         cheapest = min([cheapest, *(one.flops for one in offered)])
@@ -85,7 +89,7 @@ def next_runs(
         raise MscaleError(
             f"plan next --decision start: no run fits into {count(budget)} FLOPs; the cheapest takes {count(cheapest)}"
         )
-    return _answer(target, wanted, chosen, level, before, results)
+    return _answer(target, wanted, chosen, level, before, results, shows)
 
 
 def _wanted(cells: Sequence[Cell], target: str, params: float | None, scales: Mapping[str, float]) -> Cell:
@@ -134,7 +138,7 @@ def options(cells: Sequence[Cell], target: str, wanted: Cell, spread: float) -> 
             tokens = start * times
             flops = sum(6 * cell.params * max(tokens - reach, 0.0) for reach in cell.reach)
             chance = _chance(place, deviation, tokens, shared)
-            verb = "" if not shared else "further: "
+            verb = "" if not shared else "further "
             name = f"{where}, {verb}{_sides(cell, tokens)}, to {count(tokens)} tokens"
             if flops > 0:
                 found.append(Option(name, replace(shown, reach=(tokens, tokens)), tokens, flops, chance))
@@ -182,6 +186,7 @@ def _answer(
     level: float,
     before: float,
     results: Mapping[str, Any],
+    sure: Option | None,
 ) -> Answer:
     where = f"{target} at {count(wanted.params)} parameters"
     first = rows[0]
@@ -217,6 +222,12 @@ def _answer(
         "noise of a curve averages over its runs; other sizes tell by a power law in N near the published exponent",
         "priced at 6ND at a constant rate; a run that goes further pays for its new tokens alone; greedy, per FLOP",
     ]
+    if sure is not None:
+        reasons.insert(
+            0,
+            f"at that size itself, {sure.name.partition(', ')[2]}, shows it with a chance of {sure.chance:.0%}, for "
+            f"{count(sure.flops)} FLOPs",
+        )
     if not any(row["continued_runs"] for row in results["crossover"]["table"]):
         reasons.append(
             "the study continued no checkpoint: a multilingual one is needed, and its price is not counted"

@@ -56,7 +56,7 @@ def import_csv(
         if isinstance(value, str):
             constants[name] = _value(value, name, "constant", 1)
     with _opened(source) as file:
-        reader = csv.DictReader(file)
+        reader = _reader(file)
         header = list(reader.fieldnames or ())
         place = {name: (name, 1.0) for name in COLUMNS if name in header}
         for name, theirs in columns.items():
@@ -134,7 +134,7 @@ def import_wandb(
     rows = []
     left_out: dict[str, int] = {}
     with _opened(source) as file:
-        reader = csv.DictReader(file)
+        reader = _reader(file)
         header = list(reader.fieldnames or ())
         if "Step" not in header:
             raise MscaleError(f"{source}: no column 'Step': expected a chart exported from W&B as CSV")
@@ -179,6 +179,13 @@ def _opened(source: str | Path):
         return open(source, encoding="utf-8-sig", newline="")
     except OSError as error:
         raise MscaleError(f"cannot read {source}: {error.strerror or error}") from None
+
+
+def _reader(file) -> csv.DictReader:
+    """Cells apart by what is most frequent in the header: commas, semicolons or tabs."""
+    header = file.readline()
+    file.seek(0)
+    return csv.DictReader(file, delimiter=max(",;\t", key=header.count))
 
 
 def _factor(theirs: str, header: list[str], name: str, source: str | Path) -> tuple[str, float]:

@@ -139,6 +139,10 @@ def test_a_crossover_beyond_the_data_is_shown_by_the_run_that_is_named():
         answer = next_runs("start", results_of(table), targets=["aa"], params=6e7, runs=1)
         assert "not within the data: continuing is still ahead" in answer.text
         (row,) = answer.rows
+        direct = next(
+            reason for reason in answer.reasons if reason.startswith("at that size itself, further ")
+        )
+        assert "shows it with a chance of" in direct and "FLOPs" in direct
         scale = row["run"].split(" at ")[1].split(",")[0]
         assert "further" in row["run"] and row["tokens"] > reach[scale]
         # Trained on, the same runs go further.

@@ -218,3 +218,13 @@ def test_an_empty_cell_of_what_need_not_be_said_is_as_if_not_said(tmp_path):
     import_csv(source, tmp_path / "o.parquet", {}, {"params": 10**6, "phase": "stable"})
     rows = pq.read_table(tmp_path / "o.parquet").to_pylist()
     assert [(row["init"], row["seed"]) for row in rows] == [("scratch", 0), ("unimax", 4)]
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_cells_apart_by_commas_semicolons_or_tabs(tmp_path, mark):
+    lines = ["run,mixture,tokens,language,loss", "a,en,100000,en,3.0"]
+    (tmp_path / "runs.csv").write_text(
+        "\n".join(line.replace(",", mark) for line in lines), encoding="utf-8-sig"
+    )
+    made = import_csv(tmp_path / "runs.csv", tmp_path / "o.csv", {}, {"params": 10**6, "phase": "stable"})
+    assert made.rows == 1

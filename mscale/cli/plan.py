@@ -135,7 +135,13 @@ def cell(name: str, value: Any) -> str:
 
 @plan.command("languages")
 @click.option("--target", required=True)
-@click.option("--flops", type=float, help="Budget: how much of which, and where more hurts (needs a fit).")
+@click.option(
+    "--flops",
+    "--budget",
+    "flops",
+    type=float,
+    help="Budget: how much of which, and where more hurts (needs a fit).",
+)
 @click.option("--params", type=float, help="With --flops: hold the size.")
 @RESULTS
 @PRIOR
