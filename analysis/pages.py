@@ -18,6 +18,7 @@ from analysis.wording import (
     duration,
     equation,
     methods,
+    minus,
     number,
     pretty,
     signed,
@@ -169,16 +170,18 @@ def _heldout(results: dict) -> dict:
     ]
     rows = []
     published = reference.published_heldout()
+    published = published[published["runs"] == "multilingual"]
     for law in dict.fromkeys(row["law"] for row in results["heldout"]):
-        values = [found[law, split]["r2"] for split in splits]
-        shown = ["–" if value is None else f"{value:.3f}".replace("-", "−") for value in values]
-        rows.append([subscripts(law), *shown])
-        paper = published[published["law"].str.lower() == law.lower()]
-        for entry in paper[paper["runs"] == "multilingual"].to_dict("records"):
-            theirs = [entry.get(split, float("nan")) for split in splits]
-            shown = ["–" if value != value else f"{value:.2f}".replace("-", "−") for value in theirs]
-            rows.append([subscripts(f"{law}, in the paper (Table 1, multilingual)"), *shown])
-    return table(head, rows, "R² on held-out losses")
+        theirs = published[published["law"].str.lower() == law.lower()].to_dict("records")
+        cells: list[str] = [subscripts(law)]
+        for split in splits:
+            value = found[law, split]["r2"]
+            shown = "–" if value is None else minus(value)
+            paper = theirs[0].get(split) if theirs else None
+            cells.append(f"{shown} ({minus(paper, 2)})" if paper is not None else shown)
+        rows.append(cells)
+    title = "R² on held-out losses, in brackets the paper's on its own runs (Table 1, multilingual)"
+    return table(head, rows, title)
 
 
 def _law(results: dict, name: str) -> dict[str, Any]:
