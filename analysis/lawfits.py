@@ -99,6 +99,7 @@ def capacity_answer(rows: pd.DataFrame, level: float, seed: int) -> dict:
         ],
         "multipliers": [],
         "iso": [],
+        "start": None,
         "lines": [],
         "identified": False,
         "reason": "" if len(table) else "no cooled uniform mixture",
@@ -143,6 +144,9 @@ def capacity_answer(rows: pd.DataFrame, level: float, seed: int) -> dict:
         middle = table.loc[table["params"] == table["params"].median(), :]
         middle = middle if len(middle) else table
         weights = _weight(found, middle)
+        # The share of the reducible loss that is due to size: where the curves start, and where compute is least.
+        optimal = params["beta"] / (params["alpha"] + params["beta"])
+        answer["start"] = {"share": weights, "optimal": optimal}
         for ratio in RATIOS[:3]:
             powers = (params["phi"], params["psi"], params["alpha"], params["beta"])
             curve = capacity.iso_loss(ratio, weights, *powers)

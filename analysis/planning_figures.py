@@ -187,6 +187,7 @@ def iso_loss(results: dict) -> Figure | None:
             ),
         )
     )
+    start = results["capacity"]["start"]
     limits = frame.groupby(["languages", "limit"], as_index=False).size()
     rule = alt.Chart(limits).mark_rule(strokeDash=[3, 3]).encode(x="limit:Q", color=colour)
     cheapest = frame.loc[frame.groupby("languages")["C"].idxmin()]
@@ -198,9 +199,10 @@ def iso_loss(results: dict) -> Figure | None:
     return Figure(
         "iso-loss",
         "Iso-loss frontier",
-        "Each curve keeps the loss as languages multiply; the diamond is its least compute, the dashed "
-        "line the growth of "
-        "parameters below which no amount of data can.",
+        "Each curve keeps the loss as languages multiply; the diamond is its least compute, the dashed line the growth "
+        "of parameters below which no amount of data can. The start is the study's middle size, where size is "
+        f"responsible for {start['share']:.0%} of the loss that training can still lower; at a compute-optimal start "
+        f"it would be {start['optimal']:.0%}, and the diamonds the growth given above.",
         (Panel(alt.layer(rule, line, dot).properties(height=300)),),
         frame.drop(columns=["languages"]),
         keys=palette.legend(" languages"),
