@@ -41,8 +41,7 @@ def transfer_table(
       A row for each unit, scale and ordered pair with the columns of `COLUMNS`: `status` is measured, bound,
       predicted or missing, `censored` whether the score is a bound. And what goes with it: {"scale" (the one with
       most pairs), "noise" (of the curves), "predicted" (of the pairs not run, at that scale), "units_missing" (why
-      there are no bytes or content), "left_out" (runs, and why), "curves" (the scores over d, with
-      the columns of `transfer.COLUMNS`)}.
+      there are no bytes or content), "left_out" (runs, and why), "cells" (what `curves` reads)}.
 
     Raises:
       MscaleError: no 50/50 run, no such scale, or tables that mix what cannot be compared.
@@ -64,7 +63,9 @@ def transfer_table(
     )
     main = main_scale(matrix, cells)
     chosen = matrix["scale"] == main
-    others = predicted(matrix[chosen], adaptation.adaptation_scores(rows), planted, overlap, level, seed)
+    others: dict[str, Any] = {"cells": [], "reason": "every pair was run"}
+    if (matrix.loc[chosen, "status"] == "missing").any():
+        others = predicted(matrix[chosen], adaptation.adaptation_scores(rows), planted, overlap, level, seed)
     frames = [matrix.assign(unit="tokens")]
     counted, reasons = units.all_units(matrix, rows, premiums, fertility)
     frames += [table.assign(unit=name) for name, table in counted.items()]
@@ -85,7 +86,7 @@ def transfer_table(
         "predicted": {name: value for name, value in others.items() if name != "cells"},
         "units_missing": reasons,
         "left_out": cells.left_out,
-        "curves": curves(cells, matrix, phase, level),
+        "cells": cells,
     }
     return table.reindex(columns=COLUMNS), about
 
@@ -102,14 +103,15 @@ def one_vocabulary(rows: pd.DataFrame, vocabulary: str | None) -> pd.DataFrame:
     return rows[rows["vocabulary"].astype(str) == vocabulary]
 
 
-def curves(cells: transfer.Cells, matrix: pd.DataFrame, phase: str, level: float) -> pd.DataFrame:
-    """The score over d of every pair of the matrix that was run."""
-    run = matrix[matrix["status"] != "missing"]
+def curves(cells: transfer.Cells, table: pd.DataFrame) -> pd.DataFrame:
+    """The scores over d of every pair of a `transfer_table` that was run, with the columns of `transfer.COLUMNS`."""
+    run = table[(table["unit"] == "tokens") & table["status"].isin(["measured", "bound"])]
+    columns = ("target", "source", "scale", "phase", "level")
     frames = [
         transfer.transfer_curve(cells, target, source, scale=scale, phase=phase, level=level)
-        for scale, target, source in zip(run["scale"], run["target"], run["source"], strict=True)
+        for target, source, scale, phase, level in run[list(columns)].itertuples(index=False, name=None)
     ]
-    return pd.concat(frames, ignore_index=True) if frames else matrix.head(0)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=transfer.COLUMNS)
 
 
 def cell(row: Mapping[str, Any]) -> str:

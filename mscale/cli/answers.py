@@ -193,6 +193,7 @@ def transfer(
 ) -> None:
     """Read the transfer matrix off SOURCE, a table of curves or a study: shown here, every pair into a CSV."""
     from analysis.tables import read_study
+    from analysis.transfer_table import curves as scores_over_d
     from analysis.transfer_table import transfer_table
     from mscale.files import atomic_write
 
@@ -217,8 +218,9 @@ def transfer(
     out = out or (source if source.is_dir() else source.parent) / "transfer.csv"
     atomic_write(out, table.to_csv(index=False, float_format="%.6g"))
     if curves is not None:
-        atomic_write(curves, about["curves"].to_csv(index=False, float_format="%.6g"))
-        print(f"{curves}: {len(about['curves']):,} scores over d")
+        over_d = scores_over_d(about["cells"], table)
+        atomic_write(curves, over_d.to_csv(index=False, float_format="%.6g"))
+        print(f"{curves}: {len(over_d):,} scores over d")
     print(f"{out}: {len(table):,} rows, a row for each pair and unit ({', '.join(table['unit'].unique())})")
 
 
