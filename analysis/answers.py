@@ -141,6 +141,7 @@ def partners(
 def _study(rows: pd.DataFrame, runs: pd.DataFrame, extra: Mapping[str, Any]) -> dict:
     scales = runs.groupby("scale")["params"].first().sort_values()
     trunks = runs.groupby("group")["tokens"].max()
+    first = rows.groupby("run")["tokens"].min().to_dict()
     cells = []
     kinds = {"mono": "one language", "bilingual": "two languages, 50/50", "uniform": "uniform mixture"}
     kind = runs["kind"].map(kinds).fillna("other mixture")
@@ -159,7 +160,7 @@ def _study(rows: pd.DataFrame, runs: pd.DataFrame, extra: Mapping[str, Any]) -> 
                 "seeds": int(part["seed"].nunique()),
                 "tokens_low": int(part["tokens"].min()),
                 "tokens_high": int(part["tokens"].max()),
-                "flops": float(_trained_flops(rows, part)),
+                "flops": float(_trained_flops(first, part)),
             }
         )
     return {
@@ -173,7 +174,7 @@ def _study(rows: pd.DataFrame, runs: pd.DataFrame, extra: Mapping[str, Any]) -> 
         "trained_languages": sorted(set(rows.loc[rows["target_tokens"] > 0, "language"])),
         "scales": [{"scale": str(name), "params": int(value)} for name, value in scales.items()],
         "tokens": int(trunks.sum()),
-        "flops": float(extra.get("flops") or _trained_flops(rows, runs)),
+        "flops": float(extra.get("flops") or _trained_flops(first, runs)),
         "vocabularies": sorted(map(str, rows["vocabulary"].unique())),
         "eval_tokens": {
             str(name): int(value) for name, value in rows.groupby("language")["eval_tokens"].max().items()
@@ -197,13 +198,13 @@ def _unique_tokens(rows: pd.DataFrame) -> dict[str, int]:
     return {str(name): int(value) for name, value in most.items()}
 
 
-def _trained_flops(rows: pd.DataFrame, runs: pd.DataFrame) -> float:
+def _trained_flops(first: Mapping[str, int], runs: pd.DataFrame) -> float:
     """Compute spent, 6ND: each trunk once, and each branch from where it left its trunk.
 
-    A branch's first evaluation may come late, so it is taken to hold at least the last tenth of its tokens.
+    first: tokens at the first evaluation of each run. It may come late in a branch, which is taken to hold at least the
+    last tenth of its tokens.
     """
     total = 0.0
-    first = rows.groupby("run")["tokens"].min()
     for _, part in runs.groupby("group"):
         trunks = part[part["end_phase"] != "end"]
         for run, params, tokens in zip(part["run"], part["params"], part["tokens"], strict=True):

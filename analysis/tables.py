@@ -207,8 +207,9 @@ def describe_mixtures(observations: pd.DataFrame) -> pd.DataFrame:
       at equal shares) or mixed.
     """
     rank = observations["phase"].map(PHASES.index)
-    frame = observations.assign(_rank=rank).sort_values(["tokens", "_rank"], kind="stable")
-    last = frame.groupby("run", sort=False).tail(1).set_index("run")
+    order = np.lexsort((rank.to_numpy(), observations["tokens"].to_numpy()))
+    frame = observations[["run", "tokens", "target_tokens", "target_unique", "flops"]].iloc[order]
+    last = observations.iloc[order[~frame["run"].duplicated(keep="last").to_numpy()]].set_index("run")
     runs = last[["group", "scale", "params", "seed", "vocabulary", "init", "tag", "mixture"]].copy()
     runs["languages"] = last["languages"].str.split("+").map(tuple)
     runs["K"] = runs["languages"].map(len)
@@ -224,7 +225,7 @@ def describe_mixtures(observations: pd.DataFrame) -> pd.DataFrame:
     runs["kind"] = kind.where(even | (runs["K"] == 1), "mixed")
     epochs = frame["target_tokens"] / frame["target_unique"].where(frame["target_unique"] > 0)
     runs["repeats"] = epochs.groupby(frame["run"]).max().reindex(runs.index).fillna(0.0)
-    return runs.reindex(list(dict.fromkeys(observations["run"]))).reset_index(names="run")
+    return runs.reindex(observations["run"].unique()).reset_index(names="run")
 
 
 def _text(column: pd.Series) -> pd.Series:
