@@ -198,7 +198,7 @@ def _unique_tokens(rows: pd.DataFrame) -> dict[str, int]:
     return {str(name): int(value) for name, value in most.items()}
 
 
-def _trained_flops(first: Mapping[str, int], runs: pd.DataFrame) -> float:
+def _trained_flops(first: Mapping[Any, int], runs: pd.DataFrame) -> float:
     """Compute spent, 6ND: each trunk once, and each branch from where it left its trunk.
 
     first: tokens at the first evaluation of each run. It may come late in a branch, which is taken to hold at least the
