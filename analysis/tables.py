@@ -101,7 +101,12 @@ def read_study(path: str | Path, truth: str | Path | None = None) -> StudyTables
             exposure = validate_exposure(read_table(name), str(name))
             break
     else:
-        notes.append("no exposure table: laws that count other languages' tokens cannot be fitted")
+        exposure = exposure_of(observations)
+        notes.append(
+            "no exposure table: laws that count other languages' tokens cannot be fitted"
+            if exposure.empty
+            else "no exposure table: what runs trained on was read off the observations, which hold all of it"
+        )
     truth_path = Path(truth) if truth is not None else folder / "truth.json"
     planted = None
     if truth_path.exists():
@@ -196,6 +201,22 @@ def validate_exposure(frame: pd.DataFrame, source: str = "exposure") -> pd.DataF
     for name in ("run", "language"):
         frame[name] = _text(frame[name])
     return frame
+
+
+def exposure_of(observations: pd.DataFrame) -> pd.DataFrame:
+    """The exposure that observations tell where every run is evaluated on all that it trains on; else no rows.
+
+    Returns: columns run step language tokens unique_tokens, as the companion table has them.
+    """
+    rows = observations[observations["tokens"] > 0]
+    key = ["run", "step"]
+    trained = rows[rows["target_tokens"] > 0].drop_duplicates([*key, "language"])
+    steps = rows.drop_duplicates(key).set_index(key)
+    told = trained.groupby(key).size().reindex(steps.index).fillna(0)
+    if not (told == steps["languages"].str.split("+").map(len)).all():
+        trained = trained.head(0)
+    table = trained[[*key, "language", "target_tokens", "target_unique"]]
+    return table.set_axis(list(EXPOSURE_COLUMNS), axis=1).reset_index(drop=True)
 
 
 def describe_mixtures(observations: pd.DataFrame) -> pd.DataFrame:

@@ -107,3 +107,16 @@ def test_the_language_called_nan_survives(tmp_path):
         "run,scale,params,languages,tokens,phase,language,loss\nr,1,10,nan,5,end,nan,2.0\n", encoding="utf-8"
     )
     assert tables.read_study(tmp_path / "o.csv").observations["language"].tolist() == ["nan"]
+
+
+def test_observations_on_all_that_runs_train_on_tell_the_exposure(tmp_path):
+    observations, exposure, _ = planted_study.study(small=True)
+    observations.to_csv(tmp_path / "observations.csv", index=False)
+    study = tables.read_study(tmp_path)
+    key = ["run", "step", "language"]
+    read, given = (table.set_index(key)["tokens"].sort_index() for table in (study.exposure, exposure))
+    assert read.index.equals(given.index) and (abs(read - given) <= 1).all()
+    assert any("read off the observations" in note for note in study.notes)
+    unseen = observations[observations["language"] != "aka"]
+    unseen.to_csv(tmp_path / "observations.csv", index=False)
+    assert tables.read_study(tmp_path).exposure.empty
