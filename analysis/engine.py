@@ -100,7 +100,7 @@ def settle(
     members: Members,
     precondition: Callable[[np.ndarray, np.ndarray], np.ndarray],
     enough: np.ndarray,
-    iterations: int = 40,
+    iterations: int = 60,
 ) -> Minimum:
     """L-BFGS (Nocedal & Wright, algorithm 7.4) from each row of theta (B, P), within the bounds.
 

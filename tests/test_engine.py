@@ -1,0 +1,147 @@
+"""Minimising: at bounds, from saddles, with gradients alone, and from a fit nearby."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import analysis
+from analysis import engine, planted, simulate, uncertainty
+from analysis.heldout import atlas_rows
+from analysis.problem import Problem
+
+TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36, "phi": 0.1, "psi": -0.05}
+
+
+@pytest.fixture(scope="module")
+def several():
+    """The capacity law of three languages, of which one has E at its bound; runs share noise."""
+    cells = [(("a",), (2e4, 8e4, 3e5), (2e6, 4e6)), (("a", "b"), (2e4, 8e4, 3e5), (4e6, 8e6))]
+    cells.append((("a", "b", "c"), (2e4, 8e4, 3e5), (6e6, 12e6)))
+    design = simulate.mixtures(cells, seeds=2)[0]
+    design["languages_trained"] = design["languages"].str.count(r"\+") + 1
+    table = simulate.study("capacity", design, {**TRUE, "E[c]": 0.01}, trunk=0.01, checkpoint=0.003, seed=4)
+    return analysis.fit("capacity", table, loss="squares")
+
+
+@pytest.fixture(scope="module")
+def constrained():
+    """ATLAS with other languages, a prior and an A fixed in the paper's units, whose constraint is a barrier."""
+    observations, exposure, _ = planted.study(seed=3, small=True)
+    return analysis.fit(
+        "atlas",
+        atlas_rows(observations),
+        exposure=exposure,
+        variant="D_other",
+        priors={"tau_other": (0.1, 0.3)},
+        fixed={"A[aka]": 14.0},
+        few_groups=True,
+    )
+
+
+def around(found, count=5, seed=0):
+    """Points near a fit and members that differ in all that members may differ in."""
+    rng = np.random.default_rng(seed)
+    problem = dataclasses.replace(found.problem, pins=(found.parameters_and_constants(),))
+    P = problem.size
+    theta = np.clip(found.theta + 0.01 * rng.normal(size=(count, P)), problem.lower, problem.upper)
+    members = problem.members(
+        times=rng.integers(1, 3, (count, problem.groups)).astype(float)[:, problem.group],
+        ratio=rng.uniform(0.1, 3, count),
+        which=rng.integers(P, size=count),
+        aim=theta[:, 0],
+        stiffness=np.full(count, 0.1),
+    )
+    return problem, theta, members
+
+
+@pytest.mark.parametrize("which", ["several", "constrained"])
+def test_slopes_are_those_of_the_system_and_of_differences(which, request):
+    problem, theta, members = around(request.getfixturevalue(which))
+    f, g, H, _ = problem.system(theta, members)
+    value, slope = problem.slope(theta, members)
+    np.testing.assert_allclose(value, f, rtol=1e-12)
+    np.testing.assert_allclose(slope, g, rtol=1e-9, atol=1e-12 * np.abs(g).max())
+    for index in range(0, problem.size, 3):
+        step = np.zeros(problem.size)
+        step[index] = 1e-6
+        up, down = (problem.slope(theta + sign * step, members) for sign in (1, -1))
+        np.testing.assert_allclose(
+            (up[0] - down[0]) / 2e-6, g[:, index], rtol=1e-4, atol=1e-5 * np.abs(g).max()
+        )
+        np.testing.assert_allclose(
+            (up[1] - down[1]) / 2e-6, H[:, index], rtol=1e-4, atol=1e-5 * np.abs(H).max()
+        )
+
+
+def test_gradients_alone_lead_to_the_minimum_of_newton(several):
+    problem, theta, members = around(several, seed=2)
+    H = problem.system(theta, members)[2]
+    inverse = np.linalg.pinv(H)
+    enough = 1e-9 * problem.system(theta, members)[0]
+    quick = engine.settle(
+        problem, theta, members, lambda g, at: np.einsum("bij,bj->bi", inverse[at], g), enough, iterations=300
+    )
+    slow = engine.minimise(problem, theta, members)
+    assert quick.converged.any()
+    np.testing.assert_allclose(quick.objective[quick.converged], slow.objective[quick.converged], rtol=1e-5)
+
+
+class Hills(Problem):
+    """f = Σ cos(θ) within bounds: a saddle at 0, minima at ±π, and at the bounds where they come first."""
+
+    def __init__(self, lower, upper):
+        object.__setattr__(self, "lower", np.array(lower))
+        object.__setattr__(self, "upper", np.array(upper))
+
+    def members(self, **_):
+        return analysis.problem.Members(*(np.ones((1, 1)),) * 3)
+
+    def system(self, theta, members, majorise=True):
+        H = np.einsum("bi,ij->bij", -np.cos(theta), np.eye(theta.shape[1]))
+        return (
+            3.0 + np.cos(theta).sum(1),
+            -np.sin(theta),
+            H,
+            np.broadcast_to(np.eye(theta.shape[1]), H.shape).copy(),
+        )
+
+
+def test_newton_leaves_saddles_and_stops_at_bounds():
+    hills = Hills([-5.0, -2.0], [5.0, 5.0])
+    found = engine.minimise(hills, np.array([[0.1, -0.1], [2.0, 2.0], [-3.0, -1.9]]))
+    assert found.converged.all()
+    np.testing.assert_allclose(found.theta[0], [np.pi, -2.0], atol=1e-4)
+    np.testing.assert_allclose(found.theta[1], [np.pi, np.pi], atol=1e-4)
+    np.testing.assert_allclose(found.theta[2], [-np.pi, -2.0], atol=1e-4)
+
+
+def test_what_the_data_tell_nothing_of_has_no_limits_and_the_rest_does():
+    design = pd.concat(
+        [
+            simulate.grid((2e4, 8e4, 3e5), (2e6, 4e6, 8e6), ("a", "b"), seeds=2),
+            simulate.grid((8e4,), (2e6, 4e6, 8e6), ("c",), seeds=6),
+        ]
+    )
+    found = analysis.fit("chinchilla", simulate.study("chinchilla", design, TRUE), share=("alpha", "beta"))
+    frame = found.interval()
+    flat = ["E[c]", "A[c]", "A_mean[c]"]
+    assert not frame.loc[flat, "identified"].any() and frame.drop(flat)["identified"].all()
+    assert np.isinf(frame.loc[flat, "high"]).all()
+    assert np.isfinite(frame.drop(flat)[["low", "high"]]).all(axis=None)
+
+
+def test_a_fold_fitted_from_the_whole_is_the_fold_fitted_alone(several):
+    keep = ~np.isin(several.problem.group, [0, 7, 12])
+    table = pd.DataFrame({**several.problem.x, "loss": several.problem.y, "language": several.level})
+    table = table.rename(columns={"N": "params", "D": "target_tokens", "K": "languages_trained"})
+    table["group"] = several.problem.group.astype(str)
+    whole = analysis.fit("capacity", table, loss="squares", few_groups=True)
+    alone = analysis.fit("capacity", table[keep], loss="squares", few_groups=True)
+    again = analysis.fit("capacity", table[keep], loss="squares", few_groups=True, near=whole)
+    assert again.problem.ratio == pytest.approx(alone.problem.ratio)
+    np.testing.assert_allclose(
+        again.problem.predict(again.theta[None]), alone.problem.predict(alone.theta[None]), rtol=1e-5
+    )
+    assert uncertainty.ratios(again.problem)[again.noise.best[0]] == pytest.approx(again.problem.ratio)
