@@ -10,7 +10,7 @@ A single number misleads, since the score drifts with d: here it is a curve over
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,8 @@ COLUMNS = [
     "phase",
     "reason",
 ]
+# Degrees of freedom of a noise of runs that is given, not measured: it counts as exact.
+GIVEN = 1_000_000
 # Data repeated more than this often is a run about repetition, not about transfer.
 MOST_EPOCHS = 1.001
 
@@ -88,12 +90,21 @@ class Cells:
 
 
 def cells(
-    observations: pd.DataFrame, *, split: str | None = None, draws: int = DRAWS, seed: int = 0
+    observations: pd.DataFrame,
+    *,
+    split: str | None = None,
+    run_noise: float | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> Cells:
     """Groups the monolingual and 50/50 bilingual runs from scratch, without repeated data, by scale.
 
+    Args:
+      run_noise: standard deviation in nats between runs that differ in the seed alone, where it is known from
+        elsewhere; else it is measured on repeated runs.
+
     Raises:
-      MscaleError: losses of several vocabularies, or several splits with none chosen.
+      MscaleError: a noise that is none, losses of several vocabularies, or several splits with none chosen.
     """
     rows = one_split(observations, split)
     runs = describe_mixtures(rows)
@@ -118,7 +129,12 @@ def cells(
     for keys, part in slim.groupby([chosen["scale"], key, chosen["language"]], sort=False):
         grouped.setdefault((str(keys[0]), keys[1]), {})[str(keys[2])] = part
     params = {str(scale): int(value) for scale, value in rows.groupby("scale")["params"].first().items()}
-    return Cells(grouped, params, study_noise(rows, runs), seed, draws, (*_left_out(runs), *_said(spiky)))
+    noise = study_noise(rows, runs)
+    if run_noise is not None:
+        if not 0 <= run_noise < np.inf:
+            raise MscaleError(f"transfer: run noise is {run_noise:g}, expected nats, 0 or more")
+        noise = {phase: replace(one, run=run_noise, run_degrees=GIVEN) for phase, one in noise.items()}
+    return Cells(grouped, params, noise, seed, draws, (*_left_out(runs), *_said(spiky)))
 
 
 def _said(exclusions: list[dict]) -> tuple[str, ...]:

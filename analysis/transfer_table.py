@@ -21,6 +21,7 @@ def transfer_table(
     phase: str = "stable",
     split: str | None = None,
     vocabulary: str | None = None,
+    run_noise: float | None = None,
     premiums: Mapping[str, float] | None = None,
     fertility: Mapping[str, float] | None = None,
     overlap: Overlap | None = None,
@@ -34,6 +35,7 @@ def transfer_table(
       rows: observations (`tables.read_study`). d: reference tokens, by default what each scale allows most pairs.
       scale: that one alone. phase: "stable" or "end" (cooled with cooled). split, vocabulary: the one to take, where
         there are several.
+      run_noise: see `transfer.cells`.
       fertility: bytes per token of languages, where the observations do not tell.
       premiums, overlap, planted: what else is known of the languages, see `transfer_answers.transfer_answer`.
 
@@ -49,7 +51,7 @@ def transfer_table(
     if d is not None and not 0 < d < float("inf"):
         raise MscaleError(f"transfer: d is {d:g}, expected a positive number of tokens")
     rows = transfer.one_split(one_vocabulary(rows, vocabulary), split)
-    cells = transfer.cells(rows, seed=seed)
+    cells = transfer.cells(rows, run_noise=run_noise, seed=seed)
     paired = sorted({at for at, languages in cells.rows if len(languages) == 2})
     if not paired:
         raise MscaleError(

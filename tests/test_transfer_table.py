@@ -203,3 +203,19 @@ def test_headlines_of_such_curves_word_open_ends(curves):
     assert any(row["status"] == "measured" and row["low"] is None for row in cells)
     told = " ".join(item["text"] for item in results["headlines"])
     assert "nan" not in told and "overtakes" in told
+
+
+def test_a_noise_between_runs_known_from_elsewhere_takes_the_place_of_one_assumed(tmp_path, capsys, curves):
+    curves.to_csv(tmp_path / "curves.csv", index=False)
+    widths = {}
+    for noise in ((), ("--run-noise", 0.006), ("--run-noise", 0.001)):
+        assert run("transfer", tmp_path / "curves.csv", "--d", 2e10, *noise) == 0
+        told = capsys.readouterr().out
+        assert ("(as given)" in told) == bool(noise) and ("only assumed" in told) != bool(noise)
+        cells = pd.read_csv(tmp_path / "transfer.csv").set_index(["target", "source"])
+        row = cells.loc[("es", "en")]
+        widths[noise] = row["high"] - row["low"]
+    assumed, given, small = widths.values()
+    assert small < 0.7 * given and given < assumed
+    assert run("transfer", tmp_path / "curves.csv", "--run-noise", -1) == 1
+    assert "run noise is -1, expected nats, 0 or more" in capsys.readouterr().err

@@ -170,6 +170,7 @@ def report(source: Path, truth: Path | None, out: Path | None) -> None:
 @click.option("--phase", type=click.Choice(["stable", "end"]), default="stable", show_default=True)
 @click.option("--split", help="Of the evaluation, where SOURCE has several.")
 @click.option("--vocabulary", help="Where SOURCE has several.")
+@click.option("--run-noise", type=float, help="Nats between seeds, known from elsewhere; default: measured.")
 @click.option(
     "--bytes-per-token",
     "fertility",
@@ -186,6 +187,7 @@ def transfer(
     phase: str,
     split: str | None,
     vocabulary: str | None,
+    run_noise: float | None,
     fertility: dict[str, float] | None,
     parallel: Path | None,
     curves: Path | None,
@@ -205,6 +207,7 @@ def transfer(
         phase=phase,
         split=split,
         vocabulary=vocabulary,
+        run_noise=run_noise,
         premiums=byte_premiums(parallel),
         fertility=fertility,
         planted=(tables.truth or {}).get("languages"),
@@ -229,6 +232,7 @@ def print_matrix(table: Any, about: dict[str, Any], phase: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from analysis.transfer import GIVEN
     from analysis.transfer_table import cell as shown
     from analysis.wording import count
 
@@ -261,13 +265,14 @@ def print_matrix(table: Any, about: dict[str, Any], phase: str) -> None:
         f"* its {level} interval leaves out 0; ≤ ≥ a bound: never reached, or before the data; · missing; ( ) predicted"
     )
     noise = about["noise"]
-    told = (
-        f"measured on {noise.run_degrees} repeated runs"
-        if noise.run_degrees
-        else (
-            "only assumed, as large as that of checkpoints: repeat a run or two, and intervals narrow to what it is"
+    told = f"measured on {noise.run_degrees} repeated runs"
+    if noise.run_degrees == GIVEN:
+        told = "as given"
+    elif not noise.run_degrees:
+        told = (
+            "only assumed, as large as that of checkpoints: repeat a run or two, or give it with --run-noise, and "
+            "intervals narrow to what it is"
         )
-    )
     print(f"- noise: {noise.checkpoint:.4f} nats between checkpoints, {noise.run:.4f} between runs ({told})")
     reasons = rows.loc[rows["status"] == "missing", "reason"].value_counts()
     for reason, number in reasons.head(MOST_REASONS).items():
