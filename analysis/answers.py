@@ -22,7 +22,7 @@ from analysis.transfer_answers import Overlap, transfer_answer
 from mscale.errors import MscaleError
 from mscale.progress import progress
 
-FORMAT = 2
+FORMAT = 3
 LEVEL = 0.9
 STAGES = ("curves", "transfer", "crossover", "chinchilla", "atlas", "held out", "capacity", "findings")
 
