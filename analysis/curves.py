@@ -89,8 +89,9 @@ class Curve:
         Infinite where it never does; zero where its first point lies below already (the crossing is then
         before the data); NaN where the loss is.
         """
-        value = _first_reach(self.log_tokens, self.loss[None], np.atleast_1d(loss)[None])[0]
-        return value, _first_reach(self.log_tokens, self.draws, draws)
+        curves = np.concatenate([self.loss[None], self.draws])
+        reached = _first_reach(self.log_tokens, curves, np.concatenate([np.atleast_1d(loss)[None], draws]))
+        return reached[0], reached[1:]
 
 
 def gather(rows: pd.DataFrame, phase: str = "stable") -> Points | None:
@@ -210,14 +211,13 @@ def cell_generator(seed: int, *cell) -> np.random.Generator:
 
 def interval(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Percentile interval of draws (R, m) that may be infinite; NaN where over half of them are NaN."""
-    low, high = np.full(draws.shape[1], np.nan), np.full(draws.shape[1], np.nan)
-    for column in range(draws.shape[1]):
-        values = np.sort(draws[~np.isnan(draws[:, column]), column])
-        if len(values) * 2 < len(draws) or not len(values):
-            continue
-        tail = (1 - level) / 2 * (len(values) - 1)
-        low[column], high[column] = values[int(np.floor(tail))], values[int(np.ceil(len(values) - 1 - tail))]
-    return low, high
+    values = np.sort(draws, axis=0)  # NaN last
+    count = np.sum(~np.isnan(draws), axis=0)
+    enough, tail = (count * 2 >= len(draws)) & (count > 0), (1 - level) / 2 * np.maximum(count - 1, 0)
+    column = np.arange(draws.shape[1])
+    low = values[np.floor(tail).astype(int), column]
+    high = values[np.ceil(np.maximum(count - 1, 0) - tail).astype(int), column]
+    return np.where(enough, low, np.nan), np.where(enough, high, np.nan)
 
 
 def _first_reach(log_tokens: np.ndarray, curves: np.ndarray, wanted: np.ndarray) -> np.ndarray:

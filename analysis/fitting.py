@@ -136,8 +136,8 @@ def fit(
         agreement = {"starts": 1, "agreeing": 1, "converged": True}
     else:
         if priors:
-            alone = search.optima(problem, seed, polished=search.FINAL).theta[0]
-            problem = _with_priors(problem, names, priors, alone)
+            known["alone"] = search.optima(problem, seed, polished=search.FINAL).theta[0]
+            problem = _with_priors(problem, names, priors, known["alone"])
         found = search.optima(problem, seed)
         problem, theta = found.problem, found.theta[0]
         agreement = {
@@ -180,11 +180,13 @@ def _again(
     problem: Problem, names: tuple[str, ...], near: Fit, priors: Mapping[str, tuple[float, float]] | None
 ) -> tuple[Problem, np.ndarray]:
     """The problem with its priors and noise, and its optimum (P,), all searched from those of a fit nearby."""
-    theta = near.theta[[near.names.index(name) for name in names]]
+    at = [near.names.index(name) for name in names]
+    theta = near.theta[at]
     problem = dataclasses.replace(problem, barrier=near.problem.barrier)
     if priors:
+        alone = near._cache.get("alone", near.theta)[at]  # the optimum without priors
         problem = _with_priors(
-            problem, names, priors, minimise(problem, theta[None], tolerance=1e-5).theta[0]
+            problem, names, priors, minimise(problem, alone[None], tolerance=1e-5).theta[0]
         )
     if problem.delta is not None:
         return problem, minimise(problem, theta[None]).theta[0]
