@@ -15,13 +15,15 @@ def identification(fit: Any, low: np.ndarray, high: np.ndarray) -> dict[str, str
     norms = np.linalg.norm(J, axis=0)
     _, singular, rows = np.linalg.svd(J / np.where(norms > 0, norms, 1.0), full_matrices=True)
     singular = np.concatenate([singular, np.zeros(len(rows) - len(singular))])
-    for value, direction in zip(singular, rows, strict=True):
-        if value > FLAT * singular[0]:
-            continue
-        involved = [fit.names[i] for i in np.flatnonzero(np.abs(direction) > INVOLVED)]
-        for name in involved:
-            rest = ", ".join(other for other in involved if other != name)
-            reasons[name] = f"cannot be told apart from {rest}" if rest else "the data do not depend on it"
+    flat = rows[singular <= FLAT * singular[0]]
+    # The projector on all flat directions together: of several, any mixture is as flat as they are.
+    together = flat.T @ flat
+    for index in np.flatnonzero(np.diag(together) > INVOLVED**2):
+        rest = np.flatnonzero(np.abs(together[index]) > INVOLVED**2)
+        others = ", ".join(fit.names[other] for other in rest if other != index)
+        reasons[fit.names[index]] = (
+            f"cannot be told apart from {others}" if others else "the data do not depend on it"
+        )
     for index, (name, q) in enumerate(zip(fit.names, fit.problem.held["parameters"], strict=True)):
         if name in reasons or np.isfinite([low[index], high[index]]).all():
             continue

@@ -121,14 +121,17 @@ def test_what_the_data_tell_nothing_of_has_no_limits_and_the_rest_does():
     design = pd.concat(
         [
             simulate.grid((2e4, 8e4, 3e5), (2e6, 4e6, 8e6), ("a", "b"), seeds=2),
-            simulate.grid((8e4,), (2e6, 4e6, 8e6), ("c",), seeds=6),
+            simulate.grid((8e4,), (2e6, 4e6, 8e6), ("c", "d"), seeds=6),
         ]
     )
     found = analysis.fit("chinchilla", simulate.study("chinchilla", design, TRUE), share=("alpha", "beta"))
     frame = found.interval()
-    flat = ["E[c]", "A[c]", "A_mean[c]"]
+    flat = [f"{name}[{language}]" for language in "cd" for name in ("E", "A", "A_mean")]
     assert not frame.loc[flat, "identified"].any() and frame.drop(flat)["identified"].all()
     assert np.isinf(frame.loc[flat, "high"]).all()
+    # Each language's own two, although the directions of both languages are flat together.
+    assert frame.loc["E[c]", "reason"] == "cannot be told apart from A[c]"
+    assert frame.loc["A[d]", "reason"] == "cannot be told apart from E[d]"
     assert np.isfinite(frame.drop(flat)[["low", "high"]]).all(axis=None)
 
 
