@@ -141,7 +141,7 @@ def partners(
 def _study(rows: pd.DataFrame, runs: pd.DataFrame, extra: Mapping[str, Any]) -> dict:
     scales = runs.groupby("scale")["params"].first().sort_values()
     trunks = runs.groupby("group")["tokens"].max()
-    first = rows.groupby("run")["tokens"].min().to_dict()
+    first = rows.groupby("run")["tokens"].min()
     cells = []
     kinds = {"mono": "one language", "bilingual": "two languages, 50/50", "uniform": "uniform mixture"}
     kind = runs["kind"].map(kinds).fillna("other mixture")
@@ -160,7 +160,7 @@ def _study(rows: pd.DataFrame, runs: pd.DataFrame, extra: Mapping[str, Any]) -> 
                 "seeds": int(part["seed"].nunique()),
                 "tokens_low": int(part["tokens"].min()),
                 "tokens_high": int(part["tokens"].max()),
-                "flops": float(_trained_flops(first, part)),
+                "flops": _trained_flops(first, part),
             }
         )
     return {
@@ -198,19 +198,16 @@ def _unique_tokens(rows: pd.DataFrame) -> dict[str, int]:
     return {str(name): int(value) for name, value in most.items()}
 
 
-def _trained_flops(first: Mapping[Any, int], runs: pd.DataFrame) -> float:
+def _trained_flops(first: pd.Series, runs: pd.DataFrame) -> float:
     """Compute spent, 6ND: each trunk once, and each branch from where it left its trunk.
 
     first: tokens at the first evaluation of each run. It may come late in a branch, which is taken to hold at least the
     last tenth of its tokens.
     """
-    total = 0.0
-    for _, part in runs.groupby("group"):
-        trunks = part[part["end_phase"] != "end"]
-        for run, params, tokens in zip(part["run"], part["params"], part["tokens"], strict=True):
-            branch = len(trunks) and run not in set(trunks["run"])
-            total += 6.0 * params * (tokens - (min(first[run], 0.9 * tokens) if branch else 0))
-    return total
+    trunk = runs["end_phase"] != "end"
+    branch = ~trunk & trunk.groupby(runs["group"]).transform("any")
+    left = np.minimum(runs["run"].map(first), 0.9 * runs["tokens"])
+    return float((6.0 * runs["params"] * (runs["tokens"] - left.where(branch, 0.0))).sum())
 
 
 def _failed(extra: Mapping[str, Any]) -> list[dict]:

@@ -18,12 +18,11 @@ def identification(fit: Any, low: np.ndarray, high: np.ndarray) -> dict[str, str
     flat = rows[singular <= FLAT * singular[0]]
     # The projector on all flat directions together: of several, any mixture is as flat as they are.
     together = flat.T @ flat
-    for index in np.flatnonzero(np.diag(together) > INVOLVED**2):
-        rest = np.flatnonzero(np.abs(together[index]) > INVOLVED**2)
-        others = ", ".join(fit.names[other] for other in rest if other != index)
-        reasons[fit.names[index]] = (
-            f"cannot be told apart from {others}" if others else "the data do not depend on it"
-        )
+    for mine in np.flatnonzero(np.diag(together) > INVOLVED**2):
+        involved = np.flatnonzero(np.abs(together[mine]) > INVOLVED**2)
+        others = ", ".join(fit.names[other] for other in involved if other != mine)
+        reason = f"cannot be told apart from {others}" if others else "the data do not depend on it"
+        reasons[fit.names[mine]] = reason
     for index, (name, q) in enumerate(zip(fit.names, fit.problem.held["parameters"], strict=True)):
         if name in reasons or np.isfinite([low[index], high[index]]).all():
             continue
