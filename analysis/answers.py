@@ -206,7 +206,7 @@ def _trained_flops(first: pd.Series, runs: pd.DataFrame) -> float:
     """
     trunk = runs["end_phase"] != "end"
     branch = ~trunk & trunk.groupby(runs["group"]).transform("any")
-    left = np.minimum(runs["run"].map(first), 0.9 * runs["tokens"])
+    left = runs["run"].map(first).clip(upper=0.9 * runs["tokens"])
     return float((6.0 * runs["params"] * (runs["tokens"] - left.where(branch, 0.0))).sum())
 
 
