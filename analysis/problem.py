@@ -11,13 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array
 
+from analysis import scatter
 from analysis.derivatives import Jet
 from analysis.laws.law import Law
 from analysis.losses import huber
 from analysis.objective import Relieve, rows_slope, rows_system, threaded
 from analysis.quantities import Quantity
+from analysis.scatter import Scatter
 
 BLOCK = 1 << 17  # elements of a (B, rows) block: large beside the cost of a call, small beside the cache
 
@@ -59,25 +60,6 @@ class Cell:
     def free(self) -> np.ndarray:
         """(k,) bool: which of the law's parameters are fitted here."""
         return np.count_nonzero(self.select, axis=1) > 0
-
-
-@dataclass(frozen=True)
-class Scatter:
-    """A sum of entries of many small arrays into the places of a large one, for a whole batch at once."""
-
-    places: np.ndarray
-    matrix: Any  # (places, sources), sparse
-
-    @classmethod
-    def of(cls, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]], sources: int) -> "Scatter":
-        """From parts (place, source, factor), arrays of one length each."""
-        place, source, factor = (np.concatenate(part) for part in zip(*parts, strict=True))
-        places, row = np.unique(place, return_inverse=True)
-        return cls(places, csr_array((factor, (row, source)), shape=(len(places), sources)))
-
-    def add(self, values: np.ndarray, total: np.ndarray) -> None:
-        """Adds values (..., B), the sources, to total (B, all places)."""
-        total[:, self.places] += (self.matrix @ values.reshape(-1, len(total))).T
 
 
 @dataclass(frozen=True)
@@ -194,42 +176,21 @@ class Problem:
         )
 
     @cached_property
-    def _nonzero(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Of each cell: fitted parameter among the free ones, its column of θ, and by how much; one entry a nonzero."""
-        found = []
-        for cell in self.cells:
-            S = cell.select[self._free]
-            local, column = np.nonzero(S)
-            found.append((local, column, S[local, column]))
-        return found
+    def _selects(self) -> list[np.ndarray]:
+        """(k, P) of each cell: from θ to the parameters that are free somewhere."""
+        return [cell.select[self._free] for cell in self.cells]
 
     @cached_property
-    def _to_gradient(self) -> "Scatter":
-        """From the gradients of the cells, (C, k) each, to that in θ."""
-        k = int(self._free.sum())
-        parts = [(column, number * k + local, v) for number, (local, column, v) in enumerate(self._nonzero)]
-        return Scatter.of(parts, len(self.cells) * k)
+    def _to_gradient(self) -> Scatter:
+        return scatter.to_gradient(self._selects)
 
     @cached_property
-    def _to_hessian(self) -> "Scatter":
-        """From the Hessians of the cells, (C, k, k) each, to that in θ, flattened."""
-        k, parts = int(self._free.sum()), []
-        for number, (local, column, v) in enumerate(self._nonzero):
-            i, j = (axis.ravel() for axis in np.indices((len(v), len(v))))
-            source = (number * k + local[i]) * k + local[j]
-            parts.append((column[i] * self.size + column[j], source, v[i] * v[j]))
-        return Scatter.of(parts, len(self.cells) * k * k)
+    def _to_hessian(self) -> Scatter:
+        return scatter.to_hessian(self._selects)
 
     @cached_property
-    def _to_leverage(self) -> "Scatter":
-        """From slopes summed over runs, (k, runs) each, to those in θ summed over groups, (P, G) flattened."""
-        starts, group, cell = self._runs
-        R, parts = len(starts), []
-        for number, (local, column, v) in enumerate(self._nonzero):
-            mine = np.flatnonzero(cell == number)
-            target = column[:, None] * self.groups + group[mine]
-            parts.append((target.ravel(), (local[:, None] * R + mine).ravel(), np.repeat(v, len(mine))))
-        return Scatter.of(parts, int(self._free.sum()) * R)
+    def _to_leverage(self) -> Scatter:
+        return scatter.to_leverage(self._selects, *self._runs[1:], self.groups)
 
     def rows_jets(self, theta: np.ndarray, order: int) -> SimpleNamespace:
         """The law's parameters on every row, (B, n) or (B, 1), as jets in the local parameters that are free."""

@@ -25,7 +25,7 @@ GROWTH = 3.0  # times farther out an aim goes at most
 AHEAD = 1.2  # and at least, until the limit is passed
 LEAST = 0.05  # standard errors an interval reaches to either side at least
 SETTLED = (
-    1e-6  # of the rise that is wanted, by which a point promises to lie above the profile: many times less
+    1e-6  # of the wanted rise: less than that a step must promise; the decrease left is many times as large
 )
 FLAT = 1e-12  # eigenvalue of the scaled information, over the largest, of a direction that changes nothing
 INVOLVED = 1e-3  # share of a quantity's slope in such directions from which its profile never rises
