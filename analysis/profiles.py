@@ -24,9 +24,7 @@ FAILURES = 2  # points that do not settle, after which a profile counts as havin
 GROWTH = 3.0  # times farther out an aim goes at most
 AHEAD = 1.2  # and at least, until the limit is passed
 LEAST = 0.05  # standard errors an interval reaches to either side at least
-SETTLED = (
-    1e-6  # of the wanted rise: less than that a step must promise; the decrease left is many times as large
-)
+SETTLED = 1e-6  # share of the wanted rise that a step must promise less than; what is left may be far more
 FLAT = 1e-12  # eigenvalue of the scaled information, over the largest, of a direction that changes nothing
 INVOLVED = 1e-3  # share of a quantity's slope in such directions from which its profile never rises
 
