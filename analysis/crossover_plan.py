@@ -66,7 +66,6 @@ def next_runs(
         if not worth:
             break
         best, after = max(worth, key=lambda pair: (now - pair[1]) / pair[0].flops)
-        cells = _with(cells, best.cell)
         total += best.flops
         chosen.append(
             {
@@ -79,7 +78,9 @@ def next_runs(
                 "flops_so_far": total,
             }
         )
-        now = after
+        # What follows supposes that it showed what it was run for.
+        cells = _with(cells, best.cell)
+        _, now = posterior(cells, wanted)
     if not chosen and cheapest <= budget:
         raise MscaleError(
             f"plan next --decision start: no run takes {LEAST_GAIN:.0%} off the variance of the crossover of "
@@ -89,7 +90,7 @@ def next_runs(
         raise MscaleError(
             f"plan next --decision start: no run fits into {count(budget)} FLOPs; the cheapest takes {count(cheapest)}"
         )
-    return _answer(target, wanted, chosen, level, before, results, shows)
+    return _answer(target, wanted, chosen, level, (before, now), results, shows)
 
 
 def _wanted(cells: Sequence[Cell], target: str, params: float | None, scales: Mapping[str, float]) -> Cell:
@@ -184,10 +185,12 @@ def _answer(
     wanted: Cell,
     rows: Sequence[dict[str, Any]],
     level: float,
-    before: float,
+    variances: tuple[float, float],
     results: Mapping[str, Any],
     sure: Option | None,
 ) -> Answer:
+    """`variances`: of the crossover's log tokens, now and once every run showed what it is for."""
+    before, last = variances
     where = f"{target} at {count(wanted.params)} parameters"
     first = rows[0]
     low, high = (float(np.exp(level + sign * Z90 * np.sqrt(before))) for sign in (-1, 1))
@@ -211,14 +214,15 @@ def _answer(
         if first["chance_to_show"] > 0.99
         else f", which shows it with a chance of {first['chance_to_show']:.0%}"
     )
-    last = rows[-1]["interval_after"]
+    supposed = "" if all(row["chance_to_show"] > 0.99 for row in rows) else " if each shows its crossover"
     text = (
         f"{now}. Run {first['run']} next ({count(first['flops'])} FLOPs){shows}: the factor falls to "
         f"{first['interval_after']:.2f}; all {len(rows)} below, {count(rows[-1]['flops_so_far'])} FLOPs, "
-        f"bring it to {last:.2f}."
+        f"bring it to {_times(last):.2f}{supposed}."
     )
     reasons = [
-        "the factor is the upper end of its 90% interval over the lower, expected after the run",
+        "the factor is the upper end of its 90% interval over the lower, expected after the run by its chance to show "
+        "the crossover; every row supposes that those above it showed theirs",
         "noise of a curve averages over its runs; other sizes tell by a power law in N near the published exponent",
         "priced at 6ND at a constant rate; a run that goes further pays for its new tokens alone; greedy, per FLOP",
     ]

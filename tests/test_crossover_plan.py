@@ -153,6 +153,22 @@ def test_a_crossover_beyond_the_data_is_shown_by_the_run_that_is_named():
     assert abs(np.mean(shown) - np.mean(chances)) < 0.3
 
 
+def test_a_run_that_can_show_nothing_takes_no_uncertainty_away():
+    """What is not shown leaves the variance as it was, whatever the runs above it are supposed to have shown."""
+    for seed in (40, 41, 42):
+        rng = np.random.default_rng(seed)
+        table = study(rng, {scale: 0.4 * planted_crossing("aa", scale) for scale in SIZES})
+        rows = next_runs("start", results_of(table), targets=["aa"], params=6e7, runs=4).rows
+        variance = [
+            {name: np.log(row[f"interval_{name}"]) ** 2 for name in ("before", "after")} for row in rows
+        ]
+        assert rows[0]["chance_to_show"] < 0.95
+        for row, value in zip(rows, variance, strict=True):
+            assert value["after"] >= (1 - row["chance_to_show"]) * value["before"] - 1e-9
+        for value, following in zip(variance, variance[1:], strict=False):
+            assert following["before"] <= value["after"] + 1e-9
+
+
 def test_what_was_never_run_is_asked_for_and_what_makes_no_sense_is_refused():
     rng = np.random.default_rng(3)
     table = study(rng, {scale: 3 * planted_crossing("bb", scale) for scale in SIZES})
