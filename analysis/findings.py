@@ -56,21 +56,35 @@ def _law_headline(results: dict) -> list[dict]:
         )
     plain = scores.get(("Chinchilla", "R2"))
     best = scores.get((fitted, "R2")) or scores.get(("ATLAS, + D_other", "R2"))
-    if best and plain and best["difference"] is not None:
+    counted = _counted(results, best, scores.get(("ATLAS, D_t only", "R2")), plain) if best and plain else ""
+    if best and plain and counted and best["difference"] is not None:
         low, high = best["difference_low"], best["difference_high"]
         better, worse = low > 0, high < 0
         verb = "helps to predict" if better else "does not help to predict"
         verb = verb if better or worse else "makes no difference beyond noise in predicting"
         output.append(
             sentence(
-                f"Counting the other languages' data {verb} held-out runs: R² {minus(best['r2'])} with ATLAS, "
-                f"{minus(plain['r2'])} with Chinchilla.",
+                f"{counted} {verb} held-out runs: R² {minus(best['r2'])} with ATLAS, {minus(plain['r2'])} with "
+                "Chinchilla.",
                 "clear" if better or worse else "unclear",
                 "the same cooled rows, each random fifth of the trunks held out in turn, R² within languages",
                 "Which law",
             )
         )
     return output
+
+
+def _counted(results: dict, best: dict, own: dict | None, plain: dict) -> str:
+    """What sets ATLAS apart from Chinchilla on a study: other languages' data, or only how it counts repeats."""
+    if own and own["r2"] - plain["r2"] > (best["r2"] - plain["r2"]) / 2 > 0:
+        return "Counting repeats of a language's own text"
+    return "Counting the other languages' data" if _mixed(results) else ""
+
+
+def _mixed(results: dict) -> bool:
+    """Whether any run trains on several languages."""
+    kinds = ("two languages", "uniform", "other mixture")
+    return any(cell["kind"].startswith(kinds) for cell in results["study"]["cells"])
 
 
 def _usable(entry: dict | None) -> bool:
@@ -212,6 +226,16 @@ def _next_runs(results: dict) -> list[dict]:
         add(
             "Repeat two or three trunks at the middle scale with another seed.",
             f"the noise of runs rests on {noise['repeated_runs']} repeated run(s); every interval here uses it",
+        )
+    if len(results["study"]["trained_languages"]) > 1 and not _mixed(results):
+        add(
+            "Train pairs of the languages half and half at one size, and all of them together.",
+            "no run trains on several languages: who helps whom, and what more of them cost, need such runs",
+        )
+    if not results["crossover"]["table"]:
+        add(
+            "Continue a multilingual checkpoint on a language that is also trained from scratch.",
+            "whether to start from one was not studied",
         )
     cells = main_matrix(results)
     late = [row for row in cells if row["status"] == "bound" and row["bound"] == "at most"]

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from analysis import report
 from analysis.answers import analyse
+from analysis.findings import headlines, recommendations
 from analysis.transfer_findings import main_matrix
 from mscale.errors import MscaleError
 
@@ -138,6 +139,30 @@ def test_planted_truths_are_found_and_said(results):
     assert {item["sure"] for item in results["headlines"]} <= {"clear", "likely", "unclear", "not identified"}
     heldout = {(row["law"], row["split"]): row["r2"] for row in results["heldout"]}
     assert heldout["ATLAS, + D_other", "R2"] > heldout["Chinchilla", "R2"]
+
+
+def test_what_atlas_gains_is_credited_to_what_the_study_has(results):
+    """To other languages' data, to repeats where D_t alone gains as much, to nothing where no run has either."""
+
+    def said(own, kinds):
+        changed = copy.deepcopy(results)
+        changed["study"]["cells"] = [{"kind": kind} for kind in kinds]
+        scores = {"Chinchilla": 0.90, "ATLAS, D_t only": own, "ATLAS, + D_other": 0.99, "ATLAS, + K_t": 0.99}
+        changed["heldout"] = [
+            {"law": law, "split": "R2", "r2": r2, "difference": r2 - 0.9, "difference_low": r2 - 0.92,
+             "difference_high": r2 - 0.88}
+            for law, r2 in scores.items()
+        ]  # fmt: skip
+        found = [item["text"] for item in headlines(changed) if item["title"] == "Which law"]
+        return found, {item["text"] for item in recommendations(changed)}
+
+    both, runs = said(0.91, ["one language", "two languages, 50/50"])
+    assert both[0].startswith("Counting the other languages' data helps") and "0.990 with ATLAS" in both[0]
+    assert not any(text.startswith("Train pairs") for text in runs)
+    alone, runs = said(0.98, ["one language", "one language, repeated data"])
+    assert alone[0].startswith("Counting repeats of a language's own text helps")
+    assert any(text.startswith("Train pairs of the languages half and half") for text in runs)
+    assert said(0.90, ["one language"])[0] == []
 
 
 def test_what_failed_is_reported(results, page):
