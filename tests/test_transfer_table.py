@@ -1,5 +1,7 @@
 """The matrix as a table, from the CSV of an outsider through the command line."""
 
+import json
+
 import numpy as np
 import one_billion
 import pandas as pd
@@ -219,3 +221,41 @@ def test_a_noise_between_runs_known_from_elsewhere_takes_the_place_of_one_assume
     assert small < 0.7 * given and given < assumed
     assert run("transfer", tmp_path / "curves.csv", "--run-noise", -1) == 1
     assert "run noise is -1, expected nats, 0 or more" in capsys.readouterr().err
+
+
+def test_laws_are_fitted_to_one_vocabulary_and_split_and_the_rest_is_counted(tmp_path, curves, capsys):
+    other = curves.assign(run="other-" + curves["run"], loss=3 * curves["loss"], vocabulary="spm")
+    flores = curves.assign(loss=curves["loss"] + 1, split="flores", vocabulary="bytes")
+    both = pd.concat([curves.assign(split="valid", vocabulary="bytes"), flores, other.assign(split="valid")])
+    both.to_csv(tmp_path / "both.csv", index=False)
+    curves.to_csv(tmp_path / "one.csv", index=False)
+    for arguments, message in (
+        (
+            ("fit", tmp_path / "both.csv"),
+            "runs of 2 vocabularies (bytes, spm), whose losses per token are not",
+        ),
+        (("fit", tmp_path / "both.csv", "--law", "chinchilla"), "choose one, such as --vocabulary bytes"),
+        (("report", tmp_path / "both.csv", "--vocabulary", "bytse"), "did you mean 'bytes'"),
+        (("fit", tmp_path / "both.csv", "--vocabulary", "spm", "--split", "test"), "no split 'test' in the"),
+        (("fit", tmp_path / "one.csv", "--law", "chinchilla", "--split", "valid"), "no column 'split', so"),
+    ):
+        assert run(*arguments) == 1
+        assert message in " ".join(capsys.readouterr().err.split())
+
+    def matrix(name, *arguments):
+        assert run("fit", tmp_path / name, "--out", tmp_path / "laws.json", *arguments) == 0
+        found = json.loads((tmp_path / "laws.json").read_text())
+        rows = found["transfer"]["matrix"]
+        return [row["score"] for row in rows], {row["what"]: row["rows"] for row in found["exclusions"]}
+
+    alone, none = matrix("one.csv")
+    chosen, left_out = matrix("both.csv", "--vocabulary", "bytes")
+    assert chosen == alone and any(score is not None for score in alone)
+    assert {
+        "losses of vocabulary spm": len(other),
+        "losses of split flores": len(flores),
+    }.items() <= left_out.items()
+    assert not any(what.startswith("losses of") for what in none)
+    assert matrix("both.csv", "--vocabulary", "bytes", "--split", "flores")[0] == pytest.approx(alone)
+    assert run("report", tmp_path / "laws.json", "--vocabulary", "bytes") == 2
+    assert "give them to mscale fit" in capsys.readouterr().err

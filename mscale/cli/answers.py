@@ -7,10 +7,14 @@ from typing import Any
 import click
 
 from mscale.cli import FOLDER, cli, numbers_of
+from mscale.errors import MscaleError
 
 # More languages than this do not fit a terminal as a matrix.
 MOST_SHOWN = 10
 MOST_REASONS = 6
+
+SPLIT = click.option("--split", help="Of the evaluation, where the table has several.")
+VOCABULARY = click.option("--vocabulary", help="Where the table has several.")
 
 
 @cli.command()
@@ -22,6 +26,8 @@ MOST_REASONS = 6
 @click.option(
     "--parallel", type=FOLDER, help="The same text in many languages, to count transfer in content."
 )
+@SPLIT
+@VOCABULARY
 @click.option(
     "--out", type=FOLDER, help="Results as JSON; default: laws.json, or LAW.json, beside the table."
 )
@@ -32,6 +38,8 @@ def fit(
     truth: Path | None,
     store: Path | None,
     parallel: Path | None,
+    split: str | None,
+    vocabulary: str | None,
     out: Path | None,
 ) -> None:
     """Fit the laws to OBSERVATIONS, a table or the folder of a study: findings here, all numbers as JSON."""
@@ -40,19 +48,28 @@ def fit(
         if target is not None:
             raise click.UsageError("--target needs --law")
         about = {"overlap": shared_vocabulary(store), "premiums": byte_premiums(parallel)}
-        analyse(observations, out or folder / "laws.json", truth, **about)
+        out = out or folder / "laws.json"
+        analyse(observations, out, truth, split=split, vocabulary=vocabulary, **about)
     else:
-        fit_one(observations, law, target, out or folder / f"{law}.json")
+        fit_one(observations, law, target, out or folder / f"{law}.json", split, vocabulary)
 
 
-def fit_one(observations: Path, law: str, target: str | None, out: Path) -> None:
+def fit_one(
+    observations: Path,
+    law: str,
+    target: str | None,
+    out: Path,
+    split: str | None = None,
+    vocabulary: str | None = None,
+) -> None:
     """Fits one law to a study or to anyone's table: a summary here, JSON and a figure in files."""
     import analysis
     from analysis.tables import read_table
     from mscale.files import atomic_write
 
     folder = observations if observations.is_dir() else observations.parent
-    table = read_table(folder / "observations.parquet" if observations.is_dir() else observations)
+    path = folder / "observations.parquet" if observations.is_dir() else observations
+    table = chosen(read_table(path), path, split, vocabulary)
     beside = next(
         (path for path in (folder / "exposure.parquet", folder / "exposure.csv") if path.exists()), None
     )
@@ -63,6 +80,32 @@ def fit_one(observations: Path, law: str, target: str | None, out: Path) -> None
     figure = out.with_suffix(".svg")
     found.plot().save(str(figure))
     print(f"{out}, {figure}")
+
+
+def chosen(table: Any, path: Path, split: str | None, vocabulary: str | None) -> Any:
+    """The rows of one vocabulary and one evaluation split: those named, or the only ones that there are.
+
+    Raises:
+      MscaleError: the table has no such split or vocabulary, does not say what its rows are of, or has several and none
+        is named.
+    """
+    from analysis.transfer import one_split
+    from analysis.transfer_table import one_vocabulary
+
+    for name, value in (("split", split), ("vocabulary", vocabulary)):
+        if value is not None and name not in table.columns:
+            raise MscaleError(
+                f"{path}: no column {name!r}, so --{name} {value} chooses nothing; leave it out, or add the column"
+            )
+    if "vocabulary" in table.columns:
+        table = one_vocabulary(table, vocabulary)
+        found = sorted(set(map(str, table["vocabulary"])))
+        if len(found) > 1:
+            raise MscaleError(
+                f"{path}: runs of {len(found)} vocabularies ({', '.join(found)}), whose losses per token are not "
+                f"comparable: choose one, such as --vocabulary {found[0]}"
+            )
+    return one_split(table, split) if "split" in table.columns else table
 
 
 def shared_vocabulary(path: Path | None) -> dict[str, dict[str, float]] | None:
@@ -93,10 +136,18 @@ def byte_premiums(path: Path | None) -> dict[str, float] | None:
 
 
 def analyse(
-    observations: Path, out: Path, truth: Path | None = None, study: dict | None = None, **about: Any
+    observations: Path,
+    out: Path,
+    truth: Path | None = None,
+    study: dict | None = None,
+    *,
+    split: str | None = None,
+    vocabulary: str | None = None,
+    **about: Any,
 ) -> dict:
     """Answers all that a study can answer, into the JSON file ``out`` and as a table on the terminal.
 
+    ``split`` and ``vocabulary``: the one to take, where the table has several; the other rows are counted as left out.
     ``about`` is what else is known of the languages: overlap and premiums, see `analysis.answers.analyse`.
     """
     from rich.console import Console
@@ -106,13 +157,24 @@ def analyse(
     from analysis.tables import read_study
 
     tables = read_study(observations, truth)
+    rows = chosen(tables.observations, observations, split, vocabulary)
+    left_out = []
+    for name in ("vocabulary", "split"):
+        others = tables.observations[~tables.observations[name].isin(rows[name])]
+        if len(others):
+            why = (
+                f"only {', '.join(sorted(set(map(str, rows[name]))))} is analysed: the two are not comparable"
+            )
+            names = ", ".join(sorted(set(map(str, others[name]))))
+            left_out.append({"what": f"losses of {name} {names}", "rows": len(others), "why": why})
+    notes = [note for note in tables.notes if "vocabularies in one table" not in note]
     results = answers(
-        tables.observations,
-        tables.exposure,
+        rows,
+        tables.exposure[tables.exposure["run"].isin(rows["run"])],
         tables.truth,
         study=study if study is not None else ran(observations),
-        notes=tables.notes,
-        exclusions=tables.exclusions,
+        notes=tuple(notes),
+        exclusions=(*tables.exclusions, *left_out),
         **about,
     )
     write_results(results, out)
@@ -145,8 +207,12 @@ def ran(observations: Path) -> dict[str, Any]:
 @cli.command()
 @click.argument("source", type=FOLDER)
 @click.option("--truth", type=FOLDER, help="truth.json of a generated corpus, to set measurements against.")
+@SPLIT
+@VOCABULARY
 @click.option("--out", type=FOLDER, help="Default: report.html beside SOURCE.")
-def report(source: Path, truth: Path | None, out: Path | None) -> None:
+def report(
+    source: Path, truth: Path | None, split: str | None, vocabulary: str | None, out: Path | None
+) -> None:
     """Draw one self-contained HTML page from SOURCE: laws.json of mscale fit, observations, or a study."""
     from analysis.report import write_report
     from mscale.files import read_json
@@ -154,9 +220,13 @@ def report(source: Path, truth: Path | None, out: Path | None) -> None:
     folder = source if source.is_dir() else source.parent
     out = out or folder / "report.html"
     if source.suffix == ".json":
+        if split is not None or vocabulary is not None:
+            raise click.UsageError(
+                "--split and --vocabulary choose among observations: give them to mscale fit"
+            )
         results = read_json(source, what="results of mscale fit")
     else:
-        results = analyse(source, folder / "laws.json", truth)
+        results = analyse(source, folder / "laws.json", truth, split=split, vocabulary=vocabulary)
     write_report(results, out)
     print(f"{out}: open it in a browser")
 
@@ -168,8 +238,8 @@ def report(source: Path, truth: Path | None, out: Path | None) -> None:
 )
 @click.option("--scale", help="One size alone; default: all with a pair.")
 @click.option("--phase", type=click.Choice(["stable", "end"]), default="stable", show_default=True)
-@click.option("--split", help="Of the evaluation, where SOURCE has several.")
-@click.option("--vocabulary", help="Where SOURCE has several.")
+@SPLIT
+@VOCABULARY
 @click.option("--run-noise", type=float, help="Nats between seeds, known from elsewhere; default: measured.")
 @click.option(
     "--bytes-per-token",

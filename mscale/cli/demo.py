@@ -76,11 +76,13 @@ def run_demo(
     if truth is not None:
         shutil.copyfile(truth, root / "truth.json")
     print("5/6 fitting the laws")
-    about = {
-        "overlap": shared_vocabulary(store),
-        "premiums": byte_premiums(corpus if truth is not None else None),
-    }
-    results = analyse(root, workdir / "laws.json", truth, **about)
+    results = analyse(
+        root,
+        workdir / "laws.json",
+        truth,
+        overlap=shared_vocabulary(store),
+        premiums=byte_premiums(corpus if truth is not None else None),
+    )
     print("6/6 drawing the report")
     write_report(results, workdir / "report.html")
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
