@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.lawfits import atlas_rows
+from analysis.results import Fit
 from analysis.splits import folds, judge
 from mscale.errors import MscaleError
 
@@ -56,6 +57,7 @@ def compare(
     together: dict[tuple[str, ...], list[str]] = {}
     for split in splits:
         together.setdefault(tuple(sorted(_tellable(table, split)["language"].unique())), []).append(split)
+    near: dict[str, Fit] = {}
     judged = [
         judge(
             contenders,
@@ -64,9 +66,10 @@ def compare(
             level=level,
             within=True,
             draws=DRAWS,
+            near=near,
             seed=seed,
         )
-        for shown, alike in together.items()
+        for shown, alike in sorted(together.items(), key=lambda item: -len(item[0]))
         if shown
     ]
     if not judged:

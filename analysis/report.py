@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def render(results: dict) -> str:
         raise MscaleError(
             f"these results have format {results.get('format')}, this mscale draws {FORMAT}: run `mscale fit` again"
         )
+    bundle = scripts()
     figures = draw(results)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("analysis", "templates"),
@@ -90,7 +92,7 @@ def render(results: dict) -> str:
         and len(results["study"]["trained_languages"]) <= 12,
         # "</" would end the script element whatever the quotes around it.
         figures_json=json.dumps(embedded, allow_nan=False, separators=(",", ":")).replace("</", "<\\/"),
-        bundle=_bundle(),
+        bundle=bundle.result(),
         css=source("report.css"),
         js=source("report.js"),
         version=_version(),
@@ -119,9 +121,9 @@ def summary_table(results: dict) -> Table:
 
 
 @functools.cache
-def _bundle() -> str:
-    """Vega, Vega-Lite and vega-embed as one script."""
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+def scripts() -> Future[str]:
+    """Vega, Vega-Lite and vega-embed as one script. A thread makes it, in a second: asked for early, it is there."""
+    return ThreadPoolExecutor(1).submit(vl_convert.javascript_bundle, "window.vegaEmbed = vegaEmbed;")
 
 
 def _version() -> str:

@@ -137,7 +137,7 @@ class _Ready:
     whole: Fit | None
 
 
-def _ready(law: Any, table: pd.DataFrame, how: Mapping[str, Any]) -> _Ready:
+def _ready(law: Any, table: pd.DataFrame, how: Mapping[str, Any], near: Fit | None = None) -> _Ready:
     how = {"few_groups": True, **how}
     table = usable(table, how.get("phases", ("end",)))
     if law == "atlas" and how.get("exposure") is not None:
@@ -145,7 +145,7 @@ def _ready(law: Any, table: pd.DataFrame, how: Mapping[str, Any]) -> _Ready:
         _, table, options = laws.prepare(law, table, target=how.get("target"), **given)
         how |= options
     try:
-        return _Ready(table, how, fit(law, table, **how))
+        return _Ready(table, how, fit(law, table, near=near, **how))
     except MscaleError:  # what refuses the whole refuses the folds too, and is said there
         return _Ready(table, how, None)
 
@@ -231,6 +231,7 @@ def judge(
     level: float = 0.9,
     within: bool = False,
     draws: int = 1000,
+    near: dict[str, Fit] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Laws side by side.
@@ -239,6 +240,7 @@ def judge(
       contenders: {label: arguments of `analysis.fit`, with "law"}; the first is what the others are compared with.
       splits: names of `folds`. level: of the intervals, which resample the tested groups.
       within: R² about each level's own mean, so that languages' different levels earn nothing.
+      near: {label: the law fitted to these rows and more}, from which it is searched here; those missing are added.
 
     Returns: a row a (law, split): r2, low, high, difference from the first law on the rows both predict
     with its interval, tested rows, share out of range, and why what is missing is missing.
@@ -250,6 +252,7 @@ def judge(
             f"laws are compared on the same runs in the same phase of their schedule; give all the same phases="
         )
     records = []
+    near = {} if near is None else near
     ready: dict[str, _Ready] = {}
     tails = [(1 - level) / 2, (1 + level) / 2]
     for split in splits:
@@ -261,7 +264,9 @@ def judge(
             records.append(record)
             try:
                 if label not in ready:
-                    ready[label] = _ready(law, table, how)
+                    ready[label] = _ready(law, table, how, near.get(label))
+                    if (whole := ready[label].whole) is not None:
+                        near.setdefault(label, whole)
                 found = _predictions(law, ready[label], split, seed, SHARE)
             except MscaleError as error:
                 record |= {"r2": np.nan, "tested": 0, "reason": str(error)}

@@ -214,9 +214,10 @@ def report(
     source: Path, truth: Path | None, split: str | None, vocabulary: str | None, out: Path | None
 ) -> None:
     """Draw one self-contained HTML page from SOURCE: laws.json of mscale fit, observations, or a study."""
-    from analysis.report import write_report
+    from analysis.report import scripts, write_report
     from mscale.files import read_json
 
+    scripts()
     folder = source if source.is_dir() else source.parent
     out = out or folder / "report.html"
     if source.suffix == ".json":
