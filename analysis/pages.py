@@ -235,7 +235,12 @@ def _capacity_text(results: dict) -> str:
             f" The growth factors are not identified: {pretty(results['capacity']['reason'])}. Published "
             "growth is shown instead."
         )
-    return text
+        return text
+    run = [point["K"] for point in results["capacity"]["points"]]
+    return text + (
+        f" Mixtures of {min(run):g} to {max(run):g} languages were run: growth by more than "
+        f"×{max(run) / min(run):g} is the law's word alone."
+    )
 
 
 def _multipliers(results: dict) -> dict:
@@ -247,6 +252,7 @@ def _multipliers(results: dict) -> dict:
         "compute",
         "published: parameters",
         "tokens in all",
+        "compute",
     ]
     rows = []
     for mine, paper in zip(answer["multipliers"] or [{}] * 4, answer["published"], strict=False):
@@ -258,7 +264,7 @@ def _multipliers(results: dict) -> dict:
                 if known
                 else "not identified"
             )
-        rows.append([*cells, f"×{paper['N']:.2f}", f"×{paper['D_tot']:.2f}"])
+        rows.append([*cells, *(f"×{paper[name]:.2f}" for name in ("N", "D_tot", "C"))])
     return table(head, rows, "Growth that keeps the loss")
 
 

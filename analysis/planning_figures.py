@@ -1,5 +1,8 @@
 """Figures of what to plan with: what more languages cost, iso-loss frontiers, pretrain or continue."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import altair as alt
 import numpy as np
 import pandas as pd
@@ -17,26 +20,34 @@ from analysis.plots import (
 from analysis.wording import count
 
 
-def capacity_points(results: dict) -> Figure | None:
-    """Loss over the number of languages, averaged over the languages that all mixtures of a size hold."""
-    answer = results["capacity"]
-    frame = pd.DataFrame(answer["points"])
+@dataclass(frozen=True)
+class Together:
+    """Uniform mixtures of one size: mean loss over the languages that all of them hold, and the law's.
+
+    `mean` and `line` have columns K, tokens (of all languages, as text), loss.
+    """
+
+    title: str
+    mean: pd.DataFrame
+    line: pd.DataFrame
+
+
+def _together(answer: dict) -> tuple[list[Together], list[str]]:
+    """Of every size that ran mixtures of several K on the same tokens; and those totals of tokens, as text."""
+    frame, lines = pd.DataFrame(answer["points"]), pd.DataFrame(answer["lines"])
     if frame.empty or frame["K"].nunique() < 2:
-        return None
-    frame["budget"] = frame["tokens"].map(lambda tokens: float(f"{tokens:.2g}"))
-    lines = pd.DataFrame(answer["lines"])
+        return [], []
+    for part in (frame, lines):
+        if len(part):
+            part["budget"] = part["tokens"].map(lambda tokens: float(f"{tokens:.2g}"))
     together = frame.groupby(["scale", "budget"], as_index=False).agg(K=("K", "nunique"))
     budgets = sorted(set(together.loc[together["K"] >= 2, "budget"]))
-    palette = categories("tokens", [count(value) for value in budgets])
-    panels = []
+    found = []
     for scale, part in sorted(frame.groupby("scale"), key=lambda item: item[1]["params"].iloc[0]):
-        if part["K"].nunique() < 2:
-            continue
-        held = part.groupby("K")["language"].agg(set)
-        common = sorted(set.intersection(*held))
+        common = set.intersection(*part.groupby("K")["language"].agg(set))
+        if len(lines):  # the law leaves out languages of one size: a mean over others would be another mean
+            common &= set(lines.loc[lines["scale"] == scale, "language"])
         part = part[part["language"].isin(common)]
-        if part.empty:
-            continue
         # Budgets that several mixtures share; a lone budget compares with nothing.
         spread = part.groupby("budget")["K"].nunique()
         part = part[part["budget"].isin(spread[spread >= 2].index)]
@@ -46,49 +57,87 @@ def capacity_points(results: dict) -> Figure | None:
         mean = mean[mean["languages"] == len(common)]
         if mean.empty:
             continue
-        mean["tokens"] = mean["budget"].map(count)
-        colour = palette.colour()
-        x = alt.X(
-            "K:Q",
-            title="languages K, uniform",
-            axis=alt.Axis(tickMinStep=1),
-            scale=alt.Scale(nice=False, padding=10),
-        )
-        layers = []
+        line = pd.DataFrame(columns=["K", "tokens", "loss"])
         if len(lines):
-            line = lines[(lines["scale"] == scale) & lines["language"].isin(common)].copy()
-            line["budget"] = line["tokens"].map(lambda tokens: float(f"{tokens:.2g}"))
+            line = lines[(lines["scale"] == scale) & lines["language"].isin(common)]
             line = line[line["budget"].isin(budgets)]
             line = line.groupby(["K", "budget"], as_index=False).agg(loss=("loss", "mean"))
             line["tokens"] = line["budget"].map(count)
-            layers.append(
-                alt.Chart(line)
-                .mark_line(strokeWidth=1.6, clip=True)
-                .encode(x=x, y=loss_axis(title="mean cooled loss"), color=colour)
-            )
-        layers.append(
-            alt.Chart(mean)
-            .mark_point(filled=True, size=60, opacity=1)
-            .encode(
-                x=x,
-                y=loss_axis(title="mean cooled loss"),
-                color=colour,
-                tooltip=tips("K:", ("tokens", "tokens in all"), "loss:.4f"),
-            )
-        )
-        names = ", ".join(common[:4]) + ("…" if len(common) > 4 else "")
-        size = count(frame.loc[frame["scale"] == scale, "params"].iloc[0])
-        title = f"{scale} · {size} · mean of {names}"
-        panels.append(Panel(alt.layer(*layers).properties(height=230), title))
-    if not panels:
+        names = ", ".join(sorted(common)[:4]) + ("…" if len(common) > 4 else "")
+        title = f"{scale} · {count(part['params'].iloc[0])} · mean of {names}"
+        found.append(Together(title, mean.assign(tokens=mean["budget"].map(count)), line))
+    return found, [count(value) for value in budgets]
+
+
+def _over_languages(part: Together, palette: Any, y: Any, tooltip: list) -> Panel:
+    """Points and the law over K, a colour for each total of tokens."""
+    x = alt.X(
+        "K:Q",
+        title="languages K, uniform",
+        axis=alt.Axis(tickMinStep=1),
+        scale=alt.Scale(nice=False, padding=10),
+    )
+    how = {"x": x, "y": y, "color": palette.colour()}
+    dots = alt.Chart(part.mean).mark_point(filled=True, size=60, opacity=1)
+    layers = [dots.encode(**how, shape=palette.shape(), tooltip=tooltip)]
+    if len(part.line):
+        layers.insert(0, alt.Chart(part.line).mark_line(strokeWidth=1.6, clip=True).encode(**how))
+    return Panel(alt.layer(*layers).properties(height=230), part.title)
+
+
+def capacity_points(results: dict) -> Figure | None:
+    """Loss over the number of languages, averaged over the languages that all mixtures of a size hold."""
+    answer = results["capacity"]
+    sizes, budgets = _together(answer)
+    if not sizes:
         return None
+    palette = categories("tokens", budgets)
+    tooltip = tips("K:", ("tokens", "tokens in all"), "loss:.4f")
     return Figure(
         "capacity",
         "Loss over the number of languages",
         "Cooled loss against the number of languages that share the tokens; lines are eq. 7"
         + ("." if answer["lines"] else ", which was not fitted."),
-        tuple(panels),
-        frame.drop(columns=["budget"]),
+        tuple(_over_languages(part, palette, loss_axis(title="mean cooled loss"), tooltip) for part in sizes),
+        pd.DataFrame(answer["points"]),
+        keys=palette.legend(" tokens in all"),
+        width=300,
+    )
+
+
+def relative_loss(results: dict) -> Figure | None:
+    """How much higher the loss is than with fewest languages on the same tokens: over K, a panel for each N."""
+    sizes, budgets = _together(results["capacity"])
+    sizes = [part for part in sizes if len(part.line)]
+    if not sizes:
+        return None
+    fewest = min(float(part.line["K"].min()) for part in sizes)
+    made = []
+    for part in sizes:
+        first = part.line.loc[part.line["K"] == fewest].set_index("tokens")["loss"]
+        mean, line = (
+            table.assign(relative=table["loss"] / table["tokens"].map(first) - 1)
+            for table in (part.mean, part.line)
+        )
+        made.append(Together(part.title, mean, line))
+    palette = categories("tokens", budgets)
+    less = "one language" if fewest == 1 else f"{fewest:g} languages"
+    y = alt.Y(
+        "relative:Q",
+        title=f"loss over that of {less}",
+        axis=alt.Axis(format="+.0%"),
+        scale=alt.Scale(zero=False),
+    )
+    tooltip = tips("K:", ("tokens", "tokens in all"), "relative:+.1%", "loss:.4f")
+    columns = ["size", "K", "tokens", "loss", "relative"]
+    data = pd.concat([part.mean.assign(size=part.title.split(" · ")[0]) for part in made])
+    return Figure(
+        "relative-loss",
+        "Relative loss over K, N and D",
+        f"The same losses, relative to what eq. 7 gives {less} of that size on as many tokens in all. Each language "
+        "has its Kth part of them.",
+        tuple(_over_languages(part, palette, y, tooltip) for part in made),
+        data[columns],
         keys=palette.legend(" tokens in all"),
         width=300,
     )
@@ -101,8 +150,8 @@ def multipliers(results: dict) -> Figure | None:
     if answer["identified"]:
         rows += [{**row, "whose": "this study"} for row in answer["multipliers"]]
     frame = pd.DataFrame(rows)
-    whose = ["this study", "published (2B)"] if answer["identified"] else ["published (2B)"]
-    palette = categories("whose", whose)
+    # Published keeps its colour where it stands alone.
+    palette = categories("whose", ["this study", "published (2B)"])
     panels = []
     for name, title in (("N", "parameters"), ("D_tot", "tokens in all"), ("C", "compute")):
         x = alt.X(
@@ -148,7 +197,7 @@ def multipliers(results: dict) -> Figure | None:
         "assumed.",
         tuple(panels),
         frame,
-        keys=palette.legend(),
+        keys=palette.legend() if answer["identified"] else palette.legend()[1:],
         width=240,
     )
 
@@ -264,4 +313,4 @@ def crossover_gaps(results: dict) -> Figure | None:
     )
 
 
-FIGURES = (capacity_points, multipliers, iso_loss, crossover_gaps)
+FIGURES = (capacity_points, relative_loss, multipliers, iso_loss, crossover_gaps)

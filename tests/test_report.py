@@ -98,6 +98,7 @@ def test_every_figure_has_a_place_data_and_panels(results, page):
         "transfer-matrix",
         "planted",
         "capacity",
+        "relative-loss",
         "crossover",
     } <= set(figures)
     elements = Elements(page)
@@ -106,6 +107,21 @@ def test_every_figure_has_a_place_data_and_panels(results, page):
         assert elements.ids.count(name) == 1
         assert len(embedded[name]["specs"]) == len(figure.panels) > 0
         assert len(embedded[name]["csv"].splitlines()) == len(figure.data) + 1 > 1
+
+
+def test_relative_losses_are_the_losses_over_those_of_one_language(results, page):
+    figures = report.draw(results)
+    data, lines = figures["relative-loss"].data, pd.DataFrame(results["capacity"]["lines"])
+    assert len(data) > 3 and (data["relative"] > 0).all()
+    for row in data.to_dict("records"):
+        points = pd.DataFrame(results["capacity"]["points"])
+        points = points[(points["scale"] == row["size"]) & (points["K"] == row["K"])]
+        assert points["loss"].min() - 1e-9 <= row["loss"] <= points["loss"].max() + 1e-9
+        alone = row["loss"] / (1 + row["relative"])
+        one = lines[(lines["scale"] == row["size"]) & (lines["K"] == 1)]["loss"]
+        assert one.min() - 1e-9 <= alone <= one.max() + 1e-9
+    ks = [point["K"] for point in results["capacity"]["points"]]
+    assert f"Mixtures of {min(ks)} to {max(ks)} languages were run" in page
 
 
 def test_names_from_outside_cannot_break_out(page):
