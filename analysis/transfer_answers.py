@@ -61,14 +61,33 @@ def transfer_answer(
     answer["statistics"] = _statistics(chosen, planted, level, seed)
     answer["predicted"] = predicted(chosen, adapted, planted, overlap, level, seed)
     answer["next_pairs"] = _next_pairs(chosen, planted, overlap)
-    beside = reference.beside_published(chosen)
-    if len(beside) >= 4:
-        answer["published"] = {
-            "pairs": len(beside),
-            "correlation": float(np.corrcoef(beside["score"], beside["published"])[0, 1]),
-            "table": records(beside),
-        }
+    answer["published"] = beside_published(chosen, level)
     return answer
+
+
+def beside_published(matrix: pd.DataFrame, level: float) -> dict[str, Any] | None:
+    """The measured cells that the paper has too, and how they correlate; None for fewer than four.
+
+    The interval leaves out one language at a time; None where there are too few of them.
+    """
+    beside = reference.beside_published(matrix)
+    if len(beside) < 4:
+        return None
+    languages = sorted(set(beside["target"]) | set(beside["source"]))
+    mine = dyads.to_matrix(records(beside), languages)
+    paper = dyads.to_matrix(records(beside.assign(score=beside["published"])), languages)
+
+    def correlation(keep: np.ndarray) -> float:
+        one, other = mine[np.ix_(keep, keep)].ravel(), paper[np.ix_(keep, keep)].ravel()
+        both = np.isfinite(one + other)
+        return float(np.corrcoef(one[both], other[both])[0, 1]) if both.sum() > 2 else float("nan")
+
+    found: dict[str, Any] = {"pairs": len(beside), "low": None, "high": None, "table": records(beside)}
+    found["correlation"] = correlation(np.arange(len(languages)))
+    if len(languages) >= dyads.LEAST_LANGUAGES:
+        _, low, high = dyads.jackknife(correlation, len(languages), level)
+        found |= {"low": max(low, -1.0), "high": min(high, 1.0)}
+    return found
 
 
 def _nothing(reason: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from analysis import inventory
+from analysis import inventory, reference
 from analysis.plots import (
     HATCH,
     INK,
@@ -24,7 +24,7 @@ from analysis.plots import (
     token_axis,
     zero_line,
 )
-from analysis.wording import count, signed
+from analysis.wording import count, signed, span
 
 MOST_CURVE_POINTS = 8000
 UNIT_TEXTS = {"tokens": "tokens", "bytes": "bytes", "content": "content (byte premium)"}
@@ -309,11 +309,35 @@ def planted(results: dict) -> Figure | None:
 
 
 def beside_published(results: dict) -> Figure | None:
-    """A user's scores of natural languages beside the paper's."""
+    """A user's scores of natural languages beside the paper's: its matrix in the user's order, and cell by cell."""
     found = results["transfer"].get("published")
     if not found:
         return None
     frame = pd.DataFrame(found["table"])
+    cells = _cells(results["transfer"])
+    orders = _orders(results, cells, sorted(set(cells["target"]) | set(cells["source"])))
+    named = [reference.ALIASES.get(name, name) for name in next(iter(orders.values()))]
+    names = [name for name in named if name in set(frame["target"]) | set(frame["source"])]
+    paper = reference.published_transfer()
+    paper = paper[paper["target"].isin(names) & paper["source"].isin(names)]
+    paper = paper.assign(
+        label=[f"{value:+.1f}".replace("-", "−") if value else "0.0" for value in paper["score"]]
+    )
+    limit = float(np.clip(np.quantile(paper["score"].abs(), 0.97), 0.3, 1.5))
+    look: dict[str, Any] = {"domain": False, "ticks": False, "grid": False}
+    across = alt.Axis(orient="top", labelAngle=0 if len(names) <= 14 else -90, **look)
+    base = alt.Chart(paper).encode(
+        x=alt.X("source:N", title="source", sort=names, axis=across),
+        y=alt.Y("target:N", title="target", sort=names, axis=alt.Axis(**look)),
+        tooltip=tips("target", "source", "score:+.1f"),
+    )
+    scale = alt.Scale(scheme=alt.SchemeParams(SIGNED), domain=[-limit, limit], domainMid=0, clamp=True)
+    legend = alt.Legend(gradientLength=140, format="+.1f")
+    colour = alt.Color("score:Q", title="published score", scale=scale, legend=legend)
+    layers: list[Any] = [base.mark_rect(stroke="white", strokeWidth=1, cornerRadius=2).encode(color=colour)]
+    if len(names) <= 12:
+        ink = alt.condition(f"abs(datum.score) > {0.6 * limit}", alt.value("white"), alt.value(INK))
+        layers.append(base.mark_text(fontSize=9).encode(text="label:N", color=ink))
     dots = (
         alt.Chart(frame)
         .mark_point(filled=True, size=60, color=OKABE_ITO[0])
@@ -323,11 +347,19 @@ def beside_published(results: dict) -> Figure | None:
             tooltip=tips("source", "target", "score:+.3f", "published:+.1f"),
         )
     )
+    low, high = found.get("low"), found.get("high")
+    interval = f" ({span(low, high)})" if low is not None and high is not None else ""
+    height = min(max(22 * len(names), 120), 440)
     return Figure(
         "beside-published",
         "Beside the published matrix",
-        f"Correlation {found['correlation']:+.2f} over {found['pairs']} pairs (Longpre et al. 2026, Fig. C.2).",
-        (Panel(dots.properties(height=300)),),
+        f"The paper's scores of the same languages, in the same order (Longpre et al. 2026, Fig. C.2, at 2B "
+        f"parameters), and the two cell by cell: correlation {signed(found['correlation'])}{interval} over "
+        f"{found['pairs']} pairs.",
+        (
+            Panel(alt.layer(*layers).properties(height=height), "Published"),
+            Panel(dots.properties(height=240), "This study against published"),
+        ),
         frame,
     )
 

@@ -16,6 +16,8 @@ from rich.console import Console
 from analysis import report
 from analysis.answers import analyse
 from analysis.findings import headlines, recommendations
+from analysis.reference import published_transfer
+from analysis.transfer_answers import beside_published
 from analysis.transfer_findings import main_matrix
 from mscale.errors import MscaleError
 
@@ -122,6 +124,32 @@ def test_relative_losses_are_the_losses_over_those_of_one_language(results, page
         assert one.min() - 1e-9 <= alone <= one.max() + 1e-9
     ks = [point["K"] for point in results["capacity"]["points"]]
     assert f"Mixtures of {min(ks)} to {max(ks)} languages were run" in page
+
+
+def test_the_published_matrix_stands_beside_with_its_correlation(results):
+    changed = copy.deepcopy(results)
+    natural = dict(zip(planted_study.LANGUAGES, ("en", "es", "iw", "ru", "fr", "zh"), strict=True))
+    transfer = changed["transfer"]
+    transfer["scale"] = "nano2"
+    for row in transfer["matrix"]:
+        row["target"], row["source"] = natural[row["target"]], natural[row["source"]]
+    mine = pd.DataFrame(main_matrix(changed))
+    transfer["published"] = found = beside_published(mine, 0.9)
+    paper = published_transfer().set_index(["target", "source"])["score"]
+    measured = mine[mine["status"] == "measured"].replace({"iw": "he"})
+    pairs = [
+        (t, s) for t, s in zip(measured["target"], measured["source"], strict=True) if (t, s) in paper.index
+    ]
+    expected = np.corrcoef(measured.set_index(["target", "source"]).loc[pairs, "score"], paper.loc[pairs])[
+        0, 1
+    ]
+    assert found["pairs"] == len(pairs) > 3 and found["correlation"] == pytest.approx(expected)
+    assert -1 <= found["low"] < found["correlation"] < found["high"] <= 1
+    figure = report.draw(changed)["beside-published"]
+    assert f"over {len(pairs)} pairs" in figure.caption and len(figure.panels) == 2
+    drawn = pd.DataFrame(next(iter(figure.specs()[0]["datasets"].values())))
+    assert set(drawn["target"]) <= {"en", "es", "he", "ru", "fr", "zh"} and len(drawn) >= len(pairs)
+    assert all(paper[row.target, row.source] == row.score for row in drawn.itertuples())
 
 
 def test_names_from_outside_cannot_break_out(page):
