@@ -3,7 +3,7 @@
 The crossover of each language and size is a Gaussian process in log tokens: a power law in N around the published
 exponent, an effect of the language, and one of the cell. A crossover that was read is a measurement of it, as exact as
 the gap of the two curves divided by how steeply it falls there; one beyond the data is where the gap would close if it
-went on falling as it last did, and no more certain than that is far.
+went on falling as it last did, and the less certain the further that is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,13 @@ LEVEL, EXPONENT, LANGUAGE, CELL = 3.0, 0.3, 0.3, 0.15
 # A gap that no longer falls is taken to fall by this much for each e-fold of tokens, in nats: a crossover far away.
 LEAST_SLOPE = 1e-3
 # Log tokens to either side over which the slope of a gap is taken; the power of tokens that a gap falls with, which for
-# a head start of so many tokens is about one; and how alike the errors of crossovers are that are read off trends.
-WINDOW, POWER, ALIKE = 0.7, 1.0, 0.7
+# a head start of so many tokens is about one.
+WINDOW, POWER = 0.7, 1.0
+# Of a crossover read off a trend: the deviation of its log tokens, as a part of how far beyond the data it is, and how
+# alike the errors of such are. On three planted worlds, 286 crossovers, trends err by 0.2 to 0.3 of it. A deviation as
+# large as the distance lies half before the end of the data, and promised crossovers just behind it: 46% of the longer
+# runs were told to show theirs where 40% did; with these it is 40%.
+TREND, ALIKE = 0.4, 0.3
 Z90 = 1.645
 
 
@@ -149,7 +154,7 @@ def posterior(cells: Sequence[Cell], wanted: Cell) -> tuple[float, float]:
     seen = [i for i, cell in enumerate(cells) if cell.seen is not None]
     if not seen:
         return float(mean[at]), float(covariance[at, at])
-    away = np.array([cells[i].away for i in seen])
+    away = TREND * np.array([cells[i].away for i in seen])
     noisy = covariance[np.ix_(seen, seen)] + np.diag([cells[i].variance() for i in seen])
     noisy = noisy + np.outer(away, away) * (ALIKE + (1 - ALIKE) * np.eye(len(seen)))
     weight = np.linalg.solve(noisy, covariance[seen, at])

@@ -127,8 +127,17 @@ def test_recommended_runs_narrow_the_crossover_more_than_others_of_equal_price()
     assert np.median(after) < 0.85 * np.median(random)
 
 
-def test_a_crossover_beyond_the_data_is_shown_by_the_run_that_is_named():
-    shown, chances = [], []
+def surprise(cells, wanted, true):
+    """Mean −log of the chance given to what happens when a cell is trained on, to each multiple of its tokens."""
+    level, variance = crossover_process.posterior(cells, wanted)
+    end = min(wanted.reach)
+    told = [crossover_plan._chance(level, np.sqrt(variance), end * by, end) for by in crossover_plan.LONGER]
+    came = [true < end * by for by in crossover_plan.LONGER]
+    return np.mean([-np.log(max(p if yes else 1 - p, 1e-3)) for p, yes in zip(told, came, strict=True)])
+
+
+def test_a_crossover_beyond_the_data_is_shown_by_the_run_that_is_named(monkeypatch):
+    shown, chances, surprises = [], [], {}
     for seed in range(40, 52):
         rng = np.random.default_rng(seed)
         share = rng.uniform(0.35, 0.85)
@@ -136,8 +145,18 @@ def test_a_crossover_beyond_the_data_is_shown_by_the_run_that_is_named():
         table = study(rng, reach)
         if crossing(table, "aa", "m")["status"] == "measured":  # noise made the curves cross before they do
             continue
-        answer = next_runs("start", results_of(table), targets=["aa"], params=6e7, runs=1)
+        results = results_of(table)
+        answer = next_runs("start", results, targets=["aa"], params=6e7, runs=1)
         assert "not within the data: continuing is still ahead" in answer.text
+        assert any("showed the crossover" in reason for reason in answer.reasons)
+        cells = crossover_process.cells_of(results, "aa", SIZES)
+        beyond = [cell for cell in cells if cell.language == "aa" and cell.status == "bound"]
+        for trend in (crossover_process.TREND, 1.0):  # a trend may err by less than all of its distance
+            with monkeypatch.context() as changed:
+                changed.setattr(crossover_process, "TREND", trend)
+                surprises.setdefault(trend, []).extend(
+                    surprise(cells, cell, planted_crossing("aa", cell.scale)) for cell in beyond
+                )
         (row,) = answer.rows
         direct = next(
             reason for reason in answer.reasons if reason.startswith("at that size itself, further ")
@@ -151,6 +170,8 @@ def test_a_crossover_beyond_the_data_is_shown_by_the_run_that_is_named():
         chances.append(row["chance_to_show"])
     assert len(shown) >= 8 and 0.2 < np.mean(chances) <= 1
     assert abs(np.mean(shown) - np.mean(chances)) < 0.3
+    narrow, wide = (np.mean(values) for values in surprises.values())
+    assert narrow < 0.35 and narrow < wide
 
 
 def test_a_run_that_can_show_nothing_takes_no_uncertainty_away():
