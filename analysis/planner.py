@@ -39,10 +39,13 @@ class Answer:
     more: tuple[tuple[str, tuple[dict, ...]], ...] = ()
 
 
-def languages(target: str, results: Mapping[str, Any] | None = None) -> Answer:
+def languages(target: str, results: Mapping[str, Any] | None = None, *, decide: bool = True) -> Answer:
     """Sources to train together with ``target``, best first: score, interval, and the worth τ of a token.
 
     Scores that were measured come first, then those predicted for pairs that were not run, then the paper's.
+
+    Args:
+      decide: False where a budget decides how much of which (`co_training`): then only who helps is said.
 
     Raises:
       MscaleError: neither the study nor the paper has a score for the target.
@@ -92,8 +95,11 @@ def languages(target: str, results: Mapping[str, Any] | None = None) -> Answer:
         if best["tau"] is None
         else f"; a token of {best['source']} is worth {best['tau']:.2f} tokens of {target}"
     )
+    told = f"Train {target} with {best['source']}"
+    if not decide:
+        told = f"Trained half and half with {target}, {best['source']} helps most"
     text = (
-        f"Train {target} with {best['source']}: score {said}{worth}."
+        f"{told}: score {said}{worth}."
         if floor is not None and floor > 0
         else f"No source is known to help {target}; the best is {best['source']}, {said}."
     )
@@ -246,8 +252,10 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
     table = reference.published_crossovers().set_index("language")["tokens"].astype(float)
     name = reference.ALIASES.get(target, target)
     if name in table.index:
-        factor = float(table[name]) / float(crossover.PUBLISHED.tokens(2e9))
-        law, other = law * factor, other * factor
+        law, other = (
+            float(published.tokens(params) / published.tokens(2e9) * table[name])
+            for published in (crossover.PUBLISHED, crossover.PUBLISHED_LEGEND)
+        )
         reasons.append(f"{target} itself crosses at {count(float(table[name]))} tokens at 2B parameters")
     else:
         if not inventory.describe([name]):
@@ -259,13 +267,15 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
     reasons.append(
         "the paper prints two sets of constants; the text's are used, the legend's give the second figure"
     )
+    reasons.append("with no interval published, less than a factor of two from the crossover is a close call")
     ends = sorted((law, other))
+    both = f" ({count(ends[0])} to {count(ends[1])} by the paper's two sets of constants)"
     closeness = tokens / law
     close = 0.5 < closeness < 2
     what = "too close to call" if close else "from scratch" if closeness >= 2 else "from the checkpoint"
     text = (
         f"{target} at {count(params)} parameters and {count(tokens)} tokens: {what}; the crossover is at about "
-        f"{count(law)} tokens ({count(ends[0])} to {count(ends[1])} by the paper's two sets of constants)."
+        f"{count(law)} tokens{both if ends[1] > 1.01 * ends[0] else ''}."
     )
     row = {"crossover_tokens": law, "other_constants": other, "tokens_over_crossover": closeness}
     return Answer(text, (row,), PUBLISHED, tuple(reasons))

@@ -44,7 +44,7 @@ def test_the_mixture_from_saved_results(laws, capsys):
 
 
 def test_the_next_runs_and_their_price(laws, capsys):
-    assert run("plan", "next", "--decision", "languages", "--target", "a", "--results", laws) == 0
+    assert run("plan", "next", "--decision", "languages", "--targets", "a", "--results", laws) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "standard error" in told and "FLOPs" in told
     assert run("plan", "next", "--decision", "pairs", "--results", laws) == 1
@@ -57,6 +57,7 @@ def test_the_published_figures_do_not_say_how_much(laws, capsys):
     assert run("plan", "languages", "--target", "es", "--prior", "atlas", "--flops", 1e20) == 1
     told = capsys.readouterr()
     assert "interval not published" in told.out and "needs a fitted ATLAS law" in told.err
+    assert "Train es with pt" in told.out
     assert (
         run("plan", "expand", "--from", 8, "--to", 16, "--params", 1e5, "--tokens", 1e9, "--results", laws)
         == 1

@@ -16,6 +16,9 @@ from mscale.errors import MscaleError
 
 def test_published_answers():
     answer = planner.languages("es")
+    assert answer.text.startswith("Train es with pt: score +0.50")
+    helps = planner.languages("es", decide=False).text
+    assert helps.startswith("Trained half and half with es, pt helps most: score +0.50")
     assert answer.rows[0]["source"] == "pt" and answer.rows[0]["tau"] == pytest.approx(0.5 / 1.5)
     assert "interval not published" in answer.basis
     grown = planner.expand(8, 16, 2e9, 4e11)
@@ -24,7 +27,16 @@ def test_published_answers():
     assert "from scratch" in planner.start("en", 2e9, 4e11).text
     assert "from the checkpoint" in planner.start("en", 2e9, 5e10).text
     assert "too close" in planner.start("zh", 2e9, 2.5e11).text
-    assert planner.start("en", 2e9, 1e11).rows[0]["crossover_tokens"] == pytest.approx(144e9)
+    at_2b = planner.start("en", 2e9, 1e11)
+    # The paper measured it there, so that its two laws have nothing to say.
+    assert at_2b.rows[0]["crossover_tokens"] == at_2b.rows[0]["other_constants"] == pytest.approx(144e9)
+    assert "two sets of constants)" not in at_2b.text and any("factor of two" in one for one in at_2b.reasons)
+    at_4b = planner.start("en", 4e9, 1e11)
+    assert at_4b.rows[0]["crossover_tokens"] == pytest.approx(144e9 * 2**0.65)
+    assert at_4b.rows[0]["other_constants"] == pytest.approx(144e9 * 2**0.54)
+    assert "209B to 226B by the paper's two sets of constants" in at_4b.text
+    other = planner.start("sw", 2e9, 1e11).rows[0]
+    assert other["crossover_tokens"] == pytest.approx(1_113_708 * 2e9**1.65 / 12e9)
 
 
 def test_refusals_say_what_is_missing():

@@ -163,10 +163,10 @@ def plan_languages(
         print_answer(languages(target, results), as_json)
         return
     if not as_json:
-        print_answer(languages(target, results))
+        print_answer(languages(target, results, decide=results is None))
     if results is None:
         raise MscaleError(
-            "plan languages --flops: how much of a source helps needs a fitted ATLAS law (its λ says how repeats "
+            "plan languages --budget: how much of a source helps needs a fitted ATLAS law (its λ says how repeats "
             "fade, and is not published): --results my-study/laws.json"
         )
     print_answer(co_training(target, results, flops, params), as_json)
@@ -261,7 +261,9 @@ def plan_mixture(
     "a checkpoint, for --target at --params; mixture: the best one "
     "for --target at --flops; pairs: all transfer scores.",
 )
-@click.option("--target", "targets", callback=comma_list, help="Languages that the decision is about.")
+@click.option(
+    "--target", "--targets", "targets", callback=comma_list, help="Languages that the decision is about."
+)
 @click.option("--flops", type=float, help="Of the run that a mixture is for.")
 @click.option("--params", type=float, help="Of the model to start; default: the study's largest.")
 @click.option("--budget", type=float, default=float("inf"), help="FLOPs for the next runs in all.")
