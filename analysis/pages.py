@@ -153,7 +153,9 @@ def _heldout_refusal(results: dict) -> str:
     if any(row["r2"] is not None for row in results["heldout"]):
         return ""
     reasons = dict.fromkeys(row["reason"] for row in results["heldout"] if row["reason"])
-    return f"No R² on held-out runs is given: {next(iter(reasons), 'too few runs to hold any out')}. "
+    fitted = any(law["fitted"] for law in results["laws"].values())
+    why = next(iter(reasons), "too few runs to hold any out" if fitted else "no law is fitted")
+    return f"No R² on held-out runs is given: {why}. "
 
 
 def _heldout(results: dict) -> dict:

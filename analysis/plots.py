@@ -128,7 +128,9 @@ def token_axis(name: str, title: str, values: Any) -> alt.X:
     """A log axis of token counts over the range of ``values``."""
     values = np.asarray(values, dtype=float)
     domain = [float(values.min()) * 0.97, float(values.max()) * 1.03]
-    axis = alt.Axis(format="~s", values=log_ticks(values), labelFlush=True)
+    # As in the text: 33.6B, not 33.6G.
+    label = "replace(format(datum.value, '~s'), 'G', 'B')"
+    axis = alt.Axis(labelExpr=label, values=log_ticks(values), labelFlush=True)
     return alt.X(f"{name}:Q", title=title, scale=alt.Scale(type="log", nice=False, domain=domain), axis=axis)
 
 

@@ -20,6 +20,7 @@ from sklearn import config_context
 from sklearn.tree import DecisionTreeRegressor
 
 from analysis.dyads import jackknife
+from analysis.wording import minus
 from mscale.errors import MscaleError
 
 TREES = 300
@@ -139,8 +140,8 @@ def predict(
     whole = _judge(scores, found[None], level)
     if not whole["r2"] > 0:
         raise MscaleError(
-            f"held-out pairs are predicted no better than by their mean (R² {whole['r2']:.2f} over {len(pairs)} "
-            "pairs): no pair is predicted; measure more pairs, or continue a checkpoint on every language"
+            f"held-out pairs are predicted no better than by their mean (R² {minus(whole['r2'], 2)} over {len(pairs)} "
+            "pairs): measure more pairs, or continue a checkpoint on every language"
         )
     # Conformal: errors of predictions that never saw the pair, the choice of features included.
     misses = np.sort(abs(found[None] - scores)[np.isfinite(found[None])])

@@ -342,8 +342,8 @@ def beside_published(results: dict) -> Figure | None:
         alt.Chart(frame)
         .mark_point(filled=True, size=60, color=OKABE_ITO[0])
         .encode(
-            x=alt.X("published:Q", title="published score (2B)"),
-            y=alt.Y("score:Q", title="this study"),
+            x=alt.X("published:Q", title="published score (2B)", scale=alt.Scale(nice=True, padding=12)),
+            y=alt.Y("score:Q", title="this study", scale=alt.Scale(nice=True, padding=12)),
             tooltip=tips("source", "target", "score:+.3f", "published:+.1f"),
         )
     )

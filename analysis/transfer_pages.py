@@ -113,7 +113,9 @@ def prediction_text(results: dict) -> str:
     """What is predicted and from what, or why nothing is."""
     found = results["transfer"]["predicted"]
     if found["reason"]:
-        return f"No pair is predicted: {found['reason']}." if results["transfer"]["matrix"] else ""
+        # Where every pair was run there is nothing to predict, whatever could not have been.
+        gaps = any(row["status"] == "missing" for row in main_matrix(results))
+        return f"No pair is predicted: {found['reason']}." if gaps else ""
     names = [*found["features"]["adaptation"], *found["features"]["language"]]
     known = f" (here {', '.join(names)})" if names else ""
     paper = results["transfer"]["statistics"]["published"]

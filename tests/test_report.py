@@ -209,6 +209,14 @@ def test_what_atlas_gains_is_credited_to_what_the_study_has(results):
     assert said(0.90, ["one language"])[0] == []
 
 
+def test_where_every_pair_was_run_nothing_is_said_to_be_unpredicted(results):
+    changed = copy.deepcopy(results)
+    changed["transfer"]["predicted"] = {"cells": [], "reason": "held-out pairs are predicted no better"}
+    assert "No pair is predicted: held-out pairs are" in report.render(changed)
+    changed["transfer"]["matrix"] = [row for row in main_matrix(changed) if row["status"] != "missing"]
+    assert "No pair is predicted" not in report.render(changed)
+
+
 def test_what_failed_is_reported(results, page):
     assert any("r9" in item["what"] and "diverged" in item["why"] for item in results["exclusions"])
     assert "diverged" in page
@@ -225,6 +233,7 @@ def test_a_study_that_identifies_nothing_says_so_and_prints_no_number():
     assert all(item["sure"] == "not identified" for item in results["headlines"])
     page = report.render(results)
     assert "is not fitted" in page and "No transfer matrix" in page
+    assert "No R² on held-out runs is given: no law is fitted." in page
     Elements(page)
 
 
