@@ -57,16 +57,20 @@ def _planted(results: dict) -> list[dict]:
         return []
     p, floor = agreement["p"], agreement["smallest_p"]
     sure = "clear" if p < 0.05 else "likely" if p <= max(0.1, 1.5 * floor) else "unclear"
-    limit = ", the least that so few languages can give" if p <= 1.2 * floor and p > 0.01 else ""
     return [
         sentence(
             f"Measured transfer ranks the pairs as planted: Spearman {signed(agreement['spearman'])} over "
-            f"{agreement['pairs']} pairs (p = {p:.3f}{limit}).",
+            f"{agreement['pairs']} pairs (p = {p:.3f}{_limit(p, floor)}).",
             sure,
             "p by permuting whole languages, since pairs share them",
             "Planted truth",
         )
     ]
+
+
+def _limit(p: float, smallest: float) -> str:
+    """Said of a p that could hardly be lower: so few languages have few permutations."""
+    return ", the least that so few languages can give" if 0.01 < p <= 1.2 * smallest else ""
 
 
 def _kinship(results: dict) -> list[dict]:
@@ -78,7 +82,8 @@ def _kinship(results: dict) -> list[dict]:
             pieces.append(
                 f"pairs of one {name} score {signed(effect['same'])} on average, others "
                 f"{signed(effect['different'])} (difference {signed(effect['difference'])}, "
-                f"{span(effect['low'], effect['high'])}, p {_sign(effect['p'])})"
+                f"{span(effect['low'], effect['high'])}, p {_sign(effect['p'])}"
+                f"{_limit(effect['p'], effect['smallest_p'])})"
             )
             least = min(least, effect["p"])
     symmetry = statistics.get("symmetry")

@@ -217,6 +217,15 @@ def test_where_every_pair_was_run_nothing_is_said_to_be_unpredicted(results):
     assert "No pair is predicted" not in report.render(changed)
 
 
+def test_a_p_that_so_few_languages_cannot_better_says_so(results):
+    changed = copy.deepcopy(results)
+    effect = changed["transfer"]["statistics"]["family"]
+    for p, smallest, said in ((0.0667, 0.0667, True), (0.3, 0.0667, False), (0.002, 0.002, False)):
+        changed["transfer"]["statistics"]["family"] = {**effect, "p": p, "smallest_p": smallest}
+        text = next(item["text"] for item in headlines(changed) if item["title"] == "Kinship")
+        assert ("the least that so few languages can give" in text.split(";")[0]) == said
+
+
 def test_what_failed_is_reported(results, page):
     assert any("r9" in item["what"] and "diverged" in item["why"] for item in results["exclusions"])
     assert "diverged" in page
