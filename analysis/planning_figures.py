@@ -212,11 +212,13 @@ def iso_loss(results: dict) -> Figure | None:
     order = [f"×{ratio}" for ratio in sorted(frame["ratio"].unique())]
     palette = categories("languages", order)
     colour = palette.colour()
+    # A limit far below every curve would squeeze them into a corner: it is left out of view.
+    domain = [max(float(frame["limit"].min()), float(frame["s"].min()) / 4), float(frame["s"].max())]
     x = alt.X(
         "s:Q",
         title="times the parameters",
-        scale=alt.Scale(type="log", nice=False),
-        axis=alt.Axis(values=log_ticks(frame["s"], 8)),
+        scale=alt.Scale(type="log", nice=False, domain=domain),
+        axis=alt.Axis(values=log_ticks(domain, 8)),
     )
     y = alt.Y(
         "D_tot:Q",
@@ -238,20 +240,20 @@ def iso_loss(results: dict) -> Figure | None:
     )
     start = results["capacity"]["start"]
     limits = frame.groupby(["languages", "limit"], as_index=False).size()
-    rule = alt.Chart(limits).mark_rule(strokeDash=[3, 3]).encode(x="limit:Q", color=colour)
+    rule = alt.Chart(limits).mark_rule(strokeDash=[3, 3], clip=True).encode(x="limit:Q", color=colour)
     cheapest = frame.loc[frame.groupby("languages")["C"].idxmin()]
     dot = (
         alt.Chart(cheapest)
-        .mark_point(filled=True, size=90, opacity=1, shape="diamond")
-        .encode(x=x, y=y, color=colour)
+        .mark_point(filled=True, size=90, opacity=1)
+        .encode(x=x, y=y, color=colour, shape=palette.shape())
     )
     return Figure(
         "iso-loss",
         "Iso-loss frontier",
-        "Each curve keeps the loss as languages multiply; the diamond is its least compute, the dashed line the growth "
-        "of parameters below which no amount of data can. The start is the study's middle size, where size is "
-        f"responsible for {start['share']:.0%} of the loss that training can still lower; at a compute-optimal start "
-        f"it would be {start['optimal']:.0%}, and the diamonds the growth given above.",
+        "Each curve keeps the loss as languages multiply; the mark is its least compute, the dashed line the growth of "
+        "parameters below which no amount of data can, where it is near. The start is the study's middle size, where "
+        f"size is responsible for {start['share']:.0%} of the loss that training can still lower; at a "
+        f"compute-optimal start it would be {start['optimal']:.0%}, and the marks the growth given above.",
         (Panel(alt.layer(rule, line, dot).properties(height=300)),),
         frame.drop(columns=["languages"]),
         keys=palette.legend(" languages"),
