@@ -107,19 +107,20 @@ def transfer_heatmap(results: dict) -> Figure | None:
             )
         keys.insert(0, Key("predicted, not measured", INK, "hatch"))
     if len(languages) <= 16:
+        size = _label_size(11, len(languages))
         text = {
             "text": "label:N",
-            "color": alt.condition(f"abs(datum.score) > {0.6 * limit}", alt.value("white"), alt.value(INK)),
+            "color": alt.condition(_dark(limit), alt.value("white"), alt.value(INK)),
         }
         layers += [
             base.transform_filter("datum.status !== 'predicted'")
-            .mark_text(fontSize=11, fontWeight=500)
+            .mark_text(fontSize=size, fontWeight=500)
             .encode(**text),
             base.transform_filter("datum.status === 'predicted'")
-            .mark_text(fontSize=11, fontStyle="italic", stroke="white", strokeWidth=3, strokeOpacity=0.75)
+            .mark_text(fontSize=size, fontStyle="italic", stroke="white", strokeWidth=3, strokeOpacity=0.75)
             .encode(text="label:N"),
             base.transform_filter("datum.status === 'predicted'")
-            .mark_text(fontSize=11, fontStyle="italic", color=INK)
+            .mark_text(fontSize=size, fontStyle="italic", color=INK)
             .encode(text="label:N"),
         ]
     texts = {
@@ -147,6 +148,16 @@ def transfer_heatmap(results: dict) -> Figure | None:
         tuple(control for control in controls if len(control.options) > 1),
         tuple(keys),
     )
+
+
+def _dark(limit: float) -> str:
+    """Where a cell is dark enough for white: purples darken sooner than oranges."""
+    return f"datum.score > {0.72 * limit} || datum.score < {-0.55 * limit}"
+
+
+def _label_size(largest: int, columns: int) -> Any:
+    """Of a cell's label: what fits its width, which is a phone's or a page's."""
+    return alt.expr(f"min({largest}, width / {columns} / 3.4)")
 
 
 def _cells(transfer: dict) -> pd.DataFrame:
@@ -336,8 +347,8 @@ def beside_published(results: dict) -> Figure | None:
     colour = alt.Color("score:Q", title="published score", scale=scale, legend=legend)
     layers: list[Any] = [base.mark_rect(stroke="white", strokeWidth=1, cornerRadius=2).encode(color=colour)]
     if len(names) <= 12:
-        ink = alt.condition(f"abs(datum.score) > {0.6 * limit}", alt.value("white"), alt.value(INK))
-        layers.append(base.mark_text(fontSize=9).encode(text="label:N", color=ink))
+        ink = alt.condition(_dark(limit), alt.value("white"), alt.value(INK))
+        layers.append(base.mark_text(fontSize=_label_size(9, len(names))).encode(text="label:N", color=ink))
     dots = (
         alt.Chart(frame)
         .mark_point(filled=True, size=60, color=OKABE_ITO[0])
