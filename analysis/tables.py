@@ -122,7 +122,8 @@ def validate_observations(
     """Checks an observations table and completes the columns a table from elsewhere may leave out.
 
     Returns:
-      The table with all of `mscale.observations.COLUMNS`; notes on what was filled in or looks mixed;
+      The table with all of `mscale.observations.COLUMNS`; notes on what was filled in or looks wrong (`mixed` has
+      those on rows that hardly compare);
       and the exclusions, a list of {"what", "rows", "why"}.
 
     Raises:
@@ -185,7 +186,14 @@ def validate_observations(
         why += f" ({clash} times with another loss)" if clash else ""
         exclusions.append({"what": "repeated rows", "rows": int(repeated.sum()), "why": why})
         frame = frame[~repeated]
-    notes += _mixed(frame)
+    longest = frame.groupby("run")[["tokens", "params"]].max()
+    short = longest["tokens"] < FEW_TOKENS * longest["params"]
+    if short.any():
+        run = short.index[short][0]
+        notes.append(
+            f"run {run} ends at {longest.loc[run, 'tokens']:,.0f} tokens for {longest.loc[run, 'params']:,.0f} "
+            "parameters: both are expected as plain counts, so check the units"
+        )
     order = [*COLUMNS, *(name for name in frame.columns if name not in COLUMNS)]
     return frame[order].reset_index(drop=True), notes, exclusions
 
@@ -327,7 +335,7 @@ def _refuse_impossible(frame: pd.DataFrame, source: str) -> None:
         )
 
 
-def _mixed(frame: pd.DataFrame) -> list[str]:
+def mixed(frame: pd.DataFrame) -> list[str]:
     """Notes on vocabularies and evaluation sets that differ between runs compared with each other."""
     notes = []
     if frame["vocabulary"].nunique() > 1:
@@ -341,13 +349,5 @@ def _mixed(frame: pd.DataFrame) -> list[str]:
         notes.append(
             f"evaluation sets differ in size between runs (first: {language}, {sizes.max()} sizes): "
             "differences of loss carry that noise too"
-        )
-    longest = frame.groupby("run")[["tokens", "params"]].max()
-    short = longest["tokens"] < FEW_TOKENS * longest["params"]
-    if short.any():
-        run = short.index[short][0]
-        notes.append(
-            f"run {run} ends at {longest.loc[run, 'tokens']:,.0f} tokens for {longest.loc[run, 'params']:,.0f} "
-            "parameters: both are expected as plain counts, so check the units"
         )
     return notes

@@ -246,8 +246,16 @@ def test_laws_are_fitted_to_one_vocabulary_and_split_and_the_rest_is_counted(tmp
         assert run("fit", tmp_path / name, "--out", tmp_path / "laws.json", *arguments) == 0
         found = json.loads((tmp_path / "laws.json").read_text())
         rows = found["transfer"]["matrix"]
+        assert len(found["notes"]) == len(set(found["notes"]))
+        assert not any("in one table" in note for note in found["notes"])
         return [row["score"] for row in rows], {row["what"]: row["rows"] for row in found["exclusions"]}
 
+    where(curves, "en", eval_tokens=(1000, 2000)).to_csv(tmp_path / "uneven.csv", index=False)
+    matrix("uneven.csv")
+    assert (
+        sum("differ in size" in note for note in json.loads((tmp_path / "laws.json").read_text())["notes"])
+        == 1
+    )
     alone, none = matrix("one.csv")
     chosen, left_out = matrix("both.csv", "--vocabulary", "bytes")
     assert chosen == alone and any(score is not None for score in alone)
