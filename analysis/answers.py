@@ -16,7 +16,7 @@ from analysis.lawfits import capacity_answer, fit_atlas, fit_chinchilla
 from analysis.objective import one_thread
 from analysis.records import plain, records
 from analysis.spikes import without_spikes
-from analysis.tables import describe_mixtures, mixed, validate_exposure, validate_observations
+from analysis.tables import describe_mixtures, validate_exposure, validate_observations
 from analysis.transfer import one_split
 from analysis.transfer_answers import Overlap, transfer_answer
 from mscale.errors import MscaleError
@@ -90,7 +90,7 @@ def analyse(
         results["laws"]["capacity"] = results["capacity"].pop("law")
         results["fits"] = {name: law.pop("saved") for name, law in results["laws"].items() if "saved" in law}
         # Once each: what was read from files was validated there already.
-        results["notes"] = list(dict.fromkeys([*notes, *more_notes, *mixed(rows)]))
+        results["notes"] = list(dict.fromkeys([*notes, *more_notes]))
         spiky = without_spikes(rows)[1]
         results["exclusions"] = [*exclusions, *more_exclusions, *spiky, *_failed(study or {})]
         results["truth"] = dict(truth) if truth else None

@@ -122,8 +122,7 @@ def validate_observations(
     """Checks an observations table and completes the columns a table from elsewhere may leave out.
 
     Returns:
-      The table with all of `mscale.observations.COLUMNS`; notes on what was filled in or looks wrong (`mixed` has
-      those on rows that hardly compare);
+      The table with all of `mscale.observations.COLUMNS`; notes on what was filled in or looks mixed;
       and the exclusions, a list of {"what", "rows", "why"}.
 
     Raises:
@@ -186,14 +185,7 @@ def validate_observations(
         why += f" ({clash} times with another loss)" if clash else ""
         exclusions.append({"what": "repeated rows", "rows": int(repeated.sum()), "why": why})
         frame = frame[~repeated]
-    longest = frame.groupby("run")[["tokens", "params"]].max()
-    short = longest["tokens"] < FEW_TOKENS * longest["params"]
-    if short.any():
-        run = short.index[short][0]
-        notes.append(
-            f"run {run} ends at {longest.loc[run, 'tokens']:,.0f} tokens for {longest.loc[run, 'params']:,.0f} "
-            "parameters: both are expected as plain counts, so check the units"
-        )
+    notes += _mixed(frame)
     order = [*COLUMNS, *(name for name in frame.columns if name not in COLUMNS)]
     return frame[order].reset_index(drop=True), notes, exclusions
 
@@ -335,7 +327,7 @@ def _refuse_impossible(frame: pd.DataFrame, source: str) -> None:
         )
 
 
-def mixed(frame: pd.DataFrame) -> list[str]:
+def _mixed(frame: pd.DataFrame) -> list[str]:
     """Notes on vocabularies and evaluation sets that differ between runs compared with each other."""
     notes = []
     if frame["vocabulary"].nunique() > 1:
@@ -349,5 +341,13 @@ def mixed(frame: pd.DataFrame) -> list[str]:
         notes.append(
             f"evaluation sets differ in size between runs (first: {language}, {sizes.max()} sizes): "
             "differences of loss carry that noise too"
+        )
+    longest = frame.groupby("run")[["tokens", "params"]].max()
+    short = longest["tokens"] < FEW_TOKENS * longest["params"]
+    if short.any():
+        run = short.index[short][0]
+        notes.append(
+            f"run {run} ends at {longest.loc[run, 'tokens']:,.0f} tokens for {longest.loc[run, 'params']:,.0f} "
+            "parameters: both are expected as plain counts, so check the units"
         )
     return notes

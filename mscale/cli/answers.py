@@ -167,12 +167,13 @@ def analyse(
             )
             names = ", ".join(sorted(set(map(str, others[name]))))
             left_out.append({"what": f"losses of {name} {names}", "rows": len(others), "why": why})
+    notes = [note for note in tables.notes if "vocabularies in one table" not in note]
     results = answers(
         rows,
         tables.exposure[tables.exposure["run"].isin(rows["run"])],
         tables.truth,
         study=study if study is not None else ran(observations),
-        notes=tables.notes,
+        notes=tuple(notes),
         exclusions=(*tables.exclusions, *left_out),
         **about,
     )
@@ -264,7 +265,7 @@ def transfer(
     out: Path | None,
 ) -> None:
     """Read the transfer matrix off SOURCE, a table of curves or a study: shown here, every pair into a CSV."""
-    from analysis.tables import mixed, read_study
+    from analysis.tables import read_study
     from analysis.transfer_table import curves as scores_over_d
     from analysis.transfer_table import transfer_table
     from mscale.files import atomic_write
@@ -285,7 +286,6 @@ def transfer(
     print_matrix(table, about, phase)
     for note in (
         *tables.notes,
-        *mixed(tables.observations),
         *(f"{row['what']} left out ({row['rows']}): {row['why']}" for row in tables.exclusions),
     ):
         print(f"- {note}")
