@@ -1,6 +1,7 @@
 """All that a study says of transfer: the matrix, its curves and units, its shape, and pairs that were not run."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,30 +15,53 @@ Overlap = Mapping[str, Mapping[str, float]]
 NEXT_PAIRS = 5
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The cells of a study and the scores of its pairs at each scale, which laws choose their sources by.
+
+    Attributes:
+      matrix: columns `transfer.COLUMNS`; no rows where no pair was run. error: why there are no cells (None then).
+    """
+
+    cells: transfer.Cells | None
+    matrix: pd.DataFrame
+    error: str = ""
+
+
+def measured_matrix(rows: pd.DataFrame, level: float, seed: int) -> Measured:
+    """The measured scores of a study: what `transfer_answer` and the sources of the ATLAS law start from."""
+    try:
+        cells = transfer.cells(rows, seed=seed)
+    except MscaleError as error:
+        return Measured(None, pd.DataFrame(), str(error))
+    return Measured(cells, transfer.transfer_matrix(cells, level=level))
+
+
 def transfer_answer(
     rows: pd.DataFrame,
     truth: Mapping[str, Any] | None,
     level: float,
     seed: int,
     *,
+    measured: Measured | None = None,
     overlap: Overlap | None = None,
     premiums: Mapping[str, float] | None = None,
 ) -> dict:
     """The transfer part of the results.
 
     Args:
+      measured: the scores of these rows, where they are known already (`measured_matrix`).
       overlap: shared vocabulary of languages, see `inventory.pair_features`.
       premiums: byte premium of each language, see `units.all_units`.
     """
-    try:
-        cells = transfer.cells(rows, seed=seed)
-    except MscaleError as error:
-        return {**_nothing(str(error)), "error": str(error)}
+    measured = measured or measured_matrix(rows, level, seed)
+    cells, matrix = measured.cells, measured.matrix
+    if cells is None:
+        return {**_nothing(measured.error), "error": measured.error}
     noise = {
         phase: {"checkpoint": value.checkpoint, "run": value.run, "repeated_runs": value.run_degrees}
         for phase, value in cells.noise.items()
     }
-    matrix = transfer.transfer_matrix(cells, level=level)
     adapted = adaptation.adaptation_scores(rows)
     answer = {**_nothing("no pair was run"), "noise": noise, "matrix": records(matrix)}
     answer["adaptation"] = records(adapted)
