@@ -96,9 +96,9 @@ def analyse(
         results["truth"] = dict(truth) if truth else None
         # As JSON holds them: an end that is open is None, and is worded as such.
         results = plain(results)
-        results["headlines"] = headlines(results)
-        results["recommendations"] = stage("findings", lambda: recommendations(results))
-    return plain(results)
+        results["headlines"] = plain(headlines(results))
+        results["recommendations"] = plain(stage("findings", lambda: recommendations(results)))
+    return results
 
 
 def partners(
@@ -170,9 +170,9 @@ def _study(rows: pd.DataFrame, runs: pd.DataFrame, extra: Mapping[str, Any]) -> 
         "trunks": int(runs["group"].nunique()),
         "observations": len(rows),
         "evaluations": int(rows.groupby("run")["step"].nunique().sum()),
-        "languages": sorted(set(rows["language"])),
+        "languages": sorted(rows["language"].unique()),
         "unique_tokens": _unique_tokens(rows),
-        "trained_languages": sorted(set(rows.loc[rows["target_tokens"] > 0, "language"])),
+        "trained_languages": sorted(rows.loc[rows["target_tokens"] > 0, "language"].unique()),
         "scales": [{"scale": str(name), "params": int(value)} for name, value in scales.items()],
         "tokens": int(trunks.sum()),
         "flops": float(extra.get("flops") or _trained_flops(first, runs)),
@@ -193,7 +193,7 @@ def _unique_tokens(rows: pd.DataFrame) -> dict[str, int]:
 
     A table that never tells them apart from the tokens seen does not know them: such languages are left out.
     """
-    trained = rows[rows["target_tokens"] > 0]
+    trained = rows.loc[rows["target_tokens"] > 0, ["language", "target_tokens", "target_unique"]]
     told = trained[trained["target_unique"] != trained["target_tokens"]]
     most = trained[trained["language"].isin(told["language"])].groupby("language")["target_unique"].max()
     return {str(name): int(value) for name, value in most.items()}

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+_AS_THEY_ARE = (str, int, bool, type(None))
+
 
 def records(frame: pd.DataFrame) -> list[dict]:
     """The rows as dictionaries."""
@@ -15,6 +17,11 @@ def records(frame: pd.DataFrame) -> list[dict]:
 
 def plain(value: Any) -> Any:
     """``value`` as JSON holds it: NumPy scalars as numbers, NaN and infinities as None."""
+    kind = type(value)
+    if kind is float:  # first what almost all values are
+        return value if math.isfinite(value) else None
+    if kind in _AS_THEY_ARE:
+        return value
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray | pd.Series):
