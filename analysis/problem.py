@@ -32,6 +32,7 @@ class Members:
     y (B, n): the response.
     which, aim, stiffness (B,): the pinned quantity h (an index into the problem's `pins`), the value it is drawn
     to, and how strongly: ½·stiffness·(h(θ) − aim)² is added to the objective.
+    precision (B, P): of the prior, in place of the problem's own.
     """
 
     times: np.ndarray
@@ -40,6 +41,7 @@ class Members:
     which: np.ndarray | None = None
     aim: np.ndarray | None = None
     stiffness: np.ndarray | None = None
+    precision: np.ndarray | None = None
 
     def take(self, index: Any) -> "Members":
         def pick(values: np.ndarray | None) -> np.ndarray | None:
@@ -316,11 +318,9 @@ class Problem:
             H -= common
             M -= common
         if self.prior is not None:
-            mean, precision = self.prior
-            f += 0.5 * ((theta - mean) ** 2 * precision).sum(axis=1)
-            g += (theta - mean) * precision
-            H += np.diag(precision)
-            M += np.diag(precision)
+            precision = self._drawn(theta, members, f, g)
+            for matrix in (H, M):
+                np.einsum("bii->bi", matrix)[...] += precision
         if self.pins:
             self._pinned(theta, members, f, g, H, M)
         f[~np.isfinite(f)] = np.inf
@@ -346,9 +346,7 @@ class Problem:
         g = np.zeros(theta.shape)
         self._to_gradient.add(slope.swapaxes(1, 2), g)
         if self.prior is not None:
-            mean, precision = self.prior
-            f += 0.5 * ((theta - mean) ** 2 * precision).sum(axis=1)
-            g += (theta - mean) * precision
+            self._drawn(theta, members, f, g)
         if self.pins:
             self._pinned(theta, members, f, g)
         f[~np.isfinite(f)] = np.inf
@@ -373,6 +371,14 @@ class Problem:
         result = np.zeros((len(J), self.size * self.groups))
         self._to_leverage.add(runs.transpose(1, 2, 0), result)
         return result.reshape(len(J), self.size, self.groups)
+
+    def _drawn(self, theta: np.ndarray, members: Members, f: np.ndarray, g: np.ndarray) -> np.ndarray:
+        """Adds what the prior says to the objective and its gradient; its precision, (P,) or (B, P)."""
+        mean, precision = self.prior  # type: ignore[misc]
+        precision = precision if members.precision is None else members.precision
+        f += 0.5 * ((theta - mean) ** 2 * precision).sum(axis=1)
+        g += (theta - mean) * precision
+        return precision
 
     def _pinned(
         self, theta: np.ndarray, members: Members, f: Any, g: Any, H: Any = None, M: Any = None
