@@ -21,6 +21,7 @@ EXTRAS = {
     "analysis": [
         "altair>=6.0",
         "jinja2>=3.1",
+        "loky>=3.5",
         "pandas>=2.2",
         "pyarrow>=18",
         "scikit-learn>=1.6",

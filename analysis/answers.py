@@ -10,21 +10,41 @@ import numpy as np
 import pandas as pd
 
 from analysis import crossover
+from analysis.beside import Beside
 from analysis.findings import headlines, recommendations
 from analysis.heldout import SPLITS, compare
-from analysis.lawfits import capacity_answer, fit_atlas, fit_chinchilla
+from analysis.lawfits import (
+    atlas_answer,
+    atlas_rows,
+    capacity_answer,
+    cooled,
+    find_atlas,
+    fit_chinchilla,
+)
 from analysis.objective import one_thread
 from analysis.records import plain, records
 from analysis.spikes import without_spikes
 from analysis.tables import describe_mixtures, validate_exposure, validate_observations
 from analysis.transfer import one_split
-from analysis.transfer_answers import Overlap, transfer_answer
+from analysis.transfer_answers import Overlap, measured_matrix, transfer_answer
 from mscale.errors import MscaleError
 from mscale.progress import progress
 
 FORMAT = 3
 LEVEL = 0.9
-STAGES = ("curves", "transfer", "crossover", "chinchilla", "atlas", "held out", "capacity", "findings")
+STAGES = (
+    "curves",
+    "matrix",
+    "atlas",
+    "intervals",
+    "transfer",
+    "crossover",
+    "chinchilla",
+    "capacity",
+    "held out",
+    "findings",
+)
+ENOUGH = 2_000  # losses from which a second process pays
 
 
 def analyse(
@@ -71,23 +91,29 @@ def analyse(
             advance(1, name)
             return found
 
+        beside = Beside(len(rows) >= ENOUGH)
+        # What a worker is given is pickled, so it is only what the laws are fitted to.
+        chinchilla = beside(fit_chinchilla, cooled(rows), runs, level, seed)
+        capacity = beside(capacity_answer, cooled(rows), level, seed)
         results["study"] = _study(rows, runs, study or {})
         results["loss_curves"] = stage("curves", lambda: _loss_curves(rows, runs))
+        measured = stage("matrix", lambda: measured_matrix(rows, level, seed))
+        sources = partners(rows, runs, exposure, measured.matrix)
+        atlas = stage("atlas", lambda: find_atlas(rows, exposure, sources, seed))
+        heldout = beside(compare, atlas_rows(rows), exposure, atlas.sources or sources, level, seed, splits)
+        law, points = stage("intervals", lambda: atlas_answer(atlas, exposure, level))
         results["transfer"] = stage(
             "transfer",
-            lambda: transfer_answer(rows, truth, level, seed, overlap=overlap, premiums=premiums),
+            lambda: transfer_answer(
+                rows, truth, level, seed, measured=measured, overlap=overlap, premiums=premiums
+            ),
         )
         results["crossover"] = stage("crossover", lambda: _crossover(rows, level, seed))
-        chinchilla, points = stage("chinchilla", lambda: fit_chinchilla(rows, runs, level, seed))
-        matrix = pd.DataFrame(results["transfer"]["matrix"])
-        sources = partners(rows, runs, exposure, matrix)
-        atlas, more_points = stage("atlas", lambda: fit_atlas(rows, exposure, sources, level, seed))
-        sources = atlas.get("sources") or sources
-        results["laws"] = {"chinchilla": chinchilla, "atlas": atlas}
-        results["fit_points"] = points + more_points
-        results["heldout"] = stage("held out", lambda: compare(rows, exposure, sources, level, seed, splits))
-        results["capacity"] = stage("capacity", lambda: capacity_answer(rows, level, seed))
-        results["laws"]["capacity"] = results["capacity"].pop("law")
+        alone, more_points = stage("chinchilla", chinchilla)
+        results["capacity"] = stage("capacity", capacity)
+        results["laws"] = {"chinchilla": alone, "atlas": law, "capacity": results["capacity"].pop("law")}
+        results["fit_points"] = more_points + points
+        results["heldout"] = stage("held out", heldout)
         results["fits"] = {name: law.pop("saved") for name, law in results["laws"].items() if "saved" in law}
         # Once each: what was read from files was validated there already.
         results["notes"] = list(dict.fromkeys([*notes, *more_notes]))

@@ -1,5 +1,6 @@
 """The laws of a report, each fitted to the rows that identify it, with parameters as plain records."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,43 +34,70 @@ def fit_chinchilla(
         return unfitted("chinchilla", f"no language was run alone at {LEAST_SIZES} sizes or more, cooled"), []
     table = table[table["language"].isin(enough)]
     share = ("alpha", "beta") if len(enough) > 1 else None
-    return _answer("chinchilla", table, level, notes, share=share, seed=seed)
+    try:
+        return describe(fit("chinchilla", table, share=share, seed=seed), table, level, notes)
+    except MscaleError as error:
+        return unfitted("chinchilla", str(error)), []
 
 
-def fit_atlas(
-    rows: pd.DataFrame,
-    exposure: pd.DataFrame | None,
-    sources: Mapping[str, Sequence[str]],
-    level: float,
-    seed: int,
-) -> tuple[dict, list[dict]]:
+@dataclasses.dataclass(frozen=True)
+class Atlas:
+    """The ATLAS law fitted, not described yet: `found` is None where no variant could be, for the reason given."""
+
+    found: Fit | None
+    table: pd.DataFrame
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def sources(self) -> Mapping[str, Sequence[str]] | None:
+        """K_t of each language as it was fitted; None where no source has a τ of its own."""
+        return self.about.get("sources")
+
+
+def find_atlas(
+    rows: pd.DataFrame, exposure: pd.DataFrame | None, sources: Mapping[str, Sequence[str]], seed: int
+) -> Atlas:
     """ATLAS with its own τ for each of K_t and one for the rest; α, β and λ shared by the languages."""
     table = atlas_rows(rows)
     if exposure is None:
-        return unfitted("atlas", "no exposure table: what else a run trained on is not known"), []
+        return Atlas(None, table, "no exposure table: what else a run trained on is not known")
     if table.empty:
-        return unfitted("atlas", "no cooled run from scratch"), []
+        return Atlas(None, table, "no cooled run from scratch")
     # The law with the most sources of its own that the runs can carry; which one it is, is said.
     refused = ""
     for count in (3, 2, 1, 0, None):
         fewer = {target: list(found)[:count] for target, found in sources.items()} if count else None
         options: dict[str, Any] = {"variant": "K_t", "sources": fewer} if count else {"variant": "D_other"}
         options = options if count is not None else {"variant": "D_t"}
-        law, points = _answer("atlas", table, level, [], exposure=exposure, seed=seed, **options)
-        refused = refused or law["reason"]
-        if not law["fitted"]:
+        try:
+            found = fit("atlas", table, exposure=exposure, seed=seed, **options)
+        except MscaleError as error:
+            refused = refused or str(error)
             continue
-        if fewer:
-            law["sources"] = fewer
-        law["variant"] = {
+        about: dict[str, Any] = {"sources": fewer} if fewer else {}
+        about["variant"] = {
             None: "the language's own tokens alone",
             0: "one τ for all other languages",
             1: "τ of its own for the language most co-sampled with each, one for the rest",
         }.get(count, f"τ of its own for the {count} languages most co-sampled with each, one for the rest")
-        if count != 3:
-            law["notes"].insert(0, f"more τ would be too many for the runs: {brief(refused)}")
-        return law, points
-    return unfitted("atlas", refused), []
+        notes = () if count == 3 else (f"more τ would be too many for the runs: {brief(refused)}",)
+        return Atlas(found, table, "", notes, about)
+    return Atlas(None, table, refused)
+
+
+def atlas_answer(
+    atlas: Atlas, exposure: pd.DataFrame | None, level: float
+) -> tuple[dict[str, Any], list[dict]]:
+    """The fitted law as a record, and a record for each point."""
+    if atlas.found is None:
+        return unfitted("atlas", atlas.reason), []
+    try:
+        law, points = describe(atlas.found, atlas.table, level, [*atlas.notes], exposure)
+    except MscaleError as error:
+        return unfitted("atlas", str(error)), []
+    return {**law, **atlas.about}, points
 
 
 def atlas_rows(rows: pd.DataFrame) -> pd.DataFrame:
@@ -204,26 +232,6 @@ def _capacity_lines(found: Fit, table: pd.DataFrame) -> list[dict]:
     grid["loss"] = found.predict(grid)["prediction"].to_numpy()
     grid = grid.rename(columns={"languages_trained": "K"})
     return grid[["scale", "params", "tokens", "language", "K", "loss"]].to_dict("records")
-
-
-def _answer(
-    name: str,
-    table: pd.DataFrame,
-    level: float,
-    notes: list[str],
-    *,
-    exposure: pd.DataFrame | None = None,
-    **options: Any,
-) -> tuple[dict, list[dict]]:
-    try:
-        found = (
-            fit(name, table, exposure=exposure, **options)
-            if exposure is not None
-            else fit(name, table, **options)
-        )
-        return describe(found, table, level, notes, exposure)
-    except MscaleError as error:
-        return unfitted(name, str(error)), []
 
 
 def describe(

@@ -26,9 +26,10 @@ def test_intervals_that_mean_nothing_are_told(planted):
 
 def test_without_exposure_or_cooled_rows_atlas_is_refused_with_the_reason(planted):
     observations, exposure = planted
-    law, points = lawfits.fit_atlas(observations, None, {}, 0.9, 0)
+    law, points = lawfits.atlas_answer(lawfits.find_atlas(observations, None, {}, 0), None, 0.9)
     assert not law["fitted"] and "exposure" in law["reason"] and points == []
-    law, _ = lawfits.fit_atlas(observations[observations["phase"] != "end"], exposure, {}, 0.9, 0)
+    hot = observations[observations["phase"] != "end"]
+    law, _ = lawfits.atlas_answer(lawfits.find_atlas(hot, exposure, {}, 0), exposure, 0.9)
     assert not law["fitted"] and "cooled" in law["reason"]
 
 

@@ -1,0 +1,51 @@
+"""A second process for the analysis: the same answers as without one, and its failures told."""
+
+import operator
+import os
+import time
+
+import pytest
+
+from analysis import answers, beside, planted
+from mscale.errors import MscaleError
+
+
+@pytest.fixture
+def two(monkeypatch):
+    monkeypatch.setattr(beside, "cpu_count", lambda: 2)
+
+
+def test_answers_are_the_same_with_one_process_and_with_two(monkeypatch, two):
+    observations, exposure, _ = planted.study(seed=5, small=True)
+    found = []
+    for least in (0, 10**9):
+        monkeypatch.setattr(answers, "ENOUGH", least)
+        found.append(answers.analyse(observations, exposure, splits=("R2_M",)))
+    assert found[0] == found[1]
+    assert all(found[0]["laws"][name]["fitted"] for name in ("atlas", "capacity")) and found[0]["heldout"]
+
+
+def test_work_goes_on_beside_in_another_process(two):
+    started = time.perf_counter()
+    process, slept = beside.Beside(True)(os.getpid), beside.Beside(True)(time.sleep, 0.5)
+    assert process() != os.getpid()
+    waited = time.perf_counter()
+    slept()
+    assert time.perf_counter() - started >= 0.5 and time.perf_counter() - waited < 0.55
+
+
+def test_without_a_second_core_or_enough_work_all_is_done_here(monkeypatch, two):
+    assert beside.Beside(False)(os.getpid)() == os.getpid()
+    monkeypatch.setattr(beside, "cpu_count", lambda: 1)
+    assert beside.Beside(True)(os.getpid)() == os.getpid()
+
+
+def test_what_fails_there_is_raised_here(two):
+    with pytest.raises(ZeroDivisionError):
+        beside.Beside(True)(operator.truediv, 1, 0)()
+
+
+def test_a_process_ended_from_outside_is_told_and_the_next_one_works(two):
+    with pytest.raises(MscaleError, match="want of memory"):
+        beside.Beside(True)(os._exit, 1)()
+    assert beside.Beside(True)(operator.add, 1, 2)() == 3
