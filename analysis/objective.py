@@ -9,7 +9,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from analysis import powers
-from analysis.derivatives import Jet, value_of
+from analysis.derivatives import Jet, value_of, where
 from analysis.laws.law import Law
 from analysis.losses import huber
 
@@ -29,6 +29,7 @@ def rows_system(
     barrier: float,
     majorise: bool,
     cells: Sequence[slice],
+    kept_rows: np.ndarray | None = None,
 ) -> tuple[Any, ...]:
     """Objective (B,); of each cell gradient (B, k), Hessian and majoriser (B, k, k); Jacobian (B, k, n) if relieved.
 
@@ -37,7 +38,7 @@ def rows_system(
       y: response, (n,) or (B, n). w: weights, (1, n) or (B, n). cells: the rows of each.
       relieve: residuals (B, n) -> the objective that groups take off, (B,), and the part of the residuals that is put
         down to the noise they share, (B, n); None without groups.
-      barrier: weight of −Σ log(constraint), for laws that have one.
+      barrier: weight of −Σ log(constraint), for laws that have one, over kept_rows (B, n) bool (None: all).
     """
     place = {int(index): position for position, index in enumerate(kept)}
     k, n = len(kept), y.shape[-1]
@@ -82,7 +83,8 @@ def rows_system(
     for i, j, part in curved:
         _add(H, i, j, np.add.reduceat(part, starts, axis=1))
     if law.constraint is not None and barrier:
-        _barrier(law.constraint(p, x), barrier, place, f, g, (H, M) if majorise else (H,), starts)
+        inside = _of_kept(law.constraint(p, x), kept_rows)
+        _barrier(inside, barrier, place, f, g, (H, M) if majorise else (H,), starts)
     return f, g, H, M, J
 
 
@@ -108,6 +110,7 @@ def rows_slope(
     delta: float | None,
     barrier: float,
     cells: Sequence[slice],
+    kept_rows: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Objective (B,) and the gradients of the cells (C, B, k); arguments as of `rows_system`."""
     out = law.predict(p, x)
@@ -126,7 +129,7 @@ def rows_slope(
             g[:, :, position] = np.add.reduceat(pull * out.grad[int(index)], starts, axis=1).T
     if law.constraint is not None and barrier:
         place = {int(index): position for position, index in enumerate(kept)}
-        _barrier(law.constraint(p, x), barrier, place, f, g, (), starts)
+        _barrier(_of_kept(law.constraint(p, x), kept_rows), barrier, place, f, g, (), starts)
     return f, g
 
 
@@ -135,6 +138,10 @@ def _add(matrices: np.ndarray, i: int, j: int, sums: np.ndarray) -> None:
     matrices[:, :, i, j] += sums.T
     if i != j:
         matrices[:, :, j, i] += sums.T
+
+
+def _of_kept(inside: Any, kept_rows: np.ndarray | None) -> Any:
+    return inside if kept_rows is None else where(kept_rows, inside, 1.0)
 
 
 def _barrier(

@@ -33,6 +33,7 @@ class Members:
     which, aim, stiffness (B,): the pinned quantity h (an index into the problem's `pins`), the value it is drawn
     to, and how strongly: ½·stiffness·(h(θ) − aim)² is added to the objective.
     precision (B, P): of the prior, in place of the problem's own.
+    kept (B, n) bool: rows that are there; of the others, whose times are 0, not even the law's constraint holds.
     """
 
     times: np.ndarray
@@ -42,6 +43,7 @@ class Members:
     aim: np.ndarray | None = None
     stiffness: np.ndarray | None = None
     precision: np.ndarray | None = None
+    kept: np.ndarray | None = None
 
     def take(self, index: Any) -> "Members":
         def pick(values: np.ndarray | None) -> np.ndarray | None:
@@ -280,12 +282,7 @@ class Problem:
         r = self.residuals(theta, members.y)
         value = np.sum(members.times * self.weight * huber(r, self.delta)[0], axis=1)
         if members.ratio.any():
-            value -= 0.5 * np.sum(
-                self._group_times(members)
-                * self.shared(members.ratio)
-                * self.group_sums(self.weight * r) ** 2,
-                axis=1,
-            )
+            value -= self._relieve(members)(r)[0]
         return value
 
     def _group_times(self, members: Members) -> np.ndarray:
@@ -306,6 +303,7 @@ class Problem:
             self.barrier,
             majorise,
             [cell.rows for cell in self.cells],
+            members.kept,
         )
         g, H, M = np.zeros((B, P)), np.zeros((B, P, P)), np.zeros((B, P, P))
         self._to_gradient.add(slope.swapaxes(1, 2), g)
@@ -342,6 +340,7 @@ class Problem:
             self.delta,
             self.barrier,
             [cell.rows for cell in self.cells],
+            members.kept,
         )
         g = np.zeros(theta.shape)
         self._to_gradient.add(slope.swapaxes(1, 2), g)
