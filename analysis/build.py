@@ -150,6 +150,17 @@ def _references(
 
 def _inactive(law: Law, x: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Parameters on which none of the rows depends, with the (fitted-scale) value they are held at."""
+    touched = depends(law, x)
+    return {q.name: idle(q) for q, rows in zip(law.parameters, touched, strict=True) if not rows.any()}
+
+
+def idle(parameter: Parameter) -> float:
+    """The value in the fitted scale at which a parameter is held that no row depends on."""
+    return float(np.mean(np.log(parameter.start))) if parameter.log else parameter.absent
+
+
+def depends(law: Law, x: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(k, n) bool: whether the prediction of a row changes with a parameter of the law."""
     probe = [np.mean(np.log(q.start)) if q.log else np.mean(q.start) for q in law.parameters]
     parts = [Jet.variable(np.array([[value]]), index, 1) for index, value in enumerate(probe)]
     p = SimpleNamespace(
@@ -158,8 +169,7 @@ def _inactive(law: Law, x: Mapping[str, np.ndarray]) -> dict[str, float]:
     with np.errstate(all="ignore"):
         out = law.predict(p, SimpleNamespace(**x))
     slopes = out.grad if isinstance(out, Jet) else {}
-    return {
-        q.name: float(probe[index]) if q.log else q.absent
-        for index, q in enumerate(law.parameters)
-        if not np.any(slopes.get(index, 0.0))
-    }
+    found = np.zeros((len(parts), len(next(iter(x.values())))), bool)
+    for index, slope in slopes.items():
+        found[index] = np.not_equal(slope, 0.0)
+    return found

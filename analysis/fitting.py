@@ -17,15 +17,13 @@ import pandas as pd
 
 from analysis import checks, laws, search, uncertainty
 from analysis.build import Spec, build
-from analysis.engine import minimise
+from analysis.drafting import DELTA, as_table, draft, with_residual
 from analysis.laws.law import Law
-from analysis.losses import huber
+from analysis.priors import Priors, dispersion, drawn
 from analysis.problem import Problem
 from analysis.results import FORMAT, Fit
-from analysis.sufficiency import MANY, enough, few_groups_note, remarks
-from mscale.errors import MscaleError, nearest
-
-DELTA = 1e-3
+from analysis.sufficiency import enough, few_groups_note, remarks
+from mscale.errors import MscaleError
 
 
 def fit(
@@ -47,7 +45,6 @@ def fit(
     phases: Sequence[str] | None = ("end",),
     group: str | None = None,
     few_groups: bool = False,
-    near: Fit | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Fit:
@@ -73,8 +70,6 @@ def fit(
         parameters, contributions at the geometric means for A and B).
       phases: schedule phases to compare; only cooled rows ("end") by default; None takes all.
       group: column of the unit that is resampled (default "group", then "run", then the row).
-      near: a fit of the law to these rows and more, asked for alike, from whose optimum and noise this one is searched:
-        for refits, such as those of held-out folds, in a tenth of the time.
       few_groups: fit even with fewer groups than parameters + 3 (intervals are then worth little).
       options: what the law's own preparation takes (ATLAS: variant, sources, count). Of the data-constrained law,
         two_stage=True fits as Muennighoff et al. did (`_in_two_stages`).
@@ -99,70 +94,78 @@ def fit(
             few_groups=few_groups,
             seed=seed,
         )
-        return _in_two_stages(_table(table, None), columns, fixed or {}, how)
-    table = _table(table, weights)
-    law, table, options = laws.prepare(law, table, exposure=exposure, target=target, **options)
-    if residual is not None:
-        if residual not in ("log", "additive"):
-            raise MscaleError(f"residual={residual!r}: expected 'log' or 'additive'")
-        law = with_residual(law, residual)
-    per = _per(law, table, per)
-    _known(law, share or (), fixed or {}, tie or {}, priors or {})
-    rows = checks.rows(table, law, columns, phases=phases, per=per, group=group)
-    group_names, codes = np.unique(rows.group, return_inverse=True)
-    order = np.lexsort((codes, rows.level))
-    everything = tuple(parameter.name for parameter in law.parameters)
-    spec = Spec(
-        shared=everything if per is None else tuple(law.share if share is None else share),
-        fixed=dict(fixed or {}),
-        tie=dict(tie or {}),
-        delta=_delta(loss, delta, codes),
-        residual=law.residual,
-        options=options,
-    )
-    problem, names = build(
+        return _in_two_stages(as_table(table), columns, fixed or {}, how)
+    drafted = draft(
         law,
-        spec,
-        {variable: values[order] for variable, values in rows.x.items()},
-        rows.y[order],
-        rows.level[order],
-        codes[order],
-        _weights(rows.table)[order],
-    )
-    enough(law, problem, names, len(group_names), few_groups)
-    known: dict[str, Any] = {}
-    if near is not None and set(names) <= set(near.names):
-        problem, theta = _again(problem, names, near, priors)
-        agreement = {"starts": 1, "agreeing": 1, "converged": True}
-    else:
-        if priors:
-            known["alone"] = search.optima(problem, seed, polished=search.FINAL).theta[0]
-            problem = _with_priors(problem, names, priors, known["alone"])
-        found = search.optima(problem, seed)
-        problem, theta = found.problem, found.theta[0]
-        agreement = {
-            "starts": found.starts,
-            "agreeing": int(found.agreeing[0]),
-            "converged": bool(found.converged[0]),
-        }
-        if spec.delta is None:
-            noise = known["noise"] = _noise(problem, found.theta, seed)
-            problem = dataclasses.replace(problem, ratio=float(noise.ratio[noise.best[0]]))
-            theta = noise.at_best(noise.theta)[0]
-    return Fit(
-        law=law,
-        problem=problem,
-        names=names,
-        theta=theta,
-        group_names=tuple(map(str, group_names)),
-        level=rows.level[order],
+        table,
+        columns,
+        exposure=exposure,
+        target=target,
         per=per,
-        columns=rows.columns,
-        notes=(*rows.notes, *remarks(agreement, problem, theta), *few_groups_note(problem, len(group_names))),
-        agreement=agreement,
-        spec=dataclasses.asdict(spec),
-        _cache=known,
+        share=share,
+        fixed=fixed,
+        tie=tie,
+        loss=loss,
+        delta=delta,
+        residual=residual,
+        weights=weights,
+        priors=priors,
+        phases=phases,
+        group=group,
+        **options,
     )
+    groups, rows = len(drafted.group_names), drafted.rows
+    enough(drafted.law, drafted.problem, drafted.names, groups, few_groups)
+    found = estimate(drafted.problem, drafted.names, priors or {}, seed)
+    said = (*remarks(found.agreement, found.problem, found.theta), *few_groups_note(found.problem, groups))
+    return Fit(
+        law=drafted.law,
+        problem=found.problem,
+        names=drafted.names,
+        theta=found.theta,
+        group_names=drafted.group_names,
+        level=rows.level[drafted.order],
+        per=drafted.per,
+        columns=rows.columns,
+        notes=(*rows.notes, *said),
+        agreement=found.agreement,
+        spec=dataclasses.asdict(drafted.spec),
+        _cache={} if found.noise is None else {"noise": found.noise},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The optimum theta (P,) of a problem that has its priors, barrier and noise ratio; alone (P,): without priors."""
+
+    problem: Problem
+    theta: np.ndarray
+    alone: np.ndarray
+    agreement: dict[str, Any]
+    noise: uncertainty.Noise | None
+
+
+def estimate(problem: Problem, names: tuple[str, ...], priors: Priors, seed: int) -> Estimate:
+    """Searches the global optimum of a problem with parameters `names`."""
+    alone = None
+    if priors:
+        alone = search.optima(problem, seed, polished=search.FINAL).theta
+        mean, precision = drawn(names, priors)
+        freedom = np.array([len(problem.y) - problem.size])
+        precision *= dispersion(problem, alone, problem.members(), freedom)[0]
+        problem = dataclasses.replace(problem, prior=(mean, precision))
+    found = search.optima(problem, seed)
+    problem, theta, noise = found.problem, found.theta[0], None
+    if problem.delta is None:
+        noise = _noise(problem, found.theta, seed)
+        problem = dataclasses.replace(problem, ratio=float(noise.ratio[noise.best[0]]))
+        theta = noise.at_best(noise.theta)[0]
+    agreement = {
+        "starts": found.starts,
+        "agreeing": int(found.agreeing[0]),
+        "converged": bool(found.converged[0]),
+    }
+    return Estimate(problem, theta, theta if alone is None else alone[0], agreement, noise)
 
 
 def _noise(problem: Problem, theta: np.ndarray, seed: int) -> uncertainty.Noise:
@@ -174,24 +177,6 @@ def _noise(problem: Problem, theta: np.ndarray, seed: int) -> uncertainty.Noise:
     other = search.optima(given, seed, polished=search.FINAL).theta
     here, there = given.system(np.concatenate([noise.at_best(noise.theta), other]), given.members(), False)[0]
     return uncertainty.noise(problem, other) if there < here - 1e-6 * abs(here) else noise
-
-
-def _again(
-    problem: Problem, names: tuple[str, ...], near: Fit, priors: Mapping[str, tuple[float, float]] | None
-) -> tuple[Problem, np.ndarray]:
-    """The problem with its priors and noise, and its optimum (P,), all searched from those of a fit nearby."""
-    at = [near.names.index(name) for name in names]
-    theta = near.theta[at]
-    problem = dataclasses.replace(problem, barrier=near.problem.barrier)
-    if priors:
-        alone = near._cache.get("alone", near.theta)[at]  # the optimum without priors
-        problem = _with_priors(
-            problem, names, priors, minimise(problem, alone[None], tolerance=1e-5).theta[0]
-        )
-    if problem.delta is not None:
-        return problem, minimise(problem, theta[None]).theta[0]
-    ratio, theta = uncertainty.nearby(problem, theta, near.problem)
-    return dataclasses.replace(problem, ratio=ratio), theta
 
 
 def _in_two_stages(
@@ -282,107 +267,3 @@ def from_json(text: str, law: Law | None = None) -> Fit:
         agreement=saved["agreement"],
         spec=dataclasses.asdict(spec),
     )
-
-
-def with_residual(law: Law, residual: str) -> Law:
-    """The law fitted to "log" or "additive" residuals; additive ones may be of losses below 0, so E is free."""
-    if residual == law.residual:
-        return law
-    free = [
-        dataclasses.replace(q, bounds=(-q.bounds[1], q.bounds[1])) if q.linear and q.bounds[0] == 0 else q
-        for q in law.parameters
-    ]
-    return dataclasses.replace(
-        law, residual=residual, parameters=tuple(free) if residual == "additive" else law.parameters
-    )
-
-
-WEIGHT = "__weight__"
-
-
-def _table(table: Any, weights: str | Sequence[float] | None) -> pd.DataFrame:
-    try:
-        frame = table if isinstance(table, pd.DataFrame) else pd.DataFrame(table)
-    except ValueError as error:
-        raise MscaleError(f"table: {error}; expected a DataFrame or arrays of one length") from error
-    if weights is None:
-        return frame
-    if isinstance(weights, str):
-        if weights not in frame:
-            raise MscaleError(f"weights={weights!r}: no such column{nearest(weights, frame.columns)}")
-        values = pd.to_numeric(frame[weights], errors="coerce").to_numpy(float)
-        if weights == "loss_se":
-            with np.errstate(divide="ignore"):
-                values = 1.0 / values**2
-    else:
-        values = np.asarray(weights, float)
-        if len(values) != len(frame):
-            raise MscaleError(f"weights: {len(values)} given for {len(frame)} rows")
-    return frame.assign(**{WEIGHT: values})
-
-
-def _weights(table: pd.DataFrame) -> np.ndarray:
-    if WEIGHT not in table:
-        return np.ones(len(table))
-    values = table[WEIGHT].to_numpy(float)
-    if not (np.isfinite(values) & (values > 0)).all():
-        raise MscaleError(
-            "weights must be finite and positive (and loss_se positive): drop or mend those rows"
-        )
-    return values / values.mean()
-
-
-def _delta(loss: str, delta: float, codes: np.ndarray) -> float | None:
-    if loss not in ("auto", "huber", "squares"):
-        raise MscaleError(f"loss={loss!r}: expected 'auto', 'huber' or 'squares'")
-    if not delta > 0:
-        raise MscaleError(f"delta={delta!r}: Huber's threshold must be positive")
-    if loss == "auto":
-        alone = len(np.unique(codes)) == len(codes)
-        loss = "huber" if alone and len(codes) >= MANY else "squares"
-    return delta if loss == "huber" else None
-
-
-def _per(law: Law, table: pd.DataFrame, per: str | None) -> str | None:
-    if per == "auto":
-        per = law.parameters_per
-        if per is None or per not in table:
-            return None
-        return per if table[per].nunique() > 1 or law.name == "atlas" else None
-    if per is not None and per not in table:
-        raise MscaleError(f"per={per!r}: the table has no such column{nearest(per, table.columns)}")
-    return per
-
-
-def _known(law: Law, *wanted: Any) -> None:
-    names = [parameter.name for parameter in law.parameters]
-    for given in wanted:
-        values = (
-            [value for value in given.values() if isinstance(value, str)]
-            if isinstance(given, Mapping)
-            else []
-        )
-        for name in [*given, *values]:
-            if name.split("[")[0] not in names and not any(
-                n.startswith(f"{name.split('[')[0]}_") for n in names
-            ):
-                raise MscaleError(
-                    f"law {law.name!r} has no parameter {name!r}{nearest(name, names)}; it has {', '.join(names)}"
-                )
-
-
-def _with_priors(
-    problem: Problem, names: tuple[str, ...], priors: Mapping[str, tuple[float, float]], theta: np.ndarray
-) -> Problem:
-    """Priors weigh against residuals in units of their own dispersion, at the optimum theta (P,) without them."""
-    r = problem.residuals(theta[None])[0]
-    dispersion = float(np.sum(problem.weight * huber(r, problem.delta)[1] * r)) / max(
-        1, len(r) - problem.size
-    )
-    mean, precision = theta.copy(), np.zeros(problem.size)
-    for index, name in enumerate(names):
-        prior = priors.get(name, priors.get(name.split("[")[0]))
-        if prior is not None:
-            mean[index], deviation = prior
-            precision[index] = dispersion / deviation**2
-    return dataclasses.replace(problem, prior=(mean, precision))

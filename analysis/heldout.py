@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.folds import folds
 from analysis.lawfits import atlas_rows
-from analysis.results import Fit
-from analysis.splits import folds, judge
+from analysis.splits import judge
 from mscale.errors import MscaleError
 
 SPLITS = {
@@ -53,29 +53,12 @@ def compare(
         contenders["ATLAS, + D_other"] = {**how, "variant": "D_other", "priors": {"tau_other": TAU}}
         priors = {"tau": TAU, "tau_other": TAU}
         contenders["ATLAS, + K_t"] = {**how, "variant": "K_t", "sources": sources, "priors": priors}
-    # Splits that show the same languages are judged together: each law is then fitted to the whole once.
-    together: dict[tuple[str, ...], list[str]] = {}
-    for split in splits:
-        together.setdefault(tuple(sorted(_tellable(table, split)["language"].unique())), []).append(split)
-    near: dict[str, Fit] = {}
-    judged = [
-        judge(
-            contenders,
-            table[table["language"].isin(shown)],
-            [*alike],
-            level=level,
-            within=True,
-            draws=DRAWS,
-            near=near,
-            seed=seed,
-        )
-        for shown, alike in sorted(together.items(), key=lambda item: -len(item[0]))
-        if shown
-    ]
-    if not judged:
+    tellable = {split: set(_tellable(table, split)["language"]) for split in splits}
+    shown = {split: languages for split, languages in tellable.items() if languages}
+    if not shown:
         return []
-    found = pd.concat(judged, ignore_index=True).rename(columns={"tested": "n"})
-    found = found.sort_values("split", key=lambda names: names.map(list(splits).index), kind="stable")
+    found = judge(contenders, table, [*shown], level=level, within=True, draws=DRAWS, shown=shown, seed=seed)
+    found = found.rename(columns={"tested": "n"})
     found["reason"] = found["reason"].fillna("") if "reason" in found else ""
     # R² over a handful of losses is an accident, not a measurement.
     few = found["n"].fillna(0) < LEAST_TESTED

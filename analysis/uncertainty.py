@@ -82,25 +82,6 @@ def ratios(problem: Problem) -> np.ndarray:
     return (SHARING - 1.0) / np.bincount(problem.group, problem.weight).max() if repeated else np.zeros(1)
 
 
-def nearby(problem: Problem, theta: np.ndarray, before: Problem) -> tuple[float, np.ndarray]:
-    """ρ̂ and the optimum (P,) given it, searched from theta (P,) and the ρ̂ of a problem of more or fewer rows.
-
-    The likelihood of ρ is climbed from there, which takes a few of the values that `noise` goes through.
-    """
-    ratio = ratios(problem)
-    sharing = 1.0 + before.ratio * np.bincount(before.group, before.weight).max()
-    place = int(np.argmin(np.abs(np.log(SHARING / sharing)))) if len(ratio) > 1 else 0
-    known: dict[int, tuple[float, np.ndarray]] = {}
-    while True:
-        new = [at for at in (place - 1, place, place + 1) if 0 <= at < len(ratio) and at not in known]
-        if not new:
-            return float(ratio[place]), known[place][1]
-        start = np.tile(known[place][1] if place in known else theta, (len(new), 1))
-        given = _given(problem, start, problem.members(ratio=ratio[new]))
-        known.update(zip(new, zip(given.restricted, given.theta, strict=True), strict=True))
-        place = max(known, key=lambda at: known[at][0])
-
-
 @dataclasses.dataclass(frozen=True)
 class _Given:
     """Optima theta (B, P) given ρ, the variance of a row, the restricted log likelihood (B,), inverses (B, P, P)."""

@@ -1,4 +1,4 @@
-"""Minimising: at bounds, from saddles, with gradients alone, and from a fit nearby."""
+"""Minimising: at bounds, from saddles, and with gradients alone."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis import engine, planted, simulate, uncertainty
+from analysis import engine, planted, simulate
 from analysis.heldout import atlas_rows
 from analysis.problem import Problem
 
@@ -133,18 +133,3 @@ def test_what_the_data_tell_nothing_of_has_no_limits_and_the_rest_does():
     assert frame.loc["E[c]", "reason"] == "cannot be told apart from A[c]"
     assert frame.loc["A[d]", "reason"] == "cannot be told apart from E[d]"
     assert np.isfinite(frame.drop(flat)[["low", "high"]]).all(axis=None)
-
-
-def test_a_fold_fitted_from_the_whole_is_the_fold_fitted_alone(several):
-    keep = ~np.isin(several.problem.group, [0, 7, 12])
-    table = pd.DataFrame({**several.problem.x, "loss": several.problem.y, "language": several.level})
-    table = table.rename(columns={"N": "params", "D": "target_tokens", "K": "languages_trained"})
-    table["group"] = several.problem.group.astype(str)
-    whole = analysis.fit("capacity", table, loss="squares", few_groups=True)
-    alone = analysis.fit("capacity", table[keep], loss="squares", few_groups=True)
-    again = analysis.fit("capacity", table[keep], loss="squares", few_groups=True, near=whole)
-    assert again.problem.ratio == pytest.approx(alone.problem.ratio)
-    np.testing.assert_allclose(
-        again.problem.predict(again.theta[None]), alone.problem.predict(alone.theta[None]), rtol=1e-5
-    )
-    assert uncertainty.ratios(again.problem)[again.noise.best[0]] == pytest.approx(again.problem.ratio)

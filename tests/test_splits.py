@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import analysis
 from analysis import simulate, splits
 from mscale.errors import MscaleError
 
@@ -105,12 +104,3 @@ def test_intervals_are_of_the_r2_that_is_reported(table):
         gap = found.loc["power", "r2"] - found.loc["chinchilla", "r2"]
         assert found.loc["power", "difference"] == pytest.approx(gap)
         assert found.loc["power", "difference_low"] <= gap <= found.loc["power", "difference_high"]
-
-
-def test_a_refit_started_at_the_whole_datas_optimum_finds_the_folds_own(table):
-    whole = analysis.fit("chinchilla", table)
-    for test in splits.folds(table, "R2").values():
-        fresh, near = (analysis.fit("chinchilla", table[~test], near=one) for one in (None, whole))
-        assert near.objective == pytest.approx(fresh.objective, rel=1e-8)
-        assert near.params["E[en]"] == pytest.approx(fresh.params["E[en]"], rel=1e-5)
-        assert near.params["E[en]"] != pytest.approx(whole.params["E[en]"], rel=1e-5)
