@@ -24,4 +24,4 @@ def dispersion(problem: Problem, theta: np.ndarray, members: Members, freedom: n
     """(B,) of the residuals at theta (B, P), the optima without priors; freedom (B,): rows less parameters."""
     r = problem.residuals(theta, members.y)
     pull = huber(r, problem.delta)[1]
-    return np.sum(members.times * problem.weight * pull * r, axis=1) / np.maximum(1, freedom)
+    return np.sum(problem.weights(members) * pull * r, axis=1) / np.maximum(1, freedom)

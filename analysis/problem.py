@@ -33,7 +33,7 @@ class Members:
     which, aim, stiffness (B,): the pinned quantity h (an index into the problem's `pins`), the value it is drawn
     to, and how strongly: ½·stiffness·(h(θ) − aim)² is added to the objective.
     precision (B, P): of the prior, in place of the problem's own.
-    kept (B, n) bool: rows that are there; of the others, whose times are 0, not even the law's constraint holds.
+    kept (B, n) bool: rows that are there; the others count nothing, nor does the law's constraint hold on them.
     """
 
     times: np.ndarray
@@ -96,10 +96,10 @@ class Problem:
         alike = {"times": np.ones((1, len(self.y))), "ratio": np.full(1, self.ratio), "y": self.y[None]}
         return Members(**{**alike, **{name: values for name, values in given.items() if values is not None}})
 
-    def shared(self, ratio: np.ndarray) -> np.ndarray:
+    def shared(self, members: Members) -> np.ndarray:
         """(B, G) c_g = ρ/(1 + ρ·Σw), with which V⁻¹ = W − c·W11ᵀW inverts the noise of a group."""
-        total = np.bincount(self.group, self.weight)
-        return ratio[:, None] / (1.0 + ratio[:, None] * total)
+        ratio = members.ratio[:, None]
+        return ratio / (1.0 + ratio * self.group_sums(self._once(members)))
 
     @cached_property
     def _runs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -114,10 +114,15 @@ class Problem:
 
     def group_sums(self, values: np.ndarray) -> np.ndarray:
         """(B, n) -> (B, G)."""
-        starts, group, _ = self._runs
-        runs = np.add.reduceat(values, starts, axis=1)
+        order, starts = self._runs_of_groups
+        return np.add.reduceat(np.add.reduceat(values, self._runs[0], axis=1)[:, order], starts, axis=1)
+
+    @cached_property
+    def _runs_of_groups(self) -> tuple[np.ndarray, np.ndarray]:
+        """The order of runs by group, and where each group starts in it."""
+        group = self._runs[1]
         order = np.argsort(group, kind="stable")
-        return np.add.reduceat(runs[:, order], np.searchsorted(group[order], np.arange(self.groups)), axis=1)
+        return order, np.searchsorted(group[order], np.arange(self.groups))
 
     @cached_property
     def groups(self) -> int:
@@ -280,7 +285,7 @@ class Problem:
         """Σ w·ρ(residual), less what the groups share; without priors, pins or barriers."""
         members = self.members() if members is None else members
         r = self.residuals(theta, members.y)
-        value = np.sum(members.times * self.weight * huber(r, self.delta)[0], axis=1)
+        value = np.sum(self.weights(members) * huber(r, self.delta)[0], axis=1)
         if members.ratio.any():
             value -= self._relieve(members)(r)[0]
         return value
@@ -297,7 +302,7 @@ class Problem:
             self._variables,
             members.y,
             np.flatnonzero(self._free),
-            self._weights(members),
+            self.weights(members),
             self._relieve(members) if grouped else None,
             self.delta,
             self.barrier,
@@ -310,8 +315,8 @@ class Problem:
         for total, part in ((H, curved), (M, bound)) if majorise else ((H, curved),):
             self._to_hessian.add(part.transpose(0, 2, 3, 1), total.reshape(B, P * P))
         if grouped:
-            scale = self._group_times(members) * self.shared(members.ratio)
-            leverage = self._leverage(J)
+            scale = self._group_times(members) * self.shared(members)
+            leverage = self._leverage(J, members)
             common = np.matmul(leverage * scale[:, None], leverage.swapaxes(1, 2))
             H -= common
             M -= common
@@ -335,7 +340,7 @@ class Problem:
             self._variables,
             members.y,
             np.flatnonzero(self._free),
-            self._weights(members),
+            self.weights(members),
             self._relieve(members) if members.ratio.any() else None,
             self.delta,
             self.barrier,
@@ -351,22 +356,28 @@ class Problem:
         f[~np.isfinite(f)] = np.inf
         return f, g
 
-    def _weights(self, members: Members) -> np.ndarray:
-        return members.times if self._unweighted else members.times * self.weight
+    def _once(self, members: Members) -> np.ndarray:
+        """(B, n) or (1, n): weights of rows that count once."""
+        return self.weight[None] if members.kept is None else self.weight * members.kept
+
+    def weights(self, members: Members) -> np.ndarray:
+        """(B, n) or (1, n): of rows as often as they count."""
+        alike = members.kept is None and self._unweighted
+        return members.times if alike else members.times * self._once(members)
 
     def _relieve(self, members: Members) -> Relieve:
-        shared = self.shared(members.ratio)
+        shared, once = self.shared(members), self._once(members)
 
         def relieve(residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            sums = self.group_sums(self.weight * residual)
+            sums = self.group_sums(once * residual)
             saved = 0.5 * np.sum(self._group_times(members) * shared * sums**2, axis=1)
             return saved, (shared * sums)[:, self.group]
 
         return relieve
 
-    def _leverage(self, J: np.ndarray) -> np.ndarray:
+    def _leverage(self, J: np.ndarray, members: Members) -> np.ndarray:
         """(B, P, G): slopes J (B, k, n) of the rows in the free local parameters, summed over the rows of a group."""
-        runs = np.add.reduceat(J * self.weight, self._runs[0], axis=2)
+        runs = np.add.reduceat(J * self._once(members)[:, None], self._runs[0], axis=2)
         result = np.zeros((len(J), self.size * self.groups))
         self._to_leverage.add(runs.transpose(1, 2, 0), result)
         return result.reshape(len(J), self.size, self.groups)

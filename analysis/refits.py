@@ -34,22 +34,21 @@ class _Parts:
         return np.maximum(1, self.kept.sum(axis=1) - self.active.sum(axis=1))
 
     @property
-    def there(self) -> np.ndarray:
-        """(F, G) bool: groups with rows."""
-        return self.kept[:, np.unique(self.problem.group, return_index=True)[1]]
+    def weight(self) -> np.ndarray:
+        """(F, G) of the kept rows of each group."""
+        return self.problem.group_sums(self.problem.weight * self.kept)
 
     def members(self, which: np.ndarray, ratio: np.ndarray, precision: np.ndarray | None) -> Members:
-        kept = self.kept[which]
         given = {} if precision is None else {"precision": precision[which]}
-        return self.problem.members(times=kept.astype(float), kept=kept, ratio=ratio, **given)
+        return self.problem.members(kept=self.kept[which], ratio=ratio, **given)
 
     def ratios(self) -> list[np.ndarray]:
         """The values of ρ that are gone through, of each part, as `uncertainty.ratios` has them."""
-        total, count = np.bincount(self.problem.group, self.problem.weight), np.bincount(self.problem.group)
         found = []
-        for there, active in zip(self.there, self.active, strict=True):
-            told = count[there].max() > 1 and there.sum() >= active.sum() + SPARE
-            found.append((SHARING - 1.0) / total[there].max() if told else np.zeros(1))
+        count = self.problem.group_sums(self.kept.astype(float))
+        for rows, weight, active in zip(count, self.weight, self.active, strict=True):
+            told = rows.max() > 1 and np.count_nonzero(rows) >= active.sum() + SPARE
+            found.append((SHARING - 1.0) / weight.max() if told else np.zeros(1))
         return found
 
 
@@ -68,16 +67,10 @@ def refit(whole: Estimate, names: tuple[str, ...], priors: Priors, kept: np.ndar
         except MscaleError as error:
             found[number] = error
     fitted = np.array([number for number, why in enumerate(found) if why is None], int)
-    alike = _whole_groups(problem, kept[fitted])
-    if alike.any():
-        these = fitted[alike]
-        parts = _Parts(problem, kept[these], active[these])
-        for number, theta in zip(these, _search(parts, whole, names, priors, held), strict=True):
+    if len(fitted):
+        parts = _Parts(problem, kept[fitted], active[fitted])
+        for number, theta in zip(fitted, _search(parts, whole, names, priors, held), strict=True):
             found[number] = theta
-    for number in fitted[~alike]:
-        rows = kept[number]
-        parts = _Parts(problem.subset(rows), np.ones((1, rows.sum()), bool), active[[number]])
-        found[number] = _search(parts, whole, names, priors, held)[0]
     return found
 
 
@@ -85,12 +78,6 @@ def _active(problem: Problem, kept: np.ndarray) -> np.ndarray:
     touched = depends(problem.law, problem.x).T.astype(float)
     columns = np.concatenate([touched[cell.rows] @ (cell.select != 0) for cell in problem.cells])
     return kept.astype(float) @ columns > 0
-
-
-def _whole_groups(problem: Problem, kept: np.ndarray) -> np.ndarray:
-    """(F,) bool: whether a part has all rows or none of every group."""
-    counts = np.array([np.bincount(problem.group, rows, problem.groups) for rows in kept])
-    return ((counts == 0) | (counts == np.bincount(problem.group))).all(axis=-1).reshape(len(kept))
 
 
 def _enough(
@@ -168,7 +155,6 @@ def _restricted(
     rss = 2 * problem.objective(theta, members)
     typical = 1.0 if problem.law.residual == "log" else float(np.abs(problem.y).mean())
     sigma2 = np.maximum(rss / freedom, (uncertainty.LEAST * typical) ** 2)
-    total = np.bincount(problem.group, problem.weight)
-    log_V = (np.log1p(members.ratio[:, None] * total) * parts.there[which]).sum(axis=1)
+    log_V = np.log1p(members.ratio[:, None] * parts.weight[which]).sum(axis=1)
     _, log_determinant = uncertainty.invert(information)
     return -0.5 * (freedom * np.log(sigma2) + log_V + log_determinant), theta
