@@ -11,11 +11,12 @@ import numpy as np
 
 from analysis import allocation
 from analysis.allocation import Allocation, Laws
-from analysis.mixture_plan import AVERAGED, data_limits, tails
+from analysis.draws import draws
+from analysis.mixture_plan import AVERAGED, check_told, data_limits, tails
 from analysis.planner import STUDY, Answer, check_positive, check_range
 from analysis.results import Fit
 from analysis.saved import need_fit
-from analysis.sensitivity import draws, interval
+from analysis.sensitivity import interval
 from analysis.wording import few, signed, span
 from mscale.errors import MscaleError
 
@@ -51,6 +52,7 @@ def co_training(target: str, results: Mapping[str, Any], flops: float, params: f
     )
     reasons: list[str] = []
     check_range(best.params, results, reasons)
+    check_told("plan languages", fit, laws, best, results)
     own_tau = {
         name[len("tau[") : -1].split(",")[1] for name in fit.names if name.startswith(f"tau[{target},")
     }

@@ -11,11 +11,12 @@ import numpy as np
 
 from analysis import allocation
 from analysis.allocation import Allocation, Laws
+from analysis.draws import draws, room
 from analysis.planner import STUDY, Answer, check_positive, check_range
 from analysis.results import Fit
 from analysis.saved import need_fit
-from analysis.sensitivity import draws, interval
-from analysis.wording import count, span
+from analysis.sensitivity import gradient, interval
+from analysis.wording import count, few, span
 from mscale.errors import MscaleError, nearest
 
 # Draws that the loss is averaged over, and draws that are each optimised on their own to see how far rates move.
@@ -86,6 +87,7 @@ def mixture(
     level = float(results["level"])
     reasons: list[str] = []
     check_range(best.params, results, reasons)
+    check_told("plan mixture", fit, laws, best, results)
     redone = [aim.best(laws.at(slice(index, index + 1)), near=best) for index in range(1, REDONE + 1)]
     rows = _rates(laws, best, redone, level)
     compared = _compared(fit, aim, laws, best, level)
@@ -97,7 +99,7 @@ def mixture(
         f"Train {count(best.params)} parameters ({span(size_low, size_high, count)}) on {count(best.tokens)} tokens "
         f"of {shown}: {what} {mine['loss']:.4f} ({mine['low']:.4f} to {mine['high']:.4f})."
     )
-    reasons += _reasons(laws, best, compared, aim.limits)
+    reasons += _reasons(laws, best, compared, aim.limits, misfit(fit))
     rows = [row for row in rows if row["rate"] > 1e-3 or row["high"] > 0.01]
     title = "The same compute, each at its own best size" if params is None else "The same size and compute"
     return Answer(text, tuple(rows), STUDY, tuple(reasons), ((title, tuple(compared)),))
@@ -113,6 +115,42 @@ def data_limits(results: Mapping[str, Any], unique: Mapping[str, float] | None, 
         if not 0 < value < np.inf:
             raise MscaleError(f"unique tokens of {name!r}: expected a positive number, found {value}")
     return {**results["study"].get("unique_tokens", {}), **(unique or {})}
+
+
+def check_told(
+    what: str, fit: Fit, laws: Laws, at: Allocation, results: Mapping[str, Any], option: str = "--params"
+) -> None:
+    """Raises MscaleError where the runs do not tell the loss of a target at this size: it was run at others only."""
+    limits = dict(zip(laws.sources, laws.unique, strict=True))
+    left = room(fit)
+    moved = {name for name, moves in zip(fit.names, left.moved, strict=True) if moves}
+    untold = []
+    for target in laws.targets:
+        if not {f"E[{target}]", f"A[{target}]"} & moved:
+            continue
+
+        def loss(theta: np.ndarray, target: str = target) -> np.ndarray:
+            law = allocation.laws_of(fit, theta, [target], limits)
+            return law.loss(at.rates, at.params, at.tokens)[:, 0]
+
+        if not left.tells(gradient(fit, loss)):
+            untold.append(target)
+    if untold:
+        rows = [
+            row for row in results["fit_points"] if row["law"] == "atlas" and row["language"] == untold[0]
+        ]
+        sizes = sorted({float(row["params"]) for row in rows})
+        raise MscaleError(
+            f"{what}: the runs do not tell the loss on {few(untold, 8)} at {count(at.params)} parameters: "
+            f"{untold[0]} was run at {' and '.join(map(count, sizes))} alone, so its E and A cannot be told apart. Run "
+            f"it at other sizes too, or hold that size ({option} {sizes[-1]:.0f})"
+        )
+
+
+def misfit(fit: Fit) -> float:
+    """How far, in nats, the law typically lies from the losses that it was fitted to."""
+    away = fit.problem.residuals(fit.theta[None])[0]
+    return float(np.sqrt(np.mean((away * (fit.problem.y if fit.law.residual == "log" else 1.0)) ** 2)))
 
 
 def tails(level: float) -> tuple[float, float]:
@@ -160,13 +198,19 @@ def _compared(fit: Fit, aim: Aim, laws: Laws, best: Allocation, level: float) ->
 
 
 def _reasons(
-    laws: Laws, best: Allocation, compared: Sequence[Mapping[str, Any]], limits: Mapping[str, float]
+    laws: Laws,
+    best: Allocation,
+    compared: Sequence[Mapping[str, Any]],
+    limits: Mapping[str, float],
+    missed: float,
 ) -> list[str]:
     reasons = []
     rivals = [row for row in compared[1:] if row.get("worse_by") is not None]
     if rivals:
         near = min(rivals, key=lambda row: row["worse_by"])
         sure = "surely" if near["worse_low"] > 0 else "not surely"
+        if near["worse_low"] > 0 and near["worse_by"] < missed:
+            sure = f"not surely, since the law misses the losses that were run by {missed:.4f}"
         reasons.append(
             f"the best of the usual mixtures, {near['mixture']}, is worse by {near['worse_by']:.4f} nats "
             f"({near['worse_low']:.4f} to {near['worse_high']:.4f}): {sure}"

@@ -366,7 +366,7 @@ def check_range(params: float, results: Mapping[str, Any], reasons: list[str]) -
             f"{count(params)} parameters are more than a hundredfold outside the study's runs, {count(low)} to "
             f"{count(high)}: its laws support no answer there; run sizes nearer to it"
         )
-    if not low <= params <= high:
+    if not low * 0.99 <= params <= high * 1.01:
         far = "far " if not low / 10 <= params <= high * 10 else ""
         reasons.append(
             f"{count(params)} parameters are {far}outside the study's {count(low)} to {count(high)}: extrapolated"

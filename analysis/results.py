@@ -96,7 +96,7 @@ class Fit:
     @property
     def noise(self) -> uncertainty.Noise:
         """Of a least-squares fit: the standard deviation of a row and what groups share (a batch of one)."""
-        return self._once("noise", lambda: uncertainty.noise(self.problem, self.theta[None]))
+        return self.once("noise", lambda: uncertainty.noise(self.problem, self.theta[None]))
 
     def draws(self, count: int = DRAWS, seed: int = 0) -> np.ndarray:
         """(count, P) bootstraps in the fitted scale, of a fit with Huber's loss.
@@ -109,7 +109,7 @@ class Fit:
                 "a least-squares fit has profile intervals and no draws: use interval_of(lambda p: …) for what "
                 "follows from the parameters, or fit with loss='huber'"
             )
-        return self._once(
+        return self.once(
             ("draws", count, seed), lambda: resampling.bootstrap(self.problem, self.theta, count, seed)
         )
 
@@ -176,7 +176,7 @@ class Fit:
                 high[:P][high[:P] >= problem.upper - edge] = np.inf
             return low, high
 
-        return self._once(("limits", level), make)
+        return self.once(("limits", level), make)
 
     def parameters_and_constants(self) -> Linear:
         """The P parameters in the fitted scale, then log A of every A that is reported at the geometric means."""
@@ -191,11 +191,12 @@ class Fit:
 
     def identification(self, level: float = 0.9) -> dict[str, str]:
         """{parameter: why the data do not determine it}, for those that they do not."""
-        return self._once(
+        return self.once(
             ("identification", level), lambda: identification.identification(self, *self._limits(level))
         )
 
-    def _once(self, key: Any, make: Any) -> Any:
+    def once(self, key: Any, make: Any) -> Any:
+        """What make() gives, worked out once for this fit."""
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]

@@ -1,59 +1,47 @@
 """What a decision hangs on: how a number that follows from a fit moves with its parameters.
 
 The interval of such a number is its derivative times the fit's covariance, at the fit's own critical values (which
-count that the noise groups share is itself estimated). Draws are for averaging decisions over what a fit leaves open.
+count that the noise groups share is itself estimated).
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
+from analysis.draws import OPEN, room
 from analysis.results import Fit
-from analysis.uncertainty import critical
+from analysis.uncertainty import Noise, critical
 from mscale.errors import MscaleError
 
 Function = Callable[[np.ndarray], np.ndarray]  # θ (B, P) in the fitted scale -> (B,)
 # Standard errors to either side at which a derivative is taken: decisions are nearly linear within so few.
 STEP = 0.1
+SAMPLED = 300  # draws that stand for a covariance where some directions end at bounds only
 
 
 def covariance(fit: Fit) -> np.ndarray:
-    """(P, P) of θ. Directions that the data leave open count as the width of their bounds.
+    """(P, P) of θ, to first order. Directions that the data leave open reach as far as the parameters' bounds.
 
     Raises:
       MscaleError: the fit is not one of least squares.
     """
     if fit.method != "profile":
         raise MscaleError("decisions need a least-squares fit: fit with loss='squares'")
-    noise = fit.noise
-    found = noise.at_best(noise.inverse)[0] * noise.at_best(noise.sigma2)[0]
+    return fit.once("covariance", lambda: _covariance(fit))
+
+
+def _covariance(fit: Fit) -> np.ndarray:
+    noise, left = fit.noise, room(fit)
+    sigma2 = noise.at_best(noise.sigma2)[0]
+    if len(left.flat):
+        away = left.draw(np.full(SAMPLED, np.sqrt(sigma2)), np.random.default_rng(0)) - left.at
+        return away.T @ away / SAMPLED / np.outer(left.per, left.per)
+    found = noise.at_best(noise.inverse)[0] * sigma2
     widest = (fit.problem.upper - fit.problem.lower) / 2
     deviation = np.sqrt(np.maximum(np.diag(found), 1e-300))
     shrink = np.minimum(1.0, widest / deviation)
     return found * shrink[:, None] * shrink[None, :]
-
-
-def draws(fit: Fit, count: int, seed: int = 0) -> np.ndarray:
-    """(count, P): Student draws about θ, within bounds and within the law's constraint where it has one."""
-    spread = covariance(fit)
-    values, vectors = np.linalg.eigh((spread + spread.T) / 2)
-    rng = np.random.default_rng([17, seed])
-    root = vectors * np.sqrt(np.maximum(values, 0.0))
-    kept: list[np.ndarray] = []
-    freedom = fit.noise.freedom
-    for _ in range(20):
-        away = rng.standard_normal((count, len(fit.theta))) @ root.T
-        away /= np.sqrt(rng.chisquare(freedom, (count, 1)) / freedom)
-        theta = np.clip(fit.theta + away, fit.problem.lower, fit.problem.upper)
-        if fit.law.constraint is not None:
-            theta = theta[(fit.problem.constraint(theta) > 0).all(axis=1)]
-        kept.append(theta)
-        if sum(map(len, kept)) >= count:
-            break
-    found = np.concatenate(kept)[:count]
-    if len(found) < count:  # the optimum itself stands for draws that the constraint leaves no room for
-        found = np.concatenate([found, np.tile(fit.theta, (count - len(found), 1))])
-    return found
 
 
 def gradient(fit: Fit, functions: Function) -> np.ndarray:
@@ -72,9 +60,30 @@ def gradient(fit: Fit, functions: Function) -> np.ndarray:
 
 
 def interval(fit: Fit, function: Function, level: float) -> tuple[float, float, float]:
-    """The number at the optimum, and its low and high."""
+    """The number at the optimum, and its low and high; infinite where the data say nothing of it."""
     value = float(function(fit.theta[None])[0])
-    slope = gradient(fit, function)
+    slope, left = gradient(fit, function), room(fit)
+    if not left.tells(slope):
+        return value, -np.inf, np.inf
+    noise = fit.noise
+    if len(left.flat):
+        slope, noise = left.told(slope), fit.once("noise without flat directions", lambda: _told(fit))
     error = float(np.sqrt(max(slope @ covariance(fit) @ slope, 0.0)))
-    low, high = critical(fit.noise, np.zeros(1, int), slope[None], level)
+    low, high = critical(noise, np.zeros(1, int), slope[None], level)
     return value, value + float(low[0]) * error, value + float(high[0]) * error
+
+
+def _told(fit: Fit) -> Noise:
+    """The noise of a fit with flat directions, without them: along those, optima at other ρ lie anywhere."""
+    noise, left = fit.noise, room(fit)
+    R, P = len(noise.ratio), len(fit.theta)
+    members = fit.problem.members(ratio=noise.ratio)
+    information = fit.problem.system(np.tile(fit.theta, (R, 1)), members)[3]
+    unit = left.per * left.scale
+    solid = np.eye(P) - left.flat.T @ left.flat
+    values, vectors = np.linalg.eigh(solid @ (information / np.outer(unit, unit)) @ solid)
+    known = values > OPEN * values[:, -1:]
+    weight = np.where(known, 1.0 / np.where(known, values, 1.0), 0.0)
+    inverse = (vectors * weight[:, None]) @ vectors.swapaxes(1, 2) / np.outer(unit, unit)
+    theta = np.broadcast_to(fit.theta, noise.theta.shape)
+    return dataclasses.replace(noise, theta=theta, inverse=inverse[None])

@@ -38,27 +38,33 @@ def true_laws(params, unique=UNIQUE):
     return allocation.Laws(NAMES, NAMES, *rows, tau=np.array([tau]), unique=limits)
 
 
-def design():
-    """Observations without losses, and exposure: alone, in pairs and all together, with repeated data."""
-    cells = [((name,), SIZES, (1e6, 2e6, 4e6)) for name in NAMES]
+def design(lone=""):
+    """Observations without losses, and exposure: alone, in pairs and all together, with repeated data.
+
+    lone: a language that is run at the middle size only.
+    """
+    others = tuple(name for name in NAMES if name != lone)
+    cells = [((name,), SIZES if name in others else [SIZES[2]], (1e6, 2e6, 4e6)) for name in NAMES]
     cells += [(pair, [SIZES[2]], (2e6, 6e6)) for pair in itertools.combinations(NAMES, 2)]
-    cells += [(NAMES, SIZES[::2], (2e6, 4e6, 8e6)), (NAMES[:3], [SIZES[1]], (3e6,))]
+    cells += [(others, SIZES[::2], (2e6, 4e6, 8e6)), (NAMES[:3], [SIZES[1]], (3e6,))]
+    cells += [((NAMES[0], name), SIZES[::4], (2e6, 6e6)) for name in others[1:] if lone]
     return simulate.mixtures(cells, unique=UNIQUE)
 
 
 @functools.cache
-def fitted(seed):
+def fitted(seed, lone=""):
     """The ATLAS law fitted to a noisy study of `planted(seed)`."""
-    rows, exposure = design()
+    rows, exposure = design(lone)
     noise = {"trunk": 0.003, "checkpoint": 0.001, "seed": seed}
     rows = simulate.study("atlas", rows, planted(seed), exposure=exposure, sources=SOURCES, **noise)
     return analysis.fit("atlas", rows, exposure=exposure, sources=SOURCES)
 
 
-def results(seed):
+def results(seed, lone=""):
     """What `mscale fit` would keep of that study, as far as decisions need it."""
-    fit = fitted(seed)
-    rows, _ = design()
+    fit = fitted(seed, lone)
+    rows, _ = design(lone)
+    rows = rows.assign(law="atlas")
     return {
         "level": 0.9,
         "laws": {"atlas": {"fitted": True, "reason": ""}, "capacity": {"fitted": False, "reason": "one K"}},
@@ -68,6 +74,6 @@ def results(seed):
             "trained_languages": list(NAMES),
             "scales": [{"scale": f"{size:.3g}", "params": size} for size in SIZES],
         },
-        "fit_points": rows[["scale", "tokens"]].to_dict("records"),
+        "fit_points": rows[["law", "language", "scale", "params", "tokens"]].to_dict("records"),
         "truth": None,
     }

@@ -6,7 +6,8 @@ import planted_mixtures
 import pytest
 from scipy.optimize import approx_fprime
 
-from analysis import allocation, sensitivity
+from analysis import allocation
+from analysis.draws import draws
 from mscale.errors import MscaleError
 
 FLOPS = 6 * 3e5 * 1.2e7
@@ -84,7 +85,7 @@ def test_from_noisy_fits_it_beats_what_people_use_on_the_planted_truth(worst):
     lost = []
     for seed in range(3):
         fit = planted_mixtures.fitted(seed)
-        theta = np.concatenate([fit.theta[None], sensitivity.draws(fit, 12)])
+        theta = np.concatenate([fit.theta[None], draws(fit, 12)])
         laws = allocation.laws_of(fit, theta, planted_mixtures.NAMES, planted_mixtures.UNIQUE)
         truth = planted_mixtures.true_laws(planted_mixtures.planted(seed))
         found = allocation.best_allocation(laws, FLOPS, WEIGHTS, worst=worst, starts=2)

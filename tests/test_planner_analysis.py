@@ -5,12 +5,13 @@ import pandas as pd
 import planted_mixtures
 import pytest
 
-from analysis import planner, simulate
+from analysis import mixture_plan, planner, simulate
 from analysis.co_training import co_training
 from analysis.fitting import fit
 from analysis.mixture_plan import mixture
 from analysis.next_runs import BUDGETS, Candidate, after, next_runs, slopes_of
 from analysis.sensitivity import covariance
+from analysis.wording import count
 from mscale.errors import MscaleError
 
 
@@ -156,6 +157,38 @@ def test_the_mixture_refuses_what_makes_no_sense():
     ):
         with pytest.raises(MscaleError, match=message):
             mixture(results=results, **wrong)
+
+
+def test_a_size_that_a_target_was_not_run_at_is_refused_with_what_to_run():
+    """Its E and A cannot be told apart at one size: their sum is known there, and nothing elsewhere."""
+    results = planted_mixtures.results(0, lone="d")
+    middle = planted_mixtures.SIZES[2]
+    for decide in (
+        lambda **held: mixture(["a", "d"], FLOPS, results, **held),
+        lambda **held: co_training("d", results, FLOPS, **held),
+    ):
+        with pytest.raises(
+            MscaleError, match=rf"loss on d at .* d was run at {count(middle)} alone.*--params"
+        ):
+            decide()
+        assert decide(params=middle).text
+    held = mixture(["a", "d"], FLOPS, results, params=middle)
+    mine = held.more[0][1][0]
+    rates = {row["language"]: row["rate"] for row in held.rows}
+    truth = planted_mixtures.true_laws(planted_mixtures.planted(0))
+    chosen = np.array([rates.get(name, 0.0) for name in planted_mixtures.NAMES])
+    true = truth.loss(chosen / chosen.sum(), middle, FLOPS / 6 / middle)[0, [0, 3]].mean()
+    assert mine["low"] <= true <= mine["high"] and mine["high"] - mine["low"] < 0.1
+    assert mixture(["a", "b"], FLOPS, results).text  # other targets are not held back
+
+
+def test_a_gain_smaller_than_what_the_law_misses_is_not_sure(monkeypatch):
+    results = planted_mixtures.results(0)
+    sure = mixture(["a", "b", "c", "d"], FLOPS, results, weights=[1, 0, 0, 3]).reasons
+    assert any(reason.endswith(": surely") for reason in sure)
+    monkeypatch.setattr(mixture_plan, "misfit", lambda fit: 1.0)
+    reasons = mixture(["a", "b", "c", "d"], FLOPS, results, weights=[1, 0, 0, 3]).reasons
+    assert any("not surely, since the law misses" in reason for reason in reasons)
 
 
 def test_sources_help_once_ones_own_text_is_exhausted():

@@ -1,0 +1,55 @@
+"""Draws of what a fit leaves possible: a normal that is cut off at the parameters' bounds."""
+
+import numpy as np
+import planted_mixtures
+import pytest
+
+from analysis.draws import draws, room, truncated
+from analysis.sensitivity import interval
+
+
+def within(root, centre, low, high, count=400_000):
+    """The same distribution by rejection."""
+    found = centre + np.random.default_rng(1).standard_normal((count, len(root))) @ root.T
+    return found[((found >= low) & (found <= high)).all(axis=1)]
+
+
+@pytest.mark.parametrize("centre", [(0.3, -0.2), (2.0, 1.0), (-1.0, 0.5)])
+def test_the_sampler_has_the_moments_of_rejection(centre):
+    """Also where the centre lies outside, and where one bound is far."""
+    root, centre = np.linalg.cholesky(np.array([[1.0, -0.9], [-0.9, 1.0]])), np.array(centre)
+    low, high = np.array([0.0, 0.0]), np.array([1.5, 9.0])
+    start = np.array([0.5, 0.5])
+    mine = truncated(centre, root, np.ones(20_000), low, high, start, np.random.default_rng(0))
+    other = within(root, centre, low, high)
+    assert ((mine >= low) & (mine <= high)).all()
+    scale = other.std(axis=0)
+    assert np.allclose(mine.mean(axis=0), other.mean(axis=0), atol=0.04 * scale.max())
+    assert np.allclose(np.cov(mine.T), np.cov(other.T), atol=0.06 * scale.max() ** 2)
+
+
+def test_without_bounds_draws_have_the_fits_own_covariance():
+    fit = planted_mixtures.fitted(0)
+    found = draws(fit, 4000)
+    standard = fit.noise.deviation[0]
+    names = [index for index, name in enumerate(fit.names) if name.startswith(("alpha", "beta", "tau["))]
+    assert np.allclose(found[:, names].std(axis=0), standard[names], rtol=0.15)
+    assert np.allclose(found[:, names].mean(axis=0), fit.theta[names], atol=0.15 * standard[names].max())
+
+
+def test_a_draw_divides_what_only_the_sum_is_known_of_but_keeps_the_sum():
+    """A language at one size: E anywhere from 0 to all of it, the losses that were run as before."""
+    fit = planted_mixtures.fitted(0, lone="d")
+    assert {name for name, moves in zip(fit.names, room(fit).moved, strict=True) if moves} == {"E[d]", "A[d]"}
+    found = draws(fit, 300)
+    values = fit.natural(found)[:, list(fit.params.index).index("E[d]")]
+    assert values.min() < 0.3 and values.max() > values.min() + 1.0
+    missed = np.sqrt((fit.problem.residuals(found) ** 2).mean(axis=1))
+    best = float(np.sqrt((fit.problem.residuals(fit.theta[None]) ** 2).mean()))
+    assert missed.max() < 3 * best
+    # A number that hangs on how the sum is divided is not known, one that does not is.
+    at = list(fit.names).index("E[d]")
+    assert interval(fit, lambda theta: theta[:, at], 0.9)[1:] == (-np.inf, np.inf)
+    row = int(np.flatnonzero(fit.level == "d")[0])
+    value, low, high = interval(fit, lambda theta: fit.problem.predict(theta)[:, row], 0.9)
+    assert low < value < high < low * 1.02
