@@ -4,12 +4,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata, spearmanr
 
-from analysis.tables import describe_mixtures
-from analysis.transfer import one_split
+from analysis.study_curves import StudyCurves, study_curves
 
 
 def adaptation_scores(
-    observations: pd.DataFrame, *, d_max: float | None = None, split: str | None = None
+    observations: pd.DataFrame | StudyCurves, *, d_max: float | None = None, split: str | None = None
 ) -> pd.DataFrame:
     """The finetuning adaptation score: FAS(s→t) = (1/d_max)·∫₀^d_max [L_t^base − L_{s→t}(x)] dx.
 
@@ -23,46 +22,98 @@ def adaptation_scores(
       Columns scale target source d_max score final (the loss on t at d_max) status reason. Status `missing`
       where the checkpoint itself was not evaluated on t, or a run is shorter than `d_max`.
     """
-    rows = one_split(observations, split)
-    runs = describe_mixtures(rows)
-    continued = runs[(runs["init"] != "scratch") & (runs["kind"] == "mono")]
+    study = study_curves(observations, split=split)
+    runs, size = study.runs, len(study.languages)
+    continued = ((runs["init"] != "scratch") & (runs["kind"] == "mono")).to_numpy()
+    stable = study.observations["phase"].isin(["warmup", "stable"]).to_numpy(dtype=bool)
+    rows = np.flatnonzero(continued[study.run] & stable)
+    run, tokens = study.run[rows], study.tokens[rows]
+    longest, start = np.full(len(runs), -np.inf), np.full(len(runs), -np.inf)
+    np.maximum.at(longest, run, tokens)
+    np.maximum.at(start, run, study.observations["init_tokens"].to_numpy(dtype=float)[rows])
+    # A cooled branch of a continued trunk has no such rows: its trunk is the curve.
+    there = continued & (longest > -np.inf)
+    scales = runs["scale"].to_numpy(dtype=object)
+    limit = np.full(len(runs), np.nan)
+    for scale in set(scales[there]):
+        here = there & (scales == scale)
+        limit[here] = longest[here].min() if d_max is None else d_max
+    base = _checkpoints(study, there, start)
+    curve = run * size + study.language[rows]
+    furthest = np.full(len(runs) * size, -np.inf)
+    np.maximum.at(furthest, curve, tokens)
+    evaluated = np.flatnonzero(furthest > -np.inf)
+    goes = furthest[evaluated] >= limit[evaluated // size] * 0.999
+    known = np.isfinite(base.ravel()[evaluated])
+    measured = evaluated[goes & known]
+    place = np.full(len(furthest), -1)
+    place[measured] = np.arange(len(measured))
+    use = (place[curve] >= 0) & (tokens > 0)
+    score, final = _integrate(
+        place[curve[use]],
+        tokens[use],
+        study.loss[rows[use]],
+        base.ravel()[measured],
+        limit[measured // size],
+    )
+    order = sorted(evaluated, key=lambda at: (scales[at // size], at))
+    reasons = np.where(known, "the run is shorter than d_max", "the checkpoint has no evaluation of it")
+    why = dict(zip(evaluated.tolist(), reasons.tolist(), strict=True))
     output = []
-    for scale, part in continued.groupby("scale", sort=True):
-        stable = rows[rows["run"].isin(part["run"]) & rows["phase"].isin(["warmup", "stable"])]
-        longest = stable.groupby("run")["tokens"].max()
-        if longest.empty:
-            continue
-        limit = float(d_max if d_max is not None else longest.min())
-        for run, source, init in zip(part["run"], part["languages"], part["init"], strict=True):
-            mine = stable[stable["run"] == run]
-            if mine.empty:  # a cooled branch of a continued trunk: its trunk is the curve
-                continue
-            start = rows[rows["run"] == init]
-            start = rows[rows["group"] == init] if start.empty else start
-            for target, curve in mine.groupby("language"):
-                row = {"scale": scale, "target": target, "source": source[0], "d_max": limit}
-                base = start[start["language"] == target]
-                base = base[base["tokens"] <= mine["init_tokens"].max()].sort_values("tokens").tail(1)
-                if base.empty or curve["tokens"].max() < limit * 0.999:
-                    why = (
-                        "the checkpoint has no evaluation of it"
-                        if base.empty
-                        else "the run is shorter than d_max"
-                    )
-                    output.append({**row, "status": "missing", "reason": why})
-                    continue
-                level = float(base["loss"].iloc[0])
-                curve = curve[curve["tokens"] > 0].groupby("tokens")["loss"].mean()
-                x = np.concatenate([[0.0], curve.index.to_numpy(dtype=float)])
-                y = np.concatenate([[level], curve.to_numpy(dtype=float)])
-                end = np.interp(limit, x, y)
-                keep = x < limit
-                x, y = np.append(x[keep], limit), np.append(y[keep], end)
-                score = float(np.trapezoid(level - y, x) / limit)
-                ends = {"score": score, "final": float(end)}
-                output.append({**row, **ends, "status": "measured", "reason": ""})
+    for at in map(int, order):
+        row = {"scale": scales[at // size], "target": study.languages[at % size]}
+        row |= {"source": runs["languages"].iloc[at // size][0], "d_max": float(limit[at // size])}
+        if place[at] < 0:
+            output.append({**row, "status": "missing", "reason": why[at]})
+        else:
+            ends = {"score": float(score[place[at]]), "final": float(final[place[at]])}
+            output.append({**row, **ends, "status": "measured", "reason": ""})
     columns = ["scale", "target", "source", "d_max", "score", "final", "status", "reason"]
     return pd.DataFrame(output).reindex(columns=columns)
+
+
+def _checkpoints(study: StudyCurves, continued: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """The loss (R, L) that each continued run's checkpoint has on each language at the tokens (R,) it starts from."""
+    found = np.full((len(study.runs), len(study.languages)), np.nan)
+    runs = {name: index for index, name in enumerate(study.runs["run"])}
+    groups = {name: index for index, name in enumerate(study.groups)}
+    rows: dict[str, np.ndarray] = {}
+    for run in np.flatnonzero(continued):
+        init = study.runs["init"].iloc[run]
+        if init not in rows:
+            of = study.run == runs[init] if init in runs else study.group == groups.get(init, -1)
+            at = np.flatnonzero(of)
+            rows[init] = at[np.argsort(study.tokens[at], kind="stable")]
+        at = rows[init][study.tokens[rows[init]] <= start[run]]
+        found[run, study.language[at]] = study.loss[at]  # of several, the last
+    return found
+
+
+def _integrate(
+    curve: np.ndarray, tokens: np.ndarray, losses: np.ndarray, base: np.ndarray, limit: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean gain over `base` (C,) from 0 to `limit` (C,) tokens, and the loss there, of curves given by rows (n,)."""
+    everyone = np.arange(len(base))
+    curve = np.concatenate([everyone, curve])
+    tokens, losses = np.concatenate([0 * base, tokens]), np.concatenate([base, losses])
+    order = np.lexsort((tokens, curve))
+    curve, tokens = curve[order], tokens[order]
+    new = (np.diff(curve, prepend=-1) != 0) | (np.diff(tokens, prepend=-1.0) != 0)
+    which = np.cumsum(new) - 1
+    y = np.bincount(which, losses[order]) / np.maximum(np.bincount(which), 1)
+    curve, x = curve[new], tokens[new]
+    # A curve that ends just before the limit stays level to it.
+    last = np.append(np.diff(curve) != 0, True)[: len(curve)]
+    after, level = np.where(last, np.inf, np.roll(x, -1)), np.where(last, y, np.roll(y, -1))
+    end = np.minimum(after, limit[curve])
+    width = np.where(last, 1.0, after - x)
+    height = y + (level - y) * (end - x) / width
+    inside = x < limit[curve]
+    gain = np.where(inside, (end - x) * (base[curve] - (y + height) / 2), 0.0)
+    final = np.full(len(base), np.nan)
+    here = inside & (limit[curve] <= after)
+    final[curve[here]] = height[here]
+    return np.bincount(curve, gain, minlength=len(base)) / limit, final
 
 
 def relatedness_agreement(

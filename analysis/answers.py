@@ -24,8 +24,7 @@ from analysis.lawfits import (
 from analysis.objective import one_thread
 from analysis.records import plain, records
 from analysis.spikes import without_spikes
-from analysis.tables import describe_mixtures, validate_exposure, validate_observations
-from analysis.transfer import one_split
+from analysis.tables import describe_mixtures, one_split, validate_exposure, validate_observations
 from analysis.transfer_answers import Overlap, measured_matrix, transfer_answer
 from mscale.errors import MscaleError
 from mscale.progress import progress

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from analysis import reference
-from analysis.tables import describe_mixtures
-from analysis.transfer import MOST_EPOCHS, one_split
+from analysis.tables import describe_mixtures, one_split
+from analysis.transfer import MOST_EPOCHS
 from mscale.errors import MscaleError
 
 

@@ -6,16 +6,16 @@ crossover is a power law in N, for which the paper prints two sets of constants:
 Fig. 7 differ, and its caption mixes the two. The text's are used, the legend's are named.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.curves import Curve, cell_generator, fit_curve, gather, interval
-from analysis.spikes import without_spikes
-from analysis.tables import describe_mixtures
-from analysis.transfer import DRAWS, LEVEL, MOST_EPOCHS, one_split, study_noise
+from analysis.curves import Curve, cell_generator, fit_curves, interval
+from analysis.study_curves import MOST_EPOCHS, StudyCurves, study_curves
+from analysis.transfer import DRAWS, LEVEL
 from mscale.errors import MscaleError
 
 # What is read off the two curves; `gap` at `gap_tokens`, see `crossovers`.
@@ -47,8 +47,21 @@ PUBLISHED = PowerLaw(1_113_708.0, 1.65, "Longpre et al. 2026, section 6 (text)")
 PUBLISHED_LEGEND = PowerLaw(10_283_128.0, 1.54, "Longpre et al. 2026, legend of Fig. 7")
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A language at a scale, from scratch and continued: its labels, both curves, and why one is missing (None)."""
+
+    labels: dict[str, Any]
+    scratch: Curve | None
+    continued: Curve | None
+    reason: str
+
+
+Observations = pd.DataFrame | StudyCurves | Sequence[Compared]
+
+
 def crossovers(
-    observations: pd.DataFrame,
+    observations: Observations,
     *,
     phase: str = "stable",
     level: float = LEVEL,
@@ -58,31 +71,31 @@ def crossovers(
 ) -> pd.DataFrame:
     """The crossover of every language and scale at which a checkpoint was continued.
 
-    Both curves are read at the same state of the schedule, and tokens are those trained on from the start
-    of either run, as in the paper's figure. A crossover counts where the model from scratch is ahead from
-    there to the end of the data.
+    `observations` may be the curves themselves, see `compared`. Both curves are read at the same state of the
+    schedule, and tokens are those trained on from the start of either run, as in the paper's figure. A crossover
+    counts where the model from scratch is ahead from there to the end of the data.
 
     Returns:
       A row for each language and scale with the columns of `COLUMNS`: `tokens` and its interval; how many trunks each
-      curve is of and how far it goes; `status`
-      is `measured`, `bound` (`bound` "at least": continuing is still ahead at the last shared tokens; "at
-      most": scratch is ahead from the first) or `missing`. `gap` is the loss from scratch minus that of
-      continuing at `gap_tokens`, the last shared tokens: positive while continuing is ahead.
+      curve is of and how far it goes; `status` is `measured`, `bound` (`bound` "at least": continuing is still ahead
+      at the last shared tokens; "at most": scratch is ahead from the first) or `missing`. `gap` is the loss
+      from scratch minus that of continuing at `gap_tokens`, the last shared tokens: positive while continuing is ahead.
 
     Raises:
       MscaleError: several splits and none chosen.
     """
     output = []
-    for row, scratch, other, reason in _pairs(observations, phase, split, draws, seed):
-        for name, curve in (("scratch", scratch), ("continued", other)):
+    for one in compared(observations, phase=phase, split=split, draws=draws, seed=seed):
+        row = dict(one.labels)
+        for name, curve in (("scratch", one.scratch), ("continued", one.continued)):
             row |= {
                 f"{name}_runs": 0 if curve is None else len(curve.points.groups),
                 f"{name}_tokens": 0.0 if curve is None else curve.last,
             }
-        if scratch is None or other is None:
-            output.append({**row, "status": "missing", "reason": reason})
+        if one.scratch is None or one.continued is None:
+            output.append({**row, "status": "missing", "reason": one.reason})
         else:
-            output.append({**row, **_cross(scratch, other, level)})
+            output.append({**row, **_cross(one.scratch, one.continued, level)})
     frame = pd.DataFrame(output).reindex(columns=COLUMNS)
     for name in ("bound", "reason"):
         frame[name] = frame[name].fillna("")
@@ -90,7 +103,7 @@ def crossovers(
 
 
 def gap_curves(
-    observations: pd.DataFrame,
+    observations: Observations,
     *,
     phase: str = "stable",
     level: float = LEVEL,
@@ -105,7 +118,8 @@ def gap_curves(
       Columns scale language tokens gap low high; nothing for languages where either curve is missing.
     """
     frames = [pd.DataFrame(columns=["scale", "language", "tokens", "gap", "low", "high"])]
-    for row, scratch, other, _ in _pairs(observations, phase, split, draws, seed):
+    for one in compared(observations, phase=phase, split=split, draws=draws, seed=seed):
+        scratch, other = one.scratch, one.continued
         if scratch is None or other is None:
             continue
         first, last = max(scratch.first, other.first), min(scratch.last, other.last)
@@ -114,43 +128,62 @@ def gap_curves(
         at = np.geomspace(first, last, points)
         gap, gaps = _gap(scratch, other, at)
         low, high = interval(gaps, level)
-        keys = {"scale": row["scale"], "language": row["language"]}
+        keys = {name: one.labels[name] for name in ("scale", "language")}
         frames.append(pd.DataFrame({**keys, "tokens": at, "gap": gap, "low": low, "high": high}))
     return pd.concat(frames[1:] or frames, ignore_index=True)
 
 
-def _pairs(
-    observations: pd.DataFrame, phase: str, split: str | None, draws: int, seed: int
-) -> Iterator[tuple[dict, Curve | None, Curve | None, str]]:
-    """Every (scale, language, checkpoint) continued: its labels, both curves, and why one is missing."""
-    rows = one_split(observations, split)
-    runs = describe_mixtures(rows)
-    rows, _ = without_spikes(rows)
-    single = runs[(runs["kind"] == "mono") & (runs["repeats"] <= MOST_EPOCHS)].copy()
-    single["language"] = single["languages"].map(lambda languages: languages[0])
-    noise = study_noise(rows, runs)[phase]
-    continued = single[single["init"] != "scratch"]
-    for (scale, language, init), part in continued.groupby(["scale", "language", "init"], sort=True):
-        alone = single[
-            (single["init"] == "scratch") & (single["scale"] == scale) & (single["language"] == language)
-        ]
-        row = {
-            "scale": str(scale),
-            "params": int(part["params"].iloc[0]),
-            "language": language,
-            "phase": phase,
-            "init": init,
-        }
-        if len(alone) and alone["vocabulary"].iloc[0] != part["vocabulary"].iloc[0]:
-            yield row, None, None, "the vocabularies of the two differ"
-            continue
-        curves: list[Curve | None] = []
-        for name, which in (("scratch", alone), ("continued", part)):
-            points = gather(rows[rows["run"].isin(which["run"]) & (rows["language"] == language)], phase)
-            generator = cell_generator(seed, name, scale, language, phase)
-            curves.append(None if points is None else fit_curve(points, noise, draws, generator))
-        what = "from scratch" if curves[0] is None else "continued"
-        yield row, curves[0], curves[1], f"no run of {language} {what} ({phase})"
+def compared(
+    observations: Observations,
+    *,
+    phase: str = "stable",
+    split: str | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Sequence[Compared]:
+    """Every (scale, language, checkpoint) continued; what is compared already stays as it is."""
+    if not isinstance(observations, pd.DataFrame | StudyCurves):
+        return observations
+    study = study_curves(observations, split=split)
+    runs = study.runs
+    single = ((runs["kind"] == "mono") & (runs["repeats"] <= MOST_EPOCHS)).to_numpy()
+    # Curves are numbered: those from scratch by (scale, language), those continued by the checkpoint too.
+    numbers: dict[tuple, int] = {}
+    of_run, language_of_run = np.full(len(runs), -1), np.full(len(runs), -1)
+    place = {name: index for index, name in enumerate(study.languages)}
+    first: dict[tuple, int] = {}
+    columns = (runs[name] for name in ("scale", "languages", "init"))
+    for run, (scale, languages, init) in enumerate(zip(*columns, strict=True)):
+        if single[run]:
+            key = (scale, languages[0]) if init == "scratch" else (scale, languages[0], init)
+            first.setdefault(key, run)
+            of_run[run] = numbers.setdefault(key, len(numbers))
+            language_of_run[run] = place.get(languages[0], -1)
+    points = study.points(of_run[study.run], language_of_run[study.run] == study.language, phase)
+    wanted = sorted(key for key in numbers if len(key) == 3)
+    vocabulary = {key: runs["vocabulary"].iloc[run] for key, run in first.items()}
+    differ = {key for key in wanted if vocabulary.get(key[:2], vocabulary[key]) != vocabulary[key]}
+    cells: dict[tuple, tuple[str, str, str]] = {}
+    for scale, language, init in wanted:
+        if (scale, language, init) not in differ:
+            cells[scale, language] = ("scratch", scale, language)
+            cells[scale, language, init] = ("continued", scale, language)
+    known = [key for key in cells if numbers.get(key) in points]
+    generators = [cell_generator(seed, *cells[key], phase) for key in known]
+    fitted = fit_curves([points[numbers[key]] for key in known], study.noise[phase], draws, generators)
+    curves = dict(zip(known, fitted, strict=True))
+    found = []
+    for key in wanted:
+        scale, language, init = key
+        labels = {"scale": str(scale), "params": int(runs["params"].iloc[first[key]]), "language": language}
+        labels |= {"phase": phase, "init": init}
+        what = "continued" if key[:2] in curves else "from scratch"
+        reason = f"no run of {language} {what} ({phase})"
+        if key in differ:
+            reason = "the vocabularies of the two differ"
+        both = (None, None) if key in differ else (curves.get(key[:2]), curves.get(key))
+        found.append(Compared(labels, *both, reason))
+    return found
 
 
 def power_law(table: pd.DataFrame, *, draws: int = 1000, level: float = LEVEL, seed: int = 0) -> PowerLaw:
@@ -190,9 +223,8 @@ def _cross(scratch: Curve, other: Curve, level: float) -> dict:
         return {"status": "missing", "reason": "the two curves share no range of tokens"}
     at = np.geomspace(first, last, 400)
     gap, gaps = _gap(scratch, other, at)
-    found = _last_crossing(at, gap)
-    drawn = np.array([_last_crossing(at, row) for row in gaps])[:, None]
-    low, high = (float(edge[0]) for edge in interval(drawn, level))
+    found, *drawn = _last_crossing(at, np.concatenate([gap[None], gaps])).tolist()
+    low, high = (float(edge[0]) for edge in interval(np.array(drawn)[:, None], level))
     gap_low, gap_high = (float(edge[0]) for edge in interval(gaps[:, -1:], level))
     row = {
         "gap": float(gap[-1]),
@@ -233,13 +265,13 @@ def _gap(scratch: Curve, other: Curve, at: np.ndarray) -> tuple[np.ndarray, np.n
     return one - two, one_draws - two_draws
 
 
-def _last_crossing(tokens: np.ndarray, gap: np.ndarray) -> float:
-    """Tokens from which ``gap`` (scratch minus continued) stays below zero; 0 if always, inf if never."""
-    ahead = np.flatnonzero(gap >= 0)
-    if not len(ahead):
-        return 0.0
-    i = int(ahead[-1])
-    if i == len(gap) - 1:
-        return float("inf")
-    share = gap[i] / (gap[i] - gap[i + 1])
-    return float(np.exp(np.log(tokens[i]) * (1 - share) + np.log(tokens[i + 1]) * share))
+def _last_crossing(tokens: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """Tokens from which each of ``gaps`` (R, m), scratch minus continued, stays below 0; 0 if always, inf if never."""
+    ahead = gaps >= 0
+    never, always = ahead[:, -1], ~ahead.any(axis=1)
+    last = gaps.shape[1] - 1 - np.argmax(ahead[:, ::-1], axis=1)
+    i = np.minimum(np.where(always, 0, last), gaps.shape[1] - 2)
+    row, log = np.arange(len(gaps)), np.log(tokens)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = gaps[row, i] / (gaps[row, i] - gaps[row, i + 1])
+    return np.select([always, never], [0.0, np.inf], np.exp(log[i] * (1 - share) + log[i + 1] * share))

@@ -6,15 +6,16 @@ large as the effects looked for. Two noises are counted: that of neighbouring ch
 to the smooth curve, and that of whole runs, from cells repeated with another seed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
-GRID = 400
+from analysis.monotone import Cubics, slopes_of
+from analysis.smoothing import smoother
+
 # Longer curves are averaged into this many bins of log tokens: smoothing needs no more.
 MOST_POINTS = 96
 # Of the range that repeated runs share, where their curves are set against each other.
@@ -22,7 +23,6 @@ LEVEL_POINTS = 32
 # One or two repeated runs hardly tell how noisy runs are. So the noise of runs starts from a guess worth this
 # many degrees of freedom: that it is as large as the noise of checkpoints.
 PRIOR_DEGREES = 3
-_PENALTIES = np.logspace(-6, 4, 31)
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,16 @@ class Noise:
 
 @dataclass(frozen=True)
 class Curve:
-    """A non-increasing loss over log tokens: `loss` (GRID,) and `draws` (R, GRID) on `log_tokens` (GRID,)."""
+    """A non-increasing loss over log tokens, and R redrawn ones: monotone cubics through the smoothed points.
 
-    log_tokens: np.ndarray
-    loss: np.ndarray
-    draws: np.ndarray
+    Attributes:
+      knots (n,): log tokens of the points. values, slopes (1 + R, n): of the curve, then of its draws, as
+      `monotone.Cubics` reads them.
+    """
+
+    knots: np.ndarray
+    values: np.ndarray
+    slopes: np.ndarray
     points: Points
 
     @property
@@ -75,13 +80,8 @@ class Curve:
 
     def at(self, tokens) -> tuple[np.ndarray, np.ndarray]:
         """Loss (m,) and its draws (R, m) at ``tokens`` (m,); NaN outside the measured range."""
-        where = np.log(np.atleast_1d(np.asarray(tokens, dtype=float)))
-        edge = 1e-9 + 1e-12 * abs(self.log_tokens[-1])
-        outside = (where < self.log_tokens[0] - edge) | (where > self.log_tokens[-1] + edge)
-        value = np.interp(where, self.log_tokens, self.loss)
-        draws = _interpolate_rows(where, self.log_tokens, self.draws)
-        value[outside], draws[:, outside] = np.nan, np.nan
-        return value, draws
+        losses = read([self], np.atleast_1d(np.asarray(tokens, dtype=float))[None])[0]
+        return losses[0], losses[1:]
 
     def reach(self, loss: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens at which the curve first falls to ``loss`` (m,), and to ``draws`` (R, m) draw by draw.
@@ -89,8 +89,7 @@ class Curve:
         Infinite where it never does; zero where its first point lies below already (the crossing is then
         before the data); NaN where the loss is.
         """
-        curves = np.concatenate([self.loss[None], self.draws])
-        reached = _first_reach(self.log_tokens, curves, np.concatenate([np.atleast_1d(loss)[None], draws]))
+        reached = reach([self], np.concatenate([np.atleast_1d(loss)[None], draws])[None])[0]
         return reached[0], reached[1:]
 
 
@@ -121,6 +120,46 @@ def points_of(tokens: np.ndarray, losses: np.ndarray, groups: tuple[str, ...], p
     return Points(at, np.bincount(which, losses) / counts, counts.astype(float), groups, phase)
 
 
+def points_by(
+    curve: np.ndarray,
+    tokens: np.ndarray,
+    losses: np.ndarray,
+    group: np.ndarray,
+    groups: Sequence[str],
+    phase: str,
+) -> dict[int, Points]:
+    """The points of every curve from rows (n,).
+
+    Args:
+      curve: its number, below 0 for rows of none. tokens: all positive. group: place in `groups`, the runs' names.
+    """
+    rows = np.flatnonzero(curve >= 0)
+    rows = rows[np.lexsort((tokens[rows], curve[rows]))]
+    if not len(rows):
+        return {}
+    curve, tokens, losses = curve[rows], tokens[rows], losses[rows]
+    first = np.diff(curve, prepend=-1) != 0
+    new = first | (np.diff(tokens, prepend=-1) != 0)
+    which = np.cumsum(new) - 1
+    repeats = np.bincount(which).astype(float)
+    means = np.bincount(which, losses) / repeats
+    at, number = tokens[new], curve[first]
+    ends, row_ends = np.append(which[first], len(at)), np.append(np.flatnonzero(first), len(rows))
+    pairs = np.unique(np.stack([np.cumsum(first) - 1, group[rows]]), axis=1)
+    own: list[list[str]] = [[] for _ in number]
+    for place, code in pairs.T.tolist():
+        own[place].append(groups[code])
+    found = {}
+    for place, key in enumerate(number.tolist()):
+        part = slice(ends[place], ends[place + 1])
+        if part.stop - part.start > MOST_POINTS:
+            whole = slice(row_ends[place], row_ends[place + 1])
+            found[key] = points_of(tokens[whole], losses[whole], tuple(sorted(own[place])), phase)
+        else:
+            found[key] = Points(at[part], means[part], repeats[part], tuple(sorted(own[place])), phase)
+    return found
+
+
 def measure_noise(cells: Iterable[list[Points]]) -> Noise:
     """Pools the two noises over cells.
 
@@ -128,16 +167,17 @@ def measure_noise(cells: Iterable[list[Points]]) -> Noise:
       cells: per cell and language the points of each of its runs (groups) on its own; cells with two or
         more tell the noise of runs, all tell that of checkpoints.
     """
+    pooled = list(cells)
     squares, free_degrees = 0.0, 0.0
     variances: list[float] = []
     weights: list[float] = []
-    pooled = list(cells)
-    for runs in pooled:
-        for points in runs:
-            if len(points.tokens) >= 6:
-                fit, free = _smooth(points)
-                squares += float(np.sum(points.repeats * (points.loss - fit) ** 2))
-                free_degrees += free
+    long = [points for runs in pooled for points in runs if len(points.tokens) >= 6]
+    for alike in by_design(long):
+        losses = np.array([long[index].loss for index in alike])
+        x, repeats = np.log(long[alike[0]].tokens), long[alike[0]].repeats
+        smooth = smoother(x, repeats, losses)
+        squares += float(np.sum(repeats * (losses - smooth(losses[:, None])[:, 0]) ** 2))
+        free_degrees += float(smooth.freedom.sum())
     checkpoint = float(np.sqrt(squares / free_degrees)) if free_degrees > 0 else 0.0
     seen: set[tuple] = set()
     for runs in pooled:
@@ -163,6 +203,8 @@ def _levels(runs: list[Points]) -> tuple[np.ndarray, float] | None:
 
     Runs that were evaluated at other steps are compared by their smooth curves; None where they share no range.
     """
+    if all(np.array_equal(points.tokens, runs[0].tokens) for points in runs):
+        return np.array([points.loss.mean() for points in runs]), 1 / len(runs[0].tokens)
     shared = set.intersection(*(set(points.tokens) for points in runs))
     if 2 * len(shared) >= min(len(points.tokens) for points in runs):
         at = list(shared)
@@ -174,8 +216,9 @@ def _levels(runs: list[Points]) -> tuple[np.ndarray, float] | None:
     grid = np.linspace(np.log(first), np.log(last), LEVEL_POINTS)
     means, variances = np.zeros(len(runs)), np.zeros(len(runs))
     for place, points in enumerate(runs):
-        weight = _interpolate_rows(grid, np.log(points.tokens), np.eye(len(points.tokens))).mean(axis=1)
-        weight = weight @ _smoothing_matrix(points)
+        x = np.log(points.tokens)
+        smooth = smoother(x, points.repeats, points.loss[None])
+        weight = smooth.weights(_interpolate_rows(grid, x, np.eye(len(x))).mean(axis=1))[0]
         means[place] = weight @ points.loss
         variances[place] = np.sum(weight**2 / points.repeats)
     return means, float(variances.mean())
@@ -187,26 +230,71 @@ def fit_curve(points: Points, noise: Noise, draws: int, rng: np.random.Generator
     A draw adds checkpoint noise to every smoothed point, smooths again, and shifts the whole by the noise
     of its runs (Student's t, since few runs are ever repeated).
     """
-    x = np.log(points.tokens)
-    matrix = _smoothing_matrix(points)
-    fit = matrix @ points.loss
-    spread = noise.checkpoint / np.sqrt(points.repeats)
-    noisy = fit + spread * rng.standard_normal((draws, len(x)))
-    curves = np.vstack([fit[None], noisy @ matrix.T])
-    # Most draws fall already, and need no regression.
-    for index in np.flatnonzero((np.diff(curves, axis=1) > 0).any(axis=1)):
-        curves[index] = -isotonic_regression(-curves[index], weights=points.repeats).x
-    grid = np.linspace(x[0], x[-1], GRID) if len(x) > 1 else np.array([x[0]])
-    dense = PchipInterpolator(x, curves, axis=1)(grid) if len(x) > 1 else curves
-    redrawn = dense[1:]
-    offsets = rng.standard_t(noise.degrees, draws)
-    redrawn = redrawn + (noise.run / np.sqrt(len(points.groups))) * offsets[:, None]
-    return Curve(grid, dense[0], redrawn, points)
+    return fit_curves([points], noise, draws, [rng])[0]
+
+
+def fit_curves(
+    cells: Sequence[Points], noise: Noise, draws: int, generators: Sequence[np.random.Generator]
+) -> list[Curve]:
+    """Many cells at once, each as `fit_curve` fits it with its own generator."""
+    curves: dict[int, Curve] = {}
+    for alike in by_design(cells):
+        tokens, repeats = cells[alike[0]].tokens, cells[alike[0]].repeats
+        x = np.log(tokens)
+        losses = np.array([cells[index].loss for index in alike])
+        smooth = smoother(x, repeats, losses)
+        normal = np.empty((len(alike), draws, len(x)))
+        offsets = np.empty((len(alike), draws))
+        for place, index in enumerate(alike):
+            generators[index].standard_normal(out=normal[place])
+            shift = noise.run / np.sqrt(len(cells[index].groups))
+            offsets[place] = shift * generators[index].standard_t(noise.degrees, draws)
+        fit = smooth(losses[:, None])
+        normal *= noise.checkpoint / np.sqrt(repeats)
+        values = np.concatenate([fit, smooth(fit + normal)], axis=1)
+        # Most draws fall already, and need no regression.
+        for cell, draw in np.argwhere((np.diff(values, axis=2) > 0).any(axis=2)):
+            row = values[cell, draw]
+            row[:] = -isotonic_regression(-row, weights=repeats).x
+        slopes = slopes_of(x, values)
+        values[:, 1:] += offsets[:, :, None]
+        for place, index in enumerate(alike):
+            curves[index] = Curve(x, values[place], slopes[place], cells[index])
+    return [curves[index] for index in range(len(cells))]
+
+
+def by_design(cells: Sequence[Points]) -> list[list[int]]:
+    """Indices of the cells that have the same tokens and repeats."""
+    found: dict[tuple[bytes, bytes], list[int]] = {}
+    for index, points in enumerate(cells):
+        found.setdefault((points.tokens.tobytes(), points.repeats.tobytes()), []).append(index)
+    return list(found.values())
+
+
+def read(curves: Sequence[Curve], tokens: np.ndarray) -> np.ndarray:
+    """Losses (B, 1 + R, m) of curves with the same knots and their draws at tokens (B, m); NaN outside their range."""
+    return _cubics(curves).read(np.log(tokens))
+
+
+def reach(curves: Sequence[Curve], wanted: np.ndarray) -> np.ndarray:
+    """Tokens (B, 1 + R, m) at which curves with the same knots first fall to ``wanted`` (B, 1 + R, m), row by row.
+
+    Infinite, zero and NaN as in `Curve.reach`.
+    """
+    return np.exp(_cubics(curves).reach(wanted))
+
+
+def _cubics(curves: Sequence[Curve]) -> Cubics:
+    values, slopes = (np.stack([getattr(curve, name) for curve in curves]) for name in ("values", "slopes"))
+    return Cubics(curves[0].knots, values, slopes)
 
 
 def cell_generator(seed: int, *cell) -> np.random.Generator:
     """A generator of the cell's own: a curve that is used in several answers keeps its draws."""
-    return np.random.default_rng([seed, *"/".join(map(str, cell)).encode("utf-8")])
+    words = "/".join(map(str, cell)).encode("utf-8")
+    # The same entropy as a list, which takes longer.
+    entropy = np.array([seed, *words], dtype=np.uint32) if 0 <= seed < 2**32 else [seed, *words]
+    return np.random.default_rng(entropy)
 
 
 def interval(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
@@ -220,66 +308,9 @@ def interval(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     return np.where(enough, low, np.nan), np.where(enough, high, np.nan)
 
 
-def _first_reach(log_tokens: np.ndarray, curves: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Tokens (R, m) at which non-increasing curves (R, G) first fall to ``wanted`` (R, m), row by row."""
-    first, last = curves[:, :1], curves[:, -1:]
-    if curves.shape[1] == 1:
-        tokens = np.full(wanted.shape, np.exp(log_tokens[0]))
-    else:
-        # A curve never rises, so the points above the wanted loss are its first ones: bisect for the last of them.
-        low, high = np.zeros(wanted.shape, int), np.full(wanted.shape, curves.shape[1])
-        for _ in range(curves.shape[1].bit_length()):
-            middle = (low + high) // 2
-            inside = middle < high
-            above = inside & (
-                np.take_along_axis(curves, np.minimum(middle, curves.shape[1] - 1), axis=1) > wanted
-            )
-            low, high = np.where(above, middle + 1, low), np.where(inside & ~above, middle, high)
-        right = np.clip(low, 1, curves.shape[1] - 1)
-        before = np.take_along_axis(curves, right - 1, axis=1)
-        drop = before - np.take_along_axis(curves, right, axis=1)
-        # Level from its first point on, the curve is there at once.
-        share = np.where(drop > 0, (before - wanted) / np.where(drop > 0, drop, 1.0), 0.0)
-        step = log_tokens[right] - log_tokens[right - 1]
-        tokens = np.exp(log_tokens[right - 1] + np.clip(share, 0, 1) * step)
-    tokens = np.where(wanted < last, np.inf, np.where(wanted > first, 0.0, tokens))
-    return np.where(np.isnan(wanted), np.nan, tokens)
-
-
 def _interpolate_rows(where: np.ndarray, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     if len(x) == 1:
         return np.repeat(rows, len(where), axis=1)
     place = np.clip(np.searchsorted(x, where) - 1, 0, len(x) - 2)
     share = np.clip((where - x[place]) / (x[place + 1] - x[place]), 0, 1)
     return rows[:, place] * (1 - share) + rows[:, place + 1] * share
-
-
-def _smooth(points: Points) -> tuple[np.ndarray, float]:
-    """The smoothed loss and the degrees of freedom left in its residuals."""
-    matrix = _smoothing_matrix(points)
-    return matrix @ points.loss, float(len(points.tokens) - np.trace(matrix))
-
-
-def _smoothing_matrix(points: Points) -> np.ndarray:
-    """The linear smoother (n, n): least squares with penalised curvature, penalty by cross-validation."""
-    x, y, weights = np.log(points.tokens), points.loss, points.repeats
-    n = len(x)
-    if n < 5:
-        return np.eye(n)
-    # Second divided differences, scaled so that the penalty does not depend on the units of x.
-    step = np.diff(x) / np.mean(np.diff(x))
-    left, right, row = step[:-1], step[1:], np.arange(n - 2)
-    bend = np.zeros((n - 2, n))
-    bend[row, row], bend[row, row + 1], bend[row, row + 2] = 1 / left, -1 / left - 1 / right, 1 / right
-    bend *= np.sqrt(2 / (left + right))[:, None]
-    root = 1 / np.sqrt(weights)
-    values, vectors = np.linalg.eigh(root[:, None] * (bend.T @ bend) * root[None, :])
-    values = np.clip(values, 0, None)
-    coordinates = vectors.T @ (np.sqrt(weights) * y)
-    shrink = 1 / (1 + _PENALTIES[:, None] * values)
-    scores = np.sum(((1 - shrink) * coordinates) ** 2, axis=1) / np.maximum(n - shrink.sum(axis=1), 1e-9) ** 2
-    best, chosen = np.inf, shrink[-1]
-    for score, candidate in zip(scores, shrink, strict=True):  # of equals the smoothest
-        if score < best * (1 + 1e-9):
-            best, chosen = score, candidate
-    return (root[:, None] * vectors * chosen[None, :]) @ (vectors.T * np.sqrt(weights)[None, :])

@@ -70,13 +70,19 @@ def _medians(
     return median, mean
 
 
-def without_spikes(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """The rows but for spikes of languages that their run trains on; and the exclusion, {"what", "rows", "why"}."""
+def found_spikes(rows: pd.DataFrame) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Which rows (n,) are spikes of languages that their run trains on; and the exclusion, {"what", "rows", "why"}."""
     trained = (rows["target_tokens"] > 0).to_numpy()
     found = np.zeros(len(rows), dtype=bool)
     found[trained] = spikes(rows[trained])
     if not found.any():
-        return rows, []
+        return found, []
     runs = rows.loc[found, "run"].nunique()
     why = "a loss spike, far above the evaluations before and after: left out of learning curves"
-    return rows[~found], [{"what": f"evaluations of {runs} run(s)", "rows": int(found.sum()), "why": why}]
+    return found, [{"what": f"evaluations of {runs} run(s)", "rows": int(found.sum()), "why": why}]
+
+
+def without_spikes(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """The rows but for their spikes, and the exclusion, see `found_spikes`."""
+    found, exclusions = found_spikes(rows)
+    return (rows[~found] if found.any() else rows), exclusions

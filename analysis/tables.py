@@ -227,26 +227,54 @@ def describe_mixtures(observations: pd.DataFrame) -> pd.DataFrame:
       epochs of any evaluated language), tokens, flops. `kind` is mono, bilingual (50/50), uniform (K > 2
       at equal shares) or mixed.
     """
-    rank = observations["phase"].map(PHASES.index)
-    order = np.lexsort((rank.to_numpy(), observations["tokens"].to_numpy()))
-    frame = observations[["run", "tokens", "target_tokens", "target_unique", "flops"]].iloc[order]
-    last = observations.iloc[order[~frame["run"].duplicated(keep="last").to_numpy()]].set_index("run")
-    runs = last[["group", "scale", "params", "seed", "vocabulary", "init", "tag", "mixture"]].copy()
-    runs["languages"] = last["languages"].str.split("+").map(tuple)
-    runs["K"] = runs["languages"].map(len)
-    runs["tokens"], runs["end_phase"] = last["tokens"], last["phase"]
-    runs["flops"] = frame.groupby("run")["flops"].max()
+    code, names = pd.factorize(observations["run"])
+    phase, phases = pd.factorize(observations["phase"])
+    rank = np.array([PHASES.index(name) for name in phases], dtype=int)[phase]
+    tokens, seen, unique, flops = (
+        observations[name].to_numpy(dtype=float)
+        for name in ("tokens", "target_tokens", "target_unique", "flops")
+    )
+    order = np.lexsort((rank, tokens, code))
+    last = order[np.append(np.diff(code[order]) != 0, True)] if len(order) else order
+    columns = ["group", "scale", "params", "seed", "vocabulary", "init", "tag", "mixture", "languages"]
+    runs = observations.iloc[last][columns].set_axis(pd.Index(names, name="run"))
+    runs["languages"] = runs["languages"].astype(object).str.split("+").map(tuple)
+    runs["K"] = runs["languages"].map(len).astype(int)
+    runs["tokens"] = observations["tokens"].to_numpy()[last]
+    runs["end_phase"] = observations["phase"].array[last]
     # Shares at the run's last step, where the schedule's rounding (a few windows) matters least.
-    frame = frame[(frame["tokens"] > 0) & (frame["tokens"] == frame["run"].map(runs["tokens"]))]
-    frame = frame[frame["target_tokens"] > 0]
-    off = abs(frame["target_tokens"] / frame["tokens"] - 1 / frame["run"].map(runs["K"]))
-    unevenness = off.groupby(frame["run"]).max().reindex(runs.index)
-    even = unevenness <= UNIFORM_TOLERANCE
+    at_last = (tokens > 0) & (tokens == tokens[last][code]) & (seen > 0)
+    known = at_last & (unique > 0)
+    off = np.abs(seen[at_last] / tokens[at_last] - 1 / runs["K"].to_numpy()[code[at_last]])
+    runs["flops"] = _largest(code, flops, len(names))
+    even = _largest(code[at_last], off, len(names)) <= UNIFORM_TOLERANCE
     kind = runs["K"].map(lambda count: {1: "mono", 2: "bilingual"}.get(count, "uniform"))
     runs["kind"] = kind.where(even | (runs["K"] == 1), "mixed")
-    epochs = frame["target_tokens"] / frame["target_unique"].where(frame["target_unique"] > 0)
-    runs["repeats"] = epochs.groupby(frame["run"]).max().reindex(runs.index).fillna(0.0)
-    return runs.reindex(observations["run"].unique()).reset_index(names="run")
+    repeats = _largest(code[known], seen[known] / unique[known], len(names))
+    runs["repeats"] = np.where(np.isnan(repeats), 0.0, repeats)
+    return runs.reset_index()
+
+
+def _largest(code: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
+    """The largest value of each code, (count,); NaN where it has none."""
+    found = np.full(count, np.nan)
+    np.fmax.at(found, code, values)
+    return found
+
+
+def one_split(observations: pd.DataFrame, split: str | None) -> pd.DataFrame:
+    """The rows of one evaluation split; raises MscaleError where there are several and none is chosen."""
+    found = sorted(map(str, observations["split"].unique()))
+    if split is None and len(found) > 1:
+        split = "valid" if "valid" in found else None
+        if split is None:
+            raise MscaleError(
+                f"the table holds losses on the splits {', '.join(found)}, which are not comparable: choose one "
+                "(mscale transfer --split), or keep the rows of one"
+            )
+    if split is not None and split not in found:
+        raise MscaleError(f"no split {split!r} in the table; found {', '.join(found)}")
+    return observations if split is None else observations[observations["split"] == split]
 
 
 def _text(column: pd.Series) -> pd.Series:

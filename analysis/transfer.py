@@ -9,26 +9,15 @@ bilingual model needs to first reach ℓ on t. 0: no transfer; above: the source
 A single number misleads, since the score drifts with d: here it is a curve over d with an interval.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.curves import (
-    Curve,
-    Noise,
-    Points,
-    cell_generator,
-    fit_curve,
-    gather,
-    interval,
-    measure_noise,
-    points_of,
-)
-from analysis.spikes import without_spikes
-from analysis.tables import describe_mixtures
+from analysis.curves import Curve, Noise, Points, cell_generator, fit_curves
+from analysis.study_curves import MOST_EPOCHS, PHASES, StudyCurves, study_curves
+from analysis.transfer_scores import nothing, scores_of
 from analysis.wording import few
 from mscale.errors import MscaleError
 
@@ -51,19 +40,18 @@ COLUMNS = [
 ]
 # Degrees of freedom of a noise of runs that is given, not measured: it counts as exact.
 GIVEN = 1_000_000
-# Data repeated more than this often is a run about repetition, not about transfer.
-MOST_EPOCHS = 1.001
+Key = tuple[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class Cells:
-    """The cells of a study that transfer needs, grouped once, and the noise of their curves.
+    """The cells of a study that transfer needs, and the noise of their curves.
 
-    `rows` holds, by (scale, languages), the rows of each evaluated language; `left_out` says which runs of one or two
-    languages are no reference, and why.
+    `points` holds, by (scale, languages in order), the points of each of those languages by phase; `left_out` says
+    which runs of one or two languages are no reference, and why.
     """
 
-    rows: dict[tuple[str, tuple[str, ...]], dict[str, pd.DataFrame]]
+    points: Mapping[Key, Mapping[str, Mapping[str, Points]]]
     params: dict[str, int]
     noise: dict[str, Noise]
     seed: int
@@ -71,26 +59,24 @@ class Cells:
     left_out: tuple[str, ...] = ()
     cache: dict = field(default_factory=dict, repr=False, compare=False)
 
-    def curve(self, scale: str, languages: tuple[str, ...], target: str, phase: str) -> Curve | None:
-        """The curve of one cell on one language, or None where it was not run."""
-        key = (scale, tuple(sorted(languages)), target, phase)
-        if key not in self.cache:
-            self.cache[key] = self._curve(*key)
-        return self.cache[key]
+    def at(self, scale: str, languages: tuple[str, ...], target: str) -> Mapping[str, Points]:
+        """The points of a cell on one language by phase; none where it was not run."""
+        return self.points.get((scale, tuple(sorted(languages))), {}).get(target, {})
 
-    def _curve(self, scale: str, languages: tuple[str, ...], target: str, phase: str) -> Curve | None:
-        rows = self.rows.get((scale, languages))
-        if rows is None or target not in rows:
-            return None
-        points = gather(rows[target], phase)
-        if points is None:
-            return None
-        rng = cell_generator(self.seed, scale, languages, target, phase)
-        return fit_curve(points, self.noise[phase], self.draws, rng)
+    def curves(self, asked: Sequence[tuple[str, tuple[str, ...], str]], phase: str) -> list[Curve | None]:
+        """The curve of each (scale, languages, target), or None where it was not run."""
+        keys = [(scale, tuple(sorted(languages)), target, phase) for scale, languages, target in asked]
+        new = [key for key in dict.fromkeys(keys) if key not in self.cache and phase in self.at(*key[:3])]
+        generators = [cell_generator(self.seed, *key) for key in new]
+        points = [self.at(*key[:3])[phase] for key in new]
+        self.cache.update(
+            zip(new, fit_curves(points, self.noise[phase], self.draws, generators), strict=True)
+        )
+        return [self.cache.get(key) for key in keys]
 
 
 def cells(
-    observations: pd.DataFrame,
+    observations: pd.DataFrame | StudyCurves,
     *,
     split: str | None = None,
     run_noise: float | None = None,
@@ -106,39 +92,54 @@ def cells(
     Raises:
       MscaleError: a noise that is none, losses of several vocabularies, or several splits with none chosen.
     """
-    rows = one_split(observations, split)
-    runs = describe_mixtures(rows)
-    rows, spiky = without_spikes(rows)
-    eligible = runs[
+    study = study_curves(observations, split=split)
+    runs = study.runs
+    fit = (
         runs["kind"].isin(["mono", "bilingual"])
         & (runs["init"] == "scratch")
         & ((runs["kind"] != "mono") | (runs["repeats"] <= MOST_EPOCHS))
-    ]
-    if eligible["vocabulary"].nunique() > 1:
+    )
+    if runs.loc[fit, "vocabulary"].nunique() > 1:
         raise MscaleError(
             "transfer compares losses per token: found runs of the vocabularies "
-            f"{', '.join(sorted(map(str, eligible['vocabulary'].unique())))}; analyse one at a time (mscale transfer "
-            "--vocabulary), or keep the rows of one"
+            f"{', '.join(sorted(map(str, runs.loc[fit, 'vocabulary'].unique())))}; analyse one at a time (mscale "
+            "transfer --vocabulary), or keep the rows of one"
         )
-    cell = eligible.set_index("run")
-    chosen = rows[rows["run"].isin(cell.index) & rows["phase"].isin(["stable", "end"])]
-    key = chosen["run"].map(cell["languages"].map(lambda languages: tuple(sorted(languages))))
-    grouped: dict[tuple[str, tuple[str, ...]], dict[str, pd.DataFrame]] = {}
-    slim = chosen[["tokens", "loss", "phase", "group", "tag"]]
-    keys: Any
-    for keys, part in slim.groupby([chosen["scale"], key, chosen["language"]], sort=False):
-        grouped.setdefault((str(keys[0]), keys[1]), {})[str(keys[2])] = part
-    params = {str(scale): int(value) for scale, value in rows.groupby("scale")["params"].first().items()}
-    noise = study_noise(rows, runs)
+    noise = study.noise
     if run_noise is not None:
         if not 0 <= run_noise < np.inf:
             raise MscaleError(f"transfer: run noise is {run_noise:g}, expected nats, 0 or more")
         noise = {phase: replace(one, run=run_noise, run_degrees=GIVEN) for phase, one in noise.items()}
-    return Cells(grouped, params, noise, seed, draws, (*_left_out(runs), *_said(spiky)))
+    first = study.observations.drop_duplicates("scale")
+    params = {str(scale): int(value) for scale, value in zip(first["scale"], first["params"], strict=True)}
+    said = tuple(f"{one['rows']} {one['what']} left out: {one['why']}" for one in study.exclusions)
+    return Cells(_points(study, fit.to_numpy()), params, noise, seed, draws, (*_left_out(runs), *said))
 
 
-def _said(exclusions: list[dict]) -> tuple[str, ...]:
-    return tuple(f"{one['rows']} {one['what']} left out: {one['why']}" for one in exclusions)
+def _points(study: StudyCurves, fit: np.ndarray) -> dict[Key, dict[str, dict[str, Points]]]:
+    """The points of the cells of the runs `fit` (R,), on the languages that each trains on."""
+    place = {name: index for index, name in enumerate(study.languages)}
+    cell = np.full(len(fit), -1)
+    inside = np.zeros((len(fit), len(place)), dtype=bool)
+    keys: dict[Key, int] = {}
+    names = zip(study.runs["scale"], study.runs["languages"], strict=True)
+    for run, (scale, languages) in enumerate(names):
+        if fit[run]:
+            cell[run] = keys.setdefault((str(scale), tuple(sorted(languages))), len(keys))
+            inside[run, [place[language] for language in languages if language in place]] = True
+    curve = cell[study.run] * len(place) + study.language
+    which = inside[study.run, study.language]
+    found: dict[Key, dict[str, dict[str, Points]]] = {}
+    numbers = list(keys)
+    for phase in PHASES:
+        # Cells that were evaluated on other languages only are there too, with no points.
+        for number in np.unique(cell[study.run[study.phases[phase]]]):
+            if number >= 0:
+                found.setdefault(numbers[number], {})
+        for number, points in study.points(curve, which, phase).items():
+            cell_, language = divmod(number, len(place))
+            found[numbers[cell_]].setdefault(study.languages[language], {})[phase] = points
+    return found
 
 
 def _left_out(runs: pd.DataFrame) -> tuple[str, ...]:
@@ -154,47 +155,8 @@ def _left_out(runs: pd.DataFrame) -> tuple[str, ...]:
     )
 
 
-def study_noise(rows: pd.DataFrame, runs: pd.DataFrame | None = None) -> dict[str, Noise]:
-    """Checkpoint and run noise of a study, for stable and for cooled curves, pooled over its cells.
-
-    Only languages that a run trains on count: a model's loss on languages foreign to it scatters far more.
-    """
-    runs = describe_mixtures(rows) if runs is None else runs
-    cell = rows["run"].map(
-        {
-            run: f"{scale}|{mixture}|{init}|{repeats:.2f}"
-            for run, scale, mixture, init, repeats in zip(
-                runs["run"],
-                runs["scale"],
-                runs["mixture"],
-                runs["init"],
-                runs["repeats"].where(runs["repeats"] > MOST_EPOCHS, 0),
-                strict=True,
-            )
-        }
-    )
-    noise = {}
-    keys = [pd.factorize(column)[0] for column in (cell, rows["language"], rows["group"])]
-    names = rows["group"].to_numpy()
-    tokens, losses = rows["tokens"].to_numpy(dtype=float), rows["loss"].to_numpy(dtype=float)
-    for phase in ("stable", "end"):
-        chosen = (rows["phase"] == phase) & (rows["target_tokens"] > 0) & (rows["tokens"] > 0)
-        at = np.flatnonzero(chosen.to_numpy())
-        at = at[np.lexsort([key[at] for key in reversed(keys)])]
-        collected: dict[tuple, list[Points]] = {}
-        starts = np.flatnonzero(np.any([np.diff(key[at], prepend=-1) != 0 for key in keys], axis=0))
-        for part in np.split(at, starts[1:]) if len(at) else ():
-            points = points_of(tokens[part], losses[part], (str(names[part[0]]),), phase)
-            collected.setdefault((keys[0][part[0]], keys[1][part[0]]), []).append(points)
-        noise[phase] = measure_noise(collected.values())
-    # Cooled budgets are too few a curve to show their own scatter: that measured on the trunks stands in.
-    if not noise["end"].checkpoint:
-        noise["end"] = noise["stable"]
-    return noise
-
-
 def transfer_curve(
-    observations: pd.DataFrame | Cells,
+    observations: pd.DataFrame | StudyCurves | Cells,
     target: str,
     source: str,
     *,
@@ -216,71 +178,49 @@ def transfer_curve(
       "at least" and `score` is that bound) or `missing` (with the reason; no number).
     """
     table = observations if isinstance(observations, Cells) else cells(observations)
-    return _frame(_curve_rows(table, target, source, scale, d, phase, level))
+    given = None if d is None else np.atleast_1d(np.asarray(d, dtype=float))
+    return _rows(table, [(scale, target, source, given)], phase, level)[0]
 
 
 def transfer_curves(
     table: Cells, pairs: Iterable[tuple[str, str]], *, scale: str, phase: str = "stable", level: float = LEVEL
 ) -> pd.DataFrame:
     """The curves of many pairs (target, source) below one another, each as `transfer_curve` gives it."""
-    return _frame([row for pair in pairs for row in _curve_rows(table, *pair, scale, None, phase, level)])
+    return _rows(table, [(scale, *pair, None) for pair in pairs], phase, level)[0]
 
 
-def _curve_rows(
-    table: Cells, target: str, source: str, scale: str, d: Any, phase: str, level: float
-) -> list[dict[str, Any]]:
-    base = {
-        "scale": scale,
-        "params": table.params.get(scale),
-        "target": target,
-        "source": source,
-        "phase": phase,
-    }
-    alone = table.curve(scale, (target,), target, phase)
-    both = table.curve(scale, (target, source), target, phase)
-    reason = _why_missing(table, scale, alone, both, target, source, phase)
-    if reason or alone is None or both is None:
-        asked = [np.nan] if d is None else np.atleast_1d(d)
-        return [{**base, "d": float(x), "status": "missing", "reason": reason} for x in asked]
-    if d is None and phase == "end":
-        reached, _ = alone.reach(*both.at(both.points.tokens))
-        d = reached[np.isfinite(reached) & (reached > 0)]
-        if not len(d):
-            reason = "the cooled losses of the two never meet"
-            return [{**base, "d": np.nan, "status": "missing", "reason": reason}]
-    elif d is None:
-        d = np.geomspace(alone.first, alone.last, 24)
-    d = np.atleast_1d(np.asarray(d, dtype=float))
-    loss, loss_draws = alone.at(d)
-    sigma, sigma_draws = both.reach(loss, loss_draws)
-    rows = []
-    with np.errstate(invalid="ignore"):
-        score, scores = 2 - sigma / d, 2 - sigma_draws / d
-    low, high = interval(scores, level)
-    for i, x in enumerate(d):
-        row: dict[str, Any] = {**base, "d": float(x), "reason": ""}
-        if np.isnan(loss[i]):
-            why = f"the monolingual curve of {target} covers {alone.first:.3g} to {alone.last:.3g} tokens"
-            rows.append({**row, "status": "missing", "reason": why})
-            continue
-        if sigma[i] == np.inf:
-            row |= {"status": "bound", "bound": "at most", "score": 2 - both.last / x}
-            row["high"] = max(float(high[i]), row["score"]) if np.isfinite(high[i]) else row["score"]
-        elif sigma[i] == 0:
-            row |= {"status": "bound", "bound": "at least", "score": 2 - both.first / x}
-            row["low"] = min(float(low[i]), row["score"]) if low[i] < 2 else row["score"]
-        else:
-            row |= {"status": "measured", "bound": "", "score": float(score[i])}
-            # A draw that never reaches the loss bounds the score from above only: that side stays open.
-            row |= {"low": float(low[i]) if np.isfinite(low[i]) else np.nan}
-            row |= {"high": float(high[i]) if np.isfinite(high[i]) and high[i] < 2 else np.nan}
-            row["tau"] = row["score"] / (2 - row["score"]) if row["score"] < 2 else np.nan
-        rows.append(row)
-    return rows
+def _rows(
+    table: Cells, asked: Sequence[tuple[str, str, str, np.ndarray | None]], phase: str, level: float
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """The rows of each (scale, target, source, d), below one another, and how many each has, one or more."""
+    alone = table.curves([(scale, (target,), target) for scale, target, _, _ in asked], phase)
+    both = table.curves([(scale, (target, source), target) for scale, target, source, _ in asked], phase)
+    reasons, pairs = [], []
+    for (scale, target, source, d), one, two in zip(asked, alone, both, strict=True):
+        reasons.append(_why_missing(table, scale, one, two, target, source, phase))
+        if not reasons[-1] and one and two:
+            pairs.append((one, two, d))
+    found = iter(scores_of(pairs, phase, level))
+    columns: dict[str, list] = {name: [] for name in COLUMNS}
+    counts = []
+    for (scale, target, source, d), one, reason in zip(asked, alone, reasons, strict=True):
+        scores = nothing(d) if reason else next(found)
+        if not len(scores.d):
+            scores, reason = nothing(None), "the cooled losses of the two never meet"
+        if one and not reason:
+            reason = f"the monolingual curve of {target} covers {one.first:.3g} to {one.last:.3g} tokens"
+        counts.append(len(scores.d))
+        labels = {"scale": scale, "params": table.params.get(scale), "target": target, "source": source}
+        for name, value in {**labels, "phase": phase}.items():
+            columns[name] += [value] * len(scores.d)
+        for name, values in vars(scores).items():
+            columns[name] += values.tolist()
+        columns["reason"] += [reason if status == "missing" else "" for status in scores.status]
+    return pd.DataFrame(columns, columns=COLUMNS), np.array(counts, dtype=int)
 
 
 def transfer_matrix(
-    observations: pd.DataFrame | Cells,
+    observations: pd.DataFrame | StudyCurves | Cells,
     *,
     d: float | None = None,
     scales=None,
@@ -296,19 +236,17 @@ def transfer_matrix(
     Pairs of languages that never ran together at a scale are rows of status `missing`: they stay missing.
     """
     table = observations if isinstance(observations, Cells) else cells(observations)
-    pairs = [(scale, languages) for scale, languages in table.rows if len(languages) == 2]
+    pairs = [(scale, languages) for scale, languages in table.points if len(languages) == 2]
     wanted = sorted({scale for scale, _ in pairs} if scales is None else set(scales))
-    rows = []
+    asked = []
     for scale in wanted:
         here = sorted({language for at, languages in pairs if at == scale for language in languages})
         reference = d if d is not None else reference_tokens(table, scale, phase)
-        for target in here:
-            for source in here:
-                if source != target:
-                    asked = None if reference is None else [reference]
-                    # Without a reference the pair stands by the last row of its curve.
-                    rows.append(_curve_rows(table, target, source, scale, asked, phase, level)[-1])
-    return _frame(rows)
+        at = None if reference is None else np.array([float(reference)])
+        asked += [(scale, target, source, at) for target in here for source in here if source != target]
+    rows, counts = _rows(table, asked, phase, level)
+    # Without a reference a pair stands by the last row of its curve.
+    return rows.iloc[np.cumsum(counts) - 1].reset_index(drop=True)
 
 
 def reference_tokens(table: Cells, scale: str, phase: str = "stable") -> float | None:
@@ -318,14 +256,12 @@ def reference_tokens(table: Cells, scale: str, phase: str = "stable") -> float |
     monolingual ones d. None where no pair has both curves.
     """
     limits, floors = [], []
-    for at, languages in table.rows:
+    for at, languages in table.points:
         if at != scale or len(languages) != 2:
             continue
         for target in languages:
-            alone = table.rows.get((scale, (target,)))
-            both = table.rows[at, languages]
-            one = gather(alone[target], phase) if alone and target in alone else None
-            two = gather(both[target], phase) if target in both else None
+            one = table.at(scale, (target,), target).get(phase)
+            two = table.at(scale, languages, target).get(phase)
             if one is None or two is None:
                 continue
             limits.append(min(one.tokens[-1], two.tokens[-1] / 2.5))
@@ -341,21 +277,6 @@ def effective_transfer(score):
     return score / (2 - score)
 
 
-def one_split(observations: pd.DataFrame, split: str | None) -> pd.DataFrame:
-    """The rows of one evaluation split; raises MscaleError where there are several and none is chosen."""
-    found = sorted(map(str, observations["split"].unique()))
-    if split is None and len(found) > 1:
-        split = "valid" if "valid" in found else None
-        if split is None:
-            raise MscaleError(
-                f"the table holds losses on the splits {', '.join(found)}, which are not comparable: choose one "
-                "(mscale transfer --split), or keep the rows of one"
-            )
-    if split is not None and split not in found:
-        raise MscaleError(f"no split {split!r} in the table; found {', '.join(found)}")
-    return observations if split is None else observations[observations["split"] == split]
-
-
 def _why_missing(
     table: Cells, scale: str, alone: Curve | None, both: Curve | None, target: str, source: str, phase: str
 ) -> str:
@@ -365,7 +286,7 @@ def _why_missing(
     ):
         if curve is None:
             # Runs of the other state are no stand-in: a cooled model's lead is as large as most effects.
-            other = target in table.rows.get((scale, tuple(sorted(languages))), {})
+            other = table.at(scale, languages, target)
             state, otherwise = (
                 ("in the stable phase", "cooled") if phase == "stable" else ("cooled", "stable")
             )
@@ -375,12 +296,3 @@ def _why_missing(
     if alone and both and phase == "stable" and min(len(alone.points.tokens), len(both.points.tokens)) < 2:
         return "a curve of one point"
     return ""
-
-
-def _frame(rows: list[dict]) -> pd.DataFrame:
-    frame = pd.DataFrame(rows).reindex(columns=COLUMNS)
-    for name in ("d", "score", "low", "high", "tau"):
-        frame[name] = pd.to_numeric(frame[name])
-    for name in ("bound", "reason"):
-        frame[name] = frame[name].fillna("")
-    return frame

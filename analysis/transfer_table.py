@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import adaptation, transfer, units
+from analysis.study_curves import study_curves
 from analysis.transfer_answers import Overlap, main_scale, predicted
 from mscale.errors import MscaleError, nearest
 
@@ -50,9 +51,10 @@ def transfer_table(
     """
     if d is not None and not 0 < d < float("inf"):
         raise MscaleError(f"transfer: d is {d:g}, expected a positive number of tokens")
-    rows = transfer.one_split(one_vocabulary(rows, vocabulary), split)
-    cells = transfer.cells(rows, run_noise=run_noise, seed=seed)
-    paired = sorted({at for at, languages in cells.rows if len(languages) == 2})
+    study = study_curves(one_vocabulary(rows, vocabulary), split=split)
+    rows = study.observations
+    cells = transfer.cells(study, run_noise=run_noise, seed=seed)
+    paired = sorted({at for at, languages in cells.points if len(languages) == 2})
     if not paired:
         raise MscaleError(
             "transfer: no 50/50 run of two languages at a constant rate or cooled: a score needs one, and each "
@@ -67,7 +69,7 @@ def transfer_table(
     chosen = matrix["scale"] == main
     others: dict[str, Any] = {"cells": [], "reason": "every pair was run"}
     if (matrix.loc[chosen, "status"] == "missing").any():
-        others = predicted(matrix[chosen], adaptation.adaptation_scores(rows), planted, overlap, level, seed)
+        others = predicted(matrix[chosen], adaptation.adaptation_scores(study), planted, overlap, level, seed)
     frames = [matrix.assign(unit="tokens")]
     counted, reasons = units.all_units(matrix, rows, premiums, fertility)
     frames += [table.assign(unit=name) for name, table in counted.items()]

@@ -116,8 +116,9 @@ def test_a_curve_of_one_point_is_no_curve(planted):
 
 def test_repeated_data_are_no_reference(planted):
     observations, _, _ = planted
-    rows = transfer.cells(observations).rows["nano2", ("aka",)]["aka"]
-    assert set(rows["tag"]) == {"mono"}
+    points = transfer.cells(observations).points["nano2", ("aka",)]["aka"]
+    groups = {group for one in points.values() for group in one.groups}
+    assert set(observations.loc[observations["group"].isin(groups), "tag"]) == {"mono"}
 
 
 def test_mixed_vocabularies_are_refused(planted):

@@ -89,7 +89,7 @@ def chosen(table: Any, path: Path, split: str | None, vocabulary: str | None) ->
       MscaleError: the table has no such split or vocabulary, does not say what its rows are of, or has several and none
         is named.
     """
-    from analysis.transfer import one_split
+    from analysis.tables import one_split
     from analysis.transfer_table import one_vocabulary
 
     for name, value in (("split", split), ("vocabulary", vocabulary)):

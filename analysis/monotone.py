@@ -1,0 +1,125 @@
+"""Monotone cubics through points, read on a grid: many curves at once, only where they are looked up."""
+
+import numpy as np
+
+# Points of the grid between the first knot and the last; between two of them curves are straight.
+GRID = 400
+# A value within this of a curve's first or last is that: it may have been read off another curve to be just there.
+ROUNDING = 1e-9
+
+
+def slopes_of(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Slopes of the monotone cubics through y (..., n) at x (n,): Fritsch & Butland 1984, as in SciPy's PCHIP."""
+    if len(x) < 2:
+        return np.zeros_like(y)
+    step = np.diff(x)
+    secant = np.diff(y, axis=-1) / step
+    if len(x) == 2:
+        return np.repeat(secant, 2, axis=-1)
+    slopes = np.empty_like(y)
+    one, other = secant[..., :-1], secant[..., 1:]
+    first, second = 2 * step[1:] + step[:-1], step[1:] + 2 * step[:-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = (first + second) / (first / one + second / other)
+    slopes[..., 1:-1] = np.where(one * other > 0, mean, 0.0)
+    for end, near, far in ((0, 0, 1), (-1, -1, -2)):
+        h, m = step[[near, far]], secant[..., [near, far]]
+        edge = ((2 * h[0] + h[1]) * m[..., 0] - h[0] * m[..., 1]) / (h[0] + h[1])
+        falls = np.sign(edge) == np.sign(m[..., 0])
+        steep = (np.sign(m[..., 0]) != np.sign(m[..., 1])) & (abs(edge) > 3 * abs(m[..., 0]))
+        slopes[..., end] = np.where(falls, np.where(steep, 3 * m[..., 0], edge), 0.0)
+    return slopes
+
+
+class Cubics:
+    """Non-increasing curves (B, R) through values (B, R, n) with slopes (B, R, n) at the same knots (n,)."""
+
+    def __init__(self, knots: np.ndarray, values: np.ndarray, slopes: np.ndarray):
+        self.knots, self.values, self.slopes = knots, values, slopes
+        self.steps = np.diff(knots)
+        self.grid = np.linspace(knots[0], knots[-1], GRID) if len(knots) > 1 else knots
+        # Which cubic each point of the grid is on, and the first point of the grid on each.
+        self.piece = np.clip(np.searchsorted(knots, self.grid, side="right") - 1, 0, max(len(knots) - 2, 0))
+        self.start = np.searchsorted(self.grid, knots)
+        self.row = (np.arange(values[..., 0].size) * len(knots)).reshape(*values.shape[:2], 1)
+
+    def read(self, where: np.ndarray) -> np.ndarray:
+        """Values (B, R, m) at places (B, m); NaN outside the knots."""
+        grid = self.grid
+        edge = 1e-9 + 1e-12 * abs(grid[-1])
+        outside = ~((where >= grid[0] - edge) & (where <= grid[-1] + edge))
+        if len(grid) == 1:
+            found = np.repeat(self.values, where.shape[1], axis=2)
+        else:
+            place = np.clip(np.searchsorted(grid, where) - 1, 0, len(grid) - 2)
+            share = np.clip((where - grid[place]) / (grid[place + 1] - grid[place]), 0, 1)[:, None]
+            place = np.broadcast_to(place[:, None], (*self.values.shape[:2], where.shape[1]))
+            found = self._at(place)
+            found += share * (self._at(place + 1) - found)
+        return np.where(outside[:, None], np.nan, found)
+
+    def reach(self, wanted: np.ndarray) -> np.ndarray:
+        """Places (B, R, m) at which each curve first falls to ``wanted`` (B, R, m).
+
+        Infinite where it never does; minus infinity where its first value lies below already; NaN where wanted is.
+        """
+        grid = self.grid
+        if len(grid) == 1:
+            found = np.full(wanted.shape, grid[0])
+        else:
+            right = self._first_below(wanted)
+            before = self._at(right - 1)
+            drop = before - self._at(right)
+            # Level from its first point on, the curve is there at once.
+            with np.errstate(invalid="ignore", divide="ignore"):
+                share = np.where(drop > 0, (before - wanted) / drop, 0.0)
+            start = grid[right - 1]
+            found = start + np.clip(share, 0, 1) * (grid[right] - start)
+        found = np.where(wanted < self.values[..., -1:] - ROUNDING, np.inf, found)
+        found = np.where(wanted > self.values[..., :1] + ROUNDING, -np.inf, found)
+        return np.where(np.isnan(wanted), np.nan, found)
+
+    def _cubic(self, piece: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Coefficients of the cubics that are looked up, constant first, in log tokens from their left knot."""
+        at = self.row + piece
+        step = self.steps[piece]
+        value, slope = self.values.take(at), self.slopes.take(at)
+        at += 1
+        secant = (self.values.take(at) - value) / step
+        bend = (slope + self.slopes.take(at) - 2 * secant) / step
+        return value, slope, (secant - slope) / step - bend, bend / step
+
+    def _at(self, place: np.ndarray) -> np.ndarray:
+        """Losses at points of the grid (B, 1 + R, m)."""
+        piece = self.piece[place]
+        return _evaluate(self._cubic(piece), self.grid[place] - self.knots[piece])
+
+    def _first_below(self, wanted: np.ndarray) -> np.ndarray:
+        """The first point of the grid, of the second to the last, at which each curve is at or below ``wanted``."""
+        # A curve never rises, so the points above the wanted loss are its first ones: bisect for the last of them,
+        # among the knots, then on the grid between two of them.
+        n = len(self.knots)
+        low, high = np.zeros(wanted.shape, int), np.full(wanted.shape, n)
+        for _ in range(n.bit_length()):
+            middle = (low + high) >> 1
+            above = (self.values.take(self.row + np.minimum(middle, n - 1)) > wanted) & (middle < high)
+            low, high = np.where(above, middle + 1, low), np.where(above, high, middle)
+        piece = np.clip(low - 1, 0, n - 2)
+        cubic = self._cubic(piece)
+        left = self.knots[piece]
+        low, high = self.start[piece], self.start[piece + 1]
+        for _ in range(int(np.diff(self.start).max()).bit_length()):
+            middle = (low + high) >> 1
+            above = (_evaluate(cubic, self.grid[middle] - left) > wanted) & (middle < high)
+            low, high = np.where(above, middle + 1, low), np.where(above, high, middle)
+        return np.clip(low, 1, len(self.grid) - 1)
+
+
+def _evaluate(cubic: tuple[np.ndarray, ...], x: np.ndarray) -> np.ndarray:
+    a, b, c, d = cubic
+    value = d * x
+    for coefficient in (c, b):
+        value += coefficient
+        value *= x
+    value += a
+    return value
