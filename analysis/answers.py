@@ -23,7 +23,7 @@ from analysis.lawfits import (
 )
 from analysis.objective import one_thread
 from analysis.records import plain, records
-from analysis.spikes import without_spikes
+from analysis.study_curves import StudyCurves, study_curves
 from analysis.tables import describe_mixtures, one_split, validate_exposure, validate_observations
 from analysis.transfer_answers import Overlap, measured_matrix, transfer_answer
 from mscale.errors import MscaleError
@@ -82,6 +82,7 @@ def analyse(
     exposure = None if exposure is None or exposure.empty else validate_exposure(exposure)
     rows = one_split(observations, None)
     runs = describe_mixtures(rows)
+    curves = study_curves(rows, runs=runs)
     results: dict[str, Any] = {"format": FORMAT, "level": level, "seed": seed}
     with one_thread(), progress("Analysing", len(STAGES), "steps") as advance:
 
@@ -96,7 +97,7 @@ def analyse(
         capacity = beside(capacity_answer, cooled(rows), level, seed)
         results["study"] = _study(rows, runs, study or {})
         results["loss_curves"] = stage("curves", lambda: _loss_curves(rows, runs))
-        measured = stage("matrix", lambda: measured_matrix(rows, level, seed))
+        measured = stage("matrix", lambda: measured_matrix(curves, level, seed))
         sources = partners(rows, runs, exposure, measured.matrix)
         atlas = stage("atlas", lambda: find_atlas(rows, exposure, sources, seed))
         heldout = beside(compare, atlas_rows(rows), exposure, atlas.sources or sources, level, seed, splits)
@@ -104,10 +105,10 @@ def analyse(
         results["transfer"] = stage(
             "transfer",
             lambda: transfer_answer(
-                rows, truth, level, seed, measured=measured, overlap=overlap, premiums=premiums
+                curves, truth, level, seed, measured=measured, overlap=overlap, premiums=premiums
             ),
         )
-        results["crossover"] = stage("crossover", lambda: _crossover(rows, level, seed))
+        results["crossover"] = stage("crossover", lambda: _crossover(curves, level, seed))
         alone, more_points = stage("chinchilla", chinchilla)
         results["capacity"] = stage("capacity", capacity)
         results["laws"] = {"chinchilla": alone, "atlas": law, "capacity": results["capacity"].pop("law")}
@@ -116,8 +117,7 @@ def analyse(
         results["fits"] = {name: law.pop("saved") for name, law in results["laws"].items() if "saved" in law}
         # Once each: what was read from files was validated there already.
         results["notes"] = list(dict.fromkeys([*notes, *more_notes]))
-        spiky = without_spikes(rows)[1]
-        results["exclusions"] = [*exclusions, *more_exclusions, *spiky, *_failed(study or {})]
+        results["exclusions"] = [*exclusions, *more_exclusions, *curves.exclusions, *_failed(study or {})]
         results["truth"] = dict(truth) if truth else None
         # As JSON holds them: an end that is open is None, and is worded as such.
         results = plain(results)
@@ -273,11 +273,12 @@ def _loss_curves(
     return thinned.to_dict("records")
 
 
-def _crossover(rows: pd.DataFrame, level: float, seed: int) -> dict:
-    table = crossover.crossovers(rows, level=level, seed=seed)
-    cooled = crossover.crossovers(rows, level=level, seed=seed, phase="end")
+def _crossover(curves: pd.DataFrame | StudyCurves, level: float, seed: int) -> dict:
+    stable = crossover.compared(curves, seed=seed)
+    table = crossover.crossovers(stable, level=level)
+    cooled = crossover.crossovers(curves, level=level, seed=seed, phase="end")
     answer: dict[str, Any] = {"table": records(table), "cooled": records(cooled), "law": None, "error": ""}
-    answer["gaps"] = records(crossover.gap_curves(rows, level=level, seed=seed))
+    answer["gaps"] = records(crossover.gap_curves(stable, level=level))
     try:
         law = crossover.power_law(table, level=level, seed=seed)
         answer["law"] = {

@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis import adaptation, dyads, inventory, predictor, reference, selection, transfer, units
 from analysis.records import records
+from analysis.study_curves import StudyCurves, study_curves
 from mscale.errors import MscaleError
 
 Overlap = Mapping[str, Mapping[str, float]]
@@ -28,7 +29,7 @@ class Measured:
     error: str = ""
 
 
-def measured_matrix(rows: pd.DataFrame, level: float, seed: int) -> Measured:
+def measured_matrix(rows: pd.DataFrame | StudyCurves, level: float, seed: int) -> Measured:
     """The measured scores of a study: what `transfer_answer` and the sources of the ATLAS law start from."""
     try:
         cells = transfer.cells(rows, seed=seed)
@@ -38,7 +39,7 @@ def measured_matrix(rows: pd.DataFrame, level: float, seed: int) -> Measured:
 
 
 def transfer_answer(
-    rows: pd.DataFrame,
+    rows: pd.DataFrame | StudyCurves,
     truth: Mapping[str, Any] | None,
     level: float,
     seed: int,
@@ -54,7 +55,8 @@ def transfer_answer(
       overlap: shared vocabulary of languages, see `inventory.pair_features`.
       premiums: byte premium of each language, see `units.all_units`.
     """
-    measured = measured or measured_matrix(rows, level, seed)
+    study = study_curves(rows)
+    measured = measured or measured_matrix(study, level, seed)
     cells, matrix = measured.cells, measured.matrix
     if cells is None:
         return {**_nothing(measured.error), "error": measured.error}
@@ -62,7 +64,7 @@ def transfer_answer(
         phase: {"checkpoint": value.checkpoint, "run": value.run, "repeated_runs": value.run_degrees}
         for phase, value in cells.noise.items()
     }
-    adapted = adaptation.adaptation_scores(rows)
+    adapted = adaptation.adaptation_scores(study)
     answer = {**_nothing("no pair was run"), "noise": noise, "matrix": records(matrix)}
     answer["adaptation"] = records(adapted)
     if matrix.empty:
@@ -75,7 +77,7 @@ def transfer_answer(
     cooled = transfer.transfer_curves(cells, pairs, scale=main, level=level, phase="end")
     answer["curves"] = records(transfer.transfer_curves(cells, pairs, scale=main, level=level))
     answer["cooled"] = records(cooled[cooled["status"] == "measured"])
-    counted, reasons = units.all_units(chosen, rows, premiums)
+    counted, reasons = units.all_units(chosen, study.observations, premiums)
     answer["units"] = {name: records(table) for name, table in counted.items()}
     answer["units_missing"] = reasons
     if truth:
