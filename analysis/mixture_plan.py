@@ -117,14 +117,12 @@ def data_limits(results: Mapping[str, Any], unique: Mapping[str, float] | None, 
     return {**results["study"].get("unique_tokens", {}), **(unique or {})}
 
 
-def check_told(
-    what: str, fit: Fit, laws: Laws, at: Allocation, results: Mapping[str, Any], option: str = "--params"
-) -> None:
-    """Raises MscaleError where the runs do not tell the loss of a target at this size: it was run at others only."""
+def untold(fit: Fit, laws: Laws, at: Allocation) -> list[str]:
+    """The targets whose loss at this size the runs do not tell, since they were run at another one alone."""
     limits = dict(zip(laws.sources, laws.unique, strict=True))
     left = room(fit)
     moved = {name for name, moves in zip(fit.names, left.moved, strict=True) if moves}
-    untold = []
+    found = []
     for target in laws.targets:
         if not {f"E[{target}]", f"A[{target}]"} & moved:
             continue
@@ -134,16 +132,19 @@ def check_told(
             return law.loss(at.rates, at.params, at.tokens)[:, 0]
 
         if not left.tells(gradient(fit, loss)):
-            untold.append(target)
-    if untold:
-        rows = [
-            row for row in results["fit_points"] if row["law"] == "atlas" and row["language"] == untold[0]
-        ]
-        sizes = sorted({float(row["params"]) for row in rows})
+            found.append(target)
+    return found
+
+
+def check_told(what: str, fit: Fit, laws: Laws, at: Allocation, results: Mapping[str, Any]) -> None:
+    """Raises MscaleError where the runs do not tell the loss of a target at this size."""
+    if targets := untold(fit, laws, at):
+        rows = [row for row in results["fit_points"] if row["law"] == "atlas"]
+        sizes = sorted({float(row["params"]) for row in rows if row["language"] == targets[0]})
         raise MscaleError(
-            f"{what}: the runs do not tell the loss on {few(untold, 8)} at {count(at.params)} parameters: "
-            f"{untold[0]} was run at {' and '.join(map(count, sizes))} alone, so its E and A cannot be told apart. Run "
-            f"it at other sizes too, or hold that size ({option} {sizes[-1]:.0f})"
+            f"{what}: the runs do not tell the loss on {few(targets, 8)} at {count(at.params)} parameters: "
+            f"{targets[0]} was run at {' and '.join(map(count, sizes))} alone, so its E and A cannot be told apart. "
+            f"Run it at other sizes too, or hold that size (--params {sizes[-1]:.0f})"
         )
 
 

@@ -8,13 +8,13 @@ of it they take away for their price (sequential c-optimal design).
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from analysis import allocation, crossover_plan, inventory, selection
-from analysis.mixture_plan import data_limits
+from analysis.mixture_plan import data_limits, untold
 from analysis.planner import STUDY, Answer, check_positive
 from analysis.quantities import Derived
 from analysis.results import Fit
@@ -87,6 +87,7 @@ def next_runs(
         return crossover_plan.next_runs(results, targets[0], params, budget, runs)
     if decision == "pairs":
         return _pairs(results, targets, budget, runs)
+    reasons: list[str] = []
     if decision == "expand":
         fit = need_fit(results, "capacity", "plan next --decision expand")
         names, slopes = ["log compute of twice the languages"], gradient(fit, _growth(fit))[None]
@@ -107,11 +108,13 @@ def next_runs(
             if flops is None:
                 raise MscaleError("plan next --decision mixture: give the compute it is about with --flops")
             names = ["gain of the best mixture over uniform"]
-            slopes = gradient(fit, _gain(fit, results, targets, flops))[None]
+            gain, reasons = _gain(fit, results, targets, flops)
+            slopes = gradient(fit, gain)[None]
     candidates = _candidates(fit, results, decision, targets)
     limits = data_limits(results, None, fit)
     rows = {run: found for run in candidates if len(found := slopes_of(fit, run, limits))}
-    return _answer(fit, names, slopes, rows, budget, runs)
+    answer = _answer(fit, names, slopes, rows, budget, runs)
+    return replace(answer, reasons=(*reasons, *answer.reasons))
 
 
 def _growth(fit: Fit) -> Callable[[np.ndarray], np.ndarray]:
@@ -140,7 +143,8 @@ def _worths(fit: Fit, targets: Sequence[str]) -> tuple[list[str], np.ndarray]:
 
 def _gain(
     fit: Fit, results: Mapping[str, Any], targets: Sequence[str], flops: float
-) -> Callable[[np.ndarray], np.ndarray]:
+) -> tuple[Callable[[np.ndarray], np.ndarray], list[str]]:
+    """What the best mixture gains over the uniform one, at θ (B, P), and what is to be said of it."""
     limits = data_limits(results, None, fit)
     here = allocation.laws_of(fit, fit.theta[None], targets, limits)
     best = allocation.best_allocation(here, flops, np.ones(len(targets)))
@@ -155,7 +159,12 @@ def _gain(
             axis=1,
         )
 
-    return gain
+    lone = untold(fit, here, best)
+    first = (
+        f"first run {few(lone, 8)} at other sizes: run at one alone, their loss at {count(best.params)} parameters is "
+        "not told, and no size can be chosen"
+    )
+    return gain, [first] if lone else []
 
 
 def _candidates(

@@ -180,6 +180,9 @@ def test_a_size_that_a_target_was_not_run_at_is_refused_with_what_to_run():
     true = truth.loss(chosen / chosen.sum(), middle, FLOPS / 6 / middle)[0, [0, 3]].mean()
     assert mine["low"] <= true <= mine["high"] and mine["high"] - mine["low"] < 0.1
     assert mixture(["a", "b"], FLOPS, results).text  # other targets are not held back
+    for targets, first in (["a", "d"], True), (["a", "b"], False):
+        reasons = next_runs("mixture", results, targets=targets, flops=FLOPS, runs=1).reasons
+        assert any("first run d at other sizes" in reason for reason in reasons) == first
 
 
 def test_a_gain_smaller_than_what_the_law_misses_is_not_sure(monkeypatch):
