@@ -19,7 +19,7 @@ from analysis import checks, laws, search, uncertainty
 from analysis.build import Spec, build
 from analysis.drafting import DELTA, as_table, draft, with_residual
 from analysis.laws.law import Law
-from analysis.priors import Priors, dispersion, drawn
+from analysis.priors import Priors, with_priors
 from analysis.problem import Problem
 from analysis.results import FORMAT, Fit
 from analysis.sufficiency import enough, few_groups_note, remarks
@@ -138,11 +138,12 @@ def fit(
 class Estimate:
     """The optimum theta (P,) of a problem that has its priors, barrier and noise ratio; alone (P,): without priors."""
 
+    names: tuple[str, ...]
     problem: Problem
     theta: np.ndarray
     alone: np.ndarray
-    agreement: dict[str, Any]
-    noise: uncertainty.Noise | None
+    agreement: dict[str, Any] = dataclasses.field(default_factory=dict)
+    noise: uncertainty.Noise | None = None
 
 
 def estimate(problem: Problem, names: tuple[str, ...], priors: Priors, seed: int) -> Estimate:
@@ -150,10 +151,7 @@ def estimate(problem: Problem, names: tuple[str, ...], priors: Priors, seed: int
     alone = None
     if priors:
         alone = search.optima(problem, seed, polished=search.FINAL).theta
-        mean, precision = drawn(names, priors)
-        freedom = np.array([len(problem.y) - problem.size])
-        precision *= dispersion(problem, alone, problem.members(), freedom)[0]
-        problem = dataclasses.replace(problem, prior=(mean, precision))
+        problem = with_priors(problem, names, priors, alone[0])
     found = search.optima(problem, seed)
     problem, theta, noise = found.problem, found.theta[0], None
     if problem.delta is None:
@@ -165,7 +163,7 @@ def estimate(problem: Problem, names: tuple[str, ...], priors: Priors, seed: int
         "agreeing": int(found.agreeing[0]),
         "converged": bool(found.converged[0]),
     }
-    return Estimate(problem, theta, theta if alone is None else alone[0], agreement, noise)
+    return Estimate(names, problem, theta, theta if alone is None else alone[0], agreement, noise)
 
 
 def _noise(problem: Problem, theta: np.ndarray, seed: int) -> uncertainty.Noise:

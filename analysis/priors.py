@@ -1,5 +1,6 @@
 """Gaussian priors of a fit: they weigh against residuals in units of the residuals' own dispersion."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,3 +26,11 @@ def dispersion(problem: Problem, theta: np.ndarray, members: Members, freedom: n
     r = problem.residuals(theta, members.y)
     pull = huber(r, problem.delta)[1]
     return np.sum(problem.weights(members) * pull * r, axis=1) / np.maximum(1, freedom)
+
+
+def with_priors(problem: Problem, names: tuple[str, ...], priors: Priors, alone: np.ndarray) -> Problem:
+    """The problem with priors, given its optimum without them, (P,)."""
+    mean, precision = drawn(names, priors)
+    freedom = np.array([len(problem.y) - problem.size])
+    size = dispersion(problem, alone[None], problem.members(), freedom)
+    return dataclasses.replace(problem, prior=(mean, precision * size))

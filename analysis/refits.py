@@ -8,56 +8,24 @@ import dataclasses
 
 import numpy as np
 
-from analysis import uncertainty
 from analysis.build import depends, idle
 from analysis.engine import minimise
 from analysis.fitting import Estimate
+from analysis.parts import Parts, climb
 from analysis.priors import Priors, dispersion, drawn
-from analysis.problem import Members, Problem
-from analysis.sufficiency import SPARE, enough
-from analysis.uncertainty import SHARING
+from analysis.problem import Problem
+from analysis.sufficiency import enough
 from mscale.errors import MscaleError
 
 ALONE = 1e-5  # of the optimum without priors, of which only the dispersion of residuals is wanted
 
 
-@dataclasses.dataclass(frozen=True)
-class _Parts:
-    """F parts of a problem's rows: kept (F, n) bool, active (F, P) the parameters on which some kept row depends."""
-
-    problem: Problem
-    kept: np.ndarray
-    active: np.ndarray
-
-    @property
-    def freedom(self) -> np.ndarray:
-        return np.maximum(1, self.kept.sum(axis=1) - self.active.sum(axis=1))
-
-    @property
-    def weight(self) -> np.ndarray:
-        """(F, G) of the kept rows of each group."""
-        return self.problem.group_sums(self.problem.weight * self.kept)
-
-    def members(self, which: np.ndarray, ratio: np.ndarray, precision: np.ndarray | None) -> Members:
-        given = {} if precision is None else {"precision": precision[which]}
-        return self.problem.members(kept=self.kept[which], ratio=ratio, **given)
-
-    def ratios(self) -> list[np.ndarray]:
-        """The values of ρ that are gone through, of each part, as `uncertainty.ratios` has them."""
-        found = []
-        count = self.problem.group_sums(self.kept.astype(float))
-        for rows, weight, active in zip(count, self.weight, self.active, strict=True):
-            told = rows.max() > 1 and np.count_nonzero(rows) >= active.sum() + SPARE
-            found.append((SHARING - 1.0) / weight.max() if told else np.zeros(1))
-        return found
-
-
-def refit(whole: Estimate, names: tuple[str, ...], priors: Priors, kept: np.ndarray, few: bool) -> list:
+def refit(whole: Estimate, priors: Priors, kept: np.ndarray, few: bool) -> list:
     """The optima (P,) of the parts kept (F, n) of the whole's rows, or the MscaleError that says why there is none.
 
     Parameters on which no row of a part depends are held at the value that they have in a fit to the part.
     """
-    problem = whole.problem
+    problem, names = whole.problem, whole.names
     active = _active(problem, kept)
     held = np.array([idle(q) for q in problem.held["parameters"]])
     found: list = [None] * len(kept)
@@ -68,8 +36,8 @@ def refit(whole: Estimate, names: tuple[str, ...], priors: Priors, kept: np.ndar
             found[number] = error
     fitted = np.array([number for number, why in enumerate(found) if why is None], int)
     if len(fitted):
-        parts = _Parts(problem, kept[fitted], active[fitted])
-        for number, theta in zip(fitted, _search(parts, whole, names, priors, held), strict=True):
+        parts = Parts(problem, kept[fitted], active[fitted])
+        for number, theta in zip(fitted, _search(parts, whole, priors, held), strict=True):
             found[number] = theta
     return found
 
@@ -89,15 +57,13 @@ def _enough(
     enough(problem.law, part, mine, part.groups, few)
 
 
-def _search(
-    parts: _Parts, whole: Estimate, names: tuple[str, ...], priors: Priors, held: np.ndarray
-) -> np.ndarray:
-    """(F, P)"""
+def _search(parts: Parts, whole: Estimate, priors: Priors, held: np.ndarray) -> np.ndarray:
+    """Their optima (F, P); held (P,): of parameters that are not active."""
     F = len(parts.kept)
     problem, everyone, none = parts.problem, np.arange(F), np.zeros(F)
     precision = None
     if priors:
-        mean, unit = drawn(names, priors)
+        mean, unit = drawn(whole.names, priors)
         problem = dataclasses.replace(problem, prior=(mean, unit))
         parts = dataclasses.replace(parts, problem=problem)
         free = parts.members(everyone, none, np.zeros_like(parts.active, float))
@@ -107,54 +73,4 @@ def _search(
     start = np.where(parts.active, whole.theta, held)
     if problem.delta is not None:
         return minimise(problem, start, parts.members(everyone, none, precision)).theta
-    return _climb(parts, start, _sharing(whole.problem), precision)
-
-
-def _sharing(problem: Problem) -> float:
-    return 1.0 + problem.ratio * np.bincount(problem.group, problem.weight).max()
-
-
-def _climb(parts: _Parts, theta: np.ndarray, sharing: float, precision: np.ndarray | None) -> np.ndarray:
-    """The optima (F, P) given ρ̂, from theta (F, P).
-
-    The likelihood of ρ is climbed from the ρ̂ of the whole, whose groups share `sharing` (1 + m·ρ̂, m the rows of the
-    largest), which takes a few of the values that `uncertainty.noise` goes through.
-    """
-    ratios = parts.ratios()
-    near = int(np.argmin(np.abs(np.log(SHARING / sharing))))
-    place = [near if len(ratio) > 1 else 0 for ratio in ratios]
-    known: list[dict[int, tuple[float, np.ndarray]]] = [{} for _ in ratios]
-    while True:
-        asked = [
-            (part, at)
-            for part, ratio in enumerate(ratios)
-            for at in (place[part] - 1, place[part], place[part] + 1)
-            if 0 <= at < len(ratio) and at not in known[part]
-        ]
-        if not asked:
-            return np.array([of[at][1] for of, at in zip(known, place, strict=True)])
-        which = np.array([part for part, _ in asked])
-        start = np.array([known[part][place[part]][1] if known[part] else theta[part] for part in which])
-        members = parts.members(which, np.array([ratios[part][at] for part, at in asked]), precision)
-        given = _restricted(parts, start, members, which)
-        for (part, at), likelihood, optimum in zip(asked, *given, strict=True):
-            known[part][at] = (likelihood, optimum)
-        for part in set(which):
-            mine = known[part]
-            place[part] = max(mine, key=lambda at: mine[at][0])
-
-
-def _restricted(
-    parts: _Parts, theta: np.ndarray, members: Members, which: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The restricted log likelihood (B,) given ρ of parts which (B,), and their optima (B, P), from theta (B, P)."""
-    problem, freedom = parts.problem, parts.freedom[which]
-    theta = minimise(problem, theta, members, damping=1e-3).theta
-    information = problem.system(theta, members)[3]
-    np.einsum("bii->bi", information)[~parts.active[which]] = 1.0
-    rss = 2 * problem.objective(theta, members)
-    typical = 1.0 if problem.law.residual == "log" else float(np.abs(problem.y).mean())
-    sigma2 = np.maximum(rss / freedom, (uncertainty.LEAST * typical) ** 2)
-    log_V = np.log1p(members.ratio[:, None] * parts.weight[which]).sum(axis=1)
-    _, log_determinant = uncertainty.invert(information)
-    return -0.5 * (freedom * np.log(sigma2) + log_V + log_determinant), theta
+    return climb(parts, start, whole.problem, precision)[1]

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import unseen
+from analysis.fitting import Estimate
 from analysis.folds import SHARE, SPLITS, folds
 from mscale.errors import MscaleError
 
@@ -69,10 +70,11 @@ def judge(
             f"laws are compared on the same runs in the same phase of their schedule; give all the same phases="
         )
     of = {split: (shown or {}).get(split) for split in splits}
-    found = {}
+    found: dict[str, dict[str, unseen.Answer]] = {}
+    wholes: list[Estimate] = []
     for label, arguments in contenders.items():
         how = dict(arguments)
-        found[label] = unseen.predictions(how.pop("law", label), table, of, how, seed)
+        found[label] = unseen.predictions(how.pop("law", label), table, of, how, seed, wholes=wholes)
     records = []
     for split in splits:
         first = None

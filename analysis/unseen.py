@@ -13,8 +13,9 @@ import pandas as pd
 
 from analysis import laws
 from analysis.drafting import DELTA, Draft, draft, threshold
-from analysis.fitting import Estimate, estimate, fit
+from analysis.fitting import Estimate, fit
 from analysis.folds import SHARE, folds, usable
+from analysis.nested import nested
 from analysis.refits import refit
 from analysis.sufficiency import enough
 from mscale.errors import MscaleError
@@ -40,12 +41,14 @@ def predictions(
     how: Mapping[str, Any],
     seed: int,
     share: float = SHARE,
+    wholes: list[Estimate] | None = None,
 ) -> dict[str, Answer]:
     """Of each split every tested row with its observed and predicted value, fold, level, group and whether in range.
 
     Args:
       shown: {split of `analysis.folds`: the languages that it is made of, None: all}. seed, share: of its folds.
       how: goes to `analysis.fit`.
+      wholes: laws fitted before, from which one that contains them is searched; this law's fit to all rows is added.
 
     Returns: {split: frame, or the MscaleError that refuses it}. A fold that cannot be fitted is left out and said in
     the frame's attrs["refused"].
@@ -76,7 +79,7 @@ def predictions(
             test = mine.copy()
             test[mine] = held
             asked.append(_Fold(split, name, mine & ~test, test))
-    answers = _together(law, table, asked, how)
+    answers = _together(law, table, asked, how, [] if wholes is None else wholes)
     for number, fold in enumerate(asked):
         if number not in answers:
             answers[number] = _alone(law, table, fold, how)
@@ -102,7 +105,7 @@ def _joined(answers: Mapping[str, Answer]) -> pd.DataFrame:
 
 
 def _together(
-    law: Any, table: pd.DataFrame, asked: Sequence[_Fold], how: dict[str, Any]
+    law: Any, table: pd.DataFrame, asked: Sequence[_Fold], how: dict[str, Any], wholes: list[Estimate]
 ) -> dict[int, Answer]:
     """The answers of the folds that are parts of a fit to all rows, by their place among all."""
     own = {name: value for name, value in how.items() if name not in ("few_groups", "seed")}
@@ -112,14 +115,15 @@ def _together(
         drafted = draft(law, table[used], **own)
         groups = len(drafted.group_names)
         enough(drafted.law, drafted.problem, drafted.names, groups, how["few_groups"])
-        whole = estimate(drafted.problem, drafted.names, priors, how.get("seed", 0))
+        whole = nested(drafted.problem, drafted.names, priors, how.get("seed", 0), wholes)
+        wholes.append(whole)
     except MscaleError:  # what refuses all rows may not refuse a fold, and if it does is said there
         return {}
     if len(drafted.rows.table) != used.sum():
         return {}
     numbers = [at for at, fold in enumerate(asked) if _is_part(drafted, fold.split, fold.kept[used], own)]
     kept = np.array([asked[number].kept[used] for number in numbers]).reshape(len(numbers), used.sum())
-    optima = refit(whole, drafted.names, priors, kept[:, drafted.order], how["few_groups"])
+    optima = refit(whole, priors, kept[:, drafted.order], how["few_groups"])
     return {
         number: optimum
         if isinstance(optimum, MscaleError)

@@ -31,7 +31,7 @@ def against_fits(law, table, masks, priors=None, **how):
     """Each part's predictions for all rows agree with those of a fit to the part."""
     drafted = draft(law, table, priors=priors, **how)
     whole = estimate(drafted.problem, drafted.names, priors or {}, 0)
-    found = refit(whole, drafted.names, priors or {}, np.array(masks)[:, drafted.order], True)
+    found = refit(whole, priors or {}, np.array(masks)[:, drafted.order], True)
     apart = 0.0
     for mask, theta in zip(masks, found, strict=True):
         alone = analysis.fit(law, table[mask], priors=priors, few_groups=True, **how)
@@ -77,7 +77,7 @@ def test_a_part_without_enough_says_so_and_the_others_are_fitted(curves):
     drafted = draft("chinchilla", curves, share=("alpha", "beta"))
     whole = estimate(drafted.problem, drafted.names, {}, 0)
     one_size = (curves["params"] == curves["params"].min()).to_numpy()
-    refused, fitted = refit(whole, drafted.names, {}, np.array([one_size, ~one_size])[:, drafted.order], True)
+    refused, fitted = refit(whole, {}, np.array([one_size, ~one_size])[:, drafted.order], True)
     with pytest.raises(MscaleError, match="one value only"):
         raise refused
     with pytest.raises(MscaleError) as alone:

@@ -94,6 +94,7 @@ def atlas(variant: str, sources: Mapping[str, Sequence[str]]) -> Law:
         share=SHARE,
         optimum=("N", "D_t"),
         trade=size_and_data,
+        contains=("chinchilla", "atlas"),
         notes=(f"variant {variant}",),
     )
 

@@ -51,6 +51,8 @@ class Law:
       optimum: the variables (N, D) that are traded at C = 6·N·D by compute_optimal, or None.
       trade: (p, x) -> (a, alpha, b, beta): the loss is a·N^−alpha + b·D^−beta plus what depends on neither, as
         long as no data repeat; from it follow the compute-optimal size and its exponent.
+      contains: names of laws that it becomes for some values of its other parameters; those that both have mean the
+        same in both.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Law:
     pretraining: bool = True
     optimum: tuple[str, str] | None = None
     trade: Predict | None = None
+    contains: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     def parameter(self, name: str) -> Parameter:
