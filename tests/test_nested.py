@@ -63,9 +63,8 @@ def test_the_optimum_is_that_of_the_search_from_nothing(found):
 def test_a_bad_smaller_optimum_does_not_matter(study, found):
     plain, wholes = found
     drafted = study[1]["D_other"]
-    lost = dataclasses.replace(
-        wholes[1], theta=wholes[1].problem.upper.copy(), alone=wholes[1].problem.lower.copy()
-    )
+    far = np.clip(wholes[1].theta + 1.5, wholes[1].problem.lower, wholes[1].problem.upper)
+    lost = dataclasses.replace(wholes[1], theta=far, alone=far)
     mine = nested.nested(drafted.problem, drafted.names, priors("D_other"), 0, [lost])
     values = [one.problem.objective(one.theta[None])[0] for one in (mine, plain[2])]
     assert values[0] == pytest.approx(values[1], rel=1e-5)
