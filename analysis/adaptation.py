@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata, spearmanr
 
+from analysis.dyads import correlations
 from analysis.study_curves import StudyCurves, study_curves
 
 
@@ -154,13 +155,9 @@ def relatedness_agreement(
     scores = rankdata(rows["score"])
     reference = np.corrcoef(scores, ranked[targets, sources])[0, 1]
     rng = np.random.default_rng(seed)
-    above = same = 0
-    for _ in range(permutations):
-        label = rng.permutation(len(names))
-        shuffled = ranked[label[targets], label[sources]]
-        known = np.isfinite(shuffled)
-        if known.sum() > 2 and np.ptp(shuffled[known]) > 0:
-            above += np.corrcoef(scores[known], shuffled[known])[0, 1] >= reference - 1e-12
-        same += np.array_equal(shuffled, ranked[targets, sources])
+    labels = np.array([rng.permutation(len(names)) for _ in range(permutations)])
+    shuffled = ranked[labels[:, targets], labels[:, sources]]
+    above = int(np.sum(correlations(scores, shuffled, 3) >= reference - 1e-12))
+    same = int(np.sum((shuffled == ranked[targets, sources]).all(axis=1)))
     p, floor = (above + 1) / (permutations + 1), (same + 1) / (permutations + 1)
     return {**result, "spearman": found, "p": p, "smallest_p": floor}

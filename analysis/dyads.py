@@ -64,8 +64,10 @@ def symmetry(
         return None
     found, low, high = jackknife(correlation, len(matrix), level)
 
-    def shuffled(label: np.ndarray) -> float:
-        return _correlation(matrix, matrix.T[np.ix_(label, label)])
+    targets, sources = np.nonzero(np.isfinite(matrix) & ~np.eye(len(matrix), dtype=bool))
+
+    def shuffled(labels: np.ndarray) -> np.ndarray:
+        return correlations(matrix[targets, sources], matrix[labels[:, sources], labels[:, targets]], 4)
 
     p, _ = _permute(shuffled, found, len(matrix), permutations, seed)
     return {"pairs": pairs, "correlation": found, "low": max(low, -1.0), "high": min(high, 1.0), "p": p}
@@ -112,9 +114,17 @@ def same_or_different(
     found, low, high = jackknife(of, len(matrix), level)
     within = np.concatenate([matrix[kind] - matrix[kind].mean() for kind in (ones, zeros)])
     spread = float(np.sqrt(np.sum(within**2) / (len(within) - 2))) if len(within) > 2 else float("nan")
-    p, smallest = _permute(
-        lambda label: difference(matrix, same[np.ix_(label, label)]), found, len(matrix), permutations, seed
-    )
+    targets, sources = np.nonzero(np.isfinite(matrix))
+    sums = np.stack([matrix[targets, sources], np.ones(len(targets))], axis=1)
+    kinds = [(same == value).astype(float) for value in (1, 0)]
+
+    def shuffled(labels: np.ndarray) -> np.ndarray:
+        at = labels[:, targets] * len(matrix) + labels[:, sources]
+        one, zero = (kind.take(at) @ sums for kind in kinds)
+        with np.errstate(invalid="ignore"):
+            return one[:, 0] / one[:, 1] - zero[:, 0] / zero[:, 1]
+
+    p, smallest = _permute(shuffled, found, len(matrix), permutations, seed)
     beside, beside_low, beside_high = jackknife(adjusted, len(matrix), level)
     return {
         "same": float(matrix[ones].mean()),
@@ -182,12 +192,35 @@ def _adjusted(matrix: np.ndarray, same: np.ndarray, others: Sequence[np.ndarray]
     return float(property_ @ score) / strength if strength > 1e-8 * len(targets) else float("nan")
 
 
+def correlations(a: np.ndarray, b: np.ndarray, least: int) -> np.ndarray:
+    """Correlation of a (n,) with each row of b (P, n) where both are known; NaN for fewer than `least` or constants."""
+    known = np.isfinite(a) & np.isfinite(b)
+    count = known.sum(axis=1)
+    # From their means over all rows, which hardly differ from those over one: sums of squares then lose no digits.
+    one = np.where(known, a - np.mean(a[np.isfinite(a)]), 0.0)
+    other = np.where(known, b - np.mean(b[np.isfinite(b)]), 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        both = (one * other).sum(axis=1) - one.sum(axis=1) * other.sum(axis=1) / count
+        squares = [(table**2).sum(axis=1) - table.sum(axis=1) ** 2 / count for table in (one, other)]
+        found = both / np.sqrt(squares[0] * squares[1])
+    constant = np.zeros(len(b), dtype=bool)
+    for table in (one, other):
+        low, high = (np.where(known, table, end) for end in (np.inf, -np.inf))
+        constant |= low.min(axis=1, initial=np.inf) >= high.max(axis=1, initial=-np.inf)
+    return np.where((count < least) | constant, np.nan, found)
+
+
 def _permute(
-    statistic: Callable[[np.ndarray], float], found: float, count: int, permutations: int, seed: int
+    statistic: Callable[[np.ndarray], np.ndarray], found: float, count: int, permutations: int, seed: int
 ) -> tuple[float, float]:
-    """Two-sided p of `found`, and the share of permutations that change nothing: what p cannot be below."""
+    """Two-sided p of `found`, and the share of permutations that change nothing: what p cannot be below.
+
+    Args:
+      statistic: of languages in other orders, (P, count), one each.
+    """
     rng = np.random.default_rng(seed)
-    values = np.array([statistic(rng.permutation(count)) for _ in range(permutations)])
+    labels = np.array([rng.permutation(count) for _ in range(permutations)])
+    values = np.concatenate([statistic(part) for part in np.array_split(labels, max(permutations // 250, 1))])
     values = values[np.isfinite(values)]
     centre = float(values.mean())
     further = np.sum(abs(values - centre) >= abs(found - centre) - 1e-12)
