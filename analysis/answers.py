@@ -21,6 +21,7 @@ from analysis.lawfits import (
     find_atlas,
     fit_chinchilla,
 )
+from analysis.mixture_plan import advice
 from analysis.objective import one_thread
 from analysis.records import plain, records
 from analysis.study_curves import StudyCurves, study_curves
@@ -41,6 +42,7 @@ STAGES = (
     "chinchilla",
     "capacity",
     "held out",
+    "mixture",
     "findings",
 )
 ENOUGH = 2_000  # losses from which a second process pays
@@ -73,7 +75,7 @@ def analyse(
 
     Returns:
       The results, JSON-serialisable (`laws.json`): study, noise, loss_curves, laws, fit_points, heldout,
-      transfer, adaptation, capacity, crossover, headlines, recommendations, notes, exclusions.
+      transfer, capacity, crossover, mixture, headlines, recommendations, notes, exclusions.
 
     Raises:
       MscaleError: tables that break the contract. Laws that cannot be fitted are reported, not raised.
@@ -102,6 +104,8 @@ def analyse(
         atlas = stage("atlas", lambda: find_atlas(rows, exposure, sources, seed))
         heldout = beside(compare, atlas_rows(rows), exposure, atlas.sources or sources, level, seed, splits)
         law, points = stage("intervals", lambda: atlas_answer(atlas, exposure, level))
+        fitted = {"laws": {"atlas": law}, "fits": {"atlas": law.get("saved")}, "fit_points": points}
+        mixture = beside(advice, {"level": level, "study": results["study"], **fitted})
         results["transfer"] = stage(
             "transfer",
             lambda: transfer_answer(
@@ -114,6 +118,7 @@ def analyse(
         results["laws"] = {"chinchilla": alone, "atlas": law, "capacity": results["capacity"].pop("law")}
         results["fit_points"] = more_points + points
         results["heldout"] = stage("held out", heldout)
+        results["mixture"] = stage("mixture", mixture)
         results["fits"] = {name: law.pop("saved") for name, law in results["laws"].items() if "saved" in law}
         # Once each: what was read from files was validated there already.
         results["notes"] = list(dict.fromkeys([*notes, *more_notes]))

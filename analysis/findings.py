@@ -162,8 +162,20 @@ def _crossover_headline(results: dict) -> list[dict]:
 
 def recommendations(results: dict) -> list[dict]:
     """What to do: partners of each language, scratch or checkpoint, growth, and the runs to make next."""
-    output = [*partners(results), *_start(results), *_growth(results)]
+    output = [*partners(results), *_mixture(results), *_start(results), *_growth(results)]
     return [*output, *_next_runs(results)]
+
+
+def _mixture(results: dict) -> list[dict]:
+    found = results.get("mixture")
+    if not found or not results["laws"]["atlas"]["fitted"]:
+        return []
+    group = "Which mixture"
+    if "text" not in found:
+        text = f"No mixture is recommended: {brief(found['reason'])}."
+        return [{**sentence(text.replace("..", "."), "not identified"), "group": group}]
+    because = f"{found['because']}; for other targets or budgets ask `mscale plan mixture`"
+    return [{**sentence(found["text"], found["sure"], because), "group": group}]
 
 
 def _start(results: dict) -> list[dict]:

@@ -21,6 +21,8 @@ from mscale.errors import MscaleError, nearest
 
 # Draws that the loss is averaged over, and draws that are each optimised on their own to see how far rates move.
 AVERAGED, REDONE = 32, 20
+ALONE = "bilingual τ do not simply add: mixtures unlike any that was run are the law's word alone"
+ADVISED = 12  # draws that a report's advice is averaged over
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,59 @@ def mixture(
     rows = [row for row in rows if row["rate"] > 1e-3 or row["high"] > 0.01]
     title = "The same compute, each at its own best size" if params is None else "The same size and compute"
     return Answer(text, tuple(rows), STUDY, tuple(reasons), ((title, tuple(compared)),))
+
+
+def advice(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report recommends: the mixture for all languages alike at the compute of the study's largest run.
+
+    Returns: text, because, sure (see `wording.SURE`), flops, rates (records language, rate), compared (as in an answer
+    of `mixture`); or the reason that there is none.
+    """
+    try:
+        fit = need_fit(results, "atlas", "mixture")
+        targets = [name for name in results["study"]["trained_languages"] if name in fit.levels]
+        moved = {name for name, moves in zip(fit.names, room(fit).moved, strict=True) if moves}
+        if lone := [name for name in targets if {f"E[{name}]", f"A[{name}]"} & moved]:
+            return {
+                "reason": f"{few(lone, 6)}: run at one size alone, so their loss at other sizes is not told"
+            }
+        rows = [row for row in results["fit_points"] if row["law"] == "atlas"]
+        flops = max(6.0 * row["params"] * row["tokens"] for row in rows)
+        aim = Aim(tuple(targets), np.ones(len(targets)), False, flops, None, data_limits(results, None, fit))
+        laws = allocation.laws_of(
+            fit, np.concatenate([fit.theta[None], draws(fit, ADVISED)]), targets, aim.limits
+        )
+        best = aim.best(laws, starts=2)
+        reasons: list[str] = []
+        check_range(best.params, results, reasons)
+    except MscaleError as error:
+        return {"reason": str(error)}
+    compared = _compared(fit, aim, laws, best, float(results["level"]))
+    rivals = [row for row in compared[1:] if row.get("worse_by") is not None]
+    if not rivals:
+        return {"reason": "the law says nothing of the usual mixtures at that size"}
+    usual = min(rivals, key=lambda row: row["worse_by"])
+    # Never clear: a mixture unlike any that was run is the law's word alone.
+    sure = "likely" if usual["worse_low"] > 0 and usual["worse_by"] > misfit(fit) else "unclear"
+    order = [index for index in np.argsort(-best.rates, kind="stable") if best.rates[index] > 0.005]
+    rates = [{"language": laws.sources[at], "rate": round(float(best.rates[at]), 4)} for at in order]
+    shown = ", ".join(f"{row['language']} {row['rate']:.0%}" for row in rates[:8])
+    shown += f" and {len(rates) - 8} more" if len(rates) > 8 else ""
+    gain = f"{usual['worse_by']:.4f} nats ({usual['worse_low']:.4f} to {usual['worse_high']:.4f})"
+    text = f"For all languages alike, at the {count(flops)} FLOPs of the largest run: "
+    if sure == "unclear":
+        size = float(usual["parameters"])
+        text += (
+            f"{count(size)} parameters on {count(flops / 6 / size)} tokens, {usual['mixture']}. The law's own best, "
+            f"{shown}, is not surely better: by {gain}."
+        )
+    else:
+        text += (
+            f"{count(best.params)} parameters on {count(best.tokens)} tokens of {shown}. The best of the usual "
+            f"mixtures, {usual['mixture']}, is worse by {gain}."
+        )
+    about = {"text": text, "because": "; ".join([*reasons, ALONE]), "sure": sure, "flops": flops}
+    return {**about, "rates": rates, "compared": compared}
 
 
 def data_limits(results: Mapping[str, Any], unique: Mapping[str, float] | None, fit: Fit) -> dict[str, float]:
@@ -233,5 +288,5 @@ def _reasons(
     ]
     if extra:
         reasons.append(f"{', '.join(extra)} are there for what they give to the targets")
-    reasons.append("bilingual τ do not simply add: mixtures unlike any that was run are the law's word alone")
+    reasons.append(ALONE)
     return reasons

@@ -194,6 +194,26 @@ def test_a_gain_smaller_than_what_the_law_misses_is_not_sure(monkeypatch):
     assert any("not surely, since the law misses" in reason for reason in reasons)
 
 
+def test_a_report_advises_the_best_mixture_or_a_usual_one_where_none_is_surely_better(monkeypatch):
+    results = planted_mixtures.results(1)
+    found = mixture_plan.advice(results)
+    assert found["sure"] == "likely" and found["rates"][0]["language"] in found["text"]
+    largest = max(6 * row["params"] * row["tokens"] for row in results["fit_points"])
+    assert found["flops"] == largest and sum(row["rate"] for row in found["rates"]) == pytest.approx(
+        1, abs=0.02
+    )
+    asked = mixture(list("abcd"), largest, results)
+    rates = {row["language"]: row["rate"] for row in asked.rows}
+    assert all(row["rate"] == pytest.approx(rates[row["language"]], abs=0.05) for row in found["rates"])
+    monkeypatch.setattr(mixture_plan, "misfit", lambda fit: 1.0)
+    careful = mixture_plan.advice(results)
+    assert careful["sure"] == "unclear" and "is not surely better" in careful["text"]
+    usual = min(careful["compared"][1:], key=lambda row: row["worse_by"])
+    assert f"tokens, {usual['mixture']}." in careful["text"]
+    assert "run at one size alone" in mixture_plan.advice(planted_mixtures.results(0, lone="d"))["reason"]
+    assert "not fitted" in mixture_plan.advice({**results, "laws": {"atlas": {"fitted": False}}})["reason"]
+
+
 def test_sources_help_once_ones_own_text_is_exhausted():
     """By the planted law: fresh text of the best source is worth more than repeats from 1 + ln(1/τ)/λ epochs on."""
     results, params = planted_mixtures.results(1), planted_mixtures.planted(1)

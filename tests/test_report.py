@@ -183,6 +183,8 @@ def test_planted_truths_are_found_and_said(results):
     assert {item["sure"] for item in results["headlines"]} <= {"clear", "likely", "unclear", "not identified"}
     heldout = {(row["law"], row["split"]): row["r2"] for row in results["heldout"]}
     assert heldout["ATLAS, + D_other", "R2"] > heldout["Chinchilla", "R2"]
+    groups = {item["group"]: item for item in results["recommendations"]}
+    assert "FLOPs of the largest run" in groups["Which mixture"]["text"] or results["mixture"]["reason"]
 
 
 def test_what_atlas_gains_is_credited_to_what_the_study_has(results):
