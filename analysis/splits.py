@@ -35,10 +35,15 @@ def r2(found: pd.DataFrame, within: bool = False) -> float:
     """R² of a `predictions` frame, about the mean of all rows, or (within) about each level's own."""
     if not len(found):
         return float("nan")
-    y = found["observed"]
-    centre = y.groupby(found["level"]).transform("mean") if within else y.mean()
-    total = float(((y - centre) ** 2).sum())
-    return 1 - float(((y - found["predicted"]) ** 2).sum()) / total if total > 0 else float("nan")
+    y = found["observed"].to_numpy(float)
+    level = pd.factorize(found["level"])[0] if within else np.zeros(len(y), int)
+    centre = np.bincount(level, y) / np.bincount(level)
+    total = float(((y - centre[level]) ** 2).sum())
+    return (
+        1 - float(((y - found["predicted"].to_numpy(float)) ** 2).sum()) / total
+        if total > 0
+        else float("nan")
+    )
 
 
 def judge(

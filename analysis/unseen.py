@@ -124,10 +124,11 @@ def _together(
     numbers = [at for at, fold in enumerate(asked) if _is_part(drafted, fold.split, fold.kept[used], own)]
     kept = np.array([asked[number].kept[used] for number in numbers]).reshape(len(numbers), used.sum())
     optima = refit(whole, priors, kept[:, drafted.order], how["few_groups"])
+    rows = _asked(drafted.rows.table, drafted.per, drafted.rows.columns[drafted.law.response])
     return {
         number: optimum
         if isinstance(optimum, MscaleError)
-        else _answer(drafted, whole, optimum, mine, asked[number].test[used])
+        else _answer(drafted, whole, optimum, mine, asked[number].test[used], rows)
         for number, mine, optimum in zip(numbers, kept, optima, strict=True)
     }
 
@@ -143,8 +144,15 @@ def _is_part(drafted: Draft, split: str, kept: np.ndarray, how: Mapping[str, Any
     return threshold(how.get("loss", "auto"), how.get("delta", DELTA), rows.group[kept]) == drafted.spec.delta
 
 
-def _answer(drafted: Draft, whole: Estimate, theta: np.ndarray, kept: np.ndarray, test: np.ndarray) -> Answer:
-    """What the optimum theta (P,) of the rows kept (n,) says of those of test (n,)."""
+def _answer(
+    drafted: Draft,
+    whole: Estimate,
+    theta: np.ndarray,
+    kept: np.ndarray,
+    test: np.ndarray,
+    asked: pd.DataFrame,
+) -> Answer:
+    """What the optimum theta (P,) of the rows kept (n,) says of those of test (n,); asked: what else is known."""
     rows, problem = drafted.rows, whole.problem
     predicted = np.empty(len(kept))
     inside = problem.constraint(theta[None])[0] > 0
@@ -156,8 +164,7 @@ def _answer(drafted: Draft, whole: Estimate, theta: np.ndarray, kept: np.ndarray
     known = test & np.isin(rows.level, np.unique(rows.level[kept]))
     if not known.any():
         return _unknown(rows.level[test])
-    asked = _asked(rows.table[known], drafted.per, rows.columns[drafted.law.response])
-    return asked.assign(predicted=predicted[known], in_range=in_range[known])
+    return asked[known].assign(predicted=predicted[known], in_range=in_range[known])
 
 
 def _alone(law: Any, table: pd.DataFrame, fold: _Fold, how: dict[str, Any]) -> Answer:
