@@ -154,7 +154,7 @@ def validate_observations(
         notes.append("scale was not given: taken as the number of parameters")
     for name in ("run", "scale", "languages", "language", "phase"):
         frame[name] = _text(frame[name])
-    unknown = sorted(set(frame["phase"]) - set(PHASES))
+    unknown = sorted(set(frame["phase"].unique()) - set(PHASES))
     if unknown:
         raise MscaleError(
             f"{source}: column 'phase' holds {unknown[0]!r}; expected one of {', '.join(PHASES)}"
@@ -279,7 +279,11 @@ def one_split(observations: pd.DataFrame, split: str | None) -> pd.DataFrame:
 
 def _text(column: pd.Series) -> pd.Series:
     """Values as text; an empty cell of a language column is the code `nan` (Min Nan) that pandas ate."""
-    return column.astype(object).map(lambda value: "nan" if value is None or value != value else str(value))
+    if column.dtype == object:  # 1, True and "1" may stand in one column
+        return column.map(lambda value: "nan" if value is None or value != value else str(value))
+    codes, values = pd.factorize(column)
+    words = np.array([*map(str, values), "nan"], dtype=object)
+    return pd.Series(words[codes], index=column.index, name=column.name)
 
 
 def _complete(frame: pd.DataFrame, source: str) -> list[str]:
