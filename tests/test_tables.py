@@ -120,3 +120,16 @@ def test_observations_on_all_that_runs_train_on_tell_the_exposure(tmp_path):
     unseen = observations[observations["language"] != "aka"]
     unseen.to_csv(tmp_path / "observations.csv", index=False)
     assert tables.read_study(tmp_path).exposure.empty
+
+
+def test_columns_that_pandas_holds_as_nullable_are_read_as_others(observations):
+    """A notebook's table may hold `pd.NA`, and whole numbers as Int64."""
+    table = observations.head(200)
+    plain, _, _ = tables.validate_observations(table)
+    nullable, _, _ = tables.validate_observations(table.convert_dtypes())
+    for name in COLUMNS:
+        assert nullable[name].tolist() == plain[name].tolist(), name
+    gone = table.assign(language=table["language"].astype("string").mask(table.index == table.index[0]))
+    assert (
+        tables.validate_observations(gone)[0]["language"].iloc[0] == "nan"
+    )  # Min Nan, as pandas reads its code
