@@ -147,7 +147,7 @@ def validate_observations(
                 f"{source}: row {row + 1}, column {name!r}: expected a number, "
                 f"found {frame[name].iloc[row]!r}"
             )
-        frame[name] = numbers
+        frame[name] = _as_numpy(numbers)
     if "scale" not in frame.columns:
         sizes = frame["params"].where(frame["params"].between(1, np.inf, inclusive="left"), 1).astype("int64")
         frame["scale"] = sizes.map(scale_names(sizes))
@@ -200,6 +200,8 @@ def validate_exposure(frame: pd.DataFrame, source: str = "exposure") -> pd.DataF
     frame = frame.copy()
     for name in ("run", "language"):
         frame[name] = _text(frame[name])
+    for name in ("step", "tokens", "unique_tokens"):
+        frame[name] = _as_numpy(frame[name])
     return frame
 
 
@@ -275,6 +277,14 @@ def one_split(observations: pd.DataFrame, split: str | None) -> pd.DataFrame:
     if split is not None and split not in found:
         raise MscaleError(f"no split {split!r} in the table; found {', '.join(found)}")
     return observations if split is None else observations[observations["split"] == split]
+
+
+def _as_numpy(column: pd.Series) -> pd.Series:
+    """A column that pandas holds as nullable (Int64, Float64) as NumPy would: NaN for `pd.NA`."""
+    if not pd.api.types.is_extension_array_dtype(column.dtype) or not pd.api.types.is_numeric_dtype(column):
+        return column
+    whole = pd.api.types.is_integer_dtype(column) and not column.hasnans
+    return pd.Series(column.to_numpy("int64" if whole else "float64", na_value=np.nan), index=column.index)
 
 
 def _text(column: pd.Series) -> pd.Series:

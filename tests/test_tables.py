@@ -129,6 +129,7 @@ def test_columns_that_pandas_holds_as_nullable_are_read_as_others(observations):
     nullable, _, _ = tables.validate_observations(table.convert_dtypes())
     for name in COLUMNS:
         assert nullable[name].tolist() == plain[name].tolist(), name
+        assert not (plain[name].dtype.kind in "if" and nullable[name].dtype.kind not in "if"), name
     gone = table.assign(language=table["language"].astype("string").mask(table.index == table.index[0]))
     assert (
         tables.validate_observations(gone)[0]["language"].iloc[0] == "nan"
