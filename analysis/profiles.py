@@ -24,6 +24,8 @@ FAILURES = 2  # points that do not settle, after which a profile counts as havin
 GROWTH = 3.0  # times farther out an aim goes at most
 AHEAD = 1.2  # and at least, until the limit is passed
 LEAST = 0.05  # standard errors an interval reaches to either side at least
+MANY = 40  # parameters, from which Hessians cost so much that gradients alone are given more
+STEPS = (8, 60)  # with gradients alone before Newton's, of few parameters and of many
 SETTLED = 1e-6  # share of the wanted rise that a step must promise less than; what is left may be far more
 FLAT = 1e-12  # eigenvalue of the scaled information, over the largest, of a direction that changes nothing
 INVOLVED = 1e-3  # share of a quantity's slope in such directions from which its profile never rises
@@ -268,7 +270,7 @@ def _lowest(
         return _by_study(inverse, g, tasks.study[at]) - pushed[:, None] * give
 
     enough = SETTLED * tasks.sigma2[live] * np.minimum(tasks.wanted[live], 1.0) ** 2
-    found = settle(pinned, start, members, precondition, enough)
+    found = settle(pinned, start, members, precondition, enough, STEPS[pinned.size >= MANY])
     rest = np.flatnonzero(~found.converged & np.isfinite(found.objective))
     if len(rest):
         last = minimise(
