@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
 
 from analysis.dyads import to_matrix
@@ -228,7 +229,8 @@ def _fitted(parts: Mapping[str, np.ndarray], values: np.ndarray, noise: float) -
         except np.linalg.LinAlgError:
             return 1e12, np.zeros_like(theta)
         solved = cho_solve(factor, values)
-        inverse = cho_solve(factor, np.eye(len(values)))
+        half = dpotri(factor[0], lower=True)[0]
+        inverse = np.tril(half) + np.tril(half, -1).T
         value = 0.5 * values @ solved + np.log(np.diag(factor[0])).sum()
         outer = np.outer(solved, solved) - inverse
         slope = -variance * np.einsum("kij,ij->k", stacked, outer)
