@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from analysis import crossover
-from analysis.beside import Beside
 from analysis.findings import headlines, recommendations
 from analysis.heldout import SPLITS, compare
 from analysis.lawfits import (
@@ -27,6 +26,7 @@ from analysis.records import plain, records
 from analysis.study_curves import StudyCurves, study_curves
 from analysis.tables import describe_mixtures, one_split, validate_exposure, validate_observations
 from analysis.transfer_answers import Overlap, measured_matrix, transfer_answer
+from mscale.beside import Beside
 from mscale.errors import MscaleError
 from mscale.progress import progress
 

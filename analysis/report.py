@@ -1,16 +1,13 @@
 """The report: one self-contained HTML page, and a summary for the terminal."""
 
-import functools
 import json
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
-import vl_convert
 from rich.table import Table
 
 from analysis import law_figures, pages, planning_figures, plots, transfer_figures
@@ -18,6 +15,7 @@ from analysis.answers import FORMAT, analyse
 from analysis.wording import count
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_write
+from mscale.vega import scripts
 
 
 def report(
@@ -39,13 +37,15 @@ def write_results(results: dict, path: str | Path) -> None:
     atomic_json(path, results)
 
 
-def write_report(results: dict, out_html: str | Path) -> None:
+def write_report(results: dict, out_html: str | Path, bundle: str | None = None) -> None:
     """Draws results into one HTML file that needs no network, written atomically.
+
+    bundle: the charting scripts, where they are made already (`mscale.vega.scripts`).
 
     Raises:
       MscaleError: the file cannot be written.
     """
-    atomic_write(out_html, render(results))
+    atomic_write(out_html, render(results, bundle))
 
 
 def draw(results: dict) -> dict[str, plots.Figure]:
@@ -57,7 +57,7 @@ def draw(results: dict) -> dict[str, plots.Figure]:
     return {figure.name: figure for figure in made if figure is not None}
 
 
-def render(results: dict) -> str:
+def render(results: dict, bundle: str | None = None) -> str:
     """The page as text: results and figures into the template, the charting scripts inlined once.
 
     Raises:
@@ -67,7 +67,6 @@ def render(results: dict) -> str:
         raise MscaleError(
             f"these results have format {results.get('format')}, this mscale draws {FORMAT}: run `mscale fit` again"
         )
-    bundle = scripts()
     figures = draw(results)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("analysis", "templates"),
@@ -92,7 +91,7 @@ def render(results: dict) -> str:
         and len(results["study"]["trained_languages"]) <= 12,
         # "</" would end the script element whatever the quotes around it.
         figures_json=json.dumps(embedded, allow_nan=False, separators=(",", ":")).replace("</", "<\\/"),
-        bundle=bundle.result(),
+        bundle=bundle or scripts(),
         css=source("report.css"),
         js=source("report.js"),
         version=_version(),
@@ -118,12 +117,6 @@ def summary_table(results: dict) -> Table:
     for item in [item for item in results["recommendations"] if item["group"] == "What to run next"][:2]:
         table.add_row("Run next", item["text"], "")
     return table
-
-
-@functools.cache
-def scripts() -> Future[str]:
-    """Vega, Vega-Lite and vega-embed as one script. A thread makes it, in a second: asked for early, it is there."""
-    return ThreadPoolExecutor(1).submit(vl_convert.javascript_bundle, "window.vegaEmbed = vegaEmbed;")
 
 
 def _version() -> str:

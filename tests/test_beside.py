@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from analysis import answers, beside, planted
+from analysis import answers, planted
+from mscale import beside
 from mscale.errors import MscaleError
 
 

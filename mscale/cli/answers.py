@@ -150,8 +150,13 @@ def analyse(
     ``split`` and ``vocabulary``: the one to take, where the table has several; the other rows are counted as left out.
     ``about`` is what else is known of the languages: overlap and premiums, see `analysis.answers.analyse`.
     """
+    from importlib import import_module
+
     from rich.console import Console
 
+    from mscale.beside import Beside
+
+    Beside(True)(import_module, "analysis.answers")  # what a second process needs, while the first reads
     from analysis.report import analyse as answers
     from analysis.report import summary_table, write_results
     from analysis.tables import read_study
@@ -160,7 +165,7 @@ def analyse(
     rows = chosen(tables.observations, observations, split, vocabulary)
     left_out = []
     for name in ("vocabulary", "split"):
-        others = tables.observations[~tables.observations[name].isin(rows[name])]
+        others = tables.observations[~tables.observations[name].isin(rows[name].unique())]
         if len(others):
             why = (
                 f"only {', '.join(sorted(set(map(str, rows[name]))))} is analysed: the two are not comparable"
@@ -170,7 +175,7 @@ def analyse(
     notes = [note for note in tables.notes if "vocabularies in one table" not in note]
     results = answers(
         rows,
-        tables.exposure[tables.exposure["run"].isin(rows["run"])],
+        tables.exposure[tables.exposure["run"].isin(rows["run"].unique())],
         tables.truth,
         study=study if study is not None else ran(observations),
         notes=tuple(notes),
@@ -214,10 +219,13 @@ def report(
     source: Path, truth: Path | None, split: str | None, vocabulary: str | None, out: Path | None
 ) -> None:
     """Draw one self-contained HTML page from SOURCE: laws.json of mscale fit, observations, or a study."""
-    from analysis.report import scripts, write_report
+    from mscale.beside import Beside
     from mscale.files import read_json
+    from mscale.vega import scripts
 
-    scripts()
+    bundle = Beside(True)(scripts)  # while the rest is read and analysed
+    from analysis.report import write_report
+
     folder = source if source.is_dir() else source.parent
     out = out or folder / "report.html"
     if source.suffix == ".json":
@@ -228,7 +236,7 @@ def report(
         results = read_json(source, what="results of mscale fit")
     else:
         results = analyse(source, folder / "laws.json", truth, split=split, vocabulary=vocabulary)
-    write_report(results, out)
+    write_report(results, out, bundle())
     print(f"{out}: open it in a browser")
 
 

@@ -51,7 +51,9 @@ def run_demo(
 
     from analysis.report import write_report
     from mixtures.pack import pack as pack_store
+    from mscale.beside import Beside
     from mscale.synthetic import generate
+    from mscale.vega import scripts
     from mscale.vocabulary import byte_vocabulary
     from sweeps.local import run
 
@@ -76,6 +78,7 @@ def run_demo(
     if truth is not None:
         shutil.copyfile(truth, root / "truth.json")
     print("5/6 fitting the laws")
+    bundle = Beside(True)(scripts)  # of the report
     results = analyse(
         root,
         workdir / "laws.json",
@@ -84,7 +87,7 @@ def run_demo(
         premiums=byte_premiums(corpus if truth is not None else None),
     )
     print("6/6 drawing the report")
-    write_report(results, workdir / "report.html")
+    write_report(results, workdir / "report.html", bundle())
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak = max(ran_now.peak_memory_bytes, kilobytes * 1024)
     return f"{time.monotonic() - began:,.0f} s, peak memory {peak / 1e9:.2f} GB"

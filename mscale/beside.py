@@ -7,11 +7,17 @@ from typing import Any, TypeVar
 
 from loky import cpu_count, get_reusable_executor
 
-from analysis.objective import one_thread
 from mscale.errors import MscaleError
 
 Result = TypeVar("Result")
 IDLE_S = 60  # after which the second process ends by itself
+# One thread for its linear algebra, of matrices as small as ours, and blocks of memory kept where they would otherwise
+# go back to the system with every use (see `analysis.objective`).
+SETTINGS = {
+    **{f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")},
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+}
 
 
 class Beside:
@@ -26,7 +32,9 @@ class Beside:
 
     def __init__(self, pays: bool) -> None:
         alone = not pays or cpu_count() < 2
-        self._executor = None if alone else get_reusable_executor(max_workers=1, timeout=IDLE_S)
+        self._executor = None
+        if not alone:
+            self._executor = get_reusable_executor(max_workers=1, timeout=IDLE_S, env=SETTINGS)
 
     def __call__(self, work: Callable[..., Result], *given: Any) -> Callable[[], Result]:
         """Begins the work. What is returned waits for its result, and raises what the work raised.
@@ -36,7 +44,7 @@ class Beside:
         """
         if self._executor is None:
             return functools.partial(work, *given)
-        return functools.partial(_await, self._executor.submit(_alone, work, *given))
+        return functools.partial(_await, self._executor.submit(work, *given))
 
 
 def _await(future: Any) -> Any:
@@ -47,8 +55,3 @@ def _await(future: Any) -> Any:
             "the analysis's second process was ended from outside, most likely for want of memory: free some, or "
             "analyse fewer rows"
         ) from error
-
-
-def _alone(work: Callable[..., Result], *given: Any) -> Result:
-    with one_thread():
-        return work(*given)
