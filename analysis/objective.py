@@ -45,7 +45,7 @@ def rows_system(
     out = law.predict(p, x)
     log = law.residual == "log"
     found = powers.terms(out, n) if relieve is None and law.constraint is None else None
-    if found is not None:
+    if found is not None and powers.pays(found, n, len(cells)):
         return powers.system(found, place, log, y, w, delta, majorise, cells)
     if not isinstance(out, Jet):
         out = Jet(out, {}, {})

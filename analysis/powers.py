@@ -13,6 +13,8 @@ import numpy as np
 from analysis.derivatives import Jet, Sum
 from analysis.losses import huber
 
+LEAST = 5_000  # elements of a batch in a cell, from which a few matrix products for it pay
+
 
 @dataclass(frozen=True)
 class Term:
@@ -39,6 +41,11 @@ def terms(out: Any, n: int) -> tuple[list[Term], Term] | None:
             Z[row] = slope
         found.append(Term(z.value, list(z.grad), Z))
     return found[:-1], found[-1]
+
+
+def pays(found: tuple[list[Term], Term], n: int, cells: int) -> bool:
+    """Whether a batch over n rows in so many cells is large enough that this way is the faster one."""
+    return max((len(term.exponent) for term in found[0]), default=0) * n >= LEAST * cells
 
 
 def system(

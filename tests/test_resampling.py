@@ -22,20 +22,22 @@ def fitted():
 def test_a_sum_of_powers_has_the_derivatives_of_any_law(fitted, residual, delta, monkeypatch):
     from dataclasses import replace
 
-    from analysis.fitting import with_residual
+    from analysis.drafting import with_residual
 
     problem = replace(fitted.problem, law=with_residual(fitted.law, residual), delta=delta)
     rng = np.random.default_rng(0)
     theta = fitted.theta + 0.01 * rng.normal(size=(7, problem.size))
     members = problem.members(times=rng.integers(0, 3, (7, len(problem.y))).astype(float))
     used = []
-    terms = powers.terms
-    monkeypatch.setattr(powers, "terms", lambda *given: used.append(terms(*given)) or used[-1])
+    system = powers.system
+    monkeypatch.setattr(powers, "system", lambda *given: used.append(given) or system(*given))
+    monkeypatch.setattr(powers, "LEAST", 0)
     fast = problem.system(theta, members)
-    assert used[0] is not None
-    monkeypatch.setattr(powers, "terms", lambda out, n: None)
+    assert len(used) == 1
+    monkeypatch.setattr(powers, "LEAST", 10**9)
     for mine, plain in zip(fast, problem.system(theta, members), strict=True):
         np.testing.assert_allclose(mine, plain, rtol=1e-9, atol=1e-12 * np.abs(plain).max())
+    assert len(used) == 1
 
 
 def test_the_first_step_of_all_bootstraps_at_once(fitted):
