@@ -110,6 +110,7 @@ def build(
         group=group,
         shift=shift,
         logs=logs,
+        exponential=np.array([q.log and q.linear for q in which], bool),
         held={"parameters": tuple(which), "inactive": tuple(sorted(inactive)), "log_means": log_means},
     )
     return problem, tuple(names[index] for index in keep)

@@ -13,6 +13,9 @@ from analysis.problem import Members, Problem
 
 PAIRS = 8  # steps that L-BFGS remembers
 DIAGONAL = 0.1  # of the majoriser, in the damping where the Hessian has a saddle
+SHRINK = 0.9  # of what is fitted as a logarithm, that a step may take away
+GROW = 1e6  # times what it was, that a step may add
+LARGE = 40  # parameters from which a step is tried before its Hessian is worked out
 ROUNDING = 1e-9  # of the scaled curvature, that a flat direction may seem to have
 ACTIVE = 8  # times a step is worked out again because it passed a bound
 
@@ -74,16 +77,20 @@ def minimise(
         ease = np.full(len(live), 8.0)
         if len(go):
             at = live[go]
-            trial = np.clip(theta[at] + step[go], lower, upper)
+            trial = stepped(theta[at], step[go], problem)
             majorise = metric is None and bool((mu[at] >= 1e-6).any())
-            parts = problem.system(trial, members.take(at), majorise)
-            better = parts[0] <= f[at]
-            gain = (f[at] - parts[0]) / promised[go]
+            # Near the optimum (a metric is known) few steps lead up, and small Hessians cost little.
+            tried = problem.value(trial, members.take(at)) if metric is None and P >= LARGE else None
+            down = slice(None) if tried is None else tried <= f[at]
+            parts = problem.system(trial[down], members.take(at[down]), majorise)
+            value = parts[0] if tried is None else tried
+            better = value <= f[at]
+            gain = (f[at] - value) / promised[go]
             to = at[better]
-            theta[to], f[to] = trial[better], parts[0][better]
-            g[to], H[to] = parts[1][better], parts[2][better]
+            theta[to] = trial[better]
+            for known_part, part in zip((f, g, H, M), parts if metric is None else parts[:3], strict=False):
+                known_part[to] = part[better] if tried is None else part
             if metric is None:
-                M[to] = parts[3][better]
                 known[to] = majorise
             # Where the model promised far more than was gained, it is trusted less.
             ease[go] = np.select([~better, gain > 0.5, gain > 0.25], [8.0, 0.2, 1.0], 2.0)
@@ -176,10 +183,22 @@ def _step(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The damped Newton step within the bounds, and the decrease its quadratic model promises."""
     still = held(theta, g, problem)
-    matrix = _convex(H, M, mu, still)
-    diagonal = np.einsum("bii->bi", matrix)
-    diagonal += 1e-12 * np.abs(diagonal).max(axis=1, keepdims=True)
-    step = _within(matrix, -g, still, problem.lower - theta, problem.upper - theta)
+    lowest, highest = problem.lower - theta, problem.upper - theta
+    if (logs := problem.exponential) is not None:
+        H = H.copy()
+        np.einsum("bii->bi", H)[:, logs] -= g[:, logs]
+        lowest[:, logs] = np.maximum(np.expm1(lowest[:, logs]), -SHRINK)
+        highest[:, logs] = np.expm1(np.minimum(highest[:, logs], np.log(GROW)))
+    diagonal = np.einsum("bii->bi", M)
+    matrix = H + mu[:, None, None] * M
+    ridge = 1e-12 * np.abs(np.einsum("bii->bi", matrix)).max(axis=1, keepdims=True) + ROUNDING * diagonal
+    np.einsum("bii->bi", matrix)[...] += ridge  # flat directions are no saddles
+    saddle = ~_positive(matrix, still)
+    if saddle.any():
+        H = np.where(saddle[:, None, None], M, H)
+        matrix[saddle] = M[saddle] * (1.0 + mu[saddle, None, None])
+        np.einsum("bii->bi", matrix)[saddle] += DIAGONAL * mu[saddle, None] * diagonal[saddle] + ridge[saddle]
+    step = _within(matrix, -g, still, lowest, highest)
     bad = ~np.isfinite(step).all(axis=1)
     step[bad] = 0.0
     slope = np.einsum("bi,bi->b", g, step)
@@ -187,36 +206,27 @@ def _step(
     return step, np.where((slope <= 0) & ~bad, promised, -1.0)
 
 
-def _convex(H: np.ndarray, M: np.ndarray, mu: np.ndarray, still: np.ndarray) -> np.ndarray:
-    """H + mu·M (B, P, P), or where that has no minimum in what may move, H with its curvature made positive.
-
-    There the majoriser, which may be flat in the same directions, damps together with a share of its diagonal.
-    """
-    matrix = H + mu[:, None, None] * M
-    together = ~still[:, :, None] & ~still[:, None, :] | np.eye(still.shape[1], dtype=bool)
-    scale = np.sqrt(np.maximum(np.einsum("bii->bi", M), 1e-300))
-    both = scale[:, :, None] * scale[:, None, :]
-    inner = np.where(together, matrix, 0.0) / both
-    np.einsum("bii->bi", inner)[still] = 1.0
-    np.einsum("bii->bi", inner)[...] += ROUNDING  # flat directions are no saddles
-    if _positive(inner):
-        return matrix
-    saddle = np.array([b for b in range(len(inner)) if not _positive(inner[b])], int)
-    eigen, vectors = np.linalg.eigh(np.where(together[saddle], H[saddle], 0.0) / both[saddle])
-    eigen = np.maximum(np.abs(eigen), 1e-8 * eigen[:, -1:])
-    damped = M[saddle] / both[saddle] + DIAGONAL * np.eye(still.shape[1])
-    curved = (vectors * eigen[:, None]) @ vectors.swapaxes(1, 2) + mu[saddle, None, None] * damped
-    matrix[saddle] = curved * both[saddle]
-    return matrix
+def stepped(theta: np.ndarray, step: np.ndarray, problem: Problem) -> np.ndarray:
+    """θ (B, P) after a step, which is relative in what is fitted as a logarithm, within the bounds."""
+    if problem.exponential is not None:
+        step = step.copy()
+        step[:, problem.exponential] = np.log1p(step[:, problem.exponential])
+    return np.clip(theta + step, problem.lower, problem.upper)
 
 
-def _positive(matrix: np.ndarray) -> bool:
-    """Whether a matrix, or all of a batch, is positive definite."""
+def _positive(matrix: np.ndarray, still: np.ndarray) -> np.ndarray:
+    """(B,) bool: whether what may move of each matrix (B, P, P) is positive definite."""
+    if still.any():
+        matrix = np.where(~still[:, :, None] & ~still[:, None, :], matrix, 0.0)
+        np.einsum("bii->bi", matrix)[still] = 1.0
     try:
         np.linalg.cholesky(matrix)
     except np.linalg.LinAlgError:
-        return False
-    return True
+        if len(matrix) == 1:
+            return np.zeros(1, bool)
+        half = len(matrix) // 2
+        return np.concatenate([_positive(part, np.zeros(0)) for part in (matrix[:half], matrix[half:])])
+    return np.ones(len(matrix), bool)
 
 
 def _within(
@@ -224,25 +234,52 @@ def _within(
 ) -> np.ndarray:
     """Steps x (B, P) with matrix·x = right (B, P) in what does not keep still and reaches neither bound (B, P).
 
-    What would pass a bound stops there, and the rest is solved again: it moves with them.
+    What would pass a bound stops there, and the rest is solved again: it moves with them. Where that leads up, what
+    is at a bound already keeps still, and the rest moves until the first bound.
     """
-    step = np.zeros_like(right)
-    still = still.copy()
+    step, keeps = np.zeros_like(right), still.copy()
     again = np.arange(len(right))
     for _ in range(ACTIVE):
-        A, b, fixed = matrix[again], right[again], still[again]
-        if fixed.any():
-            b = np.where(fixed, step[again], b - np.matmul(A, (step[again] * fixed)[:, :, None])[:, :, 0])
-            A *= ~fixed[:, :, None] & ~fixed[:, None, :]
-            np.einsum("bii->bi", A)[fixed] = 1.0
-        found = solve(A, b)
+        found = _solve_but(matrix[again], right[again], keeps[again], step[again])
         step[again] = np.clip(found, lowest[again], highest[again])
-        passed = ((found < lowest[again]) | (found > highest[again])) & ~fixed
-        still[again] |= passed
+        passed = ((found < lowest[again]) | (found > highest[again])) & ~keeps[again]
+        keeps[again] |= passed
         again = again[passed.any(axis=1)]
         if not len(again):
             break
+    if (keeps == still).all():
+        return step
+    up = np.einsum("bi,bi->b", 0.5 * np.matmul(matrix, step[:, :, None])[:, :, 0] - right, step)
+    again = np.flatnonzero(up > 0)
+    if len(again):
+        step[again] = _until_bound(
+            matrix[again], right[again], still[again].copy(), lowest[again], highest[again]
+        )
     return step
+
+
+def _until_bound(
+    matrix: np.ndarray, right: np.ndarray, still: np.ndarray, lowest: np.ndarray, highest: np.ndarray
+) -> np.ndarray:
+    """The step towards matrix·x = right that ends at the first bound; what is at one and would pass it keeps still."""
+    for _ in range(ACTIVE):
+        step = _solve_but(matrix, right, still, np.zeros_like(right))
+        out = ((lowest >= 0) & (step < 0) | (highest <= 0) & (step > 0)) & ~still
+        if not out.any():
+            break
+        still |= out
+    with np.errstate(divide="ignore", invalid="ignore"):
+        room = np.where(step < 0, lowest / step, np.where(step > 0, highest / step, np.inf))
+    return step * np.clip(room.min(axis=1, keepdims=True), 0.0, 1.0)
+
+
+def _solve_but(matrix: np.ndarray, right: np.ndarray, fixed: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """x (B, P) with matrix·x = right, but for what is fixed (B, P) at a value."""
+    if fixed.any():
+        right = np.where(fixed, at, right - np.matmul(matrix, (at * fixed)[:, :, None])[:, :, 0])
+        matrix = np.where(~fixed[:, :, None] & ~fixed[:, None, :], matrix, 0.0)
+        np.einsum("bii->bi", matrix)[fixed] = 1.0
+    return solve(matrix, right)
 
 
 def solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:

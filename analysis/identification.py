@@ -11,7 +11,7 @@ INVOLVED = 0.05  # share in such a direction from which a parameter is named
 def identification(fit: Any, low: np.ndarray, high: np.ndarray) -> dict[str, str]:
     """{parameter: reason} of those that are not determined; low and high (P,) are limits in the fitted scale."""
     reasons = {name: "no row depends on it" for name in fit.problem.held["inactive"]}
-    J = fit.problem.jacobian(fit.theta)
+    J = jacobian(fit.problem, fit.theta)
     norms = np.linalg.norm(J, axis=0)
     _, singular, rows = np.linalg.svd(J / np.where(norms > 0, norms, 1.0), full_matrices=True)
     singular = np.concatenate([singular, np.zeros(len(rows) - len(singular))])
@@ -36,3 +36,13 @@ def identification(fit: Any, low: np.ndarray, high: np.ndarray) -> dict[str, str
         ]
         reasons[name] = f"the data do not bound it {' or '.join(sides)}{known}"
     return reasons
+
+
+def jacobian(problem: Any, theta: np.ndarray) -> np.ndarray:
+    """d residual / d theta at one theta (P,), dense (n, P)."""
+    out = problem.law.predict(problem.rows_jets(theta[None], 1), problem._variables)
+    scale = 1.0 / out.value if problem.law.residual == "log" else 1.0
+    local = np.zeros((len(problem.y), len(problem.law.parameters)))
+    for index, g in out.grad.items():
+        local[:, index] = np.broadcast_to(g * scale, (1, len(local)))[0]
+    return np.concatenate([local[cell.rows] @ cell.select for cell in problem.cells])

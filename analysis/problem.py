@@ -5,7 +5,7 @@ in cells (a language) within which every parameter of the law is one number. The
 cells at once; only its sums are taken cell by cell, and a cell touches only its own columns of the Hessian.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
@@ -16,40 +16,12 @@ from analysis import scatter
 from analysis.derivatives import Jet
 from analysis.laws.law import Law
 from analysis.losses import huber
+from analysis.members import Members
 from analysis.objective import Relieve, rows_slope, rows_system, threaded
 from analysis.quantities import Quantity
 from analysis.scatter import Scatter
 
 BLOCK = 1 << 17  # elements of a (B, rows) block: large beside the cost of a call, small beside the cache
-
-
-@dataclass(frozen=True)
-class Members:
-    """What differs between the problems of a batch: B of each, or 1 for all alike.
-
-    times (B, n): how often a row counts (a bootstrap's multiplicities; constant within a group).
-    ratio (B,): variance of the noise that a group shares over that of a row; only where rows are grouped.
-    y (B, n): the response.
-    which, aim, stiffness (B,): the pinned quantity h (an index into the problem's `pins`), the value it is drawn
-    to, and how strongly: ½·stiffness·(h(θ) − aim)² is added to the objective.
-    precision (B, P): of the prior, in place of the problem's own.
-    kept (B, n) bool: rows that are there; the others count nothing, nor does the law's constraint hold on them.
-    """
-
-    times: np.ndarray
-    ratio: np.ndarray
-    y: np.ndarray
-    which: np.ndarray | None = None
-    aim: np.ndarray | None = None
-    stiffness: np.ndarray | None = None
-    precision: np.ndarray | None = None
-    kept: np.ndarray | None = None
-
-    def take(self, index: Any) -> "Members":
-        def pick(values: np.ndarray | None) -> np.ndarray | None:
-            return values if values is None or len(values) == 1 else values[index]
-
-        return Members(*(pick(getattr(self, one.name)) for one in fields(self)))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -70,6 +42,7 @@ class Cell:
 class Problem:
     """A law over data. Shapes: n rows (sorted by cell), k parameters of the law, P parameters fitted.
 
+    `exponential` (P,) bool: parameters that are logarithms of what the predictions are linear in, or None for none.
     `delta` is Huber's threshold on the residuals, None for least squares. `shift` (k, k): what the reference
     (geometric mean) adds to a log parameter per unit of the others. `prior` is (mean (P,), precision (P,)).
     """
@@ -89,6 +62,7 @@ class Problem:
     pins: tuple[Quantity, ...] = ()
     barrier: float = 0.0
     ratio: float = 0.0
+    exponential: np.ndarray | None = None
     held: dict[str, Any] = field(default_factory=dict)
 
     def members(self, **given: np.ndarray | None) -> Members:
@@ -259,15 +233,6 @@ class Problem:
         inside = self.law.constraint(self.rows_jets(theta, 0), self._variables)
         return np.broadcast_to(inside, (len(theta), len(self.y)))
 
-    def jacobian(self, theta: np.ndarray) -> np.ndarray:
-        """d residual / d theta at one theta (P,), dense (n, P)."""
-        out = self.law.predict(self.rows_jets(theta[None], 1), self._variables)
-        scale = 1.0 / out.value if self.law.residual == "log" else 1.0
-        local = np.zeros((len(self.y), len(self.law.parameters)))
-        for index, g in out.grad.items():
-            local[:, index] = np.broadcast_to(g * scale, (1, len(local)))[0]
-        return np.concatenate([local[cell.rows] @ cell.select for cell in self.cells])
-
     def system(self, theta: np.ndarray, members: Members, majorise: bool = True) -> tuple[np.ndarray, ...]:
         """Objective (B,), gradient (B, P), Hessian and (if wanted, else zeros) a positive majoriser (B, P, P)."""
 
@@ -289,6 +254,24 @@ class Problem:
         if members.ratio.any():
             value -= self._relieve(members)(r)[0]
         return value
+
+    def value(self, theta: np.ndarray, members: Members) -> np.ndarray:
+        """The objective (B,), as `system` gives it."""
+        return threaded(self._value, theta, members, self.block)[0]
+
+    def _value(self, theta: np.ndarray, members: Members) -> tuple[np.ndarray]:
+        f = self.objective(theta, members)
+        if self.law.constraint is not None and self.barrier:
+            inside = self.constraint(theta)
+            inside = inside if members.kept is None else np.where(members.kept, inside, 1.0)
+            f[(inside <= 0).any(axis=1)] = np.inf
+            f -= self.barrier * np.log(inside).sum(axis=1)
+        if self.prior is not None:
+            self._drawn(theta, members, f, np.zeros(theta.shape))
+        if self.pins:
+            self._pinned(theta, members, f, np.zeros(theta.shape))
+        f[~np.isfinite(f)] = np.inf
+        return (f,)
 
     def _group_times(self, members: Members) -> np.ndarray:
         return members.times[:, self._first]

@@ -14,7 +14,8 @@ import numpy as np
 
 from analysis.engine import held, minimise, settle
 from analysis.problem import Members, Problem
-from analysis.quantities import Quantity
+from analysis.quantities import Linear, Quantity
+from analysis.reduction import Reduced
 from analysis.uncertainty import Noise, critical
 
 STIFFNESS = 4.0  # of the spring, over that of the profile
@@ -48,16 +49,47 @@ def intervals(
     S, m = len(theta), sum(map(len, quantities))
     if m == 0:
         return np.zeros((S, 0)), np.zeros((S, 0))
-    pinned = dataclasses.replace(problem, pins=tuple(quantities))
+    reduced, outer = noise.reduced, theta
+    noise, theta = noise.inwards, reduced.inwards(theta)
+    pinned = dataclasses.replace(reduced.inner, pins=tuple(_inside(q, reduced) for q in quantities))
     ratio = noise.ratio[noise.best]
-    base, slope, hessian, information = problem.system(theta, problem.members(y=y, ratio=ratio))
+    base, slope, hessian, information = reduced.inner.system(theta, problem.members(y=y, ratio=ratio))
     scale = np.sqrt(np.maximum(np.einsum("spp->sp", information), 1e-300))
     flat = _flat(information, scale)
-    inverse = _inverse(hessian, scale, flat, held(theta, slope, problem))
-    tasks = _tasks(pinned, theta, noise, level, inverse, flat, scale)
+    inverse = _inverse(hessian, scale, flat, held(theta, slope, reduced.inner))
+    valley, away = _valleys(
+        dataclasses.replace(problem, pins=tuple(quantities)), outer, pinned, theta, reduced, scale
+    )
+    tasks = _tasks(pinned, theta, noise, level, inverse, flat, scale, valley)
     limits = np.tile([-np.inf, np.inf], S * m)
     limits[tasks.place] = _close_in(pinned, tasks, base, ratio, y, inverse)
-    return limits[0::2].reshape(S, m), limits[1::2].reshape(S, m)
+    return limits[0::2].reshape(S, m) + away, limits[1::2].reshape(S, m) + away
+
+
+def _inside(quantity: Quantity, reduced: Reduced) -> Quantity:
+    """The quantity of the inner problem's parameters."""
+    if not isinstance(quantity, Linear):
+        return quantity
+    offset = quantity.offset + quantity.rows[:, reduced.drop] @ reduced.outer.lower[reduced.drop]
+    return Linear(quantity.rows[:, reduced.kept], offset)
+
+
+def _valleys(
+    outer: Problem, at: np.ndarray, pinned: Problem, theta: np.ndarray, reduced: Reduced, scale: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each scalar, the size of its slope along the valleys that were left out, (S·m,), and by how much it differs
+    between the outer problem, whose optima are `at`, and the inner one (S, m).
+    """
+    S, m = len(theta), sum(map(len, outer.pins))
+    if not len(reduced.drop):
+        return np.zeros(S * m), np.zeros((S, m))
+    study, which = np.repeat(np.arange(S), m), np.tile(np.arange(m), S)
+    h, slope = values(outer, at[study], which)
+    place = np.searchsorted(np.flatnonzero(reduced.kept), reduced.partner)
+    along = slope[:, reduced.drop] / reduced.amounts(at)[study] - slope[:, reduced.partner]
+    along /= np.sqrt(2) * scale[:, place][study]
+    away = (h - values(pinned, theta[study], which)[0]).reshape(S, m)
+    return np.linalg.norm(along, axis=1), away
 
 
 def _flat(information: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -122,14 +154,18 @@ def _tasks(
     inverse: np.ndarray,
     flat: np.ndarray,
     scale: np.ndarray,
+    valley: np.ndarray,
 ) -> _Tasks:
-    """The tasks of all studies, of which inverse, flat and scale are `_inverse`, `_flat` and their scale."""
+    """The tasks of all studies, of which inverse, flat and scale are `_inverse`, `_flat` and their scale.
+
+    valley (S·m,): size of the slope of each scalar along directions that the problem does without.
+    """
     S, m = len(theta), sum(map(len, pinned.pins))
     study, which = np.repeat(np.arange(S), m), np.tile(np.arange(m), S)
     centre, slope = values(pinned, theta[study], which)
     along = slope.reshape(S, m, -1) / scale[:, None, :]
-    inside = np.linalg.norm(along @ flat.swapaxes(1, 2), axis=2)
-    place = np.flatnonzero(inside <= INVOLVED * np.linalg.norm(along, axis=2))
+    inside = np.hypot(np.linalg.norm(along @ flat.swapaxes(1, 2), axis=2), valley.reshape(S, m))
+    place = np.flatnonzero(inside <= INVOLVED * np.hypot(np.linalg.norm(along, axis=2), valley.reshape(S, m)))
     study, which, centre, slope = study[place], which[place], centre[place], slope[place]
     best = theta[study]
     low, high = critical(noise, study, slope, level)

@@ -22,10 +22,9 @@ class Linear:
         return len(self.rows)
 
     def derivatives(self, problem: Any, theta: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Value (B,), gradient (B, P) and Hessian of scalar which[b] at theta[b] (B, P)."""
+        """Value (B,), gradient (B, P) and Hessian (that broadcasts) of scalar which[b] at theta[b] (B, P)."""
         slope = self.rows[which]
-        P = theta.shape[1]
-        return np.einsum("bp,bp->b", slope, theta) + self.offset[which], slope, np.zeros((len(theta), P, P))
+        return np.einsum("bp,bp->b", slope, theta) + self.offset[which], slope, np.zeros((1, 1, 1))
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,8 @@ class Surrogate:
     The Hessian leaves out how the slopes change, so that steps converge fast but not quadratically.
     """
 
+    exponential = None
+
     def __init__(self, problem: Problem, theta: np.ndarray):
         self.problem, self.theta = problem, theta
         self.lower, self.upper = problem.lower, problem.upper

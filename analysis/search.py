@@ -13,6 +13,7 @@ from scipy.stats import qmc
 
 from analysis.engine import minimise
 from analysis.problem import Problem
+from analysis.reduction import reduce
 from mscale.errors import MscaleError
 
 GRID = 6  # points a nonlinear parameter gets when there are at most two
@@ -51,6 +52,18 @@ def optima(
       MscaleError: no study has a finite optimum.
     """
     y = problem.y[None] if y is None else y
+    reduced = reduce(problem)
+    found = _optima(reduced.inner, seed, y, polished)
+    if reduced.inner is problem:
+        return found
+    return dataclasses.replace(
+        found,
+        problem=dataclasses.replace(problem, barrier=found.problem.barrier),
+        theta=reduced.outwards(found.theta),
+    )
+
+
+def _optima(problem: Problem, seed: int, y: np.ndarray, polished: int) -> Optima:
     small, rows = sample(problem)
     theta = starts(small, seed, y[:, rows])[:, :polished]
     if not np.isfinite(theta).any():

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from analysis.draws import OPEN, room
+from analysis.reduction import unreduced
 from analysis.results import Fit
 from analysis.uncertainty import Noise, critical
 from mscale.errors import MscaleError
@@ -17,6 +18,7 @@ from mscale.errors import MscaleError
 Function = Callable[[np.ndarray], np.ndarray]  # θ (B, P) in the fitted scale -> (B,)
 # Standard errors to either side at which a derivative is taken: decisions are nearly linear within so few.
 STEP = 0.1
+SHORT = 0.02  # step in what the data leave open, whose deviation says nothing of how curved a function is
 SAMPLED = 300  # draws that stand for a covariance where some directions end at bounds only
 
 
@@ -47,7 +49,7 @@ def _covariance(fit: Fit) -> np.ndarray:
 def gradient(fit: Fit, functions: Function) -> np.ndarray:
     """(P,) derivative of functions(θ (B, P)) -> (B,) at the optimum, by central differences."""
     step = STEP * np.sqrt(np.maximum(np.diag(covariance(fit)), 1e-300))
-    step = np.clip(step, 1e-7, None)
+    step = np.clip(step, 1e-7, np.where(room(fit).moved, SHORT, np.inf))
     up = np.minimum(fit.theta + step, fit.problem.upper)
     down = np.maximum(fit.theta - step, fit.problem.lower)
     P = len(fit.theta)
@@ -86,4 +88,4 @@ def _told(fit: Fit) -> Noise:
     weight = np.where(known, 1.0 / np.where(known, values, 1.0), 0.0)
     inverse = (vectors * weight[:, None]) @ vectors.swapaxes(1, 2) / np.outer(unit, unit)
     theta = np.broadcast_to(fit.theta, noise.theta.shape)
-    return dataclasses.replace(noise, theta=theta, inverse=inverse[None])
+    return dataclasses.replace(noise, theta=theta, inner=inverse[None], reduced=unreduced(fit.problem))

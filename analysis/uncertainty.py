@@ -13,6 +13,7 @@ from scipy.stats import t as student
 
 from analysis.engine import minimise
 from analysis.problem import Members, Problem
+from analysis.reduction import Reduced, reduce
 from analysis.sufficiency import SPARE
 
 # Values of 1 + m·ρ, m the rows of the largest group. Below 1 the rows of a group differ more than those of several:
@@ -27,16 +28,35 @@ class Noise:
     """The noise of S least-squares fits, R values of ρ averaged over.
 
     ratio (R,), chance (S, R) of each, theta (S, R, P) the optimum given it, sigma2 (S, R) variance of a row,
-    inverse (S, R, P, P) such that sigma2·inverse is the covariance of theta, freedom: n − P, best (S,): index of ρ̂.
+    freedom: rows less parameters that can be told apart, best (S,): index of ρ̂. inner (S, R, P', P'): such that
+    sigma2·inner is the covariance of what the problem is reduced to.
     """
 
     ratio: np.ndarray
     chance: np.ndarray
     theta: np.ndarray
     sigma2: np.ndarray
-    inverse: np.ndarray
+    inner: np.ndarray
     freedom: int
     best: np.ndarray
+    reduced: Reduced
+
+    @functools.cached_property
+    def inverse(self) -> np.ndarray:
+        """(S, R, P, P) such that sigma2·inverse is the covariance of theta, given what cannot be told from others."""
+        S, R, P = self.theta.shape
+        inner = self.inner.reshape(S * R, *self.inner.shape[2:])
+        return self.reduced.covariance(self.theta.reshape(S * R, P), inner).reshape(S, R, P, P)
+
+    @property
+    def inwards(self) -> "Noise":
+        """In the parameters that the problem is reduced to."""
+        reduced = self.reduced
+        if not len(reduced.drop):
+            return self
+        S, R, P = self.theta.shape
+        theta = reduced.inwards(self.theta.reshape(S * R, P)).reshape(S, R, -1)
+        return dataclasses.replace(self, theta=theta, reduced=reduce(reduced.inner))
 
     def at_best(self, values: np.ndarray) -> np.ndarray:
         """(S, R, ...) -> (S, ...) at ρ̂."""
@@ -56,10 +76,11 @@ def noise(problem: Problem, theta: np.ndarray, y: np.ndarray | None = None) -> N
     y: (S, n) responses of planted studies (None: the problem's own).
     """
     S, P = theta.shape
-    ratio = ratios(problem)
+    ratio, reduced = ratios(problem), reduce(problem)
     R = len(ratio)
     members = problem.members(y=None if y is None else np.repeat(y, R, axis=0), ratio=np.tile(ratio, S))
-    given = _given(problem, np.repeat(theta, R, axis=0), members)
+    theta = np.repeat(theta, R, axis=0)
+    given = _given(reduced.inner, reduced.inwards(theta), members)
     restricted = given.restricted.reshape(S, R)
     # The reference prior, 1/σ² for the variance within and for that between groups: uniform in log(1 + m·ρ), as
     # the grid is, which makes an interval between groups Student's with the freedom of the groups.
@@ -67,11 +88,12 @@ def noise(problem: Problem, theta: np.ndarray, y: np.ndarray | None = None) -> N
     return Noise(
         ratio,
         chance / chance.sum(axis=1, keepdims=True),
-        given.theta.reshape(S, R, P),
+        reduced.outwards(given.theta, theta).reshape(S, R, P),
         given.sigma2.reshape(S, R),
-        given.inverse.reshape(S, R, P, P),
-        max(1, len(problem.y) - P),
+        given.inverse.reshape(S, R, *given.inverse.shape[1:]),
+        max(1, len(problem.y) - reduced.inner.size),
         np.argmax(restricted, axis=1),
+        reduced,
     )
 
 

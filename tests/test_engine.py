@@ -62,6 +62,7 @@ def test_slopes_are_those_of_the_system_and_of_differences(which, request):
     f, g, H, _ = problem.system(theta, members)
     value, slope = problem.slope(theta, members)
     np.testing.assert_allclose(value, f, rtol=1e-12)
+    np.testing.assert_allclose(problem.value(theta, members), f, rtol=1e-12)
     np.testing.assert_allclose(slope, g, rtol=1e-9, atol=1e-12 * np.abs(g).max())
     for index in range(0, problem.size, 3):
         step = np.zeros(problem.size)
@@ -115,6 +116,28 @@ def test_newton_leaves_saddles_and_stops_at_bounds():
     np.testing.assert_allclose(found.theta[0], [np.pi, -2.0], atol=1e-4)
     np.testing.assert_allclose(found.theta[1], [np.pi, np.pi], atol=1e-4)
     np.testing.assert_allclose(found.theta[2], [-np.pi, -2.0], atol=1e-4)
+
+
+class Bowl(Hills):
+    """A quadratic whose least value within the bounds is not where each coordinate alone would stop."""
+
+    matrix = np.array([[1.0, 0.95, 0.0], [0.95, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    least = np.array([-1.0, 1.5, 2.0])
+
+    def system(self, theta, members, majorise=True):
+        away = theta - self.least
+        g = away @ self.matrix
+        H = np.broadcast_to(self.matrix, (len(theta), 3, 3)).copy()
+        return 1.0 + 0.5 * np.einsum("bi,bi->b", g, away), g, H, H.copy()
+
+
+def test_a_step_between_bounds_goes_down():
+    bowl = Bowl([0.0, 0.0, 0.0], [3.0, 1.0, 1.0])
+    start = np.random.default_rng(0).uniform([0, 0, 0], [3, 1, 1], (50, 3))
+    start[:20][start[:20] < 0.3] = 0.0
+    found = engine.minimise(bowl, start)
+    assert found.converged.all()
+    np.testing.assert_allclose(found.theta, np.tile([0.0, 0.55, 1.0], (50, 1)), atol=1e-5)
 
 
 def test_what_the_data_tell_nothing_of_has_no_limits_and_the_rest_does():

@@ -1,0 +1,83 @@
+"""Parameters that only do what another does are held, and share again afterwards."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import analysis
+from analysis import simulate, uncertainty
+from analysis.reduction import reduce
+
+TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36}
+
+
+@pytest.fixture(scope="module")
+def found():
+    """Languages a and b at three sizes, c and d at one."""
+    tokens = (2e6, 4e6, 8e6)
+    design = pd.concat(
+        [
+            simulate.grid((2e4, 8e4, 3e5), tokens, ("a", "b"), seeds=3),
+            simulate.grid((8e4,), tokens, ("c", "d"), seeds=6),
+        ]
+    )
+    table = simulate.study("chinchilla", design, TRUE, trunk=0.004, checkpoint=0.002, seed=2)
+    return analysis.fit("chinchilla", table, share=("alpha", "beta"))
+
+
+def test_what_one_size_cannot_tell_apart_is_held(found):
+    reduced = reduce(found.problem)
+    assert [found.names[index] for index in reduced.drop] == ["A[c]", "A[d]"]
+    assert [found.names[index] for index in reduced.partner] == ["E[c]", "E[d]"]
+    assert not len(reduce(reduced.inner).drop)
+
+
+def test_predictions_are_the_same_inside_and_outside(found):
+    problem, reduced = found.problem, reduce(found.problem)
+    theta = found.theta + np.random.default_rng(0).normal(0, 0.02, (4, problem.size))
+    inner = reduced.inwards(theta)
+    np.testing.assert_allclose(reduced.inner.predict(inner), problem.predict(theta), rtol=1e-12)
+    np.testing.assert_allclose(reduced.outwards(inner, theta), theta, rtol=1e-10)
+    np.testing.assert_allclose(problem.predict(reduced.outwards(inner)), problem.predict(theta), rtol=1e-12)
+
+
+def test_what_is_held_comes_back_as_in_other_languages_and_within_its_bounds(found):
+    A = found.params[["A_mean[a]", "A_mean[b]"]]
+    for name in ("A_mean[c]", "A_mean[d]"):
+        assert found.params[name] == pytest.approx(np.exp(np.log(A).mean()), rel=0.01)
+    reduced = reduce(found.problem)
+    inner = reduced.inwards(found.theta[None])
+    at = [list(np.array(found.names)[reduced.kept]).index(name) for name in ("E[c]", "E[d]")]
+    inner[:, at] = 0.02  # all there is to share is less than A elsewhere
+    outer = reduced.outwards(inner)
+    assert (outer[:, reduced.partner] > 0).all()
+    np.testing.assert_allclose(reduced.inwards(outer), inner, rtol=1e-9)
+
+
+def test_the_noise_does_not_depend_on_how_a_pair_shares(found):
+    other = found.theta.copy()
+    drop, partner = reduce(found.problem).drop, reduce(found.problem).partner
+    amount = reduce(found.problem).amounts(other[None])[0]
+    other[drop] -= 2.0
+    other[partner] += amount * (1 - np.exp(-2.0))
+    np.testing.assert_allclose(found.problem.predict(other[None]), found.problem.predict(found.theta[None]))
+    here, there = (uncertainty.noise(found.problem, theta[None]) for theta in (found.theta, other))
+    np.testing.assert_allclose(here.chance, there.chance, rtol=1e-5)
+    np.testing.assert_allclose(here.sigma2, there.sigma2, rtol=1e-9)
+    assert here.freedom == len(found.problem.y) - len(found.names) + len(drop)
+
+
+def test_the_covariance_of_what_is_told_is_that_of_the_whole_problem(found):
+    problem, theta = found.problem, found.theta[None]
+    noise = uncertainty.noise(problem, theta)
+    best = noise.at_best(noise.theta)
+    members = problem.members(ratio=noise.ratio[noise.best])
+    information = problem.system(best, members)[3]
+    flat = np.linalg.eigh(information[0])[1][:, :2]
+    slopes = np.random.default_rng(1).normal(size=(20, problem.size))
+    slopes -= slopes @ flat @ flat.T
+    mine, theirs = (
+        np.einsum("mi,ij,mj->m", slopes, one, slopes)
+        for one in (noise.at_best(noise.inverse)[0], np.linalg.pinv(information[0], rcond=1e-12))
+    )
+    np.testing.assert_allclose(mine, theirs, rtol=1e-4)
