@@ -3,13 +3,22 @@
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata, spearmanr
+from scipy.stats import t as student
 
+from analysis.curves import Noise
 from analysis.dyads import correlations
 from analysis.study_curves import StudyCurves, study_curves
 
+LEVEL = 0.9
+
 
 def adaptation_scores(
-    observations: pd.DataFrame | StudyCurves, *, d_max: float | None = None, split: str | None = None
+    observations: pd.DataFrame | StudyCurves,
+    *,
+    d_max: float | None = None,
+    split: str | None = None,
+    noise: Noise | None = None,
+    level: float = LEVEL,
 ) -> pd.DataFrame:
     """The finetuning adaptation score: FAS(s→t) = (1/d_max)·∫₀^d_max [L_t^base − L_{s→t}(x)] dx.
 
@@ -18,10 +27,12 @@ def adaptation_scores(
 
     Args:
       d_max: tokens to integrate to; the shortest of the continued runs of a scale by default.
+      noise: of the study's stable curves (`transfer.study_noise`); without it there are no intervals.
 
     Returns:
-      Columns scale target source d_max score final (the loss on t at d_max) status reason. Status `missing`
-      where the checkpoint itself was not evaluated on t, or a run is shorter than `d_max`.
+      Columns scale target source d_max score low high final (the loss on t at d_max) status reason. Status `missing`
+      where the checkpoint itself was not evaluated on t, or a run is shorter than `d_max`. The interval counts the
+      noise of the evaluations that the integral is of, and that of the continued run as a whole.
     """
     study = study_curves(observations, split=split)
     runs, size = study.runs, len(study.languages)
@@ -50,13 +61,14 @@ def adaptation_scores(
     place = np.full(len(furthest), -1)
     place[measured] = np.arange(len(measured))
     use = (place[curve] >= 0) & (tokens > 0)
-    score, final = _integrate(
+    score, final, weight = _integrate(
         place[curve[use]],
         tokens[use],
         study.loss[rows[use]],
         base.ravel()[measured],
         limit[measured // size],
     )
+    half = _half_widths(weight, noise, level)
     order = sorted(evaluated, key=lambda at: (scales[at // size], at))
     reasons = np.where(known, "the run is shorter than d_max", "the checkpoint has no evaluation of it")
     why = dict(zip(evaluated.tolist(), reasons.tolist(), strict=True))
@@ -67,9 +79,15 @@ def adaptation_scores(
         if place[at] < 0:
             output.append({**row, "status": "missing", "reason": why[at]})
         else:
-            ends = {"score": float(score[place[at]]), "final": float(final[place[at]])}
+            value, away = float(score[place[at]]), float(half[place[at]])
+            ends = {
+                "score": value,
+                "low": value - away,
+                "high": value + away,
+                "final": float(final[place[at]]),
+            }
             output.append({**row, **ends, "status": "measured", "reason": ""})
-    columns = ["scale", "target", "source", "d_max", "score", "final", "status", "reason"]
+    columns = ["scale", "target", "source", "d_max", "score", "low", "high", "final", "status", "reason"]
     return pd.DataFrame(output).reindex(columns=columns)
 
 
@@ -92,8 +110,11 @@ def _checkpoints(study: StudyCurves, continued: np.ndarray, start: np.ndarray) -
 
 def _integrate(
     curve: np.ndarray, tokens: np.ndarray, losses: np.ndarray, base: np.ndarray, limit: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean gain over `base` (C,) from 0 to `limit` (C,) tokens, and the loss there, of curves given by rows (n,)."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean gain over `base` (C,) from 0 to `limit` (C,) tokens, and the loss there, of curves given by rows (n,).
+
+    Third: the sum (C,) of the squared weights that single evaluations have in the gain, the checkpoint's among them.
+    """
     everyone = np.arange(len(base))
     curve = np.concatenate([everyone, curve])
     tokens, losses = np.concatenate([0 * base, tokens]), np.concatenate([base, losses])
@@ -101,7 +122,8 @@ def _integrate(
     curve, tokens = curve[order], tokens[order]
     new = (np.diff(curve, prepend=-1) != 0) | (np.diff(tokens, prepend=-1.0) != 0)
     which = np.cumsum(new) - 1
-    y = np.bincount(which, losses[order]) / np.maximum(np.bincount(which), 1)
+    repeats = np.maximum(np.bincount(which), 1)
+    y = np.bincount(which, losses[order]) / repeats
     curve, x = curve[new], tokens[new]
     # A curve that ends just before the limit stays level to it.
     last = np.append(np.diff(curve) != 0, True)[: len(curve)]
@@ -114,7 +136,25 @@ def _integrate(
     final = np.full(len(base), np.nan)
     here = inside & (limit[curve] <= after)
     final[curve[here]] = height[here]
-    return np.bincount(curve, gain, minlength=len(base)) / limit, final
+    # A segment weighs its two ends by where it is cut off; a checkpoint counts in full, less its share of the first.
+    length = np.where(inside, end - x, 0.0) / limit[curve]
+    share = np.where(last, 0.0, (end - x) / (2 * width))
+    weight = length * (1 - share)
+    weight[1:] += (length * share)[:-1] * ~last[:-1]
+    begins = np.append(True, np.diff(curve) != 0)[: len(curve)]
+    weight = np.where(begins, 1.0 - weight, weight)
+    squares = np.bincount(curve, weight**2 / repeats, minlength=len(base))
+    return np.bincount(curve, gain, minlength=len(base)) / limit, final, squares
+
+
+def _half_widths(squares: np.ndarray, noise: Noise | None, level: float) -> np.ndarray:
+    """(C,) of intervals, Student's, with the degrees of freedom that Satterthwaite gives the sum of both noises."""
+    if noise is None:
+        return np.full(len(squares), np.nan)
+    variance = squares * noise.checkpoint**2 + noise.run**2
+    share = noise.run**2 / np.maximum(variance, 1e-300)
+    freedom = noise.degrees / np.maximum(share, 1e-3) ** 2
+    return student.ppf((1 + level) / 2, freedom) * np.sqrt(variance)
 
 
 def relatedness_agreement(

@@ -64,7 +64,7 @@ def transfer_answer(
         phase: {"checkpoint": value.checkpoint, "run": value.run, "repeated_runs": value.run_degrees}
         for phase, value in cells.noise.items()
     }
-    adapted = adaptation.adaptation_scores(study)
+    adapted = adaptation.adaptation_scores(study, noise=cells.noise.get("stable"), level=level)
     answer = {**_nothing("no pair was run"), "noise": noise, "matrix": records(matrix)}
     answer["adaptation"] = records(adapted)
     if matrix.empty:

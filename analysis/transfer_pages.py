@@ -135,13 +135,20 @@ def adaptation(results: dict) -> dict:
         return table([], [])
     sources = sorted({row["source"] for row in rows})
     targets = sorted({row["target"] for row in rows})
-    scores = {(row["source"], row["target"]): row["score"] for row in rows}
+    scores = {(row["source"], row["target"]): row for row in rows}
     if len(targets) > 14:
         return table([], [])
-    body = [[source, *(signed(scores.get((source, target))) for target in targets)] for source in sources]
+
+    def cell(source: str, target: str) -> str:
+        row = scores.get((source, target))
+        if row is None or row.get("high") is None:
+            return signed(row["score"] if row else None)
+        return f"{signed(row['score'])} ± {row['high'] - row['score']:.2f}"
+
+    body = [[source, *(cell(source, target) for target in targets)] for source in sources]
     size, d_max = rows[0]["scale"], count(rows[0]["d_max"])
     caption = (
         "Adaptation score: mean loss gained on the column's language while the checkpoint continues on "
-        f"the row's ({size}, {d_max} tokens)"
+        f"the row's ({size}, {d_max} tokens), ± half its {results['level']:.0%} interval"
     )
     return table(["continued on", *targets], body, caption)

@@ -4,6 +4,7 @@ import planted_study
 import pytest
 
 from analysis import adaptation, transfer
+from analysis.curves import Noise
 from analysis.tables import validate_observations
 
 
@@ -30,3 +31,50 @@ def test_adaptation_score_is_the_mean_gain():
     row = adaptation.adaptation_scores(observations).iloc[0]
     assert (row["source"], row["target"]) == ("a", "b")
     assert row["score"] == pytest.approx(0.5, abs=1e-3)  # ∫₀¹ x dx
+
+
+def test_the_weights_of_evaluations_are_the_scores_derivatives():
+    """Of unequal steps, a repeated one, a limit between two evaluations, and a curve that ends before its limit."""
+    curve = np.array([0, 0, 0, 0, 1, 1, 1])
+    tokens, losses = (
+        np.array([1.0, 3.0, 3.0, 8.0, 2.0, 5.0, 6.0]),
+        np.array([2.5, 2.0, 2.1, 1.5, 2.9, 2.7, 2.6]),
+    )
+    base, limit = np.array([3.0, 3.0]), np.array([5.5, 7.0])
+    score, _, squares = adaptation._integrate(curve, tokens, losses, base, limit)
+    found = np.zeros(2)
+    for values in (losses, base):
+        for index in range(len(values)):
+            values[index] += 1e-4
+            found += ((adaptation._integrate(curve, tokens, losses, base, limit)[0] - score) / 1e-4) ** 2
+            values[index] -= 1e-4
+    assert squares == pytest.approx(found, rel=1e-6)
+
+
+def test_intervals_of_adaptation_scores_cover():
+    rng = np.random.default_rng(0)
+    count, points, limit = 2000, 25, 1000.0
+    tokens = np.tile(np.geomspace(20, limit, points), count)
+    curve = np.repeat(np.arange(count), points)
+    clean = 3.0 - 0.5 * (tokens / limit) ** 0.5
+    checkpoint, run = 0.02, 0.01
+    losses = clean + checkpoint * rng.standard_normal(len(clean)) + (run * rng.standard_normal(count))[curve]
+    base = 3.0 + checkpoint * rng.standard_normal(count)
+    whole = np.full(count, limit)
+    score, _, squares = adaptation._integrate(curve, tokens, losses, base, whole)
+    truth = adaptation._integrate(curve, tokens, clean, np.full(count, 3.0), whole)[0]
+    away = adaptation._half_widths(squares, Noise(checkpoint, run, run_degrees=1_000_000), 0.9)
+    assert 0.88 < np.mean(np.abs(score - truth) <= away) < 0.92
+    few = adaptation._half_widths(squares, Noise(checkpoint, run, run_degrees=1), 0.9)
+    assert (few > away).all()
+
+
+def test_without_a_noise_there_are_no_intervals_and_with_it_the_study_has_them():
+    observations = validate_observations(planted_study.study(seed=3, small=True)[0])[0]
+    plain = adaptation.adaptation_scores(observations)
+    assert plain["low"].isna().all() and (plain["status"] == "measured").any()
+    noise = transfer.cells(observations).noise["stable"]
+    known = adaptation.adaptation_scores(observations, noise=noise)
+    assert np.array_equal(known["score"], plain["score"], equal_nan=True)
+    measured = known[known["status"] == "measured"]
+    assert (measured["low"] < measured["score"]).all() and (measured["score"] < measured["high"]).all()
