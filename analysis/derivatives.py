@@ -255,6 +255,8 @@ def where(condition: Array, yes: Any, no: Any) -> Any:
     """np.where for jets: both branches must be finite where they are chosen."""
     if not isinstance(yes, Jet) and not isinstance(no, Jet):
         return np.where(condition, yes, no)
+    if isinstance(yes, Jet) and np.all(condition):
+        return yes
     order = 1 if any(isinstance(x, Jet) and x.hess is None for x in (yes, no)) else 2
     empty = Jet(0.0, {}, {} if order > 1 else None)
     yes = yes if isinstance(yes, Jet) else Jet(yes, empty.grad, empty.hess)

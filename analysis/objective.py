@@ -42,7 +42,8 @@ def rows_system(
     """
     place = {int(index): position for position, index in enumerate(kept)}
     k, n = len(kept), y.shape[-1]
-    out = law.predict(p, x)
+    walled = law.constraint is not None and barrier > 0
+    out, inside = _predicted(law, p, x, walled)
     log = law.residual == "log"
     found = powers.terms(out, n) if relieve is None and law.constraint is None else None
     if found is not None and powers.pays(found, n, len(cells)):
@@ -69,7 +70,6 @@ def rows_system(
     weighted = J * (steep - pull if log else steep)[:, None]
     bounded = J * (steep if ratio is None else w * ratio)[:, None] if majorise else J
     second = pull * inverse if log else pull
-    curved = [(place[i], place[j], second * part) for (i, j), part in (out.hess or {}).items()]
     C = len(cells)
     g, H = np.empty((C, B, k)), np.empty((C, B, k, k))
     M = np.empty((C, B, k, k) if majorise else (0, B, k, k))
@@ -80,12 +80,22 @@ def rows_system(
         if majorise:
             np.matmul(bounded[:, :, rows], mine.swapaxes(1, 2), out=M[number])
     starts = [rows.start for rows in cells]
-    for i, j, part in curved:
-        _add(H, i, j, np.add.reduceat(part, starts, axis=1))
-    if law.constraint is not None and barrier:
-        inside = _of_kept(law.constraint(p, x), kept_rows)
+    if out.hess:
+        curved = np.empty((len(out.hess), B, n))
+        for part, of in zip(curved, out.hess.values(), strict=True):
+            np.multiply(second, of, out=part)
+        _add((H,), np.array([(place[i], place[j]) for i, j in out.hess]), curved, starts)
+    if walled:
+        inside = _of_kept(inside, kept_rows)
         _barrier(inside, barrier, place, f, g, (H, M) if majorise else (H,), starts)
     return f, g, H, M, J
+
+
+def _predicted(law: Law, p: Any, x: Any, walled: bool) -> tuple[Any, Any]:
+    """The prediction, and the constraint if it is wanted."""
+    if walled and law.both is not None:
+        return law.both(p, x)
+    return law.predict(p, x), law.constraint(p, x) if walled and law.constraint is not None else None
 
 
 def _pull(
@@ -113,7 +123,8 @@ def rows_slope(
     kept_rows: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Objective (B,) and the gradients of the cells (C, B, k); arguments as of `rows_system`."""
-    out = law.predict(p, x)
+    walled = law.constraint is not None and barrier > 0
+    out, inside = _predicted(law, p, x, walled)
     log = law.residual == "log"
     residual = np.log(value_of(out) * (1.0 / y)) if log else value_of(out) - y
     B = max(len(w), len(residual))
@@ -127,17 +138,20 @@ def rows_slope(
     for position, index in enumerate(kept):
         if isinstance(out, Jet) and int(index) in out.grad:
             g[:, :, position] = np.add.reduceat(pull * out.grad[int(index)], starts, axis=1).T
-    if law.constraint is not None and barrier:
+    if walled:
         place = {int(index): position for position, index in enumerate(kept)}
-        _barrier(_of_kept(law.constraint(p, x), kept_rows), barrier, place, f, g, (), starts)
+        _barrier(_of_kept(inside, kept_rows), barrier, place, f, g, (), starts)
     return f, g
 
 
-def _add(matrices: np.ndarray, i: int, j: int, sums: np.ndarray) -> None:
-    """Adds sums (B, C) to the entries (i, j) and (j, i) of matrices (C, B, k, k)."""
-    matrices[:, :, i, j] += sums.T
-    if i != j:
-        matrices[:, :, j, i] += sums.T
+def _add(matrices: Sequence[np.ndarray], at: np.ndarray, parts: np.ndarray, starts: list) -> None:
+    """Adds parts (m, B, n), summed over cells, to entries at (m, 2), and their mirrors, of matrices (C, B, k, k)."""
+    sums = np.add.reduceat(parts, starts, axis=2).T
+    i, j = at.T
+    off = i != j
+    for matrix in matrices:
+        matrix[:, :, i, j] += sums
+        matrix[:, :, j[off], i[off]] += sums[:, :, off]
 
 
 def _of_kept(inside: Any, kept_rows: np.ndarray | None) -> Any:
@@ -157,15 +171,23 @@ def _barrier(
     f[np.any(value_of(inside) <= 0, axis=-1)] = np.inf
     if not isinstance(inside, Jet):
         return
-    wall = -barrier * np.log(inside)
-    f += np.sum(wall.value, axis=1)
-    shape = wall.value.shape
-    for index, part in wall.grad.items():
-        g[:, :, place[index]] += np.add.reduceat(np.broadcast_to(part, shape), starts, axis=1).T
-    for (i, j), part in (wall.hess or {}).items() if matrices else ():
-        sums = np.add.reduceat(np.broadcast_to(part, shape), starts, axis=1)
-        for matrix in matrices:
-            _add(matrix, place[i], place[j], sums)
+    which = list(inside.grad)
+    at = np.array([place[index] for index in which], int)
+    shape = inside.value.shape
+    slopes = np.empty((len(which), *shape))
+    for slope, of in zip(slopes, inside.grad.values(), strict=True):
+        np.divide(of, inside.value, out=slope)
+    f -= barrier * np.sum(np.log(inside.value), axis=1)
+    g[:, :, at] -= barrier * np.add.reduceat(slopes, starts, axis=2).T
+    if not matrices:
+        return
+    i, j = np.triu_indices(len(which))
+    _add(matrices, np.stack([at[i], at[j]], axis=1), barrier * slopes[i] * slopes[j], starts)
+    if inside.hess:
+        curved = np.empty((len(inside.hess), *shape))
+        for part, bend in zip(curved, inside.hess.values(), strict=True):
+            np.multiply(bend, -barrier / inside.value, out=part)
+        _add(matrices, np.array([(place[a], place[b]) for a, b in inside.hess]), curved, starts)
 
 
 def dense(out: Jet, count: int, B: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

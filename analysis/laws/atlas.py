@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.derivatives import Jet, value_of
 from analysis.laws.chinchilla import ALPHA, BETA, A, B, E, size_and_data
 from analysis.laws.law import Law, Parameter
 from mscale.errors import MscaleError, nearest
@@ -30,7 +31,15 @@ def saturate(D: Any, U: Any, lambda_: Any) -> Any:
     fresh = np.minimum(D, U)
     if not np.any(repeats > 0):
         return fresh
-    return fresh - np.expm1(-lambda_ * repeats) / lambda_ * U
+    rate = value_of(lambda_)
+    worth = -np.expm1(-rate * repeats) / rate
+    effective = fresh + worth * U
+    if not isinstance(lambda_, Jet):
+        return effective
+    # The derivatives in λ by hand: every evaluation of the law takes them for each source.
+    left = np.exp(-rate * repeats) * repeats
+    slope = (left - worth) / rate
+    return lambda_.map(effective, slope * U, -(left * repeats + 2.0 * slope) / rate * U)
 
 
 def effective_data(p: Any, x: Any, sources: int, other: bool) -> Any:
@@ -65,15 +74,21 @@ def atlas(variant: str, sources: Mapping[str, Sequence[str]]) -> Law:
             Parameter("tau_other", (0.0, 0.5), (-3.0, 5.0), meaning="worth of another language's token")
         )
 
-    def predict(p: Any, x: Any) -> Any:
-        own, total = effective_data(p, x, count, other)
+    def loss(p: Any, x: Any, own: Any, total: Any) -> Any:
         if other:
             total = np.maximum(total, FLOOR * own)
         return p.E + p.A * x.N**-p.alpha + p.B * total**-p.beta
 
+    def predict(p: Any, x: Any) -> Any:
+        return loss(p, x, *effective_data(p, x, count, other))
+
     def above_floor(p: Any, x: Any) -> Any:
         own, total = effective_data(p, x, count, other)
         return total / own - FLOOR
+
+    def both(p: Any, x: Any) -> tuple[Any, Any]:
+        own, total = effective_data(p, x, count, other)
+        return loss(p, x, own, total), total / own - FLOOR
 
     constraint: Callable | None = above_floor if other else None
     columns = {"N": "params", "D_t": "target_tokens", "U_t": "target_unique"}
@@ -90,6 +105,7 @@ def atlas(variant: str, sources: Mapping[str, Sequence[str]]) -> Law:
         predict=predict,
         may_be_zero=tuple(name for name in columns if name not in ("N", "D_t", "U_t")),
         constraint=constraint,
+        both=both if other else None,
         parameters_per="language",
         share=SHARE,
         optimum=("N", "D_t"),
