@@ -174,7 +174,7 @@ def _mixture(results: dict) -> list[dict]:
     if "text" not in found:
         text = f"No mixture is recommended: {brief(found['reason'])}."
         return [{**sentence(text.replace("..", "."), "not identified"), "group": group}]
-    because = f"{found['because']}; for other targets or budgets ask `mscale plan mixture`"
+    because = f"{found['because']}; for other targets or budgets ask mscale plan mixture"
     return [{**sentence(found["text"], found["sure"], because), "group": group}]
 
 

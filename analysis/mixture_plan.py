@@ -16,7 +16,7 @@ from analysis.planner import STUDY, Answer, check_positive, check_range
 from analysis.results import Fit
 from analysis.saved import need_fit
 from analysis.sensitivity import gradient, interval
-from analysis.wording import count, few, span
+from analysis.wording import count, few, signed, span
 from mscale.errors import MscaleError, nearest
 
 # Draws that the loss is averaged over, and draws that are each optimised on their own to see how far rates move.
@@ -143,13 +143,14 @@ def advice(results: Mapping[str, Any]) -> dict[str, Any]:
     rates = [{"language": laws.sources[at], "rate": round(float(best.rates[at]), 4)} for at in order]
     shown = ", ".join(f"{row['language']} {row['rate']:.0%}" for row in rates[:8])
     shown += f" and {len(rates) - 8} more" if len(rates) > 8 else ""
-    gain = f"{usual['worse_by']:.4f} nats ({usual['worse_low']:.4f} to {usual['worse_high']:.4f})"
+    ends = span(usual["worse_low"], usual["worse_high"], lambda value: signed(value, 4))
+    gain = f"{usual['worse_by']:.4f} nats ({ends})"
     text = f"For all languages alike, at the {count(flops)} FLOPs of the largest run: "
     if sure == "unclear":
         size = float(usual["parameters"])
         text += (
-            f"{count(size)} parameters on {count(flops / 6 / size)} tokens, {usual['mixture']}. The law's own best, "
-            f"{shown}, is not surely better: by {gain}."
+            f"{count(size)} parameters on {count(flops / 6 / size)} tokens, mixed as usual ({usual['mixture']}). The law's own "
+            f"best, {shown}, is not surely better: by {gain}."
         )
     else:
         text += (

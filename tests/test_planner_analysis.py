@@ -209,7 +209,7 @@ def test_a_report_advises_the_best_mixture_or_a_usual_one_where_none_is_surely_b
     careful = mixture_plan.advice(results)
     assert careful["sure"] == "unclear" and "is not surely better" in careful["text"]
     usual = min(careful["compared"][1:], key=lambda row: row["worse_by"])
-    assert f"tokens, {usual['mixture']}." in careful["text"]
+    assert f"mixed as usual ({usual['mixture']})" in careful["text"]
     assert "run at one size alone" in mixture_plan.advice(planted_mixtures.results(0, lone="d"))["reason"]
     assert "not fitted" in mixture_plan.advice({**results, "laws": {"atlas": {"fitted": False}}})["reason"]
 
