@@ -149,8 +149,8 @@ def advice(results: Mapping[str, Any]) -> dict[str, Any]:
     if sure == "unclear":
         size = float(usual["parameters"])
         text += (
-            f"{count(size)} parameters on {count(flops / 6 / size)} tokens, mixed as usual ({usual['mixture']}). The law's own "
-            f"best, {shown}, is not surely better: by {gain}."
+            f"{count(size)} parameters on {count(flops / 6 / size)} tokens, mixed as usual ({usual['mixture']}). "
+            f"The law's own best, {shown}, is not surely better: by {gain}."
         )
     else:
         text += (
