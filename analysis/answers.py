@@ -25,7 +25,7 @@ from analysis.objective import one_thread
 from analysis.records import plain, records
 from analysis.study_curves import StudyCurves, study_curves
 from analysis.tables import describe_mixtures, one_split, validate_exposure, validate_observations
-from analysis.transfer_answers import Overlap, measured_matrix, transfer_answer
+from analysis.transfer_answers import Overlap, matrix_answer, measured_matrix, transfer_answer
 from mscale.beside import Beside
 from mscale.errors import MscaleError
 from mscale.progress import progress
@@ -33,14 +33,15 @@ from mscale.progress import progress
 FORMAT = 3
 LEVEL = 0.9
 STAGES = (
-    "curves",
     "matrix",
     "atlas",
+    "curves",
     "intervals",
+    "capacity",
     "transfer",
     "crossover",
     "chinchilla",
-    "capacity",
+    "pairs",
     "held out",
     "mixture",
     "findings",
@@ -70,7 +71,7 @@ def analyse(
       study: what only the executor knows, all optional: "title", "seconds", "flops", "peak_memory_bytes",
         "failed" ([{"run", "reason"}]), "workers", "command".
       level: of all intervals. splits: names of `analysis.splits` for held-out R².
-      overlap, premiums: shared vocabulary and byte premiums of languages (`transfer_answers.transfer_answer`).
+      overlap, premiums: shared vocabulary and byte premiums of languages (`transfer_answers`).
       notes, exclusions: what reading the tables left out (`tables.StudyTables`), to be reported too.
 
     Returns:
@@ -96,25 +97,24 @@ def analyse(
         beside = Beside(len(rows) >= ENOUGH)
         # What a worker is given is pickled, so it is only what the laws are fitted to.
         chinchilla = beside(fit_chinchilla, cooled(rows), runs, level, seed)
-        capacity = beside(capacity_answer, cooled(rows), level, seed)
-        results["study"] = _study(rows, runs, study or {})
-        results["loss_curves"] = stage("curves", lambda: _loss_curves(rows, runs))
         measured = stage("matrix", lambda: measured_matrix(curves, level, seed))
+        known = (truth or {}).get("languages")
+        shape = beside(matrix_answer, measured.shown, measured.adapted, known, overlap, level, seed)
         sources = partners(rows, runs, exposure, measured.matrix)
         atlas = stage("atlas", lambda: find_atlas(rows, exposure, sources, seed))
         heldout = beside(compare, atlas_rows(rows), exposure, atlas.sources or sources, level, seed, splits)
+        results["study"] = _study(rows, runs, study or {})
+        results["loss_curves"] = stage("curves", lambda: _loss_curves(rows, runs))
         law, points = stage("intervals", lambda: atlas_answer(atlas, exposure, level))
         fitted = {"laws": {"atlas": law}, "fits": {"atlas": law.get("saved")}, "fit_points": points}
         mixture = beside(advice, {"level": level, "study": results["study"], **fitted})
+        results["capacity"] = stage("capacity", lambda: capacity_answer(cooled(rows), level, seed))
         results["transfer"] = stage(
-            "transfer",
-            lambda: transfer_answer(
-                curves, truth, level, seed, measured=measured, overlap=overlap, premiums=premiums
-            ),
+            "transfer", lambda: transfer_answer(curves, measured, truth, level, seed, premiums)
         )
         results["crossover"] = stage("crossover", lambda: _crossover(curves, level, seed))
         alone, more_points = stage("chinchilla", chinchilla)
-        results["capacity"] = stage("capacity", capacity)
+        results["transfer"] |= stage("pairs", shape)
         results["laws"] = {"chinchilla": alone, "atlas": law, "capacity": results["capacity"].pop("law")}
         results["fit_points"] = more_points + points
         results["heldout"] = stage("held out", heldout)

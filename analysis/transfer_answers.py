@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis import adaptation, dyads, inventory, predictor, reference, selection, transfer, units
 from analysis.records import records
-from analysis.study_curves import StudyCurves, study_curves
+from analysis.study_curves import StudyCurves
 from mscale.errors import MscaleError
 
 Overlap = Mapping[str, Mapping[str, float]]
@@ -21,42 +21,46 @@ class Measured:
     """The cells of a study and the scores of its pairs at each scale, which laws choose their sources by.
 
     Attributes:
-      matrix: columns `transfer.COLUMNS`; no rows where no pair was run. error: why there are no cells (None then).
+      matrix: columns `transfer.COLUMNS`; no rows where no pair was run. scale: the one that is shown (`main_scale`).
+      adapted: see `adaptation.adaptation_scores`. error: why there are no cells (None then).
     """
 
     cells: transfer.Cells | None
     matrix: pd.DataFrame
+    adapted: pd.DataFrame
+    scale: str = ""
     error: str = ""
 
+    @property
+    def shown(self) -> pd.DataFrame:
+        """The matrix at its scale."""
+        return self.matrix[self.matrix["scale"] == self.scale] if len(self.matrix) else self.matrix
 
-def measured_matrix(rows: pd.DataFrame | StudyCurves, level: float, seed: int) -> Measured:
-    """The measured scores of a study: what `transfer_answer` and the sources of the ATLAS law start from."""
+
+def measured_matrix(study: StudyCurves, level: float, seed: int) -> Measured:
+    """The measured scores of a study: what other answers on transfer and the sources of the ATLAS law start from."""
     try:
-        cells = transfer.cells(rows, seed=seed)
+        cells = transfer.cells(study, seed=seed)
     except MscaleError as error:
-        return Measured(None, pd.DataFrame(), str(error))
-    return Measured(cells, transfer.transfer_matrix(cells, level=level))
+        return Measured(None, pd.DataFrame(), pd.DataFrame(), error=str(error))
+    matrix = transfer.transfer_matrix(cells, level=level)
+    adapted = adaptation.adaptation_scores(study, noise=cells.noise.get("stable"), level=level)
+    return Measured(cells, matrix, adapted, main_scale(matrix, cells) if len(matrix) else "")
 
 
 def transfer_answer(
-    rows: pd.DataFrame | StudyCurves,
+    study: StudyCurves,
+    measured: Measured,
     truth: Mapping[str, Any] | None,
     level: float,
     seed: int,
-    *,
-    measured: Measured | None = None,
-    overlap: Overlap | None = None,
     premiums: Mapping[str, float] | None = None,
 ) -> dict:
-    """The transfer part of the results.
+    """What a study's curves say of transfer: the matrix, the scores over d, in other units, beside a planted truth.
 
     Args:
-      measured: the scores of these rows, where they are known already (`measured_matrix`).
-      overlap: shared vocabulary of languages, see `inventory.pair_features`.
       premiums: byte premium of each language, see `units.all_units`.
     """
-    study = study_curves(rows)
-    measured = measured or measured_matrix(study, level, seed)
     cells, matrix = measured.cells, measured.matrix
     if cells is None:
         return {**_nothing(measured.error), "error": measured.error}
@@ -64,13 +68,11 @@ def transfer_answer(
         phase: {"checkpoint": value.checkpoint, "run": value.run, "repeated_runs": value.run_degrees}
         for phase, value in cells.noise.items()
     }
-    adapted = adaptation.adaptation_scores(study, noise=cells.noise.get("stable"), level=level)
     answer = {**_nothing("no pair was run"), "noise": noise, "matrix": records(matrix)}
-    answer["adaptation"] = records(adapted)
+    answer["adaptation"] = records(measured.adapted)
     if matrix.empty:
         return {**answer, "error": "no 50/50 bilingual run, hence no transfer score"}
-    main = main_scale(matrix, cells)
-    chosen = matrix[matrix["scale"] == main]
+    main, chosen = measured.scale, measured.shown
     answer |= {"scale": main, "d": float(chosen["d"].max()), "params": cells.params.get(main)}
     ran = chosen[chosen["status"] != "missing"]
     pairs = list(zip(ran["target"], ran["source"], strict=True))
@@ -83,12 +85,31 @@ def transfer_answer(
     if truth:
         agreement = adaptation.relatedness_agreement(chosen, dict(truth), seed=seed)
         answer["agreement"] = {**agreement, "table": records(agreement["table"])}
-    planted = (truth or {}).get("languages")
-    answer["statistics"] = _statistics(chosen, planted, level, seed)
-    answer["predicted"] = predicted(chosen, adapted, planted, overlap, level, seed)
-    answer["next_pairs"] = _next_pairs(chosen, planted, overlap)
-    answer["published"] = beside_published(chosen, level)
     return answer
+
+
+def matrix_answer(
+    matrix: pd.DataFrame,
+    adapted: pd.DataFrame,
+    planted: Mapping[str, Mapping[str, Any]] | None,
+    overlap: Overlap | None,
+    level: float,
+    seed: int,
+) -> dict:
+    """What a matrix at one scale says by itself: its shape, pairs that were not run, the paper's beside it.
+
+    Args:
+      matrix, adapted: `Measured.shown` and `.adapted`. planted: the languages of a generated corpus.
+      overlap: shared vocabulary of languages, see `inventory.pair_features`.
+    """
+    if matrix.empty:
+        return {}
+    return {
+        "statistics": _statistics(matrix, planted, level, seed),
+        "predicted": predicted(matrix, adapted, planted, overlap, level, seed),
+        "next_pairs": _next_pairs(matrix, planted, overlap),
+        "published": beside_published(matrix, level),
+    }
 
 
 def beside_published(matrix: pd.DataFrame, level: float) -> dict[str, Any] | None:

@@ -38,7 +38,7 @@ def transfer_table(
         there are several.
       run_noise: see `transfer.cells`.
       fertility: bytes per token of languages, where the observations do not tell.
-      premiums, overlap, planted: what else is known of the languages, see `transfer_answers.transfer_answer`.
+      premiums, overlap, planted: what else is known of the languages, see `transfer_answers`.
 
     Returns:
       A row for each unit, scale and ordered pair with the columns of `COLUMNS`: `status` is measured, bound,
