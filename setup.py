@@ -32,7 +32,7 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
     "curves": ["tensorboard>=2.16"],
-    "bench": ["grain>=0.2.18"],
+    "bench": ["grain>=0.2.18", "psutil>=6"],
     "test": [
         "hypothesis>=6.100",
         "ipykernel>=6.29",
