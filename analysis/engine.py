@@ -108,35 +108,45 @@ def settle(
     precondition: Callable[[np.ndarray, np.ndarray], np.ndarray],
     enough: np.ndarray,
     iterations: int = 60,
+    origin: np.ndarray | None = None,
 ) -> Minimum:
     """L-BFGS (Nocedal & Wright, algorithm 7.4) from each row of theta (B, P), within the bounds.
 
     precondition: gradients (b, P) of the members at (b,) -> about H⁻¹ of them. Stops a member when the decrease that is
-    promised is below enough (B,); what has not converged after the iterations is for `minimise`.
+    promised is below enough (B,); what has not converged after the iterations is for `minimise`. With an origin (B, P)
+    logarithms are searched as what they are of, over what it is there, in which predictions are straight.
     """
-    theta = np.clip(theta, problem.lower, problem.upper).astype(float)
-    f, g = problem.slope(theta, members)
     B, P = theta.shape
+    logs = np.zeros(P, bool) if origin is None or problem.exponential is None else problem.exponential
+    chart = _Chart(logs, np.zeros((B, P)) if origin is None else origin)
+    x = chart.into(np.clip(theta, problem.lower, problem.upper).astype(float))
+    lower, upper = (chart.into(np.broadcast_to(end, (B, P))) for end in (problem.lower, problem.upper))
+
+    def slope(x: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        f, g = problem.slope(chart.out(x, which), members.take(which))
+        return f, g / np.where(logs, x, 1.0)
+
+    f, g = slope(x, np.arange(B))
     steps, turns, curvature = np.zeros((PAIRS, B, P)), np.zeros((PAIRS, B, P)), np.zeros((PAIRS, B))
     size, direction, converged = np.ones(B), np.zeros((B, P)), np.zeros(B, bool)
     live = fresh = np.flatnonzero(np.isfinite(f))
     spent = 0
     while True:
-        still = held(theta[fresh], g[fresh], problem)
-        slope = np.where(still, 0.0, g[fresh])
+        still = (x[fresh] <= lower[fresh]) & (g[fresh] > 0) | (x[fresh] >= upper[fresh]) & (g[fresh] < 0)
+        downhill = np.where(still, 0.0, g[fresh])
         direction[fresh] = -_two_loops(
-            slope, steps[:, fresh], turns[:, fresh], curvature[:, fresh], fresh, precondition
+            downhill, steps[:, fresh], turns[:, fresh], curvature[:, fresh], fresh, precondition
         )
         direction[fresh] = np.where(still, 0.0, direction[fresh])
-        promised = -0.5 * np.einsum("bi,bi->b", slope, direction[fresh])
+        promised = -0.5 * np.einsum("bi,bi->b", downhill, direction[fresh])
         converged[fresh] = (promised >= 0) & (promised <= enough[fresh])
         live = live[~converged[live] & (size[live] > 1e-4)]
         if not len(live) or spent == iterations:
-            return Minimum(theta, f, converged, spent)
+            return Minimum(chart.out(x), f, converged, spent)
         spent += 1
-        trial = np.clip(theta[live] + size[live, None] * direction[live], problem.lower, problem.upper)
-        moved = trial - theta[live]
-        value, gradient = problem.slope(trial, members.take(live))
+        trial = np.clip(x[live] + size[live, None] * direction[live], lower[live], upper[live])
+        moved = trial - x[live]
+        value, gradient = slope(trial, live)
         better = value <= f[live] + 1e-4 * np.einsum("bi,bi->b", g[live], moved)
         fresh, moved, turned = live[better], moved[better], (gradient - g[live])[better]
         along = np.einsum("bi,bi->b", moved, turned)
@@ -145,8 +155,23 @@ def settle(
         for history, new in ((steps, moved[usable]), (turns, turned[usable]), (curvature, 1 / along[usable])):
             history[:-1, kept] = history[1:, kept]
             history[-1, kept] = new
-        theta[fresh], f[fresh], g[fresh] = trial[better], value[better], gradient[better]
+        x[fresh], f[fresh], g[fresh] = trial[better], value[better], gradient[better]
         size[live] = np.where(better, 1.0, size[live] * 0.3)
+
+
+@dataclass(frozen=True)
+class _Chart:
+    """θ (b, P) of members which as x: exp(θ − origin) of what is fitted as a logarithm, and θ itself of the rest."""
+
+    logs: np.ndarray
+    origin: np.ndarray
+
+    def into(self, theta: np.ndarray, which: np.ndarray | slice = slice(None)) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return np.where(self.logs, np.exp(np.where(self.logs, theta - self.origin[which], 0.0)), theta)
+
+    def out(self, x: np.ndarray, which: np.ndarray | slice = slice(None)) -> np.ndarray:
+        return np.where(self.logs, np.log(np.where(self.logs, x, 1.0)) + self.origin[which], x)
 
 
 def _two_loops(

@@ -12,21 +12,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.engine import held, minimise, settle
+from analysis.closing import Points, guess, next_aims
+from analysis.engine import SHRINK, held, minimise, settle, stepped
 from analysis.problem import Members, Problem
 from analysis.quantities import Linear, Quantity
 from analysis.reduction import Reduced
 from analysis.uncertainty import Noise, critical
 
 STIFFNESS = 4.0  # of the spring, over that of the profile
+STIFFER = 8.0  # times what it was, that it becomes where it let go
 ROUNDS = 14
 CLOSE = 0.02  # standard errors between the rise and its critical value that end the search
+NEARLY = 0.1  # and where the profile hardly bends:
+BEND = 0.0025  # share of a limit by which a parabola and a straight line differ there
 FAILURES = 2  # points that do not settle, after which a profile counts as having no end
-GROWTH = 3.0  # times farther out an aim goes at most
-AHEAD = 1.2  # and at least, until the limit is passed
 LEAST = 0.05  # standard errors an interval reaches to either side at least
 MANY = 40  # parameters, from which Hessians cost so much that gradients alone are given more
-STEPS = (8, 60)  # with gradients alone before Newton's, of few parameters and of many
+STEPS = (8, 24)  # with gradients alone before Newton's, of few parameters and of many
 SETTLED = 1e-6  # share of the wanted rise that a step must promise less than; what is left may be far more
 FLAT = 1e-12  # eigenvalue of the scaled information, over the largest, of a direction that changes nothing
 INVOLVED = 1e-3  # share of a quantity's slope in such directions from which its profile never rises
@@ -216,74 +218,81 @@ def _close_in(
 ) -> np.ndarray:
     """(T,) the limits. base, ratio, inverse (S, ...): objective at the optimum of a study, ρ̂, and `_inverse`."""
     T = len(tasks.study)
-    wanted, spread, stiffness = tasks.wanted, tasks.spread, tasks.stiffness
-    distance = wanted * spread
-    near, near_z = np.zeros(T), np.zeros(T)  # farthest point known to be inside
-    far, far_z = np.full(T, np.inf), np.full(T, np.inf)  # nearest known to be outside
-    last, reached = tasks.best.copy(), np.zeros(T)
-    slack = np.full(T, 1 / STIFFNESS)  # by how much more an aim must exceed the distance that is wanted
+    stiffness = tasks.stiffness
+    unit = np.sqrt(np.maximum(tasks.sigma2 * np.einsum("ti,ti->t", tasks.slope, tasks.give), 1e-300))
+    near, far = Points.of(T, 0.0), Points.of(T, np.inf)  # farthest known to be inside, nearest outside
+    last, theta_last = Points.of(T, 0.0), tasks.best.copy()
+    expected = tasks.wanted * tasks.spread
+    aim = expected * (1 + 1 / STIFFNESS)  # out from the optimum
     limit = np.full(T, np.inf)
     failed = np.zeros(T, int)
     live = np.arange(T)
     for number in range(ROUNDS):
-        d, study = distance[live], tasks.study[live]
-        aim = tasks.centre[live] + tasks.sign[live] * d * (1 + slack[live])
+        study, wanted, sign = tasks.study[live], tasks.wanted[live], tasks.sign[live]
         members = pinned.members(
             y=None if y is None else y[study],
             ratio=ratio[study],
             which=tasks.which[live],
-            aim=aim,
+            aim=tasks.centre[live] + sign * aim[live],
             stiffness=stiffness[live],
         )
+        best = tasks.best[live]
         if number == 0:
-            ahead = tasks.best[live] + tasks.path[live] * wanted[live, None]
+            step = tasks.path[live] * wanted[:, None]
+            # Whichever is lower: straight in θ, or in what predictions are linear in.
+            starts = [best + step, stepped(best, np.maximum(step, -SHRINK), pinned)]
         else:
-            ahead = tasks.best[live] + (last[live] - tasks.best[live]) * (d / reached[live])[:, None]
-        theta, f, settled = _lowest(pinned, members, tasks, live, inverse, ahead, last[live])
+            away = expected[live] / np.where(last.out[live] > 0, last.out[live], expected[live])
+            starts = [best + (theta_last[live] - best) * away[:, None]]
+        starts.append(theta_last[live])
+        theta, f, settled = _lowest(pinned, members, tasks, stiffness, live, inverse, *starts)
         failed[live[~settled]] += 1
         h = values(pinned, theta, tasks.which[live])[0]
-        rise = np.maximum(f - 0.5 * stiffness[live] * (h - aim) ** 2 - base[study], 0.0)
+        out = sign * (h - tasks.centre[live])
+        force = stiffness[live] * (aim[live] - out)
+        rise = np.maximum(f - 0.5 * force**2 / stiffness[live] - base[study], 0.0)
         z = np.sqrt(2 * np.where(np.isfinite(rise), rise, np.inf) / tasks.sigma2[live])
-        out = tasks.sign[live] * (h - tasks.centre[live])
-        stuck = (out <= near[live] * (1 + 1e-6)) & (z < wanted[live]) & np.isinf(far[live]) & (number > 0)
-        inside, outside = (z < wanted[live]) & (out >= near[live]), z >= wanted[live]
-        nearer = outside & (out < far[live])
-        near[live[inside]], near_z[live[inside]] = out[inside], z[inside]
-        far[live[nearer]], far_z[live[nearer]] = out[nearer], z[nearer]
+        before, inner, outer = last.take(live), near.take(live), far.take(live)
+        stuck = (out <= inner.out * (1 + 1e-6)) & (z < np.minimum(wanted, inner.z + CLOSE))
+        stuck &= np.isinf(outer.out) & (number > 0)
+        inside, outside = (z < wanted) & (out >= inner.out), (z >= wanted) & (out < outer.out)
+        near.move(live[inside], out[inside], z[inside], force[inside])
+        far.move(live[outside], out[outside], z[outside], force[outside])
         good = np.isfinite(f) & (out > 0)
-        last[live[good]], reached[live[good]] = theta[good], out[good]
-        slack[live[good]] = np.maximum((tasks.sign[live] * (aim - h))[good] / out[good], 1e-3)
-        close = (np.abs(z - wanted[live]) <= CLOSE) & (out > 0)
-        limit[live[close]] = out[close] * wanted[live[close]] / np.maximum(z[close], 1e-9)
-        live = live[~stuck & ~close & (failed[live] < FAILURES)]
+        last.move(live[good], out[good], z[good], force[good])
+        theta_last[live[good]] = theta[good]
+        reached, even = guess(out, z, wanted, unit[live], before)
+        missed = np.abs(z - wanted)
+        close = (missed <= CLOSE) | (missed <= NEARLY) & (np.abs(reached - even) <= BEND * even)
+        close &= out > 0
+        limit[live[close]] = reached[close]
+        # Where the profile bends back, a soft spring lets go of it between two points.
+        stiffness[live[np.isfinite(outer.out) & ~inside & ~outside]] *= STIFFER
+        left = ~stuck & ~close & (failed[live] < FAILURES)
+        live, before = live[left], before.take(left)
         if not len(live):
             break
-        halve = number % 3 == 2  # now and then: the profile may jump
-        between = near[live] + _share(near_z[live], far_z[live], wanted[live], halve) * (
-            np.where(np.isfinite(far[live]), far[live], 0.0) - near[live]
+        expected[live], aim[live] = next_aims(
+            near.take(live),
+            far.take(live),
+            before,
+            reached[left],
+            aim[live],
+            stiffness[live],
+            wanted[left],
+            number,
         )
-        growth = np.clip(wanted[live] / np.maximum(near_z[live], 1e-9) * 1.01, 1.1, GROWTH)
-        farther = np.where(near[live] > 0, near[live], distance[live]) * growth
-        distance[live] = np.where(np.isfinite(far[live]), between, farther)
-        reached[live] = np.where(reached[live] > 0, reached[live], distance[live])
-    known = live[np.isfinite(far[live])]
-    share = (wanted[known] - near_z[known]) / np.maximum(far_z[known] - near_z[known], 1e-12)
-    limit[known] = near[known] + np.clip(share, 0, 1) * (far[known] - near[known])
+    known = live[np.isfinite(far.out[live])]
+    share = (tasks.wanted[known] - near.z[known]) / np.maximum(far.z[known] - near.z[known], 1e-12)
+    limit[known] = near.out[known] + np.clip(share, 0, 1) * (far.out[known] - near.out[known])
     return tasks.centre + tasks.sign * limit
-
-
-def _share(near_z: np.ndarray, far_z: np.ndarray, wanted: np.ndarray, halve: bool) -> np.ndarray:
-    """How far between the two points on either side of the limit to look next."""
-    if halve:
-        return np.full(len(wanted), 0.5)
-    share = (wanted - near_z) / np.maximum(far_z - near_z, 1e-12)
-    return np.clip(np.where(np.isfinite(far_z), share, 0.5), 0.05, 0.95)
 
 
 def _lowest(
     pinned: Problem,
     members: Members,
     tasks: _Tasks,
+    stiffness: np.ndarray,
     live: np.ndarray,
     inverse: np.ndarray,
     *starts: np.ndarray,
@@ -293,9 +302,8 @@ def _lowest(
     Returns: θ (B, P), the objective with its spring (B,), and whether that is its minimum (B,).
     """
     starts = tuple(np.clip(start, pinned.lower, pinned.upper) for start in starts)
-    f = np.stack([pinned.slope(start, members)[0] for start in starts])
+    f = np.stack([pinned.value(start, members) for start in starts])
     start = np.choose(np.argmin(f, axis=0)[:, None], starts)
-    stiffness = tasks.stiffness
     bend = stiffness / (1.0 + stiffness * np.einsum("ti,ti->t", tasks.slope, tasks.give))
 
     def precondition(g: np.ndarray, which: np.ndarray) -> np.ndarray:
@@ -306,7 +314,8 @@ def _lowest(
         return _by_study(inverse, g, tasks.study[at]) - pushed[:, None] * give
 
     enough = SETTLED * tasks.sigma2[live] * np.minimum(tasks.wanted[live], 1.0) ** 2
-    found = settle(pinned, start, members, precondition, enough, STEPS[pinned.size >= MANY])
+    steps = STEPS[pinned.size >= MANY]
+    found = settle(pinned, start, members, precondition, enough, steps, tasks.best[live])
     rest = np.flatnonzero(~found.converged & np.isfinite(found.objective))
     if len(rest):
         last = minimise(

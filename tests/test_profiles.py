@@ -28,3 +28,15 @@ def test_the_search_goes_on_past_a_bound(table, name):
         assert np.sqrt(2 * rise) == pytest.approx(student.ppf(0.95, freedom), rel=0.05)
     lowest = analysis.fit("chinchilla", table, loss="squares", group="run", fixed={name: row["low"]})
     assert lowest.params["E"] == pytest.approx(0, abs=1e-3) or name == "alpha"
+
+
+@pytest.mark.parametrize("name", ["alpha", "A", "B"])
+def test_limits_are_where_the_profile_reaches_its_critical_value(table, name):
+    """To a hundredth, though few points of the profile are worked out."""
+    found = analysis.fit("chinchilla", table, loss="squares", group="run")
+    freedom = len(table) - 5
+    row = found.interval(0.9).loc[name]
+    for end in (row["low"], row["high"]):
+        held = analysis.fit("chinchilla", table, loss="squares", group="run", fixed={name: end})
+        rise = (held.objective - found.objective) / (2 * found.objective / freedom)
+        assert np.sqrt(2 * rise) == pytest.approx(student.ppf(0.95, freedom), rel=0.01)
