@@ -12,7 +12,17 @@ _AS_THEY_ARE = (str, int, bool, type(None))
 
 def records(frame: pd.DataFrame) -> list[dict]:
     """The rows as dictionaries."""
-    return frame.to_dict("records") if len(frame) else []
+    names, columns = frame.columns.tolist(), [_values(column) for _, column in frame.items()]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _values(column: pd.Series) -> list:
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "bif":
+        return column.tolist()
+    # Text is not read value by value: that takes ten times as long.
+    return [
+        value.item() if isinstance(value, np.generic) else value for value in column.to_numpy(dtype=object)
+    ]
 
 
 def plain(value: Any) -> Any:
