@@ -4,13 +4,16 @@
 shows (standardised adaptation gains of source and target, their difference, and how the source's run ends on the
 target); added are what is known of the languages (script, family, genealogy, shared vocabulary) and how the two
 fare in the other pairs. Which of the three groups are used is chosen by cross-validation, and the whole, that
-choice included, is scored on pairs held out from the choice too.
+choice included, is scored on pairs held out from the choice too: where some are held out, the choice is made by
+the errors that trees make on the pairs left which they have not drawn (out of bag, Breiman 2001).
 
-A 50/50 run measures both directions of a pair, so pairs, not cells, are drawn for a tree and held out.
+A 50/50 run measures both directions of a pair, so pairs, not cells, are drawn for a tree and held out. How languages
+fare in other pairs is counted for each tree over the pairs that it has drawn: a score is in no feature of a tree that
+is to predict it.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +27,14 @@ from analysis.wording import minus
 from mscale.errors import MscaleError
 
 TREES = 300
-# Trees of each forest that is only scored, and of each that only chooses features: more change R² by less than
-# its own interval.
-SCORED_TREES, CHOOSING_TREES = 60, 25
-FOLDS, CHOOSING_FOLDS = 5, 4
+# Trees of each forest that is only scored: more change R² by less than its own interval.
+SCORED_TREES = 30
+FOLDS = 10
 LEAST_PAIRS = 8
 GROUPS = ("adaptation", "language", "other pairs")
+OTHER_PAIRS = ("target with others", "source with others")
+# Numbers in the features of as many trees as are worked on at once.
+_BLOCK = 2_000_000
 # A value that no standardised feature takes: "not known" is something a tree may split off.
 UNKNOWN = -99.0
 
@@ -100,7 +105,7 @@ def predict(
     *,
     trees: int = TREES,
     scored_trees: int = SCORED_TREES,
-    repeats: int = 2,
+    repeats: int = 1,
     level: float = 0.9,
     seed: int = 0,
 ) -> Predictions:
@@ -113,18 +118,20 @@ def predict(
     if len(pairs) < LEAST_PAIRS:
         raise MscaleError(f"{len(pairs)} pairs were measured; predicting others needs {LEAST_PAIRS} or more")
     sets = _feature_sets(known)
-    folds = [fold for repeat in range(repeats) for fold in _folds(len(pairs), FOLDS, seed + repeat)]
+    count = min(FOLDS, len(pairs))
+    folds = [fold for repeat in range(repeats) for fold in _folds(len(pairs), count, seed + repeat)]
     found = {chosen: np.full((repeats, *scores.shape), np.nan) for chosen in [*sets, None]}
     with config_context(skip_parameter_validation=True):
         for number, held in enumerate(folds):
             training = pairs[np.setdiff1d(np.arange(len(pairs)), held)]
             cells = _cells(scores, pairs[held])
-            place = (number // FOLDS, *cells.T)
+            place = (number // count, *cells.T)
+            out_of_bag = {}
             for chosen in sets:
                 forest = _grow(scores, training, known, chosen, scored_trees, (seed, number))
                 found[chosen][place] = forest.predict(cells)
-            best = min(sets, key=lambda chosen: _error(scores, training, known, chosen, (seed, number)))
-            found[None][place] = found[best][place]
+                out_of_bag[chosen] = forest.error()
+            found[None][place] = found[min(sets, key=lambda chosen: out_of_bag[chosen])][place]
         errors = {chosen: np.nanmean((found[chosen] - scores) ** 2) for chosen in sets}
         chosen = min(sets, key=lambda name: errors[name])
         forest = _grow(scores, pairs, known, chosen, trees, (seed, len(folds)))
@@ -164,20 +171,54 @@ def predict(
 
 @dataclass(frozen=True)
 class _Forest:
-    """Trees over the features of one choice."""
+    """B trees over the features of one choice, and what each has drawn.
 
-    trees: tuple[DecisionTreeRegressor, ...]
-    table: np.ndarray  # (T, T, F) float32
+    Attributes:
+      table (T, T, F): features that are the same for all trees. scores (T, T): of the P pairs given, NaN elsewhere.
+      pair (T, T): which of them a cell is of, −1 for none. drawn (B, P): how often. others: whether features of the
+      other pairs that a tree has drawn follow those of the table.
+    """
+
+    table: np.ndarray
     names: tuple[str, ...]
+    scores: np.ndarray
+    pair: np.ndarray
+    drawn: np.ndarray
+    others: bool
+    trees: list[DecisionTreeRegressor]
+
+    def features(self, cells: np.ndarray) -> Iterator[np.ndarray]:
+        """Features (m, F) of cells (m, 2) of target and source, for one tree after the other."""
+        X = self.table[tuple(cells.T)]
+        if not self.others:
+            yield from [X] * len(self.drawn)
+            return
+        size = max(_BLOCK // (len(cells) * len(self.names)), 1)
+        for start in range(0, len(self.drawn), size):
+            drawn = self.drawn[start : start + size] > 0
+            others = other_pairs(self.scores, self.pair, drawn, cells)
+            yield from np.concatenate([np.broadcast_to(X, (len(drawn), *X.shape)), others], axis=2)
 
     def predict(self, cells: np.ndarray) -> np.ndarray:
         """(m,) for cells (m, 2) of target and source."""
-        X = self.table[tuple(cells.T)]
-        return np.mean([tree.tree_.predict(X)[:, 0] for tree in self.trees], axis=0)
+        return self._each(cells).mean(axis=0)
+
+    def error(self) -> float:
+        """Mean squared error on the given pairs, each predicted by the trees that have not drawn it."""
+        cells = np.argwhere(np.isfinite(self.scores))
+        unseen = self.drawn[:, self.pair[tuple(cells.T)]] == 0
+        at = unseen.any(axis=0)
+        predicted = np.average(self._each(cells[at]), axis=0, weights=unseen[:, at])
+        return float(np.mean((predicted - self.scores[tuple(cells[at].T)]) ** 2))
 
     def importance(self) -> dict[str, float]:
         shares = np.mean([tree.feature_importances_ for tree in self.trees], axis=0)
         return {name: float(share) for name, share in zip(self.names, shares, strict=True)}
+
+    def _each(self, cells: np.ndarray) -> np.ndarray:
+        """(B, m): what each tree says."""
+        both = zip(self.trees, self.features(cells), strict=True)
+        return np.array([tree.tree_.predict(X)[:, 0] for tree, X in both])
 
 
 def _grow(
@@ -194,52 +235,47 @@ def _grow(
         features |= known.adaptation
     if "language" in chosen:
         features |= known.language
-    if "other pairs" in chosen:
-        features |= _other_pairs(scores, pairs)
-    table = np.stack(list(features.values()), axis=-1)
+    table = np.array(list(features.values())).reshape(-1, *scores.shape).transpose(1, 2, 0)
     table = np.where(np.isfinite(table), table, UNKNOWN).astype(np.float32)
+    pair = np.full(scores.shape, -1)
+    pair[tuple(pairs.T)] = pair[tuple(pairs.T[::-1])] = np.arange(len(pairs))
+    given = np.where(pair >= 0, scores, np.nan)
+    draws = rng.integers(len(pairs), size=(trees, len(pairs)))
+    drawn = np.array([np.bincount(draw, minlength=len(pairs)) for draw in draws])
+    others = "other pairs" in chosen
+    names = (*features, *(OTHER_PAIRS if others else ()))
+    forest = _Forest(table, names, given, pair, drawn, others, [])
     cells = _cells(scores, pairs)
-    which = {tuple(pair): index for index, pair in enumerate(pairs)}
-    owner = np.array([which[tuple(sorted(cell))] for cell in cells])
-    X, y = table[tuple(cells.T)], scores[tuple(cells.T)]
-    rows = [np.flatnonzero(owner == index) for index in range(len(pairs))]
-    grown = []
+    y, times = scores[tuple(cells.T)], drawn[:, pair[tuple(cells.T)]].astype(float)
     # One generator for all trees: making one takes longer than growing a small tree.
     ties = np.random.RandomState(rng.integers(2**31 - 1))
-    for _ in range(trees):
-        bag = np.concatenate([rows[index] for index in rng.integers(len(pairs), size=len(pairs))])
+    for X, weight in zip(forest.features(cells), times, strict=True):
+        at = np.flatnonzero(weight)
         tree = DecisionTreeRegressor(random_state=ties)
-        grown.append(tree.fit(X[bag], y[bag], check_input=False))
-    return _Forest(tuple(grown), table, tuple(features))
+        forest.trees.append(tree.fit(X[at], y[at], sample_weight=weight[at], check_input=False))
+    return forest
 
 
-def _error(
-    scores: np.ndarray, pairs: np.ndarray, known: Known, chosen: tuple[str, ...], seed: tuple[int, int]
-) -> float:
-    """Mean squared error of a choice of features on pairs held out of `pairs` in turn."""
-    squares = []
-    for held in _folds(len(pairs), CHOOSING_FOLDS, seed[0]):
-        training = pairs[np.setdiff1d(np.arange(len(pairs)), held)]
-        cells = _cells(scores, pairs[held])
-        forest = _grow(scores, training, known, chosen, CHOOSING_TREES, seed)
-        squares.append((forest.predict(cells) - scores[tuple(cells.T)]) ** 2)
-    return float(np.mean(np.concatenate(squares)))
+def other_pairs(scores: np.ndarray, pair: np.ndarray, drawn: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Features (B, m, 2) of cells (m, 2): the mean score of the target with its other sources, and of the source with
+    its other targets, over the pairs drawn (B, P) and without the pair itself.
 
-
-def _other_pairs(scores: np.ndarray, pairs: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean score of the target with its other sources, and of the source with its other targets.
-
-    Over the given pairs alone, and without the pair itself in either direction.
+    Args:
+      scores (T, T), pair (T, T): see `_Forest`.
     """
-    given = np.full_like(scores, np.nan)
-    for one, other in pairs:
-        given[one, other], given[other, one] = scores[one, other], scores[other, one]
-    there = np.isfinite(given)
-    values = np.where(there, given, 0.0)
-    with np.errstate(invalid="ignore"):
-        row = (values.sum(1)[:, None] - values) / (there.sum(1)[:, None] - there)
-        column = (values.sum(0)[None, :] - values) / (there.sum(0)[None, :] - there)
-    return {"target with others": row, "source with others": column}
+    at = np.argwhere(np.isfinite(scores))
+    there = drawn[:, pair[tuple(at.T)]]
+    values = there * scores[tuple(at.T)]
+    own = (drawn[:, pair[tuple(cells.T)]] > 0) & np.isfinite(scores[tuple(cells.T)])
+    score = np.where(own, scores[tuple(cells.T)], 0.0)
+    features = []
+    for side in (0, 1):
+        one_hot = (at[:, side, None] == np.arange(len(scores))).astype(float)
+        total, count = (values @ one_hot)[:, cells[:, side]], (there @ one_hot)[:, cells[:, side]]
+        with np.errstate(invalid="ignore"):
+            features.append((total - score) / (count - own))
+    found = np.stack(features, axis=-1)
+    return np.where(np.isfinite(found), found, UNKNOWN).astype(np.float32)
 
 
 def _feature_sets(known: Known) -> list[tuple[str, ...]]:

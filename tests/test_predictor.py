@@ -87,17 +87,39 @@ def test_both_directions_of_a_pair_are_held_out_together():
     assert np.array_equal(held, np.arange(40))
 
 
+def other_pairs(scores, drawn=None):
+    """Both features (T, T) over the pairs drawn (P,), all by default."""
+    pairs = np.argwhere(np.triu(np.ones_like(scores), 1))
+    pair = np.full(scores.shape, -1)
+    pair[tuple(pairs.T)] = pair[tuple(pairs.T[::-1])] = np.arange(len(pairs))
+    drawn = np.ones((1, len(pairs)), dtype=bool) if drawn is None else drawn[None]
+    everywhere = np.argwhere(~np.eye(len(scores), dtype=bool))
+    table = np.full((*scores.shape, 2), np.nan)
+    table[tuple(everywhere.T)] = predictor.other_pairs(scores, pair, drawn, everywhere)[0]
+    return table, pair
+
+
 def test_other_pairs_say_nothing_of_the_pair_itself():
     scores, _ = planted(1)
-    pairs = np.argwhere(np.triu(np.ones_like(scores), 1))
-    before = predictor._other_pairs(scores, pairs)
+    before, _ = other_pairs(scores)
+    assert before[2, 5, 0] == pytest.approx(np.nanmean(np.delete(scores[2], 5)), abs=1e-6)
+    assert before[2, 5, 1] == pytest.approx(np.nanmean(np.delete(scores[:, 5], 2)), abs=1e-6)
     changed = scores.copy()
     changed[2, 5], changed[5, 2] = 99, -99
-    after = predictor._other_pairs(changed, pairs)
-    for name in before:
-        assert after[name][2, 5] == pytest.approx(before[name][2, 5])
-        assert after[name][5, 2] == pytest.approx(before[name][5, 2])
-    assert after["target with others"][2, 7] != pytest.approx(before["target with others"][2, 7])
+    after, _ = other_pairs(changed)
+    for at in ((2, 5), (5, 2)):
+        assert np.array_equal(after[at], before[at])
+    assert after[2, 7, 0] != pytest.approx(before[2, 7, 0])
+
+
+def test_pairs_that_a_tree_has_not_drawn_are_in_none_of_its_features():
+    scores, _ = planted(1)
+    _, pair = other_pairs(scores)
+    drawn = np.random.default_rng(0).random(pair.max() + 1) < 0.6
+    before, _ = other_pairs(scores, drawn)
+    unseen = (pair >= 0) & ~drawn[pair]
+    after, _ = other_pairs(np.where(unseen, 99.0, scores), drawn)
+    assert unseen.any() and np.array_equal(before, after, equal_nan=True)
 
 
 def test_the_published_matrix_is_predicted_about_as_well_as_the_paper_says():
