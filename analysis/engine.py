@@ -17,6 +17,7 @@ SHRINK = 0.9  # of what is fitted as a logarithm, that a step may take away
 GROW = 1e6  # times what it was, that a step may add
 LARGE = 40  # parameters from which a step is tried before its Hessian is worked out
 ROUNDING = 1e-9  # of the scaled curvature, that a flat direction may seem to have
+NEARLY = 0.01  # share of a step after which a bound ends it, where the bound is taken to be reached already
 ACTIVE = 8  # times a step is worked out again because it passed a bound
 
 
@@ -259,8 +260,8 @@ def _within(
 ) -> np.ndarray:
     """Steps x (B, P) with matrix·x = right (B, P) in what does not keep still and reaches neither bound (B, P).
 
-    What would pass a bound stops there, and the rest is solved again: it moves with them. Where that leads up, what
-    is at a bound already keeps still, and the rest moves until the first bound.
+    What would pass a bound stops there, and the rest is solved again: it moves with them. Where that leads up, all
+    move until the first bound.
     """
     step, keeps = np.zeros_like(right), still.copy()
     again = np.arange(len(right))
@@ -286,16 +287,21 @@ def _within(
 def _until_bound(
     matrix: np.ndarray, right: np.ndarray, still: np.ndarray, lowest: np.ndarray, highest: np.ndarray
 ) -> np.ndarray:
-    """The step towards matrix·x = right that ends at the first bound; what is at one and would pass it keeps still."""
-    for _ in range(ACTIVE):
-        step = _solve_but(matrix, right, still, np.zeros_like(right))
-        out = ((lowest >= 0) & (step < 0) | (highest <= 0) & (step > 0)) & ~still
+    """The step towards matrix·x = right that ends at the first bound.
+
+    What is nearly at one that it would pass goes there, and the rest is solved again: otherwise a distance that is
+    only rounding would end all steps, and a search far from its optimum would seem to have settled.
+    """
+    goes = np.zeros_like(right)
+    while True:
+        step = _solve_but(matrix, right, still, goes)
+        bound = np.where(step < 0, lowest, highest)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            room = np.where((step == 0) | still, np.inf, bound / step)
+        out = room < NEARLY
         if not out.any():
-            break
-        still |= out
-    with np.errstate(divide="ignore", invalid="ignore"):
-        room = np.where(step < 0, lowest / step, np.where(step > 0, highest / step, np.inf))
-    return step * np.clip(room.min(axis=1, keepdims=True), 0.0, 1.0)
+            return step * np.clip(room.min(axis=1, keepdims=True), 0.0, 1.0)
+        goes, still = np.where(out, bound, goes), still | out
 
 
 def _solve_but(matrix: np.ndarray, right: np.ndarray, fixed: np.ndarray, at: np.ndarray) -> np.ndarray:

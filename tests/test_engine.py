@@ -156,3 +156,19 @@ def test_what_the_data_tell_nothing_of_has_no_limits_and_the_rest_does():
     assert frame.loc["E[c]", "reason"] == "cannot be told apart from A[c]"
     assert frame.loc["A[d]", "reason"] == "cannot be told apart from E[d]"
     assert np.isfinite(frame.drop(flat)[["low", "high"]]).all(axis=None)
+
+
+def test_a_distance_from_a_bound_that_is_only_rounding_does_not_end_a_step():
+    rng = np.random.default_rng(0)
+    shape = (50, 4)
+    root = rng.normal(size=(*shape, 4))
+    matrix, right = root @ root.swapaxes(1, 2) + 0.1 * np.eye(4), rng.normal(size=shape)
+    highest = np.full(shape, 9.0)
+    steps = []
+    for gap in (0.0, 1e-18):
+        lowest = np.tile([-gap, -gap, -0.5, -9.0], (len(right), 1))
+        step = engine._until_bound(matrix, right, np.zeros(shape, bool), lowest, highest)
+        assert (step >= lowest - 1e-12).all() and (step <= highest + 1e-12).all()
+        steps.append(step)
+    np.testing.assert_allclose(*steps, atol=1e-12)
+    assert np.median(np.abs(steps[1]).max(axis=1)) > 0.01
