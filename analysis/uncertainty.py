@@ -9,9 +9,10 @@ import dataclasses
 import functools
 
 import numpy as np
+from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.stats import t as student
 
-from analysis.engine import minimise
+from analysis.engine import LARGE, SHRINK, minimise, stepped
 from analysis.problem import Members, Problem
 from analysis.reduction import Reduced, reduce
 from analysis.sufficiency import SPARE
@@ -20,6 +21,8 @@ from analysis.sufficiency import SPARE
 # no noise is like that, but an estimate must be free to fall there, or intervals are too wide where nothing is shared.
 SHARING = np.geomspace(0.04, 1000.0, 20)
 HALVINGS = 40
+UNLIKELY = 25.0  # in log likelihood, below which a value of ρ does not matter
+FLAT = 1e-12  # eigenvalue of the scaled information, over the largest, of a direction that changes nothing
 LEAST = 1e-7  # relative noise below which only rounding is left, for data that a law made
 
 
@@ -77,10 +80,14 @@ def noise(problem: Problem, theta: np.ndarray, y: np.ndarray | None = None) -> N
     """
     S, P = theta.shape
     ratio, reduced = ratios(problem), reduce(problem)
-    R = len(ratio)
+    R, inner = len(ratio), reduced.inner
     members = problem.members(y=None if y is None else np.repeat(y, R, axis=0), ratio=np.tile(ratio, S))
     theta = np.repeat(theta, R, axis=0)
-    given = _given(reduced.inner, reduced.inwards(theta), members)
+    if inner.size < LARGE:
+        given = _given(inner, reduced.inwards(theta), members)
+    else:
+        start, each = reduced.inwards(theta), np.split(np.arange(S * R), S)
+        given = _Given.of([_likely(inner, start[mine], members.take(mine)) for mine in each])
     restricted = given.restricted.reshape(S, R)
     # The reference prior, 1/σ² for the variance within and for that between groups: uniform in log(1 + m·ρ), as
     # the grid is, which makes an interval between groups Student's with the freedom of the groups.
@@ -91,7 +98,7 @@ def noise(problem: Problem, theta: np.ndarray, y: np.ndarray | None = None) -> N
         reduced.outwards(given.theta, theta).reshape(S, R, P),
         given.sigma2.reshape(S, R),
         given.inverse.reshape(S, R, *given.inverse.shape[1:]),
-        max(1, len(problem.y) - reduced.inner.size),
+        max(1, len(problem.y) - inner.size),
         np.argmax(restricted, axis=1),
         reduced,
     )
@@ -113,16 +120,62 @@ class _Given:
     restricted: np.ndarray
     inverse: np.ndarray
 
+    @classmethod
+    def of(cls, parts: list["_Given"]) -> "_Given":
+        names = [one.name for one in dataclasses.fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+    def put(self, which: np.ndarray, other: "_Given") -> None:
+        for one in dataclasses.fields(self):
+            getattr(self, one.name)[which] = getattr(other, one.name)
+
 
 def _given(problem: Problem, theta: np.ndarray, members: Members) -> _Given:
     """The optima given the ρ of the members, from theta (B, P)."""
     theta = minimise(problem, theta, members, damping=1e-3).theta
-    information = problem.system(theta, members)[3]
-    freedom = max(1, len(problem.y) - problem.size)
     rss = 2 * problem.objective(theta, members)
+    return _told(problem, theta, members, rss, *invert(problem.system(theta, members)[3]))
+
+
+def _likely(problem: Problem, theta: np.ndarray, members: Members) -> _Given:
+    """`_given`, but exact only for the ρ that can matter: the others are as one step from theta (R, P) makes them.
+
+    What matters is within UNLIKELY of the best by that step, or next to what is by the exact optimum.
+    """
+    value, slope, _, information = problem.system(theta, members)
+    inverse, log_determinant = invert(information)
+    step = -np.matmul(inverse, slope[:, :, None])[:, :, 0]
+    rss = 2 * problem.objective(theta, members) + np.einsum("ri,ri->r", slope, step)
+    there = stepped(theta, np.maximum(step, -SHRINK), problem)
+    lower = problem.value(there, members) <= value
+    found = _told(problem, np.where(lower[:, None], there, theta), members, rss, inverse, log_determinant)
+    done, near = np.zeros(len(theta), bool), np.array([True, True, True])
+    while True:
+        likely = found.restricted >= found.restricted[done | ~done.any()].max() - UNLIKELY
+        asked = np.flatnonzero((likely | np.convolve(likely & done, near, "same")) & ~done)
+        if not len(asked):
+            return found
+        start, of = found.theta[asked], members.take(asked)
+        if done.any():
+            known = np.flatnonzero(done)
+            beside = found.theta[known[np.argmin(np.abs(asked[:, None] - known), axis=1)]]
+            lower = problem.value(beside, of) < problem.value(start, of)
+            start = np.where(lower[:, None], beside, start)
+        found.put(asked, _given(problem, start, of))
+        done[asked] = True
+
+
+def _told(
+    problem: Problem,
+    theta: np.ndarray,
+    members: Members,
+    rss: np.ndarray,
+    inverse: np.ndarray,
+    log_determinant: np.ndarray,
+) -> _Given:
+    freedom = max(1, len(problem.y) - problem.size)
     typical = 1.0 if problem.law.residual == "log" else float(np.abs(problem.y).mean())
     sigma2 = np.maximum(rss / freedom, (LEAST * typical) ** 2)
-    inverse, log_determinant = invert(information)
     total = np.bincount(problem.group, problem.weight)
     log_V = np.log1p(members.ratio[:, None] * total).sum(axis=1)
     restricted = -0.5 * (freedom * np.log(sigma2) + log_V + log_determinant)
@@ -132,12 +185,32 @@ def _given(problem: Problem, theta: np.ndarray, members: Members) -> _Given:
 def invert(information: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pseudo-inverses of (B, P, P) and the log determinants of what is not flat (B,)."""
     scale = np.sqrt(np.maximum(np.einsum("rii->ri", information), 1e-300))
-    values, vectors = np.linalg.eigh(information / scale[:, :, None] / scale[:, None, :])
-    solid = values > 1e-12 * values[:, -1:]
-    weight = np.where(solid, 1 / np.where(solid, values, 1.0), 1e12)
-    inverse = (vectors * weight[:, None]) @ vectors.swapaxes(1, 2)
-    log_determinant = np.where(solid, np.log(np.where(solid, values, 1.0)), 0.0).sum(1)
+    scaled = information / scale[:, :, None] / scale[:, None, :]
+    found = _by_cholesky(scaled) if scaled.shape[1] >= LARGE else None
+    if found is None:
+        values, vectors = np.linalg.eigh(scaled)
+        solid = values > FLAT * values[:, -1:]
+        weight = np.where(solid, 1 / np.where(solid, values, 1.0), 1 / FLAT)
+        inverse = (vectors * weight[:, None]) @ vectors.swapaxes(1, 2)
+        found = inverse, np.where(solid, np.log(np.where(solid, values, 1.0)), 0.0).sum(1)
+    inverse, log_determinant = found
     return inverse / scale[:, :, None] / scale[:, None, :], log_determinant + 2 * np.log(scale).sum(1)
+
+
+def _by_cholesky(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Inverses and log determinants of matrices (B, P, P) with ones on the diagonal; None if one is nearly flat."""
+    inverse, log_determinant = np.empty_like(matrices), np.empty(len(matrices))
+    for number, matrix in enumerate(matrices):
+        factor, failed = dpotrf(matrix, lower=1)
+        if failed:
+            return None
+        log_determinant[number] = 2 * np.log(np.diag(factor)).sum()
+        half, failed = dpotri(factor, lower=1)
+        # The trace bounds the least eigenvalue from below, and the largest is at most P.
+        if failed or not np.trace(half) < 1 / (FLAT * len(matrix)):
+            return None
+        inverse[number] = np.tril(half) + np.tril(half, -1).T
+    return inverse, log_determinant
 
 
 def critical(

@@ -143,3 +143,29 @@ def test_a_steep_profile_is_not_taken_for_a_flat_one():
         found = analysis.fit("chinchilla", table).interval(0.9)
         assert found.loc["E", "estimate"] < found.loc["E", "high"] < table["loss"].min()
         assert np.isfinite(found.loc["B_mean", "high"]) and np.isfinite(found.loc["beta", "high"])
+
+
+def test_what_hardly_matters_of_the_noise_is_left_rough_and_the_rest_is_exact(monkeypatch):
+    found = analysis.fit("chinchilla", study(6, 5))
+    theta = np.stack([found.theta, found.theta + 0.05])
+    y = found.problem.y * np.exp(np.random.default_rng(0).normal(0, 0.002, (2, len(found.problem.y))))
+    whole = uncertainty.noise(found.problem, theta, y)
+    monkeypatch.setattr(uncertainty, "LARGE", 0)
+    quick = uncertainty.noise(found.problem, theta, y)
+    np.testing.assert_allclose(quick.chance, whole.chance, rtol=1e-6, atol=1e-9)
+    matters = whole.chance > 1e-9
+    assert matters.sum() < matters.size
+    np.testing.assert_allclose(quick.theta[matters], whole.theta[matters], rtol=1e-4)
+    np.testing.assert_allclose(quick.inverse[matters], whole.inverse[matters], rtol=1e-3)
+
+
+def test_inverses_are_the_same_by_cholesky_and_of_flat_matrices_by_eigenvalues(monkeypatch):
+    J = np.random.default_rng(1).normal(size=(3, 30, 6)) * [1, 10, 1e3, 1, 1e-2, 1]
+    information = J.swapaxes(1, 2) @ J
+    slow = uncertainty.invert(information)
+    monkeypatch.setattr(uncertainty, "LARGE", 0)
+    for mine, other in zip(uncertainty.invert(information), slow, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-8)
+    J[1, :, 5] = J[1, :, 3]
+    flat = J.swapaxes(1, 2) @ J
+    assert uncertainty.invert(flat)[0][1, 5, 5] > 1e8
