@@ -32,14 +32,27 @@ def saturate(D: Any, U: Any, lambda_: Any) -> Any:
     if not np.any(repeats > 0):
         return fresh
     rate = value_of(lambda_)
-    worth = -np.expm1(-rate * repeats) / rate
-    effective = fresh + worth * U
+    # One λ for all rows, of which few repeat their data: exponentials are of those alone.
+    few = np.ndim(repeats) == 1 and (np.ndim(rate) == 0 or np.shape(rate)[-1] == 1)
+    rows = np.flatnonzero(repeats > 0) if few else slice(None)
+    epochs, unique = repeats[rows], np.broadcast_to(U, np.shape(repeats))[rows]
+
+    def on_all(part: Any) -> Any:
+        if not few:
+            return part
+        whole = np.zeros((*np.shape(part)[:-1], len(repeats)))
+        whole[..., rows] = part
+        return whole
+
+    worth = -np.expm1(-rate * epochs) / rate
+    effective = fresh + on_all(worth * unique)
     if not isinstance(lambda_, Jet):
         return effective
     # The derivatives in λ by hand: every evaluation of the law takes them for each source.
-    left = np.exp(-rate * repeats) * repeats
+    left = np.exp(-rate * epochs) * epochs
     slope = (left - worth) / rate
-    return lambda_.map(effective, slope * U, -(left * repeats + 2.0 * slope) / rate * U)
+    bent = -(left * epochs + 2.0 * slope) / rate
+    return lambda_.map(effective, on_all(slope * unique), on_all(bent * unique))
 
 
 def effective_data(p: Any, x: Any, sources: int, other: bool) -> Any:
