@@ -1,5 +1,7 @@
 """Monotone cubics through points, read on a grid: many curves at once, only where they are looked up."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 # Points of the grid between the first knot and the last; between two of them curves are straight.
@@ -53,9 +55,9 @@ class Cubics:
         else:
             place = np.clip(np.searchsorted(grid, where) - 1, 0, len(grid) - 2)
             share = np.clip((where - grid[place]) / (grid[place + 1] - grid[place]), 0, 1)[:, None]
-            place = np.broadcast_to(place[:, None], (*self.values.shape[:2], where.shape[1]))
-            found = self._at(place)
-            found += share * (self._at(place + 1) - found)
+            place = place[:, None]
+            found = self._at(place, self.row)
+            found += share * (self._at(place + 1, self.row) - found)
         return np.where(outside[:, None], np.nan, found)
 
     def reach(self, wanted: np.ndarray) -> np.ndarray:
@@ -67,9 +69,8 @@ class Cubics:
         if len(grid) == 1:
             found = np.full(wanted.shape, grid[0])
         else:
-            right = self._first_below(wanted)
-            before = self._at(right - 1)
-            drop = before - self._at(right)
+            right, before, after = self._around(wanted)
+            drop = before - after
             # Level from its first point on, the curve is there at once.
             with np.errstate(invalid="ignore", divide="ignore"):
                 share = np.where(drop > 0, (before - wanted) / drop, 0.0)
@@ -79,43 +80,68 @@ class Cubics:
         found = np.where(wanted > self.values[..., :1] + ROUNDING, -np.inf, found)
         return np.where(np.isnan(wanted), np.nan, found)
 
-    def _cubic(self, piece: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Coefficients of the cubics that are looked up, constant first, in log tokens from their left knot."""
-        at = self.row + piece
-        step = self.steps[piece]
+    def _cubic(self, at: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Coefficients of cubics, constant first, in the distance from their left knot; and their mean slopes.
+
+        Args:
+          at: where their left knots are among all values. step: their lengths.
+        """
         value, slope = self.values.take(at), self.slopes.take(at)
-        at += 1
-        secant = (self.values.take(at) - value) / step
-        bend = (slope + self.slopes.take(at) - 2 * secant) / step
-        return value, slope, (secant - slope) / step - bend, bend / step
+        secant = (self.values.take(at + 1) - value) / step
+        bend = (slope + self.slopes.take(at + 1) - 2 * secant) / step
+        return value, slope, (secant - slope) / step - bend, bend / step, secant
 
-    def _at(self, place: np.ndarray) -> np.ndarray:
-        """Losses at points of the grid (B, 1 + R, m)."""
+    def _at(self, place: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """Values at points of the grid, of the curves that begin at `row` among all values."""
         piece = self.piece[place]
-        return _evaluate(self._cubic(piece), self.grid[place] - self.knots[piece])
+        *cubic, _ = self._cubic(row + piece, self.steps[piece])
+        return _evaluate(cubic, self.grid[place] - self.knots[piece])
 
-    def _first_below(self, wanted: np.ndarray) -> np.ndarray:
-        """The first point of the grid, of the second to the last, at which each curve is at or below ``wanted``."""
-        # A curve never rises, so the points above the wanted loss are its first ones: bisect for the last of them,
-        # among the knots, then on the grid between two of them.
-        n = len(self.knots)
-        low, high = np.zeros(wanted.shape, int), np.full(wanted.shape, n)
-        for _ in range(n.bit_length()):
-            middle = (low + high) >> 1
-            above = (self.values.take(self.row + np.minimum(middle, n - 1)) > wanted) & (middle < high)
-            low, high = np.where(above, middle + 1, low), np.where(above, high, middle)
-        piece = np.clip(low - 1, 0, n - 2)
-        cubic = self._cubic(piece)
-        left = self.knots[piece]
+    def _around(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The first point of the grid, of the second to the last, at which each curve is at or below ``wanted``.
+
+        And the values at the point before it and there.
+        """
+        # A curve never rises, so the knots above the wanted value are its first ones: count them by halves.
+        n, last = len(self.knots), len(self.grid) - 1
+        above = np.zeros(wanted.shape, dtype=int)
+        for half in reversed(range(n.bit_length())):
+            next_ = above + (1 << half)
+            above += (self.values.take(self.row + np.minimum(next_, n) - 1) > wanted) << half
+        piece = np.clip(above - 1, 0, n - 2)
+        # Newton's steps to where the cubic from the last of them reaches it.
+        step = self.steps[piece]
+        *cubic, secant = self._cubic(self.row + piece, step)
+        value, slope, bend, twist = cubic
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            x = (wanted - value) / secant
+            for _ in range(2):
+                x -= (_evaluate(cubic, x) - wanted) / ((3 * twist * x + 2 * bend) * x + slope)
+                x = np.fmax(np.fmin(x, step), 0.0)
+        x += self.knots[piece] - self.grid[0]
+        right = np.clip(np.ceil(x * (last / (self.grid[-1] - self.grid[0]))).astype(int), 1, last)
+        before, after = self._at(right - 1, self.row), self._at(right, self.row)
+        # Where that is not it, level stretches mostly: bisect the points of the grid on the cubic.
+        wrong = ((before <= wanted) & (right > 1)) | ((after > wanted) & (right < last))
+        wrong &= (wanted >= self.values[..., -1:]) & (wanted <= self.values[..., :1])
+        if wrong.any():
+            row = np.broadcast_to(self.row, wanted.shape)[wrong]
+            right[wrong] = self._bisect(wanted[wrong], piece[wrong], row)
+            before[wrong], after[wrong] = self._at(right[wrong] - 1, row), self._at(right[wrong], row)
+        return right, before, after
+
+    def _bisect(self, wanted: np.ndarray, piece: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """As `_around`, for values (k,) of curves that begin at row (k,) and their pieces (k,)."""
+        *cubic, _ = self._cubic(row + piece, self.steps[piece])
         low, high = self.start[piece], self.start[piece + 1]
-        for _ in range(int(np.diff(self.start).max()).bit_length()):
+        while (low < high).any():
             middle = (low + high) >> 1
-            above = (_evaluate(cubic, self.grid[middle] - left) > wanted) & (middle < high)
+            above = (_evaluate(cubic, self.grid[middle] - self.knots[piece]) > wanted) & (middle < high)
             low, high = np.where(above, middle + 1, low), np.where(above, high, middle)
         return np.clip(low, 1, len(self.grid) - 1)
 
 
-def _evaluate(cubic: tuple[np.ndarray, ...], x: np.ndarray) -> np.ndarray:
+def _evaluate(cubic: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
     a, b, c, d = cubic
     value = d * x
     for coefficient in (c, b):

@@ -1,0 +1,49 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.interpolate import PchipInterpolator
+
+from analysis.monotone import GRID, Cubics, slopes_of
+
+
+def falling(seed, knots, curves=6):
+    """Knots (n,) and non-increasing values (curves, n), a third of their steps level."""
+    rng = np.random.default_rng(seed)
+    x = np.sort(rng.uniform(0, 10, knots))
+    steps = rng.exponential(size=(curves, knots)) * (rng.random((curves, knots)) > 1 / 3)
+    return x, 5 - np.cumsum(steps, axis=1)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 40))
+def test_it_is_scipys_monotone_cubic_with_straight_lines_between_points_of_the_grid(seed, knots):
+    x, values = falling(seed, knots)
+    assert np.allclose(slopes_of(x, values), PchipInterpolator(x, values, axis=1).derivative()(x), atol=1e-9)
+    grid = np.linspace(x[0], x[-1], GRID)
+    dense = PchipInterpolator(x, values, axis=1)(grid)
+    where = np.random.default_rng(seed).uniform(x[0] - 1, x[-1] + 1, (1, 50))
+    read = Cubics(x, values[None], slopes_of(x, values)[None]).read(where)[0]
+    for row, curve in zip(read, dense, strict=True):
+        expected = np.interp(where[0], grid, curve, left=np.nan, right=np.nan)
+        assert np.allclose(row, expected, equal_nan=True, atol=1e-9)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 40))
+def test_reaching_finds_what_looking_at_every_point_of_the_grid_finds(seed, knots):
+    x, values = falling(seed, knots)
+    grid = np.linspace(x[0], x[-1], GRID)
+    dense = PchipInterpolator(x, values, axis=1)(grid)
+    rng = np.random.default_rng([1, seed])
+    wanted = rng.uniform(values.min() - 1, values.max() + 1, (len(values), 30))
+    wanted[0, 0] = np.nan
+    found = Cubics(x, values[None], slopes_of(x, values)[None]).reach(wanted[None])[0]
+    assert np.isnan(found[0, 0])
+    for curve, asked, got in zip(dense, wanted, found, strict=True):
+        for value, place in zip(asked[1:], got[1:], strict=True):
+            if value < curve[-1]:
+                assert place == np.inf
+            elif value > curve[0]:
+                assert place == -np.inf
+            else:
+                right = max(int(np.argmax(curve <= value)), 1)
+                share = (curve[right - 1] - value) / (curve[right - 1] - curve[right])
+                assert np.isclose(place, grid[right - 1] + share * (grid[right] - grid[right - 1]), atol=1e-9)
