@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg.lapack import dposv, dpotrf
 
 from analysis.problem import Members, Problem
 
@@ -245,6 +246,8 @@ def _positive(matrix: np.ndarray, still: np.ndarray) -> np.ndarray:
     if still.any():
         matrix = np.where(~still[:, :, None] & ~still[:, None, :], matrix, 0.0)
         np.einsum("bii->bi", matrix)[still] = 1.0
+    if matrix.shape[1] >= LARGE:
+        return np.array([dpotrf(one, lower=1, clean=0)[1] == 0 for one in matrix], bool)
     try:
         np.linalg.cholesky(matrix)
     except np.linalg.LinAlgError:
@@ -314,7 +317,11 @@ def _solve_but(matrix: np.ndarray, right: np.ndarray, fixed: np.ndarray, at: np.
 
 
 def solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Solves (B, P, P) x = (B, P); rows that are singular come back as NaN."""
+    """Solves (B, P, P) x = (B, P), symmetric; rows that are singular come back as NaN."""
+    if matrix.shape[1] >= LARGE:
+        found = [dposv(one, of, lower=1)[1:] for one, of in zip(matrix, right, strict=True)]
+        if all(failed == 0 for _, failed in found):
+            return np.array([x for x, _ in found])
     try:
         return np.linalg.solve(matrix, right[:, :, None])[:, :, 0]
     except np.linalg.LinAlgError:

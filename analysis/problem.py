@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from analysis import scatter
 from analysis.derivatives import Jet
@@ -135,9 +136,14 @@ class Problem:
 
     def all_locals(self, theta: np.ndarray) -> np.ndarray:
         """(B, C, k): the local parameters of every cell."""
-        select = np.concatenate([cell.select for cell in self.cells])
-        offset = np.concatenate([cell.offset for cell in self.cells])
-        return (theta @ select.T + offset).reshape(len(theta), len(self.cells), -1)
+        select, offset = self._maps
+        return (select @ theta.T).T.reshape(len(theta), len(self.cells), -1) + offset
+
+    @cached_property
+    def _maps(self) -> tuple[Any, np.ndarray]:
+        """From θ to the local parameters of all cells, as a sparse matrix, and what is added, (C, k)."""
+        select = csr_array(np.concatenate([cell.select for cell in self.cells]))
+        return select, np.stack([cell.offset for cell in self.cells])
 
     @cached_property
     def cell_of_row(self) -> np.ndarray:
