@@ -120,7 +120,7 @@ def same_or_different(
 
     def shuffled(labels: np.ndarray) -> np.ndarray:
         at = labels[:, targets] * len(matrix) + labels[:, sources]
-        one, zero = (kind.take(at) @ sums for kind in kinds)
+        one, zero = (np.einsum("pk,ks->ps", kind.take(at), sums) for kind in kinds)
         with np.errstate(invalid="ignore"):
             return one[:, 0] / one[:, 1] - zero[:, 0] / zero[:, 1]
 

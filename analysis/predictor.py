@@ -270,8 +270,12 @@ def other_pairs(scores: np.ndarray, pair: np.ndarray, drawn: np.ndarray, cells: 
     score = np.where(own, scores[tuple(cells.T)], 0.0)
     features = []
     for side in (0, 1):
-        one_hot = (at[:, side, None] == np.arange(len(scores))).astype(float)
-        total, count = (values @ one_hot)[:, cells[:, side]], (there @ one_hot)[:, cells[:, side]]
+        of = (np.arange(len(drawn))[:, None] * len(scores) + at[:, side]).ravel()
+        total, count = (
+            np.bincount(of, table.ravel(), len(drawn) * len(scores)).reshape(-1, len(scores))
+            for table in (values, there)
+        )
+        total, count = total[:, cells[:, side]], count[:, cells[:, side]]
         with np.errstate(invalid="ignore"):
             features.append((total - score) / (count - own))
     found = np.stack(features, axis=-1)

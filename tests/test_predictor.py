@@ -1,6 +1,7 @@
 import numpy as np
 import planted_study
 import pytest
+from scipy.stats import spearmanr
 
 from analysis import adaptation, dyads, inventory, predictor, reference
 from analysis.tables import validate_observations
@@ -131,6 +132,24 @@ def test_the_published_matrix_is_predicted_about_as_well_as_the_paper_says():
     found = predictor.predict(scores, known, trees=40, scored_trees=40, repeats=1)
     assert found.r2 == pytest.approx(0.85, abs=0.05) and found.spearman == pytest.approx(0.85, abs=0.06)
     assert "language" in found.groups
+
+
+def test_pairs_hidden_from_the_published_matrix_are_predicted():
+    paper = reference.published_transfer().dropna()
+    languages = tuple(sorted(set(paper["target"])))
+    scores = dyads.to_matrix(paper.to_dict("records"), languages)
+    upper = np.argwhere(np.triu(np.isfinite(scores) | np.isfinite(scores.T), 1))
+    gone = np.random.default_rng(0).permutation(len(upper))[: round(0.3 * len(upper))]
+    part = scores.copy()
+    part[tuple(upper[gone].T)] = part[tuple(upper[gone].T[::-1])] = np.nan
+    hidden = np.isnan(part) & np.isfinite(scores)
+    known = predictor.Known(languages, {}, inventory.pair_features(languages))
+    found = predictor.predict(part, known, trees=100)
+    error = np.mean((found.score[hidden] - scores[hidden]) ** 2)
+    assert 1 - error / np.var(scores[hidden]) == pytest.approx(found.r2, abs=0.05) and found.r2 > 0.8
+    assert spearmanr(found.score[hidden], scores[hidden]).statistic > 0.82
+    inside = (found.low <= scores)[hidden] & (scores <= found.high)[hidden]
+    assert np.mean(inside) == pytest.approx(0.9, abs=0.04)
 
 
 def test_the_papers_features_from_a_planted_study():
