@@ -107,46 +107,68 @@ def starts(problem: Problem, seed: int, y: np.ndarray) -> np.ndarray:
 
 def _solve_linear(problem: Problem, theta: np.ndarray, linear: list[int], y: np.ndarray) -> np.ndarray:
     """(S, K, P): the linear parameters of every start solved; the prediction is Σ_j c_j·f_j(nonlinear)."""
-    S, K = len(y), len(theta)
+    S = len(y)
     result = np.tile(theta, (S, 1, 1))
     if not linear:
         return result
-    designs, known = _designs(problem, theta, linear)
+    designs, known, columns = _designs(problem, theta, linear)
     scale = np.sqrt(problem.weight) / (y if problem.law.residual == "log" else np.ones_like(y))  # (S, n)
     positive = np.array([problem.held["parameters"][index].log for index in linear])
     bounded = bool(np.all([problem.held["parameters"][index].bounds[0] >= 0 for index in linear]))
     least = 1e-3 * np.abs(y).mean(axis=1)
-    for k in range(K):
-        if not (np.isfinite(designs[k]).all() and np.isfinite(known[k]).all()):
-            continue
-        target = (y - known[k]) * scale
-        solved = _least_squares(designs[k], scale, target, bounded)
+    good = np.flatnonzero(np.isfinite(designs).all(axis=(1, 2)) & np.isfinite(known).all(axis=1))
+    used = np.bincount(np.concatenate([at[at >= 0] for at in columns]), minlength=len(linear))
+    # One study is searched from all starts at once; many at once fill the cache with a single start.
+    for some in [good] if S == 1 else good[:, None]:
+        target = (y - known[some, None]) * scale
+        solved = np.zeros((len(some), S, len(linear)))
+        if used.max() == 1:
+            for cell, at in zip(problem.cells, columns, strict=True):
+                mine, rows = at >= 0, cell.rows
+                solved[:, :, at[mine]] = _least_squares(
+                    designs[some, rows][:, :, mine], scale[:, rows], target[:, :, rows], bounded
+                )
+        else:
+            whole = np.zeros((len(some), len(problem.y), len(linear)))
+            for cell, at in zip(problem.cells, columns, strict=True):
+                for position in np.flatnonzero(at >= 0):
+                    whole[:, cell.rows, at[position]] += designs[some, cell.rows, position]
+            solved = _least_squares(whole, scale, target, bounded)
         solved = np.where(positive, np.maximum(solved, least[:, None]), solved)
-        result[:, k, linear] = np.where(positive, np.log(np.where(positive, solved, 1.0)), solved)
+        solved = np.where(positive, np.log(np.where(positive, solved, 1.0)), solved)
+        result[:, some[:, None], linear] = solved.swapaxes(0, 1)
     return np.clip(result, problem.lower, problem.upper)
 
 
 def _least_squares(design: np.ndarray, scale: np.ndarray, target: np.ndarray, bounded: bool) -> np.ndarray:
-    """(S, L) least squares of target (S, n) on design (n, L) with rows scaled (S, n), not negative if bounded."""
-    size = np.linalg.norm(design, axis=0)
-    design = design / np.where(size > 0, size, 1.0)
-    normal = np.einsum("sn,ni,nj->sij", scale**2, design, design, optimize=True)
-    normal += 1e-12 * np.einsum("sii->s", normal)[:, None, None] * np.eye(design.shape[1])
-    solved = np.linalg.solve(normal, ((target * scale) @ design)[:, :, None])[:, :, 0]
+    """(K, S, L) least squares of target (K, S, n) on design (K, n, L), rows scaled (S, n), not negative if bounded."""
+    size = np.linalg.norm(design, axis=1)[:, None]
+    size = np.where(size > 0, size, 1.0)
+    design = design / size
+    scaled = design[:, None] * scale[:, :, None]
+    normal = np.matmul(scaled.swapaxes(2, 3), scaled)
+    normal += 1e-12 * np.einsum("ksii->ks", normal)[:, :, None, None] * np.eye(design.shape[2])
+    right = np.matmul(scaled.swapaxes(2, 3), target[:, :, :, None])
+    solved = np.linalg.solve(normal, right)[:, :, :, 0]
     if bounded:
-        for s in np.flatnonzero((solved < 0).any(axis=1)):
-            solved[s] = nnls(design * scale[s][:, None], target[s], maxiter=100 * design.shape[1])[0]
-    return solved / np.where(size > 0, size, 1.0)
+        for k, s in np.argwhere((solved < 0).any(axis=2)):
+            solved[k, s] = nnls(scaled[k, s], target[k, s], maxiter=100 * design.shape[2])[0]
+    return solved / size
 
 
-def _designs(problem: Problem, theta: np.ndarray, linear: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(K, n, linear) what each linear parameter multiplies, and (K, n) what is known without them."""
+def _designs(
+    problem: Problem, theta: np.ndarray, linear: list[int]
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """What each of the law's linear parameters multiplies (K, n, m), what is known without them (K, n), and of each
+    cell which of the fitted ones it is there (m,), −1 for none.
+    """
     law, B, n = problem.law, len(theta), len(problem.y)
-    designs, known = np.zeros((B, n, len(linear))), np.zeros((B, n))
     local_linear = [i for i, q in enumerate(law.parameters) if q.linear]
+    designs, known = np.zeros((B, n, len(local_linear))), np.zeros((B, n))
+    columns = [np.full(len(local_linear), -1) for _ in problem.cells]
     place = {index: position for position, index in enumerate(linear)}
     local = problem.all_locals(theta)
-    for i in local_linear:
+    for position, i in enumerate(local_linear):
         probe = local.copy()
         probe[:, :, i] = 0.0 if problem.logs[i] else 1.0
         natural = problem.natural(probe)
@@ -158,11 +180,12 @@ def _designs(problem: Problem, theta: np.ndarray, linear: list[int]) -> tuple[np
         for number, cell in enumerate(problem.cells):
             at = [index for index in np.flatnonzero(cell.select[i]) if int(index) in place]
             if at and cell.select[i, at[0]] == 1.0:
-                designs[:, cell.rows, place[int(at[0])]] += column[:, cell.rows]
+                designs[:, cell.rows, position] = column[:, cell.rows]
+                columns[number][position] = place[int(at[0])]
             else:
                 amount = np.exp(local[:, number, i]) if problem.logs[i] else local[:, number, i]
                 known[:, cell.rows] += column[:, cell.rows] * amount[:, None]
-    return designs, known
+    return designs, known, columns
 
 
 def sample(problem: Problem) -> tuple[Problem, np.ndarray]:

@@ -1,0 +1,45 @@
+"""Starts: what a law is linear in is solved, cell by cell where cells share none of it."""
+
+import numpy as np
+import pytest
+
+import analysis
+from analysis import search, simulate
+
+TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36}
+
+
+@pytest.fixture(scope="module")
+def table():
+    design = simulate.grid((2e4, 8e4, 3e5), (2e6, 4e6, 8e6), ("a", "b"), seeds=2)
+    return simulate.study("chinchilla", design, {**TRUE, "E[b]": 2.1}, trunk=0.003, checkpoint=0.001, seed=1)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"share": ("alpha", "beta")}, {"share": ("E", "alpha", "beta")}, {"per": None, "tie": {"B": "A"}}],
+    ids=["own", "shared", "tied"],
+)
+def test_no_other_linear_parameters_fit_a_start_better(table, how):
+    problem = analysis.fit("chinchilla", table, loss="squares", **how).problem
+    which = problem.held["parameters"]
+    linear = [index for index, q in enumerate(which) if q.linear]
+    nonlinear = np.array([[0.3, 0.35], [0.5, 0.2]])
+    theta = np.zeros((2, problem.size))
+    theta[:, [index for index, q in enumerate(which) if not q.linear]] = nonlinear
+    y = np.stack([problem.y, problem.y * np.exp(np.random.default_rng(0).normal(0, 0.01, len(problem.y)))])
+    solved = search._solve_linear(problem, theta, linear, y)
+    alone = [search._solve_linear(problem, theta, linear, one[None])[0] for one in y]
+    np.testing.assert_allclose(solved, alone, rtol=1e-8)
+
+    def missed(at, s):
+        return (((problem.predict(at[None])[0] - y[s]) / y[s]) ** 2).sum()
+
+    rng = np.random.default_rng(1)
+    for s in range(2):
+        for k in range(2):
+            best = missed(solved[s, k], s)
+            for _ in range(20):
+                other = solved[s, k].copy()
+                other[linear] += rng.normal(0, 0.02, len(linear))
+                assert missed(np.clip(other, problem.lower, problem.upper), s) >= best * (1 - 1e-9)
