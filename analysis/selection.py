@@ -163,7 +163,9 @@ def choose(
         own = covariance[both[:, :, None], both[:, None, :]] + process.noise**2 * np.eye(2)
         gain = np.einsum("pim,m,pjm->pij", across, importance, across, optimize=True)
         lessened = np.einsum("pij,pji->p", np.linalg.inv(own), gain)
-        best = pairs[int(np.argmax(lessened / np.array([cost[pair] for pair in pairs])))]
+        worth = lessened / np.array([cost[pair] for pair in pairs])
+        # Of pairs that are worth the same but for rounding, the first.
+        best = pairs[int(np.argmax(worth >= worth.max() * (1 - 1e-9)))]
         covariance = _given(covariance, np.array(best), process.noise)
         budget -= cost[best]
         pairs.remove(best)

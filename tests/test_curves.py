@@ -36,6 +36,20 @@ def test_a_loss_outside_the_curve_is_censored_not_extrapolated():
     assert np.isnan(curve.at([1e2, 1e6])[0]).all()
 
 
+@given(st.integers(0, 1000))
+def test_a_loss_that_is_a_curves_last_but_for_rounding_is_reached_at_its_end(seed):
+    """As where the loss of one curve's last budget is looked up on another, and read back."""
+    rng = np.random.default_rng(seed)
+    tokens = np.geomspace(1e4, 1e6, 6)
+    one, other = (
+        fit_curve(gather(rows(tokens, loss)), Noise(0.01, 0.01), 4, rng)
+        for loss in (2 + 30 * tokens**-0.4, 1.9 + 30 * tokens**-0.4)
+    )
+    d, _ = other.reach(*one.at([one.last]))
+    back, _ = one.reach(*other.at(d))
+    assert back == pytest.approx(one.last)
+
+
 def test_phases_are_never_mixed():
     table = rows([1000, 2000, 2000], [3.0, 2.5, 2.0], phase=["stable", "stable", "end"])
     assert gather(table, "stable").loss.tolist() == [3.0, 2.5]
