@@ -7,6 +7,7 @@ import numpy as np
 from analysis import uncertainty
 from analysis.engine import minimise
 from analysis.problem import Members, Problem
+from analysis.reduction import reduce
 from analysis.sufficiency import SPARE
 from analysis.uncertainty import SHARING
 
@@ -54,9 +55,12 @@ def climb(
     """ρ̂ (F,) and the optima (F, P) given it, from theta (F, P).
 
     The likelihood of ρ is climbed from the ρ̂ of a problem near, which takes a few of the values that
-    `uncertainty.noise` goes through.
+    `uncertainty.noise` goes through, and is that of the problem that it goes through them with.
     """
-    ratios = parts.ratios()
+    ratios, reduced = parts.ratios(), reduce(parts.problem)
+    parts = dataclasses.replace(parts, problem=reduced.inner, active=parts.active[:, reduced.kept])
+    precision = None if precision is None else precision[:, reduced.kept]
+    theta = reduced.inwards(theta)
     first = int(np.argmin(np.abs(np.log(SHARING / sharing(near)))))
     place = [first if len(ratio) > 1 else 0 for ratio in ratios]
     known: list[dict[int, tuple[float, np.ndarray]]] = [{} for _ in ratios]
@@ -69,7 +73,8 @@ def climb(
         ]
         if not asked:
             best = np.array([of[at][1] for of, at in zip(known, place, strict=True)])
-            return np.array([ratio[at] for ratio, at in zip(ratios, place, strict=True)]), best
+            found = np.array([ratio[at] for ratio, at in zip(ratios, place, strict=True)])
+            return found, reduced.outwards(best)
         which = np.array([part for part, _ in asked])
         start = np.array([known[part][place[part]][1] if known[part] else theta[part] for part in which])
         members = parts.members(which, np.array([ratios[part][at] for part, at in asked]), precision)

@@ -14,6 +14,7 @@ from analysis.fitting import Estimate
 from analysis.parts import Parts, climb
 from analysis.priors import Priors, dispersion, drawn
 from analysis.problem import Problem
+from analysis.reduction import reduce
 from analysis.sufficiency import enough
 from mscale.errors import MscaleError
 
@@ -23,7 +24,8 @@ ALONE = 1e-5  # of the optimum without priors, of which only the dispersion of r
 def refit(whole: Estimate, priors: Priors, kept: np.ndarray, few: bool) -> list:
     """The optima (P,) of the parts kept (F, n) of the whole's rows, or the MscaleError that says why there is none.
 
-    Parameters on which no row of a part depends are held at the value that they have in a fit to the part.
+    Parameters on which no row of a part depends are held at the value that they have in a fit to the part. None for a
+    part in which some do what others do, as they do not in the whole: it is another problem.
     """
     problem, names = whole.problem, whole.names
     active = _active(problem, kept)
@@ -34,8 +36,9 @@ def refit(whole: Estimate, priors: Priors, kept: np.ndarray, few: bool) -> list:
             _enough(problem, names, kept[number], active[number], few)
         except MscaleError as error:
             found[number] = error
-    fitted = np.array([number for number, why in enumerate(found) if why is None], int)
-    if len(fitted):
+    pairs = reduce(problem).drop
+    fitted = [at for at, why in enumerate(found) if why is None and _alike(problem, kept[at], pairs)]
+    if fitted:
         parts = Parts(problem, kept[fitted], active[fitted])
         for number, theta in zip(fitted, _search(parts, whole, priors, held), strict=True):
             found[number] = theta
@@ -46,6 +49,15 @@ def _active(problem: Problem, kept: np.ndarray) -> np.ndarray:
     touched = depends(problem.law, problem.x).T.astype(float)
     columns = np.concatenate([touched[cell.rows] @ (cell.select != 0) for cell in problem.cells])
     return kept.astype(float) @ columns > 0
+
+
+def _alike(problem: Problem, kept: np.ndarray, pairs: np.ndarray) -> bool:
+    """Whether in the rows kept no parameters but the pairs do only what others do."""
+    part = problem.subset(kept)
+    starts = [cell.rows.start for cell in part.cells]
+    spans = [(np.minimum.reduceat(x, starts), np.maximum.reduceat(x, starts)) for x in part.x.values()]
+    constant = any(((low == high) & (low > 0)).any() for low, high in spans)
+    return not constant or bool(np.isin(reduce(part).drop, pairs).all())
 
 
 def _enough(

@@ -113,16 +113,20 @@ def _together(
     used = np.any([np.zeros(len(table), bool), *(fold.kept | fold.test for fold in asked)], axis=0)
     try:
         drafted = draft(law, table[used], **own)
-        groups = len(drafted.group_names)
-        enough(drafted.law, drafted.problem, drafted.names, groups, how["few_groups"])
+        same = len(drafted.rows.table) == used.sum()
+        numbers = [
+            number
+            for number, fold in enumerate(asked)
+            if same and _is_part(drafted, fold.split, fold.kept[used], own)
+        ]
+        if not numbers:
+            return {}
+        enough(drafted.law, drafted.problem, drafted.names, len(drafted.group_names), how["few_groups"])
         whole = nested(drafted.problem, drafted.names, priors, how.get("seed", 0), wholes)
-        wholes.append(whole)
     except MscaleError:  # what refuses all rows may not refuse a fold, and if it does is said there
         return {}
-    if len(drafted.rows.table) != used.sum():
-        return {}
-    numbers = [at for at, fold in enumerate(asked) if _is_part(drafted, fold.split, fold.kept[used], own)]
-    kept = np.array([asked[number].kept[used] for number in numbers]).reshape(len(numbers), used.sum())
+    wholes.append(whole)
+    kept = np.array([asked[number].kept[used] for number in numbers])
     optima = refit(whole, priors, kept[:, drafted.order], how["few_groups"])
     rows = _asked(drafted.rows.table, drafted.per, drafted.rows.columns[drafted.law.response])
     return {
@@ -130,6 +134,7 @@ def _together(
         if isinstance(optimum, MscaleError)
         else _answer(drafted, whole, optimum, mine, asked[number].test[used], rows)
         for number, mine, optimum in zip(numbers, kept, optima, strict=True)
+        if optimum is not None
     }
 
 

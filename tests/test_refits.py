@@ -73,6 +73,24 @@ def test_what_a_part_says_nothing_of_is_as_in_its_own_fit(mixtures):
     against_fits("atlas", table, [once], variant="D_t")
 
 
+def test_a_language_at_one_size_shares_no_more_noise_than_its_own_fit_says(curves):
+    """Its A does only what its E does, which fits leave out: so do parts where that is so of all rows, or say None."""
+    one_size = curves[(curves["language"] == "en") | (curves["params"] == curves["params"].min())]
+    masks = [~test for test in splits.folds(one_size, "R2").values()]
+    how = {"share": ("alpha", "beta"), "loss": "squares"}
+    drafted = draft("chinchilla", one_size, **how)
+    whole = estimate(drafted.problem, drafted.names, {}, 0)
+    found = refit(whole, {}, np.array(masks)[:, drafted.order], True)
+    for mask, theta in zip(masks, found, strict=True):
+        alone = analysis.fit("chinchilla", one_size[mask], few_groups=True, **how)
+        expected = alone.predict(one_size.iloc[drafted.order])["prediction"].to_numpy()
+        np.testing.assert_allclose(whole.problem.predict(theta[None])[0], expected, rtol=3e-5)
+    drafted = draft("chinchilla", curves, **how)
+    whole = estimate(drafted.problem, drafted.names, {}, 0)
+    kept = ((curves["language"] == "en") | (curves["params"] == curves["params"].min())).to_numpy()
+    assert refit(whole, {}, kept[None, drafted.order], True) == [None]
+
+
 def test_a_part_without_enough_says_so_and_the_others_are_fitted(curves):
     drafted = draft("chinchilla", curves, share=("alpha", "beta"))
     whole = estimate(drafted.problem, drafted.names, {}, 0)
