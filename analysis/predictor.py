@@ -15,16 +15,17 @@ is to predict it.
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.stats import rankdata
-from sklearn import config_context
-from sklearn.tree import DecisionTreeRegressor
 
 from analysis.dyads import jackknife
 from analysis.wording import minus
 from mscale.errors import MscaleError
+
+if TYPE_CHECKING:
+    from sklearn.tree import DecisionTreeRegressor
 
 TREES = 300
 # Trees of each forest that is only scored: more change R² by less than its own interval.
@@ -114,6 +115,9 @@ def predict(
     Raises:
       MscaleError: too few pairs, or held-out pairs are predicted no better than by the mean.
     """
+    # Here, since importing it takes as long as many a prediction.
+    from sklearn import config_context
+
     pairs = np.argwhere(np.triu(np.isfinite(scores) | np.isfinite(scores.T), 1))
     if len(pairs) < LEAST_PAIRS:
         raise MscaleError(f"{len(pairs)} pairs were measured; predicting others needs {LEAST_PAIRS} or more")
@@ -185,7 +189,7 @@ class _Forest:
     pair: np.ndarray
     drawn: np.ndarray
     others: bool
-    trees: list[DecisionTreeRegressor]
+    trees: "list[DecisionTreeRegressor]"
 
     def features(self, cells: np.ndarray) -> Iterator[np.ndarray]:
         """Features (m, F) of cells (m, 2) of target and source, for one tree after the other."""
@@ -229,6 +233,8 @@ def _grow(
     trees: int,
     seed: tuple[int, int],
 ) -> _Forest:
+    from sklearn.tree import DecisionTreeRegressor
+
     rng = np.random.default_rng([11, *seed])
     features: dict[str, np.ndarray] = {}
     if "adaptation" in chosen:
