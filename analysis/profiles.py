@@ -17,7 +17,7 @@ from analysis.engine import SHRINK, held, minimise, settle, stepped
 from analysis.problem import Members, Problem
 from analysis.quantities import Linear, Quantity
 from analysis.reduction import Reduced
-from analysis.uncertainty import Noise, critical
+from analysis.uncertainty import FLAT, Noise, by_cholesky, critical
 
 STIFFNESS = 4.0  # of the spring, over that of the profile
 STIFFER = 8.0  # times what it was, that it becomes where it let go
@@ -29,8 +29,7 @@ FAILURES = 2  # points that do not settle, after which a profile counts as havin
 LEAST = 0.05  # standard errors an interval reaches to either side at least
 MANY = 40  # parameters, from which Hessians cost so much that gradients alone are given more
 STEPS = (8, 24)  # with gradients alone before Newton's, of few parameters and of many
-SETTLED = 1e-6  # share of the wanted rise that a step must promise less than; what is left may be far more
-FLAT = 1e-12  # eigenvalue of the scaled information, over the largest, of a direction that changes nothing
+SETTLED = 1e-5  # share of the wanted rise that a step must promise less than; what is left may be far more
 INVOLVED = 1e-3  # share of a quantity's slope in such directions from which its profile never rises
 
 
@@ -96,7 +95,10 @@ def _valleys(
 
 def _flat(information: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """(S, P, P): rows that are unit vectors of directions of θ·scale in which nothing changes, or else 0."""
-    eigen, vectors = np.linalg.eigh(information / scale[:, :, None] / scale[:, None, :])
+    scaled = information / scale[:, :, None] / scale[:, None, :]
+    if scaled.shape[1] >= MANY and by_cholesky(scaled) is not None:
+        return np.zeros_like(scaled)
+    eigen, vectors = np.linalg.eigh(scaled)
     return np.where((eigen <= FLAT * eigen[:, -1:])[:, :, None], vectors.swapaxes(1, 2), 0.0)
 
 

@@ -186,7 +186,7 @@ def invert(information: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pseudo-inverses of (B, P, P) and the log determinants of what is not flat (B,)."""
     scale = np.sqrt(np.maximum(np.einsum("rii->ri", information), 1e-300))
     scaled = information / scale[:, :, None] / scale[:, None, :]
-    found = _by_cholesky(scaled) if scaled.shape[1] >= LARGE else None
+    found = by_cholesky(scaled) if scaled.shape[1] >= LARGE else None
     if found is None:
         values, vectors = np.linalg.eigh(scaled)
         solid = values > FLAT * values[:, -1:]
@@ -197,7 +197,7 @@ def invert(information: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return inverse / scale[:, :, None] / scale[:, None, :], log_determinant + 2 * np.log(scale).sum(1)
 
 
-def _by_cholesky(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def by_cholesky(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Inverses and log determinants of matrices (B, P, P) with ones on the diagonal; None if one is nearly flat."""
     inverse, log_determinant = np.empty_like(matrices), np.empty(len(matrices))
     for number, matrix in enumerate(matrices):
