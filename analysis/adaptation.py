@@ -27,7 +27,7 @@ def adaptation_scores(
 
     Args:
       d_max: tokens to integrate to; the shortest of the continued runs of a scale by default.
-      noise: of the study's stable curves (`transfer.study_noise`); without it there are no intervals.
+      noise: of the study's stable curves (`StudyCurves.noise`); without it there are no intervals.
 
     Returns:
       Columns scale target source d_max score low high final (the loss on t at d_max) status reason. Status `missing`
