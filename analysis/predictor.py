@@ -2,10 +2,11 @@
 
 300 trees of unlimited depth. The paper's features of a pair are what continuing a checkpoint on each language
 shows (standardised adaptation gains of source and target, their difference, and how the source's run ends on the
-target); added are what is known of the languages (script, family, genealogy, shared vocabulary) and how the two
-fare in the other pairs. Which of the three groups are used is chosen by cross-validation, and the whole, that
-choice included, is scored on pairs held out from the choice too: where some are held out, the choice is made by
-the errors that trees make on the pairs left which they have not drawn (out of bag, Breiman 2001).
+target); added are what is known of the languages (script, family, genealogy, shared vocabulary) and how the two, and
+languages like them (`likeness`), fare in the other pairs. Which of the three groups are used is chosen by
+cross-validation, and the whole, that choice included, is scored on pairs held out from the choice too: where some are
+held out, the choice is made by the errors that trees make on the pairs left which they have not drawn (out of bag,
+Breiman 2001).
 
 A 50/50 run measures both directions of a pair, so pairs, not cells, are drawn for a tree and held out. How languages
 fare in other pairs is counted for each tree over the pairs that it has drawn: a score is in no feature of a tree that
@@ -21,6 +22,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from analysis.dyads import jackknife
+from analysis.likeness import by_likeness
 from analysis.wording import minus
 from mscale.errors import MscaleError
 
@@ -33,9 +35,7 @@ SCORED_TREES = 30
 FOLDS = 10
 LEAST_PAIRS = 8
 GROUPS = ("adaptation", "language", "other pairs")
-OTHER_PAIRS = ("target with others", "source with others")
-# Numbers in the features of as many trees as are worked on at once.
-_BLOCK = 2_000_000
+OTHER_PAIRS = ("target with others", "source with others", "languages alike")
 # A value that no standardised feature takes: "not known" is something a tree may split off.
 UNKNOWN = -99.0
 
@@ -51,7 +51,8 @@ class Known:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predicted scores (T, T) with their interval, and how well such predictions did on held-out pairs.
+    """Predicted scores (T, T) of pairs that were not run (NaN elsewhere) with their interval, and how well such
+    predictions did on held-out pairs.
 
     Attributes:
       groups: the feature groups chosen. r2, spearman: of held-out pairs, the choice of features included; r2_low,
@@ -110,7 +111,7 @@ def predict(
     level: float = 0.9,
     seed: int = 0,
 ) -> Predictions:
-    """Predicts all pairs from the scores (T, T) of those that were run (NaN elsewhere).
+    """Predicts the pairs that were not run from the scores (T, T) of those that were (NaN elsewhere).
 
     Raises:
       MscaleError: too few pairs, or held-out pairs are predicted no better than by the mean.
@@ -131,17 +132,19 @@ def predict(
             cells = _cells(scores, pairs[held])
             place = (number // count, *cells.T)
             out_of_bag = {}
+            bag = _Bag.draw(scores, training, scored_trees, (seed, number))
             for chosen in sets:
-                forest = _grow(scores, training, known, chosen, scored_trees, (seed, number))
+                forest = _grow(bag, known, chosen)
                 found[chosen][place] = forest.predict(cells)
                 out_of_bag[chosen] = forest.error()
             found[None][place] = found[min(sets, key=lambda chosen: out_of_bag[chosen])][place]
         errors = {chosen: np.nanmean((found[chosen] - scores) ** 2) for chosen in sets}
         chosen = min(sets, key=lambda name: errors[name])
-        forest = _grow(scores, pairs, known, chosen, trees, (seed, len(folds)))
-        everything = np.argwhere(~np.eye(len(scores), dtype=bool))
+        forest = _grow(_Bag.draw(scores, pairs, trees, (seed, len(folds))), known, chosen)
+        missing = np.argwhere(np.isnan(scores) & ~np.eye(len(scores), dtype=bool))
         predicted = np.full_like(scores, np.nan)
-        predicted[tuple(everything.T)] = forest.predict(everything)
+        if len(missing):
+            predicted[tuple(missing.T)] = forest.predict(missing)
     ablation = [{"groups": list(name), **_judge(scores, found[name], level)} for name in sets]
     gains = []
     for group in sets[-1] if len(sets) > 1 else ():
@@ -174,34 +177,60 @@ def predict(
 
 
 @dataclass(frozen=True)
-class _Forest:
-    """B trees over the features of one choice, and what each has drawn.
+class _Bag:
+    """What each of B trees has drawn, for forests of any features.
 
     Attributes:
-      table (T, T, F): features that are the same for all trees. scores (T, T): of the P pairs given, NaN elsewhere.
-      pair (T, T): which of them a cell is of, −1 for none. drawn (B, P): how often. others: whether features of the
-      other pairs that a tree has drawn follow those of the table.
+      scores (T, T): of the P pairs given, NaN elsewhere. pair (T, T): which of them a cell is of, −1 for none.
+      drawn (B, P): how often. ties: a generator of the forests' own.
     """
 
-    table: np.ndarray
-    names: tuple[str, ...]
     scores: np.ndarray
     pair: np.ndarray
     drawn: np.ndarray
+    ties: int
+    cache: dict[bytes, np.ndarray]
+
+    @classmethod
+    def draw(cls, scores: np.ndarray, pairs: np.ndarray, trees: int, seed: tuple[int, int]) -> "_Bag":
+        rng = np.random.default_rng([11, *seed])
+        pair = np.full(scores.shape, -1)
+        pair[tuple(pairs.T)] = pair[tuple(pairs.T[::-1])] = np.arange(len(pairs))
+        draws = rng.integers(len(pairs), size=(trees, len(pairs)))
+        drawn = np.array([np.bincount(draw, minlength=len(pairs)) for draw in draws])
+        ties = int(rng.integers(2**31 - 1))
+        return cls(np.where(pair >= 0, scores, np.nan), pair, drawn, ties, {})
+
+    @property
+    def cells(self) -> np.ndarray:
+        """(m, 2): target and source of the cells that are known."""
+        return np.argwhere(np.isfinite(self.scores))
+
+    def others(self, cells: np.ndarray) -> np.ndarray:
+        """Features (B, m, 3) of cells (m, 2) from the other pairs that each tree has drawn."""
+        key = cells.tobytes()
+        if key not in self.cache:
+            self.cache[key] = other_pairs(self.scores, self.pair, self.drawn > 0, cells)
+        return self.cache[key]
+
+
+@dataclass(frozen=True)
+class _Forest:
+    """B trees over the features of one choice: those of the table (T, T, F), and with `others` those of other pairs."""
+
+    bag: _Bag
+    table: np.ndarray
+    names: tuple[str, ...]
     others: bool
     trees: "list[DecisionTreeRegressor]"
 
     def features(self, cells: np.ndarray) -> Iterator[np.ndarray]:
         """Features (m, F) of cells (m, 2) of target and source, for one tree after the other."""
         X = self.table[tuple(cells.T)]
-        if not self.others:
-            yield from [X] * len(self.drawn)
-            return
-        size = max(_BLOCK // (len(cells) * len(self.names)), 1)
-        for start in range(0, len(self.drawn), size):
-            drawn = self.drawn[start : start + size] > 0
-            others = other_pairs(self.scores, self.pair, drawn, cells)
-            yield from np.concatenate([np.broadcast_to(X, (len(drawn), *X.shape)), others], axis=2)
+        if self.others:
+            yield from (np.concatenate([X, own], axis=1) for own in self.bag.others(cells))
+        else:
+            yield from [X] * len(self.bag.drawn)
 
     def predict(self, cells: np.ndarray) -> np.ndarray:
         """(m,) for cells (m, 2) of target and source."""
@@ -209,11 +238,11 @@ class _Forest:
 
     def error(self) -> float:
         """Mean squared error on the given pairs, each predicted by the trees that have not drawn it."""
-        cells = np.argwhere(np.isfinite(self.scores))
-        unseen = self.drawn[:, self.pair[tuple(cells.T)]] == 0
+        cells, bag = self.bag.cells, self.bag
+        unseen = bag.drawn[:, bag.pair[tuple(cells.T)]] == 0
         at = unseen.any(axis=0)
-        predicted = np.average(self._each(cells[at]), axis=0, weights=unseen[:, at])
-        return float(np.mean((predicted - self.scores[tuple(cells[at].T)]) ** 2))
+        predicted = np.average(self._each(cells)[:, at], axis=0, weights=unseen[:, at])
+        return float(np.mean((predicted - bag.scores[tuple(cells[at].T)]) ** 2))
 
     def importance(self) -> dict[str, float]:
         shares = np.mean([tree.feature_importances_ for tree in self.trees], axis=0)
@@ -225,36 +254,22 @@ class _Forest:
         return np.array([tree.tree_.predict(X)[:, 0] for tree, X in both])
 
 
-def _grow(
-    scores: np.ndarray,
-    pairs: np.ndarray,
-    known: Known,
-    chosen: tuple[str, ...],
-    trees: int,
-    seed: tuple[int, int],
-) -> _Forest:
+def _grow(bag: _Bag, known: Known, chosen: tuple[str, ...]) -> _Forest:
     from sklearn.tree import DecisionTreeRegressor
 
-    rng = np.random.default_rng([11, *seed])
     features: dict[str, np.ndarray] = {}
     if "adaptation" in chosen:
         features |= known.adaptation
     if "language" in chosen:
         features |= known.language
-    table = np.array(list(features.values())).reshape(-1, *scores.shape).transpose(1, 2, 0)
+    table = np.array(list(features.values())).reshape(-1, *bag.scores.shape).transpose(1, 2, 0)
     table = np.where(np.isfinite(table), table, UNKNOWN).astype(np.float32)
-    pair = np.full(scores.shape, -1)
-    pair[tuple(pairs.T)] = pair[tuple(pairs.T[::-1])] = np.arange(len(pairs))
-    given = np.where(pair >= 0, scores, np.nan)
-    draws = rng.integers(len(pairs), size=(trees, len(pairs)))
-    drawn = np.array([np.bincount(draw, minlength=len(pairs)) for draw in draws])
     others = "other pairs" in chosen
-    names = (*features, *(OTHER_PAIRS if others else ()))
-    forest = _Forest(table, names, given, pair, drawn, others, [])
-    cells = _cells(scores, pairs)
-    y, times = scores[tuple(cells.T)], drawn[:, pair[tuple(cells.T)]].astype(float)
+    forest = _Forest(bag, table, (*features, *(OTHER_PAIRS if others else ())), others, [])
+    cells = bag.cells
+    y, times = bag.scores[tuple(cells.T)], bag.drawn[:, bag.pair[tuple(cells.T)]].astype(float)
     # One generator for all trees: making one takes longer than growing a small tree.
-    ties = np.random.RandomState(rng.integers(2**31 - 1))
+    ties = np.random.RandomState(bag.ties)
     for X, weight in zip(forest.features(cells), times, strict=True):
         at = np.flatnonzero(weight)
         tree = DecisionTreeRegressor(random_state=ties)
@@ -263,11 +278,11 @@ def _grow(
 
 
 def other_pairs(scores: np.ndarray, pair: np.ndarray, drawn: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Features (B, m, 2) of cells (m, 2): the mean score of the target with its other sources, and of the source with
-    its other targets, over the pairs drawn (B, P) and without the pair itself.
+    """Features (B, m, 3) of cells (m, 2): the mean score of the target with its other sources, and of the source with
+    its other targets, over the pairs drawn (B, P) and without the pair itself; and what languages like them score.
 
     Args:
-      scores (T, T), pair (T, T): see `_Forest`.
+      scores (T, T), pair (T, T): see `_Bag`.
     """
     at = np.argwhere(np.isfinite(scores))
     there = drawn[:, pair[tuple(at.T)]]
@@ -284,7 +299,9 @@ def other_pairs(scores: np.ndarray, pair: np.ndarray, drawn: np.ndarray, cells: 
         total, count = total[:, cells[:, side]], count[:, cells[:, side]]
         with np.errstate(invalid="ignore"):
             features.append((total - score) / (count - own))
-    found = np.stack(features, axis=-1)
+    given = np.zeros((len(drawn), *scores.shape), bool)
+    given[:, at[:, 0], at[:, 1]] = there
+    found = np.stack([*features, by_likeness(scores, given, cells)], axis=-1)
     return np.where(np.isfinite(found), found, UNKNOWN).astype(np.float32)
 
 
