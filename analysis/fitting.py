@@ -77,33 +77,11 @@ def fit(
     Raises:
       MscaleError: bad input, or too little of it; the message says what to do.
     """
-    if law == "data_constrained" and options.pop("two_stage", False):
-        how: dict[str, Any] = dict(
-            exposure=exposure,
-            target=target,
-            per=per,
-            share=share,
-            tie=tie,
-            loss=loss,
-            delta=delta,
-            residual=residual,
-            weights=weights,
-            priors=priors,
-            phases=phases,
-            group=group,
-            few_groups=few_groups,
-            seed=seed,
-        )
-        return _in_two_stages(as_table(table), columns, fixed or {}, how)
-    drafted = draft(
-        law,
-        table,
-        columns,
+    how: dict[str, Any] = dict(
         exposure=exposure,
         target=target,
         per=per,
         share=share,
-        fixed=fixed,
         tie=tie,
         loss=loss,
         delta=delta,
@@ -112,8 +90,11 @@ def fit(
         priors=priors,
         phases=phases,
         group=group,
-        **options,
     )
+    if law == "data_constrained" and options.pop("two_stage", False):
+        how |= {"few_groups": few_groups, "seed": seed}
+        return _in_two_stages(as_table(table), columns, fixed or {}, how)
+    drafted = draft(law, table, columns, fixed=fixed, **how, **options)
     groups, rows = len(drafted.group_names), drafted.rows
     enough(drafted.law, drafted.problem, drafted.names, groups, few_groups)
     found = estimate(drafted.problem, drafted.names, priors or {}, seed)
