@@ -3,10 +3,14 @@
 A sentence is what `wording.sentence` makes; how sure it is follows from intervals, not from taste.
 """
 
+import math
 from typing import Any
 
 from analysis.transfer_findings import main_matrix, partners, transfer_headlines
 from analysis.wording import brief, count, listed, minus, sentence, signed, span
+
+# Times the noise of runs that a law may miss by before its form is in doubt.
+FAR = 2.5
 
 
 def parameter(results: dict, law: str, name: str) -> dict | None:
@@ -46,6 +50,9 @@ def _law_headline(results: dict) -> list[dict]:
         sure = "clear" if narrow else "unclear" if known else "not identified"
         share = scores.get((fitted if law == "atlas" else "Chinchilla", "R2"))
         tail = f" R² {share['r2']:.3f} on held-out runs." if share and share["r2"] > 0 else ""
+        if far := misses_by_far(results, law):
+            tail += f" But {far}."
+            sure = "likely" if sure == "clear" else sure
         output.append(
             sentence(
                 f"Loss follows {name}: {', '.join(pieces)}.{tail}",
@@ -85,6 +92,32 @@ def _mixed(results: dict) -> bool:
     """Whether any run trains on several languages."""
     kinds = ("two languages", "uniform", "other mixture")
     return any(cell["kind"].startswith(kinds) for cell in results["study"]["cells"])
+
+
+def missed(results: dict, law: str) -> float | None:
+    """Nats by which a law typically misses the losses that it was fitted to; None where it was not fitted."""
+    away = [
+        row["observed"] - row["predicted"]
+        for row in results["fit_points"]
+        if row["law"] == law and row["predicted"] is not None
+    ]
+    return math.sqrt(sum(value**2 for value in away) / len(away)) if away else None
+
+
+def misses_by_far(results: dict, law: str) -> str:
+    """Says so where a law misses by far more than repeated runs differ: its form is not true then, and its intervals,
+    which take it for true, are too narrow. Empty where it does not, or no run was repeated."""
+    noise = results["transfer"].get("noise", {}).get("end")
+    typical = missed(results, law)
+    if not noise or not noise["repeated_runs"] or typical is None:
+        return ""
+    alike = math.hypot(noise["run"], noise["checkpoint"])
+    if typical < FAR * alike:
+        return ""
+    return (
+        f"it misses the losses by {typical:.3f} nats where repeated runs differ by {alike:.3f}: its form is not all of "
+        "the truth here, and its intervals, which take it for true, are too narrow"
+    )
 
 
 def _usable(entry: dict | None) -> bool:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from analysis import reference
+from analysis.findings import missed, misses_by_far
 from analysis.heldout import SPLITS
 from analysis.transfer_pages import (
     adaptation,
@@ -199,6 +200,12 @@ def _law(results: dict, name: str) -> dict[str, Any]:
         shared, rest = rest, []
     counts = f"{law['points']} cooled losses of {law['groups']} trunks"
     about = f"{law['source']}. {counts}; R² {law['r2']:.3f} on them, {law['r2_within']:.3f} within languages."
+    typical = missed(results, name)
+    if typical is not None:
+        far = misses_by_far(results, name)
+        about += (
+            f" {far[:1].upper()}{far[1:]}." if far else f" It typically misses them by {typical:.3f} nats."
+        )
     if law.get("variant"):
         about += f" Effective data: {law['variant']}."
     if law["notes"]:

@@ -92,6 +92,7 @@ def _kinship(results: dict) -> list[dict]:
             f"the two directions of a pair correlate {signed(symmetry['correlation'])} "
             f"({span(symmetry['low'], symmetry['high'])})"
         )
+        least = symmetry["p"] if not pieces[:-1] else least  # where nothing is known of script and family
     if not pieces:
         return []
     text = "; ".join(pieces)

@@ -13,7 +13,7 @@ import planted_study
 import pytest
 from rich.console import Console
 
-from analysis import report
+from analysis import findings, report
 from analysis.answers import analyse
 from analysis.findings import headlines, recommendations
 from analysis.reference import published_transfer
@@ -185,6 +185,36 @@ def test_planted_truths_are_found_and_said(results):
     assert heldout["ATLAS, + D_other", "R2"] > heldout["Chinchilla", "R2"]
     groups = {item["group"]: item for item in results["recommendations"]}
     assert "FLOPs of the largest run" in groups["Which mixture"]["text"] or results["mixture"]["reason"]
+
+
+def test_a_law_that_misses_by_far_more_than_runs_differ_is_not_called_clear(results):
+    """Its intervals take its form for true. Here all other languages share one τ, so that kin count like strangers."""
+    assert "its form is not all of the truth" in findings.misses_by_far(results, "atlas")
+
+    def missing_by(nats):
+        changed = copy.deepcopy(results)
+        for number, row in enumerate(changed["fit_points"]):
+            row["predicted"] = row["observed"] + (nats if number % 2 else -nats)
+        return changed
+
+    assert not findings.misses_by_far(missing_by(0.001), "atlas")
+    off = missing_by(0.1)
+    assert findings.missed(off, "atlas") == pytest.approx(0.1)
+    law = next(item for item in headlines(off) if item["title"] == "The law")
+    assert "misses the losses by 0.100 nats" in law["text"] and law["sure"] != "clear"
+    assert "misses the losses by 0.100 nats" in report.render(off, "")
+    off["transfer"]["noise"]["end"]["repeated_runs"] = 0  # how runs differ is only assumed then
+    assert not findings.misses_by_far(off, "atlas")
+
+
+def test_symmetry_alone_is_as_sure_as_its_own_p(results):
+    alone = copy.deepcopy(results)
+    statistics = alone["transfer"]["statistics"]
+    statistics["family"] = statistics["script"] = None
+    for p, sure in ((0.001, "clear"), (0.03, "likely"), (0.4, "unclear")):
+        statistics["symmetry"] |= {"p": p, "low": 0.1, "high": 0.9, "correlation": 0.5}
+        kinship = next(item for item in headlines(alone) if item["title"] == "Kinship")
+        assert kinship["sure"] == sure and kinship["text"].startswith("The two directions")
 
 
 def test_what_atlas_gains_is_credited_to_what_the_study_has(results):
