@@ -128,8 +128,7 @@ def advice(results: Mapping[str, Any]) -> dict[str, Any]:
             fit, np.concatenate([fit.theta[None], draws(fit, ADVISED)]), targets, aim.limits
         )
         best = aim.best(laws, starts=2)
-        reasons: list[str] = []
-        check_range(best.params, results, reasons)
+        check_range(best.params, results, [])
     except MscaleError as error:
         return {"reason": str(error)}
     compared = _compared(fit, aim, laws, best, float(results["level"]))
@@ -146,15 +145,17 @@ def advice(results: Mapping[str, Any]) -> dict[str, Any]:
     ends = span(usual["worse_low"], usual["worse_high"], lambda value: signed(value, 4))
     gain = f"{usual['worse_by']:.4f} nats ({ends})"
     text = f"For all languages alike, at the {count(flops)} FLOPs of the largest run: "
+    size = best.params if sure == "likely" else float(usual["parameters"])
+    reasons: list[str] = []
+    check_range(size, results, reasons)
     if sure == "unclear":
-        size = float(usual["parameters"])
         text += (
             f"{count(size)} parameters on {count(flops / 6 / size)} tokens, mixed as usual ({usual['mixture']}). "
             f"The law's own best, {shown}, is not surely better: by {gain}."
         )
     else:
         text += (
-            f"{count(best.params)} parameters on {count(best.tokens)} tokens of {shown}. The best of the usual "
+            f"{count(size)} parameters on {count(best.tokens)} tokens of {shown}. The best of the usual "
             f"mixtures, {usual['mixture']}, is worse by {gain}."
         )
     about = {"text": text, "because": "; ".join([*reasons, ALONE]), "sure": sure, "flops": flops}
