@@ -1,5 +1,6 @@
 """Work done beside one's own: in a second process where that pays, else at once when its result is asked for."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
@@ -34,7 +35,9 @@ class Beside:
         alone = not pays or cpu_count() < 2
         self._executor = None
         if not alone:
-            self._executor = get_reusable_executor(max_workers=1, timeout=IDLE_S, env=SETTINGS)
+            # A system without semaphores, or room for a process, does all in the first one.
+            with contextlib.suppress(OSError):
+                self._executor = get_reusable_executor(max_workers=1, timeout=IDLE_S, env=SETTINGS)
 
     def __call__(self, work: Callable[..., Result], *given: Any) -> Callable[[], Result]:
         """Begins the work. What is returned waits for its result, and raises what the work raised.
@@ -42,9 +45,10 @@ class Beside:
         Raises:
           MscaleError: (when the result is asked for) the process was ended from outside.
         """
-        if self._executor is None:
-            return functools.partial(work, *given)
-        return functools.partial(_await, self._executor.submit(work, *given))
+        if self._executor is not None:
+            with contextlib.suppress(OSError):
+                return functools.partial(_await, self._executor.submit(work, *given))
+        return functools.partial(work, *given)
 
 
 def _await(future: Any) -> Any:

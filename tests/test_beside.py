@@ -50,3 +50,16 @@ def test_a_process_ended_from_outside_is_told_and_the_next_one_works(two):
     with pytest.raises(MscaleError, match="want of memory"):
         beside.Beside(True)(os._exit, 1)()
     assert beside.Beside(True)(operator.add, 1, 2)() == 3
+
+
+def test_where_no_process_can_be_started_all_is_done_here(monkeypatch, two):
+    class Full:
+        def submit(self, *_):
+            raise OSError(11, "Resource temporarily unavailable")
+
+    def without_semaphores(**_):
+        raise OSError(38, "Function not implemented")
+
+    for started in (lambda **_: Full(), without_semaphores):
+        monkeypatch.setattr(beside, "get_reusable_executor", started)
+        assert beside.Beside(True)(os.getpid)() == os.getpid()
