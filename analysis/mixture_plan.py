@@ -116,8 +116,7 @@ def advice(results: Mapping[str, Any]) -> dict[str, Any]:
     try:
         fit = need_fit(results, "atlas", "mixture")
         targets = [name for name in results["study"]["trained_languages"] if name in fit.levels]
-        moved = {name for name, moves in zip(fit.names, room(fit).moved, strict=True) if moves}
-        if lone := [name for name in targets if {f"E[{name}]", f"A[{name}]"} & moved]:
+        if lone := _at_one_size(fit, targets):
             return {
                 "reason": f"{few(lone, 6)}: run at one size alone, so their loss at other sizes is not told"
             }
@@ -174,15 +173,17 @@ def data_limits(results: Mapping[str, Any], unique: Mapping[str, float] | None, 
     return {**results["study"].get("unique_tokens", {}), **(unique or {})}
 
 
+def _at_one_size(fit: Fit, targets: Sequence[str]) -> list[str]:
+    """The targets whose E and A the runs do not tell apart."""
+    moved = {name for name, moves in zip(fit.names, room(fit).moved, strict=True) if moves}
+    return [name for name in targets if {f"E[{name}]", f"A[{name}]"} & moved]
+
+
 def untold(fit: Fit, laws: Laws, at: Allocation) -> list[str]:
     """The targets whose loss at this size the runs do not tell, since they were run at another one alone."""
     limits = dict(zip(laws.sources, laws.unique, strict=True))
-    left = room(fit)
-    moved = {name for name, moves in zip(fit.names, left.moved, strict=True) if moves}
-    found = []
-    for target in laws.targets:
-        if not {f"E[{target}]", f"A[{target}]"} & moved:
-            continue
+    left, found = room(fit), []
+    for target in _at_one_size(fit, laws.targets):
 
         def loss(theta: np.ndarray, target: str = target) -> np.ndarray:
             law = allocation.laws_of(fit, theta, [target], limits)

@@ -80,9 +80,3 @@ def found_spikes(rows: pd.DataFrame) -> tuple[np.ndarray, list[dict[str, Any]]]:
     runs = rows.loc[found, "run"].nunique()
     why = "a loss spike, far above the evaluations before and after: left out of learning curves"
     return found, [{"what": f"evaluations of {runs} run(s)", "rows": int(found.sum()), "why": why}]
-
-
-def without_spikes(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """The rows but for their spikes, and the exclusion, see `found_spikes`."""
-    found, exclusions = found_spikes(rows)
-    return (rows[~found] if found.any() else rows), exclusions

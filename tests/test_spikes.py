@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from analysis import transfer
-from analysis.spikes import spikes, without_spikes
+from analysis.spikes import found_spikes, spikes
 from analysis.tables import validate_observations
 
 
@@ -59,7 +59,8 @@ def test_they_are_left_out_of_curves_and_said():
         loss=table["loss"] + np.where(hit, 0.2 + rng.exponential(0.4, len(table)), 0), phase="stable"
     )
     rows, _, _ = validate_observations(spiky)
-    kept, exclusions = without_spikes(rows)
+    found, exclusions = found_spikes(rows)
+    kept = rows[~found]
     assert 0.7 * hit.sum() <= exclusions[0]["rows"] <= hit.sum() and len(kept) + exclusions[0]["rows"] == len(
         rows
     )
