@@ -14,7 +14,6 @@ from analysis.findings import headlines, recommendations
 from analysis.heldout import SPLITS, compare
 from analysis.lawfits import (
     atlas_answer,
-    atlas_rows,
     capacity_answer,
     cooled,
     find_atlas,
@@ -95,20 +94,20 @@ def analyse(
             return found
 
         beside = Beside(len(rows) >= ENOUGH)
-        # What a worker is given is pickled, so it is only what the laws are fitted to.
-        chinchilla = beside(fit_chinchilla, cooled(rows), runs, level, seed)
+        ended = cooled(rows)  # all that laws are fitted to: a worker is given no more, since it is pickled
+        chinchilla = beside(fit_chinchilla, ended, runs, level, seed)
         measured = stage("matrix", lambda: measured_matrix(curves, level, seed))
         known = (truth or {}).get("languages")
         shape = beside(matrix_answer, measured.shown, measured.adapted, known, overlap, level, seed)
         sources = partners(rows, runs, exposure, measured.matrix)
-        atlas = stage("atlas", lambda: find_atlas(rows, exposure, sources, seed))
-        heldout = beside(compare, atlas_rows(rows), exposure, atlas.sources or sources, level, seed, splits)
+        atlas = stage("atlas", lambda: find_atlas(ended, exposure, sources, seed))
+        heldout = beside(compare, atlas.table, exposure, atlas.sources or sources, level, seed, splits)
         results["study"] = _study(rows, runs, study or {})
         results["loss_curves"] = stage("curves", lambda: _loss_curves(rows, runs))
         law, points = stage("intervals", lambda: atlas_answer(atlas, exposure, level))
         fitted = {"laws": {"atlas": law}, "fits": {"atlas": law.get("saved")}, "fit_points": points}
         mixture = beside(advice, {"level": level, "study": results["study"], **fitted})
-        results["capacity"] = stage("capacity", lambda: capacity_answer(cooled(rows), level, seed))
+        results["capacity"] = stage("capacity", lambda: capacity_answer(ended, level, seed))
         results["transfer"] = stage(
             "transfer", lambda: transfer_answer(curves, measured, truth, level, seed, premiums)
         )

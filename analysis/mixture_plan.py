@@ -131,10 +131,9 @@ def advice(results: Mapping[str, Any]) -> dict[str, Any]:
     except MscaleError as error:
         return {"reason": str(error)}
     compared = _compared(fit, aim, laws, best, float(results["level"]))
-    rivals = [row for row in compared[1:] if row.get("worse_by") is not None]
-    if not rivals:
+    usual = _best_rival(compared)
+    if usual is None:
         return {"reason": "the law says nothing of the usual mixtures at that size"}
-    usual = min(rivals, key=lambda row: row["worse_by"])
     # Never clear: a mixture unlike any that was run is the law's word alone.
     sure = "likely" if usual["worse_low"] > 0 and usual["worse_by"] > misfit(fit) else "unclear"
     order = [index for index in np.argsort(-best.rates, kind="stable") if best.rates[index] > 0.005]
@@ -256,6 +255,12 @@ def _compared(fit: Fit, aim: Aim, laws: Laws, best: Allocation, level: float) ->
     return rows
 
 
+def _best_rival(compared: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The best of the usual mixtures that the law says something of, among those that `_compared` gives."""
+    rivals = [row for row in compared[1:] if row.get("worse_by") is not None]
+    return min(rivals, key=lambda row: row["worse_by"], default=None)
+
+
 def _reasons(
     laws: Laws,
     best: Allocation,
@@ -264,9 +269,7 @@ def _reasons(
     missed: float,
 ) -> list[str]:
     reasons = []
-    rivals = [row for row in compared[1:] if row.get("worse_by") is not None]
-    if rivals:
-        near = min(rivals, key=lambda row: row["worse_by"])
+    if near := _best_rival(compared):
         sure = "surely" if near["worse_low"] > 0 else "not surely"
         if near["worse_low"] > 0 and near["worse_by"] < missed:
             sure = f"not surely, since the law misses the losses that were run by {missed:.4f}"

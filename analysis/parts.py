@@ -95,8 +95,7 @@ def _restricted(
     information = problem.system(theta, members)[3]
     np.einsum("bii->bi", information)[~parts.active[which]] = 1.0
     rss = 2 * problem.objective(theta, members)
-    typical = 1.0 if problem.law.residual == "log" else float(np.abs(problem.y).mean())
-    sigma2 = np.maximum(rss / freedom, (uncertainty.LEAST * typical) ** 2)
-    log_V = np.log1p(members.ratio[:, None] * parts.weight[which]).sum(axis=1)
     _, log_determinant = uncertainty.invert(information)
-    return -0.5 * (freedom * np.log(sigma2) + log_V + log_determinant), theta
+    weight = parts.weight[which]
+    found = uncertainty.likelihood(problem, members.ratio, rss, log_determinant, freedom, weight)
+    return found[1], theta

@@ -173,13 +173,30 @@ def _told(
     inverse: np.ndarray,
     log_determinant: np.ndarray,
 ) -> _Given:
-    freedom = max(1, len(problem.y) - problem.size)
+    freedom = np.array([max(1, len(problem.y) - problem.size)])
+    weight = np.bincount(problem.group, problem.weight)
+    sigma2, restricted = likelihood(problem, members.ratio, rss, log_determinant, freedom, weight)
+    return _Given(theta, sigma2, restricted, inverse)
+
+
+def likelihood(
+    problem: Problem,
+    ratio: np.ndarray,
+    rss: np.ndarray,
+    log_determinant: np.ndarray,
+    freedom: np.ndarray,
+    weight: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Variances of a row and restricted log likelihoods, (B,) each, of fits given ρ ratio (B,).
+
+    Args:
+      rss (B,): residual sums of squares. log_determinant (B,): of the information. freedom (1 or B,): rows less
+        parameters. weight (G,) or (B, G): of the rows of each group.
+    """
     typical = 1.0 if problem.law.residual == "log" else float(np.abs(problem.y).mean())
     sigma2 = np.maximum(rss / freedom, (LEAST * typical) ** 2)
-    total = np.bincount(problem.group, problem.weight)
-    log_V = np.log1p(members.ratio[:, None] * total).sum(axis=1)
-    restricted = -0.5 * (freedom * np.log(sigma2) + log_V + log_determinant)
-    return _Given(theta, sigma2, restricted, inverse)
+    log_V = np.log1p(ratio[:, None] * weight).sum(axis=1)
+    return sigma2, -0.5 * (freedom * np.log(sigma2) + log_V + log_determinant)
 
 
 def invert(information: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
