@@ -12,6 +12,7 @@ pods share (a bucket mounted with the Cloud Storage FUSE driver, or Filestore).
 """
 
 import json
+import shlex
 import subprocess
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mscale.errors import MscaleError, nearest
+from mscale.remote import local_folder
 from sweeps import planner, spec, state, worker
 from sweeps.lease import lease
 from sweeps.spec import RunSpec
@@ -95,9 +97,13 @@ class Options:
 
 
 def name_of(run: RunSpec) -> str:
-    """The JobSet of a run: its id as a DNS label, short enough for the names of its pods."""
+    """The JobSet of a run: its id as an RFC 1035 label, short enough for the names of its pods.
+
+    JobSet refuses a name that begins with a digit, as the ids of ladder scales do; these get a prefix.
+    """
     digest = run.id.rpartition("-")[2]
-    return spec.slug(run.id.removesuffix(digest).replace(".", "-"), 28) + "-" + digest
+    label = spec.slug(run.id.removesuffix(digest).replace(".", "-"), 28) + "-" + digest
+    return label if label[0].isalpha() else f"run-{label}"
 
 
 def manifest(run: RunSpec, options: Options) -> dict[str, Any]:
@@ -194,6 +200,7 @@ def _pod(name: str, run: RunSpec, options: Options, hosts: int) -> dict[str, Any
             "driver": "gcsfuse.csi.storage.gke.io",
             "volumeAttributes": {"bucketName": options.bucket, "mountOptions": "implicit-dirs"},
         }
+    command = ["python", "-m", "sweeps.job", options.root, run.id, "--trainer", options.trainer]
     optional = {"priorityClassName": options.priority, "serviceAccountName": options.service_account}
     return {
         "restartPolicy": "Never",
@@ -205,12 +212,12 @@ def _pod(name: str, run: RunSpec, options: Options, hosts: int) -> dict[str, Any
             {
                 "name": "train",
                 "image": options.image,
-                # exec: the process, not a shell, gets the signal to stop. MSCALE_PROCESS = slice × hosts + host.
+                # exec: the process, not a shell, gets the signal to stop. MSCALE_PROCESS_ID = slice × hosts + host.
                 "command": [
                     "/bin/sh",
                     "-c",
-                    f"export MSCALE_PROCESS=$((MSCALE_SLICE * {hosts} + JOB_COMPLETION_INDEX)); "
-                    f"exec python -m sweeps.job {options.root} {run.id} --trainer {options.trainer}",
+                    f"export MSCALE_PROCESS_ID=$((MSCALE_SLICE * {hosts} + JOB_COMPLETION_INDEX)); "
+                    f"exec {shlex.join(command)}",
                 ],
                 "env": _environment(name, options, hosts),
                 "ports": [{"containerPort": COORDINATOR_PORT}, {"containerPort": MEGASCALE_PORT}],
@@ -277,7 +284,7 @@ def run(
     """
     from mscale.progress import progress
 
-    root = Path(root).resolve()
+    root = local_folder(root, "--root").resolve()
     total = sum(one.flops for one in study.runs)
     with lease(root) as renew:
         state.save_study(study, root)

@@ -34,13 +34,10 @@ def run_of(root: Path, run_id: str | None, array: str | None, index: int | None)
 
 def start_distributed() -> None:
     """Joins the processes of one run where there are several: Slurm's tasks, or what a manifest's variables say."""
-    processes = int(os.environ.get("MSCALE_PROCESSES", "1"))
-    if processes > 1:
-        import jax
+    if os.environ.get("MSCALE_COORDINATOR"):
+        from mscale import hosts
 
-        jax.distributed.initialize(
-            os.environ["MSCALE_COORDINATOR"], processes, int(os.environ["MSCALE_PROCESS"])
-        )
+        hosts.join()
     elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
         import jax
 
@@ -67,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         start_distributed()
         trainer = worker.load_trainer(given.trainer)
         arguments = spec.argv(one, given.root)
-        first = os.environ.get("MSCALE_PROCESS", os.environ.get("SLURM_PROCID", "0")) == "0"
+        first = os.environ.get("MSCALE_PROCESS_ID", os.environ.get("SLURM_PROCID", "0")) == "0"
         if first:
             reason = worker.train_run(folder, arguments, trainer)
         else:  # the others compute and write nothing

@@ -2,15 +2,20 @@
 
 import json
 import os
+import re
 import stat
+import subprocess
 from pathlib import Path
 
+import jax
 import pytest
 from test_study import cell, make
 
+from mscale import hosts
 from mscale.errors import MscaleError
 from mscale.files import atomic_json
 from sweeps import gke, spec, state
+from sweeps.studies import make as make_built_in
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "jobset_4_hosts.json"
 OPTIONS = gke.Options(image="registry.example/mscale:1", bucket="studies", spot=True)
@@ -89,7 +94,7 @@ def test_jobset_part(study):
     assert set(replicated) == {"name", "replicas", "template"} and replicated["replicas"] == 3
 
 
-def test_processes_find_each_other_over_slices_and_hosts(study):
+def test_processes_find_each_other_over_slices_and_hosts(study, tmp_path, monkeypatch):
     found = gke.manifest(study.runs[0], gke.Options(image="i", claim="c", slices=3, topology="4x8"))
     name, job = found["metadata"]["name"], job_of(found)
     container = job["template"]["spec"]["containers"][0]
@@ -99,14 +104,67 @@ def test_processes_find_each_other_over_slices_and_hosts(study):
     assert env["MSCALE_COORDINATOR"]["value"] == f"{name}-slice-0-0.{name}:{gke.COORDINATOR_PORT}"
     assert env["MEGASCALE_NUM_SLICES"]["value"] == "3"
     assert env["MEGASCALE_SLICE_ID"]["valueFrom"] == env["MSCALE_SLICE"]["valueFrom"]
-    line = container["command"][2]
-    numbers = set()
-    for slice_ in range(3):
-        for host in range(8):
-            shell = line.partition(";")[0].removeprefix("export ")
-            code = f"MSCALE_SLICE={slice_} JOB_COMPLETION_INDEX={host}; {shell}; echo $MSCALE_PROCESS"
-            numbers.add(int(os.popen(f"sh -c '{code}'").read()))
-    assert numbers == set(range(24))
+    numbers = {
+        joined_as(container, {"MSCALE_SLICE": slice_, "JOB_COMPLETION_INDEX": host}, tmp_path, monkeypatch)
+        for slice_ in range(3)
+        for host in range(8)
+    }
+    assert numbers == {(24, number) for number in range(24)}
+
+
+def joined_as(container, field_refs, tmp_path, monkeypatch) -> tuple[int, int]:
+    """Runs a container's command under the environment it is given, and joins as mscale.hosts then would.
+
+    Returns (processes, process id), as ``jax.distributed.initialize`` gets them.
+    """
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\nenv -0 > "$ENV_FILE"\nprintf "%s\\0" "$@" > "$ARGV_FILE"\n')
+    stub.chmod(0o755)
+    given = {one["name"]: one["value"] for one in container["env"] if "value" in one}
+    referred = {one["name"] for one in container["env"] if "valueFrom" in one} & set(field_refs)
+    outside = {"JOB_COMPLETION_INDEX": field_refs["JOB_COMPLETION_INDEX"]}  # set by an Indexed Job
+    environment = {
+        **given,
+        **{name: str(field_refs[name]) for name in referred},
+        **{name: str(value) for name, value in outside.items()},
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "ENV_FILE": str(tmp_path / "env"),
+        "ARGV_FILE": str(tmp_path / "argv"),
+    }
+    subprocess.run(container["command"], env=environment, check=True)
+    seen = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().split("\0") if line)
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: calls.append(args))
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    for name in ("MSCALE_COORDINATOR", "MSCALE_PROCESSES", "MSCALE_PROCESS_ID"):
+        monkeypatch.setenv(name, seen[name])
+    hosts.join()
+    ((_, processes, process_id),) = calls
+    return processes, process_id
+
+
+def test_one_host_joins_too(study, tmp_path, monkeypatch):
+    options = gke.Options(image="i", claim="c", topology="2x2")
+    container = job_of(gke.manifest(study.runs[0], options))["template"]["spec"]["containers"][0]
+    field_refs = {"MSCALE_SLICE": 0, "JOB_COMPLETION_INDEX": 0}
+    assert joined_as(container, field_refs, tmp_path, monkeypatch) == (1, 0)
+
+
+def test_a_root_with_spaces_and_semicolons_stays_one_argument(study, tmp_path, monkeypatch):
+    root = "/mscale/my study; touch x"
+    options = gke.Options(image="i", claim="c", topology="2x2", root=root)
+    container = job_of(gke.manifest(study.runs[0], options))["template"]["spec"]["containers"][0]
+    joined_as(container, {"MSCALE_SLICE": 0, "JOB_COMPLETION_INDEX": 0}, tmp_path, monkeypatch)
+    assert (tmp_path / "argv").read_text().split("\0")[2] == root
+
+
+@pytest.mark.parametrize("name", ["gpu-day", "tpu-week", "atlas"])
+def test_names_of_the_built_in_studies_are_rfc_1035_labels(name):
+    for run in make_built_in(name, None).runs:
+        label = gke.name_of(run)
+        assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", label)
+        assert len(f"{label}-slice-99-999-abcde") <= 63
 
 
 def test_spot_and_eviction(study):
