@@ -29,6 +29,7 @@ import orbax.checkpoint as ocp
 from mscale import hosts
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, writing
+from mscale.remote import local_folder
 
 ASYNCHRONOUS_BYTES = 64 * 2**20
 """From this state size on, writing happens behind the training; for less, a thread is not worth it."""
@@ -83,7 +84,7 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       DamagedCheckpoint: naming the first file that is missing, cut short or changed.
     """
-    path = Path(path)
+    path = Path(path).absolute()
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"]
         manifest = manifest if jax.process_index() == 0 else {}
@@ -128,7 +129,7 @@ def restore(path: str | os.PathLike, template: Any, *, shardings: Any = None) ->
       DamagedCheckpoint: orbax cannot read it.
       MscaleError: an array is missing or of another shape or type.
     """
-    path = Path(path)
+    path = Path(path).absolute()  # orbax finds no metadata under a relative path
     wanted = flatten(template)
     placed = flatten(shardings) if shardings is not None else {}
     arguments = {
@@ -323,7 +324,8 @@ def locate(text: str | os.PathLike, what: str, step: int | None = None) -> Path:
     Raises:
       MscaleError: the run or its checkpoint at that step is missing, naming the steps that are there.
     """
-    workdir, named = parse_reference(str(text))
+    reference, named = parse_reference(str(text))
+    workdir = local_folder(reference, what)
     step = named if named is not None else step
     there: Sequence[int] = steps(workdir / "checkpoints")
     if not there:

@@ -49,6 +49,25 @@ def location(path: str | os.PathLike) -> Path | Url:
     return Path("/" + rest) if scheme in ("file", "local") else Url(f"{scheme}://{rest}".rstrip("/"))
 
 
+def local_folder(path: str | os.PathLike, setting: str) -> Path:
+    """Returns ``path`` as an absolute local path, resolved once so that a later change of folder moves nothing.
+
+    Args:
+      path: relative or absolute, or a ``file://`` URL.
+      setting: what the user set, for the error: "WORKDIR", "--root".
+
+    Raises:
+      MscaleError: ``path`` is a URL of a remote file system, on which run folders cannot be written.
+    """
+    place = location(path)
+    if isinstance(place, Url):
+        raise MscaleError(
+            f"{setting} is {place}: run folders cannot be written to a URL; give a local folder (a mounted "
+            "bucket is one), and copy it afterwards"
+        )
+    return place.absolute()
+
+
 class RemoteFiles:
     """The files under one URL: whole, by ranges, or as arrays of tokens that are read where they are used."""
 

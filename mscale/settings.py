@@ -19,6 +19,7 @@ from mscale import hosts, model, optimizer, partitioning, scales, schedule
 from mscale.errors import MscaleError, nearest
 from mscale.files import read_json
 from mscale.mixture import resolve
+from mscale.remote import local_folder
 from mscale.store import Store, open_store
 
 BY_SIZE = "by size"
@@ -141,10 +142,10 @@ def prepare(settings: Settings) -> Run:
         if language not in store.languages:
             hint = nearest(language, store.languages)
             raise MscaleError(f"EVAL_LANGUAGES: {s.store} has no language {language!r}{hint}")
-    workdir = Path(s.workdir)
+    workdir = local_folder(s.workdir, "WORKDIR")
     return Run(
         settings=s,
-        name=s.run or workdir.absolute().name,
+        name=s.run or workdir.name,
         workdir=workdir,
         store=store,
         schedule=schedule.single(mixture, batch_size, s.seed),

@@ -100,7 +100,7 @@ def find_start(run: Run) -> Start:
         path = checkpoints.locate(s.branch_from, "BRANCH_FROM", step)
         meta = checkpoints.verify(path)
         check_matches(run, path, meta)
-        check_agrees(run, Path(s.branch_from))
+        check_agrees(run, path.parent.parent)
         state = checkpoints.restore(path, abstract_state(run.model), shardings=shardings)
         return _started(state, meta, step, shardings)
     if s.init_from:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mscale.errors import MscaleError
 from mscale.files import atomic_json
+from mscale.remote import local_folder
 from sweeps import mirror, spec, state, worker
 from sweeps.lease import lease
 from sweeps.pool import Pool
@@ -71,7 +72,7 @@ def run(
       MscaleError: runs failed (all others that could be trained are, then), another runner works on the
         folder, or a different study was begun there.
     """
-    root = Path(root).resolve()
+    root = local_folder(root, "--root").resolve()
     started = time.monotonic()
     with lease(root) as renew:
         state.save_study(study, root)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_write, read_json
+from mscale.remote import local_folder
 from sweeps import planner, spec, state, worker
 from sweeps.lease import lease
 from sweeps.spec import RunSpec
@@ -95,7 +96,7 @@ def submit(
         study was begun there.
     """
     options = options or Options()
-    root = Path(root).resolve()
+    root = local_folder(root, "--root").resolve()
     with lease(root) as renew:
         state.save_study(study, root)
         states = state.read_states(study.runs, root)
@@ -149,7 +150,7 @@ def run(
     """
     from mscale.progress import progress
 
-    root = Path(root).resolve()
+    root = local_folder(root, "--root").resolve()
     submit(study, root, options, trainer=trainer)
     vanished: dict[str, int] = {}
     earned = 0
@@ -274,7 +275,7 @@ def queue(root: str | Path) -> dict[str, Job]:
     Raises:
       MscaleError: the scheduler cannot be reached.
     """
-    root = Path(root).resolve()
+    root = local_folder(root, "--root").resolve()
     prefix = f"mscale-{_study_key(root)}-"
     answer = _call(["squeue", "--noheader", "--array", "--format=%F_%K|%T|%r|%k"], attempts=ATTEMPTS)
     jobs: dict[str, Job] = {}

@@ -202,3 +202,16 @@ def test_a_demo_killed_three_times_ends_with_the_same_observations(tmp_path):
     for name in ("observations.csv", "exposure.csv", "observations.parquet"):
         whole, killed = (tmp_path / part / "study" / name for part in ("whole", "killed"))
         assert whole.read_bytes() == killed.read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sweep", "run", "demo", "--store", "s", "--root", "s3://bucket/study"),
+        ("demo", "--workdir", "gs://bucket/demo"),
+    ],
+)
+def test_a_url_where_something_is_written_is_refused(tmp_path, monkeypatch, arguments, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    assert "is a URL" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import tiny_run
@@ -50,6 +51,34 @@ def undisturbed(store, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("long") / "run"
     assert run(store, workdir, **LONG) == 0
     return workdir
+
+
+@pytest.mark.parametrize("workdir", ["my-run", "runs/mein Lauf/é"])
+def test_a_relative_workdir_resumes_branches_and_continues(store, trunk, tmp_path, monkeypatch, workdir):
+    """As README writes it: WORKDIR, BRANCH_FROM and INIT_FROM relative to the folder one stands in."""
+    monkeypatch.chdir(tmp_path)
+    here = Path(workdir)
+    assert run(store, here, CHECKPOINT_STEPS=(16,)) == 0
+    for file in ("status.json", "observations.jsonl"):
+        (here / file).unlink()
+    shutil.rmtree(here / "checkpoints" / "step_24")  # as if it had been killed after step 16
+    assert run(store, here, CHECKPOINT_STEPS=(16,)) == 0
+    assert not list(here.glob("checkpoints/*damaged*"))
+    assert_same_arrays(arrays(here.absolute(), 24), arrays(trunk, 24))
+    assert run(store, Path("branch"), STEPS=20, EVAL_STEPS=(20,), BRANCH_FROM=workdir, DECAY_STEPS=4) == 0
+    assert run(store, Path("child"), STEPS=8, EVAL_STEPS=(8,), INIT_FROM=f"{workdir}@24") == 0
+    assert rows(Path("child"))[0]["init"] == here.name
+
+
+@pytest.mark.parametrize("name", ["WORKDIR", "BRANCH_FROM", "INIT_FROM"])
+def test_a_url_is_refused_where_a_run_would_write(store, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    macros = {"BRANCH_FROM": {"DECAY_STEPS": 4}}.get(name, {})
+    workdir = "s3://bucket/run" if name == "WORKDIR" else "here"
+    macros |= {} if name == "WORKDIR" else {name: "s3://bucket/run"}
+    assert run(store, workdir, **macros) == 1
+    assert f"error: {name} is s3://bucket/run" in capsys.readouterr().err
+    assert not (tmp_path / "s3:").exists()
 
 
 @pytest.mark.parametrize(

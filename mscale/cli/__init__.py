@@ -5,6 +5,7 @@ needs no pandas and a laptop with a CSV needs no JAX.
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,17 @@ class Commands(click.Group):
         return list(self.commands)
 
 
-FOLDER = click.Path(path_type=Path)
+class LocalPath(click.Path):
+    """A path of this machine; a URL, of which ``Path`` would make a folder named ``s3:``, is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and re.match(r"(?!file:)[a-z][a-z0-9+.-]+://", value):
+            self.fail(f"{value} is a URL: of all paths only --store takes one; give a local path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FOLDER = LocalPath(path_type=Path)
+STORE = click.Path(path_type=Path)  # a folder or a URL
 
 
 def comma_list(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[str] | None:

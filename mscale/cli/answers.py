@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mscale.cli import FOLDER, cli, numbers_of
+from mscale.cli import FOLDER, STORE, cli, numbers_of
 from mscale.errors import MscaleError
 
 # More languages than this do not fit a terminal as a matrix.
@@ -22,7 +22,7 @@ VOCABULARY = click.option("--vocabulary", help="Where the table has several.")
 @click.option("--law", help="One law alone, such as chinchilla; default: all that the data allow.")
 @click.option("--target", help="With --law: one language alone.")
 @click.option("--truth", type=FOLDER, help="truth.json of a generated corpus, to set measurements against.")
-@click.option("--store", type=FOLDER, help="The token store, for the languages' shared vocabulary.")
+@click.option("--store", type=STORE, help="The token store, for the languages' shared vocabulary.")
 @click.option(
     "--parallel", type=FOLDER, help="The same text in many languages, to count transfer in content."
 )

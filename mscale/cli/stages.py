@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from mscale.cli import FOLDER, LANGUAGES, Commands, cli, comma_list
+from mscale.cli import FOLDER, LANGUAGES, STORE, Commands, cli, comma_list
 
 
 @cli.command()
@@ -130,7 +130,7 @@ def mixture() -> None:
 
 @mixture.command("show")
 @click.argument("name")
-@click.option("--store", type=FOLDER, required=True)
+@click.option("--store", type=STORE, required=True)
 @click.option("--tokens", type=float, required=True, help="Budget of the run.")
 @click.option("--sequence-length", default=128, show_default=True)
 @click.option("--limit", type=int, help="Print so many languages, and the others as one line; default: all.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mscale.cli import FOLDER, LANGUAGES, Commands, cli
+from mscale.cli import FOLDER, LANGUAGES, STORE, Commands, cli
 from mscale.errors import MscaleError, nearest
 
 
@@ -41,7 +41,7 @@ def study_options(command: Callable) -> Callable:
         click.option("--seed", default=0, show_default=True),
         LANGUAGES,
         click.option("--truth", type=FOLDER, help="truth.json of a generated corpus, for its families."),
-        click.option("--store", type=FOLDER, help="The token store, from mscale pack."),
+        click.option("--store", type=STORE, help="The token store, from mscale pack."),
         click.argument("study", type=StudyName()),
     ):
         command = option(command)
