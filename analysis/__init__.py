@@ -5,8 +5,8 @@ Where to find what, from the question asked to the arithmetic:
 - A study as a whole: `answers` (everything the report says), `report`, `tables` (reading and checking), `records`.
 - One law on a table: `fitting`, `results` (`Fit`), `laws`, `lawfits` (those of a report), `prediction`, `optimum`,
   `charts`, `sufficiency`, `identification`, `quantities`, `priors`, `saved`.
-- How well laws predict: `heldout`, `splits`, `folds`, `unseen`, `refits`, `nested`, `parts`.
-- How a fit is found: `checks`, `drafting`, `build`, `problem`, `members`, `objective`, `derivatives`, `powers`,
+- How well laws predict: `heldout`, `splits`, `folds`, `unseen`, `refits`, `parts`.
+- How a fit is found: `checks`, `drafting`, `build`, `problem`, `members`, `objective`, `derivatives`,
   `scatter`, `losses`, `search`, `engine`, `reduction`.
 - How sure it is: `uncertainty` (noise), `profiles`, `closing` (intervals), `resampling` (bootstraps), `draws`,
   `sensitivity` (of decisions).

@@ -47,8 +47,6 @@ class Jet:
         return Jet(value, grad, hess)
 
     def __add__(self, other: Any) -> Jet:
-        if isinstance(other, Exponential | Sum):
-            return other + self
         if not isinstance(other, Jet):
             return Jet(self.value + other, self.grad, self.hess)
         grad = dict(self.grad)
@@ -131,90 +129,6 @@ class Jet:
         return self.value >= value_of(other)
 
 
-class Exponential(Jet):
-    """exp(z), worked out when first looked at: products, quotients and powers of such stay exponentials.
-
-    A·N^−α is one exponential of a sum, instead of a product of two with derivatives of its own.
-    """
-
-    __slots__ = ("log", "_made")
-
-    def __init__(self, z: Jet):
-        self.log = z
-        self._made: Jet | None = None
-
-    def _make(self) -> Jet:
-        if self._made is None:
-            z = self.log
-            value = np.exp(z.value)
-            grad = {i: _times(value, g) for i, g in z.grad.items()}
-            hess = None
-            if z.hess is not None:
-                hess = {(i, j): _times(f, z.grad[j]) for i, f in grad.items() for j in z.grad if i <= j}
-                for key, h in z.hess.items():
-                    _add(hess, key, value * h)
-            self._made = Jet(value, grad, hess)
-        return self._made
-
-    value = property(lambda self: self._make().value)  # type: ignore[assignment]
-    grad = property(lambda self: self._make().grad)  # type: ignore[assignment]
-    hess = property(lambda self: self._make().hess)  # type: ignore[assignment]
-
-    def __add__(self, other: Any) -> Jet:
-        return Sum((self,), 0.0) + other
-
-    __radd__ = __add__
-
-    def __mul__(self, other: Any) -> Jet:
-        return Exponential(self.log + other.log) if isinstance(other, Exponential) else super().__mul__(other)
-
-    def __truediv__(self, other: Any) -> Jet:
-        return (
-            Exponential(self.log - other.log)
-            if isinstance(other, Exponential)
-            else super().__truediv__(other)
-        )
-
-    def __pow__(self, power: Any) -> Jet:
-        return Exponential(self.log * power)
-
-
-class Sum(Jet):
-    """A sum of exponentials and a rest, added up when first looked at.
-
-    Where all is affine inside, derivatives are products of few arrays that differ by member with rows that do not
-    (`problem.Problem` makes use of it); anything else sees an ordinary jet.
-    """
-
-    __slots__ = ("terms", "rest", "_made")
-
-    def __init__(self, terms: tuple[Exponential, ...], rest: Any):
-        self.terms = terms
-        self.rest = rest
-        self._made: Jet | None = None
-
-    def _make(self) -> Jet:
-        if self._made is None:
-            made = self.terms[0]._make()
-            for term in self.terms[1:]:
-                made = made + term._make()
-            self._made = made + self.rest
-        return self._made
-
-    value = property(lambda self: self._make().value)  # type: ignore[assignment]
-    grad = property(lambda self: self._make().grad)  # type: ignore[assignment]
-    hess = property(lambda self: self._make().hess)  # type: ignore[assignment]
-
-    def __add__(self, other: Any) -> Jet:
-        if isinstance(other, Sum):
-            return Sum(self.terms + other.terms, self.rest + other.rest)
-        if isinstance(other, Exponential):
-            return Sum((*self.terms, other), self.rest)
-        return Sum(self.terms, self.rest + other)
-
-    __radd__ = __add__
-
-
 def _times(value: Array, factor: Array) -> Array:
     return value if isinstance(factor, float) and factor == 1.0 else value * factor
 
@@ -230,14 +144,13 @@ def _add(entries: dict, key: Any, value: Array) -> None:
 def exp(x: Any) -> Any:
     if not isinstance(x, Jet):
         return np.exp(x)
-    return Exponential(x)
+    value = np.exp(x.value)
+    return x.map(value, value, value)
 
 
 def log(x: Any) -> Any:
     if not isinstance(x, Jet):
         return np.log(x)
-    if isinstance(x, Exponential):
-        return x.log
     inverse = 1.0 / x.value
     return x.map(np.log(x.value), inverse, -inverse * inverse)
 
@@ -245,8 +158,6 @@ def log(x: Any) -> Any:
 def reciprocal(x: Any) -> Any:
     if not isinstance(x, Jet):
         return 1.0 / x
-    if isinstance(x, Exponential):
-        return Exponential(-x.log)
     value = 1.0 / x.value
     return x.map(value, -value * value, 2.0 * value**3)
 

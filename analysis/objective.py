@@ -1,19 +1,15 @@
 """What the rows contribute to the objective: its value, and cell by cell its gradient, Hessian and majoriser."""
 
-import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import threadpool_limits
 
-from analysis import powers
 from analysis.derivatives import Jet, value_of, where
 from analysis.laws.law import Law
 from analysis.losses import huber
 
-THREADS = 2
 Relieve = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -45,9 +41,6 @@ def rows_system(
     walled = law.constraint is not None and barrier > 0
     out, inside = _predicted(law, p, x, walled)
     log = law.residual == "log"
-    found = powers.terms(out, n) if relieve is None and law.constraint is None else None
-    if found is not None and powers.pays(found, n, len(cells)):
-        return powers.system(found, place, log, y, w, delta, majorise, cells)
     if not isinstance(out, Jet):
         out = Jet(out, {}, {})
     B = max(len(w), len(np.atleast_2d(out.value)), len(np.atleast_2d(y)))
@@ -200,35 +193,15 @@ def dense(out: Jet, count: int, B: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     return np.broadcast_to(out.value, (B, 1))[:, 0], slope, curved
 
 
-def threaded(run: Callable, theta: np.ndarray, members: Any, block: int) -> tuple[np.ndarray, ...]:
-    """Runs over blocks of the batch, on two threads where there is enough work (NumPy frees the lock)."""
+def in_blocks(run: Callable, theta: np.ndarray, members: Any, block: int) -> tuple[np.ndarray, ...]:
+    """Runs over blocks of the batch, each small beside the cache."""
     B = len(theta)
     pieces = [slice(start, min(B, start + block)) for start in range(0, B, block)]
-
-    def one(piece: slice) -> tuple[np.ndarray, ...]:
-        with np.errstate(all="ignore"):
-            return run(theta[piece], members.take(piece))
-
-    if len(pieces) == 1:
-        return one(pieces[0])
-    if len(pieces) < 4:
-        done = [one(piece) for piece in pieces]
-    else:
-        # BLAS's own threads on top of these would wait for one another, seconds long on a busy machine.
-        with one_thread(), ThreadPoolExecutor(THREADS) as pool:
-            done = list(pool.map(one, pieces))
-    return tuple(np.concatenate(parts) for parts in zip(*done, strict=True))
+    with np.errstate(all="ignore"):
+        done = [run(theta[piece], members.take(piece)) for piece in pieces]
+    return done[0] if len(done) == 1 else tuple(np.concatenate(parts) for parts in zip(*done, strict=True))
 
 
 def one_thread() -> Any:
-    """A context in which BLAS, given matrices as small as ours, does not wait for threads of its own."""
-    return _blas().limit(limits=1, user_api="blas")
-
-
-@functools.cache
-def _blas() -> ThreadpoolController:
-    # glibc hands blocks of our size back to the kernel whenever they are free, and every use of them then waits for
-    # zeroed pages, half of the time all told. It keeps them once a block this large (never touched) was freed.
-    block = np.empty(31 << 20, np.uint8)
-    del block
-    return ThreadpoolController()
+    """A context in which BLAS uses one thread: several spin on matrices this small (a large report: 33 s CPU, not 6)."""
+    return threadpool_limits(1, user_api="blas")

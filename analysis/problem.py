@@ -18,7 +18,7 @@ from analysis.derivatives import Jet
 from analysis.laws.law import Law
 from analysis.losses import huber
 from analysis.members import Members
-from analysis.objective import Relieve, rows_slope, rows_system, threaded
+from analysis.objective import Relieve, in_blocks, rows_slope, rows_system
 from analysis.quantities import Quantity
 from analysis.scatter import Scatter
 
@@ -245,7 +245,7 @@ class Problem:
         def run(part: np.ndarray, of: Members) -> tuple[np.ndarray, ...]:
             return self._system(part, of, majorise)
 
-        return threaded(run, theta, members, self.block)
+        return in_blocks(run, theta, members, self.block)
 
     @cached_property
     def block(self) -> int:
@@ -263,7 +263,7 @@ class Problem:
 
     def value(self, theta: np.ndarray, members: Members) -> np.ndarray:
         """The objective (B,), as `system` gives it."""
-        return threaded(self._value, theta, members, self.block)[0]
+        return in_blocks(self._value, theta, members, self.block)[0]
 
     def _value(self, theta: np.ndarray, members: Members) -> tuple[np.ndarray]:
         f = self.objective(theta, members)
@@ -320,7 +320,7 @@ class Problem:
 
     def slope(self, theta: np.ndarray, members: Members) -> tuple[np.ndarray, np.ndarray]:
         """The objective (B,) and its gradient (B, P), as `system` gives them, at a fifth of the cost."""
-        return threaded(self._slope, theta, members, self.block)  # type: ignore[return-value]
+        return in_blocks(self._slope, theta, members, self.block)  # type: ignore[return-value]
 
     def _slope(self, theta: np.ndarray, members: Members) -> tuple[np.ndarray, np.ndarray]:
         f, slope = rows_slope(

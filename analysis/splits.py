@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from analysis import unseen
-from analysis.fitting import Estimate
 from analysis.folds import SHARE, SPLITS, folds
 from mscale.errors import MscaleError
 
@@ -76,10 +75,9 @@ def judge(
         )
     of = {split: (shown or {}).get(split) for split in splits}
     found: dict[str, dict[str, unseen.Answer]] = {}
-    wholes: list[Estimate] = []
     for label, arguments in contenders.items():
         how = dict(arguments)
-        found[label] = unseen.predictions(how.pop("law", label), table, of, how, seed, wholes=wholes)
+        found[label] = unseen.predictions(how.pop("law", label), table, of, how, seed)
     records = []
     for split in splits:
         first = None

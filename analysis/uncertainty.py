@@ -12,7 +12,7 @@ import numpy as np
 from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.stats import t as student
 
-from analysis.engine import LARGE, SHRINK, minimise, stepped
+from analysis.engine import LARGE, minimise
 from analysis.problem import Members, Problem
 from analysis.reduction import Reduced, reduce
 from analysis.sufficiency import SPARE
@@ -21,7 +21,6 @@ from analysis.sufficiency import SPARE
 # no noise is like that, but an estimate must be free to fall there, or intervals are too wide where nothing is shared.
 SHARING = np.geomspace(0.04, 1000.0, 20)
 HALVINGS = 40
-UNLIKELY = 25.0  # in log likelihood, below which a value of ρ does not matter
 FLAT = 1e-12  # eigenvalue of the scaled information, over the largest, of a direction that changes nothing
 LEAST = 1e-7  # relative noise below which only rounding is left, for data that a law made
 
@@ -83,11 +82,7 @@ def noise(problem: Problem, theta: np.ndarray, y: np.ndarray | None = None) -> N
     R, inner = len(ratio), reduced.inner
     members = problem.members(y=None if y is None else np.repeat(y, R, axis=0), ratio=np.tile(ratio, S))
     theta = np.repeat(theta, R, axis=0)
-    if inner.size < LARGE:
-        given = _given(inner, reduced.inwards(theta), members)
-    else:
-        start, each = reduced.inwards(theta), np.split(np.arange(S * R), S)
-        given = _Given.of([_likely(inner, start[mine], members.take(mine)) for mine in each])
+    given = _given(inner, reduced.inwards(theta), members)
     restricted = given.restricted.reshape(S, R)
     # The reference prior, 1/σ² for the variance within and for that between groups: uniform in log(1 + m·ρ), as
     # the grid is, which makes an interval between groups Student's with the freedom of the groups.
@@ -120,49 +115,12 @@ class _Given:
     restricted: np.ndarray
     inverse: np.ndarray
 
-    @classmethod
-    def of(cls, parts: list["_Given"]) -> "_Given":
-        names = [one.name for one in dataclasses.fields(cls)]
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-
-    def put(self, which: np.ndarray, other: "_Given") -> None:
-        for one in dataclasses.fields(self):
-            getattr(self, one.name)[which] = getattr(other, one.name)
-
 
 def _given(problem: Problem, theta: np.ndarray, members: Members) -> _Given:
     """The optima given the ρ of the members, from theta (B, P)."""
     theta = minimise(problem, theta, members, damping=1e-3).theta
     rss = 2 * problem.objective(theta, members)
     return _told(problem, theta, members, rss, *invert(problem.system(theta, members)[3]))
-
-
-def _likely(problem: Problem, theta: np.ndarray, members: Members) -> _Given:
-    """`_given`, but exact only for the ρ that can matter: the others are as one step from theta (R, P) makes them.
-
-    What matters is within UNLIKELY of the best by that step, or next to what is by the exact optimum.
-    """
-    value, slope, _, information = problem.system(theta, members)
-    inverse, log_determinant = invert(information)
-    step = -np.matmul(inverse, slope[:, :, None])[:, :, 0]
-    rss = 2 * problem.objective(theta, members) + np.einsum("ri,ri->r", slope, step)
-    there = stepped(theta, np.maximum(step, -SHRINK), problem)
-    lower = problem.value(there, members) <= value
-    found = _told(problem, np.where(lower[:, None], there, theta), members, rss, inverse, log_determinant)
-    done, near = np.zeros(len(theta), bool), np.array([True, True, True])
-    while True:
-        likely = found.restricted >= found.restricted[done | ~done.any()].max() - UNLIKELY
-        asked = np.flatnonzero((likely | np.convolve(likely & done, near, "same")) & ~done)
-        if not len(asked):
-            return found
-        start, of = found.theta[asked], members.take(asked)
-        if done.any():
-            known = np.flatnonzero(done)
-            beside = found.theta[known[np.argmin(np.abs(asked[:, None] - known), axis=1)]]
-            lower = problem.value(beside, of) < problem.value(start, of)
-            start = np.where(lower[:, None], beside, start)
-        found.put(asked, _given(problem, start, of))
-        done[asked] = True
 
 
 def _told(

@@ -13,9 +13,8 @@ import pandas as pd
 
 from analysis import laws
 from analysis.drafting import DELTA, Draft, draft, threshold
-from analysis.fitting import Estimate, fit
+from analysis.fitting import Estimate, estimate, fit
 from analysis.folds import SHARE, folds, usable
-from analysis.nested import nested
 from analysis.refits import refit
 from analysis.sufficiency import enough
 from mscale.errors import MscaleError
@@ -41,14 +40,12 @@ def predictions(
     how: Mapping[str, Any],
     seed: int,
     share: float = SHARE,
-    wholes: list[Estimate] | None = None,
 ) -> dict[str, Answer]:
     """Of each split every tested row with its observed and predicted value, fold, level, group and whether in range.
 
     Args:
       shown: {split of `analysis.folds`: the languages that it is made of, None: all}. seed, share: of its folds.
       how: goes to `analysis.fit`.
-      wholes: laws fitted before, from which one that contains them is searched; this law's fit to all rows is added.
 
     Returns: {split: frame, or the MscaleError that refuses it}. A fold that cannot be fitted is left out and said in
     the frame's attrs["refused"].
@@ -79,7 +76,7 @@ def predictions(
             test = mine.copy()
             test[mine] = held
             asked.append(_Fold(split, name, mine & ~test, test))
-    answers = _together(law, table, asked, how, [] if wholes is None else wholes)
+    answers = _together(law, table, asked, how)
     for number, fold in enumerate(asked):
         if number not in answers:
             answers[number] = _alone(law, table, fold, how)
@@ -105,7 +102,7 @@ def _joined(answers: Mapping[str, Answer]) -> pd.DataFrame:
 
 
 def _together(
-    law: Any, table: pd.DataFrame, asked: Sequence[_Fold], how: dict[str, Any], wholes: list[Estimate]
+    law: Any, table: pd.DataFrame, asked: Sequence[_Fold], how: dict[str, Any]
 ) -> dict[int, Answer]:
     """The answers of the folds that are parts of a fit to all rows, by their place among all."""
     own = {name: value for name, value in how.items() if name not in ("few_groups", "seed")}
@@ -122,10 +119,9 @@ def _together(
         if not numbers:
             return {}
         enough(drafted.law, drafted.problem, drafted.names, len(drafted.group_names), how["few_groups"])
-        whole = nested(drafted.problem, drafted.names, priors, how.get("seed", 0), wholes)
+        whole = estimate(drafted.problem, drafted.names, priors, how.get("seed", 0))
     except MscaleError:  # what refuses all rows may not refuse a fold, and if it does is said there
         return {}
-    wholes.append(whole)
     kept = np.array([asked[number].kept[used] for number in numbers])
     optima = refit(whole, priors, kept[:, drafted.order], how["few_groups"])
     rows = _asked(drafted.rows.table, drafted.per, drafted.rows.columns[drafted.law.response])

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.derivatives import Jet, value_of
 from analysis.laws.chinchilla import ALPHA, BETA, A, B, E, size_and_data
 from analysis.laws.law import Law, Parameter
 from mscale.errors import MscaleError, nearest
@@ -29,30 +28,7 @@ def saturate(D: Any, U: Any, lambda_: Any) -> Any:
     """S(D; U): the effective tokens of D tokens seen of U unique ones (arrays in tokens)."""
     repeats = np.maximum(D / np.where(U > 0, U, 1.0) - 1.0, 0.0)
     fresh = np.minimum(D, U)
-    if not np.any(repeats > 0):
-        return fresh
-    rate = value_of(lambda_)
-    # One λ for all rows, of which few repeat their data: exponentials are of those alone.
-    few = np.ndim(repeats) == 1 and (np.ndim(rate) == 0 or np.shape(rate)[-1] == 1)
-    rows = np.flatnonzero(repeats > 0) if few else slice(None)
-    epochs, unique = repeats[rows], np.broadcast_to(U, np.shape(repeats))[rows]
-
-    def on_all(part: Any) -> Any:
-        if not few:
-            return part
-        whole = np.zeros((*np.shape(part)[:-1], len(repeats)))
-        whole[..., rows] = part
-        return whole
-
-    worth = -np.expm1(-rate * epochs) / rate
-    effective = fresh + on_all(worth * unique)
-    if not isinstance(lambda_, Jet):
-        return effective
-    # The derivatives in λ by hand: every evaluation of the law takes them for each source.
-    left = np.exp(-rate * epochs) * epochs
-    slope = (left - worth) / rate
-    bent = -(left * epochs + 2.0 * slope) / rate
-    return lambda_.map(effective, on_all(slope * unique), on_all(bent * unique))
+    return fresh - U * np.expm1(-lambda_ * repeats) / lambda_ if np.any(repeats > 0) else fresh
 
 
 def effective_data(p: Any, x: Any, sources: int, other: bool) -> Any:
