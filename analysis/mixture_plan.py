@@ -128,9 +128,9 @@ def advice(results: Mapping[str, Any]) -> dict[str, Any]:
         )
         best = aim.best(laws, starts=2)
         check_range(best.params, results, [])
+        compared = _compared(fit, aim, laws, best, float(results["level"]))
     except MscaleError as error:
         return {"reason": str(error)}
-    compared = _compared(fit, aim, laws, best, float(results["level"]))
     usual = _best_rival(compared)
     if usual is None:
         return {"reason": "the law says nothing of the usual mixtures at that size"}

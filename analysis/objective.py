@@ -203,5 +203,5 @@ def in_blocks(run: Callable, theta: np.ndarray, members: Any, block: int) -> tup
 
 
 def one_thread() -> Any:
-    """A context in which BLAS uses one thread: several spin on matrices this small (a large report: 33 s CPU, not 6)."""
+    """A context in which BLAS uses one thread: a large report takes 6 s of CPU so, and 33 s with two threads."""
     return threadpool_limits(1, user_api="blas")

@@ -1,9 +1,10 @@
 import numpy as np
+import pandas as pd
 import planted_study
 import pytest
 
 from analysis import lawfits
-from analysis.answers import partners
+from analysis.answers import analyse, partners
 from analysis.tables import describe_mixtures, validate_observations
 from analysis.transfer import transfer_matrix
 
@@ -47,3 +48,33 @@ def test_r2_within_languages_ignores_their_levels():
     observed = level + rng.normal(0, 0.1, 100)
     assert abs(lawfits.within_r2(language, observed, level)) < 0.05  # knows levels only
     assert lawfits.within_r2(language, observed, observed) == 1.0
+
+
+SIXTEEN = ("ca", "de", "el", "en", "es", "fr", "id", "it", "ja", "ko", "pt", "ru", "sv", "tr", "vi", "zh")
+
+
+def test_a_table_whose_laws_have_fifty_parameters_is_analysed():
+    """Sixteen languages, nine runs each, every run its own group: too many for a least-squares noise model."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "run": f"{language}-{params:.0f}-{tokens:.0f}",
+            "params": int(params),
+            "tokens": int(tokens),
+            "language": language,
+            "languages": language,
+            "mixture": language,
+            "phase": "end",
+            "loss": (1.7 + 0.05 * k + 400 / params**0.34 + 410 / tokens**0.28)
+            * np.exp(0.003 * rng.standard_normal()),
+        }
+        for k, language in enumerate(
+            ["ca", "de", "el", "en", "es", "fr", "id", "it", "ja", "ko", "pt", "ru", "sv", "tr", "vi", "zh"]
+        )
+        for params in np.geomspace(1e7, 1e9, 3)
+        for tokens in np.geomspace(1e9, 3e10, 3)
+    ]
+    observations, _, _ = validate_observations(pd.DataFrame(rows))
+    results = analyse(observations, None)
+    assert results["laws"]["chinchilla"]["fitted"]
+    assert "rates" in results["mixture"] or results["mixture"]["reason"]
