@@ -62,14 +62,14 @@ setup(
         "sweeps",
         "sweeps.studies",
         "analysis",
-        "analysis.laws",
+        *sorted(f"analysis.{folder.parent.name}" for folder in (HERE / "analysis").glob("*/__init__.py")),
         *GIN_FOLDERS,
     ],
     package_dir={"mscale.gin": "gin"},
     package_data={
         **{folder: ["*.gin"] for folder in GIN_FOLDERS},
         "mscale.data": ["*.csv"],
-        "analysis": ["templates/*", "data/*.csv"],
+        "analysis": ["report/templates/*", "data/*.csv"],
     },
     install_requires=[
         "click>=8.1",

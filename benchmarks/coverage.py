@@ -27,8 +27,11 @@ import numpy as np
 import pandas as pd
 
 import analysis
-from analysis import optimum, profiles, quantities, resampling, search, simulate, uncertainty
-from analysis.quantities import Derived
+from analysis.estimation import multistart, quantities, variance_components
+from analysis.estimation.quantities import Derived
+from analysis.fitting import compute_optimal
+from analysis.uncertainty import bootstrap, profile
+from analysis.validation import simulate
 from mscale.errors import MscaleError
 
 LEVEL = 0.9
@@ -223,17 +226,17 @@ def cell(case: Case, groups: int, noise: str, studies: int, seed: int) -> dict[s
 
 def intervals(problem: Any, wanted: list, y: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(S, m) limits for studies with responses y (S, n); NaN where the fit failed."""
-    found = search.optima(problem, seed, y)
+    found = multistart.optima(problem, seed, y)
     good = np.isfinite(found.theta).all(axis=1)
     low, high = (np.full((len(y), sum(map(len, wanted))), np.nan) for _ in range(2))
     if problem.delta is None:
-        noise = uncertainty.noise(found.problem, found.theta[good], y[good])
+        noise = variance_components.noise(found.problem, found.theta[good], y[good])
         theta = noise.at_best(noise.theta)
-        low[good], high[good] = profiles.intervals(found.problem, theta, noise, wanted, LEVEL, y[good])
+        low[good], high[good] = profile.intervals(found.problem, theta, noise, wanted, LEVEL, y[good])
         return low, high
     for s in np.flatnonzero(good):
         own = dataclasses.replace(found.problem, y=y[s])
-        drawn = resampling.bootstrap(own, found.theta[s], DRAWS, seed)
+        drawn = bootstrap.bootstrap(own, found.theta[s], DRAWS, seed)
         values = np.concatenate([quantities.values(own, q, drawn) for q in wanted], axis=1)
         low[s], high[s] = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
@@ -251,7 +254,7 @@ def scalars(case: Case, planted: Any) -> tuple[list, list[str]]:
     wanted.append(Derived(0, planted.law.predict, x, 1 + bool(case.scaled)))
     labels += ["interpolated", "extrapolated 3×"][: 1 + bool(case.scaled)]
     if planted.law.trade is not None:
-        wanted.append(Derived(0, lambda p, x: optimum.omega(p), {}, 1))
+        wanted.append(Derived(0, lambda p, x: compute_optimal.omega(p), {}, 1))
         labels.append("compute-optimal exponent")
     return wanted, labels
 
@@ -291,8 +294,8 @@ def cramer_rao(problem: Any, theta: np.ndarray, wanted: list, trunk: float, chec
     m = sum(map(len, wanted))
     plain = dataclasses.replace(squares, pins=())
     information = plain.system(theta[None], plain.members(ratio=np.full(1, (trunk / checkpoint) ** 2)))[3]
-    inverse, _ = uncertainty.invert(information)
-    slope = profiles.values(squares, np.tile(theta, (m, 1)), np.arange(m))[1]
+    inverse, _ = variance_components.invert(information)
+    slope = profile.values(squares, np.tile(theta, (m, 1)), np.arange(m))[1]
     return np.sqrt(np.einsum("mi,ij,mj->m", slope, inverse[0], slope)) * checkpoint * 2 * 1.6449
 
 

@@ -177,7 +177,7 @@ def ours(path: str, bootstraps: int) -> dict:
 def bootstrap_agreement(path: str, count: int, starts: int = 9) -> dict:
     """Our objective on random bootstraps against the best of `starts` scipy starts on the same resample."""
     import analysis
-    from analysis.resampling import refit, resamples
+    from analysis.uncertainty.bootstrap import refit, resamples
 
     table = points(path)
     fit = analysis.fit("chinchilla", table, COLUMNS)
@@ -204,7 +204,7 @@ def bootstrap_agreement(path: str, count: int, starts: int = 9) -> dict:
 def atlas(rows: int, bootstraps: int, seed: int) -> dict:
     """ATLAS on planted observations of 8 languages: seconds, memory, and how many intervals hold the truth."""
     import analysis
-    from analysis import simulate
+    from analysis.validation import simulate
 
     languages = ["de", "en", "es", "fr", "hi", "ja", "ru", "sw"]
     rng = np.random.default_rng(seed)

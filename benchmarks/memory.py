@@ -31,7 +31,12 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={chips}"
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from mscale import model, optimizer, partitioning, scales  # noqa: E402
+from mscale import (
+    model,
+    optimizer,
+    partitioning,
+    scales,  # noqa: E402
+)
 from mscale import step as training  # noqa: E402
 from sweeps import memory  # noqa: E402
 

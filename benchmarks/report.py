@@ -28,16 +28,18 @@ import loky
 import numpy as np
 import psutil
 
-from analysis import answers, planted, report
-from analysis.tables import read_study
+from analysis.report import report
+from analysis.study import analyse
+from analysis.tables.observations import read_study
+from analysis.validation import planted_study
 from mscale.vega import scripts
 
 
 def plant(folder: Path, languages: int, pairs: float, seed: int) -> None:
     """Writes observations.csv and exposure.csv of a planted study; pairs: the share of pairs that were run."""
     codes = ["".join(code) for code in itertools.product("abc", "mnopqrst", "uvwxyz")]
-    planted.LANGUAGES = tuple(codes[:: len(codes) // languages][:languages])
-    tables = planted.study(seed=seed)[:2]
+    planted_study.LANGUAGES = tuple(codes[:: len(codes) // languages][:languages])
+    tables = planted_study.study(seed=seed)[:2]
     names = sorted(set(tables[0].loc[tables[0]["tag"] == "pairs", "mixture"]))
     kept = np.random.default_rng(seed).random(len(names)) < pairs
     left = {name for name, keep in zip(names, kept, strict=True) if not keep}
@@ -111,10 +113,10 @@ def stages(folder: Path) -> dict[str, Any]:
     def laps(*_: Any) -> Iterator[Any]:
         yield lambda _done, name: lap(name)
 
-    answers.progress = laps
+    analyse.progress = laps
     tables = read_study(folder, None)
     lap("reading")
-    results = answers.analyse(
+    results = analyse.analyse(
         tables.observations, tables.exposure, notes=tables.notes, exclusions=tables.exclusions
     )
     report.write_results(results, folder / "laws.json")

@@ -17,11 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtures.inputs import Input, find
-from mixtures.shards import (
-    LINES_BELOW,
-    SMALL_INPUT,
-    VALID_FRACTION,
-)
+from mixtures.shards import LINES_BELOW, SMALL_INPUT, VALID_FRACTION
 from mixtures.workers import (
     Job,
     assemble_language,

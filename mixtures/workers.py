@@ -19,14 +19,7 @@ from typing import Any
 
 from mixtures.hashed_files import intact
 from mixtures.inputs import Input
-from mixtures.shards import (
-    assemble,
-    assembled,
-    pack_small,
-    recipe,
-    tokenize,
-    unit_of,
-)
+from mixtures.shards import assemble, assembled, pack_small, recipe, tokenize, unit_of
 from mscale.errors import MscaleError
 from mscale.files import writing
 from mscale.vocabulary import Vocabulary

@@ -6,7 +6,8 @@ import itertools
 import numpy as np
 
 import analysis
-from analysis import allocation, simulate
+from analysis.planning import allocation
+from analysis.validation import simulate
 
 NAMES = ("a", "b", "c", "d")
 UNIQUE = {"a": 3e6, "b": 1.5e6, "c": 6e6, "d": 4e5}

@@ -3,15 +3,15 @@ import pandas as pd
 import planted_study
 import pytest
 
-from analysis import adaptation, transfer
-from analysis.curves import Noise
-from analysis.tables import validate_observations
+from analysis.curves.curve import Noise
+from analysis.tables.observations import validate_observations
+from analysis.transfer import adaptation, matrix, statistics
 
 
 def test_agreement_with_planted_relatedness():
     observations, _, truth = planted_study.study(seed=3)
-    cells = transfer.cells(validate_observations(observations)[0])
-    result = adaptation.relatedness_agreement(transfer.transfer_matrix(cells, scales=["nano2"]), truth)
+    cells = matrix.cells(validate_observations(observations)[0])
+    result = statistics.relatedness_agreement(matrix.transfer_matrix(cells, scales=["nano2"]), truth)
     assert result["pairs"] == 30 and result["spearman"] > 0.6
     assert result["p"] < 2 * result["smallest_p"] < 0.2
 
@@ -73,7 +73,7 @@ def test_without_a_noise_there_are_no_intervals_and_with_it_the_study_has_them()
     observations = validate_observations(planted_study.study(seed=3, small=True)[0])[0]
     plain = adaptation.adaptation_scores(observations)
     assert plain["low"].isna().all() and (plain["status"] == "measured").any()
-    noise = transfer.cells(observations).noise["stable"]
+    noise = matrix.cells(observations).noise["stable"]
     known = adaptation.adaptation_scores(observations, noise=noise)
     assert np.array_equal(known["score"], plain["score"], equal_nan=True)
     measured = known[known["status"] == "measured"]

@@ -6,8 +6,8 @@ import planted_mixtures
 import pytest
 from scipy.optimize import approx_fprime
 
-from analysis import allocation
-from analysis.draws import draws
+from analysis.planning import allocation
+from analysis.uncertainty.posterior import draws
 from mscale.errors import MscaleError
 
 FLOPS = 6 * 3e5 * 1.2e7

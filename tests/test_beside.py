@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from analysis import answers, planted
+from analysis.study import analyse
+from analysis.validation import planted_study
 from mscale import beside
 from mscale.errors import MscaleError
 
@@ -17,11 +18,11 @@ def two(monkeypatch):
 
 
 def test_answers_are_the_same_with_one_process_and_with_two(monkeypatch, two):
-    observations, exposure, _ = planted.study(seed=5, small=True)
+    observations, exposure, _ = planted_study.study(seed=5, small=True)
     found = []
     for least in (0, 10**9):
-        monkeypatch.setattr(answers, "ENOUGH", least)
-        found.append(answers.analyse(observations, exposure, splits=("R2_M",)))
+        monkeypatch.setattr(analyse, "ENOUGH", least)
+        found.append(analyse.analyse(observations, exposure, splits=("R2_M",)))
     assert found[0] == found[1]
     assert all(found[0]["laws"][name]["fitted"] for name in ("atlas", "capacity")) and found[0]["heldout"]
 

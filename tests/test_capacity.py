@@ -5,20 +5,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from analysis import capacity, reference
-from analysis.tables import validate_observations
+from analysis.laws import capacity
+from analysis.planning import expand
+from analysis.study import laws
+from analysis.tables import published
+from analysis.tables.observations import validate_observations
 
 EXPONENTS = {"phi": 0.11, "psi": -0.04, "alpha": 0.4527, "beta": 0.1471}
 
 
 def test_published_multipliers_follow_from_published_exponents():
-    printed = reference.published_expansion()
+    printed = published.published_expansion()
     assert list(printed["r"]) == [2, 4, 8, 16]
     for row in printed.itertuples():
-        found = capacity.published_growth(row.r)
+        found = expand.published_growth(row.r)
         assert pytest.approx(row.N, abs=0.01) == found.N
         assert found.D_tot == pytest.approx(row.D_tot, abs=0.01)
-    exponents = reference.published_exponents()
+    exponents = published.published_exponents()
     assert exponents["size"] + exponents["data"] == pytest.approx(exponents["compute"], abs=0.0015)
 
 
@@ -70,10 +73,10 @@ def test_growth_is_cheapest_exactly_where_the_start_is_compute_optimal():
 
 def test_rows_are_cooled_uniform_unrepeated_and_trained_on():
     observations, _, _ = planted_study.study(seed=1, small=True)
-    rows = capacity.capacity_rows(validate_observations(observations)[0])
+    rows = laws.capacity_rows(validate_observations(observations)[0])
     assert set(rows["phase"]) == {"end"} and set(rows["K"]) == {1, 2, 4, 6}
     assert set(rows["init"]) == {"scratch"} and "repeat" not in set(rows["tag"])
     assert np.allclose(rows["target_tokens"] * rows["K"], rows["tokens"], rtol=1e-3)
-    assert capacity.unidentified(rows) == ""
-    assert "different K" in capacity.unidentified(rows[rows["K"] == 1])
-    assert "sizes" in capacity.unidentified(rows[rows["scale"] == "nano2"])
+    assert laws.unidentified(rows) == ""
+    assert "different K" in laws.unidentified(rows[rows["K"] == 1])
+    assert "sizes" in laws.unidentified(rows[rows["scale"] == "nano2"])

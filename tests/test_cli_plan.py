@@ -5,7 +5,7 @@ import json
 import planted_mixtures
 import pytest
 
-from analysis.answers import FORMAT
+from analysis.study.analyse import FORMAT
 from mscale.cli import main
 
 

@@ -4,8 +4,8 @@ import planted_study
 import pytest
 from scipy.optimize import brentq
 
-from analysis import crossover
-from analysis.tables import validate_observations
+from analysis.crossover import crossover
+from analysis.tables.observations import validate_observations
 from mscale.errors import MscaleError
 
 

@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 from scipy.optimize import brentq
 
-from analysis import crossover, crossover_plan, crossover_process, planner
-from analysis.next_runs import next_runs
-from analysis.records import plain, records
-from analysis.tables import validate_observations
+from analysis.crossover import crossover, gaussian_process
+from analysis.planning import answer as answer_
+from analysis.planning import next_crossover_runs, start
+from analysis.planning.next_runs import next_runs
+from analysis.tables.observations import validate_observations
+from analysis.tables.records import plain, records
 from mscale.errors import MscaleError
 
 SIZES = {"s": 2e7, "m": 6e7, "l": 2e8}
@@ -112,10 +114,10 @@ def test_recommended_runs_narrow_the_crossover_more_than_others_of_equal_price()
         before.append(width(table, "aa", "m"))
         after.append(width(pd.concat([table, *new]), "aa", "m"))
         # Others: another seed of any run of the study, drawn until as much is spent.
-        cells, paid, others = crossover_process.cells_of(results, "aa", SIZES), 0.0, []
+        cells, paid, others = gaussian_process.cells_of(results, "aa", SIZES), 0.0, []
         while paid < spent:
             cell = cells[rng.integers(len(cells))]
-            tokens = float(np.exp(cell.seen)) * crossover_plan.BEYOND
+            tokens = float(np.exp(cell.seen)) * next_crossover_runs.BEYOND
             paid += 6 * cell.params * tokens
             others.append(
                 trunk(rng, cell.language, cell.scale, int(rng.integers(2)), tokens, f"other-{len(others)}")
@@ -129,10 +131,13 @@ def test_recommended_runs_narrow_the_crossover_more_than_others_of_equal_price()
 
 def surprise(cells, wanted, true):
     """Mean −log of the chance given to what happens when a cell is trained on, to each multiple of its tokens."""
-    level, variance = crossover_process.posterior(cells, wanted)
+    level, variance = gaussian_process.posterior(cells, wanted)
     end = min(wanted.reach)
-    told = [crossover_plan._chance(level, np.sqrt(variance), end * by, end) for by in crossover_plan.LONGER]
-    came = [true < end * by for by in crossover_plan.LONGER]
+    told = [
+        next_crossover_runs._chance(level, np.sqrt(variance), end * by, end)
+        for by in next_crossover_runs.LONGER
+    ]
+    came = [true < end * by for by in next_crossover_runs.LONGER]
     return np.mean([-np.log(max(p if yes else 1 - p, 1e-3)) for p, yes in zip(told, came, strict=True)])
 
 
@@ -149,11 +154,11 @@ def test_a_crossover_beyond_the_data_is_shown_by_the_run_that_is_named(monkeypat
         answer = next_runs("start", results, targets=["aa"], params=6e7, runs=1)
         assert "not within the data: continuing is still ahead" in answer.text
         assert any("showed the crossover" in reason for reason in answer.reasons)
-        cells = crossover_process.cells_of(results, "aa", SIZES)
+        cells = gaussian_process.cells_of(results, "aa", SIZES)
         beyond = [cell for cell in cells if cell.language == "aa" and cell.status == "bound"]
-        for trend in (crossover_process.TREND, 1.0):  # a trend may err by less than all of its distance
+        for trend in (gaussian_process.TREND, 1.0):  # a trend may err by less than all of its distance
             with monkeypatch.context() as changed:
-                changed.setattr(crossover_process, "TREND", trend)
+                changed.setattr(gaussian_process, "TREND", trend)
                 surprises.setdefault(trend, []).extend(
                     surprise(cells, cell, planted_crossing("aa", cell.scale)) for cell in beyond
                 )
@@ -223,18 +228,18 @@ def test_start_answers_at_other_sizes_from_the_crossovers_that_there_are():
     table = study(rng, {scale: 3 * planted_crossing("bb", scale) for scale in SIZES})
     known = results_of(table[~((table["languages"] == "aa") & (table["scale"] == "m"))])
     for asked, scale in ((6e7, "m"), (8e8, None)):
-        low, high = crossover_process.between(known, "aa", asked)
+        low, high = gaussian_process.between(known, "aa", asked)
         truth = planted_crossing("aa", scale) if scale else 1.9 * planted_crossing("aa", "l")
         assert low < truth < high < 20 * low
-        assert "from scratch. By the study's other" in planner.start("aa", asked, 2 * high, known).text
-        assert "from the checkpoint. By" in planner.start("aa", asked, low / 2, known).text
-        answer = planner.start("aa", asked, np.sqrt(low * high), known)
-        assert "too close to call" in answer.text and answer.basis == planner.STUDY
+        assert "from scratch. By the study's other" in start.start("aa", asked, 2 * high, known).text
+        assert "from the checkpoint. By" in start.start("aa", asked, low / 2, known).text
+        answer = start.start("aa", asked, np.sqrt(low * high), known)
+        assert "too close to call" in answer.text and answer.basis == answer_.STUDY
         assert any("no crossover of aa within a factor of two" in reason for reason in answer.reasons)
     assert any("outside the study's" in reason for reason in answer.reasons)
     with pytest.raises(MscaleError, match="more than a hundredfold outside"):
-        planner.start("aa", 1e12, 1e12, known)
-    assert crossover_process.between(known, "cc", 6e7) is None
+        start.start("aa", 1e12, 1e12, known)
+    assert gaussian_process.between(known, "cc", 6e7) is None
 
 
 def test_the_expected_interval_is_the_one_that_more_runs_give():
@@ -243,12 +248,12 @@ def test_the_expected_interval_is_the_one_that_more_runs_give():
     for seed in range(60, 65):
         rng = np.random.default_rng(seed)
         table = study(rng, {scale: 3 * planted_crossing("bb", scale) for scale in SIZES})
-        cells = crossover_process.cells_of(results_of(table), "aa", SIZES)
+        cells = gaussian_process.cells_of(results_of(table), "aa", SIZES)
         wanted = next(cell for cell in cells if (cell.language, cell.scale) == ("aa", "m"))
         again = dataclasses.replace(wanted, runs=(2, 2))
         after = [again if cell is wanted else cell for cell in cells]
         before_sd, after_sd = (
-            np.sqrt(crossover_process.posterior(some, wanted)[1]) for some in (cells, after)
+            np.sqrt(gaussian_process.posterior(some, wanted)[1]) for some in (cells, after)
         )
         expected.append(after_sd / before_sd)
         tokens = 3 * planted_crossing("bb", "m")

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pandas import DataFrame
 
-from analysis.curves import MOST_POINTS, Noise, fit_curve, gather, interval, measure_noise
+from analysis.curves.curve import MOST_POINTS, Noise, fit_curve, gather, interval, measure_noise
 
 
 def rows(tokens, loss, phase="stable", group="g"):

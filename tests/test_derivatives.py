@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.derivatives import Jet
+from analysis.estimation.autodiff import Jet
 
 FUNCTIONS = [
     lambda a, b: a * b + 3.0 - b,

@@ -4,8 +4,9 @@ import numpy as np
 import planted_mixtures
 import pytest
 
-from analysis.draws import draws, room, truncated
-from analysis.sensitivity import interval
+from analysis.uncertainty.delta_method import interval
+from analysis.uncertainty.posterior import draws, room
+from analysis.uncertainty.truncated_normal import truncated
 
 
 def within(root, centre, low, high, count=400_000):

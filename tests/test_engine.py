@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis import engine, planted, simulate
-from analysis.heldout import atlas_rows
-from analysis.problem import Problem
+from analysis.estimation import optimize
+from analysis.estimation.problem import Problem
+from analysis.study.law_comparison import atlas_rows
+from analysis.validation import planted_study, simulate
 
 TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36, "phi": 0.1, "psi": -0.05}
 
@@ -28,7 +29,7 @@ def several():
 @pytest.fixture(scope="module")
 def constrained():
     """ATLAS with other languages, a prior and an A fixed in the paper's units, whose constraint is a barrier."""
-    observations, exposure, _ = planted.study(seed=3, small=True)
+    observations, exposure, _ = planted_study.study(seed=3, small=True)
     return analysis.fit(
         "atlas",
         atlas_rows(observations),
@@ -81,10 +82,10 @@ def test_gradients_alone_lead_to_the_minimum_of_newton(several):
     H = problem.system(theta, members)[2]
     inverse = np.linalg.pinv(H)
     enough = 1e-9 * problem.system(theta, members)[0]
-    quick = engine.settle(
+    quick = optimize.settle(
         problem, theta, members, lambda g, at: np.einsum("bij,bj->bi", inverse[at], g), enough, iterations=300
     )
-    slow = engine.minimise(problem, theta, members)
+    slow = optimize.minimise(problem, theta, members)
     assert quick.converged.any()
     np.testing.assert_allclose(quick.objective[quick.converged], slow.objective[quick.converged], rtol=1e-5)
 
@@ -111,7 +112,7 @@ class Hills(Problem):
 
 def test_newton_leaves_saddles_and_stops_at_bounds():
     hills = Hills([-5.0, -2.0], [5.0, 5.0])
-    found = engine.minimise(hills, np.array([[0.1, -0.1], [2.0, 2.0], [-3.0, -1.9]]))
+    found = optimize.minimise(hills, np.array([[0.1, -0.1], [2.0, 2.0], [-3.0, -1.9]]))
     assert found.converged.all()
     np.testing.assert_allclose(found.theta[0], [np.pi, -2.0], atol=1e-4)
     np.testing.assert_allclose(found.theta[1], [np.pi, np.pi], atol=1e-4)
@@ -135,7 +136,7 @@ def test_a_step_between_bounds_goes_down():
     bowl = Bowl([0.0, 0.0, 0.0], [3.0, 1.0, 1.0])
     start = np.random.default_rng(0).uniform([0, 0, 0], [3, 1, 1], (50, 3))
     start[:20][start[:20] < 0.3] = 0.0
-    found = engine.minimise(bowl, start)
+    found = optimize.minimise(bowl, start)
     assert found.converged.all()
     np.testing.assert_allclose(found.theta, np.tile([0.0, 0.55, 1.0], (50, 1)), atol=1e-5)
 
@@ -167,7 +168,7 @@ def test_a_distance_from_a_bound_that_is_only_rounding_does_not_end_a_step():
     steps = []
     for gap in (0.0, 1e-18):
         lowest = np.tile([-gap, -gap, -0.5, -9.0], (len(right), 1))
-        step = engine._until_bound(matrix, right, np.zeros(shape, bool), lowest, highest)
+        step = optimize._until_bound(matrix, right, np.zeros(shape, bool), lowest, highest)
         assert (step >= lowest - 1e-12).all() and (step <= highest + 1e-12).all()
         steps.append(step)
     np.testing.assert_allclose(*steps, atol=1e-12)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis import simulate
+from analysis.validation import simulate
 from mscale.errors import MscaleError
 
 TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36}
@@ -48,7 +48,7 @@ def test_bootstraps_are_as_good_as_scipy_from_many_starts(published):
 
     problem, theta = published.problem, published.theta
     rng = np.random.default_rng(1)
-    from analysis.engine import minimise
+    from analysis.estimation.optimize import minimise
 
     for _ in range(3):
         times = rng.multinomial(240, np.full(240, 1 / 240)).astype(float)[None]

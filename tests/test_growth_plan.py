@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 
 import analysis
-from analysis import capacity, planner, simulate
-from analysis.growth_plan import least_compute
+from analysis.laws import capacity
+from analysis.planning import expand
+from analysis.planning.expand import least_compute
+from analysis.validation import simulate
 from mscale.errors import MscaleError
 
 TRUTH = {"phi": 0.11, "psi": -0.04, "alpha": 0.45, "beta": 0.35, "E": 1.0, "A": 60.0, "B": 90.0}
@@ -62,7 +64,7 @@ def test_the_cheapest_point_keeps_the_loss_and_costs_least(results, params, toke
 
 
 def test_the_answer_says_both_and_how_the_start_is_off(results):
-    answer = planner.expand(2, 8, 4e4, 3e7, results)
+    answer = expand.expand(2, 8, 4e4, 3e7, results)
     assert len(answer.rows) == 2 and "Least compute" in answer.text
     assert any("too small for its tokens" in reason for reason in answer.reasons)
     low, high = answer.rows[0]["times_flops_low"], answer.rows[0]["times_flops_high"]
@@ -72,10 +74,10 @@ def test_the_answer_says_both_and_how_the_start_is_off(results):
 
 
 def test_far_from_the_data_is_flagged_and_very_far_refused(results):
-    near = planner.expand(2, 8, 2e6, 3e7, results)
+    near = expand.expand(2, 8, 2e6, 3e7, results)
     assert any("outside the study" in reason and "far" not in reason for reason in near.reasons)
-    far = planner.expand(2, 64, 8e6, 3e7, results)
+    far = expand.expand(2, 64, 8e6, 3e7, results)
     assert any("far outside" in reason for reason in far.reasons)
     assert any("outside the mixtures" in reason for reason in far.reasons)
     with pytest.raises(MscaleError, match="hundredfold outside"):
-        planner.expand(2, 8, 1e9, 3e7, results)
+        expand.expand(2, 8, 1e9, 3e7, results)

@@ -3,10 +3,12 @@ import pandas as pd
 import planted_study
 import pytest
 
-from analysis import lawfits
-from analysis.answers import analyse, partners
-from analysis.tables import describe_mixtures, validate_observations
-from analysis.transfer import transfer_matrix
+from analysis.laws.atlas import partners
+from analysis.study import laws
+from analysis.study.analyse import analyse
+from analysis.tables.mixtures import describe_mixtures
+from analysis.tables.observations import validate_observations
+from analysis.transfer.matrix import transfer_matrix
 
 
 @pytest.fixture(scope="module")
@@ -19,18 +21,18 @@ def test_intervals_that_mean_nothing_are_told(planted):
     row = {"ratio": 2}
     for name in ("N", "D_tot", "C"):
         row |= {name: 1.5, f"{name}_low": 1.2, f"{name}_high": 2.0}
-    assert lawfits._untrustworthy([row]) == ""
-    assert "outside" in lawfits._untrustworthy([{**row, "N": 1.0}])
-    assert "wide" in lawfits._untrustworthy([{**row, "N_low": 0.01, "N_high": 3.0}])
-    assert "wide" in lawfits._untrustworthy([{**row, "C_high": np.inf, "N_high": np.inf}])
+    assert laws._untrustworthy([row]) == ""
+    assert "outside" in laws._untrustworthy([{**row, "N": 1.0}])
+    assert "wide" in laws._untrustworthy([{**row, "N_low": 0.01, "N_high": 3.0}])
+    assert "wide" in laws._untrustworthy([{**row, "C_high": np.inf, "N_high": np.inf}])
 
 
 def test_without_exposure_or_cooled_rows_atlas_is_refused_with_the_reason(planted):
     observations, exposure = planted
-    law, points = lawfits.atlas_answer(lawfits.find_atlas(observations, None, {}, 0), None, 0.9)
+    law, points = laws.atlas_answer(laws.find_atlas(observations, None, {}, 0), None, 0.9)
     assert not law["fitted"] and "exposure" in law["reason"] and points == []
     hot = observations[observations["phase"] != "end"]
-    law, _ = lawfits.atlas_answer(lawfits.find_atlas(hot, exposure, {}, 0), exposure, 0.9)
+    law, _ = laws.atlas_answer(laws.find_atlas(hot, exposure, {}, 0), exposure, 0.9)
     assert not law["fitted"] and "cooled" in law["reason"]
 
 
@@ -46,8 +48,8 @@ def test_r2_within_languages_ignores_their_levels():
     rng = np.random.default_rng(0)
     level = np.where(language == "a", 1.0, 3.0)
     observed = level + rng.normal(0, 0.1, 100)
-    assert abs(lawfits.within_r2(language, observed, level)) < 0.05  # knows levels only
-    assert lawfits.within_r2(language, observed, observed) == 1.0
+    assert abs(laws.within_r2(language, observed, level)) < 0.05  # knows levels only
+    assert laws.within_r2(language, observed, observed) == 1.0
 
 
 SIXTEEN = ("ca", "de", "el", "en", "es", "fr", "id", "it", "ja", "ko", "pt", "ru", "sv", "tr", "vi", "zh")

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis import simulate
-from analysis.laws import LAWS, atlas, examples, mixing, repetition
+from analysis.laws import LAWS, atlas, data_constrained, examples, mixing
+from analysis.validation import simulate
 from mscale.errors import MscaleError
 
 SIZES = np.geomspace(2e4, 8e5, 5)
@@ -175,7 +175,7 @@ def test_compute_optimal_size_is_chinchillas():
     from types import SimpleNamespace
 
     p = SimpleNamespace(A=500.0, B=1500.0, alpha=0.34, beta=0.37)
-    N = repetition.compute_optimal_size(p, 1e9)
+    N = data_constrained.compute_optimal_size(p, 1e9)
     assert p.alpha * p.A * N**-p.alpha == pytest.approx(p.beta * p.B * 1e9**-p.beta)
 
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.interpolate import PchipInterpolator
 
-from analysis.monotone import GRID, Cubics, slopes_of
+from analysis.curves.monotone import GRID, Cubics, slopes_of
 
 
 def falling(seed, knots, curves=6):

@@ -5,48 +5,52 @@ import pandas as pd
 import planted_mixtures
 import pytest
 
-from analysis import mixture_plan, planner, simulate
-from analysis.co_training import co_training
-from analysis.fitting import fit
-from analysis.mixture_plan import mixture
-from analysis.next_runs import BUDGETS, Candidate, after, next_runs, slopes_of
-from analysis.sensitivity import covariance
-from analysis.wording import count
+from analysis.fitting.fit import fit
+from analysis.planning import answer as answer_
+from analysis.planning import expand, start
+from analysis.planning import languages as languages_
+from analysis.planning import mixture as mixture_plan
+from analysis.planning.co_training import co_training
+from analysis.planning.mixture import mixture
+from analysis.planning.next_runs import BUDGETS, Candidate, after, next_runs, slopes_of
+from analysis.text import count
+from analysis.uncertainty.delta_method import covariance
+from analysis.validation import simulate
 from mscale.errors import MscaleError
 
 
 def test_published_answers():
-    answer = planner.languages("es")
+    answer = languages_.languages("es")
     assert answer.text.startswith("Train es with pt: score +0.50")
-    helps = planner.languages("es", decide=False).text
+    helps = languages_.languages("es", decide=False).text
     assert helps.startswith("Trained half and half with es, pt helps most: score +0.50")
     assert answer.rows[0]["source"] == "pt" and answer.rows[0]["tau"] == pytest.approx(0.5 / 1.5)
     assert "interval not published" in answer.basis
-    grown = planner.expand(8, 16, 2e9, 4e11)
+    grown = expand.expand(8, 16, 2e9, 4e11)
     assert grown.rows[0]["times_parameters"] == pytest.approx(1.18, abs=0.01)
     assert grown.rows[0]["tokens"] == pytest.approx(1.66 * 4e11, rel=0.01)
-    assert "from scratch" in planner.start("en", 2e9, 4e11).text
-    assert "from the checkpoint" in planner.start("en", 2e9, 5e10).text
-    assert "too close" in planner.start("zh", 2e9, 2.5e11).text
-    at_2b = planner.start("en", 2e9, 1e11)
+    assert "from scratch" in start.start("en", 2e9, 4e11).text
+    assert "from the checkpoint" in start.start("en", 2e9, 5e10).text
+    assert "too close" in start.start("zh", 2e9, 2.5e11).text
+    at_2b = start.start("en", 2e9, 1e11)
     # The paper measured it there, so that its two laws have nothing to say.
     assert at_2b.rows[0]["crossover_tokens"] == at_2b.rows[0]["other_constants"] == pytest.approx(144e9)
     assert "two sets of constants)" not in at_2b.text and any("factor of two" in one for one in at_2b.reasons)
-    at_4b = planner.start("en", 4e9, 1e11)
+    at_4b = start.start("en", 4e9, 1e11)
     assert at_4b.rows[0]["crossover_tokens"] == pytest.approx(144e9 * 2**0.65)
     assert at_4b.rows[0]["other_constants"] == pytest.approx(144e9 * 2**0.54)
     assert "209B to 226B by the paper's two sets of constants" in at_4b.text
-    other = planner.start("sw", 2e9, 1e11).rows[0]
+    other = start.start("sw", 2e9, 1e11).rows[0]
     assert other["crossover_tokens"] == pytest.approx(1_113_708 * 2e9**1.65 / 12e9)
 
 
 def test_refusals_say_what_is_missing():
     with pytest.raises(MscaleError, match="no transfer score for 'qqq'"):
-        planner.languages("qqq")
+        languages_.languages("qqq")
     with pytest.raises(MscaleError, match="tenfold outside"):
-        planner.expand(8, 16, 1e13, 4e11)
+        expand.expand(8, 16, 1e13, 4e11)
     with pytest.raises(MscaleError, match="tenfold outside"):
-        planner.start("en", 1e5, 1e6)
+        start.start("en", 1e5, 1e6)
     nan, inf = float("nan"), float("inf")
     for few, many, params, tokens in (
         (0, 4, 1e9, 1e9),
@@ -55,12 +59,12 @@ def test_refusals_say_what_is_missing():
         (4, 8, 1e9, -1),
     ):
         with pytest.raises(MscaleError, match="plan expand: --.* expected a positive number"):
-            planner.expand(few, many, params, tokens)
+            expand.expand(few, many, params, tokens)
     with pytest.raises(MscaleError, match="0.5 languages, expected 1 or more"):
-        planner.expand(0.5, 8, 1e9, 1e9)
+        expand.expand(0.5, 8, 1e9, 1e9)
     for params, tokens in ((nan, 1e9), (1e9, 0), (-1e9, 1e9), (1e9, inf)):
         with pytest.raises(MscaleError, match="plan start: --.* expected a positive number"):
-            planner.start("en", params, tokens)
+            start.start("en", params, tokens)
     for flops, params in ((nan, None), (0, None), (1e15, -2)):
         with pytest.raises(MscaleError, match="plan languages: --.* expected a positive number"):
             co_training("a", planted_mixtures.results(0), flops, params)
@@ -89,27 +93,28 @@ def test_a_study_comes_before_the_paper():
         "high": 0.3,
     }
     results = {"transfer": {"scale": "s", "matrix": [{**row, "tau": 0.111}]}}
-    answer = planner.languages("es", results)
-    assert answer.rows[0]["source"] == "xx" and answer.basis == planner.STUDY
-    assert any(other["basis"] == planner.PUBLISHED for other in answer.rows)
+    answer = languages_.languages("es", results)
+    assert answer.rows[0]["source"] == "xx" and answer.basis == answer_.STUDY
+    assert any(other["basis"] == answer_.PUBLISHED for other in answer.rows)
 
 
 def test_a_pair_that_never_reached_the_loss_is_said_to_score_at_most_its_bound():
     row = {"scale": "s", "target": "es", "source": "pt", "status": "bound", "bound": "at most", "tau": None}
     cells = [{**row, "score": -0.5, "low": None, "high": -0.2}]
     results = {"transfer": {"scale": "s", "matrix": cells}}
-    answer = planner.languages("es", results)
+    answer = languages_.languages("es", results)
     assert "No source is known to help es; the best is pt, at most −0.50." in answer.text
     # The paper's figure for a pair that the study ran stays out.
-    assert [one["basis"] for one in answer.rows if one["source"] == "pt"] == [planner.STUDY]
-    early = planner.languages(
+    assert [one["basis"] for one in answer.rows if one["source"] == "pt"] == [answer_.STUDY]
+    early = languages_.languages(
         "es", {"transfer": {"scale": "s", "matrix": [{**cells[0], "bound": "at least", "score": 0.4}]}}
     )
     assert early.text.startswith("Train es with pt: score at least +0.40")
     # A measured score whose interval is open below is not known to help.
     open_ = {**cells[0], "status": "measured", "bound": "", "score": 0.1, "high": 0.4, "tau": 0.05}
     assert (
-        "No source is known" in planner.languages("es", {"transfer": {"scale": "s", "matrix": [open_]}}).text
+        "No source is known"
+        in languages_.languages("es", {"transfer": {"scale": "s", "matrix": [open_]}}).text
     )
 
 
@@ -314,26 +319,26 @@ def crossing(status="measured", bound="", tokens=2e6):
 
 
 def test_start_says_how_close_the_call_is():
-    early = planner.start("xx", 1.2e5, 1e6, crossing())
+    early = start.start("xx", 1.2e5, 1e6, crossing())
     assert "from the checkpoint" in early.text and "+0.100 nats (+0.090 to +0.110)" in early.text
-    assert "from scratch" in planner.start("xx", 1e5, 3.9e6, crossing()).text
-    close = planner.start("xx", 1e5, 2e6, crossing())
+    assert "from scratch" in start.start("xx", 1e5, 3.9e6, crossing()).text
+    close = start.start("xx", 1e5, 2e6, crossing())
     assert "too close to call" in close.text and "0.000 nats" in close.text
-    beyond = planner.start("xx", 1e5, 9e6, crossing("bound", "at least", 4e6))
+    beyond = start.start("xx", 1e5, 9e6, crossing("bound", "at least", 4e6))
     assert "not within the data" in beyond.text
     assert any("nothing is extrapolated" in reason for reason in beyond.reasons)
     # Within noise the crossover may lie before the bound.
     noisy = crossing("bound", "at least", 4e6)
-    near = planner.start("xx", 1e5, 2e6, noisy)
+    near = start.start("xx", 1e5, 2e6, noisy)
     assert (
         "too close to call (continuing is still ahead at 4M)" in near.text
         and "above 1.5M tokens" in near.text
     )
-    assert "from the checkpoint" in planner.start("xx", 1e5, 1.2e6, noisy).text
-    early = planner.start("xx", 1e5, 2.5e6, crossing("bound", "at most", 2e6))
+    assert "from the checkpoint" in start.start("xx", 1e5, 1.2e6, noisy).text
+    early = start.start("xx", 1e5, 2.5e6, crossing("bound", "at most", 2e6))
     assert "too close to call (scratch is already ahead at 2M)" in early.text and "below 3M" in early.text
     with pytest.raises(MscaleError, match="no crossover of yy within a factor of two of 100k.*xx at 100k"):
-        planner.start("yy", 1e5, 1e6, crossing())
+        start.start("yy", 1e5, 1e6, crossing())
 
 
 def test_predicted_pairs_are_flagged_and_generated_languages_are_not_the_papers():
@@ -345,12 +350,12 @@ def test_predicted_pairs_are_flagged_and_generated_languages_are_not_the_papers(
         },
         "truth": {"languages": {}},
     }
-    answer = planner.languages("es", results)
-    assert [row["source"] for row in answer.rows] == ["zz"] and answer.basis == planner.PREDICTED
-    answer = planner.languages("es", {**results, "truth": None})
-    assert answer.rows[0]["basis"] == planner.PREDICTED and answer.rows[1]["source"] == "pt"
+    answer = languages_.languages("es", results)
+    assert [row["source"] for row in answer.rows] == ["zz"] and answer.basis == answer_.PREDICTED
+    answer = languages_.languages("es", {**results, "truth": None})
+    assert answer.rows[0]["basis"] == answer_.PREDICTED and answer.rows[1]["source"] == "pt"
     with pytest.raises(MscaleError, match="no transfer score for 'pt'"):
-        planner.languages("pt", results)
+        languages_.languages("pt", results)
 
 
 def test_sources_without_a_worth_of_their_own_are_said_to_count_alike():

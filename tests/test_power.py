@@ -2,7 +2,7 @@
 
 import pytest
 
-from analysis.power import MEANING, answer, design, power
+from analysis.validation.power import MEANING, answer, design, power
 from mscale.errors import MscaleError
 
 QUICK = {"studies": 5, "seeds": (2,)}

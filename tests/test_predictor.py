@@ -3,9 +3,11 @@ import planted_study
 import pytest
 from scipy.stats import spearmanr
 
-from analysis import adaptation, dyads, inventory, likeness, predictor, reference
-from analysis.tables import validate_observations
-from analysis.transfer import transfer_matrix
+from analysis.tables import languages as inventory
+from analysis.tables import published
+from analysis.tables.observations import validate_observations
+from analysis.transfer import adaptation, collaborative_filtering, forest, statistics
+from analysis.transfer.matrix import transfer_matrix
 from mscale.errors import MscaleError
 
 FAMILIES = "aaaabbbbccccdd"
@@ -35,7 +37,7 @@ def hide(scores, share, seed):
     return part, np.isnan(part) & np.isfinite(scores)
 
 
-KIN = predictor.Known(LANGUAGES, {}, inventory.pair_features(LANGUAGES, KNOWN))
+KIN = forest.Known(LANGUAGES, {}, inventory.pair_features(LANGUAGES, KNOWN))
 QUICK = {"trees": 100, "scored_trees": 30, "repeats": 1}
 
 
@@ -44,7 +46,7 @@ def test_what_is_promised_of_held_out_pairs_holds_for_pairs_never_shown():
     for seed in range(4):
         scores, _ = planted(seed)
         part, gone = hide(scores, 0.3, seed)
-        found = predictor.predict(part, KIN, **QUICK, seed=seed)
+        found = forest.predict(part, KIN, **QUICK, seed=seed)
         error = np.mean((found.score[gone] - scores[gone]) ** 2)
         promised.append(found.r2)
         real.append(1 - error / np.var(scores[gone]))
@@ -56,7 +58,7 @@ def test_what_is_promised_of_held_out_pairs_holds_for_pairs_never_shown():
 
 def test_the_ablation_shows_which_group_helps():
     scores, _ = planted(5, effects=0.15)
-    found = predictor.predict(scores, KIN, **QUICK)
+    found = forest.predict(scores, KIN, **QUICK)
     by = {tuple(row["groups"]): row for row in found.ablation}
     assert set(by) == {("language",), ("other pairs",), ("language", "other pairs")}
     gains = {row["group"]: row for row in found.gains}
@@ -65,26 +67,26 @@ def test_the_ablation_shows_which_group_helps():
         by["other pairs",]["r2"] + gains["language"]["r2"], abs=1e-9
     )
     noise, _ = planted(5, kin=0, effects=0.3)
-    useless = {row["group"]: row for row in predictor.predict(noise, KIN, **QUICK).gains}
+    useless = {row["group"]: row for row in forest.predict(noise, KIN, **QUICK).gains}
     assert useless["language"]["low"] < 0.02 and useless["language"]["r2"] < 0.05
 
 
 def test_pure_noise_is_refused():
     scores, _ = planted(0, kin=0, effects=0, noise=1)
     with pytest.raises(MscaleError, match="no better than by their mean"):
-        predictor.predict(scores, KIN, **QUICK)
+        forest.predict(scores, KIN, **QUICK)
     few, _ = hide(scores, 0.95, 0)
     with pytest.raises(MscaleError, match="needs 8 or more"):
-        predictor.predict(few, KIN, **QUICK)
+        forest.predict(few, KIN, **QUICK)
 
 
 def test_both_directions_of_a_pair_are_held_out_together():
-    for fold in predictor._folds(40, 5, 3):
+    for fold in forest._folds(40, 5, 3):
         pairs = np.argwhere(np.triu(np.ones((14, 14)), 1))[:40][fold]
-        cells = predictor._cells(np.ones((14, 14)), pairs)
+        cells = forest._cells(np.ones((14, 14)), pairs)
         assert len(cells) == 2 * len(fold)
         assert {tuple(cell) for cell in cells} == {tuple(cell[::-1]) for cell in cells}
-    held = np.sort(np.concatenate(predictor._folds(40, 5, 3)))
+    held = np.sort(np.concatenate(forest._folds(40, 5, 3)))
     assert np.array_equal(held, np.arange(40))
 
 
@@ -96,7 +98,7 @@ def other_pairs(scores, drawn=None):
     drawn = np.ones((1, len(pairs)), dtype=bool) if drawn is None else drawn[None]
     everywhere = np.argwhere(~np.eye(len(scores), dtype=bool))
     table = np.full((*scores.shape, 3), np.nan)
-    table[tuple(everywhere.T)] = predictor.other_pairs(scores, pair, drawn, everywhere)[0]
+    table[tuple(everywhere.T)] = forest.other_pairs(scores, pair, drawn, everywhere)[0]
     return table, pair
 
 
@@ -137,8 +139,12 @@ def alike(scores, given, target, source):
             both = np.concatenate([given[mine] & given[one], given[:, mine] & given[:, one]])
             first, second = (np.concatenate([away[who], away[:, who]])[both] for who in (mine, one))
             size = np.linalg.norm(first) * np.linalg.norm(second)
-            like = first @ second / size * both.sum() / (both.sum() + likeness.SHRINK) if size else 0.0
-            like *= abs(like) ** (likeness.AMPLIFIED - 1)
+            like = (
+                first @ second / size * both.sum() / (both.sum() + collaborative_filtering.SHRINK)
+                if size
+                else 0.0
+            )
+            like *= abs(like) ** (collaborative_filtering.AMPLIFIED - 1)
             above += like * away[cell]
             weight += abs(like) * given[cell]
     return mean + above / weight if weight else np.nan
@@ -151,7 +157,7 @@ def test_likeness_is_what_it_says():
     scores[1, 2] = scores[3, 4] = scores[4, 3] = np.nan
     given = np.isfinite(scores) & (rng.random((3, 7, 7)) < 0.8)
     cells = np.argwhere(~np.eye(7, dtype=bool))
-    found = likeness.by_likeness(scores, given, cells)
+    found = collaborative_filtering.by_likeness(scores, given, cells)
     for number, each in enumerate(given):
         expected = [alike(scores, each, *cell) for cell in cells]
         assert found[number] == pytest.approx(expected, nan_ok=True)
@@ -165,8 +171,8 @@ def test_kin_that_nobody_named_are_found_by_whom_they_transfer_to():
     scores += 0.1 * (rng.normal(size=(21, 1)) + rng.normal(size=(1, 21)))
     np.fill_diagonal(scores, np.nan)
     part, gone = hide(scores, 0.3, 3)
-    unnamed = predictor.Known(tuple(map(str, range(21))), {}, {})
-    found = predictor.predict(part, unnamed, **QUICK)
+    unnamed = forest.Known(tuple(map(str, range(21))), {}, {})
+    found = forest.predict(part, unnamed, **QUICK)
     real = 1 - np.mean((found.score[gone] - scores[gone]) ** 2) / np.var(scores[gone])
     assert found.r2 > 0.6 and real > 0.6
     assert max(found.importance, key=lambda name: found.importance[name]) == "languages alike"
@@ -175,26 +181,26 @@ def test_kin_that_nobody_named_are_found_by_whom_they_transfer_to():
 
 def test_the_published_matrix_is_predicted_as_well_as_the_paper_says():
     """The paper: R² 0.85, Spearman 0.88, from adaptation runs that it does not publish."""
-    paper = reference.published_transfer().dropna()
+    paper = published.published_transfer().dropna()
     languages = tuple(sorted(set(paper["target"])))
-    scores = dyads.to_matrix(paper.to_dict("records"), languages)
-    known = predictor.Known(languages, {}, inventory.pair_features(languages))
-    found = predictor.predict(scores, known, trees=40, scored_trees=40, repeats=1)
+    scores = statistics.to_matrix(paper.to_dict("records"), languages)
+    known = forest.Known(languages, {}, inventory.pair_features(languages))
+    found = forest.predict(scores, known, trees=40, scored_trees=40, repeats=1)
     assert 0.85 < found.r2 < 0.96 and found.spearman == pytest.approx(0.88, abs=0.04)
     assert found.groups == ("language", "other pairs")
 
 
 def test_pairs_hidden_from_the_published_matrix_are_predicted():
-    paper = reference.published_transfer().dropna()
+    paper = published.published_transfer().dropna()
     languages = tuple(sorted(set(paper["target"])))
-    scores = dyads.to_matrix(paper.to_dict("records"), languages)
+    scores = statistics.to_matrix(paper.to_dict("records"), languages)
     upper = np.argwhere(np.triu(np.isfinite(scores) | np.isfinite(scores.T), 1))
     gone = np.random.default_rng(0).permutation(len(upper))[: round(0.3 * len(upper))]
     part = scores.copy()
     part[tuple(upper[gone].T)] = part[tuple(upper[gone].T[::-1])] = np.nan
     hidden = np.isnan(part) & np.isfinite(scores)
-    known = predictor.Known(languages, {}, inventory.pair_features(languages))
-    found = predictor.predict(part, known, trees=100)
+    known = forest.Known(languages, {}, inventory.pair_features(languages))
+    found = forest.predict(part, known, trees=100)
     error = np.mean((found.score[hidden] - scores[hidden]) ** 2)
     assert 1 - error / np.var(scores[hidden]) == pytest.approx(found.r2, abs=0.05) and found.r2 > 0.8
     assert spearmanr(found.score[hidden], scores[hidden]).statistic > 0.82
@@ -205,7 +211,7 @@ def test_pairs_hidden_from_the_published_matrix_are_predicted():
 def test_the_papers_features_from_a_planted_study():
     observations, _, _ = planted_study.study(seed=2)
     rows = adaptation.adaptation_scores(validate_observations(observations)[0]).to_dict("records")
-    made = predictor.adaptation_features(rows, planted_study.LANGUAGES)
+    made = forest.adaptation_features(rows, planted_study.LANGUAGES)
     source, target, difference, final = made.values()
     gains = source[0]
     assert np.isfinite(gains[:2]).all() and np.isnan(gains[4:]).all()  # continued on three languages only
@@ -224,12 +230,12 @@ def test_a_planted_study_without_some_pairs():
     observations = validate_observations(observations)[0]
     matrix = transfer_matrix(observations, scales=["nano2"])
     matrix = matrix[matrix["status"] == "measured"]
-    scores = dyads.to_matrix(matrix.to_dict("records"), planted_study.LANGUAGES)
+    scores = statistics.to_matrix(matrix.to_dict("records"), planted_study.LANGUAGES)
     part, gone = hide(scores, 1 / 3, 1)
-    known = predictor.Known(
+    known = forest.Known(
         planted_study.LANGUAGES, {}, inventory.pair_features(planted_study.LANGUAGES, truth["languages"])
     )
-    found = predictor.predict(part, known, scored_trees=30)
+    found = forest.predict(part, known, scored_trees=30)
     kin = inventory.same(planted_study.LANGUAGES, truth["languages"], "family") == 1
     assert found.score[gone & kin].min() > found.score[gone & ~kin].max()
     assert np.mean((found.low <= scores)[gone] & (scores <= found.high)[gone]) >= 0.8

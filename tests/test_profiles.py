@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import t as student
 
 import analysis
-from analysis import simulate
+from analysis.validation import simulate
 
 
 @pytest.fixture(scope="module")

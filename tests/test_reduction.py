@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis import simulate, uncertainty
-from analysis.reduction import reduce
+from analysis.estimation import variance_components
+from analysis.estimation.aliasing import reduce
+from analysis.validation import simulate
 
 TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36}
 
@@ -61,7 +62,7 @@ def test_the_noise_does_not_depend_on_how_a_pair_shares(found):
     other[drop] -= 2.0
     other[partner] += amount * (1 - np.exp(-2.0))
     np.testing.assert_allclose(found.problem.predict(other[None]), found.problem.predict(found.theta[None]))
-    here, there = (uncertainty.noise(found.problem, theta[None]) for theta in (found.theta, other))
+    here, there = (variance_components.noise(found.problem, theta[None]) for theta in (found.theta, other))
     np.testing.assert_allclose(here.chance, there.chance, rtol=1e-5)
     np.testing.assert_allclose(here.sigma2, there.sigma2, rtol=1e-9)
     assert here.freedom == len(found.problem.y) - len(found.names) + len(drop)
@@ -69,7 +70,7 @@ def test_the_noise_does_not_depend_on_how_a_pair_shares(found):
 
 def test_the_covariance_of_what_is_told_is_that_of_the_whole_problem(found):
     problem, theta = found.problem, found.theta[None]
-    noise = uncertainty.noise(problem, theta)
+    noise = variance_components.noise(problem, theta)
     best = noise.at_best(noise.theta)
     members = problem.members(ratio=noise.ratio[noise.best])
     information = problem.system(best, members)[3]

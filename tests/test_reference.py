@@ -1,11 +1,11 @@
 import numpy as np
 import pandas as pd
 
-from analysis import reference
+from analysis.tables import published
 
 
 def test_the_matrix_is_whole_and_matches_the_findings_of_the_paper():
-    matrix = reference.published_transfer()
+    matrix = published.published_transfer()
     assert len(matrix) == 38 * 37 - matrix["score"].isna().sum() and matrix["target"].nunique() == 38
     # "ur and ps are negative with every source"; en and fr help each other.
     for target in ("ur", "ps"):
@@ -27,8 +27,8 @@ def test_every_file_is_cited():
 
 
 def test_other_tables():
-    assert dict(reference.published_crossovers().values)["en"] == 144e9
-    heldout = reference.published_heldout()
+    assert dict(published.published_crossovers().values)["en"] == 144e9
+    heldout = published.published_heldout()
     assert heldout.loc[heldout["law"] == "atlas, + K_t", "R2_M"].item() == 0.82
 
 
@@ -41,5 +41,5 @@ def test_beside_published_knows_hebrew_by_either_code():
             "status": "measured",
         }
     )
-    found = reference.beside_published(mine)
+    found = published.beside_published(mine)
     assert list(found["target"]) == ["en", "he"] and np.isfinite(found["published"]).all()

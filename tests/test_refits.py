@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 import analysis
-from analysis import heldout, planted, simulate, splits, unseen
-from analysis.drafting import draft
-from analysis.fitting import estimate
-from analysis.lawfits import atlas_rows
-from analysis.refits import refit
+from analysis.estimation.estimate import estimate
+from analysis.estimation.specify import draft
+from analysis.study import law_comparison
+from analysis.study.laws import atlas_rows
+from analysis.validation import compare, held_out, planted_study, simulate
+from analysis.validation.refit import refit
 from mscale.errors import MscaleError
 
 TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36}
@@ -23,8 +24,8 @@ def curves():
 
 @pytest.fixture(scope="module")
 def mixtures():
-    observations, exposure, _ = planted.study(seed=3, small=True)
-    return heldout._tellable(atlas_rows(observations), "R2"), exposure
+    observations, exposure, _ = planted_study.study(seed=3, small=True)
+    return law_comparison._tellable(atlas_rows(observations), "R2"), exposure
 
 
 def against_fits(law, table, masks, priors=None, **how):
@@ -46,21 +47,21 @@ def against_fits(law, table, masks, priors=None, **how):
 
 
 def test_folds_of_whole_runs(curves):
-    masks = [~test for test in splits.folds(curves, "R2").values()]
+    masks = [~test for test in compare.folds(curves, "R2").values()]
     against_fits("chinchilla", curves, masks, share=("alpha", "beta"))
     against_fits("chinchilla", curves, masks, share=("alpha", "beta"), loss="huber")
 
 
 def test_parts_of_runs(curves):
-    (most,) = splits.folds(curves, "R2_D").values()
+    (most,) = compare.folds(curves, "R2_D").values()
     assert curves.groupby("group")["tokens"].nunique().min() > 1  # every run is split
     against_fits("chinchilla", curves, [~most, (curves["language"] == "en") | ~most], loss="squares")
 
 
 def test_priors_weigh_against_the_residuals_of_each_part(mixtures):
     table, exposure = mixtures
-    masks = [~test for test in splits.folds(table, "R2").values()]
-    how = {"exposure": exposure, "variant": "D_other", "priors": {"tau_other": heldout.TAU}}
+    masks = [~test for test in compare.folds(table, "R2").values()]
+    how = {"exposure": exposure, "variant": "D_other", "priors": {"tau_other": law_comparison.TAU}}
     against_fits("atlas", table, masks, **how)
 
 
@@ -76,7 +77,7 @@ def test_what_a_part_says_nothing_of_is_as_in_its_own_fit(mixtures):
 def test_a_language_at_one_size_shares_no_more_noise_than_its_own_fit_says(curves):
     """Its A does only what its E does, which fits leave out: so do parts where that is so of all rows, or say None."""
     one_size = curves[(curves["language"] == "en") | (curves["params"] == curves["params"].min())]
-    masks = [~test for test in splits.folds(one_size, "R2").values()]
+    masks = [~test for test in compare.folds(one_size, "R2").values()]
     how = {"share": ("alpha", "beta"), "loss": "squares"}
     drafted = draft("chinchilla", one_size, **how)
     whole = estimate(drafted.problem, drafted.names, {}, 0)
@@ -106,10 +107,10 @@ def test_a_part_without_enough_says_so_and_the_others_are_fitted(curves):
 
 def test_splits_may_be_of_some_languages_only(curves):
     how = {"share": ("alpha", "beta")}
-    found = unseen.predictions("chinchilla", curves, {"R2": None, "leave_one_scale_out": ["sw"]}, how, 0)
+    found = held_out.predictions("chinchilla", curves, {"R2": None, "leave_one_scale_out": ["sw"]}, how, 0)
     assert set(found["R2"]["level"]) == {"en", "sw"}
     assert len(found["leave_one_scale_out"]) == (curves["language"] == "sw").sum()
-    own = splits.predictions("chinchilla", curves[curves["language"] == "sw"], "leave_one_scale_out")
+    own = compare.predictions("chinchilla", curves[curves["language"] == "sw"], "leave_one_scale_out")
     mine = found["leave_one_scale_out"]
     np.testing.assert_allclose(mine["predicted"], own["predicted"], rtol=3e-5)
     assert (mine["in_range"] == own["in_range"]).all()

@@ -13,12 +13,12 @@ import planted_study
 import pytest
 from rich.console import Console
 
-from analysis import findings, report
-from analysis.answers import analyse
-from analysis.findings import headlines, recommendations
-from analysis.reference import published_transfer
-from analysis.transfer_answers import beside_published
-from analysis.transfer_findings import main_matrix
+from analysis.report import findings, report
+from analysis.report.findings import headlines, recommendations
+from analysis.study.analyse import analyse
+from analysis.study.results import main_matrix
+from analysis.study.transfer import beside_published
+from analysis.tables.published import published_transfer
 from mscale.errors import MscaleError
 
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 import analysis
-from analysis import resampling, search, simulate
+from analysis.estimation import multistart
+from analysis.uncertainty import bootstrap
+from analysis.validation import simulate
 
 TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36}
 
@@ -17,16 +19,16 @@ def fitted():
 
 
 def test_starts_on_a_part_of_the_rows_reach_the_same_optimum(fitted, monkeypatch):
-    whole = search.optima(fitted.problem, 0)
-    monkeypatch.setattr(search, "ENOUGH", 50)
-    assert len(search.sample(fitted.problem)[0].y) < 80
-    part = search.optima(fitted.problem, 0)
+    whole = multistart.optima(fitted.problem, 0)
+    monkeypatch.setattr(multistart, "ENOUGH", 50)
+    assert len(multistart.sample(fitted.problem)[0].y) < 80
+    part = multistart.optima(fitted.problem, 0)
     np.testing.assert_allclose(part.theta, whole.theta, rtol=1e-5)
     assert part.problem is fitted.problem and part.converged.all()
 
 
 def test_resamples_count_every_draw():
-    times = resampling.resamples(30, 500, 0)
+    times = bootstrap.resamples(30, 500, 0)
     assert (times.sum(axis=1) == 30).all()
     assert times.mean(axis=0) == pytest.approx(np.ones(30), abs=0.25)
     assert times.var() == pytest.approx(29 / 30, rel=0.1)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import analysis
-from analysis import search, simulate
+from analysis.estimation import multistart
+from analysis.validation import simulate
 
 TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36}
 
@@ -28,8 +29,8 @@ def test_no_other_linear_parameters_fit_a_start_better(table, how):
     theta = np.zeros((2, problem.size))
     theta[:, [index for index, q in enumerate(which) if not q.linear]] = nonlinear
     y = np.stack([problem.y, problem.y * np.exp(np.random.default_rng(0).normal(0, 0.01, len(problem.y)))])
-    solved = search._solve_linear(problem, theta, linear, y)
-    alone = [search._solve_linear(problem, theta, linear, one[None])[0] for one in y]
+    solved = multistart._solve_linear(problem, theta, linear, y)
+    alone = [multistart._solve_linear(problem, theta, linear, one[None])[0] for one in y]
     np.testing.assert_allclose(solved, alone, rtol=1e-8)
 
     def missed(at, s):

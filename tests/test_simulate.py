@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis import simulate
+from analysis.validation import simulate
 from mscale.errors import MscaleError
 
 TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36}

@@ -1,6 +1,6 @@
 import numpy as np
 
-from analysis.smoothing import smoother
+from analysis.curves.smoothing import smoother
 
 
 def test_curves_smoothed_together_are_those_smoothed_alone():

@@ -5,9 +5,9 @@ import one_billion
 import pandas as pd
 import pytest
 
-from analysis import transfer
-from analysis.spikes import found_spikes, spikes
-from analysis.tables import validate_observations
+from analysis.curves.loss_spikes import found_spikes, spikes
+from analysis.tables.observations import validate_observations
+from analysis.transfer import matrix
 
 
 def curve(rng, noise, count=40, run="r", language="en"):
@@ -64,6 +64,6 @@ def test_they_are_left_out_of_curves_and_said():
     assert 0.7 * hit.sum() <= exclusions[0]["rows"] <= hit.sum() and len(kept) + exclusions[0]["rows"] == len(
         rows
     )
-    cells = transfer.cells(rows)
+    cells = matrix.cells(rows)
     assert cells.noise["stable"].checkpoint < 0.015
     assert any("a loss spike, far above" in note for note in cells.left_out)

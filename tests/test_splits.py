@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import simulate, splits
+from analysis.validation import compare, simulate
 from mscale.errors import MscaleError
 
 TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36}
@@ -18,7 +18,7 @@ def table():
 
 
 def held(table, split, **how):
-    return splits.folds(table, split, **how)
+    return compare.folds(table, split, **how)
 
 
 def test_random_split_keeps_groups_whole(table):
@@ -68,7 +68,7 @@ def test_judging_laws_side_by_side(table):
         "power": {"law": "power", "columns": {"x": "tokens"}},
         "chinchilla": {"law": "chinchilla", "share": ("alpha", "beta")},
     }
-    found = splits.judge(contenders, table, ("R2", "leave_one_scale_out", "leave_one_language_out"))
+    found = compare.judge(contenders, table, ("R2", "leave_one_scale_out", "leave_one_language_out"))
     ours = found[found["law"] == "chinchilla"].set_index("split")
     assert (ours["r2"] > 0.99).all()
     assert (ours["low"] <= ours["r2"]).all() and (ours["r2"] <= ours["high"] + 1e-12).all()
@@ -81,16 +81,16 @@ def test_r2_is_pooled_and_within():
     frame = pd.DataFrame(
         {"observed": [1.0, 2.0, 11.0, 12.0], "predicted": [1.5, 1.5, 11.5, 11.5], "level": list("aabb")}
     )
-    assert splits.r2(frame) == pytest.approx(1 - 1 / 101)
-    assert splits.r2(frame, within=True) == pytest.approx(0.0)
+    assert compare.r2(frame) == pytest.approx(1 - 1 / 101)
+    assert compare.r2(frame, within=True) == pytest.approx(0.0)
 
 
 def test_phases_are_not_mixed(table):
     contenders = {"a": {"law": "chinchilla"}, "b": {"law": "chinchilla", "phases": ("stable",)}}
     with pytest.raises(MscaleError, match="phases differ between the laws.*b: .'stable'"):
-        splits.judge(contenders, table, ("R2",))
+        compare.judge(contenders, table, ("R2",))
     with pytest.raises(MscaleError, match="not comparable"):
-        splits.predictions("chinchilla", table.assign(phase="stable"), "R2")
+        compare.predictions("chinchilla", table.assign(phase="stable"), "R2")
 
 
 def test_intervals_are_of_the_r2_that_is_reported(table):
@@ -99,7 +99,7 @@ def test_intervals_are_of_the_r2_that_is_reported(table):
         "power": {"law": "power", "columns": {"x": "tokens"}},
     }
     for within in (False, True):
-        found = splits.judge(contenders, table, ("R2",), within=within).set_index("law")
+        found = compare.judge(contenders, table, ("R2",), within=within).set_index("law")
         assert (found["low"] <= found["r2"]).all() and (found["r2"] <= found["high"]).all()
         gap = found.loc["power", "r2"] - found.loc["chinchilla", "r2"]
         assert found.loc["power", "difference"] == pytest.approx(gap)

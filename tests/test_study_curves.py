@@ -2,9 +2,9 @@ import numpy as np
 import planted_study
 import pytest
 
-from analysis.curves import MOST_POINTS, gather, points_by, points_of
-from analysis.study_curves import PHASES, study_curves
-from analysis.tables import validate_observations
+from analysis.curves.curve import MOST_POINTS, gather, points_by, points_of
+from analysis.curves.study import PHASES, study_curves
+from analysis.tables.observations import validate_observations
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@ import numpy as np
 import planted_study
 import pytest
 
-from analysis import tables
+from analysis.tables import mixtures
+from analysis.tables import observations as observations_
 from mscale.errors import MscaleError
 from mscale.observations import COLUMNS
 
@@ -16,8 +17,8 @@ def test_a_minimal_table_is_completed_and_says_so(observations):
     mono = observations[
         (observations["tag"] == "mono") & (observations["language"] == observations["languages"])
     ]
-    minimal = mono[list(tables.REQUIRED)]
-    frame, notes, excluded = tables.validate_observations(minimal)
+    minimal = mono[list(observations_.REQUIRED)]
+    frame, notes, excluded = observations_.validate_observations(minimal)
     assert list(frame.columns) == list(COLUMNS)
     assert any("target_tokens" in note for note in notes) and any("filled in" in note for note in notes)
     assert (frame["target_tokens"] == frame["tokens"]).all() and not excluded
@@ -43,28 +44,28 @@ def test_a_minimal_table_is_completed_and_says_so(observations):
 )
 def test_broken_tables_are_refused_naming_the_column(observations, change, message):
     with pytest.raises(MscaleError, match=message):
-        tables.validate_observations(change(observations), "their.csv")
+        observations_.validate_observations(change(observations), "their.csv")
 
 
 def test_pairs_without_shares_are_halves_and_other_units_are_noted(observations):
     alone = observations[observations["tag"].isin(["mono", "pairs"])].drop(columns=["target_tokens", "scale"])
-    frame, notes, _ = tables.validate_observations(alone)
+    frame, notes, _ = observations_.validate_observations(alone)
     pairs = frame[frame["tag"] == "pairs"]
     inside = [
         one in names.split("+") for one, names in zip(pairs["language"], pairs["languages"], strict=True)
     ]
     assert (pairs["target_tokens"] == np.where(inside, pairs["tokens"] / 2, 0)).all()
-    assert set(tables.describe_mixtures(frame)["kind"]) == {"mono", "bilingual"}
+    assert set(mixtures.describe_mixtures(frame)["kind"]) == {"mono", "bilingual"}
     assert any("half of those of two" in note for note in notes)
     assert set(frame["scale"]) == {"16k", "72k", "330k"}
     billions = observations.assign(tokens=observations["tokens"] / 1e6, target_tokens=0)
-    assert any("check the units" in note for note in tables.validate_observations(billions)[1])
+    assert any("check the units" in note for note in observations_.validate_observations(billions)[1])
 
 
 def test_losses_that_are_not_finite_are_left_out_and_counted(observations):
     broken = observations.copy()
     broken.loc[broken.index[:3], "loss"] = np.nan
-    frame, _, excluded = tables.validate_observations(broken)
+    frame, _, excluded = observations_.validate_observations(broken)
     assert len(frame) == len(observations) - 3 and excluded[0]["rows"] == 3
 
 
@@ -72,13 +73,13 @@ def test_repeated_rows_keep_the_later(observations):
     again = observations.iloc[[0]].assign(loss=9.0)
     import pandas as pd
 
-    frame, _, excluded = tables.validate_observations(pd.concat([observations, again]))
+    frame, _, excluded = observations_.validate_observations(pd.concat([observations, again]))
     assert len(frame) == len(observations) and (frame["loss"] == 9.0).sum() == 1
     assert excluded[0]["rows"] == 1
 
 
 def test_runs_are_described(observations):
-    runs = tables.describe_mixtures(tables.validate_observations(observations)[0]).set_index("run")
+    runs = mixtures.describe_mixtures(observations_.validate_observations(observations)[0]).set_index("run")
     trunks = runs[runs["tag"] == "repeat"]
     assert (
         set(trunks["repeats"].round()) <= {4, 16} and (runs.loc[runs["tag"] == "mono", "repeats"] < 1).all()
@@ -87,50 +88,50 @@ def test_runs_are_described(observations):
     assert set(runs.loc[runs["tag"] == "unimax", "kind"]) == {"uniform"}
     uneven = observations[observations["tag"] == "pairs"].copy()
     uneven.loc[uneven["language"] == "aka", "target_tokens"] //= 2
-    assert "mixed" in set(tables.describe_mixtures(tables.validate_observations(uneven)[0])["kind"])
+    assert "mixed" in set(mixtures.describe_mixtures(observations_.validate_observations(uneven)[0])["kind"])
 
 
 def test_study_folder_round_trip(observations, tmp_path):
     with pytest.raises(MscaleError, match="no observations"):
-        tables.read_study(tmp_path)
+        observations_.read_study(tmp_path)
     observations.to_csv(tmp_path / "observations.csv", index=False)
-    study = tables.read_study(tmp_path)
+    study = observations_.read_study(tmp_path)
     assert len(study.observations) == len(observations) and study.truth is None
     assert any("no exposure" in note for note in study.notes)
     np.testing.assert_allclose(study.observations["loss"], observations["loss"])
     with pytest.raises(MscaleError, match="no such table"):
-        tables.read_study(tmp_path / "other.csv")
+        observations_.read_study(tmp_path / "other.csv")
 
 
 def test_the_language_called_nan_survives(tmp_path):
     (tmp_path / "o.csv").write_text(
         "run,scale,params,languages,tokens,phase,language,loss\nr,1,10,nan,5,end,nan,2.0\n", encoding="utf-8"
     )
-    assert tables.read_study(tmp_path / "o.csv").observations["language"].tolist() == ["nan"]
+    assert observations_.read_study(tmp_path / "o.csv").observations["language"].tolist() == ["nan"]
 
 
 def test_observations_on_all_that_runs_train_on_tell_the_exposure(tmp_path):
     observations, exposure, _ = planted_study.study(small=True)
     observations.to_csv(tmp_path / "observations.csv", index=False)
-    study = tables.read_study(tmp_path)
+    study = observations_.read_study(tmp_path)
     key = ["run", "step", "language"]
     read, given = (table.set_index(key)["tokens"].sort_index() for table in (study.exposure, exposure))
     assert read.index.equals(given.index) and (abs(read - given) <= 1).all()
     assert any("read off the observations" in note for note in study.notes)
     unseen = observations[observations["language"] != "aka"]
     unseen.to_csv(tmp_path / "observations.csv", index=False)
-    assert tables.read_study(tmp_path).exposure.empty
+    assert observations_.read_study(tmp_path).exposure.empty
 
 
 def test_columns_that_pandas_holds_as_nullable_are_read_as_others(observations):
     """A notebook's table may hold `pd.NA`, and whole numbers as Int64."""
     table = observations.head(200)
-    plain, _, _ = tables.validate_observations(table)
-    nullable, _, _ = tables.validate_observations(table.convert_dtypes())
+    plain, _, _ = observations_.validate_observations(table)
+    nullable, _, _ = observations_.validate_observations(table.convert_dtypes())
     for name in COLUMNS:
         assert nullable[name].tolist() == plain[name].tolist(), name
         assert not (plain[name].dtype.kind in "if" and nullable[name].dtype.kind not in "if"), name
     gone = table.assign(language=table["language"].astype("string").mask(table.index == table.index[0]))
     assert (
-        tables.validate_observations(gone)[0]["language"].iloc[0] == "nan"
+        observations_.validate_observations(gone)[0]["language"].iloc[0] == "nan"
     )  # Min Nan, as pandas reads its code

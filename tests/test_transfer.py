@@ -5,8 +5,9 @@ import planted_study
 import pytest
 from scipy.stats import spearmanr
 
-from analysis import transfer, units
-from analysis.tables import validate_observations
+from analysis.tables.observations import validate_observations
+from analysis.transfer import matrix as transfer
+from analysis.transfer import units
 from mscale.errors import MscaleError
 
 

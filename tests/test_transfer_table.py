@@ -8,8 +8,8 @@ import pandas as pd
 import planted_study
 import pytest
 
-from analysis.tables import validate_observations
-from analysis.transfer_table import COLUMNS, cell, transfer_table
+from analysis.tables.observations import validate_observations
+from analysis.transfer.table import COLUMNS, cell, transfer_table
 from mscale.cli import main
 from mscale.errors import MscaleError
 
@@ -194,7 +194,7 @@ def test_bad_tables_are_refused_by_name_and_leave_nothing(tmp_path, capsys, curv
 
 
 def test_headlines_of_such_curves_word_open_ends(curves):
-    from analysis.answers import analyse
+    from analysis.study.analyse import analyse
 
     # Short pairs leave intervals open; the crossover has one too, its curves being of 1B parameters alike.
     continued = curves[en(curves)].assign(run="more", init="unimax")

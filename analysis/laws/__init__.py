@@ -8,11 +8,11 @@ import pandas as pd
 from analysis.laws import atlas, capacity, mixing
 from analysis.laws.capacity import CAPACITY
 from analysis.laws.chinchilla import CHINCHILLA, POWER, PURE_POWER
+from analysis.laws.data_constrained import DATA_CONSTRAINED
+from analysis.laws.data_transfer import TRANSFER
 from analysis.laws.examples import CONTEXT_AWARE, MONOLINGUAL_EQUIVALENT
 from analysis.laws.law import Law, Parameter
 from analysis.laws.mixing import BIMIX, FAMILY
-from analysis.laws.repetition import DATA_CONSTRAINED
-from analysis.laws.transfer import TRANSFER
 from mscale.errors import MscaleError, nearest
 
 LAWS: dict[str, Law] = {

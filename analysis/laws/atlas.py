@@ -210,3 +210,41 @@ def _join(table: pd.DataFrame, exposure: pd.DataFrame, sources: Mapping, count: 
         result["D_other"][at] = D[at][:, rest].sum(axis=1)
         result["U_other"][at] = U[at][:, rest].sum(axis=1)
     return table.assign(**result)
+
+
+def partners(
+    rows: pd.DataFrame,
+    runs: pd.DataFrame,
+    exposure: pd.DataFrame | None,
+    matrix: pd.DataFrame,
+    count: int = 3,
+) -> dict[str, list[str]]:
+    """K_t of each trained language: the `count` languages most co-sampled with it over the runs from scratch.
+
+    A study that pairs every language with every other ties them all: ties go to the higher measured
+    transfer score (as in the paper, where τ starts from the scores), then to the name.
+    """
+    scratch = runs[(runs["init"] == "scratch") & (runs["K"] > 1)]
+    weight: dict[tuple[str, str], float] = {}
+    for _, languages, tokens in zip(scratch["run"], scratch["languages"], scratch["tokens"], strict=True):
+        for target in languages:
+            for source in languages:
+                if source != target:
+                    key = (target, source)
+                    weight[key] = weight.get(key, 0.0) + tokens / len(languages)
+    scores: dict[tuple[str, str], float] = {}
+    if len(matrix):
+        measured = matrix[matrix["status"] == "measured"]
+        by_pair = measured.groupby(["target", "source"])["score"].mean()
+        scores = {(str(pair[0]), str(pair[1])): float(value) for pair, value in by_pair.items()}  # type: ignore
+    trained = set(rows.loc[rows["target_tokens"] > 0, "language"])
+    chosen: dict[str, list[str]] = {target: [] for target in sorted(trained)}
+    # Shares of a schedule are never exactly equal: within 5% they count as tied.
+    for target in chosen:
+        mine = [(source, value) for (t, source), value in weight.items() if t == target]
+        most = max((value for _, value in mine), default=1.0)
+        mine.sort(
+            key=lambda item: (-round(item[1] / most * 20), -scores.get((target, item[0]), -9.0), item[0])
+        )
+        chosen[target] = [source for source, _ in mine[:count]]
+    return chosen

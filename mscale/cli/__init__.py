@@ -139,4 +139,6 @@ def _status(command: Callable[[], Any]) -> int:
 
 
 # Each module adds its commands to ``cli``; the order is that of the way through.
-from mscale.cli import stages, sweep, answers, plan, memory, demo  # noqa: E402, F401  isort:skip
+from mscale.cli import answers, memory, plan, stages, sweep
+
+from mscale.cli import demo  # noqa: E402, F401  isort:skip

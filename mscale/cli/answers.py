@@ -64,7 +64,7 @@ def fit_one(
 ) -> None:
     """Fits one law to a study or to anyone's table: a summary here, JSON and a figure in files."""
     import analysis
-    from analysis.tables import read_table
+    from analysis.tables.observations import read_table
     from mscale.files import atomic_write
 
     folder = observations if observations.is_dir() else observations.parent
@@ -89,8 +89,8 @@ def chosen(table: Any, path: Path, split: str | None, vocabulary: str | None) ->
       MscaleError: the table has no such split or vocabulary, does not say what its rows are of, or has several and none
         is named.
     """
-    from analysis.tables import one_split
-    from analysis.transfer_table import one_vocabulary
+    from analysis.tables.mixtures import one_split
+    from analysis.transfer.table import one_vocabulary
 
     for name, value in (("split", split), ("vocabulary", vocabulary)):
         if value is not None and name not in table.columns:
@@ -157,9 +157,9 @@ def analyse(
     from mscale.beside import Beside
 
     Beside(True)(import_module, "analysis.answers")  # what a second process needs, while the first reads
-    from analysis.report import analyse as answers
-    from analysis.report import summary_table, write_results
-    from analysis.tables import read_study
+    from analysis.report.report import analyse as answers
+    from analysis.report.report import summary_table, write_results
+    from analysis.tables.observations import read_study
 
     tables = read_study(observations, truth)
     rows = chosen(tables.observations, observations, split, vocabulary)
@@ -224,7 +224,7 @@ def report(
     from mscale.vega import scripts
 
     bundle = Beside(True)(scripts)  # while the rest is read and analysed
-    from analysis.report import write_report
+    from analysis.report.report import write_report
 
     folder = source if source.is_dir() else source.parent
     out = out or folder / "report.html"
@@ -273,9 +273,9 @@ def transfer(
     out: Path | None,
 ) -> None:
     """Read the transfer matrix off SOURCE, a table of curves or a study: shown here, every pair into a CSV."""
-    from analysis.tables import read_study
-    from analysis.transfer_table import curves as scores_over_d
-    from analysis.transfer_table import transfer_table
+    from analysis.tables.observations import read_study
+    from analysis.transfer.table import curves as scores_over_d
+    from analysis.transfer.table import transfer_table
     from mscale.files import atomic_write
 
     tables = read_study(source)
@@ -311,9 +311,9 @@ def print_matrix(table: Any, about: dict[str, Any], phase: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from analysis.transfer import GIVEN
-    from analysis.transfer_table import cell as shown
-    from analysis.wording import count
+    from analysis.text import count
+    from analysis.transfer.matrix import GIVEN
+    from analysis.transfer.table import cell as shown
 
     rows = table[(table["scale"] == about["scale"]) & (table["unit"] == "tokens")]
     names = sorted(set(rows["target"]) | set(rows["source"]))

@@ -49,7 +49,7 @@ def run_demo(
     import shutil
     import time
 
-    from analysis.report import write_report
+    from analysis.report.report import write_report
     from mixtures.pack import pack as pack_store
     from mscale.beside import Beside
     from mscale.synthetic import generate

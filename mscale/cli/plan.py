@@ -34,7 +34,7 @@ def basis(source: Path | None, prior: str | None) -> dict | None:
 
 def results_of(source: Path) -> dict:
     """The results that ``mscale fit`` wrote; of a study's folder, those beside its tables."""
-    from analysis.answers import FORMAT
+    from analysis.study.analyse import FORMAT
     from mscale.files import read_json
 
     path = source / "laws.json" if source.is_dir() else source
@@ -68,7 +68,7 @@ def print_answer(answer: Any, as_json: bool = False) -> None:
     from rich.markup import escape
 
     if as_json:
-        from analysis.records import plain
+        from analysis.tables.records import plain
 
         print(json.dumps(plain(dataclasses.asdict(answer)), ensure_ascii=False, indent=1))
         return
@@ -117,7 +117,7 @@ def heading(name: str) -> str:
 
 def cell(name: str, value: Any) -> str:
     """A value of a table's column as people read it."""
-    from analysis.wording import count
+    from analysis.text import count
 
     if value is None:
         return "-"
@@ -155,8 +155,8 @@ def plan_languages(
     as_json: bool,
 ) -> None:
     """Which languages to train together with --target, and how much of them."""
-    from analysis.co_training import co_training
-    from analysis.planner import languages
+    from analysis.planning.co_training import co_training
+    from analysis.planning.languages import languages
 
     results = basis(source, prior)
     if flops is None:
@@ -190,7 +190,7 @@ def plan_expand(
     as_json: bool,
 ) -> None:
     """What more languages at the same loss take."""
-    from analysis.planner import expand
+    from analysis.planning.expand import expand
 
     print_answer(expand(few, many, params, tokens, basis(source, prior)), as_json)
 
@@ -206,7 +206,7 @@ def plan_start(
     target: str, params: float, tokens: float, source: Path | None, prior: str | None, as_json: bool
 ) -> None:
     """From scratch, or from a multilingual checkpoint."""
-    from analysis.planner import start
+    from analysis.planning.start import start
 
     print_answer(start(target, params, tokens, basis(source, prior)), as_json)
 
@@ -237,7 +237,7 @@ def plan_mixture(
     as_json: bool,
 ) -> None:
     """The mixture, size and tokens that minimise the targets' loss; needs a study of your own."""
-    from analysis.mixture_plan import mixture
+    from analysis.planning.mixture import mixture
 
     try:
         numbers = None if weights is None else [float(weight) for weight in weights]
@@ -283,7 +283,7 @@ def plan_next(
     as_json: bool,
 ) -> None:
     """The runs that would most reduce the uncertainty of a decision, and their price."""
-    from analysis.next_runs import next_runs
+    from analysis.planning.next_runs import next_runs
 
     found = need_results(
         source, "plan next", "the next runs follow from your own, whose noise and laws they need"
@@ -303,8 +303,8 @@ def plan_next(
 @click.option("--studies", default=40, show_default=True, help="Planted studies for each.")
 def power(quantity: str, effect: float | None, seeds: list[str], studies: int) -> None:
     """How many runs tell QUANTITY (tau, lambda, phi, alpha, beta) from none: by planted studies."""
-    from analysis.power import answer
-    from analysis.power import power as simulate
+    from analysis.validation.power import answer
+    from analysis.validation.power import power as simulate
 
     table = simulate(quantity, effect=effect, seeds=[int(number) for number in seeds], studies=studies)
     print(table.to_string(index=False, float_format="{:.2f}".format))

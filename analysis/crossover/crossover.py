@@ -1,0 +1,277 @@
+"""Pretrain or continue: after how many tokens a model from scratch overtakes a continued checkpoint.
+
+ATLAS (Longpre et al. 2026, section 6 and Fig. 7): early on, continuing a multilingual checkpoint on one
+language is ahead; with enough tokens of that language a model from scratch overtakes it. The compute of the
+crossover is a power law in N, for which the paper prints two sets of constants: the text and the legend of
+Fig. 7 differ, and its caption mixes the two. The text's are used, the legend's are named.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.curves.curve import Curve, cell_generator, fit_curves, interval
+from analysis.curves.study import MOST_EPOCHS, StudyCurves, study_curves
+from analysis.transfer.matrix import DRAWS, LEVEL
+from mscale.errors import MscaleError
+
+# What is read off the two curves; `gap` at `gap_tokens`, see `crossovers`.
+MEASURES = ["tokens", "low", "high", "status", "bound", "gap", "gap_low", "gap_high", "gap_tokens"]
+COLUMNS = ["scale", "params", "language", *MEASURES, "phase", "init"]
+COLUMNS += ["scratch_runs", "continued_runs", "scratch_tokens", "continued_tokens", "reason"]
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """Compute of the crossover in FLOPs, C = coefficient·N^exponent, and where the constants are from."""
+
+    coefficient: float
+    exponent: float
+    source: str
+    low: float | None = None
+    high: float | None = None
+
+    def flops(self, params) -> np.ndarray:
+        """FLOPs of the crossover at N ``params``."""
+        return self.coefficient * np.asarray(params, dtype=float) ** self.exponent
+
+    def tokens(self, params) -> np.ndarray:
+        """Tokens of the crossover, D = C/(6N)."""
+        return self.flops(params) / (6 * np.asarray(params, dtype=float))
+
+
+PUBLISHED = PowerLaw(1_113_708.0, 1.65, "Longpre et al. 2026, section 6 (text)")
+PUBLISHED_LEGEND = PowerLaw(10_283_128.0, 1.54, "Longpre et al. 2026, legend of Fig. 7")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A language at a scale, from scratch and continued: its labels, both curves, and why one is missing (None)."""
+
+    labels: dict[str, Any]
+    scratch: Curve | None
+    continued: Curve | None
+    reason: str
+
+
+Observations = pd.DataFrame | StudyCurves | Sequence[Compared]
+
+
+def crossovers(
+    observations: Observations,
+    *,
+    phase: str = "stable",
+    level: float = LEVEL,
+    split: str | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The crossover of every language and scale at which a checkpoint was continued.
+
+    `observations` may be the curves themselves, see `compared`. Both curves are read at the same state of the
+    schedule, and tokens are those trained on from the start of either run, as in the paper's figure. A crossover
+    counts where the model from scratch is ahead from there to the end of the data.
+
+    Returns:
+      A row for each language and scale with the columns of `COLUMNS`: `tokens` and its interval; how many trunks each
+      curve is of and how far it goes; `status` is `measured`, `bound` (`bound` "at least": continuing is still ahead
+      at the last shared tokens; "at most": scratch is ahead from the first) or `missing`. `gap` is the loss
+      from scratch minus that of continuing at `gap_tokens`, the last shared tokens: positive while continuing is ahead.
+
+    Raises:
+      MscaleError: several splits and none chosen.
+    """
+    output = []
+    for one in compared(observations, phase=phase, split=split, draws=draws, seed=seed):
+        row = dict(one.labels)
+        for name, curve in (("scratch", one.scratch), ("continued", one.continued)):
+            row |= {
+                f"{name}_runs": 0 if curve is None else len(curve.points.groups),
+                f"{name}_tokens": 0.0 if curve is None else curve.last,
+            }
+        if one.scratch is None or one.continued is None:
+            output.append({**row, "status": "missing", "reason": one.reason})
+        else:
+            output.append({**row, **_cross(one.scratch, one.continued, level)})
+    frame = pd.DataFrame(output).reindex(columns=COLUMNS)
+    for name in ("bound", "reason"):
+        frame[name] = frame[name].fillna("")
+    return frame
+
+
+def gap_curves(
+    observations: Observations,
+    *,
+    phase: str = "stable",
+    level: float = LEVEL,
+    split: str | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+    points: int = 40,
+) -> pd.DataFrame:
+    """The loss from scratch minus that of continuing over tokens, with its interval, for drawing.
+
+    Returns:
+      Columns scale language tokens gap low high; nothing for languages where either curve is missing.
+    """
+    frames = [pd.DataFrame(columns=["scale", "language", "tokens", "gap", "low", "high"])]
+    for one in compared(observations, phase=phase, split=split, draws=draws, seed=seed):
+        scratch, other = one.scratch, one.continued
+        if scratch is None or other is None:
+            continue
+        first, last = max(scratch.first, other.first), min(scratch.last, other.last)
+        if first >= last:
+            continue
+        at = np.geomspace(first, last, points)
+        gap, gaps = _gap(scratch, other, at)
+        low, high = interval(gaps, level)
+        keys = {name: one.labels[name] for name in ("scale", "language")}
+        frames.append(pd.DataFrame({**keys, "tokens": at, "gap": gap, "low": low, "high": high}))
+    return pd.concat(frames[1:] or frames, ignore_index=True)
+
+
+def compared(
+    observations: Observations,
+    *,
+    phase: str = "stable",
+    split: str | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Sequence[Compared]:
+    """Every (scale, language, checkpoint) continued; what is compared already stays as it is."""
+    if not isinstance(observations, pd.DataFrame | StudyCurves):
+        return observations
+    study = study_curves(observations, split=split)
+    runs = study.runs
+    single = ((runs["kind"] == "mono") & (runs["repeats"] <= MOST_EPOCHS)).to_numpy()
+    # Curves are numbered: those from scratch by (scale, language), those continued by the checkpoint too.
+    numbers: dict[tuple, int] = {}
+    of_run, language_of_run = np.full(len(runs), -1), np.full(len(runs), -1)
+    place = {name: index for index, name in enumerate(study.languages)}
+    first: dict[tuple, int] = {}
+    columns = (runs[name] for name in ("scale", "languages", "init"))
+    for run, (scale, languages, init) in enumerate(zip(*columns, strict=True)):
+        if single[run]:
+            key = (scale, languages[0]) if init == "scratch" else (scale, languages[0], init)
+            first.setdefault(key, run)
+            of_run[run] = numbers.setdefault(key, len(numbers))
+            language_of_run[run] = place.get(languages[0], -1)
+    points = study.points(of_run[study.run], language_of_run[study.run] == study.language, phase)
+    wanted = sorted(key for key in numbers if len(key) == 3)
+    vocabulary = {key: runs["vocabulary"].iloc[run] for key, run in first.items()}
+    differ = {key for key in wanted if vocabulary.get(key[:2], vocabulary[key]) != vocabulary[key]}
+    cells: dict[tuple, tuple[str, str, str]] = {}
+    for scale, language, init in wanted:
+        if (scale, language, init) not in differ:
+            cells[scale, language] = ("scratch", scale, language)
+            cells[scale, language, init] = ("continued", scale, language)
+    known = [key for key in cells if numbers.get(key) in points]
+    generators = [cell_generator(seed, *cells[key], phase) for key in known]
+    fitted = fit_curves([points[numbers[key]] for key in known], study.noise[phase], draws, generators)
+    curves = dict(zip(known, fitted, strict=True))
+    found = []
+    for key in wanted:
+        scale, language, init = key
+        labels = {"scale": str(scale), "params": int(runs["params"].iloc[first[key]]), "language": language}
+        labels |= {"phase": phase, "init": init}
+        what = "continued" if key[:2] in curves else "from scratch"
+        reason = f"no run of {language} {what} ({phase})"
+        if key in differ:
+            reason = "the vocabularies of the two differ"
+        both = (None, None) if key in differ else (curves.get(key[:2]), curves.get(key))
+        found.append(Compared(labels, *both, reason))
+    return found
+
+
+def power_law(table: pd.DataFrame, *, draws: int = 1000, level: float = LEVEL, seed: int = 0) -> PowerLaw:
+    """C = a·N^b through the measured crossovers of at least three sizes, by least squares in logs.
+
+    The interval of b resamples languages' crossovers within their own intervals.
+
+    Raises:
+      MscaleError: fewer than three sizes have a measured crossover; the data do not identify the law.
+    """
+    rows = table[(table["status"] == "measured") & table["tokens"].gt(0)]
+    if rows["params"].nunique() < 3:
+        raise MscaleError(
+            f"a power law in N needs crossovers measured at three sizes or more, found "
+            f"{rows['params'].nunique()}: continue the checkpoint of more sizes, for more tokens"
+        )
+    x = np.log(rows["params"].to_numpy(dtype=float))
+    y = np.log(6 * rows["params"].to_numpy(dtype=float) * rows["tokens"].to_numpy(dtype=float))
+    slope, offset = np.polyfit(x, y, 1)
+    spread = np.log(rows["high"].fillna(rows["tokens"] * 2) / rows["low"].fillna(rows["tokens"] / 2)) / 3.3
+    rng = np.random.default_rng(seed)
+    # Redrawn within each crossover's interval, and over which crossovers happened to be measured.
+    slopes = []
+    for _ in range(draws):
+        pick = rng.integers(len(x), size=len(x))
+        if len(set(x[pick])) > 1:
+            noisy = y[pick] + np.asarray(spread)[pick] * rng.standard_normal(len(x))
+            slopes.append(np.polyfit(x[pick], noisy, 1)[0])
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(slopes, [tail, 100 - tail])
+    return PowerLaw(float(np.exp(offset)), float(slope), "this study", float(low), float(high))
+
+
+def _cross(scratch: Curve, other: Curve, level: float) -> dict:
+    first, last = max(scratch.first, other.first), min(scratch.last, other.last)
+    if first >= last:
+        return {"status": "missing", "reason": "the two curves share no range of tokens"}
+    at = np.geomspace(first, last, 400)
+    gap, gaps = _gap(scratch, other, at)
+    found, *drawn = _last_crossing(at, np.concatenate([gap[None], gaps])).tolist()
+    low, high = (float(edge[0]) for edge in interval(np.array(drawn)[:, None], level))
+    gap_low, gap_high = (float(edge[0]) for edge in interval(gaps[:, -1:], level))
+    row = {
+        "gap": float(gap[-1]),
+        "gap_low": gap_low,
+        "gap_high": gap_high,
+        "gap_tokens": float(last),
+        "low": low if low > 0 and np.isfinite(low) else np.nan,
+        "high": high if high > 0 and np.isfinite(high) else np.nan,
+        "reason": "",
+    }
+    if found == np.inf:
+        reason = "not within the data: continuing is still ahead at the last tokens"
+        return {
+            **row,
+            "tokens": float(last),
+            "high": np.nan,
+            "status": "bound",
+            "bound": "at least",
+            "reason": reason,
+        }
+    if found == 0:
+        reason = "not within the data: from scratch is ahead from the first tokens compared"
+        return {
+            **row,
+            "tokens": float(first),
+            "low": np.nan,
+            "status": "bound",
+            "bound": "at most",
+            "reason": reason,
+        }
+    return {**row, "tokens": float(found), "status": "measured", "bound": ""}
+
+
+def _gap(scratch: Curve, other: Curve, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Loss from scratch minus continued at tokens (m,), and its draws (R, m)."""
+    one, one_draws = scratch.at(np.clip(at, scratch.first, scratch.last))
+    two, two_draws = other.at(np.clip(at, other.first, other.last))
+    return one - two, one_draws - two_draws
+
+
+def _last_crossing(tokens: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """Tokens from which each of ``gaps`` (R, m), scratch minus continued, stays below 0; 0 if always, inf if never."""
+    ahead = gaps >= 0
+    never, always = ahead[:, -1], ~ahead.any(axis=1)
+    last = gaps.shape[1] - 1 - np.argmax(ahead[:, ::-1], axis=1)
+    i = np.minimum(np.where(always, 0, last), gaps.shape[1] - 2)
+    row, log = np.arange(len(gaps)), np.log(tokens)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = gaps[row, i] / (gaps[row, i] - gaps[row, i + 1])
+    return np.select([always, never], [0.0, np.inf], np.exp(log[i] * (1 - share) + log[i + 1] * share))

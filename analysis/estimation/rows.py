@@ -1,0 +1,221 @@
+"""From anyone's table to rows a law can be fitted to: what is wrong is said, never skipped in silence."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from analysis.laws.law import Law
+from analysis.tables.checks import _duplicates, _listed, _numbers, _one_split, _phases
+from mscale.errors import MscaleError, nearest
+
+ALTERNATIVES = {
+    "target_tokens": ("tokens", "D"),
+    "params": ("N",),
+    "target_unique": ("unique_tokens", "U"),
+}
+COUNTS = {"params": "parameters", "target_tokens": "tokens", "tokens": "tokens"}
+RESPONSE = ("loss", "L", "y", "response")  # names under which columns= gives the fitted quantity
+FEW_TOKENS = 0.01  # tokens a parameter, below which one of the two is likely in another unit
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What is fitted: the kept rows of the table, the law's variables, the response, and what was said about it."""
+
+    table: pd.DataFrame
+    x: dict[str, np.ndarray]
+    y: np.ndarray
+    level: np.ndarray  # (n,) level of the column that parameters are per, "" without one
+    group: np.ndarray  # (n,) unit that is resampled
+    notes: tuple[str, ...]
+    columns: dict[str, str]
+
+
+def column_for(table: pd.DataFrame, law: Law, variable: str, default: str, given: Mapping[str, str]) -> str:
+    """The table's column for a variable; raises MscaleError suggesting the nearest name."""
+    if variable in given:
+        name = given[variable]
+        if name not in table:
+            raise MscaleError(
+                f"columns={{{variable!r}: {name!r}}}: the table has no column {name!r}{nearest(name, table.columns)}; "
+                f"it has {_listed(list(table.columns))}"
+            )
+        return name
+    for name in (default, *ALTERNATIVES.get(default, ()), variable):
+        if name in table:
+            return name
+    raise MscaleError(
+        f"law {law.name!r} needs column {default!r} (its {variable}), which the table does not have"
+        f"{nearest(default, table.columns)}; it has {_listed(list(table.columns))}. "
+        f"Name it with columns={{{variable!r}: '<your column>'}}"
+    )
+
+
+def rows(
+    table: pd.DataFrame,
+    law: Law,
+    columns: Mapping[str, str] | None = None,
+    *,
+    phases: Sequence[str] | None = ("end",),
+    per: str | None = None,
+    group: str | None = None,
+) -> Rows:
+    """Chooses and checks the rows that a law is fitted to.
+
+    Args:
+      columns: {variable or "loss" or "group": column of the table}, for tables with names of their own.
+      phases: schedule phases that may be compared; None takes all. Ignored where there is no such column.
+      per: column whose levels have parameters of their own, or None.
+
+    Raises:
+      MscaleError: a column is missing, has no usable value, or mixes what cannot be compared.
+    """
+    given = dict(columns or {})
+    known = {*law.columns, *RESPONSE, law.response, "group"}
+    for name in given:
+        if name not in known:
+            raise MscaleError(
+                f"columns={{{name!r}: …}}: law {law.name!r} has no variable {name!r}{nearest(name, known)}; "
+                f"it reads {_listed(sorted(known))}"
+            )
+    if len(table) == 0:
+        raise MscaleError("the table has no rows")
+    notes: list[str] = []
+    response_given = {key: value for key, value in given.items() if key in (*RESPONSE, law.response)}
+    response = column_for(
+        table,
+        law,
+        law.response,
+        law.response,
+        {law.response: next(iter(response_given.values()))} if response_given else {},
+    )
+    names = {
+        variable: column_for(table, law, variable, default, given)
+        for variable, default in law.columns.items()
+    }
+    table = _duplicates(table, notes)
+    table = _phases(table, phases, notes)
+    _one_split(table)
+    if law.pretraining:
+        table = _from_scratch(table, law, notes)
+    values = {variable: _numbers(table, name) for variable, name in names.items()}
+    y = _numbers(table, response)
+    keep = np.ones(len(table), bool)
+    for variable, array in values.items():
+        _refuse(table, array, names[variable])
+        if variable in law.may_be_zero:
+            continue
+        zero = array == 0
+        if zero.any() and not variable.startswith("U"):
+            notes.append(
+                f"{zero.sum()} rows with {names[variable]} = 0 excluded: the law says nothing about them"
+            )
+            keep &= ~zero
+    _unique(table, values, names, keep)
+    if not keep.any():
+        raise MscaleError(
+            f"every row has a zero in {_listed(sorted(set(names.values())))}: nothing is left to fit"
+        )
+    _response(table, y, response, law)
+    for variable, name in names.items():
+        _unit(values[variable][keep], name, notes)
+    _ratio(values, names, keep, notes)
+    chosen = (
+        group or given.get("group") or ("group" if "group" in table else "run" if "run" in table else None)
+    )
+    if chosen is not None and chosen not in table:
+        raise MscaleError(f"group column {chosen!r} is not in the table{nearest(chosen, table.columns)}")
+    groups = table[chosen].astype(str).to_numpy() if chosen else np.arange(len(table)).astype(str)
+    level = np.full(len(table), "") if per is None else table[per].astype(str).to_numpy()
+    kept = table[keep]
+    return Rows(
+        kept,
+        {variable: array[keep] for variable, array in values.items()},
+        y[keep],
+        level[keep],
+        groups[keep],
+        tuple(notes),
+        {**names, law.response: response},
+    )
+
+
+def _refuse(table: pd.DataFrame, array: np.ndarray, name: str) -> None:
+    wrong = ~np.isfinite(array) | (array < 0)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise MscaleError(
+            f"column {name!r}, row {table.index[at]}: found {array[at]:g}, expected a finite number that is not "
+            f"negative ({wrong.sum()} such rows); drop or mend them"
+        )
+
+
+def _response(table: pd.DataFrame, y: np.ndarray, name: str, law: Law) -> None:
+    wrong = ~np.isfinite(y)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise MscaleError(
+            f"column {name!r}, row {table.index[at]}: the loss is {y[at]:g} ({wrong.sum()} such rows). "
+            f"A run that diverged or died says nothing about the law: drop its rows"
+        )
+    if law.residual == "log" and (y <= 0).any():
+        at = int(np.argmax(y <= 0))
+        raise MscaleError(
+            f"column {name!r}, row {table.index[at]}: found {y[at]:g}, but law {law.name!r} takes logarithms, so it "
+            f"must be positive ({(y <= 0).sum()} such rows). For the unigram-normalised loss, which is negative, "
+            f"fit with residual='additive'"
+        )
+
+
+def _from_scratch(table: pd.DataFrame, law: Law, notes: list[str]) -> pd.DataFrame:
+    if "init" not in table:
+        return table
+    scratch = table["init"].isna() | (table["init"] == "scratch") | (table["init"] == "")
+    if not scratch.any():
+        raise MscaleError(
+            f"every run continues a checkpoint (column 'init'); law {law.name!r} describes pretraining from scratch"
+        )
+    if not scratch.all():
+        notes.append(
+            f"{(~scratch).sum()} rows of runs continued from a checkpoint left out: {law.name} is a law of pretraining"
+        )
+    return table[scratch]
+
+
+def _unique(table: pd.DataFrame, values: Mapping[str, np.ndarray], names: Mapping, keep: np.ndarray) -> None:
+    """Tokens were seen, so some of them are unique."""
+    for variable, unique in values.items():
+        seen = values.get("D" + variable[1:]) if variable.startswith("U") else None
+        if seen is None:
+            continue
+        wrong = keep & (unique <= 0) & (seen > 0)
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            raise MscaleError(
+                f"column {names[variable]!r}, row {table.index[at]}: 0 unique tokens of {seen[at]:g} seen "
+                f"({wrong.sum()} such rows). Repetition is measured against them: give how many tokens the run had "
+                f"to draw from; where nothing repeats, as many as it saw"
+            )
+
+
+def _ratio(values: Mapping[str, np.ndarray], names: Mapping, keep: np.ndarray, notes: list[str]) -> None:
+    N, D = values.get("N"), values.get("D", values.get("D_t"))
+    if N is None or D is None:
+        return
+    middle = float(np.exp(np.mean(np.log(D[keep] / N[keep]))))
+    if middle < FEW_TOKENS:
+        notes.append(
+            f"runs saw {middle:.2g} tokens a parameter: both are expected as plain counts, so check the unit of "
+            f"{names.get('D', names.get('D_t'))!r} and {names['N']!r}"
+        )
+
+
+def _unit(array: np.ndarray, name: str, notes: list[str]) -> None:
+    """Tokens in billions or parameters in millions show in the order of magnitude."""
+    middle = float(np.exp(np.mean(np.log(array[array > 0])))) if (array > 0).any() else 0.0
+    if name in COUNTS and 0 < middle < 1e3:
+        notes.append(
+            f"column {name!r} has a geometric mean of {middle:.3g}: {COUNTS[name]} are expected as plain counts, "
+            f"not in thousands, millions or billions; A, B and compute are off by that factor if it is another unit"
+        )

@@ -1,0 +1,204 @@
+"""`fit(law, table)`: the global optimum of a law on a table of runs, with what is known about every number.
+
+Given its exponents, a law of the Chinchilla family is linear in the rest. So the few nonlinear parameters are
+laid on a grid, the others solved by non-negative least squares, and the best candidates polished together by
+Newton's method with exact derivatives (search.py, engine.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import laws
+from analysis.estimation import rows as checks
+from analysis.estimation.estimate import estimate
+from analysis.estimation.specify import DELTA, Spec, as_table, build, draft, with_residual
+from analysis.estimation.sufficiency import enough, few_groups_note, remarks
+from analysis.fitting.result import FORMAT, Fit
+from analysis.laws.law import Law
+from mscale.errors import MscaleError
+
+
+def fit(
+    law: str | Law,
+    table: pd.DataFrame | Mapping[str, Any],
+    columns: Mapping[str, str] | None = None,
+    *,
+    exposure: pd.DataFrame | None = None,
+    target: str | Sequence[str] | None = None,
+    per: str | None = "auto",
+    share: Sequence[str] | None = None,
+    fixed: Mapping[str, float] | None = None,
+    tie: Mapping[str, str] | None = None,
+    loss: str = "auto",
+    delta: float = DELTA,
+    residual: str | None = None,
+    weights: str | Sequence[float] | None = None,
+    priors: Mapping[str, tuple[float, float]] | None = None,
+    phases: Sequence[str] | None = ("end",),
+    group: str | None = None,
+    few_groups: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> Fit:
+    """Fits a law.
+
+    Args:
+      law: a name in `analysis.laws.NAMES`, or a `Law` of your own.
+      table: observations (DESIGN's contract), or any table with `columns` = {variable: its column}; a mapping
+        of NumPy arrays will do. Token and parameter counts are plain counts.
+      exposure: for ATLAS, tokens of every training language (run, step, language, tokens, unique_tokens).
+      target: fit these languages' rows only (None: all).
+      per: column whose levels have parameters of their own ("auto": the law's own, where the table has several
+        levels; None: one curve through all rows).
+      share: parameters common to all levels (default: as the law says).
+      fixed: {parameter, or parameter[level]: value in the paper's units}.
+      tie: {parameter: other parameter that it equals}.
+      loss: "huber" (threshold `delta` on the residuals, the published objective; intervals by resampling
+        groups), "squares" (noise shared within groups modelled; profile intervals), or "auto": huber where
+        every row is its own group and there are at least 40, else squares.
+      residual: "log" or "additive", overriding the law's.
+      weights: a column or an array of weights, or "loss_se" to weigh by 1/loss_se².
+      priors: {parameter: (mean, standard deviation)}, Gaussian, in the fitted scale (logarithms for positive
+        parameters, contributions at the geometric means for A and B).
+      phases: schedule phases to compare; only cooled rows ("end") by default; None takes all.
+      group: column of the unit that is resampled (default "group", then "run", then the row).
+      few_groups: fit even with fewer groups than parameters + 3 (intervals are then worth little).
+      options: what the law's own preparation takes (ATLAS: variant, sources, count). Of the data-constrained law,
+        two_stage=True fits as Muennighoff et al. did (`_in_two_stages`).
+
+    Raises:
+      MscaleError: bad input, or too little of it; the message says what to do.
+    """
+    how: dict[str, Any] = dict(
+        exposure=exposure,
+        target=target,
+        per=per,
+        share=share,
+        tie=tie,
+        loss=loss,
+        delta=delta,
+        residual=residual,
+        weights=weights,
+        priors=priors,
+        phases=phases,
+        group=group,
+    )
+    if law == "data_constrained" and options.pop("two_stage", False):
+        how |= {"few_groups": few_groups, "seed": seed}
+        return _in_two_stages(as_table(table), columns, fixed or {}, how)
+    drafted = draft(law, table, columns, fixed=fixed, **how, **options)
+    groups, rows = len(drafted.group_names), drafted.rows
+    enough(drafted.law, drafted.problem, drafted.names, groups, few_groups)
+    found = estimate(drafted.problem, drafted.names, priors or {}, seed)
+    said = (*remarks(found.agreement, found.problem, found.theta), *few_groups_note(found.problem, groups))
+    return Fit(
+        law=drafted.law,
+        problem=found.problem,
+        names=drafted.names,
+        theta=found.theta,
+        group_names=drafted.group_names,
+        level=rows.level[drafted.order],
+        per=drafted.per,
+        columns=rows.columns,
+        notes=(*rows.notes, *said),
+        agreement=found.agreement,
+        spec=dataclasses.asdict(drafted.spec),
+        _cache={} if found.noise is None else {"noise": found.noise},
+    )
+
+
+def _in_two_stages(
+    table: pd.DataFrame, columns: Mapping[str, str] | None, fixed: Mapping[str, float], how: dict[str, Any]
+) -> Fit:
+    """Chinchilla's parameters from the runs that repeat nothing, then R_D* and R_N* from all, the others held.
+
+    As the law was published (Muennighoff et al. 2023, section 5). The intervals of the two take the rest as known,
+    so they are narrower than those of the joint fit, which is the default.
+    """
+    law = laws.LAWS["data_constrained"]
+    names = {
+        v: checks.column_for(table, law, v, default, columns or {}) for v, default in law.columns.items()
+    }
+    D, U = (pd.to_numeric(table[names[v]], errors="coerce") for v in ("D", "U"))
+    once = (D <= U).to_numpy()
+    if not once.any() or once.all():
+        raise MscaleError(
+            f"two_stage=True: {once.sum()} of {len(table)} rows see their data once ({names['D']} <= {names['U']}); "
+            f"the first stage needs such rows and the second others: add runs, or fit jointly"
+        )
+    plain = {key: name for key, name in (columns or {}).items() if key != "U"}
+    share = how["share"]
+    first_share = [name for name in (law.share if share is None else share) if name not in ("R_D", "R_N")]
+    weights = how["weights"]
+    first = fit(
+        "chinchilla",
+        table[once],
+        {**plain, "N": names["N"], "D": names["D"]},
+        fixed=fixed,
+        **{
+            **how,
+            "share": first_share,
+            "weights": weights if weights is None or isinstance(weights, str) else np.asarray(weights)[once],
+        },
+    )
+    held = {name: float(first.params[name]) for name in first.names}
+    second = fit("data_constrained", table, columns, fixed={**held, **fixed}, **how)
+    known = ", ".join(f"{name} {value:.4g}" for name, value in held.items())
+    note = f"two stages: {known} are those of {once.sum()} rows without repetition, and held"
+    return dataclasses.replace(second, notes=(note, *second.notes))
+
+
+def from_json(text: str, law: Law | None = None) -> Fit:
+    """The fit that `Fit.to_json` wrote. A law of your own has to be given again.
+
+    Raises:
+      MscaleError: not such a file, or an unknown law.
+    """
+    try:
+        saved = json.loads(text)
+        version = saved["format"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise MscaleError(f"not a saved fit ({error!r}); expected what Fit.to_json wrote") from error
+    if version != FORMAT:
+        raise MscaleError(f"this fit has format {version}, this version of mscale reads {FORMAT}: fit again")
+    spec = Spec(**saved["spec"])
+    law = laws.rebuild(saved["law"], spec.options) if law is None else law
+    law = with_residual(law, spec.residual)
+    data = saved["data"]
+    problem, names = build(
+        law,
+        dataclasses.replace(spec, shared=tuple(spec.shared)),
+        {name: np.array(values, float) for name, values in data["x"].items()},
+        np.array(data["y"], float),
+        np.array(data["level"], str),
+        np.array(data["group"], int),
+        np.array(data["weight"], float),
+        saved["means"],
+    )
+    prior = saved.get("prior")
+    problem = dataclasses.replace(
+        problem,
+        ratio=saved["ratio"],
+        barrier=saved["barrier"],
+        prior=None if prior is None else (np.array(prior[0], float), np.array(prior[1], float)),
+    )
+    return Fit(
+        law=law,
+        problem=problem,
+        names=names,
+        theta=np.array(saved["theta"], float),
+        group_names=tuple(data["groups"]),
+        level=np.array(data["level"], str),
+        per=saved["per"],
+        columns=saved["columns"],
+        notes=tuple(saved["notes"]),
+        agreement=saved["agreement"],
+        spec=dataclasses.asdict(spec),
+    )

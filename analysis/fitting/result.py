@@ -1,0 +1,320 @@
+"""`Fit`: a fitted law, what it predicts, and how sure it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.estimation import quantities, variance_components
+from analysis.estimation.problem import Problem
+from analysis.estimation.quantities import Derived, Linear, Quantity
+from analysis.fitting import compute_optimal as optimum
+from analysis.fitting import predict as prediction
+from analysis.laws.law import Law, Parameter
+from analysis.uncertainty import bootstrap, identifiability, profile
+from mscale.errors import MscaleError
+
+DRAWS = 1000
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted law. Made by `analysis.fit`.
+
+    Attributes:
+      names: fitted parameters, (P,); "A[sw]" is A of level sw. theta (P,): their values in the fitted scale,
+        where a parameter with a reference is the logarithm of its contribution at the geometric means.
+      problem: the rows as arrays, and the numerical problem. group_names: of problem.group.
+      level (n,), per: the column whose levels have parameters of their own, and its values.
+      columns: {variable: column it was read from}. agreement: how many independent starts met, and so on.
+      objective: the minimum (sum over rows). notes: what was left out or looked odd, for people.
+      spec: what was asked for, as plain data.
+    """
+
+    law: Law
+    problem: Problem
+    names: tuple[str, ...]
+    theta: np.ndarray
+    group_names: tuple[str, ...]
+    level: np.ndarray
+    per: str | None
+    columns: Mapping[str, str]
+    notes: tuple[str, ...]
+    agreement: Mapping[str, Any]
+    spec: Mapping[str, Any]
+    _cache: dict = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def objective(self) -> float:
+        return float(self.problem.objective(self.theta[None])[0])
+
+    # Values ------------------------------------------------------------------------------------------------
+
+    @property
+    def params(self) -> pd.Series:
+        """Estimates in the units of the paper, and contributions at the geometric means as "A_mean"."""
+        return pd.Series(self.natural(self.theta[None])[0], index=self._natural_names())
+
+    def _places(self) -> list[tuple[int, int, int]]:
+        """(parameter, cell, local index) of every fitted parameter, at its first appearance."""
+        found: dict[int, tuple[int, int, int]] = {}
+        for number, cell in enumerate(self.problem.cells):
+            for local in range(len(cell.select)):
+                (at,) = np.nonzero(cell.select[local]) if cell.select[local].any() else (np.empty(0, int),)
+                if len(at) == 1 and cell.select[local, at[0]] == 1.0 and int(at[0]) not in found:
+                    found[int(at[0])] = (int(at[0]), number, local)
+        return [found[index] for index in sorted(found)]
+
+    def _natural_names(self) -> list[str]:
+        plain = [self.names[index] for index, _, _ in self._places()]
+        which = self.problem.held["parameters"]
+        means = [with_mean(name) for name, q in zip(self.names, which, strict=True) if q.reference]
+        return plain + means
+
+    def natural(self, theta: np.ndarray) -> np.ndarray:
+        """(B, len(params)): draws in the fitted scale, in the units and order of `params`."""
+        columns = []
+        for _, number, local in self._places():
+            values = self.problem.natural(self.problem.locals(theta, self.problem.cells[number]))
+            columns.append(values[:, local])
+        for index, q in enumerate(self.problem.held["parameters"]):
+            if q.reference:
+                columns.append(np.exp(theta[:, index]) if q.log else theta[:, index])
+        return np.stack(columns, axis=1)
+
+    # Uncertainty -------------------------------------------------------------------------------------------
+
+    @property
+    def method(self) -> str:
+        """ "bootstrap" (groups resampled) for Huber's loss, "profile" for least squares."""
+        return "profile" if self.problem.delta is None else "bootstrap"
+
+    @property
+    def noise(self) -> variance_components.Noise:
+        """Of a least-squares fit: the standard deviation of a row and what groups share (a batch of one)."""
+        return self.once("noise", lambda: variance_components.noise(self.problem, self.theta[None]))
+
+    def draws(self, count: int = DRAWS, seed: int = 0) -> np.ndarray:
+        """(count, P) bootstraps in the fitted scale, of a fit with Huber's loss.
+
+        Raises:
+          MscaleError: the fit is of least squares, whose intervals are profiles (`interval_of` for what follows).
+        """
+        if self.method != "bootstrap":
+            raise MscaleError(
+                "a least-squares fit has profile intervals and no draws: use interval_of(lambda p: …) for what "
+                "follows from the parameters, or fit with loss='huber'"
+            )
+        return self.once(
+            ("draws", count, seed), lambda: bootstrap.bootstrap(self.problem, self.theta, count, seed)
+        )
+
+    def ends(self, wanted: Sequence[Quantity], level: float | None) -> tuple[np.ndarray, ...]:
+        """Estimate, low, high, each (m,), of m scalars; ∓inf where the data set no limit. NaN without a level."""
+        estimate = np.concatenate([quantities.values(self.problem, q, self.theta[None])[0] for q in wanted])
+        if level is None:
+            return estimate, np.full(len(estimate), np.nan), np.full(len(estimate), np.nan)
+        if not 0 < level < 1:
+            raise MscaleError(f"level={level!r}: expected a probability such as 0.9")
+        if self.method == "profile":
+            low, high = profile.intervals(self.problem, self.theta[None], self.noise, wanted, level)
+            return estimate, low[0], high[0]
+        drawn = np.concatenate([quantities.values(self.problem, q, self.draws()) for q in wanted], axis=1)
+        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        return estimate, low, high
+
+    def interval(self, level: float = 0.9) -> pd.DataFrame:
+        """A row a parameter: estimate, low, high, identified, reason, unit.
+
+        An end that the data do not bound is infinite (0 for a positive parameter), and the parameter not
+        identified. Rows "A_mean" are contributions at the geometric means; "A" itself is the paper's constant.
+        """
+        low, high = self._limits(level)
+        reasons = self.identification(level)
+        which: tuple[Parameter, ...] = self.problem.held["parameters"]
+        constants = [name for name, q in zip(self.names, which, strict=True) if q.reference]
+        records = {}
+        for name, value in self.params.items():
+            base = without_mean(str(name))
+            index = self.names.index(base)
+            q = which[index]
+            of_paper = bool(q.reference) and base == name
+            at = len(self.names) + constants.index(base) if of_paper else index
+            ends = (low[at], high[at])
+            ends = (float(np.exp(ends[0])), float(np.exp(ends[1]))) if q.log else ends
+            ends = (max(ends[0], 0.0), ends[1]) if q.bounds[0] == 0 else ends
+            reason = reasons.get(base, "")
+            records[name] = (value, *ends, reason == "", reason, "" if of_paper else q.unit)
+        columns = ["estimate", "low", "high", "identified", "reason", "unit"]
+        return pd.DataFrame.from_dict(records, orient="index", columns=columns)
+
+    def interval_of(self, function: Callable[[Any], Any], level: float = 0.9) -> pd.DataFrame:
+        """What follows from the parameters, a row a level of the fit: estimate, low, high.
+
+        function: p -> scalar, of the parameters of a level in the units of the paper, such as
+        `lambda p: p.beta / (p.alpha + p.beta)`; it may use what a law may use.
+        """
+        wanted = [Derived(cell, lambda p, x: function(p), {}, 1) for cell in range(len(self.problem.cells))]
+        index = pd.Index(self.levels, name=self.per)
+        return pd.DataFrame(
+            dict(zip(("estimate", "low", "high"), self.ends(wanted, level), strict=True)), index
+        )
+
+    def _limits(self, level: float) -> tuple[np.ndarray, np.ndarray]:
+        """Low and high in the fitted scale: of the P parameters, then of log A in the paper's units, and so on."""
+
+        def make() -> tuple[np.ndarray, np.ndarray]:
+            _, low, high = self.ends([self.parameters_and_constants()], level)
+            if self.method == "bootstrap":
+                P, problem = len(self.names), self.problem
+                edge = 1e-6 * (problem.upper - problem.lower)
+                low[:P][low[:P] <= problem.lower + edge] = -np.inf
+                high[:P][high[:P] >= problem.upper - edge] = np.inf
+            return low, high
+
+        return self.once(("limits", level), make)
+
+    def parameters_and_constants(self) -> Linear:
+        """The P parameters in the fitted scale, then log A of every A that is reported at the geometric means."""
+        rows, offset = [*np.eye(len(self.names))], [0.0] * len(self.names)
+        which = self.problem.held["parameters"]
+        for index, number, local in self._places():
+            if which[index].reference:
+                cell, shift = self.problem.cells[number], self.problem.shift[local]
+                rows.append(cell.select[local] + shift @ cell.select)
+                offset.append(cell.offset[local] + shift @ cell.offset)
+        return Linear(np.array(rows), np.array(offset))
+
+    def identification(self, level: float = 0.9) -> dict[str, str]:
+        """{parameter: why the data do not determine it}, for those that they do not."""
+        return self.once(
+            ("identification", level), lambda: identifiability.identification(self, *self._limits(level))
+        )
+
+    def once(self, key: Any, make: Any) -> Any:
+        """What make() gives, worked out once for this fit."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
+
+    # Predictions -------------------------------------------------------------------------------------------
+
+    def predict(
+        self, table: Any, level: float | None = None, exposure: pd.DataFrame | None = None
+    ) -> pd.DataFrame:
+        """prediction (and low, high at `level`) for each row; in_range says whether the data reach that far.
+
+        `table` needs the fitted columns, or the law's variable names. Rows at a constraint are NaN.
+        """
+        return prediction.predict(self, table, level, exposure)
+
+    def evaluate(self, theta: np.ndarray, cell: int, x: Mapping[str, np.ndarray]) -> np.ndarray:
+        local = self.problem.locals(theta, self.problem.cells[cell])
+        p = self.problem.jets(local, np.zeros(0, bool), 0)
+        space = SimpleNamespace(**x)
+        size = len(next(iter(x.values())))
+        value = np.broadcast_to(self.law.predict(p, space), (len(theta), size)).copy()
+        if self.law.constraint is not None:
+            value[np.broadcast_to(self.law.constraint(p, space), value.shape) <= 0] = np.nan
+        return value
+
+    @property
+    def levels(self) -> list[str]:
+        return [str(name) for name in np.unique(self.level)]
+
+    @property
+    def r2(self) -> float:
+        """1 − Σ(residual²)/Σ((y − mean)²) on the fitted rows, in the response's units."""
+        predicted = self.problem.predict(self.theta[None])[0]
+        y = self.problem.y
+        return float(1 - np.sum((y - predicted) ** 2) / np.sum((y - y.mean()) ** 2))
+
+    def compute_optimal(self, C: Any, level: float | None = None, **at: float) -> pd.DataFrame:
+        """The N and D that minimise the predicted loss at C = 6·N·D FLOPs, for each C and each level of the fit.
+
+        `at` sets the law's other variables (K=4). No data are repeated; for ATLAS D is the target's own tokens.
+        """
+        return optimum.compute_optimal(self, C, level, at)
+
+    def compute_optimal_exponent(self, level: float = 0.9) -> pd.DataFrame:
+        """β/(α+β), the exponent of C in the compute-optimal N, a row a level of the fit: estimate, low, high."""
+        return optimum.exponent(self, level)
+
+    # Showing and keeping -----------------------------------------------------------------------------------
+
+    def summary(self, level: float = 0.9) -> str:
+        """A table for the terminal."""
+        frame = self.interval(level)
+        which = dict(zip(self.names, self.problem.held["parameters"], strict=True))
+        lines = [
+            f"{self.law.name}: {self.law.equation}",
+            f"{len(self.problem.y)} points, {len(self.group_names)} groups",
+        ]
+        width = max(len(name) for name in frame.index)
+        for name, row in frame.iterrows():
+            base = without_mean(str(name))
+            if base == name and which[base].reference:
+                continue
+            shown = (
+                f"{row['estimate']:.4g}  [{row['low']:.4g}, {row['high']:.4g}]"
+                if row["identified"]
+                else f"not identified: {row['reason']}"
+            )
+            lines.append(f"  {str(name):<{width}}  {shown}  {row['unit']}".rstrip())
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """Everything, as JSON: `from_json` gives the same fit back. The data are part of it."""
+        x = {name: values.tolist() for name, values in self.problem.x.items()}
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "law": self.law.name,
+                "equation": self.law.equation,
+                "source": self.law.source,
+                "params": {name: float(value) for name, value in self.params.items()},
+                "objective": self.objective,
+                "names": list(self.names),
+                "theta": self.theta.tolist(),
+                "per": self.per,
+                "columns": dict(self.columns),
+                "notes": list(self.notes),
+                "agreement": dict(self.agreement),
+                "ratio": self.problem.ratio,
+                "barrier": self.problem.barrier,
+                "prior": None if self.problem.prior is None else [v.tolist() for v in self.problem.prior],
+                "spec": dict(self.spec),
+                "means": self.problem.held["log_means"],
+                "data": {
+                    "x": x,
+                    "y": self.problem.y.tolist(),
+                    "weight": self.problem.weight.tolist(),
+                    "level": self.level.tolist(),
+                    "group": self.problem.group.tolist(),
+                    "groups": list(self.group_names),
+                },
+            }
+        )
+
+    def plot(self) -> Any:
+        """An Altair chart: the points and the fitted curves."""
+        from analysis.fitting.chart import fit_chart
+
+        return fit_chart(self)
+
+
+def with_mean(name: str) -> str:
+    base, bracket, rest = name.partition("[")
+    return f"{base}_mean{bracket}{rest}"
+
+
+def without_mean(name: str) -> str:
+    return name.replace("_mean[", "[").removesuffix("_mean")

@@ -1,0 +1,168 @@
+"""How much of which other languages to train with one, and where more of them hurts.
+
+While a language's own text is not exhausted, any other takes more than it gives (τ < 1): sources pay once repeats
+of one's own text are worth less than fresh text of theirs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis.fitting.result import Fit
+from analysis.planning import allocation
+from analysis.planning.allocation import Allocation, Laws
+from analysis.planning.answer import STUDY, Answer, check_positive, check_range
+from analysis.planning.mixture import AVERAGED, check_told, data_limits, tails
+from analysis.study.results import need_fit
+from analysis.text import few, signed, span
+from analysis.uncertainty.delta_method import interval
+from analysis.uncertainty.posterior import draws
+from mscale.errors import MscaleError
+
+SHARES = np.concatenate([[0.0], np.geomspace(0.01, 0.95, 40)])
+
+
+def co_training(target: str, results: Mapping[str, Any], flops: float, params: float | None = None) -> Answer:
+    """How much of which languages to train with ``target`` at a compute budget, and where more of them hurts.
+
+    Raises:
+      MscaleError: no fitted ATLAS law of the target, or a budget that is no number of FLOPs.
+    """
+    check_positive("plan languages", flops=flops, params=params)
+    fit = need_fit(results, "atlas", "how much of another language helps")
+    limits = data_limits(results, None, fit)
+    theta = np.concatenate([fit.theta[None], draws(fit, AVERAGED)])
+    laws = allocation.laws_of(fit, theta, [target], limits)
+    if len(laws.sources) < 2:
+        raise MscaleError(f"the study trained {target} with no other language: there is no τ to decide from")
+    one = np.ones(1)
+    own = laws.sources.index(target)
+    alone_rates = np.eye(len(laws.sources))[own]
+    alone = allocation.best_allocation(laws, flops, one, params=params, rates=alone_rates)
+    best = allocation.best_allocation(laws, flops, one, params=params)
+    worth = laws.tau[:, 0, :].mean(axis=0)
+    order = [index for index in np.argsort(-worth, kind="stable") if index != own]
+    share = 1 - float(best.rates[own])
+    level = float(results["level"])
+    gain = interval(
+        fit,
+        lambda at: _loss_at(fit, at, target, limits, alone) - _loss_at(fit, at, target, limits, best),
+        level,
+    )
+    reasons: list[str] = []
+    check_range(best.params, results, reasons)
+    check_told("plan languages", fit, laws, best, results)
+    own_tau = {
+        name[len("tau[") : -1].split(",")[1] for name in fit.names if name.startswith(f"tau[{target},")
+    }
+    if alike := [name for name in laws.sources if name not in own_tau and name != target]:
+        reasons.append(
+            f"the fit tells no τ of their own of {few(alike, 8)}: they count alike, so which of them is arbitrary"
+        )
+    single = _by_share(laws, best, own, order[0])
+    counts = _by_count(laws, best, own, order, share)
+    partner = laws.sources[order[0]]
+    epochs = alone.tokens / laws.unique[own]
+    if share < 0.01:
+        text = (
+            f"At this budget any share of another language costs {target} more than it gives: its own text is seen "
+            f"{epochs:.1f} times, and a fresh token of {partner}, the best source, is worth "
+            f"{worth[order[0]]:.2f} of one of its own."
+            if np.isfinite(laws.unique[own])
+            else f"At this budget any share of another language costs {target} more than it gives: no limit of its own "
+            f"text is known, and a token of {partner} is worth {worth[order[0]]:.2f} of one of its own."
+        )
+    else:
+        picked = [index for index in order if best.rates[index] > 0.01]
+        names = ", ".join(f"{laws.sources[index]} {best.rates[index]:.0%}" for index in picked)
+        expected = float(np.mean(_loss_of(laws, alone) - _loss_of(laws, best)))
+        text = (
+            f"Train {target} {best.rates[own]:.0%} with {names}: the loss is expected {expected:.4f} lower than alone "
+            f"({span(gain[1], gain[2], lambda value: signed(value, 4))}"
+            f"{', so not surely' if gain[1] < 0 else ''})."
+        )
+    if single["best"] > 0:
+        too_much = (
+            f"as much as {single['best']:.0%} of the tokens still helps"
+            if single["best"] >= SHARES[-1]
+            else f"more than {single['best']:.0%} of the tokens is too much"
+        )
+        worse = (
+            "any share is better than none"
+            if single["even"] >= 1
+            else f"more than {single['even']:.0%} is worse than none"
+        )
+        text += f" Of {partner} alone {too_much}, and {worse}."
+    hurts = next((k for k in range(1, len(counts)) if counts[k]["loss"] > counts[k - 1]["loss"] + 1e-6), None)
+    if hurts is not None and share >= 0.01:
+        name = counts[hurts]["added"]
+        reasons.append(
+            f"with {hurts} source{'s' if hurts > 1 else ''} in equal parts adding {name} makes it worse"
+        )
+    when = _own_exhausted(laws, own, order[0], level)
+    if when:
+        reasons.append(when)
+    more = (
+        (("More and more sources, in equal parts of the best share", tuple(counts)),) if share >= 0.01 else ()
+    )
+    rows = tuple(
+        {
+            "source": laws.sources[index],
+            "tau": float(worth[index]),
+            "rate": round(float(best.rates[index]), 4),
+        }
+        for index in order
+    )
+    return Answer(text, rows, STUDY, tuple(reasons), more)
+
+
+def _loss_at(
+    fit: Fit, theta: np.ndarray, target: str, limits: Mapping[str, float], at: Allocation
+) -> np.ndarray:
+    return allocation.laws_of(fit, theta, [target], limits).loss(at.rates, at.params, at.tokens)[:, 0]
+
+
+def _loss_of(laws: Laws, at: Allocation) -> np.ndarray:
+    return laws.loss(at.rates, at.params, at.tokens)
+
+
+def _by_share(laws: Laws, best: Allocation, own: int, source: int) -> dict[str, float]:
+    """The best share of one source, and the share at which it is no better than none."""
+    losses = []
+    for share in SHARES:
+        rates = np.zeros(len(laws.sources))
+        rates[own], rates[source] = 1 - share, share
+        losses.append(float(np.mean(laws.loss(rates, best.params, best.tokens))))
+    at = int(np.argmin(losses))
+    worse = np.flatnonzero(np.array(losses[at:]) > losses[0]) + at
+    return {"best": float(SHARES[at]), "even": float(SHARES[worse[0]]) if len(worse) else 1.0}
+
+
+def _by_count(
+    laws: Laws, best: Allocation, own: int, order: Sequence[int], share: float
+) -> list[dict[str, Any]]:
+    """The loss with the first k sources, best first, in equal parts of a share."""
+    rows = []
+    for number in range(len(order) + 1):
+        rates = np.zeros(len(laws.sources))
+        rates[own] = 1 - share if number else 1.0
+        rates[list(order[:number])] = share / number if number else 0.0
+        loss = float(np.mean(laws.loss(rates, best.params, best.tokens)))
+        added = laws.sources[order[number - 1]] if number else "none"
+        rows.append({"sources": number, "added": added, "loss": loss})
+    return rows
+
+
+def _own_exhausted(laws: Laws, own: int, source: int, level: float) -> str:
+    """After how many epochs a fresh token of the source is worth more than one more repeat: 1 + ln(1/τ)/λ."""
+    tau, lambda_ = laws.tau[:, 0, source], laws.lambda_[:, 0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        epochs = np.where(tau > 0, 1 + np.log(1 / np.minimum(tau, 1.0)) / lambda_, np.inf)
+    if not np.isfinite(epochs[0]) or lambda_[0] >= 1e3:
+        return ""
+    low, high = np.quantile(epochs, tails(level))
+    return (
+        f"fresh text of {laws.sources[source]} is worth more than repeats of {laws.targets[0]} from "
+        f"{epochs[0]:.1f} epochs on ({span(low, high if np.isfinite(high) else None, lambda value: f'{value:.1f}')})"
+    )

@@ -1,0 +1,244 @@
+"""The runs that would tell most about a crossover, by what the study knows of all (`crossover_process`).
+
+What another run adds is known before it is run: it averages the noise of its curve, and shows the crossover with the
+probability that it lies within its tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr
+
+from analysis.crossover.gaussian_process import Z90, Cell, cells_of, key, posterior
+from analysis.planning.answer import STUDY, Answer, check_positive
+from analysis.text import count
+from mscale.errors import MscaleError
+
+# Tokens that show a crossover well lie this far beyond it; a run to be extended goes to one of these multiples.
+BEYOND, LONGER = 1.4, (1.5, 2.0, 4.0, 8.0)
+# Chance of showing a crossover that a run is told for.
+SURE = 0.8
+# A run that takes away less of the variance is not worth its trouble, however cheap.
+LEAST_GAIN = 0.03
+
+
+@dataclass(frozen=True)
+class Option:
+    """A run, or two: the cell after it, the tokens trained to, its price, and the chance that the crossover shows."""
+
+    name: str
+    cell: Cell
+    tokens: float
+    flops: float
+    chance: float
+
+
+def next_runs(
+    results: Mapping[str, Any], target: str, params: float | None, budget: float, runs: int
+) -> Answer:
+    """The runs that most narrow the crossover of a language at N `params`, per FLOP and within the budget.
+
+    Args:
+      params: the study's size nearest to it is the one asked about; the largest by default at which the language
+        was both trained from scratch and continued.
+
+    Raises:
+      MscaleError: a language or size far from the study's, or no run within the budget.
+    """
+    check_positive("plan next", params=params)
+    scales = {str(one["scale"]): float(one["params"]) for one in results["study"]["scales"]}
+    cells = cells_of(results, target, scales)
+    wanted = _wanted(cells, target, params, scales)
+    spread = float(np.median([cell.spread for cell in cells if cell.seen is not None] or [0.2**2]))
+    chosen: list[dict[str, Any]] = []
+    total = 0.0
+    level, before = posterior(cells, wanted)
+    now, cheapest = before, np.inf
+    direct = [one for one in options(cells, target, wanted, spread) if key(one.cell) == key(wanted)]
+    shows = min((one for one in direct if SURE <= one.chance < 1), key=lambda one: one.flops, default=None)
+    while len(chosen) < runs:
+        offered = options(cells, target, wanted, spread)
+        cheapest = min([cheapest, *(one.flops for one in offered)])
+        worth = [(one, _after(cells, wanted, one)) for one in offered if total + one.flops <= budget]
+        worth = [(one, after) for one, after in worth if after < now * (1 - LEAST_GAIN)]
+        if not worth:
+            break
+        best, after = max(worth, key=lambda pair: (now - pair[1]) / pair[0].flops)
+        total += best.flops
+        chosen.append(
+            {
+                "run": best.name,
+                "tokens": best.tokens,
+                "flops": best.flops,
+                "chance_to_show": best.chance,
+                "interval_before": _times(now),
+                "interval_after": _times(after),
+                "flops_so_far": total,
+            }
+        )
+        # What follows supposes that it showed what it was run for.
+        cells = _with(cells, best.cell)
+        _, now = posterior(cells, wanted)
+    if not chosen and cheapest <= budget:
+        raise MscaleError(
+            f"plan next --decision start: no run takes {LEAST_GAIN:.0%} off the variance of the crossover of "
+            f"{target} within {'any budget' if np.isinf(budget) else f'{count(budget)} FLOPs'}"
+        )
+    if not chosen:
+        raise MscaleError(
+            f"plan next --decision start: no run fits into {count(budget)} FLOPs; the cheapest takes {count(cheapest)}"
+        )
+    return _answer(target, wanted, chosen, level, (before, now), results, shows)
+
+
+def _wanted(cells: Sequence[Cell], target: str, params: float | None, scales: Mapping[str, float]) -> Cell:
+    mine = [cell for cell in cells if cell.language == target]
+    known = [cell for cell in mine if cell.seen is not None]
+    if params is None:
+        return max(known or mine, key=lambda cell: cell.params)
+    wanted = min(mine, key=lambda cell: abs(np.log(cell.params / params)))
+    if not 0.5 <= wanted.params / params <= 2:
+        sizes = ", ".join(count(size) for size in sorted(scales.values()))
+        raise MscaleError(
+            f"plan next --decision start: {count(params)} parameters are more than a factor of two from every size of "
+            f"the study ({sizes}): runs at that size come first, from scratch and from a checkpoint"
+        )
+    return wanted
+
+
+def options(cells: Sequence[Cell], target: str, wanted: Cell, spread: float) -> list[Option]:
+    """Runs of the target that could be made: again, further, or for the first time at a size."""
+    found = []
+    for cell in cells:
+        if cell.language != target:
+            continue
+        place, deviation = posterior(cells, cell)
+        deviation = float(np.sqrt(deviation))
+        where = f"{target} at {cell.scale}"
+        if cell.status == "measured":
+            tokens = float(np.exp(place)) * BEYOND
+            flops = 6 * cell.params * tokens
+            for side, name in enumerate(("from scratch", "from the checkpoint")):
+                again = replace(cell, runs=(cell.runs[0] + (side == 0), cell.runs[1] + (side == 1)))
+                found.append(Option(f"{where} {name} again, another seed", again, tokens, flops, 1.0))
+            continue
+        runs = max(cell.runs[0], 1), max(cell.runs[1], 1)
+        own = spread if cell.seen is None else cell.spread
+        shown = replace(cell, status="measured", seen=place, spread=own, away=0.0, runs=runs)
+        shared = min(cell.reach)
+        if cell.status == "bound" and cell.seen is not None and cell.seen < np.log(max(shared, 1.0)):
+            tokens = float(np.exp(cell.seen)) * BEYOND
+            flops = 2 * 6 * cell.params * tokens
+            name = f"{where} from scratch and from the checkpoint again, evaluated from the first steps on"
+            found.append(Option(name, shown, tokens, flops, float(ndtr(np.log(BEYOND) / deviation))))
+            continue
+        start = float(np.exp(place)) if cell.seen is None else shared
+        for times in (BEYOND, *LONGER[1:]) if cell.seen is None else LONGER:
+            tokens = start * times
+            flops = sum(6 * cell.params * max(tokens - reach, 0.0) for reach in cell.reach)
+            chance = _chance(place, deviation, tokens, shared)
+            verb = "" if not shared else "further "
+            name = f"{where}, {verb}{_sides(cell, tokens)}, to {count(tokens)} tokens"
+            if flops > 0:
+                found.append(Option(name, replace(shown, reach=(tokens, tokens)), tokens, flops, chance))
+    return found
+
+
+def _sides(cell: Cell, tokens: float) -> str:
+    needed = [
+        name
+        for name, reach in zip(("from scratch", "from the checkpoint"), cell.reach, strict=True)
+        if reach < tokens
+    ]
+    return " and ".join(needed)
+
+
+def _chance(place: float, deviation: float, tokens: float, shared: float) -> float:
+    """That the crossover lies below so many tokens, given that it lies beyond those shared so far."""
+    below = float(ndtr((np.log(tokens) - place) / deviation))
+    if shared <= 0:
+        return below
+    before = float(ndtr((np.log(shared) - place) / deviation))
+    return max(below - before, 0.0) / max(1 - before, 1e-9)
+
+
+def _after(cells: Sequence[Cell], wanted: Cell, option: Option) -> float:
+    """The expected variance of the wanted crossover once the option is run."""
+    _, now = posterior(cells, wanted)
+    _, shown = posterior(_with(cells, option.cell), wanted)
+    return option.chance * shown + (1 - option.chance) * now
+
+
+def _with(cells: Sequence[Cell], changed: Cell) -> list[Cell]:
+    return [changed if key(cell) == key(changed) else cell for cell in cells]
+
+
+def _times(variance: float) -> float:
+    """Upper over lower end of the 90% interval of the crossover's tokens."""
+    return float(np.exp(min(2 * Z90 * np.sqrt(variance), 50.0)))
+
+
+def _answer(
+    target: str,
+    wanted: Cell,
+    rows: Sequence[dict[str, Any]],
+    level: float,
+    variances: tuple[float, float],
+    results: Mapping[str, Any],
+    sure: Option | None,
+) -> Answer:
+    """`variances`: of the crossover's log tokens, now and once every run showed what it is for."""
+    before, last = variances
+    where = f"{target} at {count(wanted.params)} parameters"
+    first = rows[0]
+    low, high = (float(np.exp(level + sign * Z90 * np.sqrt(before))) for sign in (-1, 1))
+    if wanted.status == "measured":
+        now = (
+            f"The crossover of {where} is known to a factor of {first['interval_before']:.2f} "
+            f"({count(low)} to {count(high)} tokens)"
+        )
+    elif wanted.status == "bound":
+        side = "ahead" if wanted.seen is not None and wanted.seen > np.log(min(wanted.reach)) else "behind"
+        now = (
+            f"The crossover of {where} is not within the data: continuing is still {side} at "
+            f"{count(min(wanted.reach))} tokens; by the trend of the gap it lies within {count(low)} to {count(high)}"
+        )
+    else:
+        now = f"{where} was not both trained from scratch and continued"
+        if any(row["status"] != "missing" for row in results["crossover"]["table"]):
+            now += f"; by the study's other crossovers it lies within {count(low)} to {count(high)}"
+    shows = (
+        ""
+        if first["chance_to_show"] > 0.99
+        else f", which shows it with a chance of {first['chance_to_show']:.0%}"
+    )
+    supposed = "" if all(row["chance_to_show"] > 0.99 for row in rows) else " if each shows its crossover"
+    text = (
+        f"{now}. Run {first['run']} next ({count(first['flops'])} FLOPs){shows}: the factor falls to "
+        f"{first['interval_after']:.2f}; all {len(rows)} below, {count(rows[-1]['flops_so_far'])} FLOPs, "
+        f"bring it to {_times(last):.2f}{supposed}."
+    )
+    reasons = [
+        "the factor is the upper end of its 90% interval over the lower, expected after the run by its chance to show "
+        "the crossover; every row supposes that those above it showed theirs",
+        "noise of a curve averages over its runs; other sizes tell by a power law in N near the published exponent",
+        "priced at 6ND at a constant rate; a run that goes further pays for its new tokens alone; greedy, per FLOP",
+    ]
+    if sure is not None:
+        reasons.insert(
+            0,
+            f"at that size itself, {sure.name.partition(', ')[2]}, shows it with a chance of {sure.chance:.0%}, for "
+            f"{count(sure.flops)} FLOPs",
+        )
+    if any(row["chance_to_show"] < 0.99 for row in rows):
+        reasons.append(
+            "chances take the gap to go on falling as it last did, and the run picked is one that promises much: of 36 "
+            "picked on planted studies, told 58% on average, 42% showed the crossover"
+        )
+    if not any(row["continued_runs"] for row in results["crossover"]["table"]):
+        reasons.append(
+            "the study continued no checkpoint: a multilingual one is needed, and its price is not counted"
+        )
+    return Answer(text, tuple(rows), STUDY, tuple(reasons))

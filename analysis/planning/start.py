@@ -1,0 +1,162 @@
+"""Whether to train from scratch or from a multilingual checkpoint: `mscale plan start`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from analysis.crossover import crossover, gaussian_process
+from analysis.planning.answer import PUBLISHED, STUDY, Answer, _check_published, check_positive, check_range
+from analysis.tables import languages as inventory
+from analysis.tables import published as reference
+from analysis.text import count, signed, span
+
+
+def start(target: str, params: float, tokens: float, results: Mapping[str, Any] | None = None) -> Answer:
+    """From scratch or from a multilingual checkpoint, for so many tokens of ``target`` at N ``params``.
+
+    Raises:
+      MscaleError: a size too far from any that was measured.
+    """
+    check_positive("plan start", params=params, tokens=tokens)
+    mine = [
+        row
+        for row in (results["crossover"]["table"] if results else [])
+        if row["language"] == target and row["status"] != "missing" and 0.5 <= row["params"] / params <= 2
+    ]
+    if mine:
+        row = min(mine, key=lambda row: abs(np.log(row["params"] / params)))
+        low, high = row["low"] or 0.0, row["high"] or np.inf
+        if row["status"] == "bound":
+            # Noise may hide a crossover just before a bound: its own end counts where that is nearer.
+            low = min(row["low"] or row["tokens"], row["tokens"]) if row["bound"] == "at least" else 0.0
+            high = np.inf if row["bound"] == "at least" else max(row["high"] or row["tokens"], row["tokens"])
+        close = low < tokens < high
+        what = "too close to call" if close else "from scratch" if tokens >= high else "from the checkpoint"
+        others = None
+        if close and row["status"] == "bound":
+            others = gaussian_process.between(results or {}, target, params)
+            ahead = "continuing is still" if row["bound"] == "at least" else "scratch is already"
+            beyond = (tokens > row["tokens"]) == (row["bound"] == "at least")
+            what = f"{'not within the data' if beyond else what} ({ahead} ahead at {count(row['tokens'])})"
+        gap, reasons = _gap(results or {}, row, tokens)
+        if abs(np.log(row["params"] / params)) > 0.05:
+            reasons.append(f"read at {count(row['params'])} parameters, the nearest size at which it was run")
+        text = (
+            f"{target} at {count(params)} parameters and {count(tokens)} tokens: {what}. The crossover lies "
+            f"{_between(low, high)} tokens.{gap}"
+        )
+        if others:
+            reasons.append(
+                f"by the trend of the gap and the study's other crossovers it lies {_between(*others)} tokens"
+            )
+        shown = {name: row[name] for name in ("scale", *crossover.MEASURES)}
+        return Answer(text, (shown,), STUDY, ("one multilingual checkpoint was continued", *reasons))
+    if results and (read := gaussian_process.between(results, target, params)):
+        return _from_others(target, params, tokens, results, *read)
+    reasons = []
+    if results:
+        reasons.append(_no_crossover(target, params, results))
+    _check_published(params, reasons)
+    law = float(crossover.PUBLISHED.tokens(params))
+    other = float(crossover.PUBLISHED_LEGEND.tokens(params))
+    table = reference.published_crossovers().set_index("language")["tokens"].astype(float)
+    name = reference.ALIASES.get(target, target)
+    if name in table.index:
+        law, other = (
+            float(published.tokens(params) / published.tokens(2e9) * table[name])
+            for published in (crossover.PUBLISHED, crossover.PUBLISHED_LEGEND)
+        )
+        reasons.append(f"{target} itself crosses at {count(float(table[name]))} tokens at 2B parameters")
+    else:
+        if not inventory.describe([name]):
+            reasons.append(f"{target!r} is no code of a language known here: is it meant?")
+        low, high = float(table.min()), float(table.max())
+        reasons.append(
+            f"{target} is none of the eight published languages, which cross from {count(low)} to {count(high)}"
+        )
+    reasons.append(
+        "the paper prints two sets of constants; the text's are used, the legend's give the second figure"
+    )
+    reasons.append("with no interval published, less than a factor of two from the crossover is a close call")
+    ends = sorted((law, other))
+    both = f" ({count(ends[0])} to {count(ends[1])} by the paper's two sets of constants)"
+    closeness = tokens / law
+    close = 0.5 < closeness < 2
+    what = "too close to call" if close else "from scratch" if closeness >= 2 else "from the checkpoint"
+    text = (
+        f"{target} at {count(params)} parameters and {count(tokens)} tokens: {what}; the crossover is at about "
+        f"{count(law)} tokens{both if ends[1] > 1.01 * ends[0] else ''}."
+    )
+    row = {"crossover_tokens": law, "other_constants": other, "tokens_over_crossover": closeness}
+    return Answer(text, (row,), PUBLISHED, tuple(reasons))
+
+
+def _from_others(
+    target: str, params: float, tokens: float, results: Mapping[str, Any], low: float, high: float
+) -> Answer:
+    """The answer for a size or language whose crossover was not read, by a power law through those that were."""
+    reasons: list[str] = [_no_crossover(target, params, results)]
+    check_range(params, results, reasons)
+    reasons.append(
+        "read off those by a power law in N near the published exponent, languages differing by a third"
+    )
+    what = (
+        "from scratch" if tokens >= high else "from the checkpoint" if tokens <= low else "too close to call"
+    )
+    text = (
+        f"{target} at {count(params)} parameters and {count(tokens)} tokens: {what}. By the study's other crossovers "
+        f"this one lies {_between(low, high)} tokens."
+    )
+    return Answer(text, ({"low": low, "high": high},), STUDY, tuple(reasons))
+
+
+def _between(low: float, high: float) -> str:
+    if low > 0 and np.isfinite(high):
+        return f"between {count(low)} and {count(high)}"
+    return span(low or None, high if np.isfinite(high) else None, count)
+
+
+def _gap(results: Mapping[str, Any], row: Mapping[str, Any], tokens: float) -> tuple[str, list[str]]:
+    """How close the call is: the loss from scratch minus that of continuing at so many tokens, and its interval."""
+    curve = [
+        point
+        for point in results["crossover"].get("gaps", ())
+        if point["language"] == row["language"] and point["scale"] == row["scale"]
+    ]
+    if not curve:
+        return "", []
+    x = np.log([point["tokens"] for point in curve])
+    at = float(np.clip(np.log(tokens), x[0], x[-1]))
+    gap, low, high = (
+        float(np.interp(at, x, [np.nan if point[name] is None else point[name] for point in curve]))
+        for name in ("gap", "low", "high")
+    )
+
+    def nats(value: float | None) -> str:
+        return signed(value, 3)
+
+    ends = span(None if np.isnan(low) else low, None if np.isnan(high) else high, nats)
+    where = f"at {count(tokens)} tokens"
+    reasons = []
+    if not np.exp(x[0]) * 0.99 <= tokens <= np.exp(x[-1]) * 1.01:
+        where = f"at {count(float(np.exp(at)))}, the nearest tokens that both runs have,"
+        reasons.append(
+            f"{count(tokens)} tokens are outside the runs, {count(float(np.exp(x[0])))} to "
+            f"{count(float(np.exp(x[-1])))}: nothing is extrapolated"
+        )
+    return f" Scratch minus continued {where} is {nats(gap)} nats ({ends}).", reasons
+
+
+def _no_crossover(target: str, params: float, results: Mapping[str, Any]) -> str:
+    found = sorted(
+        {
+            f"{row['language']} at {count(row['params'])}"
+            for row in results["crossover"]["table"]
+            if row["status"] != "missing"
+        }
+    )
+    return (
+        f"the study has no crossover of {target} within a factor of two of {count(params)} parameters "
+        f"({', '.join(found) or 'it has none at all'}): run it from scratch and from the checkpoint there"
+    )

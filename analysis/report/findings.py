@@ -1,0 +1,323 @@
+"""Plain sentences from the results: what was found, what to do, and how sure it is.
+
+A sentence is what `wording.sentence` makes; how sure it is follows from intervals, not from taste.
+"""
+
+import math
+from typing import Any
+
+from analysis.report.transfer_findings import partners, transfer_headlines
+from analysis.report.wording import sentence
+from analysis.study.results import main_matrix
+from analysis.text import brief, count, listed, minus, signed, span
+
+# Times the noise of runs that a law may miss by before its form is in doubt.
+FAR = 2.5
+
+
+def parameter(results: dict, law: str, name: str) -> dict | None:
+    """The record of one parameter of a fitted law, or None."""
+    for entry in results["laws"].get(law, {}).get("parameters", ()):
+        if entry["name"] == name:
+            return entry
+    return None
+
+
+def headlines(results: dict) -> list[dict]:
+    """The findings, most useful first."""
+    found = [*_law_headline(results), *transfer_headlines(results)]
+    return [*found, *_capacity_headline(results), *_crossover_headline(results)]
+
+
+def _law_headline(results: dict) -> list[dict]:
+    output = []
+    scores = {(row["law"], row["split"]): row for row in results["heldout"] if row["r2"] is not None}
+    law = "atlas" if results["laws"]["atlas"]["fitted"] else "chinchilla"
+    alpha, beta = parameter(results, law, "alpha"), parameter(results, law, "beta")
+    # The variant that the study's runs could carry: a larger one would be judged with more τ than they tell.
+    own = str(results["laws"]["atlas"].get("variant") or "").startswith("τ of its own")
+    fitted = "ATLAS, + K_t" if own else "ATLAS, + D_other"
+    if alpha and beta:
+        name = "ATLAS" if law == "atlas" else "Chinchilla"
+        pieces = []
+        for symbol, entry in (("α", alpha), ("β", beta), ("λ", parameter(results, law, "lambda"))):
+            if entry and entry["identified"]:
+                pieces.append(
+                    f"{symbol} = {entry['estimate']:.2g} ({entry['low']:.2g} to {entry['high']:.2g})"
+                )
+            elif entry:
+                pieces.append(f"{symbol} is not identified")
+        known = alpha["identified"] and beta["identified"]
+        narrow = _usable(alpha) and _usable(beta)
+        sure = "clear" if narrow else "unclear" if known else "not identified"
+        share = scores.get((fitted if law == "atlas" else "Chinchilla", "R2"))
+        tail = f" R² {share['r2']:.3f} on held-out runs." if share and share["r2"] > 0 else ""
+        if far := misses_by_far(results, law):
+            tail += f" But {far}."
+            sure = "likely" if sure == "clear" else sure
+        output.append(
+            sentence(
+                f"Loss follows {name}: {', '.join(pieces)}.{tail}",
+                sure,
+                f"{results['laws'][law]['points']} cooled losses of {results['laws'][law]['groups']} trunks",
+                "The law",
+            )
+        )
+    plain = scores.get(("Chinchilla", "R2"))
+    best = scores.get((fitted, "R2")) or scores.get(("ATLAS, + D_other", "R2"))
+    counted = _counted(results, best, scores.get(("ATLAS, D_t only", "R2")), plain) if best and plain else ""
+    if best and plain and counted and best["difference"] is not None:
+        low, high = best["difference_low"], best["difference_high"]
+        better, worse = low > 0, high < 0
+        verb = "helps to predict" if better else "does not help to predict"
+        verb = verb if better or worse else "makes no difference beyond noise in predicting"
+        output.append(
+            sentence(
+                f"{counted} {verb} held-out runs: R² {minus(best['r2'])} with ATLAS, {minus(plain['r2'])} with "
+                "Chinchilla.",
+                "clear" if better or worse else "unclear",
+                "the same cooled rows, each random fifth of the trunks held out in turn, R² within languages",
+                "Which law",
+            )
+        )
+    return output
+
+
+def _counted(results: dict, best: dict, own: dict | None, plain: dict) -> str:
+    """What sets ATLAS apart from Chinchilla on a study: other languages' data, or only how it counts repeats."""
+    if own and own["r2"] - plain["r2"] > (best["r2"] - plain["r2"]) / 2 > 0:
+        return "Counting repeats of a language's own text"
+    return "Counting the other languages' data" if _mixed(results) else ""
+
+
+def _mixed(results: dict) -> bool:
+    """Whether any run trains on several languages."""
+    kinds = ("two languages", "uniform", "other mixture")
+    return any(cell["kind"].startswith(kinds) for cell in results["study"]["cells"])
+
+
+def missed(results: dict, law: str) -> float | None:
+    """Nats by which a law typically misses the losses that it was fitted to; None where it was not fitted."""
+    away = [
+        row["observed"] - row["predicted"]
+        for row in results["fit_points"]
+        if row["law"] == law and row["predicted"] is not None
+    ]
+    return math.sqrt(sum(value**2 for value in away) / len(away)) if away else None
+
+
+def misses_by_far(results: dict, law: str) -> str:
+    """Says so where a law misses by far more than repeated runs differ: its form is not true then, and its intervals,
+    which take it for true, are too narrow. Empty where it does not, or no run was repeated."""
+    noise = results["transfer"].get("noise", {}).get("end")
+    typical = missed(results, law)
+    if not noise or not noise["repeated_runs"] or typical is None:
+        return ""
+    alike = math.hypot(noise["run"], noise["checkpoint"])
+    if typical < FAR * alike:
+        return ""
+    return (
+        f"it misses the losses by {typical:.3f} nats where repeated runs differ by {alike:.3f}: its form is not all of "
+        "the truth here, and its intervals, which take it for true, are too narrow"
+    )
+
+
+def _usable(entry: dict | None) -> bool:
+    """Identified, and its interval does not span more than a factor of four or cross zero by much."""
+    if not entry or not entry["identified"] or entry["low"] is None or entry["high"] is None:
+        return False
+    return entry["low"] > 0 and entry["high"] < 4 * entry["low"]
+
+
+def _capacity_headline(results: dict) -> list[dict]:
+    answer = results["capacity"]
+    if not answer["multipliers"] or not answer["identified"]:
+        return [
+            sentence(
+                "What more languages cost is not identified by this study.",
+                "not identified",
+                answer["reason"],
+                "The curse",
+            )
+        ]
+    row = answer["multipliers"][0]
+
+    def times(name: str) -> str:
+        return f"×{row[name]:.2f} ({row[name + '_low']:.2f} to {row[name + '_high']:.2f})"
+
+    narrow = row["C_high"] / row["C_low"] < 1.5
+    return [
+        sentence(
+            f"Twice the languages at unchanged loss cost {times('N')} parameters and {times('D_tot')} tokens in "
+            f"all, {times('C')} compute. The paper has ×1.18, ×1.66 and ×1.96.",
+            "clear" if narrow else "likely",
+            "eq. 7 with exponents common to the languages, from cooled uniform mixtures",
+            "The curse",
+        )
+    ]
+
+
+def _crossover_headline(results: dict) -> list[dict]:
+    rows = [row for row in results["crossover"]["table"] if row["status"] != "missing"]
+    if not rows:
+        reason = "no run continues a checkpoint on a language that was also trained from scratch"
+        text = "Whether to start from a checkpoint was not studied."
+        return [sentence(text, "not identified", reason, "Scratch or checkpoint")]
+    measured = [row for row in rows if row["status"] == "measured"]
+    several = len({row["scale"] for row in rows}) > 1
+
+    def name(row: dict) -> str:
+        return f"{row['language']} at {count(row['params'])} parameters" if several else row["language"]
+
+    pieces = [
+        f"{name(row)} after {count(row['tokens'])} ({span(row['low'], row['high'], count)})"
+        for row in sorted(measured, key=lambda row: row["tokens"])[:4]
+    ]
+    later = [row for row in rows if row["bound"] == "at least"]
+    sooner = [row for row in rows if row["bound"] == "at most"]
+    text = ""
+    if pieces:
+        more = f" and {len(measured) - 4} more" if len(measured) > 4 else ""
+        text = (
+            f"A model from scratch overtakes the continued checkpoint on {', '.join(pieces)} tokens{more}. "
+        )
+    if later:
+        names = listed([name(row) for row in later])
+        last = count(min(row["tokens"] for row in later))
+        text += (
+            f"On {names} continuing is still ahead at {last} tokens: that crossover is not within the data. "
+        )
+    if sooner:
+        names = listed([name(row) for row in sooner])
+        text += f"On {names} scratch is ahead from the first tokens compared."
+    sharp = [row for row in measured if row["low"] and row["high"] and row["high"] < 3 * row["low"]]
+    sure = "clear" if measured and len(sharp) == len(measured) and not later else "likely"
+    return [sentence(text.strip(), sure, "stable phase against stable phase", "Scratch or checkpoint")]
+
+
+def recommendations(results: dict) -> list[dict]:
+    """What to do: partners of each language, scratch or checkpoint, growth, and the runs to make next."""
+    output = [*partners(results), *_mixture(results), *_start(results), *_growth(results)]
+    return [*output, *_next_runs(results)]
+
+
+def _mixture(results: dict) -> list[dict]:
+    found = results.get("mixture")
+    if not found or not results["laws"]["atlas"]["fitted"]:
+        return []
+    group = "Which mixture"
+    if "text" not in found:
+        text = f"No mixture is recommended: {brief(found['reason'])}."
+        return [{**sentence(text.replace("..", "."), "not identified"), "group": group}]
+    because = f"{found['because']}; for other targets or budgets ask mscale plan mixture"
+    return [{**sentence(found["text"], found["sure"], because), "group": group}]
+
+
+def _start(results: dict) -> list[dict]:
+    output = []
+    for row in results["crossover"]["table"]:
+        language = row["language"]
+        if row["status"] == "measured":
+            low, high = row["low"] or row["tokens"] / 2, row["high"] or row["tokens"] * 2
+            text = (
+                f"{language} at {count(row['params'])} parameters: continue the checkpoint below {count(low)} "
+                f"tokens, train from scratch above {count(high)}; between the two the call is close."
+            )
+            sure = "clear" if high < 3 * low else "likely"
+        elif row["bound"] == "at least":
+            gap = f"{signed(row['gap'], 3)} nats ({span(row['gap_low'], row['gap_high'], lambda v: signed(v, 3))})"
+            text = (
+                f"{language} at {count(row['params'])} parameters: continue the checkpoint up to "
+                f"{count(row['tokens'])} tokens at least; it is ahead by {gap} there."
+            )
+            sure = "clear" if (row["gap_low"] or -1) > 0 else "unclear"
+        elif row["bound"] == "at most":
+            text = f"{language} at {count(row['params'])} parameters: train from scratch."
+            sure = "clear" if (row["gap_high"] or 1) < 0 else "unclear"
+        else:
+            continue
+        output.append({**sentence(text, sure), "group": "Scratch or checkpoint"})
+    return output
+
+
+def _growth(results: dict) -> list[dict]:
+    answer = results["capacity"]
+    group = "More languages"
+    if not answer["identified"]:
+        first = answer["published"][0]
+        text = (
+            f"Your own growth factors are not identified ({answer['reason']}). The published ones, for twice the "
+            f"languages: ×{first['N']:.2f} parameters, ×{first['D_tot']:.2f} tokens (interval not published)."
+        )
+        return [{**sentence(text, "not identified"), "group": group}]
+    output = []
+    for row in answer["multipliers"][:2]:
+        text = (
+            f"For {row['ratio']}× the languages plan ×{row['N']:.2f} parameters and ×{row['D_tot']:.2f} tokens: "
+            f"×{row['C']:.2f} compute ({row['C_low']:.2f} to {row['C_high']:.2f})."
+        )
+        sure = "clear" if row["C_high"] < 1.5 * row["C_low"] else "likely"
+        output.append({**sentence(text, sure), "group": group})
+    return output
+
+
+def _next_runs(results: dict) -> list[dict]:
+    group = "What to run next"
+    output: list[dict[str, Any]] = []
+
+    def add(text: str, because: str) -> None:
+        output.append({**sentence(text, "likely", because), "group": group})
+
+    noise = results["transfer"].get("noise", {}).get("stable")
+    if noise and noise["repeated_runs"] < 3:
+        add(
+            "Repeat two or three trunks at the middle scale with another seed.",
+            f"the noise of runs rests on {noise['repeated_runs']} repeated run(s); every interval here uses it",
+        )
+    if len(results["study"]["trained_languages"]) > 1 and not _mixed(results):
+        add(
+            "Train pairs of the languages half and half at one size, and all of them together.",
+            "no run trains on several languages: who helps whom, and what more of them cost, need such runs",
+        )
+    if not results["crossover"]["table"]:
+        add(
+            "Continue a multilingual checkpoint on a language that is also trained from scratch.",
+            "whether to start from one was not studied",
+        )
+    cells = main_matrix(results)
+    late = [row for row in cells if row["status"] == "bound" and row["bound"] == "at most"]
+    if late:
+        names = listed([f"{row['target']}+{row['source']}" for row in late][:4])
+        add(f"Train longer: {names}.", "these bilingual runs never reached the monolingual loss: only bounds")
+    missing = [row for row in cells if row["status"] == "missing"]
+    if missing:
+        best = ["+".join(row["pair"]) for row in results["transfer"].get("next_pairs", ())][:3]
+        some = [f"{row['source']}→{row['target']}" for row in missing][:4]
+        first = f"first {listed(best)}, which tell most of all scores" if best else f"such as {listed(some)}"
+        add(f"Measure {len(missing)} missing scores: {first}.", missing[0]["reason"])
+    straddle = [
+        row
+        for row in cells
+        if row["status"] == "measured" and row["low"] is not None and row["high"] is not None
+        if row["low"] < 0 < row["high"]
+    ]
+    if straddle:
+        widest = max(straddle, key=lambda row: row["high"] - row["low"])
+        add(
+            f"Repeat {widest['target']}+{widest['source']} with another seed.",
+            f"its score, {span(widest['low'], widest['high'])}, is the widest that could have either sign",
+        )
+    beyond = [row for row in results["crossover"]["table"] if row["bound"] == "at least"]
+    if beyond:
+        names = listed([row["language"] for row in beyond])
+        add(
+            f"Train {names} longer, from scratch and from the checkpoint.",
+            "their crossover is beyond the data",
+        )
+    if results["crossover"]["error"] and results["crossover"]["table"]:
+        add("Continue the checkpoint at two more sizes.", results["crossover"]["error"].split(":")[0])
+    for name, title in (("chinchilla", "Chinchilla"), ("atlas", "ATLAS"), ("capacity", "the capacity law")):
+        law = results["laws"][name]
+        if not law["fitted"]:
+            add(f"Run what {title} lacks.", brief(law["reason"]))
+    return output

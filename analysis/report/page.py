@@ -1,0 +1,320 @@
+"""The words and tables of the report: results in, what the template shows out."""
+
+from typing import Any
+
+from analysis.report.findings import missed, misses_by_far
+from analysis.report.transfer_page import (
+    adaptation,
+    kinship,
+    prediction_text,
+    predictions,
+    table,
+    transfer_text,
+)
+from analysis.report.wording import equation, methods, pretty, subscripts
+from analysis.study.law_comparison import SPLITS
+from analysis.tables import published as reference
+from analysis.text import brief, count, duration, minus, number, signed, span
+
+SECTIONS = (
+    ("findings", "Findings"),
+    ("recommended", "What to do"),
+    ("run", "What was run"),
+    ("curves", "Loss curves"),
+    ("laws", "Laws"),
+    ("transfer", "Transfer"),
+    ("languages", "More languages"),
+    ("start", "Scratch or checkpoint"),
+    ("methods", "Methods"),
+)
+TITLES = {"chinchilla": "Chinchilla", "atlas": "ATLAS", "capacity": "Capacity law (ATLAS eq. 7)"}
+
+
+def context(results: dict) -> dict[str, Any]:
+    """Everything that the template names, but for figures and scripts."""
+    study = results["study"]
+    level = f"{results['level']:.0%}"
+    advice: dict[str, list[dict]] = {}
+    for item in results["recommendations"]:
+        advice.setdefault(item["group"], []).append(item)
+    return {
+        "title": study["title"],
+        "lede": _lede(study),
+        "tiles": _tiles(study),
+        "sections": SECTIONS,
+        "level": level,
+        "headlines": results["headlines"],
+        "advice": list(advice.items()),
+        "run_text": _run_text(study),
+        "laws": [_law(results, name) for name in ("chinchilla", "atlas", "capacity")],
+        "laws_text": _heldout_refusal(results)
+        + (
+            "Only cooled losses of languages that a run trains on are fitted. Held-out R² is pooled over "
+            "languages about each language's own mean: that some are harder than others earns nothing."
+        ),
+        "transfer_text": transfer_text(results, level),
+        "prediction_text": prediction_text(results),
+        "capacity_text": _capacity_text(results),
+        "crossover_text": _crossover_text(results),
+        "methods": methods(results, level),
+        "tables": {
+            "cells": _cells(study),
+            "scales": _scales(results),
+            "heldout": _heldout(results),
+            "kinship": kinship(results),
+            "predictions": predictions(results),
+            "adaptation": adaptation(results),
+            "multipliers": _multipliers(results),
+            "crossover": _crossovers(results),
+            "exclusions": _exclusions(results),
+        },
+        "command": study.get("command"),
+    }
+
+
+def _lede(study: dict) -> str:
+    languages = study["trained_languages"]
+    names = ", ".join(languages) if len(languages) <= 12 else f"{len(languages)} languages"
+    sizes = study["scales"]
+    between = (
+        f"{len(sizes)} sizes from {count(sizes[0]['params'])} to {count(sizes[-1]['params'])} parameters"
+        if len(sizes) > 1
+        else f"one size, {count(sizes[0]['params'])} parameters"
+    )
+    return f"Which languages to train together, how large, on how much, and from where. {names}; {between}."
+
+
+def _tiles(study: dict) -> list[tuple[str, str]]:
+    tiles = [
+        (f"{study['runs']:,}", f"runs off {study['trunks']} trunks"),
+        (str(len(study["trained_languages"])), "languages trained"),
+        (str(len(study["scales"])), "model sizes"),
+        (count(study["tokens"]), "tokens trained on"),
+        (count(study["flops"]), "FLOPs (6ND)"),
+    ]
+    if study.get("seconds"):
+        tiles.append((duration(study["seconds"]), "of training"))
+    return tiles
+
+
+def _run_text(study: dict) -> str:
+    text = (
+        f"{study['runs']} runs off {study['trunks']} trunks, evaluated {study['evaluations']:,} times on "
+        f"{len(study['languages'])} languages: {study['observations']:,} losses. "
+        f"{count(study['tokens'])} tokens and {count(study['flops'])} FLOPs in all, counting each trunk once."
+    )
+    if study.get("seconds"):
+        text += f" Training took {duration(study['seconds'])}"
+        text += (
+            f" on {study['workers']} worker{'s' if study['workers'] > 1 else ''}."
+            if study.get("workers")
+            else "."
+        )
+    if study.get("peak_memory_bytes"):
+        text += f" Peak memory {study['peak_memory_bytes'] / 2**30:.1f} GiB."
+    return text
+
+
+def _cells(study: dict) -> dict:
+    head = ["Cells", "mixtures", "sizes", "trunks", "runs", "cooled", "seeds", "tokens a run", "FLOPs"]
+    rows = []
+    for cell in study["cells"]:
+        low, high = count(cell["tokens_low"]), count(cell["tokens_high"])
+        tokens = low if low == high else f"{low} to {high}"
+        names = ("mixtures", "scales", "trunks", "runs", "cooled", "seeds")
+        kind = cell["kind"][:1].upper() + cell["kind"][1:]
+        rows.append([kind, *(str(cell[name]) for name in names), tokens, count(cell["flops"])])
+    return table(head, rows)
+
+
+def _scales(results: dict) -> dict:
+    head = ["Size", "parameters", "runs", "languages trained"]
+    rows = []
+    for scale in results["study"]["scales"]:
+        mine = [row for row in results["loss_curves"] if row["scale"] == scale["scale"]]
+        runs = len({row["run"] for row in mine})
+        rows.append(
+            [scale["scale"], f"{scale['params']:,}", str(runs), str(len({row["language"] for row in mine}))]
+        )
+    return table(head, rows)
+
+
+def _heldout_refusal(results: dict) -> str:
+    if any(row["r2"] is not None for row in results["heldout"]):
+        return ""
+    reasons = dict.fromkeys(row["reason"] for row in results["heldout"] if row["reason"])
+    fitted = any(law["fitted"] for law in results["laws"].values())
+    why = next(iter(reasons), "too few runs to hold any out" if fitted else "no law is fitted")
+    return f"No R² on held-out runs is given: {why}. "
+
+
+def _heldout(results: dict) -> dict:
+    if all(row["r2"] is None for row in results["heldout"]):
+        return table([], [])
+    splits = list(dict.fromkeys(row["split"] for row in results["heldout"]))
+    found = {(row["law"], row["split"]): row for row in results["heldout"]}
+    counts = {
+        split: max(row["n"] or 0 for row in results["heldout"] if row["split"] == split) for split in splits
+    }
+    head = [
+        "Law, fitted to the same rows",
+        *(f"{SPLITS.get(split, split)} (n = {counts[split]})" for split in splits),
+    ]
+    rows = []
+    published = reference.published_heldout()
+    published = published[published["runs"] == "multilingual"]
+    for law in dict.fromkeys(row["law"] for row in results["heldout"]):
+        theirs = published[published["law"].str.lower() == law.lower()].to_dict("records")
+        cells: list[str] = [subscripts(law)]
+        for split in splits:
+            value = found[law, split]["r2"]
+            shown = "–" if value is None else minus(value)
+            paper = theirs[0].get(split) if theirs else None
+            cells.append(f"{shown} ({minus(paper, 2)})" if paper is not None else shown)
+        rows.append(cells)
+    title = "R² on held-out losses, in brackets the paper's on its own runs (Table 1, multilingual)"
+    return table(head, rows, title)
+
+
+def _law(results: dict, name: str) -> dict[str, Any]:
+    law = results["laws"][name]
+    view = {"title": TITLES[name], "fitted": law["fitted"], "reason": brief(law["reason"]).rstrip(".")}
+    if not law["fitted"]:
+        return view
+    shared = [
+        row for row in law["parameters"] if "[" not in row["name"] and not row["name"].endswith("_mean")
+    ]
+    rest = [row for row in law["parameters"] if "[" in row["name"] and "_mean" not in row["name"]]
+    if not shared:
+        shared, rest = rest, []
+    counts = f"{law['points']} cooled losses of {law['groups']} trunks"
+    about = f"{law['source']}. {counts}; R² {law['r2']:.3f} on them, {law['r2_within']:.3f} within languages."
+    typical = missed(results, name)
+    if typical is not None:
+        far = misses_by_far(results, name)
+        about += (
+            f" {far[:1].upper()}{far[1:]}." if far else f" It typically misses them by {typical:.3f} nats."
+        )
+    if law.get("variant"):
+        about += f" Effective data: {law['variant']}."
+    if law["notes"]:
+        about += " " + ". ".join(note[:1].upper() + note[1:] for note in law["notes"]) + "."
+    head = ["Parameter", "estimate", f"{results['level']:.0%} interval", ""]
+    caption = "Common to the languages" if rest else ""
+    return {
+        **view,
+        "pretty": equation(law["equation"]),
+        "about": about.replace("..", "."),
+        "shared": table(head, [_parameter(row) for row in shared], caption, (0, 3)),
+        "rest": table(head, [_parameter(row) for row in rest], "", (0, 3)),
+        "rest_title": f"{len(rest)} parameters of single languages",
+    }
+
+
+def _parameter(row: dict) -> list[str]:
+    if not row["identified"]:
+        return [pretty(row["name"]), "–", "–", f"not identified: {pretty(row['reason'])}"]
+    return [pretty(row["name"]), number(row["estimate"]), span(row["low"], row["high"], number), row["unit"]]
+
+
+def _capacity_text(results: dict) -> str:
+    law = results["laws"]["capacity"]
+    if not law["fitted"]:
+        return (
+            f"The capacity law is not fitted: {law['reason']}. Published growth is shown instead "
+            "(interval not published)."
+        )
+    text = (
+        "Uniform mixtures of K languages, every language with D tokens: the law says how the loss on "
+        "each of them grows with K."
+    )
+    if not results["capacity"]["identified"]:
+        text += (
+            f" The growth factors are not identified: {pretty(results['capacity']['reason'])}. Published "
+            "growth is shown instead."
+        )
+        return text
+    run = [point["K"] for point in results["capacity"]["points"]]
+    return text + (
+        f" Mixtures of {min(run):g} to {max(run):g} languages were run: growth by more than "
+        f"×{max(run) / min(run):g} is the law's word alone."
+    )
+
+
+def _multipliers(results: dict) -> dict:
+    answer = results["capacity"]
+    head = [
+        "Times the languages",
+        "parameters",
+        "tokens in all",
+        "compute",
+        "published: parameters",
+        "tokens in all",
+        "compute",
+    ]
+    rows = []
+    for mine, paper in zip(answer["multipliers"] or [{}] * 4, answer["published"], strict=False):
+        cells = [f"×{paper['ratio']}"]
+        for name in ("N", "D_tot", "C"):
+            known = answer["identified"] and mine
+            cells.append(
+                f"×{mine[name]:.2f} ({mine[name + '_low']:.2f} to {mine[name + '_high']:.2f})"
+                if known
+                else "not identified"
+            )
+        rows.append([*cells, *(f"×{paper[name]:.2f}" for name in ("N", "D_tot", "C"))])
+    return table(head, rows, "Growth that keeps the loss")
+
+
+def _crossover_text(results: dict) -> str:
+    answer = results["crossover"]
+    law, paper = answer["law"], answer["published"]
+    text = (
+        "A continued checkpoint starts ahead; a model from scratch overtakes it after so many tokens of "
+        "the language, if "
+        "the data reach that far. "
+    )
+    if law:
+        text += (
+            f"Over sizes the compute of the crossover grows as N^{law['exponent']:.2f} ({law['low']:.2f} to "
+            f"{law['high']:.2f}); "
+        )
+    else:
+        text += "This study does not identify how it grows with size; "
+    other = answer["published_legend"]
+    return text + (
+        f"the paper prints {paper['coefficient']:,.0f}·N^{paper['exponent']} in its text and "
+        f"{other['coefficient']:,.0f}·N^{other['exponent']} in a legend, for its own models."
+    )
+
+
+def _crossovers(results: dict) -> dict:
+    rows = []
+    for row in results["crossover"]["table"]:
+        what = {"measured": count(row["tokens"]), "bound": "not within the data"}.get(
+            row["status"], "missing"
+        )
+        between = span(row["low"], row["high"], count) if row["status"] == "measured" else ""
+        gap = "–" if row["gap"] is None else signed(row["gap"], 3)
+        if row["gap"] is not None:
+            gap += f" ({span(row['gap_low'], row['gap_high'], lambda value: signed(value, 3))})"
+        last = count(row["gap_tokens"])
+        note = row["reason"].replace("not within the data: ", "")
+        rows.append([row["language"], row["scale"], what, between, gap, last, note])
+    head = [
+        "Language",
+        "size",
+        "crossover, tokens",
+        "interval",
+        "scratch − continued at the end",
+        "at tokens",
+        "",
+    ]
+    if rows and not any(row[-1] for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    return table(head, rows, "", (0, 1, 6))
+
+
+def _exclusions(results: dict) -> dict:
+    rows = [[item["what"], str(item["rows"] or "–"), item["why"]] for item in results["exclusions"]]
+    return table(["Left out", "rows", "why"], rows, "Exclusions", (0, 2))

@@ -1,0 +1,309 @@
+"""Figures of what to plan with: what more languages cost, iso-loss frontiers, pretrain or continue."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from analysis.report.plots import Figure, Panel, categories, log_ticks, loss_axis, tips, token_axis, zero_line
+from analysis.text import count
+
+
+@dataclass(frozen=True)
+class Together:
+    """Uniform mixtures of one size: mean loss over the languages that all of them hold, and the law's.
+
+    `mean` and `line` have columns K, tokens (of all languages, as text), loss.
+    """
+
+    title: str
+    mean: pd.DataFrame
+    line: pd.DataFrame
+
+
+def _together(answer: dict) -> tuple[list[Together], list[str]]:
+    """Of every size that ran mixtures of several K on the same tokens; and those totals of tokens, as text."""
+    frame, lines = pd.DataFrame(answer["points"]), pd.DataFrame(answer["lines"])
+    if frame.empty or frame["K"].nunique() < 2:
+        return [], []
+    for part in (frame, lines):
+        if len(part):
+            part["budget"] = part["tokens"].map(lambda tokens: float(f"{tokens:.2g}"))
+    together = frame.groupby(["scale", "budget"], as_index=False).agg(K=("K", "nunique"))
+    budgets = sorted(set(together.loc[together["K"] >= 2, "budget"]))
+    found = []
+    for scale, part in sorted(frame.groupby("scale"), key=lambda item: item[1]["params"].iloc[0]):
+        common = set.intersection(*part.groupby("K")["language"].agg(set))
+        if len(lines):  # the law leaves out languages of one size: a mean over others would be another mean
+            common &= set(lines.loc[lines["scale"] == scale, "language"])
+        part = part[part["language"].isin(common)]
+        # Budgets that several mixtures share; a lone budget compares with nothing.
+        spread = part.groupby("budget")["K"].nunique()
+        part = part[part["budget"].isin(spread[spread >= 2].index)]
+        mean = part.groupby(["K", "budget"], as_index=False).agg(
+            loss=("loss", "mean"), languages=("language", "nunique")
+        )
+        mean = mean[mean["languages"] == len(common)]
+        if mean.empty:
+            continue
+        line = pd.DataFrame(columns=["K", "tokens", "loss"])
+        if len(lines):
+            line = lines[(lines["scale"] == scale) & lines["language"].isin(common)]
+            line = line[line["budget"].isin(budgets)]
+            line = line.groupby(["K", "budget"], as_index=False).agg(loss=("loss", "mean"))
+            line["tokens"] = line["budget"].map(count)
+        names = ", ".join(sorted(common)[:4]) + ("…" if len(common) > 4 else "")
+        title = f"{scale} · {count(part['params'].iloc[0])} · mean of {names}"
+        found.append(Together(title, mean.assign(tokens=mean["budget"].map(count)), line))
+    return found, [count(value) for value in budgets]
+
+
+def _over_languages(part: Together, palette: Any, y: Any, tooltip: list) -> Panel:
+    """Points and the law over K, a colour for each total of tokens."""
+    x = alt.X(
+        "K:Q",
+        title="languages K, uniform",
+        axis=alt.Axis(tickMinStep=1),
+        scale=alt.Scale(nice=False, padding=10),
+    )
+    how = {"x": x, "y": y, "color": palette.colour()}
+    dots = alt.Chart(part.mean).mark_point(filled=True, size=60, opacity=1)
+    layers = [dots.encode(**how, shape=palette.shape(), tooltip=tooltip)]
+    if len(part.line):
+        layers.insert(0, alt.Chart(part.line).mark_line(strokeWidth=1.6, clip=True).encode(**how))
+    return Panel(alt.layer(*layers).properties(height=230), part.title)
+
+
+def capacity_points(results: dict) -> Figure | None:
+    """Loss over the number of languages, averaged over the languages that all mixtures of a size hold."""
+    answer = results["capacity"]
+    sizes, budgets = _together(answer)
+    if not sizes:
+        return None
+    palette = categories("tokens", budgets)
+    tooltip = tips("K:", ("tokens", "tokens in all"), "loss:.4f")
+    return Figure(
+        "capacity",
+        "Loss over the number of languages",
+        "Cooled loss against the number of languages that share the tokens; lines are eq. 7"
+        + ("." if answer["lines"] else ", which was not fitted."),
+        tuple(_over_languages(part, palette, loss_axis(title="mean cooled loss"), tooltip) for part in sizes),
+        pd.DataFrame(answer["points"]),
+        keys=palette.legend(" tokens in all"),
+        width=300,
+    )
+
+
+def relative_loss(results: dict) -> Figure | None:
+    """How much higher the loss is than with fewest languages on the same tokens: over K, a panel for each N."""
+    sizes, budgets = _together(results["capacity"])
+    sizes = [part for part in sizes if len(part.line)]
+    if not sizes:
+        return None
+    fewest = min(float(part.line["K"].min()) for part in sizes)
+    made = []
+    for part in sizes:
+        first = part.line.loc[part.line["K"] == fewest].set_index("tokens")["loss"]
+        mean, line = (
+            table.assign(relative=table["loss"] / table["tokens"].map(first) - 1)
+            for table in (part.mean, part.line)
+        )
+        made.append(Together(part.title, mean, line))
+    palette = categories("tokens", budgets)
+    less = "one language" if fewest == 1 else f"{fewest:g} languages"
+    y = alt.Y(
+        "relative:Q",
+        title=f"loss over that of {less}",
+        axis=alt.Axis(format="+.0%"),
+        scale=alt.Scale(zero=False),
+    )
+    tooltip = tips("K:", ("tokens", "tokens in all"), "relative:+.1%", "loss:.4f")
+    columns = ["size", "K", "tokens", "loss", "relative"]
+    data = pd.concat([part.mean.assign(size=part.title.split(" · ")[0]) for part in made])
+    return Figure(
+        "relative-loss",
+        "Relative loss over K, N and D",
+        f"The same losses, relative to what eq. 7 gives {less} of that size on as many tokens in all. Each language "
+        "has its Kth part of them.",
+        tuple(_over_languages(part, palette, y, tooltip) for part in made),
+        data[columns],
+        keys=palette.legend(" tokens in all"),
+        width=300,
+    )
+
+
+def multipliers(results: dict) -> Figure | None:
+    """Growth of parameters, tokens and compute that keeps the loss, beside the published growth."""
+    answer = results["capacity"]
+    rows = [{**row, "whose": "published (2B)"} for row in answer["published"]]
+    if answer["identified"]:
+        rows += [{**row, "whose": "this study"} for row in answer["multipliers"]]
+    frame = pd.DataFrame(rows)
+    # Published keeps its colour where it stands alone.
+    palette = categories("whose", ["this study", "published (2B)"])
+    panels = []
+    for name, title in (("N", "parameters"), ("D_tot", "tokens in all"), ("C", "compute")):
+        x = alt.X(
+            "ratio:Q",
+            title="times as many languages",
+            scale=alt.Scale(type="log", base=2, nice=False, padding=12),
+            axis=alt.Axis(values=[2, 4, 8, 16]),
+        )
+        y_title = f"times the {title}"
+        colour = palette.colour()
+        part = pd.DataFrame(
+            {
+                "ratio": frame["ratio"],
+                "whose": frame["whose"],
+                "value": frame[name],
+                "low": frame.get(f"{name}_low", np.nan),
+                "high": frame.get(f"{name}_high", np.nan),
+            }
+        )
+        drawn = part[["value", "low", "high"]].to_numpy(dtype=float)
+        bounds = [min(1.0, float(np.nanmin(drawn))) * 0.95, float(np.nanmax(drawn)) * 1.08]
+        scale = alt.Scale(type="log", nice=False, domain=bounds)
+        y = alt.Y("value:Q", title=y_title, scale=scale, axis=alt.Axis(values=log_ticks(bounds)))
+        base = alt.Chart(part)
+        line = base.mark_line(opacity=0.6).encode(x=x, y=y, color=colour)
+        bar = (
+            base.transform_filter("isValid(datum.low)")
+            .mark_rule(strokeWidth=2, opacity=0.6)
+            .encode(x=x, y=alt.Y("low:Q", title=y_title), y2="high:Q", color=colour)
+        )
+        dot = base.mark_point(filled=True, size=60, opacity=1).encode(
+            x=x,
+            y=y,
+            color=colour,
+            shape=palette.shape(),
+            tooltip=tips("whose", ("ratio:", "times the languages"), "value:.3f", "low:.3f", "high:.3f"),
+        )
+        panels.append(Panel(alt.layer(line, bar, dot).properties(height=220), title.capitalize()))
+    return Figure(
+        "multipliers",
+        "Growth that keeps the loss",
+        f"Bars are {results['level']:.0%} intervals; the paper prints none. A compute-optimal start is "
+        "assumed.",
+        tuple(panels),
+        frame,
+        keys=palette.legend() if answer["identified"] else palette.legend()[1:],
+        width=240,
+    )
+
+
+def iso_loss(results: dict) -> Figure | None:
+    """Trading parameters for tokens at unchanged loss, with the limit below which nothing helps."""
+    frame = pd.DataFrame(results["capacity"]["iso"])
+    if frame.empty:
+        return None
+    frame = frame[frame["D_tot"] < 40]
+    frame["languages"] = "×" + frame["ratio"].astype(str)
+    order = [f"×{ratio}" for ratio in sorted(frame["ratio"].unique())]
+    palette = categories("languages", order)
+    colour = palette.colour()
+    # A limit far below every curve would squeeze them into a corner: it is left out of view.
+    domain = [max(float(frame["limit"].min()), float(frame["s"].min()) / 4), float(frame["s"].max())]
+    x = alt.X(
+        "s:Q",
+        title="times the parameters",
+        scale=alt.Scale(type="log", nice=False, domain=domain),
+        axis=alt.Axis(values=log_ticks(domain, 8)),
+    )
+    y = alt.Y(
+        "D_tot:Q",
+        title="times the tokens in all",
+        scale=alt.Scale(type="log", nice=False),
+        axis=alt.Axis(values=log_ticks(frame["D_tot"], 8)),
+    )
+    line = (
+        alt.Chart(frame)
+        .mark_line(strokeWidth=2)
+        .encode(
+            x=x,
+            y=y,
+            color=colour,
+            tooltip=tips(
+                "languages", ("s:.2f", "parameters ×"), ("D_tot:.2f", "tokens ×"), ("C:.2f", "compute ×")
+            ),
+        )
+    )
+    start = results["capacity"]["start"]
+    limits = frame.groupby(["languages", "limit"], as_index=False).size()
+    rule = alt.Chart(limits).mark_rule(strokeDash=[3, 3], clip=True).encode(x="limit:Q", color=colour)
+    cheapest = frame.loc[frame.groupby("languages")["C"].idxmin()]
+    dot = (
+        alt.Chart(cheapest)
+        .mark_point(filled=True, size=90, opacity=1)
+        .encode(x=x, y=y, color=colour, shape=palette.shape())
+    )
+    return Figure(
+        "iso-loss",
+        "Iso-loss frontier",
+        "Each curve keeps the loss as languages multiply; the mark is its least compute, the dashed line the growth of "
+        "parameters below which no amount of data can, where it is near. The start is the study's middle size, where "
+        f"size is responsible for {start['share']:.0%} of the loss that training can still lower; at a "
+        f"compute-optimal start it would be {start['optimal']:.0%}, and the marks the growth given above.",
+        (Panel(alt.layer(rule, line, dot).properties(height=300)),),
+        frame.drop(columns=["languages"]),
+        keys=palette.legend(" languages"),
+    )
+
+
+def crossover_gaps(results: dict) -> Figure | None:
+    """Loss from scratch minus continued, over tokens: above zero continuing is ahead. A panel a size."""
+    frame = pd.DataFrame(results["crossover"]["gaps"])
+    if frame.empty:
+        return None
+    languages = sorted(frame["language"].unique())
+    found = pd.DataFrame([row for row in results["crossover"]["table"] if row["status"] == "measured"])
+    palette = categories("language", languages)
+    panels = []
+    sizes = {row["scale"]: row["params"] for row in results["crossover"]["table"]}
+    for scale, part in sorted(frame.groupby("scale"), key=lambda item: sizes.get(item[0], 0)):
+        colour = palette.colour()
+        x = token_axis("tokens", "tokens of the language", frame["tokens"])
+        base = alt.Chart(part)
+        y_title = "loss from scratch − continued, nats"
+        band = base.mark_area(opacity=0.14).encode(
+            x=x, y=alt.Y("low:Q", title=y_title), y2="high:Q", color=colour
+        )
+        line = base.mark_line().encode(
+            x=x,
+            y=alt.Y("gap:Q", title=y_title),
+            color=colour,
+            tooltip=tips("language", "tokens:.3s", "gap:+.4f", "low:+.4f", "high:+.4f"),
+        )
+        layers = [zero_line(), band, line]
+        if len(found):
+            here = found[found["scale"] == scale][["language", "tokens", "low", "high"]].assign(zero=0)
+            layers.append(
+                alt.Chart(here)
+                .mark_point(filled=True, size=80, opacity=1, shape="diamond", stroke="white")
+                .encode(
+                    x=x,
+                    y="zero:Q",
+                    color=colour,
+                    tooltip=tips("language", ("tokens:.3s", "crossover"), "low:.3s", "high:.3s"),
+                )
+            )
+        panels.append(
+            Panel(
+                alt.layer(*layers).properties(height=280), f"{scale} · {count(sizes.get(scale))} parameters"
+            )
+        )
+    return Figure(
+        "crossover",
+        "Pretrain or continue",
+        "While a curve is above zero, continuing the multilingual checkpoint is ahead; where it crosses "
+        "(diamond), a model "
+        f"from scratch overtakes it. Bands are {results['level']:.0%} intervals.",
+        tuple(panels),
+        frame,
+        keys=palette.legend(),
+        width=360,
+    )
+
+
+FIGURES = (capacity_points, relative_loss, multipliers, iso_loss, crossover_gaps)

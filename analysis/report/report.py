@@ -1,0 +1,126 @@
+"""The report: one self-contained HTML page, and a summary for the terminal."""
+
+import json
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from rich.table import Table
+
+from analysis.report import law_figures, page, planning_figures, plots, transfer_figures
+from analysis.study.analyse import FORMAT, analyse
+from analysis.text import count
+from mscale.errors import MscaleError
+from mscale.files import atomic_json, atomic_write
+from mscale.vega import scripts
+
+
+def report(
+    observations: pd.DataFrame,
+    exposure: pd.DataFrame | None,
+    out_html: str | Path,
+    truth: Mapping[str, Any] | None = None,
+    study: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> dict:
+    """Analyses a study (see `answers.analyse` for the arguments) and writes its report. Returns the results."""
+    results = analyse(observations, exposure, truth, study=study, **options)
+    write_report(results, out_html)
+    return results
+
+
+def write_results(results: dict, path: str | Path) -> None:
+    """Writes the results as JSON (`laws.json`), atomically."""
+    atomic_json(path, results)
+
+
+def write_report(results: dict, out_html: str | Path, bundle: str | None = None) -> None:
+    """Draws results into one HTML file that needs no network, written atomically.
+
+    bundle: the charting scripts, where they are made already (`mscale.vega.scripts`).
+
+    Raises:
+      MscaleError: the file cannot be written.
+    """
+    atomic_write(out_html, render(results, bundle))
+
+
+def draw(results: dict) -> dict[str, plots.Figure]:
+    """All figures that the results hold data for, by name."""
+    made = (
+        build(results)
+        for build in (*law_figures.FIGURES, *transfer_figures.FIGURES, *planning_figures.FIGURES)
+    )
+    return {figure.name: figure for figure in made if figure is not None}
+
+
+def render(results: dict, bundle: str | None = None) -> str:
+    """The page as text: results and figures into the template, the charting scripts inlined once.
+
+    Raises:
+      MscaleError: results of another version of mscale.
+    """
+    if results.get("format") != FORMAT:
+        raise MscaleError(
+            f"these results have format {results.get('format')}, this mscale draws {FORMAT}: run `mscale fit` again"
+        )
+    figures = draw(results)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("analysis.report"),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+
+    def source(name: str) -> str:
+        return environment.loader.get_source(environment, name)[0]  # type: ignore[union-attr]
+
+    embedded = {
+        name: {"specs": figure.specs(), "csv": figure.data.to_csv(index=False, float_format="%.6g")}
+        for name, figure in figures.items()
+    }
+    return environment.get_template("report.html.j2").render(
+        **page.context(results),
+        figures=figures,
+        shapes=plots.SHAPE_PATHS,
+        # The matrix and the truth stand side by side, unless the matrix needs the width.
+        pair=bool({"planted", "beside-published"} & set(figures))
+        and len(results["study"]["trained_languages"]) <= 12,
+        # "</" would end the script element whatever the quotes around it.
+        figures_json=json.dumps(embedded, allow_nan=False, separators=(",", ":")).replace("</", "<\\/"),
+        bundle=bundle or scripts(),
+        css=source("report.css"),
+        js=source("report.js"),
+        version=_version(),
+    )
+
+
+def summary_table(results: dict) -> Table:
+    """The findings as a table for the terminal."""
+    study = results["study"]
+    table = Table(
+        title=f"{study['title']}: {study['runs']} runs, {count(study['tokens'])} tokens, "
+        f"{count(study['flops'])} FLOPs",
+        title_justify="left",
+        show_lines=True,
+        expand=False,
+    )
+    table.add_column("What", style="bold", no_wrap=True)
+    table.add_column("Finding", ratio=1)
+    table.add_column("How sure", no_wrap=True)
+    colours = {"clear": "green", "likely": "cyan", "unclear": "yellow", "not identified": "bright_black"}
+    for item in results["headlines"]:
+        table.add_row(item["title"], item["text"], f"[{colours[item['sure']]}]{item['sure']}[/]")
+    for item in [item for item in results["recommendations"] if item["group"] == "What to run next"][:2]:
+        table.add_row("Run next", item["text"], "")
+    return table
+
+
+def _version() -> str:
+    try:
+        return metadata.version("mscale")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"

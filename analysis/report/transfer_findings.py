@@ -1,0 +1,160 @@
+"""What was found of transfer between languages, in sentences."""
+
+from analysis.report.wording import sentence
+from analysis.study.results import main_matrix
+from analysis.text import chance, count, listed, minus, signed, span
+
+
+def transfer_headlines(results: dict) -> list[dict]:
+    """What is measured, whether it is as planted, what kinship makes of it, and what is predicted of the rest."""
+    found = [*_measured(results), *_planted(results)]
+    return [*found, *_kinship(results), *_predicted(results)]
+
+
+def _measured(results: dict) -> list[dict]:
+    cells = [row for row in main_matrix(results) if row["status"] == "measured"]
+    bounds = [row for row in main_matrix(results) if row["status"] == "bound"]
+    if not cells:
+        return [
+            sentence(
+                "Transfer between languages could not be read from this study.",
+                "not identified",
+                results["transfer"].get("error") or "no pair has both curves at the same schedule phase",
+                "Transfer",
+            )
+        ]
+    helps = [row for row in cells if row["low"] is not None and row["low"] > 0]
+    hurts = [row for row in cells if row["high"] is not None and row["high"] < 0]
+    best = max(cells, key=lambda row: row["score"])
+    below = sum(row["bound"] == "at most" and (row["high"] or 0) < 0 for row in bounds)
+    more = f" {len(bounds)} more pairs are bounds, {below} of them interference for sure." if bounds else ""
+    text = (
+        f"Of {len(cells)} measured source→target pairs {len(helps)} help and {len(hurts)} interfere beyond "
+        f"noise; {len(cells) - len(helps) - len(hurts)} cannot be told from no transfer. The strongest is "
+        f"{best['source']}→{best['target']}: {signed(best['score'])} ({span(best['low'], best['high'])}).{more}"
+    )
+    return [
+        sentence(
+            text,
+            "clear"
+            if len(helps) + len(hurts) >= len(cells) / 3
+            else "likely"
+            if helps or hurts
+            else "unclear",
+            f"scale {results['transfer']['scale']}, d = {count(results['transfer']['d'], 'tokens')}, stable "
+            "against stable",
+            "Transfer",
+        )
+    ]
+
+
+def _planted(results: dict) -> list[dict]:
+    agreement = results["transfer"].get("agreement")
+    if not agreement or agreement["spearman"] is None:
+        return []
+    p, floor = agreement["p"], agreement["smallest_p"]
+    sure = "clear" if p < 0.05 else "likely" if p <= max(0.1, 1.5 * floor) else "unclear"
+    return [
+        sentence(
+            f"Measured transfer ranks the pairs as planted: Spearman {signed(agreement['spearman'])} over "
+            f"{agreement['pairs']} pairs (p = {p:.3f}{_limit(p, floor)}).",
+            sure,
+            "p by permuting whole languages, since pairs share them",
+            "Planted truth",
+        )
+    ]
+
+
+def _limit(p: float, smallest: float) -> str:
+    """Said of a p that could hardly be lower: so few languages have few permutations."""
+    return ", the least that so few languages can give" if 0.01 < p <= 1.2 * smallest else ""
+
+
+def _kinship(results: dict) -> list[dict]:
+    statistics = results["transfer"].get("statistics") or {}
+    pieces, least = [], 1.0
+    for key, name in (("family", "family"), ("script", "script")):
+        effect = statistics.get(key)
+        if effect and effect["low"] is not None:
+            pieces.append(
+                f"pairs of one {name} score {signed(effect['same'])} on average, others "
+                f"{signed(effect['different'])} (difference {signed(effect['difference'])}, "
+                f"{span(effect['low'], effect['high'])}, p {_sign(effect['p'])}"
+                f"{_limit(effect['p'], effect['smallest_p'])})"
+            )
+            least = min(least, effect["p"])
+    symmetry = statistics.get("symmetry")
+    if symmetry and symmetry["low"] is not None:
+        pieces.append(
+            f"the two directions of a pair correlate {signed(symmetry['correlation'])} "
+            f"({span(symmetry['low'], symmetry['high'])})"
+        )
+        least = symmetry["p"] if not pieces[:-1] else least  # where nothing is known of script and family
+    if not pieces:
+        return []
+    text = "; ".join(pieces)
+    sure = "clear" if least < 0.01 else "likely" if least < 0.05 else "unclear"
+    because = "p by permuting whole languages, intervals by leaving one out: cells of a language are not independent"
+    return [sentence(f"{text[0].upper()}{text[1:]}.", sure, because, "Kinship")]
+
+
+def _predicted(results: dict) -> list[dict]:
+    predicted = results["transfer"].get("predicted") or {}
+    cells = predicted.get("cells")
+    if not cells:
+        return []
+    best = max(cells, key=lambda cell: cell["score"])
+    text = (
+        f"{len(cells)} scores were not measured and are predicted. On pairs held out such predictions reach R² "
+        f"{minus(predicted['r2'], 2)} ({span(predicted['r2_low'], predicted['r2_high'], _share)}) and Spearman "
+        f"{signed(predicted['spearman'])}. The most promising is {best['source']}→{best['target']}: "
+        f"{signed(best['score'])} ({span(best['low'], best['high'])})."
+    )
+    sure = "likely" if (predicted["r2_low"] or -1) > 0.5 else "unclear"
+    because = f"a forest on {predicted['pairs']} pairs, from {listed(predicted['groups'])}"
+    return [sentence(text, sure, because, "Pairs not run")]
+
+
+def _sign(p: float) -> str:
+    shown = chance(p)
+    return shown if shown.startswith("<") else f"= {shown}"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else minus(value, 2)
+
+
+def partners(results: dict) -> list[dict]:
+    """Which languages to train each with, and which to keep apart."""
+    cells = [row for row in main_matrix(results) if row["status"] == "measured"]
+    known = [row for row in main_matrix(results) if row["status"] != "missing"]
+    output = []
+    best_first = sorted({row["target"] for row in cells})
+    if len(best_first) > 12:  # a long list starts with what can be acted on
+        gain = {name: max(row["low"] or -9 for row in cells if row["target"] == name) for name in best_first}
+        best_first.sort(key=lambda name: -gain[name])
+    for target in best_first:
+        mine = [row for row in cells if row["target"] == target]
+        helps = sorted(
+            (row for row in mine if row["low"] is not None and row["low"] > 0), key=lambda row: -row["score"]
+        )
+        # A bound counts as interference where even its upper end lies below zero.
+        hurts = [
+            row for row in known if row["target"] == target and row["high"] is not None and row["high"] < 0
+        ]
+        if helps:
+            shown = ", ".join(f"{row['source']} ({span(row['low'], row['high'])})" for row in helps[:3])
+            text = f"{target}: train it with {shown}."
+            sure = "clear" if helps[0]["low"] > 0.1 else "likely"
+        else:
+            best = max(mine, key=lambda row: row["score"])
+            text = f"{target}: no partner helps beyond noise; the best guess is {best['source']}."
+            sure = "unclear"
+        if hurts:
+            worst = sorted(hurts, key=lambda row: row["score"])
+            names = [row["source"] for row in worst[:3]] + (
+                [f"{len(worst) - 3} more"] if len(worst) > 3 else []
+            )
+            text += f" Keep it apart from {listed(names)}."
+        output.append({**sentence(text, sure, "", "Train together"), "group": "Which languages together"})
+    return output

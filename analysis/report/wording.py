@@ -1,0 +1,131 @@
+"""Numbers, equations and the methods section as the report words them."""
+
+import re
+
+from markupsafe import Markup, escape
+
+GREEK = {"alpha": "α", "beta": "β", "lambda": "λ", "phi": "φ", "psi": "ψ", "tau": "τ"}
+SURE = ("clear", "likely", "unclear", "not identified")
+
+
+def sentence(text: str, sure: str, because: str = "", title: str = "") -> dict:
+    """A finding: `sure` is one of SURE, `because` the ground for it."""
+    assert sure in SURE
+    return {"text": text, "sure": sure, "because": because, "title": title}
+
+
+def pretty(text: str) -> str:
+    """Names and equations as they are printed: alpha becomes α, tau[es,pt] τ(pt→es)."""
+    match = re.fullmatch(r"tau\[([^,\]]+),([^\]]+)\]", text)
+    if match:
+        return f"τ({match[2]}→{match[1]})"
+    for name, letter in GREEK.items():
+        text = re.sub(rf"(?<![A-Za-z]){name}(?![A-Za-z])", letter, text)
+    return text.replace("*", "·").replace(" - ", " − ").replace("_mean", " at the mean")
+
+
+def subscripts(text: str) -> Markup:
+    """Text as HTML with lowered indices: D_t."""
+    return Markup(re.sub(r"_([A-Za-z]+)", r"<sub>\1</sub>", str(escape(text))))
+
+
+def equation(text: str) -> Markup:
+    """An equation as HTML, with raised exponents and lowered indices."""
+    text = str(escape(pretty(text)))
+    text = re.sub(r"_([A-Za-zτ]+)", r"<sub>\1</sub>", text)
+    text = re.sub(r"\^(\([^)]*\)|-?[A-Za-zα-ω0-9]+)", r"<sup>\1</sup>", text)
+    return Markup(text.replace("sum ", "Σ "))
+
+
+def methods(results: dict, level: str) -> list[tuple[str, str]]:
+    """The methods section: terms and what was done, from the results' own counts."""
+    study, transfer = results["study"], results["transfer"]
+    noise = transfer.get("noise", {}).get("stable")
+    listed = [
+        (
+            "Losses",
+            "Nats per token on held-out text; vocabularies: "
+            f"{', '.join(name[:16] for name in study['vocabularies'])}. "
+            "Only runs of one vocabulary are compared.",
+        ),
+        (
+            "Schedule phase",
+            "Laws are fitted to cooled rows only. Transfer and crossover compare constant-rate trunks "
+            "with each other, after warm-up; "
+            "the cooled runs' own scores are in the results file.",
+        ),
+        (
+            "Curves",
+            "Smoothed over log tokens with penalised curvature (penalty by generalised "
+            "cross-validation), then made non-increasing; "
+            "the loss is first reached where that curve reaches it. No curve is extrapolated: beyond its "
+            "ends there are bounds.",
+        ),
+    ]
+    if noise:
+        repeated = noise["repeated_runs"]
+        rests = (
+            f"measured on {repeated} repeated run{'s' if repeated != 1 else ''} and on the prior guess "
+            "that it equals that of "
+            "checkpoints (worth 3 degrees of freedom)"
+            if repeated
+            else "assumed equal to that of checkpoints, since no cell was repeated"
+        )
+        listed.append(
+            (
+                "Noise",
+                f"Between neighbouring checkpoints {noise['checkpoint']:.4f} nats; between runs "
+                f"{noise['run']:.4f} nats, {rests}. "
+                "Both enter every interval of a score or crossover.",
+            )
+        )
+    listed += [
+        (
+            "Intervals",
+            f"{level}. Laws: the runs of one trunk share their noise, so trunks, not rows, are the unit. "
+            "A parameter whose "
+            "interval the data leave open is called not identified.",
+        ),
+        (
+            "Held out",
+            "Each random fifth of the trunks in turn, with all their branches; mixtures of three languages or more, "
+            "predicted from "
+            "the others; each size in turn, predicted from the others. Languages that the training rows "
+            "show at one "
+            "size only are left out, for all laws alike. ATLAS's τ are drawn weakly to 0 (prior deviation 0.5), as "
+            "some are not determined by what remains.",
+        ),
+    ]
+    predicted = transfer["predicted"]
+    if not predicted["reason"]:
+        listed.append(
+            (
+                "Pairs not run",
+                f"Predicted from {predicted['pairs']} measured pairs; bounds are not trained on. Intervals are the "
+                "errors' own quantile on held-out pairs. In the matrix such cells are hatched, in the data their "
+                "status is predicted; no law and no other figure uses them.",
+            )
+        )
+    if transfer["statistics"].get("symmetry"):
+        listed.append(
+            (
+                "Symmetry and kinship",
+                "Over measured cells. Intervals leave out one language at a time; p permutes whole languages "
+                "(quadratic assignment); adjusted: beside the other property and an effect of each language as "
+                "target and as source.",
+            )
+        )
+    if results.get("truth"):
+        listed.append(
+            (
+                "Planted truth",
+                "The corpus was generated; relatedness comes from the generator's parameters, not from text.",
+            )
+        )
+    if results["notes"]:
+        listed.append(
+            ("Notes on the data", " ".join(note[:1].upper() + note[1:] + "." for note in results["notes"]))
+        )
+    if not results["exclusions"]:
+        listed.append(("Exclusions", "No row was left out and no run failed."))
+    return listed

@@ -1,0 +1,257 @@
+"""Everything the report says, computed once: observations in, one JSON-serialisable dictionary out.
+
+A number that the study does not identify is None beside the reason, never a guess.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.crossover import crossover
+from analysis.curves.study import StudyCurves, study_curves
+from analysis.estimation.objective import one_thread
+from analysis.laws.atlas import partners
+from analysis.planning.mixture import advice
+from analysis.report.findings import headlines, recommendations
+from analysis.study.law_comparison import SPLITS, compare
+from analysis.study.laws import atlas_answer, capacity_answer, cooled, find_atlas, fit_chinchilla
+from analysis.study.transfer import matrix_answer, measured_matrix, transfer_answer
+from analysis.tables.mixtures import describe_mixtures, one_split
+from analysis.tables.observations import validate_exposure, validate_observations
+from analysis.tables.records import plain, records
+from analysis.transfer.forest import Overlap
+from mscale.beside import Beside
+from mscale.errors import MscaleError
+from mscale.progress import progress
+
+FORMAT = 3
+LEVEL = 0.9
+STAGES = (
+    "matrix",
+    "atlas",
+    "curves",
+    "intervals",
+    "capacity",
+    "transfer",
+    "crossover",
+    "chinchilla",
+    "pairs",
+    "held out",
+    "mixture",
+    "findings",
+)
+ENOUGH = 2_000  # losses from which a second process pays
+
+
+def analyse(
+    observations: pd.DataFrame,
+    exposure: pd.DataFrame | None = None,
+    truth: Mapping[str, Any] | None = None,
+    *,
+    study: Mapping[str, Any] | None = None,
+    level: float = LEVEL,
+    seed: int = 0,
+    splits: Sequence[str] = tuple(SPLITS),
+    notes: tuple[str, ...] = (),
+    exclusions: tuple[dict, ...] = (),
+    overlap: Overlap | None = None,
+    premiums: Mapping[str, float] | None = None,
+) -> dict:
+    """Answers everything that a study can answer.
+
+    Args:
+      observations, exposure: tables of the contract (checked here).
+      truth: planted relatedness of a generated corpus, to set transfer against.
+      study: what only the executor knows, all optional: "title", "seconds", "flops", "peak_memory_bytes",
+        "failed" ([{"run", "reason"}]), "workers", "command".
+      level: of all intervals. splits: names of `analysis.splits` for held-out R².
+      overlap, premiums: shared vocabulary and byte premiums of languages (`transfer_answers`).
+      notes, exclusions: what reading the tables left out (`tables.StudyTables`), to be reported too.
+
+    Returns:
+      The results, JSON-serialisable (`laws.json`): study, noise, loss_curves, laws, fit_points, heldout,
+      transfer, capacity, crossover, mixture, headlines, recommendations, notes, exclusions.
+
+    Raises:
+      MscaleError: tables that break the contract. Laws that cannot be fitted are reported, not raised.
+    """
+    observations, more_notes, more_exclusions = validate_observations(observations)
+    exposure = None if exposure is None or exposure.empty else validate_exposure(exposure)
+    rows = one_split(observations, None)
+    runs = describe_mixtures(rows)
+    curves = study_curves(rows, runs=runs)
+    results: dict[str, Any] = {"format": FORMAT, "level": level, "seed": seed}
+    with one_thread(), progress("Analysing", len(STAGES), "steps") as advance:
+
+        def stage(name: str, compute: Callable[[], Any]) -> Any:
+            found = compute()
+            advance(1, name)
+            return found
+
+        beside = Beside(len(rows) >= ENOUGH)
+        ended = cooled(rows)  # all that laws are fitted to: a worker is given no more, since it is pickled
+        chinchilla = beside(fit_chinchilla, ended, runs, level, seed)
+        measured = stage("matrix", lambda: measured_matrix(curves, level, seed))
+        known = (truth or {}).get("languages")
+        shape = beside(matrix_answer, measured.shown, measured.adapted, known, overlap, level, seed)
+        sources = partners(rows, runs, exposure, measured.matrix)
+        atlas = stage("atlas", lambda: find_atlas(ended, exposure, sources, seed))
+        heldout = beside(compare, atlas.table, exposure, atlas.sources or sources, level, seed, splits)
+        results["study"] = _study(rows, runs, study or {})
+        results["loss_curves"] = stage("curves", lambda: _loss_curves(rows, runs))
+        law, points = stage("intervals", lambda: atlas_answer(atlas, exposure, level))
+        fitted = {"laws": {"atlas": law}, "fits": {"atlas": law.get("saved")}, "fit_points": points}
+        mixture = beside(advice, {"level": level, "study": results["study"], **fitted})
+        results["capacity"] = stage("capacity", lambda: capacity_answer(ended, level, seed))
+        results["transfer"] = stage(
+            "transfer", lambda: transfer_answer(curves, measured, truth, level, seed, premiums)
+        )
+        results["crossover"] = stage("crossover", lambda: _crossover(curves, level, seed))
+        alone, more_points = stage("chinchilla", chinchilla)
+        results["transfer"] |= stage("pairs", shape)
+        results["laws"] = {"chinchilla": alone, "atlas": law, "capacity": results["capacity"].pop("law")}
+        results["fit_points"] = more_points + points
+        results["heldout"] = stage("held out", heldout)
+        results["mixture"] = stage("mixture", mixture)
+        results["fits"] = {name: law.pop("saved") for name, law in results["laws"].items() if "saved" in law}
+        # Once each: what was read from files was validated there already.
+        results["notes"] = list(dict.fromkeys([*notes, *more_notes]))
+        results["exclusions"] = [*exclusions, *more_exclusions, *curves.exclusions, *_failed(study or {})]
+        results["truth"] = dict(truth) if truth else None
+        # As JSON holds them: an end that is open is None, and is worded as such.
+        results = plain(results)
+        results["headlines"] = plain(headlines(results))
+        results["recommendations"] = plain(stage("findings", lambda: recommendations(results)))
+    return results
+
+
+def _study(rows: pd.DataFrame, runs: pd.DataFrame, extra: Mapping[str, Any]) -> dict:
+    scales = runs.groupby("scale")["params"].first().sort_values()
+    trunks = runs.groupby("group")["tokens"].max()
+    first = rows.groupby("run")["tokens"].min()
+    cells = []
+    kinds = {"mono": "one language", "bilingual": "two languages, 50/50", "uniform": "uniform mixture"}
+    kind = runs["kind"].map(kinds).fillna("other mixture")
+    kind = kind.where(runs["repeats"] <= 1.5, "one language, repeated data")
+    kind = kind.where(runs["init"] == "scratch", "continued from a checkpoint")
+    for name, part in runs.groupby(kind, sort=False):
+        cooled = part[part["end_phase"] == "end"]
+        cells.append(
+            {
+                "kind": name,
+                "mixtures": int(part["mixture"].nunique()),
+                "scales": int(part["scale"].nunique()),
+                "trunks": int(part["group"].nunique()),
+                "runs": len(part),
+                "cooled": len(cooled),
+                "seeds": int(part["seed"].nunique()),
+                "tokens_low": int(part["tokens"].min()),
+                "tokens_high": int(part["tokens"].max()),
+                "flops": _trained_flops(first, part),
+            }
+        )
+    return {
+        "title": extra.get("title") or str(rows["study"].iloc[0] or "study"),
+        "runs": int(runs["run"].nunique()),
+        "trunks": int(runs["group"].nunique()),
+        "observations": len(rows),
+        "evaluations": int(rows.groupby("run")["step"].nunique().sum()),
+        "languages": sorted(rows["language"].unique()),
+        "unique_tokens": _unique_tokens(rows),
+        "trained_languages": sorted(rows.loc[rows["target_tokens"] > 0, "language"].unique()),
+        "scales": [{"scale": str(name), "params": int(value)} for name, value in scales.items()],
+        "tokens": int(trunks.sum()),
+        "flops": float(extra.get("flops") or _trained_flops(first, runs)),
+        "vocabularies": sorted(map(str, rows["vocabulary"].unique())),
+        "eval_tokens": {
+            str(name): int(value) for name, value in rows.groupby("language")["eval_tokens"].max().items()
+        },
+        "cells": cells,
+        "seconds": extra.get("seconds"),
+        "workers": extra.get("workers"),
+        "peak_memory_bytes": extra.get("peak_memory_bytes"),
+        "command": extra.get("command"),
+    }
+
+
+def _unique_tokens(rows: pd.DataFrame) -> dict[str, int]:
+    """Unique tokens that there are of each trained language: the most that any run could draw from.
+
+    A table that never tells them apart from the tokens seen does not know them: such languages are left out.
+    """
+    trained = rows.loc[rows["target_tokens"] > 0, ["language", "target_tokens", "target_unique"]]
+    told = trained[trained["target_unique"] != trained["target_tokens"]]
+    most = trained[trained["language"].isin(told["language"])].groupby("language")["target_unique"].max()
+    return {str(name): int(value) for name, value in most.items()}
+
+
+def _trained_flops(first: pd.Series, runs: pd.DataFrame) -> float:
+    """Compute spent, 6ND: each trunk once, and each branch from where it left its trunk.
+
+    first: tokens at the first evaluation of each run. It may come late in a branch, which is taken to hold at least the
+    last tenth of its tokens.
+    """
+    trunk = runs["end_phase"] != "end"
+    branch = ~trunk & trunk.groupby(runs["group"]).transform("any")
+    left = runs["run"].map(first).clip(upper=0.9 * runs["tokens"])
+    return float((6.0 * runs["params"] * (runs["tokens"] - left.where(branch, 0.0))).sum())
+
+
+def _failed(extra: Mapping[str, Any]) -> list[dict]:
+    return [
+        {
+            "what": f"run {entry.get('run', '?')}",
+            "rows": 0,
+            "why": f"did not finish: {entry.get('reason', '')}",
+        }
+        for entry in extra.get("failed") or ()
+    ]
+
+
+def _loss_curves(
+    rows: pd.DataFrame, runs: pd.DataFrame, most_points: int = 40, most_rows: int = 9000
+) -> list[dict]:
+    """Points of every trunk and cooled branch on the languages that it trains on, thinned for drawing."""
+    names = {
+        "mono": "alone",
+        "bilingual": "50/50 pair",
+        "uniform": "uniform mixture",
+        "mixed": "other mixture",
+    }
+    kind = runs["kind"].map(names)
+    kind = kind.where(~runs["mixture"].astype(str).str.contains("unimax", case=False), "UniMax")
+    kind = kind.where(runs["repeats"] <= 1.5, "repeated data").where(runs["init"] == "scratch", "continued")
+    rows = rows[(rows["target_tokens"] > 0) & rows["phase"].isin(["stable", "end"])].sort_values("tokens")
+    # Thinned evenly within each run and language, its last point kept; cooled points are all kept.
+    curve = [rows["run"], rows["language"], rows["phase"] == "end"]
+    size, place = rows.groupby(curve)["loss"].transform("size"), rows.groupby(curve).cumcount()
+    curves = rows.groupby(curve).ngroups
+    keep = int(np.clip(most_rows / max(curves, 1), 5, most_points))
+    step = np.ceil(size / keep).clip(lower=1)
+    kept = ((size - 1 - place) % step == 0) | (rows["phase"] == "end")
+    columns = ["run", "scale", "params", "mixture", "language", "tokens", "phase", "loss", "bits_per_byte"]
+    thinned = rows.loc[kept, columns].assign(kind=rows["run"].map(dict(zip(runs["run"], kind, strict=True))))
+    return thinned.to_dict("records")
+
+
+def _crossover(curves: pd.DataFrame | StudyCurves, level: float, seed: int) -> dict:
+    stable = crossover.compared(curves, seed=seed)
+    table = crossover.crossovers(stable, level=level)
+    cooled = crossover.crossovers(curves, level=level, seed=seed, phase="end")
+    answer: dict[str, Any] = {"table": records(table), "cooled": records(cooled), "law": None, "error": ""}
+    answer["gaps"] = records(crossover.gap_curves(stable, level=level))
+    try:
+        law = crossover.power_law(table, level=level, seed=seed)
+        answer["law"] = {
+            "coefficient": law.coefficient,
+            "exponent": law.exponent,
+            "low": law.low,
+            "high": law.high,
+        }
+    except MscaleError as error:
+        answer["error"] = str(error)
+    for name, law in (("published", crossover.PUBLISHED), ("published_legend", crossover.PUBLISHED_LEGEND)):
+        answer[name] = {"coefficient": law.coefficient, "exponent": law.exponent, "source": law.source}
+    return answer

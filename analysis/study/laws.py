@@ -1,0 +1,322 @@
+"""The laws of a report, each fitted to the rows that identify it, with parameters as plain records."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.estimation.quantities import Derived
+from analysis.fitting.fit import fit
+from analysis.fitting.result import Fit
+from analysis.laws import capacity
+from analysis.tables import published
+from analysis.tables.mixtures import describe_mixtures, one_split
+from analysis.text import brief
+from analysis.transfer.matrix import MOST_EPOCHS
+from mscale.errors import MscaleError
+
+
+def capacity_rows(observations: pd.DataFrame, *, split: str | None = None) -> pd.DataFrame:
+    """The cooled rows that the law describes: from scratch, no repeats, uniform over K ≥ 1 languages.
+
+    Only languages that are trained on are rows; a column `K` is added.
+    """
+    rows = one_split(observations, split)
+    runs = describe_mixtures(rows).set_index("run")
+    chosen = runs[
+        runs["kind"].isin(["mono", "bilingual", "uniform"])
+        & (runs["init"] == "scratch")
+        & (runs["repeats"] <= MOST_EPOCHS)
+    ]
+    rows = rows[rows["run"].isin(chosen.index) & (rows["phase"] == "end") & (rows["target_tokens"] > 0)]
+    return rows.assign(K=rows["run"].map(chosen["K"]))
+
+
+def unidentified(rows: pd.DataFrame) -> str:
+    """Why `capacity_rows` cannot identify the law, or the empty string where they can."""
+    if rows["K"].nunique() < 3:
+        return f"mixtures of {rows['K'].nunique()} different K: the law needs three or more"
+    spread = rows.groupby("K")["params"].nunique()
+    if (spread >= 3).sum() < 2:
+        return "fewer than two values of K at three sizes or more: φ and α cannot be told apart"
+    if rows["target_tokens"].max() < 2 * rows["target_tokens"].min():
+        return "tokens per language span less than a factor of two: ψ and β cannot be told apart"
+    return ""
+
+
+RATIOS = (2, 4, 8, 16)
+# A language alone at fewer sizes cannot tell its A and E apart.
+LEAST_SIZES = 3
+
+
+def fit_chinchilla(
+    rows: pd.DataFrame, runs: pd.DataFrame, level: float, seed: int
+) -> tuple[dict, list[dict]]:
+    """Chinchilla on the monolingual runs, α and β shared by the languages."""
+    alone = runs[(runs["kind"] == "mono") & (runs["init"] == "scratch") & (runs["repeats"] <= MOST_EPOCHS)]
+    table = cooled(rows[rows["run"].isin(alone["run"])])
+    sizes = table.groupby("language")["params"].nunique()
+    enough = sorted(sizes[sizes >= LEAST_SIZES].index)
+    left = sorted(set(sizes.index) - set(enough))
+    notes = [f"left out, run at fewer than {LEAST_SIZES} sizes: {', '.join(left)}"] if left else []
+    if not enough:
+        return unfitted("chinchilla", f"no language was run alone at {LEAST_SIZES} sizes or more, cooled"), []
+    table = table[table["language"].isin(enough)]
+    share = ("alpha", "beta") if len(enough) > 1 else None
+    try:
+        return describe(fit("chinchilla", table, share=share, seed=seed), table, level, notes)
+    except MscaleError as error:
+        return unfitted("chinchilla", str(error)), []
+
+
+@dataclasses.dataclass(frozen=True)
+class Atlas:
+    """The ATLAS law fitted, not described yet: `found` is None where no variant could be, for the reason given."""
+
+    found: Fit | None
+    table: pd.DataFrame
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def sources(self) -> Mapping[str, Sequence[str]] | None:
+        """K_t of each language as it was fitted; None where no source has a τ of its own."""
+        return self.about.get("sources")
+
+
+def find_atlas(
+    rows: pd.DataFrame, exposure: pd.DataFrame | None, sources: Mapping[str, Sequence[str]], seed: int
+) -> Atlas:
+    """ATLAS with its own τ for each of K_t and one for the rest; α, β and λ shared by the languages."""
+    table = atlas_rows(rows)
+    if exposure is None:
+        return Atlas(None, table, "no exposure table: what else a run trained on is not known")
+    if table.empty:
+        return Atlas(None, table, "no cooled run from scratch")
+    # The law with the most sources of its own that the runs can carry; which one it is, is said.
+    refused = ""
+    for count in (3, 2, 1, 0, None):
+        fewer = {target: list(found)[:count] for target, found in sources.items()} if count else None
+        options: dict[str, Any] = {"variant": "K_t", "sources": fewer} if count else {"variant": "D_other"}
+        options = options if count is not None else {"variant": "D_t"}
+        try:
+            found = fit("atlas", table, exposure=exposure, seed=seed, **options)
+        except MscaleError as error:
+            refused = refused or str(error)
+            continue
+        about: dict[str, Any] = {"sources": fewer} if fewer else {}
+        about["variant"] = {
+            None: "the language's own tokens alone",
+            0: "one τ for all other languages",
+            1: "τ of its own for the language most co-sampled with each, one for the rest",
+        }.get(count, f"τ of its own for the {count} languages most co-sampled with each, one for the rest")
+        notes = () if count == 3 else (f"more τ would be too many for the runs: {brief(refused)}",)
+        return Atlas(found, table, "", notes, about)
+    return Atlas(None, table, refused)
+
+
+def atlas_answer(
+    atlas: Atlas, exposure: pd.DataFrame | None, level: float
+) -> tuple[dict[str, Any], list[dict]]:
+    """The fitted law as a record, and a record for each point."""
+    if atlas.found is None:
+        return unfitted("atlas", atlas.reason), []
+    try:
+        law, points = describe(atlas.found, atlas.table, level, [*atlas.notes], exposure)
+    except MscaleError as error:
+        return unfitted("atlas", str(error)), []
+    return {**law, **atlas.about}, points
+
+
+def atlas_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Cooled rows of runs from scratch on languages they train on: what all compared laws are fitted to."""
+    rows = cooled(rows)
+    return rows[rows["init"] == "scratch"]
+
+
+def cooled(rows: pd.DataFrame) -> pd.DataFrame:
+    """The cooled rows on languages that the run trains on."""
+    return rows[(rows["phase"] == "end") & (rows["target_tokens"] > 0)]
+
+
+def capacity_answer(rows: pd.DataFrame, level: float, seed: int) -> dict:
+    """Eq. 7 with φ, ψ, α and β shared by the languages; the multipliers with intervals, if identified."""
+    table = capacity_rows(rows)
+    points: list[dict] = []
+    if len(table):
+        cells = table.groupby(["scale", "params", "K", "tokens", "language"], as_index=False)
+        points = cells.agg(loss=("loss", "mean")).to_dict("records")
+    printed = published.published_expansion().to_dict("records")
+    answer: dict[str, Any] = {
+        "points": points,
+        "published": [
+            {"ratio": int(row["r"]), "N": row["N"], "D_tot": row["D_tot"], "C": row["N"] * row["D_tot"]}
+            for row in printed
+        ],
+        "multipliers": [],
+        "iso": [],
+        "start": None,
+        "lines": [],
+        "identified": False,
+        "reason": "" if len(table) else "no cooled uniform mixture",
+    }
+    # As in the comparison on held-out rows: a language at one size cannot tell its A and E apart.
+    sizes = table.groupby("language")["params"].nunique()
+    left = sorted(sizes[sizes < 2].index)
+    table = table[~table["language"].isin(left)]
+    answer["reason"] = answer["reason"] or unidentified(table)
+    notes = [f"left out, run at one size only: {', '.join(left)}"] if left else []
+    if answer["reason"]:
+        return {**answer, "law": unfitted("capacity", answer["reason"])}
+    try:
+        found = fit("capacity", table, seed=seed)
+    except MscaleError as error:
+        return {**answer, "reason": str(error), "law": unfitted("capacity", str(error))}
+    law, _ = describe(found, table, level, notes)
+    answer["law"] = law
+    names = ("phi", "psi", "alpha", "beta")
+    params = {name: float(found.params[name]) for name in names}
+    reasons = found.identification()
+    bad = [name for name in names if name in reasons]
+    # The exponents of r, whose intervals are those of the multipliers at any r; they are the same in every language.
+    wanted = [Derived(0, exponent, {}, 1) for exponent in (_size, _data, _compute)]
+    exponents = pd.DataFrame(dict(zip(("estimate", "low", "high"), found.ends(wanted, level), strict=True)))
+    for ratio in RATIOS:
+        point = capacity.growth(ratio, **params)
+        row: dict[str, Any] = {"ratio": ratio, "N": point.N, "D_tot": point.D_tot, "C": point.C}
+        for name, exponent in zip(("N", "D_tot", "C"), exponents.to_dict("records"), strict=True):
+            with np.errstate(over="ignore"):
+                row[f"{name}_low"], row[f"{name}_high"] = (
+                    ratio ** np.array([exponent[side] for side in ("low", "high")])
+                ).tolist()
+        answer["multipliers"].append(row)
+    answer["exponents"] = dict(zip(("N", "D_tot", "C"), exponents.to_dict("records"), strict=True))
+    answer["reason"] = (
+        f"{', '.join(bad)}: {reasons[bad[0]]}" if bad else _untrustworthy(answer["multipliers"])
+    )
+    answer["identified"] = not answer["reason"]
+    answer["lines"] = _capacity_lines(found, table)
+    if answer["identified"]:
+        middle = table.loc[table["params"] == table["params"].median(), :]
+        middle = middle if len(middle) else table
+        weights = _weight(found, middle)
+        # The share of the reducible loss that is due to size: where the curves start, and where compute is least.
+        optimal = params["beta"] / (params["alpha"] + params["beta"])
+        answer["start"] = {"share": weights, "optimal": optimal}
+        for ratio in RATIOS[:3]:
+            powers = (params["phi"], params["psi"], params["alpha"], params["beta"])
+            curve = capacity.iso_loss(ratio, weights, *powers)
+            limit = capacity.feasibility_limit(ratio, weights, params["phi"], params["alpha"])
+            answer["iso"] += [{**row, "ratio": ratio, "limit": limit} for row in curve.to_dict("records")]
+    return answer
+
+
+def _size(p: Any, _x: Any) -> Any:
+    return p.phi / p.alpha
+
+
+def _data(p: Any, _x: Any) -> Any:
+    return 1.0 + p.psi / p.beta
+
+
+def _compute(p: Any, _x: Any) -> Any:
+    return 1.0 + p.phi / p.alpha + p.psi / p.beta
+
+
+def _untrustworthy(multipliers: list[dict]) -> str:
+    """Why the multipliers' intervals cannot be believed, or the empty string."""
+    for row in multipliers:
+        for name in ("N", "D_tot", "C"):
+            if not row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]:
+                return "the estimate lies outside its own interval: the fit did not settle"
+    # Multipliers are ratios of exponents: they mean something only where their interval is not absurd.
+    last = multipliers[-1]
+    wide = max(last[f"{name}_high"] / max(last[f"{name}_low"], 1e-9) for name in ("N", "D_tot"))
+    return "" if np.isfinite(wide) and wide < 30 else "the intervals are too wide"
+
+
+def _weight(found: Fit, table: pd.DataFrame) -> float:
+    """w_N averaged over rows, from the law's own terms."""
+    params = found.params
+    values = []
+    for row in table.to_dict("records"):
+        local = {name: float(params[name]) for name in ("phi", "psi", "alpha", "beta")}
+        for name in ("A", "B"):
+            label = f"{name}[{row['language']}]"
+            local[name] = float(params[label] if label in params.index else params[name])
+        values.append(capacity.weight_of_size(local, row["K"], row["params"], row["target_tokens"]))
+    return float(np.mean(values))
+
+
+def _capacity_lines(found: Fit, table: pd.DataFrame) -> list[dict]:
+    """The fitted loss over K for the languages, sizes and token totals that were run."""
+    cells = table[["scale", "params", "tokens", "language"]].drop_duplicates()
+    # Total tokens within 3% (a schedule's rounding) are one budget.
+    budget = cells["tokens"].map(lambda tokens: float(f"{tokens:.2g}"))
+    cells = cells.assign(budget=budget).drop_duplicates(["scale", "budget", "language"])
+    ks = np.unique(np.round(np.linspace(table["K"].min(), table["K"].max(), 21), 2))
+    grid = cells.merge(pd.DataFrame({"languages_trained": ks}), how="cross")
+    grid["target_tokens"] = grid["tokens"] / grid["languages_trained"]
+    grid["loss"] = found.predict(grid)["prediction"].to_numpy()
+    grid = grid.rename(columns={"languages_trained": "K"})
+    return grid[["scale", "params", "tokens", "language", "K", "loss"]].to_dict("records")
+
+
+def describe(
+    found: Fit, table: pd.DataFrame, level: float, notes: list[str], exposure: pd.DataFrame | None = None
+) -> tuple[dict, list[dict]]:
+    """The fit as a record: parameters with intervals, R², counts, notes; and a record for each point."""
+    name = found.law.name
+    parameters = [
+        _settled({"name": str(label), **row})
+        for label, row in found.interval(level).to_dict(orient="index").items()
+    ]
+    predicted = found.predict(table, exposure=exposure)["prediction"].to_numpy()
+    columns = ["run", "language", "scale", "params", "tokens", "target_tokens", "mixture"]
+    points = table[columns].assign(
+        law=name,
+        epochs=(table["target_tokens"] / table["target_unique"].where(table["target_unique"] > 0)).fillna(0),
+        K=1 + table["languages"].str.count(r"\+"),
+        observed=table["loss"],
+        predicted=predicted,
+    )
+    kept = np.isfinite(predicted)
+    law = {
+        "name": name,
+        "fitted": True,
+        "equation": found.law.equation,
+        "source": found.law.source,
+        "parameters": parameters,
+        "r2": found.r2,
+        "r2_within": within_r2(table["language"][kept], table["loss"][kept], predicted[kept]),
+        "points": len(table),
+        "groups": int(table["group"].nunique()),
+        "notes": [*notes, *found.notes],
+        "reason": "",
+        "saved": found.to_json(),
+    }
+    return law, points.to_dict("records")
+
+
+def _settled(parameter: dict) -> dict:
+    """The record, not identified where its interval does not hold its own estimate: the fit did not settle."""
+    if parameter["identified"] and not parameter["low"] <= parameter["estimate"] <= parameter["high"]:
+        reason = "its interval does not hold the estimate: some direction of the fit is flat"
+        return {**parameter, "identified": False, "reason": reason}
+    return parameter
+
+
+def within_r2(language: Any, observed: Any, predicted: Any) -> float:
+    """R² pooled over languages about each language's own mean: languages' different levels earn nothing."""
+    frame = pd.DataFrame({"language": np.asarray(language), "y": observed, "p": predicted})
+    centre = frame.groupby("language")["y"].transform("mean")
+    total = float(((frame["y"] - centre) ** 2).sum())
+    return float(1 - ((frame["y"] - frame["p"]) ** 2).sum() / total) if total > 0 else float("nan")
+
+
+def unfitted(name: str, reason: str) -> dict:
+    """The record of a law that this study cannot fit."""
+    return {"name": name, "fitted": False, "reason": reason, "parameters": [], "notes": [], "points": 0}

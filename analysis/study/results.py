@@ -1,0 +1,42 @@
+"""The fits that a study's results carry, so that decisions can be taken from laws.json alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from analysis.fitting.fit import from_json
+from analysis.fitting.result import Fit
+from mscale.errors import MscaleError
+
+
+def saved_fit(results: Mapping[str, Any], law: str) -> Fit | None:
+    """The fitted law of that name, or None where these results have none."""
+    text = results.get("fits", {}).get(law)
+    return None if text is None else from_json(text)
+
+
+def need_fit(results: Mapping[str, Any], law: str, what: str) -> Fit:
+    """As `saved_fit`; raises MscaleError saying which fit `what` needs and why it is missing."""
+    title = {"atlas": "ATLAS", "capacity": "capacity", "chinchilla": "Chinchilla"}[law]
+    record = results["laws"].get(law, {})
+    if not record.get("fitted"):
+        raise MscaleError(
+            f"{what} needs the {title} law, which is not fitted: {record.get('reason', 'no runs')}"
+        )
+    found = saved_fit(results, law)
+    if found is None:
+        raise MscaleError(
+            f"{what} needs the fitted {title} law itself, which these results do not hold: made by an older "
+            "mscale; run `mscale fit` again"
+        )
+    return found
+
+
+def results_range(results: Mapping[str, Any]) -> tuple[float, float]:
+    """The smallest and largest N of a study."""
+    sizes = [scale["params"] for scale in results["study"]["scales"]]
+    return float(min(sizes)), float(max(sizes))
+
+
+def main_matrix(results: dict) -> list[dict]:
+    """The cells of the matrix at the scale that the report shows."""
+    return [row for row in results["transfer"]["matrix"] if row["scale"] == results["transfer"]["scale"]]

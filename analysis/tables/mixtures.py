@@ -1,0 +1,68 @@
+"""What runs were trained on: their mixtures' languages and rates, and the one evaluation split of a table."""
+
+import numpy as np
+import pandas as pd
+
+from mscale.errors import MscaleError
+from mscale.observations import PHASES
+
+# A run whose share of a language is within this of 1/K counts as uniform over its K languages.
+UNIFORM_TOLERANCE = 0.02
+
+
+def describe_mixtures(observations: pd.DataFrame) -> pd.DataFrame:
+    """One row a run: what it trained on, how evenly, whether it repeats data and where it started.
+
+    Returns:
+      Columns run group scale params seed vocabulary init languages (tuple) K kind, repeats (the most
+      epochs of any evaluated language), tokens, flops. `kind` is mono, bilingual (50/50), uniform (K > 2
+      at equal shares) or mixed.
+    """
+    code, names = pd.factorize(observations["run"])
+    phase, phases = pd.factorize(observations["phase"])
+    rank = np.array([PHASES.index(name) for name in phases], dtype=int)[phase]
+    tokens, seen, unique, flops = (
+        observations[name].to_numpy(dtype=float)
+        for name in ("tokens", "target_tokens", "target_unique", "flops")
+    )
+    order = np.lexsort((rank, tokens, code))
+    last = order[np.append(np.diff(code[order]) != 0, True)] if len(order) else order
+    columns = ["group", "scale", "params", "seed", "vocabulary", "init", "tag", "mixture", "languages"]
+    runs = observations.iloc[last][columns].set_axis(pd.Index(names, name="run"))
+    runs["languages"] = runs["languages"].astype(object).str.split("+").map(tuple)
+    runs["K"] = runs["languages"].map(len).astype(int)
+    runs["tokens"] = observations["tokens"].to_numpy()[last]
+    runs["end_phase"] = observations["phase"].array[last]
+    # Shares at the run's last step, where the schedule's rounding (a few windows) matters least.
+    at_last = (tokens > 0) & (tokens == tokens[last][code]) & (seen > 0)
+    known = at_last & (unique > 0)
+    off = np.abs(seen[at_last] / tokens[at_last] - 1 / runs["K"].to_numpy()[code[at_last]])
+    runs["flops"] = _largest(code, flops, len(names))
+    even = _largest(code[at_last], off, len(names)) <= UNIFORM_TOLERANCE
+    kind = runs["K"].map(lambda count: {1: "mono", 2: "bilingual"}.get(count, "uniform"))
+    runs["kind"] = kind.where(even | (runs["K"] == 1), "mixed")
+    repeats = _largest(code[known], seen[known] / unique[known], len(names))
+    runs["repeats"] = np.where(np.isnan(repeats), 0.0, repeats)
+    return runs.reset_index()
+
+
+def _largest(code: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
+    """The largest value of each code, (count,); NaN where it has none."""
+    found = np.full(count, np.nan)
+    np.fmax.at(found, code, values)
+    return found
+
+
+def one_split(observations: pd.DataFrame, split: str | None) -> pd.DataFrame:
+    """The rows of one evaluation split; raises MscaleError where there are several and none is chosen."""
+    found = sorted(map(str, observations["split"].unique()))
+    if split is None and len(found) > 1:
+        split = "valid" if "valid" in found else None
+        if split is None:
+            raise MscaleError(
+                f"the table holds losses on the splits {', '.join(found)}, which are not comparable: choose one "
+                "(mscale transfer --split), or keep the rows of one"
+            )
+    if split is not None and split not in found:
+        raise MscaleError(f"no split {split!r} in the table; found {', '.join(found)}")
+    return observations if split is None else observations[observations["split"] == split]

@@ -1,0 +1,335 @@
+"""Observations and exposure as pandas tables: read, checked, and with what was left out counted.
+
+The columns are the contract of `mscale.observations`. A table from elsewhere needs only the columns of
+`REQUIRED`; what is filled in for it is said in the notes, so that nothing is defaulted unseen.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mscale.errors import MscaleError, nearest
+from mscale.observations import COLUMNS, EXPOSURE_COLUMNS, PHASES, UNSAID, scale_names
+
+REQUIRED = ("run", "params", "languages", "tokens", "phase", "language", "loss")
+_NUMBERS = [
+    "params",
+    "params_nonembedding",
+    "init_tokens",
+    "seed",
+    "step",
+    "tokens",
+    "lr",
+    "target_tokens",
+    "target_unique",
+    "loss",
+    "loss_se",
+    "bits_per_byte",
+    "unigram_normalized_loss",
+    "eval_tokens",
+    "eval_bytes",
+    "flops",
+]
+# Tokens a parameter below which one of the two is likely in another unit.
+FEW_TOKENS = 1e-3
+
+
+@dataclass(frozen=True)
+class StudyTables:
+    """What the analysis reads: observations, exposure, planted truth (or None) and notes on both."""
+
+    observations: pd.DataFrame
+    exposure: pd.DataFrame
+    truth: dict | None = None
+    notes: tuple[str, ...] = ()
+    exclusions: tuple[dict, ...] = field(default=())
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Reads a .parquet, .csv or .jsonl file.
+
+    Raises:
+      MscaleError: no such file, an unknown kind, or a damaged one.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MscaleError(f"{path}: no such table; run `mscale sweep` first, or check the path")
+    readers: dict[str, Any] = {
+        ".parquet": pd.read_parquet,
+        ".csv": lambda name: pd.read_csv(name, dtype={"scale": str, "run": str, "group": str}),
+        ".jsonl": lambda name: pd.read_json(name, lines=True, dtype={"scale": str}),
+    }
+    if path.suffix not in readers:
+        raise MscaleError(f"{path}: unknown kind of table {path.suffix!r}; expected .parquet, .csv or .jsonl")
+    try:
+        # keep_default_na stays on: but the language code `nan` (Min Nan) is text, see `_text`.
+        return readers[path.suffix](path)
+    except Exception as error:  # the readers raise dozens of kinds; all mean the same to the user
+        raise MscaleError(f"{path}: this table cannot be read ({error}); make it again") from error
+
+
+def read_study(path: str | Path, truth: str | Path | None = None) -> StudyTables:
+    """Reads a study's folder (observations.parquet or .csv, exposure beside it) or an observations file.
+
+    Args:
+      path: the folder that `mscale sweep` collects into, or one observations file.
+      truth: a `truth.json` of a generated corpus; the one beside the observations where not given.
+
+    Raises:
+      MscaleError: nothing to read, or a table that breaks the contract.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        found = [folder / f"observations{kind}" for kind in (".parquet", ".csv", ".jsonl")]
+        found = [name for name in found if name.exists()]
+        if not found:
+            raise MscaleError(
+                f"{path}: no observations.parquet or observations.csv; run `mscale sweep` first"
+            )
+        path = found[0]
+    observations, notes, exclusions = validate_observations(read_table(path), str(path))
+    exposure = pd.DataFrame(columns=list(EXPOSURE_COLUMNS))
+    for name in (folder / "exposure.parquet", folder / "exposure.csv", folder / "exposure.jsonl"):
+        if name.exists():
+            exposure = validate_exposure(read_table(name), str(name))
+            break
+    else:
+        exposure = exposure_of(observations)
+        notes.append(
+            "no exposure table: laws that count other languages' tokens cannot be fitted"
+            if exposure.empty
+            else "no exposure table: what runs trained on was read off the observations, which hold all of it"
+        )
+    truth_path = Path(truth) if truth is not None else folder / "truth.json"
+    planted = None
+    if truth_path.exists():
+        planted = json.loads(truth_path.read_text(encoding="utf-8"))
+    elif truth is not None:
+        raise MscaleError(f"{truth_path}: no such truth.json")
+    return StudyTables(observations, exposure, planted, tuple(notes), tuple(exclusions))
+
+
+def validate_observations(
+    frame: pd.DataFrame, source: str = "observations"
+) -> tuple[pd.DataFrame, list[str], list[dict]]:
+    """Checks an observations table and completes the columns a table from elsewhere may leave out.
+
+    Returns:
+      The table with all of `mscale.observations.COLUMNS`; notes on what was filled in or looks mixed;
+      and the exclusions, a list of {"what", "rows", "why"}.
+
+    Raises:
+      MscaleError: a required column is missing, or a value is not what its column holds.
+    """
+    frame, notes, exclusions = frame.copy(), [], []
+    missing = [name for name in REQUIRED if name not in frame.columns]
+    if missing:
+        hints = "".join(nearest(name, frame.columns) for name in missing[:1])
+        raise MscaleError(
+            f"{source}: column {missing[0]!r} is missing{hints} (missing in all: {', '.join(missing)}; needed at "
+            f"least: {', '.join(REQUIRED)}). `mscale sweep import` makes such a table of one with other columns"
+        )
+    if frame.empty:
+        raise MscaleError(f"{source}: the table has no rows; run `mscale sweep` first")
+    for name in (column for column in _NUMBERS if column in frame.columns):
+        numbers = pd.to_numeric(frame[name], errors="coerce")
+        bad = numbers.isna() & frame[name].notna()
+        if bad.any():
+            row = int(np.flatnonzero(bad.to_numpy())[0])
+            raise MscaleError(
+                f"{source}: row {row + 1}, column {name!r}: expected a number, "
+                f"found {frame[name].iloc[row]!r}"
+            )
+        frame[name] = _as_numpy(numbers)
+    if "scale" not in frame.columns:
+        sizes = frame["params"].where(frame["params"].between(1, np.inf, inclusive="left"), 1).astype("int64")
+        frame["scale"] = sizes.map(scale_names(sizes))
+        notes.append("scale was not given: taken as the number of parameters")
+    for name in ("run", "scale", "languages", "language", "phase"):
+        frame[name] = _text(frame[name])
+    unknown = sorted(set(frame["phase"].unique()) - set(PHASES))
+    if unknown:
+        raise MscaleError(
+            f"{source}: column 'phase' holds {unknown[0]!r}; expected one of {', '.join(PHASES)}"
+        )
+    for name in ("params", "tokens"):
+        bad = ~(frame[name].between(0 if name == "tokens" else 1, np.inf, inclusive="left"))
+        if bad.any():
+            row = int(np.flatnonzero(bad.to_numpy())[0])
+            raise MscaleError(
+                f"{source}: row {row + 1}, column {name!r}: expected a positive number, "
+                f"found {frame[name].iloc[row]:g}"
+            )
+    notes += _complete(frame, source)
+    _refuse_impossible(frame, source)
+    broken = ~np.isfinite(frame["loss"].to_numpy(dtype=float))
+    if broken.any():
+        runs = frame.loc[broken, "run"].nunique()
+        exclusions.append(
+            {"what": f"rows of {runs} run(s)", "rows": int(broken.sum()), "why": "the loss is not finite"}
+        )
+        frame = frame[~broken]
+    key = ["run", "step", "language", "split"]
+    repeated = frame.duplicated(key, keep="last")
+    if repeated.any():
+        others = frame.groupby(key, sort=False)["loss"].nunique()
+        clash = int((others > 1).sum())
+        why = "the same run, step, language and split twice: the later row is kept"
+        why += f" ({clash} times with another loss)" if clash else ""
+        exclusions.append({"what": "repeated rows", "rows": int(repeated.sum()), "why": why})
+        frame = frame[~repeated]
+    notes += _mixed(frame)
+    order = [*COLUMNS, *(name for name in frame.columns if name not in COLUMNS)]
+    return frame[order].reset_index(drop=True), notes, exclusions
+
+
+def validate_exposure(frame: pd.DataFrame, source: str = "exposure") -> pd.DataFrame:
+    """Checks the companion table; raises MscaleError naming the first column that is missing."""
+    missing = [name for name in EXPOSURE_COLUMNS if name not in frame.columns]
+    if missing:
+        raise MscaleError(
+            f"{source}: column {missing[0]!r} is missing; expected {' '.join(EXPOSURE_COLUMNS)}"
+        )
+    frame = frame.copy()
+    for name in ("run", "language"):
+        frame[name] = _text(frame[name])
+    for name in ("step", "tokens", "unique_tokens"):
+        frame[name] = _as_numpy(frame[name])
+    return frame
+
+
+def exposure_of(observations: pd.DataFrame) -> pd.DataFrame:
+    """The exposure that observations tell where every run is evaluated on all that it trains on; else no rows.
+
+    Returns: columns run step language tokens unique_tokens, as the companion table has them.
+    """
+    rows = observations[observations["tokens"] > 0]
+    key = ["run", "step"]
+    trained = rows[rows["target_tokens"] > 0].drop_duplicates([*key, "language"])
+    steps = rows.drop_duplicates(key).set_index(key)
+    told = trained.groupby(key).size().reindex(steps.index).fillna(0)
+    if not (told == steps["languages"].str.split("+").map(len)).all():
+        trained = trained.head(0)
+    table = trained[[*key, "language", "target_tokens", "target_unique"]]
+    return table.set_axis(list(EXPOSURE_COLUMNS), axis=1).reset_index(drop=True)
+
+
+def _as_numpy(column: pd.Series) -> pd.Series:
+    """A column that pandas holds as nullable (Int64, Float64) as NumPy would: NaN for `pd.NA`."""
+    if not pd.api.types.is_extension_array_dtype(column.dtype) or not pd.api.types.is_numeric_dtype(column):
+        return column
+    whole = pd.api.types.is_integer_dtype(column) and not column.hasnans
+    return pd.Series(column.to_numpy("int64" if whole else "float64", na_value=np.nan), index=column.index)
+
+
+def _text(column: pd.Series) -> pd.Series:
+    """Values as text; an empty cell of a language column is the code `nan` (Min Nan) that pandas ate."""
+    if column.dtype == object:  # 1, True and "1" may stand in one column
+        return column.map(lambda value: "nan" if value is None or value != value else str(value))
+    codes, values = pd.factorize(column)
+    words = np.array([*map(str, values), "nan"], dtype=object)
+    return pd.Series(words[codes], index=column.index, name=column.name)
+
+
+def _complete(frame: pd.DataFrame, source: str) -> list[str]:
+    """Fills the contract's columns that a table from elsewhere left out; says which and with what."""
+    notes: list[str] = []
+    if "target_tokens" not in frame.columns:
+        trained = frame["languages"].str.split("+")
+        if (trained.map(len) > 2).any():
+            most = frame.loc[trained.map(len) > 2, "languages"].iloc[0]
+            raise MscaleError(
+                f"{source}: column 'target_tokens' is missing; without it only runs of one language and of two in "
+                f"halves can be read, and there is a run of {most}: add the tokens of the evaluated language that "
+                "the run has seen"
+            )
+        inside = [language in names for language, names in zip(frame["language"], trained, strict=True)]
+        frame["target_tokens"] = np.where(inside, frame["tokens"] / trained.map(len), 0)
+        notes.append(
+            "target_tokens was not given: taken as all tokens of runs of one language, half of those of two"
+        )
+    fills: dict[str, Any] = {
+        **UNSAID,
+        "group": lambda: frame["run"],
+        "params_nonembedding": lambda: frame["params"],
+        "mixture": lambda: frame["languages"],
+        "step": lambda: frame["tokens"],
+        "lr": np.nan,
+        "target_unique": lambda: frame["target_tokens"],
+        "loss_se": 0.0,
+        "bits_per_byte": np.nan,
+        "unigram_normalized_loss": np.nan,
+        "eval_bytes": 0,
+        "flops": lambda: 6.0 * frame["params"] * frame["tokens"],
+    }
+    filled = [name for name in COLUMNS if name not in frame.columns]
+    for name in filled:
+        frame[name] = fills[name]() if callable(fills[name]) else fills[name]
+    if filled:
+        notes.append(
+            f"columns not in the table and filled in: {', '.join(filled)} (groups default to runs, data to "
+            "never repeated, starts to scratch, compute to 6ND)"
+        )
+    frame["init"] = _text(frame["init"].fillna("scratch")).replace("", "scratch")
+    frame["group"] = _text(frame["group"].fillna(frame["run"]))
+    return notes
+
+
+def _refuse_impossible(frame: pd.DataFrame, source: str) -> None:
+    """Refuses losses below zero, more tokens of a language than of all, and counts that fall as a run goes on."""
+    negative = frame["loss"] < 0
+    if negative.any():
+        row = int(np.flatnonzero(negative.to_numpy())[0])
+        raise MscaleError(
+            f"{source}: row {row + 1}, column 'loss': found {frame['loss'].iloc[row]:g}, expected nats per token, "
+            f"never negative ({int(negative.sum())} such rows); a unigram-normalised loss has a column of its own, "
+            "'unigram_normalized_loss'"
+        )
+    wrong = ~frame["target_tokens"].between(0, frame["tokens"] * 1.000001)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong.to_numpy())[0])
+        raise MscaleError(
+            f"{source}: row {row + 1}, column 'target_tokens': found {frame['target_tokens'].iloc[row]:g}, expected 0 "
+            f"to the row's tokens, {frame['tokens'].iloc[row]:g}: those of the evaluated language among them"
+        )
+    ordered = frame.sort_values(["run", "step", "tokens"], kind="stable")
+    fell = (ordered["tokens"].diff() < 0) & (ordered["run"] == ordered["run"].shift())
+    if fell.any():
+        at = int(np.flatnonzero(fell.to_numpy())[0])
+        before, after = ordered.iloc[at - 1], ordered.iloc[at]
+        raise MscaleError(
+            f"{source}: run {after['run']!r} has {before['tokens']:,.0f} tokens at step {before['step']:,.0f} and "
+            f"{after['tokens']:,.0f} at step {after['step']:,.0f}: tokens must not fall. A counter that began anew on "
+            "resuming? Count step × batch × sequence"
+        )
+
+
+def _mixed(frame: pd.DataFrame) -> list[str]:
+    """Notes on vocabularies and evaluation sets that differ between runs compared with each other."""
+    notes = []
+    if frame["vocabulary"].nunique() > 1:
+        notes.append(
+            f"{frame['vocabulary'].nunique()} vocabularies in one table: losses per token are compared "
+            "only between runs of the same vocabulary"
+        )
+    sizes = frame.groupby(["vocabulary", "language", "split"])["eval_tokens"].nunique()
+    if (sizes > 1).any():
+        language = sizes[sizes > 1].index[0][1]
+        notes.append(
+            f"evaluation sets differ in size between runs (first: {language}, {sizes.max()} sizes): "
+            "differences of loss carry that noise too"
+        )
+    longest = frame.groupby("run")[["tokens", "params"]].max()
+    short = longest["tokens"] < FEW_TOKENS * longest["params"]
+    if short.any():
+        run = short.index[short][0]
+        notes.append(
+            f"run {run} ends at {longest.loc[run, 'tokens']:,.0f} tokens for {longest.loc[run, 'params']:,.0f} "
+            "parameters: both are expected as plain counts, so check the units"
+        )
+    return notes

@@ -1,0 +1,106 @@
+"""Bilingual transfer scores read off pairs of curves, many pairs at once: `transfer` says what a score is."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from analysis.curves.curve import Curve, interval, reach, read
+
+# Reference budgets of a curve of scores.
+POINTS = 24
+# Numbers of a block that is computed at once: more would not stay in a core's cache.
+_BLOCK = 32_768
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores (m,) of a pair at reference tokens d (m,), with their interval and τ; NaN where there is none.
+
+    `status` is measured, bound or missing; `bound`, of bounds, at most or at least.
+    """
+
+    d: np.ndarray
+    score: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    tau: np.ndarray
+    status: np.ndarray
+    bound: np.ndarray
+
+
+def nothing(d: np.ndarray | None) -> Scores:
+    """No score at all at d, or at no particular d: all missing."""
+    d = np.array([np.nan]) if d is None else d
+    empty, none = np.full(len(d), np.nan), np.full(len(d), "")
+    return Scores(d, empty, empty, empty, empty, np.full(len(d), "missing"), none)
+
+
+def scores_of(
+    pairs: Sequence[tuple[Curve, Curve, np.ndarray | None]], phase: str, level: float
+) -> list[Scores]:
+    """The scores of pairs: curves of the target alone and of both, and d (m,) or None for the default.
+
+    By default d is `POINTS` budgets over the curve alone; of cooled curves those at which it has the loss of each
+    cooled budget of both (none, where they never meet).
+    """
+    alike: dict[tuple, list[int]] = {}
+    for index, (alone, both, d) in enumerate(pairs):
+        key = (alone.knots.tobytes(), both.knots.tobytes(), None if d is None else d.tobytes())
+        alike.setdefault(key, []).append(index)
+    found: dict[int, Scores] = {}
+    for indices in alike.values():
+        alone, both, d = pairs[indices[0]]
+        points = len(d) if d is not None else len(both.knots) if phase == "end" else POINTS
+        size = max(_BLOCK // (len(alone.values) * points), 1)
+        for start in range(0, len(indices), size):
+            part = indices[start : start + size]
+            block = _block([pairs[i][0] for i in part], [pairs[i][1] for i in part], d, phase, level)
+            found |= zip(part, block, strict=True)
+    return [found[index] for index in range(len(pairs))]
+
+
+def _block(
+    alone: Sequence[Curve], both: Sequence[Curve], given: np.ndarray | None, phase: str, level: float
+) -> Iterator[Scores]:
+    """The scores of pairs whose curves have the same knots."""
+    if given is not None:
+        d = np.tile(given, (len(alone), 1))
+    elif phase == "end":
+        d = _same_loss(alone, both)
+    else:
+        d = np.tile(np.geomspace(alone[0].first, alone[0].last, POINTS), (len(alone), 1))
+    losses = read(alone, d)
+    sigma = reach(both, losses)
+    with np.errstate(invalid="ignore"):
+        scores = 2 - sigma / d[:, None]
+    draws = scores[:, 1:].swapaxes(0, 1)
+    low, high = (ends.reshape(d.shape) for ends in interval(draws.reshape(len(draws), -1), level))
+    score, sigma, outside = scores[:, 0], sigma[:, 0], np.isnan(losses[:, 0])
+    never, early = np.isposinf(sigma), sigma == 0
+    measured = ~(outside | never | early)
+    most, least = 2 - both[0].last / d, 2 - both[0].first / d
+    score = np.select([outside, never, early], [np.nan, most, least], score)
+    # A draw that never reaches the loss bounds the score from above only: that side stays open.
+    bottom = np.where(low < 2, np.minimum(low, least), least)
+    low = np.where(early, bottom, np.where(np.isfinite(low) & measured, low, np.nan))
+    top = np.where(np.isfinite(high), np.maximum(high, most), most)
+    high = np.where(never, top, np.where(np.isfinite(high) & (high < 2) & measured, high, np.nan))
+    tau = np.full(d.shape, np.nan)
+    known = measured & (score < 2)
+    tau[known] = score[known] / (2 - score[known])
+    status = np.select([outside, never | early], ["missing", "bound"], "measured")
+    bound = np.select([never, early], ["at most", "at least"], "")
+    for row in range(len(d)):
+        there = slice(None) if given is not None or phase != "end" else np.isfinite(d[row])
+        yield Scores(*(table[row][there] for table in (d, score, low, high, tau, status, bound)))
+
+
+def _same_loss(alone: Sequence[Curve], both: Sequence[Curve]) -> np.ndarray:
+    """d (B, m) at which each curve alone has the loss of each point of both; NaN where it never has."""
+    alone, both = (
+        [replace(curve, values=curve.values[:1], slopes=curve.slopes[:1]) for curve in curves]
+        for curves in (alone, both)
+    )
+    d = reach(alone, read(both, np.tile(both[0].points.tokens, (len(both), 1))))[:, 0]
+    return np.where(np.isfinite(d) & (d > 0), d, np.nan)
