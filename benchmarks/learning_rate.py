@@ -16,9 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mixtures.pack import pack
-from mscale import observations, synthetic, train
-from mscale.vocabulary import byte_vocabulary
+from mixtures.packing.pack import pack
+from mixtures.synthetic import generate
+from mscale import observations, train
+from mscale.data.vocabulary import byte_vocabulary
 
 SCALES = ("nano0", "nano1", "nano2", "nano3")
 RATES = (0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04)
@@ -90,7 +91,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        synthetic.generate(folder / "corpus", ["aa"], 1, 2_000_000)
+        generate.generate(folder / "corpus", ["aa"], 1, 2_000_000)
         pack(folder / "corpus", folder / "store", byte_vocabulary(), processes=1, valid_tokens=20_000)
         points = [
             final_loss(folder, scale, rule, rate, arguments.steps)

@@ -31,17 +31,14 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={chips}"
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from mscale import (
-    model,
-    optimizer,
-    partitioning,
-    scales,  # noqa: E402
-)
-from mscale import step as training  # noqa: E402
-from sweeps import memory  # noqa: E402
+from mscale import scales  # noqa: E402
+from mscale.models import decoder, partitioning  # noqa: E402
+from mscale.training import optimizer  # noqa: E402
+from mscale.training import step as training  # noqa: E402
+from sweeps.cost import memory  # noqa: E402
 
 shape = scales.get(arguments.scale)
-config = model.ModelConfig(
+config = decoder.ModelConfig(
     shape, arguments.vocabulary, compute_dtype=arguments.dtype, remat=arguments.remat, attention="einsum"
 )
 mesh = partitioning.mesh(*arguments.mesh)

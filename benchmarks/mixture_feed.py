@@ -94,9 +94,9 @@ def warm(folder: str) -> None:
 
 
 def ours(store: str, corpus: str, seconds: float) -> dict[str, Any]:
-    from mscale import feed, schedule
-    from mscale.mixture import resolve
-    from mscale.store import open_store
+    from mscale.data import feed, schedule
+    from mscale.data.mixture import resolve
+    from mscale.data.store import open_store
 
     languages = 0
 
@@ -162,7 +162,7 @@ def grain(store: str, corpus: str, seconds: float) -> dict[str, Any]:
     import grain as library
     import numpy as np
 
-    from mscale.store import open_store
+    from mscale.data.store import open_store
 
     class Windows:
         def __init__(self, tokens: np.ndarray):
@@ -199,7 +199,7 @@ def seqio_mixture(count: int) -> Callable[[str, str, float], dict[str, Any]]:
         import seqio
 
         import mixtures.registry
-        from mscale.store import open_store
+        from mscale.data.store import open_store
 
         gin.parse_config(f'corpora.synthetic = "{corpus}"')
         opened = open_store(store)
@@ -225,8 +225,9 @@ def seqio_mixture(count: int) -> Callable[[str, str, float], dict[str, Any]]:
 
 
 def simulated(store: str, corpus: str, seconds: float) -> dict[str, Any]:
-    from mscale import languages, schedule
-    from mscale.mixture import Mixture
+    from mscale import languages
+    from mscale.data import schedule
+    from mscale.data.mixture import Mixture
 
     start = time.perf_counter()
     rates = languages.published_rates()
@@ -257,7 +258,7 @@ def simulated(store: str, corpus: str, seconds: float) -> dict[str, Any]:
 def limit(store: str, corpus: str, seconds: float) -> dict[str, Any]:
     import numpy as np
 
-    from mscale.store import open_store
+    from mscale.data.store import open_store
 
     opened = open_store(store)
     tokens = np.concatenate([opened.train(name) for name in opened.languages])
@@ -357,8 +358,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mscale-bench-") as folder:
         store = arguments.store or folder + "/store"
         if not Path(store, "store.json").exists():
-            from mixtures.pack import pack
-            from mscale.vocabulary import byte_vocabulary
+            from mixtures.packing.pack import pack
+            from mscale.data.vocabulary import byte_vocabulary
 
             pack(arguments.corpus, store, byte_vocabulary())
         results = {}

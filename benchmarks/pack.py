@@ -19,9 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from mixtures.inputs import Input, documents, find
-from mixtures.pack import pack
-from mscale.vocabulary import Vocabulary, byte_vocabulary, load_vocabulary
+from mixtures.packing.inputs import Input, documents, find
+from mixtures.packing.pack import pack
+from mscale.data.vocabulary import Vocabulary, byte_vocabulary, load_vocabulary
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "corpora" / "madlad_mini"
 

@@ -32,7 +32,7 @@ from analysis.report import report
 from analysis.study import analyse
 from analysis.tables.observations import read_study
 from analysis.validation import planted_study
-from mscale.vega import scripts
+from analysis.vega import scripts
 
 
 def plant(folder: Path, languages: int, pairs: float, seed: int) -> None:

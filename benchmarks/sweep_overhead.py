@@ -17,11 +17,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from mixtures.pack import pack
-from mscale.store import Store
-from mscale.synthetic import generate
-from mscale.vocabulary import byte_vocabulary
-from sweeps import grid, local
+from mixtures.packing.pack import pack
+from mixtures.synthetic.generate import generate
+from mscale.data.store import Store
+from mscale.data.vocabulary import byte_vocabulary
+from sweeps import grid
+from sweeps.executors import local
 
 BATCH, SEQUENCE = 4, 128
 

@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mscale import allocator, model, optimizer, scales, tracking
-from mscale import step as training
+from mscale import chips, scales
+from mscale.models import decoder
+from mscale.training import optimizer, runtime
+from mscale.training import step as training
 
 
 class Case(NamedTuple):
@@ -84,8 +86,8 @@ def matrix_rate(dtype: str, seconds: float = 0.5) -> float:
 
 def make_step(case: Case, dispatch: int, **options: Any) -> tuple[Step, float, int]:
     """Returns a call of ``dispatch`` steps that waits for their losses, compile seconds, and bytes held."""
-    config = model.ModelConfig(case.shape, case.vocab_size, **options)
-    params = model.init_params(config, jax.random.key(0))
+    config = decoder.ModelConfig(case.shape, case.vocab_size, **options)
+    params = decoder.init_params(config, jax.random.key(0))
     state = {"params": params, "optimizer": training.zero_moments(params)}
     size = dispatch, case.batch_size, case.sequence_length
     targets = np.random.default_rng(0).integers(3, case.vocab_size, size).astype(np.int32)
@@ -192,7 +194,7 @@ def measure(
         "tokens_per_second": case.tokens * dispatch / best,
         "model_flops_per_second": rate,
         "share_of_matrix_rate": rate / peak,
-        "share_of_data_sheet": rate / sheet if (sheet := tracking.peak_flops()) else None,
+        "share_of_data_sheet": rate / sheet if (sheet := chips.peak_flops()) else None,
         "compile_seconds": compile_seconds,
         "held_bytes": held,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -216,7 +218,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--dtype", default="float32" if on_cpu else "bfloat16")
-    parser.add_argument("--remat", default="none", choices=model.REMAT_POLICIES)
+    parser.add_argument("--remat", default="none", choices=decoder.REMAT_POLICIES)
     parser.add_argument(
         "--dispatch", type=int, default=8 if on_cpu else 1, help="steps, as in the train loop"
     )
@@ -226,7 +228,7 @@ def main() -> None:
     if arguments.torch and importlib.util.find_spec("torch") is None:
         parser.error("--torch compares with PyTorch, which is not installed: pip install torch")
     if on_cpu:
-        allocator.keep_freed_pages()  # as the train loop does
+        runtime.keep_freed_pages()  # as the train loop does
     peak = matrix_rate(arguments.dtype)
     if arguments.torch and on_cpu:
         peak = max(peak, torch_matrix_rate())

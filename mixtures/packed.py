@@ -15,10 +15,10 @@ import seqio
 import tensorflow as tf
 
 from mixtures import tasks
-from mscale.mixture import resolve
+from mscale.data.mixture import resolve
+from mscale.data.schedule import MAX_ROWS, Schedule, single
+from mscale.data.store import Store
 from mscale.remote import Url, connect
-from mscale.schedule import MAX_ROWS, Schedule, single
-from mscale.store import Store
 
 _ROWS_AT_ONCE = 64
 

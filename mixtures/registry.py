@@ -29,7 +29,7 @@ from typing import Any
 import seqio
 
 from mixtures import packed, tasks
-from mscale import mixture as mixtures
+from mscale.data import mixture as mixtures
 
 # Corpus → (one language as a task, its languages)
 _TEXT: dict[str, tuple[Callable[[str, str], seqio.Task], Callable[[], tuple[str, ...]]]] = {

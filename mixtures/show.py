@@ -21,11 +21,11 @@ import numpy as np
 from rich.table import Table
 
 from mscale import languages as inventory
+from mscale.data.mixture import Mixture
+from mscale.data.store import Store
+from mscale.data.vocabulary import load_vocabulary
 from mscale.errors import MscaleError
 from mscale.files import atomic_write
-from mscale.mixture import Mixture
-from mscale.store import Store
-from mscale.vocabulary import load_vocabulary
 
 _SAMPLE_TOKENS = 2_000  # decoded to tell the script
 _MANY_EPOCHS = 4.0  # beyond it a repeated token is worth markedly less (Muennighoff et al. 2023)

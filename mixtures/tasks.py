@@ -26,12 +26,12 @@ import gin
 import seqio
 import tensorflow as tf
 
-from mixtures import inputs
+from mixtures.packing import inputs
 from mscale import languages as inventory
+from mscale.data.store import Store, open_store
+from mscale.data.vocabulary import SentencePieceVocabulary, load_vocabulary
 from mscale.errors import MscaleError, nearest
 from mscale.remote import Url, connect, location
-from mscale.store import Store, open_store
-from mscale.vocabulary import SentencePieceVocabulary, load_vocabulary
 
 FILES_AT_ONCE = 8  # read side by side when shuffling
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from mixtures.inputs import Input, documents, find
-from mscale import sampling
+from mixtures.packing.inputs import Input, documents, find
+from mscale.data import sampling
+from mscale.data.vocabulary import EOS_ID, PAD_ID, UNK_ID, SentencePieceVocabulary, load_vocabulary
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, locked, read_json
 from mscale.progress import progress
-from mscale.vocabulary import EOS_ID, PAD_ID, UNK_ID, SentencePieceVocabulary, load_vocabulary
 
 BYTE_PIECES = 256
 RECIPE = "recipe.json"  # beside vocabulary.json: what it was asked for

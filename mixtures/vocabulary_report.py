@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from mixtures.inputs import documents, find
-from mscale import corpus as corpora
+from mixtures.packing.inputs import documents, find
+from mscale.data.parallel_text import parallel_text
+from mscale.data.vocabulary import Vocabulary, describe
 from mscale.errors import MscaleError, nearest
 from mscale.progress import progress
-from mscale.vocabulary import Vocabulary, describe
 
 # Scripts that do not write a space between words: a "word" of theirs would be a sentence.
 UNSPACED = frozenset(
@@ -130,47 +130,6 @@ def tables(report: Report) -> list[Any]:
     return made
 
 
-def parallel_text(path: str | os.PathLike) -> dict[str, list[str]]:
-    """Reads text that says the same in every language, line by line: ``{code: lines}``, sorted by code.
-
-    Raises:
-      MscaleError: no such text there, a bad file, or languages with different numbers of lines.
-    """
-    path = Path(path)
-    for folder, pattern in (
-        (path / "parallel", "*.jsonl.gz"),
-        (path, "*.jsonl.gz"),
-        (path / "devtest", "*.devtest"),
-        (path / "dev", "*.dev"),
-        (path, "*.devtest"),
-        (path, "*.dev"),
-    ):
-        files = sorted(folder.glob(pattern)) if folder.is_dir() else []
-        if files:
-            break
-    else:
-        raise MscaleError(
-            f"{path}: found no parallel text; expected parallel/<code>.jsonl.gz (mscale corpus writes it), or "
-            "devtest/<code>.devtest or dev/<code>.dev as Flores has it; check the path"
-        )
-    text = {file.name.split(".")[0]: _lines(file) for file in files}
-    counts = Counter(map(len, text.values()))
-    usual = counts.most_common(1)[0][0]
-    if len(counts) > 1:
-        odd = ", ".join(
-            f"{file.name} ({len(text[file.name.split('.')[0]]):,})"
-            for file in files
-            if len(text[file.name.split(".")[0]]) != usual
-        )
-        raise MscaleError(
-            f"{folder}: parallel text needs as many lines in each language; most have {usual:,}, but not {odd}; "
-            "copy these files again or take them out"
-        )
-    if not usual:
-        raise MscaleError(f"{folder}: the parallel files are empty; copy them again")
-    return text
-
-
 @functools.lru_cache(maxsize=1 << 16)
 def script_of(character: str) -> str | None:
     """Unicode script of a letter by its name, "Latin" for "é"; None for what is no letter."""
@@ -187,17 +146,6 @@ def main_script(text: str) -> str | None:
     """The script of most letters of ``text``, None without letters."""
     counts = Counter(filter(None, map(script_of, text)))
     return min(counts, key=lambda script: (-counts[script], script)) if counts else None
-
-
-def _lines(file: Path) -> list[str]:
-    if file.name.endswith(".jsonl.gz"):
-        return list(corpora.documents(file))
-    try:
-        return file.read_bytes().decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise MscaleError(f"{file}: not UTF-8 at byte {error.start}; convert the file") from None
-    except OSError as error:
-        raise MscaleError(f"{file}: cannot be read ({error.strerror or error}); copy it again") from None
 
 
 def _beginning(texts: Iterator[str], size: int) -> list[str]:

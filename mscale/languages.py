@@ -106,5 +106,5 @@ def script(text: str, characters: int = 20_000) -> str:
 
 
 def _rows(name: str) -> list[dict[str, str]]:
-    text = resources.files("mscale.data").joinpath(name).read_text(encoding="utf-8")
+    text = resources.files("mscale").joinpath("data", name).read_text(encoding="utf-8")
     return list(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))

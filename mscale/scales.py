@@ -27,7 +27,7 @@ class Shape:
 
 
 def _atlas() -> tuple[dict[int, Shape], dict[int, int]]:
-    text = resources.files("mscale.data").joinpath("atlas_scales.csv").read_text(encoding="utf-8")
+    text = resources.files("mscale").joinpath("data", "atlas_scales.csv").read_text(encoding="utf-8")
     shapes, counts = {}, {}
     for row in csv.DictReader(line for line in text.splitlines() if not line.startswith("#")):
         fields = {name: int(value) for name, value in row.items()}

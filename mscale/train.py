@@ -9,14 +9,13 @@ writes what it leaves, ``hosts`` joins several processes.
 
 import contextlib
 import json
-import math
 import os
 import signal
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,22 +23,16 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mscale import (
-    allocator,
-    checkpoints,
-    compile_cache,
-    evaluate,
-    feed,
-    hosts,
-    launch,
-    partitioning,
-    tracking,
-)
+from mscale import launch
+from mscale.data import feed
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_write, read_json, writing
+from mscale.models import partitioning
 from mscale.progress import progress
-from mscale.recorder import Recorder, is_done
-from mscale.settings import (
+from mscale.training import checkpoints, distributed, evaluation, runtime, tracking
+from mscale.training.metrics import Unread, _not_shown
+from mscale.training.recorder import Recorder, is_done
+from mscale.training.settings import (
     Run,
     Settings,
     check_agrees,
@@ -49,7 +42,14 @@ from mscale.settings import (
     join_hosts,
     prepare,
 )
-from mscale.step import abstract_state, compiled_steps, initialiser, place, state_shardings, zero_moments
+from mscale.training.step import (
+    abstract_state,
+    compiled_steps,
+    initialiser,
+    place,
+    state_shardings,
+    zero_moments,
+)
 
 PREEMPTED = 143  # exit status: 128 + SIGTERM
 
@@ -144,10 +144,10 @@ def train(
     run_steps = compiled_steps(config, K, run.mesh, s.accumulate, run.rules)
     rows = run.batch_size // s.accumulate
     sharding = None if run.mesh is None else partitioning.batch_sharding(run.mesh, rows, dict(run.rules))
-    held_out = evaluate.held_out(
+    held_out = evaluation.held_out(
         run.store, run.eval_languages, s.sequence_length, rows, s.eval_tokens, sharding=sharding
     )
-    agreement = hosts.Agreement(run.mesh, stop)
+    agreement = distributed.Agreement(run.mesh, stop)
     key = jax.random.key(s.seed)
     branch_points = frozenset(s.checkpoint_steps)
     saver = checkpoints.Saver(
@@ -180,7 +180,7 @@ def train(
                 computed.block_until_ready()
                 stopping = agreement.reached(asked)
             if step in run.eval_steps:
-                unread.evaluations.append((step, evaluate.dispatch(config, state["params"], held_out)))
+                unread.evaluations.append((step, evaluation.dispatch(config, state["params"], held_out)))
             saving = step in branch_points or step % s.checkpoint_every == 0 or step == s.steps or stopping
             if saving or step % s.log_every == 0:
                 unread.read(step)
@@ -192,65 +192,6 @@ def train(
                 saver.wait()
                 raise Preempted(f"SIGTERM at step {step}")
         saver.wait()
-
-
-class Unread:
-    """What the device was told to compute and nobody has read yet; read, checked and recorded at log points."""
-
-    def __init__(
-        self,
-        run: Run,
-        recorder: Recorder,
-        held_out: evaluate.HeldOut,
-        track: tracking.Track | None,
-        advance: Callable[..., None],
-    ):
-        """Starts empty at the recorder's step; ``advance`` moves the progress bar."""
-        self.run, self.recorder, self.held_out = run, recorder, held_out
-        self.track, self.advance = track, advance
-        self.steps: list[tuple[int, int, Any]] = []  # first step, steps, metrics on the device
-        self.evaluations: list[tuple[int, list[jax.Array]]] = []
-        self.clock = time.monotonic()
-
-    def read(self, step: int) -> None:
-        """Waits for all of it, and records it as of ``step`` if it is finite.
-
-        Raises:
-          MscaleError: a loss or gradient is not, naming the step.
-        """
-        recorder, done = self.recorder, step - self.recorder.step
-        values = jax.device_get([metrics for _, _, metrics in self.steps])
-        nats = jax.device_get([windows for _, windows in self.evaluations])
-        last: dict[str, float] = {}
-        rates = {}
-        for (first, count, _), metrics in zip(self.steps, values, strict=True):
-            check_finite(first, {name: metrics[name][:count] for name in metrics})
-            last = {name: float(metrics[name][count - 1]) for name in metrics}
-            rates[first + count] = last["lr"]
-        now = time.monotonic()
-        if now > self.clock and done:
-            recorder.tokens_per_second = done * self.run.step_tokens / (now - self.clock)
-        for (at, _), windows in zip(self.evaluations, nats, strict=True):
-            measured = evaluate.measure(windows, self.held_out)
-            bad = [name for name, value in measured.items() if not math.isfinite(value["loss"])]
-            if bad:
-                raise MscaleError(f"the evaluation loss of {bad[0]} became non-finite at step {at}")
-            recorder.add_observations(at, rates[at], measured)
-            if self.track:
-                self.track(at, {f"valid/{name}": value["loss"] for name, value in measured.items()})
-        if last:
-            recorder.add_metrics(step, last)
-            if self.track:
-                self.track(step, last | {"tokens_per_second": recorder.tokens_per_second})
-        speed = tracking.speed_note(self.run, recorder.tokens_per_second)
-        self.advance(done, note=f"{speed}, loss {last['loss']:.3f}" if last else speed)
-        self.clock, recorder.step = now, step
-        self.steps.clear()
-        self.evaluations.clear()
-
-
-def _not_shown(n: int = 1, note: str = "") -> None:
-    """Stands for the progress bar where there is none."""
 
 
 def dispatches(run: Run, start: int, K: int) -> Iterator[tuple[Any, int]]:
@@ -282,18 +223,6 @@ def dispatches(run: Run, start: int, K: int) -> Iterator[tuple[Any, int]]:
             targets = jax.make_array_from_process_local_data(sharding, targets, shape)
         yield targets, count
         step = stop
-
-
-def check_finite(first: int, metrics: Mapping[str, np.ndarray]) -> None:
-    """Raises an error naming the first step whose loss or gradient is not finite."""
-    bad = ~(np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"]))
-    if bad.any():
-        i = int(np.argmax(bad))
-        raise MscaleError(
-            f"step {first + i + 1}: the loss is {metrics['loss'][i]} and the gradient norm "
-            f"{metrics['grad_norm'][i]}; nothing after step {first + i} was recorded. Lower the learning "
-            "rate or lengthen the warmup, and start in another WORKDIR"
-        )
 
 
 def run_to_end(run: Run, stop: threading.Event | None = None) -> int:
@@ -343,14 +272,18 @@ def run_to_end(run: Run, stop: threading.Event | None = None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one training; returns the exit status (0 done, 1 an error that was printed, 143 preempted)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if {"--help", "-h"} & set(argv):
+        print(__doc__)
+        return 0
     try:
-        parsed = launch.parse(sys.argv[1:] if argv is None else argv)
+        parsed = launch.parse(argv)
         with launch.configured(parsed), _stopping_at_sigterm() as stop:
             settings = Settings()  # type: ignore[call-arg]  # from gin
             join_hosts()
             if jax.default_backend() == "cpu":
-                allocator.keep_freed_pages()
-            compile_cache.use(settings.compile_cache or os.environ.get("MSCALE_COMPILE_CACHE"))
+                runtime.keep_freed_pages()
+            runtime.use(settings.compile_cache or os.environ.get("MSCALE_COMPILE_CACHE"))
             run = prepare(settings)
             launch.check_used(parsed)
             if jax.process_index() == 0 and not is_done(run.workdir):
@@ -378,5 +311,5 @@ def _stopping_at_sigterm() -> Iterator[threading.Event]:
 
 
 if __name__ == "__main__":
-    with hosts.ending_together():
+    with distributed.ending_together():
         sys.exit(main())

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mscale import mixture, scales
+from mscale import scales
+from mscale.data import mixture
+from mscale.data.mixture import ATLAS, Sizes
+from mscale.data.mixture import parse as parse_mixture
 from mscale.errors import MscaleError, nearest
-from mscale.mixture import ATLAS, Sizes
-from mscale.mixture import parse as parse_mixture
 from sweeps import spec as specs
 from sweeps.spec import RunSpec
 from sweeps.study import Cell, Study, validate

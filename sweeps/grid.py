@@ -29,8 +29,8 @@ from typing import Any
 import gin
 
 from mscale import launch
+from mscale.data.store import Store, open_store
 from mscale.errors import MscaleError
-from mscale.store import Store, open_store
 from sweeps import spec
 from sweeps.build import Recipe, Source, build
 from sweeps.study import Cell, Study

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from mscale.errors import MscaleError
-from sweeps import state
+from sweeps.executors import state
 
 COLUMNS = (
     "run TEXT PRIMARY KEY",

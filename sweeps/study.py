@@ -7,13 +7,14 @@ tags that ask for the same training share its trunk, so that monolingual baselin
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 from mscale.errors import MscaleError, nearest
 from sweeps import spec as specs
+from sweeps.run_graph import ordered
 from sweeps.spec import RunSpec
 
 
@@ -105,28 +106,6 @@ def validate(study: Study) -> None:
                 f"but that trunk has {study.by_id[run.parent or ''].steps} steps"
             )
     ordered(study.runs)
-
-
-def ordered(runs: Sequence[RunSpec]) -> list[RunSpec]:
-    """Runs with parents before children, otherwise as given.
-
-    Raises:
-      MscaleError: there is a cycle between parents.
-    """
-    by_id = {run.id: run for run in runs}
-    result: dict[str, RunSpec] = {}
-    for run in runs:
-        chain: list[RunSpec] = []
-        at: RunSpec | None = run
-        while at is not None and at.id not in result:
-            if at in chain:
-                names = " → ".join(one.id for one in [*chain[chain.index(at) :], at])
-                raise MscaleError(f"the runs' parents form a cycle: {names}; a run cannot start from itself")
-            chain.append(at)
-            at = by_id.get(at.parent) if at.parent else None
-        for one in reversed(chain):
-            result[one.id] = one
-    return list(result.values())
 
 
 def to_json(study: Study) -> dict[str, Any]:

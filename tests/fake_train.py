@@ -12,7 +12,7 @@ from pathlib import Path
 from mscale.errors import MscaleError
 from mscale.files import atomic_json
 from mscale.observations import append_rows, truncate_rows
-from sweeps import worker
+from sweeps.executors import run_folder
 
 
 def main(argv: list[str]) -> int:
@@ -25,11 +25,11 @@ def main(argv: list[str]) -> int:
     for name in ("BRANCH_FROM", "INIT_FROM"):
         if name in config:
             parent = Path(config[name].partition("@")[0])
-            if worker.read_status(parent).get("state") != "done":
+            if run_folder.read_status(parent).get("state") != "done":
                 raise MscaleError(f"{parent}: not done, yet {config['RUN']} was started")
     if "BRANCH_FROM" in config:
         start = config["STEPS"] - config["DECAY_STEPS"]
-    status = worker.read_status(folder)
+    status = run_folder.read_status(folder)
     if status.get("state") == "done":
         return 0
     step = max(start, int(status.get("step") or 0))

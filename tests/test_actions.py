@@ -11,7 +11,8 @@ from test_study import cell, make
 
 from mscale.errors import MscaleError
 from mscale.files import atomic_json
-from sweeps import actions, local, mirror, spec, state
+from sweeps import mirror, spec
+from sweeps.executors import actions, local, state
 
 
 def test_a_log_begins_with_how_the_run_ended(tmp_path, monkeypatch):

@@ -7,8 +7,10 @@ import pytest
 
 from mscale import languages, scales
 from mscale.errors import MscaleError
-from sweeps import bill, planner, studies
-from sweeps.identify import identify, statement
+from sweeps import studies
+from sweeps.cost import bill as planner
+from sweeps.cost import plan_table
+from sweeps.cost.identification import identify, statement
 from sweeps.studies import affordable, assumed
 from sweeps.studies.atlas import L_TARGET, NOT_NAMED, PRINTED, S_PART, atlas
 
@@ -82,7 +84,7 @@ def test_ids_do_not_depend_on_the_process(study):
 def test_planning_takes_less_than_five_seconds():
     started = time.process_time()
     found = atlas()
-    bill.plan_table(found, accelerator="v5p", slices=8, printed=PRINTED, statements=False)
+    plan_table.plan_table(found, accelerator="v5p", slices=8, printed=PRINTED, statements=False)
     assert time.process_time() - started < 5
 
 
@@ -91,7 +93,7 @@ def test_plan_shows_printed_cells_beside_trainings_and_says_what_is_assumed(stud
 
     console = Console(width=220, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     options = {"accelerator": "v5p", "slices": 8, "printed": PRINTED, "statements": False}
-    console.print(bill.plan_table(study, **options))
+    console.print(plan_table.plan_table(study, **options))
     text = console.export_text()
     total = next(line for line in text.splitlines() if "total" in line)
     assert "774" in total and "764" in total and "686" in total
@@ -173,7 +175,7 @@ def test_unknown_study_is_named():
 
 
 def test_chart_adds_up_to_the_bill(study):
-    chart = bill.bill_chart(study, "v5p").to_dict()
+    chart = plan_table.bill_chart(study, "v5p").to_dict()
     hours = sum(row["value"] for row in chart["data"]["values"])
     assert hours == pytest.approx(planner.device_hours(planner.plan(study).total.flops, "v5p"))
     assert len({row["scale"] for row in chart["data"]["values"]}) == 20

@@ -6,15 +6,15 @@ import time
 
 import pytest
 
+from analysis import second_process
 from analysis.study import analyse
 from analysis.validation import planted_study
-from mscale import beside
 from mscale.errors import MscaleError
 
 
 @pytest.fixture
 def two(monkeypatch):
-    monkeypatch.setattr(beside, "cpu_count", lambda: 2)
+    monkeypatch.setattr(second_process, "cpu_count", lambda: 2)
 
 
 def test_answers_are_the_same_with_one_process_and_with_two(monkeypatch, two):
@@ -29,7 +29,7 @@ def test_answers_are_the_same_with_one_process_and_with_two(monkeypatch, two):
 
 def test_work_goes_on_beside_in_another_process(two):
     started = time.perf_counter()
-    process, slept = beside.Beside(True)(os.getpid), beside.Beside(True)(time.sleep, 0.5)
+    process, slept = second_process.Beside(True)(os.getpid), second_process.Beside(True)(time.sleep, 0.5)
     assert process() != os.getpid()
     waited = time.perf_counter()
     slept()
@@ -37,20 +37,20 @@ def test_work_goes_on_beside_in_another_process(two):
 
 
 def test_without_a_second_core_or_enough_work_all_is_done_here(monkeypatch, two):
-    assert beside.Beside(False)(os.getpid)() == os.getpid()
-    monkeypatch.setattr(beside, "cpu_count", lambda: 1)
-    assert beside.Beside(True)(os.getpid)() == os.getpid()
+    assert second_process.Beside(False)(os.getpid)() == os.getpid()
+    monkeypatch.setattr(second_process, "cpu_count", lambda: 1)
+    assert second_process.Beside(True)(os.getpid)() == os.getpid()
 
 
 def test_what_fails_there_is_raised_here(two):
     with pytest.raises(ZeroDivisionError):
-        beside.Beside(True)(operator.truediv, 1, 0)()
+        second_process.Beside(True)(operator.truediv, 1, 0)()
 
 
 def test_a_process_ended_from_outside_is_told_and_the_next_one_works(two):
     with pytest.raises(MscaleError, match="want of memory"):
-        beside.Beside(True)(os._exit, 1)()
-    assert beside.Beside(True)(operator.add, 1, 2)() == 3
+        second_process.Beside(True)(os._exit, 1)()
+    assert second_process.Beside(True)(operator.add, 1, 2)() == 3
 
 
 def test_where_no_process_can_be_started_all_is_done_here(monkeypatch, two):
@@ -62,5 +62,5 @@ def test_where_no_process_can_be_started_all_is_done_here(monkeypatch, two):
         raise OSError(38, "Function not implemented")
 
     for started in (lambda **_: Full(), without_semaphores):
-        monkeypatch.setattr(beside, "get_reusable_executor", started)
-        assert beside.Beside(True)(os.getpid)() == os.getpid()
+        monkeypatch.setattr(second_process, "get_reusable_executor", started)
+        assert second_process.Beside(True)(os.getpid)() == os.getpid()

@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mscale import checkpoints
 from mscale.errors import MscaleError
+from mscale.training import checkpoints
 
 
 def state(seed=0):

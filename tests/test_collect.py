@@ -8,8 +8,9 @@ import pytest
 from test_local import FAKE, _path, small  # noqa: F401
 
 from mscale.observations import COLUMNS, EXPOSURE_COLUMNS, read_jsonl
-from sweeps import local, spec, state
-from sweeps.collect import collect
+from sweeps import spec
+from sweeps.collecting.collect import collect
+from sweeps.executors import local, state
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ TABLES = ("observations.parquet", "observations.csv", "exposure.parquet", "expos
 
 
 def test_only_what_changed_is_read_again(root, monkeypatch):
-    from sweeps import collect as module
+    from sweeps.collecting import collect as module
 
     whole = collect(root)
     before = [(root / name).read_bytes() for name in TABLES]
@@ -133,8 +134,9 @@ def test_a_run_that_is_no_longer_done_leaves_the_tables(root):
 
 
 def test_what_missing_cells_make_unanswerable_is_said():
-    from sweeps import planner, studies
-    from sweeps.identify import unanswerable
+    from sweeps import studies
+    from sweeps.cost import bill
+    from sweeps.cost.identification import unanswerable
 
     study = studies.make("gpu-day")
     assert unanswerable(study, []) == []
@@ -143,7 +145,7 @@ def test_what_missing_cells_make_unanswerable_is_said():
     assert line.startswith("Does not identify the atlas law") and "lambda" in line
     continued = [run.id for run in study.runs if run.tag == "continue"]
     assert any("pretrain-or-continue" in line for line in unanswerable(study, continued))
-    assert planner.plan(study).total.runs == len(study.runs)
+    assert bill.plan(study).total.runs == len(study.runs)
 
 
 @pytest.mark.slow

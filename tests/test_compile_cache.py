@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mscale import compile_cache
+from mscale.training import runtime
 
 CODE = """
 import logging, sys
@@ -57,6 +57,6 @@ def test_a_damaged_entry_is_written_again(tmp_path, damage):
 
 def test_entries_being_written_are_left_alone(tmp_path):
     (tmp_path / "a-cache").write_bytes(b"half")
-    assert compile_cache.remove_damaged(tmp_path) == []
+    assert runtime.remove_damaged(tmp_path) == []
     os.utime(tmp_path / "a-cache", (1, 1))
-    assert compile_cache.remove_damaged(tmp_path) == ["a-cache"]
+    assert runtime.remove_damaged(tmp_path) == ["a-cache"]

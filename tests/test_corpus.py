@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mscale import corpus
+from mscale.data import corpus
 from mscale.errors import MscaleError
 
 GOOD = [

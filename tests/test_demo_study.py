@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from test_study import FakeStore
 
 from mscale.errors import MscaleError
-from sweeps import planner
-from sweeps.identify import identify
+from sweeps.cost import bill
+from sweeps.cost.identification import identify
 from sweeps.studies.demo import SCALES, TOKENS, choose_pairs, demo
 
 SIX = ("aa", "ab", "ac", "ba", "bb", "bc")
@@ -26,7 +26,7 @@ def cells(planned, tag):
 
 def test_cells_are_what_the_issue_lists():
     planned = study()
-    plan = planner.plan(planned)
+    plan = bill.plan(planned)
     assert plan.total.runs >= 30 and not planned.notes
     anchors = {cell.mixture for cell in cells(planned, "mono") if cell.scale == "nano0"}
     assert len(anchors) == 2 and len({FAMILIES[one] for one in anchors}) == 2

@@ -9,11 +9,14 @@ import tiny_store
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mscale import evaluate, loss, model, scales
+from mscale import scales
 from mscale.errors import MscaleError
+from mscale.models import decoder, loss
+from mscale.models import loss as loss_
+from mscale.training import evaluation
 
 B, S, V = 4, 16, 259
-CONFIG = model.ModelConfig(scales.get("nano0"), V)
+CONFIG = decoder.ModelConfig(scales.get("nano0"), V)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def params():
-    return model.init_params(CONFIG, jax.random.key(0))
+    return decoder.init_params(CONFIG, jax.random.key(0))
 
 
 @given(
@@ -33,7 +36,7 @@ def params():
 def test_chosen_documents_are_whole_and_within_the_limit(lengths, tokens):
     lengths = np.array(lengths)
     index = np.stack([np.cumsum(lengths) - lengths, lengths, lengths], axis=1)
-    chosen = evaluate.choose_documents(index, tokens)
+    chosen = evaluation.choose_documents(index, tokens)
     assert sorted(set(chosen)) == chosen
     total = lengths[chosen].sum()
     if len(chosen) > 1 or total <= tokens:
@@ -47,12 +50,12 @@ def test_chosen_documents_are_whole_and_within_the_limit(lengths, tokens):
 
 def test_losses_and_counts_equal_a_direct_computation(store, params):
     """Each window alone, without padding or grouping, from the documents themselves."""
-    data = evaluate.held_out(store, ("fr", "en"), S, B, 300)
-    measured = evaluate.measure(evaluate.dispatch(CONFIG, params, data), data)
+    data = evaluation.held_out(store, ("fr", "en"), S, B, 300)
+    measured = evaluation.measure(evaluation.dispatch(CONFIG, params, data), data)
     direct = jax.jit(loss.token_losses, static_argnums=0)
     for language in ("fr", "en"):
         flat, index = store.valid(language)
-        chosen = evaluate.choose_documents(index, 300)
+        chosen = evaluation.choose_documents(index, 300)
         ids = np.concatenate([flat[a : a + n] for a, n, _ in index[chosen]]).astype(np.int32)
         nats, tokens = [], []
         for start in range(0, len(ids), S):
@@ -85,52 +88,52 @@ def test_standard_error_is_the_spread_of_repeated_draws():
     for _ in range(400):
         lengths = np.append(np.full(39, 64), rng.integers(1, 64))
         sums = rng.normal(3.0, 0.4, 40) * lengths
-        language = evaluate.Language("en", 0, 40, int(lengths.sum()), 1, 0.0)
-        result = evaluate.measure([sums], evaluate.HeldOut((language,), (), lengths))["en"]
+        language = evaluation.Language("en", 0, 40, int(lengths.sum()), 1, 0.0)
+        result = evaluation.measure([sums], evaluation.HeldOut((language,), (), lengths))["en"]
         draws.append(result["loss"])
         errors.append(result["loss_se"])
     assert np.mean(errors) == pytest.approx(np.std(draws), rel=0.1)
 
 
 def test_one_window_has_no_standard_error(store, params):
-    data = evaluate.held_out(store, ("en",), 512, 1, 64)
-    assert evaluate.measure(evaluate.dispatch(CONFIG, params, data), data)["en"]["loss_se"] is None
+    data = evaluation.held_out(store, ("en",), 512, 1, 64)
+    assert evaluation.measure(evaluation.dispatch(CONFIG, params, data), data)["en"]["loss_se"] is None
 
 
 def test_other_languages_do_not_change_a_language(store, params):
-    alone = evaluate.held_out(store, ("sw",), S, B, 200)
-    among = evaluate.held_out(store, ("en", "fr", "sw"), S, B, 200)
-    one = evaluate.measure(evaluate.dispatch(CONFIG, params, alone), alone)["sw"]
-    three = evaluate.measure(evaluate.dispatch(CONFIG, params, among), among)["sw"]
+    alone = evaluation.held_out(store, ("sw",), S, B, 200)
+    among = evaluation.held_out(store, ("en", "fr", "sw"), S, B, 200)
+    one = evaluation.measure(evaluation.dispatch(CONFIG, params, alone), alone)["sw"]
+    three = evaluation.measure(evaluation.dispatch(CONFIG, params, among), among)["sw"]
     assert one == pytest.approx(three, rel=1e-6)
 
 
 def test_all_languages_share_one_program_and_one_copy(store, params):
-    first = evaluate.held_out(store, ("en", "fr"), S, B, 200)
-    evaluate.dispatch(CONFIG, params, first)
-    programs = evaluate.window_nats._cache_size()
-    evaluate.dispatch(CONFIG, params, evaluate.held_out(store, ("en", "fr", "sw"), S, B, 200))
-    assert evaluate.window_nats._cache_size() == programs
-    assert evaluate.held_out(store, ["en", "fr"], S, B, 200) is first
+    first = evaluation.held_out(store, ("en", "fr"), S, B, 200)
+    evaluation.dispatch(CONFIG, params, first)
+    programs = evaluation.window_nats._cache_size()
+    evaluation.dispatch(CONFIG, params, evaluation.held_out(store, ("en", "fr", "sw"), S, B, 200))
+    assert evaluation.window_nats._cache_size() == programs
+    assert evaluation.held_out(store, ["en", "fr"], S, B, 200) is first
 
 
 def test_a_store_packed_anew_is_not_taken_from_the_cache(tmp_path):
     path = tmp_path / "store"
-    first = evaluate.held_out(tiny_store.write(path, ("en",)), ("en",), S, B, 200)
+    first = evaluation.held_out(tiny_store.write(path, ("en",)), ("en",), S, B, 200)
     import os
     import shutil
 
     shutil.rmtree(path)
     again = tiny_store.write(path, ("en",), seed=1)
     os.utime(path / "store.json", ns=(1, 1))
-    assert evaluate.held_out(again, ("en",), S, B, 200) is not first
+    assert evaluation.held_out(again, ("en",), S, B, 200) is not first
 
 
 def test_a_language_without_held_out_text_is_named(tmp_path):
     store = tiny_store.write(tmp_path / "store", ("en",), valid_tokens=0)
     with pytest.raises(MscaleError, match="en has no held-out document"):
-        evaluate.held_out(store, ("en",), S, B, 100)
+        evaluation.held_out(store, ("en",), S, B, 100)
 
 
 def test_shift_right_begins_with_the_padding_id():
-    assert evaluate.shift_right(np.array([[5, 6, 7]])).tolist() == [[0, 5, 6]]
+    assert loss_.shift_right(np.array([[5, 6, 7]])).tolist() == [[0, 5, 6]]

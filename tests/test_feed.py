@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import tiny_corpus
 
-from mixtures.pack import pack
-from mscale import feed, schedule
+from mixtures.packing.pack import pack
+from mscale.data import feed, schedule
+from mscale.data.mixture import resolve
+from mscale.data.store import open_store
+from mscale.data.vocabulary import byte_vocabulary
 from mscale.errors import MscaleError
-from mscale.mixture import resolve
-from mscale.store import open_store
-from mscale.vocabulary import byte_vocabulary
 
 S = 32
 

@@ -9,9 +9,10 @@ from test_local import FAKE, _path, small  # noqa: F401
 
 from mscale.errors import MscaleError
 from mscale.remote import upload
-from sweeps import local, spec, state
-from sweeps.collect import collect
-from sweeps.fetch import fetch
+from sweeps import spec
+from sweeps.collecting.collect import collect
+from sweeps.collecting.fetch import fetch
+from sweeps.executors import local, state
 
 
 @pytest.fixture

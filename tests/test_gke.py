@@ -11,10 +11,11 @@ import jax
 import pytest
 from test_study import cell, make
 
-from mscale import hosts
 from mscale.errors import MscaleError
 from mscale.files import atomic_json
-from sweeps import gke, spec, state
+from mscale.training import distributed
+from sweeps import spec
+from sweeps.executors import gke, state
 from sweeps.studies import make as make_built_in
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "jobset_4_hosts.json"
@@ -139,7 +140,7 @@ def joined_as(container, field_refs, tmp_path, monkeypatch) -> tuple[int, int]:
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     for name in ("MSCALE_COORDINATOR", "MSCALE_PROCESSES", "MSCALE_PROCESS_ID"):
         monkeypatch.setenv(name, seen[name])
-    hosts.join()
+    distributed.join()
     ((_, processes, process_id),) = calls
     return processes, process_id
 
@@ -177,7 +178,9 @@ def test_spot_and_eviction(study):
     assert [len(pod["tolerations"]) for pod in pods] == [2, 1]
     rules = spot["podFailurePolicy"]["rules"]
     assert rules[0]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
-    assert rules[1]["onExitCodes"]["values"] == [143]  # what sweeps.job exits with once it has saved
+    assert rules[1]["onExitCodes"]["values"] == [
+        143
+    ]  # what sweeps.executors.job exits with once it has saved
     assert pods[0]["restartPolicy"] == "Never" and pods[0]["terminationGracePeriodSeconds"] == 90
 
 

@@ -3,10 +3,10 @@
 import pytest
 import tiny_corpus
 
-from mixtures.pack import pack
+from mixtures.packing.pack import pack
+from mscale.data.vocabulary import byte_vocabulary
 from mscale.errors import MscaleError
 from mscale.launch import SEARCH_PATHS
-from mscale.vocabulary import byte_vocabulary
 from sweeps import grid
 
 EXAMPLE = SEARCH_PATHS[0] / "gin" / "studies" / "pairs.gin"

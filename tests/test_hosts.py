@@ -12,8 +12,10 @@ import pytest
 import tiny_store
 from tiny_run import ROOT, B, S, arguments, rows, status
 
-from mscale import checkpoints, hosts, schedule, settings, train
+from mscale import train
+from mscale.data import schedule
 from mscale.errors import MscaleError
+from mscale.training import checkpoints, distributed, settings
 
 MACROS = {"model__dropout": 0.0, "CHECKPOINT_EVERY": 10_000}
 
@@ -141,4 +143,4 @@ def test_when_one_dies_the_others_end_with_an_error(store, tmp_path, victim):
 )
 def test_wrong_addresses(values, message):
     with pytest.raises(MscaleError, match=message):
-        hosts.join(*values)
+        distributed.join(*values)

@@ -7,8 +7,8 @@ import pytest
 
 from mscale.errors import MscaleError
 from mscale.observations import COLUMNS
-from sweeps import outside
-from sweeps.importers import import_csv, import_wandb
+from sweeps.collecting import import_defaults
+from sweeps.collecting.importers import import_csv, import_wandb
 
 ATTRIBUTES = {
     "params": 9_044_352,
@@ -160,7 +160,7 @@ def test_long_and_wide_layouts_say_the_same(tmp_path):
     ],
 )
 def test_mixtures_as_people_write_them(text, shares):
-    assert outside.shares_of(text, {"en", "es", "zh-Hans"}, "f.csv:2") == shares
+    assert import_defaults.shares_of(text, {"en", "es", "zh-Hans"}, "f.csv:2") == shares
 
 
 @pytest.mark.parametrize(
@@ -173,14 +173,14 @@ def test_mixtures_as_people_write_them(text, shares):
 )
 def test_mixtures_that_are_none_are_refused(text, message):
     with pytest.raises(MscaleError, match=message):
-        outside.shares_of(text, {"en", "es"}, "f.csv:2")
+        import_defaults.shares_of(text, {"en", "es"}, "f.csv:2")
     if text == "unimax":
-        assert outside.shares_of(text, {"en", "es"}, "f.csv:2", told=True) is None
+        assert import_defaults.shares_of(text, {"en", "es"}, "f.csv:2", told=True) is None
 
 
 def test_the_phase_follows_from_the_rate_where_it_can():
     def phases(*rates):
-        return list(outside._phases_of("r", dict(enumerate(rates)), "f.csv").values())
+        return list(import_defaults._phases_of("r", dict(enumerate(rates)), "f.csv").values())
 
     assert phases(1e-4, 2e-4, 2e-4, 1e-4, 0.0) == ["warmup", "stable", "stable", "decay", "end"]
     assert phases(2e-4, 2e-4, 1.5e-4) == ["stable", "stable", "decay"]  # a decay not yet at its end

@@ -3,7 +3,7 @@ import csv
 import pytest
 
 from mscale import languages
-from mscale.corpus import documents, files
+from mscale.data.corpus import documents, files
 
 
 def test_published_rates_are_table_b4(shared):

@@ -4,8 +4,8 @@ import planted_study
 import pytest
 
 from analysis.laws.atlas import partners
+from analysis.report.report import analyse
 from analysis.study import laws
-from analysis.study.analyse import analyse
 from analysis.tables.mixtures import describe_mixtures
 from analysis.tables.observations import validate_observations
 from analysis.transfer.matrix import transfer_matrix

@@ -13,9 +13,10 @@ import pytest
 from test_study import RECIPE, FakeStore, cell, make
 
 from mscale.errors import MscaleError
-from sweeps import local, pool, spec, state, worker
+from sweeps import spec
 from sweeps.build import build
-from sweeps.collect import collect
+from sweeps.collecting.collect import collect
+from sweeps.executors import liveness, local, pool, state
 from sweeps.study import Cell
 
 TESTS = Path(__file__).resolve().parent
@@ -203,14 +204,14 @@ def test_two_runners_on_one_folder_keep_apart(tmp_path):
 
 
 def test_a_folder_that_is_being_trained_is_locked(tmp_path):
-    with worker.run_lock(tmp_path):
-        assert worker.is_locked(tmp_path)
+    with liveness.run_lock(tmp_path):
+        assert liveness.is_locked(tmp_path)
         with (
             pytest.raises(MscaleError, match="another process is training this run"),
-            worker.run_lock(tmp_path, 0.1),
+            liveness.run_lock(tmp_path, 0.1),
         ):
             pass
-    assert not worker.is_locked(tmp_path)
+    assert not liveness.is_locked(tmp_path)
 
 
 def many(seeds: int = 1):
@@ -283,8 +284,8 @@ def test_real_training_end_to_end(tmp_path):
     import gzip
     import json
 
-    from mixtures.pack import pack
-    from mscale.vocabulary import byte_vocabulary
+    from mixtures.packing.pack import pack
+    from mscale.data.vocabulary import byte_vocabulary
     from sweeps.build import Recipe
 
     for name, text in (("en", "the cat sat on the mat. "), ("fr", "le chat est sur la table. ")):

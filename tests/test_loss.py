@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mscale import loss, model, scales
+from mscale import scales
+from mscale.models import decoder, loss
 
-CONFIG = model.ModelConfig(scales.Shape(2, 2, 16, 32, 8), 37)
+CONFIG = decoder.ModelConfig(scales.Shape(2, 2, 16, 32, 8), 37)
 
 
 def plain(x, embedding, targets, scale):
@@ -43,7 +44,7 @@ def test_values_and_gradients_equal_the_plain_ones(length, blocks, z_loss):
 
 
 def test_blocks_of_the_model_do_not_change_it():
-    params = model.init_params(CONFIG, jax.random.key(0))
+    params = decoder.init_params(CONFIG, jax.random.key(0))
     ids = jax.random.randint(jax.random.key(1), (2, 12), 0, 37)
     one = jax.jit(jax.value_and_grad(lambda p: loss.objective(CONFIG, p, ids, ids)[0]))(params)
     small = dataclasses.replace(CONFIG, loss_block=2 * 37 * 5)
@@ -55,7 +56,7 @@ def test_blocks_of_the_model_do_not_change_it():
 def test_no_array_holds_all_logits():
     """At 8 x 2,048 tokens and 64,512 pieces the temporaries of loss and gradient stay under 1 GB."""
     V, D = scales.ATLAS_VOCABULARY, 128
-    config = model.ModelConfig(scales.get(0), V)
+    config = decoder.ModelConfig(scales.get(0), V)
     blocks = loss.block_count(config, 8, 2048)
 
     def total(x, embedding, targets):
@@ -71,11 +72,11 @@ def test_no_array_holds_all_logits():
 
 def test_z_loss_is_in_the_objective_only():
     config = dataclasses.replace(CONFIG, z_loss=0.1)
-    params = model.init_params(config, jax.random.key(0))
+    params = decoder.init_params(config, jax.random.key(0))
     ids = jax.random.randint(jax.random.key(1), (2, 12), 0, 37)
     total, mean = loss.objective(config, params, ids, ids)
     np.testing.assert_allclose(mean, loss.token_losses(config, params, ids, ids).mean(), rtol=1e-6)
-    logits = model.logits(config, params, model.apply(config, params, ids))
+    logits = decoder.logits(config, params, decoder.apply(config, params, ids))
     expected = mean + 0.1 * jnp.mean(jax.nn.logsumexp(logits, -1) ** 2)
     np.testing.assert_allclose(total, expected, rtol=1e-5)
 
@@ -83,7 +84,7 @@ def test_z_loss_is_in_the_objective_only():
 @pytest.mark.parametrize("blocks", [0, 5])
 def test_bfloat16_stays_close(blocks):
     config = dataclasses.replace(CONFIG, compute_dtype="bfloat16", loss_block=max(1, blocks * 74))
-    params = model.init_params(config, jax.random.key(0))
+    params = decoder.init_params(config, jax.random.key(0))
     ids = jax.random.randint(jax.random.key(1), (2, 12), 0, 37)
     token_losses = jax.jit(loss.token_losses, static_argnums=0)
     exact, found = (token_losses(c, params, ids, ids) for c in (CONFIG, config))

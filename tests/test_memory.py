@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mscale import scales
+from mscale import chips, scales
 from mscale.errors import MscaleError
-from sweeps import memory
+from sweeps.cost import memory
 
 SHAPE = scales.get(34)
 
@@ -82,16 +82,16 @@ def test_kept_activations_are_one_input_a_layer():
 
 @given(
     st.sampled_from([0, 8, 16, 24, 34, 42, 46]),
-    st.sampled_from(sorted(memory.CHIP_BYTES)),
+    st.sampled_from(sorted(chips.CHIP_BYTES)),
     st.sampled_from([64, 256, 512, 2048]),
 )
 def test_a_suggested_mesh_holds_the_run_and_half_of_it_does_not(scale, accelerator, batch):
     shape = scales.get(scale)
     found = memory.place(shape, 64_512, batch, 2048, accelerator)
-    room = memory.USABLE * memory.CHIP_BYTES[accelerator]
+    room = memory.USABLE * chips.CHIP_BYTES[accelerator]
     assert found.bytes_per_chip <= room
     mesh = {"data": found.data, "fsdp": found.fsdp, "tensor": found.tensor}
-    fused = accelerator in memory.FUSED
+    fused = accelerator in chips.FUSED
     assert found.use == memory.use(shape, 64_512, batch, 2048, **mesh, fused=fused)
     assert batch % (found.data * found.fsdp) == 0
     if found.chips > 1:

@@ -2,9 +2,10 @@ import gin
 import numpy as np
 import pytest
 
-from mscale import languages, sampling
+from mscale import languages
+from mscale.data import sampling
+from mscale.data.mixture import Mixture, parse, resolve
 from mscale.errors import MscaleError
-from mscale.mixture import Mixture, parse, resolve
 
 
 class Sizes:

@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mscale import loss, model, scales
+from mscale import scales
 from mscale.errors import MscaleError
+from mscale.models import attention, decoder, loss
 
 SHAPE = scales.Shape(heads=2, layers=2, embed=16, ffw=32, kv=8)
-TINY = model.ModelConfig(SHAPE, 50)
-DEEP = model.ModelConfig(dataclasses.replace(SHAPE, layers=model.UNROLLED_LAYERS + 2), 50)
+TINY = decoder.ModelConfig(SHAPE, 50)
+DEEP = decoder.ModelConfig(dataclasses.replace(SHAPE, layers=decoder.UNROLLED_LAYERS + 2), 50)
 
 
-apply = jax.jit(model.apply, static_argnums=0)
+apply = jax.jit(decoder.apply, static_argnums=0)
 
 
 def tokens(batch=2, length=12, seed=1):
@@ -29,15 +30,15 @@ def size(tree):
 @pytest.mark.parametrize("scale", [*scales.NANO, 0, 34, 52])
 def test_instantiated_model_has_the_counted_parameters(scale):
     vocabulary = scales.BYTE_VOCABULARY if scale in scales.NANO else scales.ATLAS_VOCABULARY
-    config = model.ModelConfig(scales.get(scale), vocabulary)
-    assert size(model.abstract_params(config)) == scales.parameter_count(config.shape, vocabulary)
+    config = decoder.ModelConfig(scales.get(scale), vocabulary)
+    assert size(decoder.abstract_params(config)) == scales.parameter_count(config.shape, vocabulary)
 
 
 def test_parameters_are_float32_and_axes_fit_them():
     config = dataclasses.replace(TINY, compute_dtype="bfloat16")
-    params = model.init_params(config, jax.random.key(0))
+    params = decoder.init_params(config, jax.random.key(0))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-    axes = model.logical_axes(config)
+    axes = decoder.logical_axes(config)
     ranks = jax.tree.map(lambda leaf, names: leaf.ndim == len(names), params, axes)
     assert all(jax.tree.leaves(ranks))
     assert apply(config, params, tokens()).dtype == jnp.bfloat16
@@ -45,7 +46,7 @@ def test_parameters_are_float32_and_axes_fit_them():
 
 @pytest.mark.parametrize("config", [TINY, DEEP, dataclasses.replace(TINY, serial_block=True)])
 def test_no_position_sees_what_follows(config):
-    params = model.init_params(config, jax.random.key(0))
+    params = decoder.init_params(config, jax.random.key(0))
     ids = tokens()
     before = apply(config, params, ids)
     after = apply(config, params, ids.at[:, 7:].set(3))
@@ -55,7 +56,7 @@ def test_no_position_sees_what_follows(config):
 
 def test_block_is_the_one_of_the_counts():
     """Against a direct transcription: x + s·(attention(norm x) + mlp(norm x)), rotary, causal, one norm."""
-    params = model.init_params(TINY, jax.random.key(0))
+    params = decoder.init_params(TINY, jax.random.key(0))
     ids = np.asarray(tokens())
     h, k, S = SHAPE.heads, SHAPE.kv, ids.shape[1]
     norm = lambda x: x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)  # noqa: E731
@@ -86,7 +87,7 @@ def test_attention_equals_plain_attention(length):
     q, k, v, weight = (jax.random.normal(jax.random.key(i), (2, length, 3, 8)) for i in range(4))
 
     def total(implementation):
-        return lambda q, k, v: jnp.sum(weight * model.causal_attention(q, k, v, implementation))
+        return lambda q, k, v: jnp.sum(weight * attention.causal_attention(q, k, v, implementation))
 
     (ours, ours_grads), (plain, plain_grads) = (
         jax.jit(jax.value_and_grad(total(name), argnums=(0, 1, 2)))(q, k, v) for name in ("einsum", "xla")
@@ -101,14 +102,14 @@ def test_large_scores_neither_overflow_nor_vanish():
     q = jnp.ones((1, 70, 1, 8))
     k = jnp.linspace(-1e3, 1e3, 70)[None, :, None, None] * q
     v = jax.random.normal(jax.random.key(0), q.shape)
-    out, gradient = jax.value_and_grad(lambda q: jnp.sum(model.causal_attention(q, k, v, "einsum")))(q)
+    out, gradient = jax.value_and_grad(lambda q: jnp.sum(attention.causal_attention(q, k, v, "einsum")))(q)
     assert np.isfinite(np.asarray(gradient)).all()
     np.testing.assert_allclose(out, v.sum(), rtol=1e-5)  # the latest visible position takes all
 
 
 @pytest.mark.parametrize("config", [TINY, DEEP])
 def test_remat_does_not_change_gradients(config):
-    params, ids = model.init_params(config, jax.random.key(0)), tokens()
+    params, ids = decoder.init_params(config, jax.random.key(0)), tokens()
 
     def gradient(config):
         return jax.jit(jax.grad(lambda p: loss.objective(config, p, ids, ids)[0]))(params)
@@ -121,8 +122,8 @@ def test_remat_does_not_change_gradients(config):
 
 def test_program_does_not_grow_with_depth():
     def lines(layers):
-        config = model.ModelConfig(dataclasses.replace(SHAPE, layers=layers), 50)
-        params = model.abstract_params(config)
+        config = decoder.ModelConfig(dataclasses.replace(SHAPE, layers=layers), 50)
+        params = decoder.abstract_params(config)
         step = jax.jit(jax.grad(lambda p: loss.objective(config, p, tokens(), tokens())[0]))
         return step.lower(params).as_text().count("\n")
 
@@ -132,7 +133,7 @@ def test_program_does_not_grow_with_depth():
 @pytest.mark.parametrize("config", [TINY, DEEP])
 def test_dropout(config):
     config = dataclasses.replace(config, dropout=0.5)
-    params, ids = model.init_params(config, jax.random.key(0)), tokens()
+    params, ids = decoder.init_params(config, jax.random.key(0)), tokens()
     kept = apply(config, params, ids)
     dropped = [apply(config, params, ids, jax.random.key(i)) for i in (0, 0, 1)]
     np.testing.assert_array_equal(dropped[0], dropped[1])
@@ -142,22 +143,22 @@ def test_dropout(config):
 
 def test_initial_loss_lies_between_uniform_and_predicting_the_input():
     """Tied unit embeddings start with a logit of at most LOGIT_GAIN on the input; all else is uniform."""
-    most = np.log(258 + np.exp(model.LOGIT_GAIN * model.EMBEDDING_STD))
+    most = np.log(258 + np.exp(decoder.LOGIT_GAIN * decoder.EMBEDDING_STD))
     for scale in ("nano0", "nano4"):
-        config = model.ModelConfig(scales.get(scale), 259)
-        params = model.init_params(config, jax.random.key(0))
+        config = decoder.ModelConfig(scales.get(scale), 259)
+        params = decoder.init_params(config, jax.random.key(0))
         ids = jax.random.randint(jax.random.key(1), (4, 32), 0, 259)
         found = float(loss.objective(config, params, ids, ids[:, ::-1])[1])
         assert np.log(259) - 0.1 < found < most + 0.2, scale
 
 
 def test_rates_of_the_two_rules():
-    wide = model.ModelConfig(dataclasses.replace(SHAPE, embed=128), 50)
-    rates = model.lr_multipliers(wide)
+    wide = decoder.ModelConfig(dataclasses.replace(SHAPE, embed=128), 50)
+    rates = decoder.lr_multipliers(wide)
     assert rates["embedding"] == rates["blocks"]["norm"] == 1 and rates["blocks"]["query"] == 0.5
-    constant = model.lr_multipliers(dataclasses.replace(wide, lr_rule="constant"))
+    constant = decoder.lr_multipliers(dataclasses.replace(wide, lr_rule="constant"))
     assert set(jax.tree.leaves(constant)) == {1.0}
-    mask = model.decay_mask(wide)
+    mask = decoder.decay_mask(wide)
     assert mask["embedding"] and mask["blocks"]["up"] and not mask["blocks"]["norm"]
 
 
@@ -171,4 +172,4 @@ def test_bad_configuration(change):
 
 def test_odd_head_width():
     with pytest.raises(MscaleError, match="even"):
-        model.ModelConfig(dataclasses.replace(SHAPE, kv=7), 50)
+        decoder.ModelConfig(dataclasses.replace(SHAPE, kv=7), 50)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mscale import optimizer
 from mscale.errors import MscaleError
+from mscale.training import optimizer
 
 PARAMS = {"a": jnp.arange(6.0).reshape(2, 3), "b": {"c": jnp.ones((4,))}}
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import tiny_corpus
 
-from mixtures import shards, units
-from mixtures.pack import pack
+from mixtures.packing import shards, units
+from mixtures.packing.pack import pack
+from mscale.data.store import MANIFEST, UNFINISHED, open_store
+from mscale.data.vocabulary import byte_vocabulary
 from mscale.errors import MscaleError
-from mscale.store import MANIFEST, UNFINISHED, open_store
-from mscale.vocabulary import byte_vocabulary
 
 TEXTS = {
     "aa": tiny_corpus.documents(150, 9),
@@ -114,7 +114,7 @@ def test_the_same_bytes_whatever_the_number_of_workers(corpus, store, tmp_path):
 
 @pytest.mark.parametrize("small", [0, 1 << 22])
 def test_chunks_batches_and_shards_do_not_show(corpus, store, tmp_path, monkeypatch, small):
-    monkeypatch.setattr("mixtures.pack.SMALL_INPUT", small)
+    monkeypatch.setattr("mixtures.packing.pack.SMALL_INPUT", small)
     monkeypatch.setattr(units, "_BATCH_BYTES", 300)
     for name, size in {"_CHUNK_TOKENS": 700, "_CHUNK_UNITS": 13}.items():
         monkeypatch.setattr(shards, name, size)
@@ -128,7 +128,7 @@ def test_finished_it_does_nothing_and_languages_add_up(corpus, store, tmp_path, 
     both = pack(corpus, tmp_path, byte_vocabulary())
     assert both.languages == ("aa", "bb", "cc")
     assert contents(tmp_path) == contents(store.path)
-    monkeypatch.setattr("mixtures.pack._pack", None)
+    monkeypatch.setattr("mixtures.packing.pack._pack", None)
     assert pack(corpus, tmp_path, byte_vocabulary(), languages=["bb"]).languages == ("aa", "bb", "cc")
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     assert not (tmp_path / UNFINISHED).exists()
@@ -235,9 +235,9 @@ def test_a_damaged_shard_of_an_interrupted_packing_is_made_again(corpus, store, 
     def stop(*_args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mixtures.pack.SMALL_INPUT", 0)
+    monkeypatch.setattr("mixtures.packing.pack.SMALL_INPUT", 0)
     with monkeypatch.context() as patch:
-        patch.setattr("mixtures.workers.assemble", stop)
+        patch.setattr("mixtures.packing.workers.assemble", stop)
         with pytest.raises(KeyboardInterrupt):
             pack(corpus, tmp_path, byte_vocabulary())
     shard = next((tmp_path / UNFINISHED / "aa").glob("*.tokens"))
@@ -254,8 +254,8 @@ def test_a_damaged_small_language_of_an_interrupted_packing_is_made_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mixtures.pack.open_store", stop)
-        patch.setattr("mixtures.pack.os.sync", stop)
+        patch.setattr("mixtures.packing.pack.open_store", stop)
+        patch.setattr("mixtures.packing.pack.os.sync", stop)
         with pytest.raises(KeyboardInterrupt):
             pack(corpus, tmp_path, byte_vocabulary())
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("train.bin")}
@@ -326,7 +326,7 @@ def test_a_full_disk_is_named_and_leaves_no_store(corpus, tmp_path, monkeypatch)
     def full(*_args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("mixtures.hashed_files.os.replace", full)
+    monkeypatch.setattr("mixtures.packing.hashed_files.os.replace", full)
     with pytest.raises(MscaleError, match="disk is full"):
         pack(corpus, tmp_path, byte_vocabulary())
     assert not (tmp_path / MANIFEST).exists()
@@ -346,8 +346,8 @@ def test_languages_shorter_than_a_window_are_all_named_with_the_flag(uneven, tmp
         pack(uneven, tmp_path / "s", byte_vocabulary(), sequence_length=100)
     with pytest.raises(MscaleError, match="has not finished"):
         open_store(tmp_path / "s")
-    monkeypatch.setattr("mixtures.workers.tokenize", None)
-    monkeypatch.setattr("mixtures.workers.pack_small", None)  # all that was packed is kept
+    monkeypatch.setattr("mixtures.packing.workers.tokenize", None)
+    monkeypatch.setattr("mixtures.packing.workers.pack_small", None)  # all that was packed is kept
     store = pack(uneven, tmp_path / "s", byte_vocabulary(), sequence_length=100, drop_short=True)
     assert store.languages == ("aa", "dd")
     assert sorted(path.name for path in (tmp_path / "s").iterdir() if path.is_dir()) == ["aa", "dd"]
@@ -422,7 +422,7 @@ def test_manifest_is_plain_json(store):
 
 
 def test_all_502_languages(madlad_mini, tmp_path):
-    from mscale import corpus as corpora
+    from mscale.data import corpus as corpora
 
     some = corpora.languages(madlad_mini)[::25]
     store = pack(madlad_mini, tmp_path, byte_vocabulary(), languages=some)

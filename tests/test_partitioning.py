@@ -9,8 +9,9 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec
 
-from mscale import model, partitioning, scales
+from mscale import scales
 from mscale.errors import MscaleError
+from mscale.models import decoder, partitioning
 
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
@@ -81,12 +82,12 @@ def abstract_mesh(**sizes):
 
 def test_heads_that_tensor_parallelism_does_not_divide_stay_whole():
     mesh = abstract_mesh(data=1, fsdp=4, tensor=2)
-    found = partitioning.shardings(model.ModelConfig(scales.get(34), 64_512), mesh)  # 17 heads
+    found = decoder.shardings(decoder.ModelConfig(scales.get(34), 64_512), mesh)  # 17 heads
     assert found["blocks"]["query"].spec == PartitionSpec(None, "fsdp", None, None)
     assert found["blocks"]["attention_out"].spec == PartitionSpec(None, None, None, "fsdp")
     assert found["blocks"]["up"].spec == PartitionSpec(None, "fsdp", "tensor")
     assert found["embedding"].spec == PartitionSpec("tensor", "fsdp")
-    even = partitioning.shardings(model.ModelConfig(scales.get(46), 64_512), mesh)  # 28 heads
+    even = decoder.shardings(decoder.ModelConfig(scales.get(46), 64_512), mesh)  # 28 heads
     assert even["blocks"]["query"].spec == PartitionSpec(None, "fsdp", "tensor", None)
 
 

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from test_study import STEP, cell, make
 
 from mscale.errors import MscaleError
-from sweeps import bill, planner
+from sweeps import run_graph
+from sweeps.cost import bill as planner
+from sweeps.cost import plan_table
 
 
 def test_bill_is_exact_and_tags_add_up():
@@ -39,7 +41,7 @@ def test_critical_path_runs_through_the_checkpoint():
 def test_wall_clock_is_within_its_bounds(slots, steps):
     unimax = cell("unimax", mixture="uniform", steps=tuple(steps))
     study = make(cell(steps=tuple(steps)), unimax, cell("continue", init=unimax))
-    seconds = float(planner.makespan(study.runs, slots, lambda run: run.flops))
+    seconds = float(run_graph.makespan(study.runs, slots, lambda run: run.flops))
     total, critical = planner.plan(study).total.flops, planner.plan(study).critical_flops
     assert max(total / slots, critical) - 1 <= seconds <= total / slots + critical + 1
 
@@ -47,7 +49,7 @@ def test_wall_clock_is_within_its_bounds(slots, steps):
 def test_schedule_starts_parents_first():
     unimax = cell("unimax", mixture="uniform")
     study = make(cell(), unimax, cell("continue", init=unimax))
-    position = {run.id: index for index, run in enumerate(planner.schedule(study.runs))}
+    position = {run.id: index for index, run in enumerate(run_graph.schedule(study.runs))}
     assert len(position) == len(study.runs)
     assert all(position[run.parent] < position[run.id] for run in study.runs if run.parent)
 
@@ -64,6 +66,6 @@ def test_table_shows_every_tag_and_the_saving():
     from rich.console import Console
 
     console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(bill.plan_table(make(cell(), cell("pairs", mixture="en+fr")), accelerator="h200"))
+    console.print(plan_table.plan_table(make(cell(), cell("pairs", mixture="en+fr")), accelerator="h200"))
     text = console.export_text()
     assert "pairs" in text and "h200 hours" in text and "save 37%" in text

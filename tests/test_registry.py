@@ -12,20 +12,13 @@ seqio = pytest.importorskip("seqio", reason="needs the extra [data]")
 
 import tensorflow as tf  # noqa: E402
 
-from mixtures import (
-    packed,
-    registry,
-    tasks,  # noqa: E402
-)
-from mixtures.pack import pack  # noqa: E402
-from mscale import (
-    feed,
-    languages,
-    schedule,  # noqa: E402
-)
+from mixtures import packed, registry, tasks  # noqa: E402
+from mixtures.packing.pack import pack  # noqa: E402
+from mscale import languages  # noqa: E402
+from mscale.data import feed, schedule  # noqa: E402
+from mscale.data.mixture import resolve  # noqa: E402
+from mscale.data.vocabulary import byte_vocabulary  # noqa: E402
 from mscale.errors import MscaleError  # noqa: E402
-from mscale.mixture import resolve  # noqa: E402
-from mscale.vocabulary import byte_vocabulary  # noqa: E402
 
 S = 32
 TEXTS = {

@@ -10,11 +10,12 @@ import tiny_run
 import tiny_store
 from fsspec.implementations.memory import MemoryFileSystem
 
-from mscale import feed, remote, schedule
+from mscale import remote
+from mscale.data import feed, schedule
+from mscale.data.mixture import resolve
+from mscale.data.store import MANIFEST, open_store
 from mscale.errors import MscaleError
-from mscale.mixture import resolve
 from mscale.remote import RemoteFiles, Url, location
-from mscale.store import MANIFEST, open_store
 
 
 class Fake(MemoryFileSystem):

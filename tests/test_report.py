@@ -15,7 +15,7 @@ from rich.console import Console
 
 from analysis.report import findings, report
 from analysis.report.findings import headlines, recommendations
-from analysis.study.analyse import analyse
+from analysis.report.report import analyse
 from analysis.study.results import main_matrix
 from analysis.study.transfer import beside_published
 from analysis.tables.published import published_transfer

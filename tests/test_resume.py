@@ -14,7 +14,8 @@ import pytest
 import tiny_run
 from tiny_run import ROOT, arguments, arrays, assert_same_arrays, rows, run, status
 
-from mscale import checkpoints, observations, train
+from mscale import observations, train
+from mscale.training import checkpoints
 
 
 @pytest.fixture(scope="module")

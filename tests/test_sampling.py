@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mscale import sampling
+from mscale.data import sampling
 from mscale.errors import MscaleError
 
 sizes = st.lists(st.integers(1, 10**13), min_size=1, max_size=60).map(np.array)

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mscale import mixture_tree
+from mscale.data import schedule_tree
+from mscale.data.mixture import Mixture
+from mscale.data.schedule import MAX_ERROR, Schedule, from_phases, single
 from mscale.errors import MscaleError
-from mscale.mixture import Mixture
-from mscale.schedule import MAX_ERROR, Schedule, from_phases, single
 
 ROUNDING = 1e-3
 
@@ -119,7 +119,7 @@ def test_counts_stay_within_the_bound_far_out(rates, seed, step, batch_size):
 @given(weights, seeds)
 def test_depth_and_rounding_are_what_the_proof_of_the_bound_rests_on(rates, seed):
     parts = {i: max(round(w / sum(rates) * 2**60), 1) for i, w in enumerate(rates)}
-    tree = mixture_tree.build([parts], seed)
+    tree = schedule_tree.build([parts], seed)
     assert ((tree.c >= 2**60 * 15 // 32) & (tree.c < 2**60 * 17 // 32)).all()
     depth = [0] * len(tree.c)
     for slot, below in enumerate(tree.child.tolist()):
@@ -231,7 +231,7 @@ def test_a_schedule_that_might_break_the_bound_is_refused(monkeypatch):
     phases = [(i, mixture([1], languages=(f"l{i % 20}",))) for i in range(40)]
     phases[0] = (0, mixture([1] * 20))
     bound = from_phases(phases, 1).bound
-    monkeypatch.setattr("mscale.schedule.MAX_ERROR", bound - 0.01)
+    monkeypatch.setattr("mscale.data.schedule.MAX_ERROR", bound - 0.01)
     with pytest.raises(MscaleError, match=rf"may be {bound:.1f} windows from its rate.*lengthen the phases"):
         from_phases(phases, 1)
 

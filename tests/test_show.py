@@ -7,10 +7,10 @@ import tiny_corpus
 from rich.console import Console
 
 from mixtures import show
-from mixtures.pack import pack
+from mixtures.packing.pack import pack
+from mscale.data.mixture import resolve
+from mscale.data.vocabulary import byte_vocabulary
 from mscale.errors import MscaleError
-from mscale.mixture import resolve
-from mscale.vocabulary import byte_vocabulary
 
 S = 16
 

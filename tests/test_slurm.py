@@ -7,7 +7,8 @@ import pytest
 from test_study import cell, make
 
 from mscale.errors import MscaleError
-from sweeps import job, slurm, spec, state
+from sweeps import spec
+from sweeps.executors import job, slurm, state
 
 
 @pytest.fixture
@@ -81,7 +82,10 @@ def test_options_reach_sbatch(tmp_path, fake):
     ):
         assert part in line
     script = (tmp_path / "study/slurm/job.sh").read_text()
-    assert "module load cuda" in script and "srun --kill-on-bad-exit=1 /env/python -m sweeps.job" in script
+    assert (
+        "module load cuda" in script
+        and "srun --kill-on-bad-exit=1 /env/python -m sweeps.executors.job" in script
+    )
     subprocess.run(["bash", "-n", str(tmp_path / "study/slurm/job.sh")], check=True)
 
 

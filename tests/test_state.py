@@ -10,7 +10,8 @@ from test_study import cell, make
 
 from mscale.errors import MscaleError
 from mscale.files import atomic_json
-from sweeps import lease, spec, state, worker
+from sweeps import spec
+from sweeps.executors import liveness, run_folder, state
 
 
 @pytest.fixture
@@ -33,8 +34,8 @@ def test_every_state_is_told_apart(tmp_path, study):
     write(tmp_path, trunk, state="done")
     write(tmp_path, first, state="running")  # and nobody holds it
     write(tmp_path, other, state="failed")
-    worker.write_failure(spec.workdir(tmp_path, other.id), "the loss became non-finite")
-    with worker.run_lock(spec.workdir(tmp_path, second.id)):
+    run_folder.write_failure(spec.workdir(tmp_path, other.id), "the loss became non-finite")
+    with liveness.run_lock(spec.workdir(tmp_path, second.id)):
         write(tmp_path, second, state="running", step=45, tokens_per_second=100.0)
         found = states(study, tmp_path)
     assert [found[run.id] for run in (trunk, first, second, third, other)] == [
@@ -50,8 +51,8 @@ def test_every_state_is_told_apart(tmp_path, study):
 def test_the_table_counts_and_names(tmp_path, study):
     trunk, *_, other = study.runs
     write(tmp_path, trunk, state="done")
-    worker.write_failure(spec.workdir(tmp_path, other.id), "the disk is full")
-    with worker.run_lock(spec.workdir(tmp_path, study.runs[1].id)):
+    run_folder.write_failure(spec.workdir(tmp_path, other.id), "the disk is full")
+    with liveness.run_lock(spec.workdir(tmp_path, study.runs[1].id)):
         write(tmp_path, study.runs[1], state="running", step=19, tokens_per_second=100.0)
         console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
         console.print(state.status_table(tmp_path))
@@ -82,32 +83,32 @@ def test_folder_without_a_study_says_what_to_do(tmp_path):
 
 
 def test_lease_of_a_dead_or_foreign_owner(tmp_path):
-    with lease.lease(tmp_path) as renew:
-        mine = lease.read(tmp_path)
-        assert mine["pid"] == os.getpid() and lease.is_alive(mine)
-        with pytest.raises(MscaleError, match="another runner works on this study"), lease.lease(tmp_path):
+    with liveness.lease(tmp_path) as renew:
+        mine = liveness.read(tmp_path)
+        assert mine["pid"] == os.getpid() and liveness.is_alive(mine)
+        with pytest.raises(MscaleError, match="another runner works on this study"), liveness.lease(tmp_path):
             pass
         renew()
-    assert lease.read(tmp_path) is None
+    assert liveness.read(tmp_path) is None
     # The pid lives, but it is another process now.
     atomic_json(tmp_path / "lease.json", {**mine, "process_started": mine["process_started"] - 1})
-    with lease.lease(tmp_path):
+    with liveness.lease(tmp_path):
         pass
     foreign = {**mine, "host": "elsewhere", "renewed": time.time()}
     atomic_json(tmp_path / "lease.json", foreign)
-    with pytest.raises(MscaleError, match="on elsewhere"), lease.lease(tmp_path):
+    with pytest.raises(MscaleError, match="on elsewhere"), liveness.lease(tmp_path):
         pass
-    atomic_json(tmp_path / "lease.json", {**foreign, "renewed": time.time() - 2 * lease.EXPIRY_SECONDS})
-    with lease.lease(tmp_path):
+    atomic_json(tmp_path / "lease.json", {**foreign, "renewed": time.time() - 2 * liveness.EXPIRY_SECONDS})
+    with liveness.lease(tmp_path):
         pass
 
 
 def test_a_runner_whose_lease_was_taken_over_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(lease, "REFRESH_SECONDS", 0.0)
-    with lease.lease(tmp_path) as renew:
+    monkeypatch.setattr(liveness, "REFRESH_SECONDS", 0.0)
+    with liveness.lease(tmp_path) as renew:
         renew()
-        other = {**lease.read(tmp_path), "host": "elsewhere"}
+        other = {**liveness.read(tmp_path), "host": "elsewhere"}
         atomic_json(tmp_path / "lease.json", other)
         with pytest.raises(MscaleError, match="took this study over"):
             renew()
-    assert lease.read(tmp_path)["host"] == "elsewhere"  # and it is not ours to remove
+    assert liveness.read(tmp_path)["host"] == "elsewhere"  # and it is not ours to remove

@@ -4,13 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from mscale import model, partitioning, scales, step
+from mscale import scales
 from mscale.errors import MscaleError
+from mscale.models import decoder, partitioning
+from mscale.training import step
 
 
 def test_parts_of_a_batch_give_its_gradients():
-    config = model.ModelConfig(scales.get("nano0"), 32)
-    params = model.init_params(config, jax.random.key(0))
+    config = decoder.ModelConfig(scales.get("nano0"), 32)
+    params = decoder.init_params(config, jax.random.key(0))
     targets = jax.random.randint(jax.random.key(1), (12, 8), 0, 32)
     whole = step.gradients(config, params, targets, None)
     for parts in (2, 3):

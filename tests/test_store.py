@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import tiny_corpus
 
-from mixtures.pack import pack
+from mixtures.packing.pack import pack
+from mscale.data.store import FILES, MANIFEST, UNFINISHED, open_store, token_dtype
+from mscale.data.vocabulary import byte_vocabulary
 from mscale.errors import MscaleError
-from mscale.store import FILES, MANIFEST, UNFINISHED, open_store, token_dtype
-from mscale.vocabulary import byte_vocabulary
 
 
 @pytest.fixture(scope="module")

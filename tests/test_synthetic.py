@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from mscale import corpus, synthetic, synthetic_languages, synthetic_text
+from mixtures.synthetic import generate
+from mixtures.synthetic import languages as synthetic_languages
+from mixtures.synthetic import text as synthetic_text
+from mscale.data import corpus
 from mscale.errors import MscaleError
 
 SMALL = {"bytes_per_language": 20_000, "parallel_documents": 5}
@@ -27,7 +30,7 @@ def texts(folder, code) -> list[str]:
 
 
 def world_text(world, code, size) -> bytes:
-    lines = b"".join(chunk.tobytes() for chunk in synthetic.text_chunks(world, code, size)).splitlines()
+    lines = b"".join(chunk.tobytes() for chunk in generate.text_chunks(world, code, size)).splitlines()
     return "\n".join(json.loads(line)["text"] for line in lines).encode()
 
 
@@ -36,7 +39,7 @@ def world_text(world, code, size) -> bytes:
 
 def test_layout_sizes_and_json(tmp_path):
     sizes = {"aa": 30_000, "ba": 1, "ca": 5_000}
-    truth = synthetic.generate(tmp_path, ["aa", "ba", "ca"], 3, sizes, parallel_documents=0)
+    truth = generate.generate(tmp_path, ["aa", "ba", "ca"], 3, sizes, parallel_documents=0)
     assert corpus.languages(tmp_path) == ["aa", "ba", "ca"] == sorted(truth["languages"])
     for code, size in sizes.items():
         documents = [len(text.encode()) for text in texts(tmp_path, code)]
@@ -47,7 +50,7 @@ def test_layout_sizes_and_json(tmp_path):
 
 
 def test_rendered_byte_counts_are_those_of_the_text():
-    world = synthetic.make_world()
+    world = generate.make_world()
     content = synthetic_text.draw_content(
         synthetic_text.content_process(world), synthetic_languages.generator(1, "t"), 700
     )
@@ -60,10 +63,10 @@ def test_rendered_byte_counts_are_those_of_the_text():
 
 
 def test_bytes_follow_from_the_seed_alone(tmp_path):
-    synthetic.generate(tmp_path / "a", 3, **SMALL)
-    synthetic.generate(tmp_path / "b", 3, **SMALL)
-    synthetic.generate(tmp_path / "more", 8, **SMALL)
-    synthetic.generate(tmp_path / "other", 3, seed=1, **SMALL)
+    generate.generate(tmp_path / "a", 3, **SMALL)
+    generate.generate(tmp_path / "b", 3, **SMALL)
+    generate.generate(tmp_path / "more", 8, **SMALL)
+    generate.generate(tmp_path / "other", 3, seed=1, **SMALL)
     a, b, more, other = (contents(tmp_path / name) for name in ("a", "b", "more", "other"))
     assert a == b
     for name in a.keys() - {"truth.json"}:
@@ -71,32 +74,32 @@ def test_bytes_follow_from_the_seed_alone(tmp_path):
 
 
 def test_bytes_do_not_depend_on_processes_and_a_small_corpus_begins_a_large_one(tmp_path, monkeypatch):
-    synthetic.generate(tmp_path / "one", 3, **SMALL)
-    synthetic.generate(tmp_path / "two", 3, processes=2, **SMALL)
+    generate.generate(tmp_path / "one", 3, **SMALL)
+    generate.generate(tmp_path / "two", 3, processes=2, **SMALL)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    synthetic.generate(tmp_path / "large", 3, bytes_per_language=700_000)
+    generate.generate(tmp_path / "large", 3, bytes_per_language=700_000)
     small, large = texts(tmp_path / "one", "ba"), texts(tmp_path / "large", "ba")
     assert large[: len(small)] == small
-    monkeypatch.setattr(synthetic, "SHARD_BYTES", 9_000)
-    synthetic.generate(tmp_path / "shards", 1, **SMALL)
+    monkeypatch.setattr(generate, "SHARD_BYTES", 9_000)
+    generate.generate(tmp_path / "shards", 1, **SMALL)
     assert len(corpus.files(tmp_path / "shards", "aa")) == 3
     documents = texts(tmp_path / "shards", "aa")
     assert len(set(documents)) > 0.95 * len(documents)  # shards do not repeat one another
 
 
 def test_gzip_carries_no_time(tmp_path):
-    synthetic.generate(tmp_path, 1, **SMALL)
+    generate.generate(tmp_path, 1, **SMALL)
     assert corpus.files(tmp_path, "aa")[0].read_bytes()[4:8] == b"\0\0\0\0"
 
 
 def test_a_whole_corpus_is_left_alone_and_an_unfinished_one_continued(tmp_path, monkeypatch):
-    truth = synthetic.generate(tmp_path, 3, **SMALL)
+    truth = generate.generate(tmp_path, 3, **SMALL)
     before, times = contents(tmp_path), [path.stat().st_mtime_ns for path in tmp_path.rglob("*.gz")]
-    assert synthetic.generate(tmp_path, 3, **SMALL) == truth
+    assert generate.generate(tmp_path, 3, **SMALL) == truth
     assert [path.stat().st_mtime_ns for path in tmp_path.rglob("*.gz")] == times
 
     corpus.files(tmp_path, "ba")[0].unlink()  # someone deleted one
-    synthetic.generate(tmp_path, 3, **SMALL)
+    generate.generate(tmp_path, 3, **SMALL)
     assert contents(tmp_path) == before
 
     def die(*_):
@@ -104,30 +107,30 @@ def test_a_whole_corpus_is_left_alone_and_an_unfinished_one_continued(tmp_path, 
 
     other = tmp_path / "other"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(synthetic, "parallel", die)
-        synthetic.generate(other, 3, **SMALL)
+        patch.setattr(generate, "parallel", die)
+        generate.generate(other, 3, **SMALL)
     assert not (other / "truth.json").exists()
     with pytest.raises(MscaleError, match="other parameters"):
-        synthetic.generate(other, 3, seed=1, **SMALL)
-    synthetic.generate(other, 3, **SMALL)
+        generate.generate(other, 3, seed=1, **SMALL)
+    generate.generate(other, 3, **SMALL)
     assert contents(other) == before
 
 
 def test_refuses_to_overwrite(tmp_path):
-    synthetic.generate(tmp_path / "mine", 3, **SMALL)
+    generate.generate(tmp_path / "mine", 3, **SMALL)
     before = contents(tmp_path / "mine")
     with pytest.raises(MscaleError, match=r"truth\.json.*seed: 0 there, 5 asked for"):
-        synthetic.generate(tmp_path / "mine", 3, seed=5, **SMALL)
+        generate.generate(tmp_path / "mine", 3, seed=5, **SMALL)
     with pytest.raises(MscaleError, match="bytes_per_language"):
-        synthetic.generate(tmp_path / "mine", 4, **SMALL)
+        generate.generate(tmp_path / "mine", 4, **SMALL)
     assert contents(tmp_path / "mine") == before
     (tmp_path / "real" / "data" / "en").mkdir(parents=True)
     with pytest.raises(MscaleError, match="not made by the generator"):
-        synthetic.generate(tmp_path / "real", 3, **SMALL)
+        generate.generate(tmp_path / "real", 3, **SMALL)
     path = corpus.files(tmp_path / "mine", "aa")[0]
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(MscaleError, match="changed after it was generated"):
-        synthetic.generate(tmp_path / "mine", 3, **SMALL)
+        generate.generate(tmp_path / "mine", 3, **SMALL)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +156,7 @@ def test_refuses_to_overwrite(tmp_path):
 )
 def test_bad_parameters(tmp_path, arguments, expected):
     with pytest.raises(MscaleError, match=expected):
-        synthetic.generate(tmp_path / "new", **{"languages": 2, **SMALL, **arguments})
+        generate.generate(tmp_path / "new", **{"languages": 2, **SMALL, **arguments})
     assert not (tmp_path / "new").exists()
 
 
@@ -169,7 +172,7 @@ def test_codes_are_distinct_and_do_not_move(tmp_path):
 
 @pytest.fixture(scope="module")
 def world():
-    return synthetic.make_world(families=4)
+    return generate.make_world(families=4)
 
 
 def test_sound_changes_are_regular(world):
@@ -204,7 +207,7 @@ def test_scripts_are_shared_by_some_families_and_order_belongs_to_languages(worl
 
 
 def test_text_is_in_its_script():
-    world = synthetic.make_world(families=12)
+    world = generate.make_world(families=12)
     for code in synthetic_languages.language_codes(12, 12):
         script = synthetic_languages.language(world, code).script
         letters = {c for c in world_text(world, code, 5000).decode().lower() if c.isalpha()}
@@ -220,7 +223,7 @@ def test_word_frequencies_are_zipfian(world):
 
 
 def test_documents_vary_and_languages_do_not_translate_one_another(tmp_path):
-    synthetic.generate(tmp_path, 2, 1, 50_000, replaced=0.0, sound_changes=0)
+    generate.generate(tmp_path, 2, 1, 50_000, replaced=0.0, sound_changes=0)
     one, other = texts(tmp_path, "aa"), texts(tmp_path, "ab")
     lengths = [len(text) for text in one]
     assert np.std(lengths) > 0.4 * np.mean(lengths)
@@ -228,7 +231,7 @@ def test_documents_vary_and_languages_do_not_translate_one_another(tmp_path):
 
 
 def test_parallel_part_has_the_same_content(tmp_path):
-    synthetic.generate(tmp_path, 4, 2, 5_000, replaced=0.0, sound_changes=0, parallel_documents=30)
+    generate.generate(tmp_path, 4, 2, 5_000, replaced=0.0, sound_changes=0, parallel_documents=30)
     parallel = {
         c: list(corpus.documents(tmp_path / f"parallel/{c}.jsonl.gz")) for c in ("aa", "ab", "ba", "bb")
     }
@@ -282,7 +285,7 @@ def test_each_knob_moves_relatedness_as_it_says(field, values, pair, rises):
 
 
 def synthetic_relatedness(one: str, other: str, **parameters) -> float:
-    world = synthetic.make_world(**parameters)
+    world = generate.make_world(**parameters)
     pair = [synthetic_languages.language(world, code) for code in (one, other)]
     return synthetic_languages.relatedness(*pair, synthetic_text.concept_frequencies(world))
 
@@ -358,7 +361,7 @@ def test_transfer_rises_with_planted_relatedness(world):
 
 
 def test_transfer_inside_a_family_is_graded():
-    world = synthetic.make_world(families=1, replaced=(0.0, 0.7), sound_changes=(0, 6))
+    world = generate.make_world(families=1, replaced=(0.0, 0.7), sound_changes=(0, 6))
     codes = synthetic_languages.language_codes(7, 1)
     languages = [synthetic_languages.language(world, code) for code in codes]
     planted = synthetic_languages.relatedness_matrix(languages, synthetic_text.concept_frequencies(world))
@@ -371,5 +374,5 @@ def test_transfer_inside_a_family_is_graded():
 def test_speed(world):
     """Far below what one core does (about 45 MB/s before gzip, 30 after), since test machines are shared."""
     start = time.process_time()
-    size = sum(len(chunk) for chunk in synthetic.text_chunks(world, "aa", 4_000_000))
+    size = sum(len(chunk) for chunk in generate.text_chunks(world, "aa", 4_000_000))
     assert size / 1e6 / (time.process_time() - start) > 5

@@ -7,7 +7,8 @@ import pytest
 import tiny_run
 from tiny_run import prepared, run
 
-from mscale import scales, tracking
+from mscale import scales
+from mscale.training import tracking
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,9 @@ import pytest
 import tiny_run
 from tiny_run import ROOT, B, S, arguments, arrays, assert_same_arrays, prepared, rows, run, status
 
-from mscale import checkpoints, evaluate, observations, schedule, settings, train
+from mscale import observations, train
+from mscale.data import schedule
+from mscale.training import checkpoints, evaluation, settings
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +85,11 @@ def test_a_finished_run_returns_at_once(trunk, store):
 def test_a_second_run_of_the_shape_compiles_nothing(trunk, store, tmp_path, caplog):
     first = prepared(store, tmp_path / "a")
     compiled = train.compiled_steps(first.model, train.steps_per_dispatch(first.settings), None)
-    programs = compiled._cache_size(), evaluate.window_nats._cache_size()
+    programs = compiled._cache_size(), evaluation.window_nats._cache_size()
     with jax.log_compiles():
         changes = {"SEED": 3, "STEPS": 21, "LEARNING_RATE": 0.02, "DECAY_STEPS": 5, "MIXTURE": "sw"}
         assert run(store, tmp_path / "b", **changes, EVAL_STEPS=(7,)) == 0
-    assert (compiled._cache_size(), evaluate.window_nats._cache_size()) == programs
+    assert (compiled._cache_size(), evaluation.window_nats._cache_size()) == programs
     assert not [record for record in caplog.records if "XLA compilation" in record.getMessage()]
     assert status(tmp_path / "b")["compile_seconds"] < 1
 

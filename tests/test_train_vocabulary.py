@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 pytest.importorskip("sentencepiece")
 
 from mixtures import train_vocabulary as module
-from mixtures.pack import pack
+from mixtures.packing.pack import pack
 from mixtures.train_vocabulary import train_vocabulary
-from mscale import corpus as corpora
+from mscale.data import corpus as corpora
+from mscale.data.store import open_store
+from mscale.data.vocabulary import SentencePieceVocabulary, byte_vocabulary, load_vocabulary
 from mscale.errors import MscaleError
-from mscale.store import open_store
-from mscale.vocabulary import SentencePieceVocabulary, byte_vocabulary, load_vocabulary
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 awkward = st.text(

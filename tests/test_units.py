@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tiny_corpus
 
-from mixtures.units import COUNTS, NEVER, encoded
-from mscale.vocabulary import byte_vocabulary
+from mixtures.packing.units import COUNTS, NEVER, encoded
+from mscale.data.vocabulary import byte_vocabulary
 
 TEXTS = ["one\ntwo\n\n  \nthree", "", "no line end", "\n", "ends\n", "a ▁ b\n\n"]
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mscale.data.vocabulary import byte_vocabulary, check_same, describe, load_vocabulary
 from mscale.errors import MscaleError
-from mscale.vocabulary import byte_vocabulary, check_same, describe, load_vocabulary
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
 

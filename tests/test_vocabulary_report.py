@@ -4,9 +4,10 @@ import json
 import pytest
 import tiny_corpus
 
-from mixtures.vocabulary_report import main_script, parallel_text, script_of, tables, vocabulary_report
+from mixtures.vocabulary_report import main_script, script_of, tables, vocabulary_report
+from mscale.data.parallel_text import parallel_text
+from mscale.data.vocabulary import byte_vocabulary
 from mscale.errors import MscaleError
-from mscale.vocabulary import byte_vocabulary
 
 LINES = {"en": ["one two", "three"], "ru": ["один два", "три"], "ja": ["一二", "三"]}
 
@@ -59,7 +60,7 @@ def test_pieces_by_script(tmp_path):
     sentencepiece = pytest.importorskip("sentencepiece")
     import io
 
-    from mscale.vocabulary import SentencePieceVocabulary
+    from mscale.data.vocabulary import SentencePieceVocabulary
 
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import tiny_store
 
-from mscale import checkpoints, observations, train
+from mscale import observations, train
+from mscale.training import checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 B, S = 4, 16

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mscale import store, vocabulary
+from mscale.data import store, vocabulary
 
 EOS, OFFSET = 1, 3
 

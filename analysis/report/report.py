@@ -10,26 +10,66 @@ import jinja2
 import pandas as pd
 from rich.table import Table
 
+from analysis.planning.mixture import advice
 from analysis.report import law_figures, page, planning_figures, plots, transfer_figures
-from analysis.study.analyse import FORMAT, analyse
+from analysis.report.findings import headlines, recommendations
+from analysis.study.analyse import FORMAT
+from analysis.study.analyse import analyse as study_results
+from analysis.study.read import read_inputs
+from analysis.tables.records import plain
 from analysis.text import count
+from analysis.vega import scripts
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_write
-from mscale.vega import scripts
 
 
-def report(
+def analyse(
     observations: pd.DataFrame,
-    exposure: pd.DataFrame | None,
-    out_html: str | Path,
+    exposure: pd.DataFrame | None = None,
     truth: Mapping[str, Any] | None = None,
-    study: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> dict:
-    """Analyses a study (see `answers.analyse` for the arguments) and writes its report. Returns the results."""
-    results = analyse(observations, exposure, truth, study=study, **options)
-    write_report(results, out_html)
+    """Everything a page says: the numbers of a study, the recommended mixture, and the sentences made of both.
+
+    Args:
+      observations, exposure, truth, options: as for `analysis.study.analyse`.
+    """
+    results = study_results(observations, exposure, truth, advise=advice, **options)
+    results["headlines"] = plain(headlines(results))
+    results["recommendations"] = plain(recommendations(results))
     return results
+
+
+def analyse_study(
+    path: str | Path,
+    truth: str | Path | None = None,
+    study: Mapping[str, Any] | None = None,
+    *,
+    split: str | None = None,
+    vocabulary: str | None = None,
+    **options: Any,
+) -> dict:
+    """Analyses a study as it lies in files: a table of observations, or the folder of a study.
+
+    Args:
+      path: of the table or folder. truth: truth.json of a generated corpus.
+      study: what the executor knows, in place of what it recorded beside the tables.
+      split, vocabulary: the one to take, where the table has several; the other rows are counted as left out.
+      options: as for `analysis.study.analyse`, such as overlap and premiums.
+
+    Raises:
+      MscaleError: tables that break the contract, or several splits or vocabularies and none named.
+    """
+    inputs = read_inputs(Path(path), None if truth is None else Path(truth), split, vocabulary)
+    return analyse(
+        inputs.observations,
+        inputs.exposure,
+        inputs.truth,
+        study=inputs.executor if study is None else study,
+        notes=inputs.notes,
+        exclusions=inputs.exclusions,
+        **options,
+    )
 
 
 def write_results(results: dict, path: str | Path) -> None:

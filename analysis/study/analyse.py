@@ -13,8 +13,7 @@ from analysis.crossover import crossover
 from analysis.curves.study import StudyCurves, study_curves
 from analysis.estimation.objective import one_thread
 from analysis.laws.atlas import partners
-from analysis.planning.mixture import advice
-from analysis.report.findings import headlines, recommendations
+from analysis.second_process import Beside
 from analysis.study.law_comparison import SPLITS, compare
 from analysis.study.laws import atlas_answer, capacity_answer, cooled, find_atlas, fit_chinchilla
 from analysis.study.transfer import matrix_answer, measured_matrix, transfer_answer
@@ -22,7 +21,6 @@ from analysis.tables.mixtures import describe_mixtures, one_split
 from analysis.tables.observations import validate_exposure, validate_observations
 from analysis.tables.records import plain, records
 from analysis.transfer.forest import Overlap
-from mscale.beside import Beside
 from mscale.errors import MscaleError
 from mscale.progress import progress
 
@@ -40,7 +38,6 @@ STAGES = (
     "pairs",
     "held out",
     "mixture",
-    "findings",
 )
 ENOUGH = 2_000  # losses from which a second process pays
 
@@ -58,6 +55,7 @@ def analyse(
     exclusions: tuple[dict, ...] = (),
     overlap: Overlap | None = None,
     premiums: Mapping[str, float] | None = None,
+    advise: Callable[[dict], dict] | None = None,
 ) -> dict:
     """Answers everything that a study can answer.
 
@@ -68,11 +66,12 @@ def analyse(
         "failed" ([{"run", "reason"}]), "workers", "command".
       level: of all intervals. splits: names of `analysis.splits` for held-out R².
       overlap, premiums: shared vocabulary and byte premiums of languages (`transfer_answers`).
+      advise: recommends a mixture from the level, the study and its ATLAS fit, in the second process.
       notes, exclusions: what reading the tables left out (`tables.StudyTables`), to be reported too.
 
     Returns:
       The results, JSON-serialisable (`laws.json`): study, noise, loss_curves, laws, fit_points, heldout,
-      transfer, capacity, crossover, mixture, headlines, recommendations, notes, exclusions.
+      transfer, capacity, crossover, mixture, notes, exclusions.
 
     Raises:
       MscaleError: tables that break the contract. Laws that cannot be fitted are reported, not raised.
@@ -103,7 +102,7 @@ def analyse(
         results["loss_curves"] = stage("curves", lambda: _loss_curves(rows, runs))
         law, points = stage("intervals", lambda: atlas_answer(atlas, exposure, level))
         fitted = {"laws": {"atlas": law}, "fits": {"atlas": law.get("saved")}, "fit_points": points}
-        mixture = beside(advice, {"level": level, "study": results["study"], **fitted})
+        mixture = beside(advise or _no_advice, {"level": level, "study": results["study"], **fitted})
         results["capacity"] = stage("capacity", lambda: capacity_answer(ended, level, seed))
         results["transfer"] = stage(
             "transfer", lambda: transfer_answer(curves, measured, truth, level, seed, premiums)
@@ -120,11 +119,12 @@ def analyse(
         results["notes"] = list(dict.fromkeys([*notes, *more_notes]))
         results["exclusions"] = [*exclusions, *more_exclusions, *curves.exclusions, *_failed(study or {})]
         results["truth"] = dict(truth) if truth else None
-        # As JSON holds them: an end that is open is None, and is worded as such.
-        results = plain(results)
-        results["headlines"] = plain(headlines(results))
-        results["recommendations"] = plain(stage("findings", lambda: recommendations(results)))
-    return results
+    # As JSON holds them: an end that is open is None.
+    return plain(results)
+
+
+def _no_advice(_: dict) -> dict[str, str]:
+    return {"reason": "not asked for"}
 
 
 def _study(rows: pd.DataFrame, runs: pd.DataFrame, extra: Mapping[str, Any]) -> dict:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mscale import scales
+from mscale.chips import ACCELERATORS
+from mscale.data.mixture import Sizes
 from mscale.errors import MscaleError
-from mscale.mixture import Sizes
 from sweeps import spec
 from sweeps.build import Recipe, build
-from sweeps.planner import ACCELERATORS, plan
+from sweeps.cost.bill import plan
 from sweeps.studies import assumed
 from sweeps.studies.demo import choose_pairs
 from sweeps.study import Cell, Study

@@ -23,8 +23,8 @@ from itertools import combinations
 
 from mscale import languages as inventory
 from mscale import scales
+from mscale.data.mixture import Sizes
 from mscale.errors import MscaleError
-from mscale.mixture import Sizes
 from sweeps.build import Recipe, Source, build
 from sweeps.studies import assumed
 from sweeps.study import Cell, Study

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
+from mscale.data.mixture import Sizes, resolve
 from mscale.errors import MscaleError, nearest
-from mscale.mixture import Sizes, resolve
 from sweeps import spec
 from sweeps.build import Recipe, build
 from sweeps.study import Cell, Study

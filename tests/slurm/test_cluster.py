@@ -10,8 +10,9 @@ import pytest
 from test_study import cell, make
 
 from mscale.errors import MscaleError
-from sweeps import local, slurm, spec, state
-from sweeps.collect import collect
+from sweeps import spec
+from sweeps.collecting.collect import collect
+from sweeps.executors import local, slurm, state
 
 if "mscale-slurm" not in os.environ.get("SLURM_CONF", ""):
     pytest.skip("no test cluster; run make test-slurm", allow_module_level=True)

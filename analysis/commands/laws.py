@@ -1,0 +1,265 @@
+"""Laws, transfer, and the report."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mscale.commands import FOLDER, STORE, numbers_of
+
+# More languages than this do not fit a terminal as a matrix.
+MOST_SHOWN = 10
+MOST_REASONS = 6
+
+SPLIT = click.option("--split", help="Of the evaluation, where the table has several.")
+VOCABULARY = click.option("--vocabulary", help="Where the table has several.")
+
+
+@click.command()
+@click.argument("observations", type=FOLDER)
+@click.option("--law", help="One law alone, such as chinchilla; default: all that the data allow.")
+@click.option("--target", help="With --law: one language alone.")
+@click.option("--truth", type=FOLDER, help="truth.json of a generated corpus, to set measurements against.")
+@click.option("--store", type=STORE, help="The token store, for the languages' shared vocabulary.")
+@click.option(
+    "--parallel", type=FOLDER, help="The same text in many languages, to count transfer in content."
+)
+@SPLIT
+@VOCABULARY
+@click.option(
+    "--out", type=FOLDER, help="Results as JSON; default: laws.json, or LAW.json, beside the table."
+)
+def fit(
+    observations: Path,
+    law: str | None,
+    target: str | None,
+    truth: Path | None,
+    store: Path | None,
+    parallel: Path | None,
+    split: str | None,
+    vocabulary: str | None,
+    out: Path | None,
+) -> None:
+    """Fit the laws to OBSERVATIONS, a table or the folder of a study: findings here, all numbers as JSON."""
+    from mscale.data.parallel_text import byte_premiums
+    from mscale.data.store import shared_vocabulary
+
+    folder = observations if observations.is_dir() else observations.parent
+    if law is None:
+        if target is not None:
+            raise click.UsageError("--target needs --law")
+        about = {
+            "overlap": None if store is None else shared_vocabulary(store),
+            "premiums": None if parallel is None else byte_premiums(parallel),
+        }
+        out = out or folder / "laws.json"
+        analyse(observations, out, truth, split=split, vocabulary=vocabulary, **about)
+    else:
+        fit_one(observations, law, target, out or folder / f"{law}.json", split, vocabulary)
+
+
+def fit_one(
+    observations: Path,
+    law: str,
+    target: str | None,
+    out: Path,
+    split: str | None = None,
+    vocabulary: str | None = None,
+) -> None:
+    """Fits one law to a study or to anyone's table: a summary here, JSON and a figure in files."""
+    import analysis
+    from analysis.study.read import one_evaluation
+    from analysis.tables.observations import read_table
+    from mscale.files import atomic_write
+
+    folder = observations if observations.is_dir() else observations.parent
+    path = folder / "observations.parquet" if observations.is_dir() else observations
+    table = one_evaluation(read_table(path), path, split, vocabulary)
+    beside = next(
+        (path for path in (folder / "exposure.parquet", folder / "exposure.csv") if path.exists()), None
+    )
+    exposure = None if beside is None else read_table(beside)
+    found = analysis.fit(law, table, exposure=exposure, target=target)
+    print(found.summary())
+    atomic_write(out, found.to_json())
+    figure = out.with_suffix(".svg")
+    found.plot().save(str(figure))
+    print(f"{out}, {figure}")
+
+
+def analyse(observations: Path, out: Path, truth: Path | None = None, **options: Any) -> dict:
+    """Answers all that a study can answer, into the JSON file ``out`` and as a table on the terminal.
+
+    ``options``: of `analysis.report.analyse_study`.
+    """
+    from importlib import import_module
+
+    from rich.console import Console
+
+    from analysis.second_process import Beside
+
+    Beside(True)(import_module, "analysis.report")  # what a second process needs, while the first reads
+    from analysis.report.report import analyse_study, summary_table, write_results
+
+    results = analyse_study(observations, truth, **options)
+    write_results(results, out)
+    Console(width=None if sys.stdout.isatty() else 110).print(summary_table(results))
+    print(f"{out}: all numbers")
+    return results
+
+
+@click.command()
+@click.argument("source", type=FOLDER)
+@click.option("--truth", type=FOLDER, help="truth.json of a generated corpus, to set measurements against.")
+@SPLIT
+@VOCABULARY
+@click.option("--out", type=FOLDER, help="Default: report.html beside SOURCE.")
+def report(
+    source: Path, truth: Path | None, split: str | None, vocabulary: str | None, out: Path | None
+) -> None:
+    """Draw one self-contained HTML page from SOURCE: laws.json of mscale fit, observations, or a study."""
+    from analysis.second_process import Beside
+    from analysis.vega import scripts
+    from mscale.files import read_json
+
+    bundle = Beside(True)(scripts)  # while the rest is read and analysed
+    from analysis.report.report import write_report
+
+    folder = source if source.is_dir() else source.parent
+    out = out or folder / "report.html"
+    if source.suffix == ".json":
+        if split is not None or vocabulary is not None:
+            raise click.UsageError(
+                "--split and --vocabulary choose among observations: give them to mscale fit"
+            )
+        results = read_json(source, what="results of mscale fit")
+    else:
+        results = analyse(source, folder / "laws.json", truth, split=split, vocabulary=vocabulary)
+    write_report(results, out, bundle())
+    print(f"{out}: open it in a browser")
+
+
+@click.command()
+@click.argument("source", type=FOLDER)
+@click.option(
+    "--d", type=float, help="Reference tokens of the language alone; default: what most pairs allow."
+)
+@click.option("--scale", help="One size alone; default: all with a pair.")
+@click.option("--phase", type=click.Choice(["stable", "end"]), default="stable", show_default=True)
+@SPLIT
+@VOCABULARY
+@click.option("--run-noise", type=float, help="Nats between seeds, known from elsewhere; default: measured.")
+@click.option(
+    "--bytes-per-token",
+    "fertility",
+    callback=numbers_of("en=4.4,es=4.1"),
+    help="en=4.4,es=4.1, where SOURCE has neither eval_bytes nor bits_per_byte.",
+)
+@click.option("--parallel", type=FOLDER, help="The same text in many languages, to count in content too.")
+@click.option("--curves", type=FOLDER, help="Also the scores over d, of every pair that was run, as CSV.")
+@click.option("--out", type=FOLDER, help="Default: transfer.csv beside SOURCE.")
+def transfer(
+    source: Path,
+    d: float | None,
+    scale: str | None,
+    phase: str,
+    split: str | None,
+    vocabulary: str | None,
+    run_noise: float | None,
+    fertility: dict[str, float] | None,
+    parallel: Path | None,
+    curves: Path | None,
+    out: Path | None,
+) -> None:
+    """Read the transfer matrix off SOURCE, a table of curves or a study: shown here, every pair into a CSV."""
+    from analysis.tables.observations import read_study
+    from analysis.transfer.table import curves as scores_over_d
+    from analysis.transfer.table import transfer_table
+    from mscale.data.parallel_text import byte_premiums
+    from mscale.files import atomic_write
+
+    tables = read_study(source)
+    table, about = transfer_table(
+        tables.observations,
+        d=d,
+        scale=scale,
+        phase=phase,
+        split=split,
+        vocabulary=vocabulary,
+        run_noise=run_noise,
+        premiums=None if parallel is None else byte_premiums(parallel),
+        fertility=fertility,
+        planted=(tables.truth or {}).get("languages"),
+    )
+    print_matrix(table, about, phase)
+    for note in (
+        *tables.notes,
+        *(f"{row['what']} left out ({row['rows']}): {row['why']}" for row in tables.exclusions),
+    ):
+        print(f"- {note}")
+    out = out or (source if source.is_dir() else source.parent) / "transfer.csv"
+    atomic_write(out, table.to_csv(index=False, float_format="%.6g"))
+    if curves is not None:
+        over_d = scores_over_d(about["cells"], table)
+        atomic_write(curves, over_d.to_csv(index=False, float_format="%.6g"))
+        print(f"{curves}: {len(over_d):,} scores over d")
+    print(f"{out}: {len(table):,} rows, a row for each pair and unit ({', '.join(table['unit'].unique())})")
+
+
+def print_matrix(table: Any, about: dict[str, Any], phase: str) -> None:
+    """The matrix of the scale with most pairs, target by source, and how to read it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from analysis.text import count
+    from analysis.transfer.matrix import GIVEN
+    from analysis.transfer.table import cell as shown
+
+    rows = table[(table["scale"] == about["scale"]) & (table["unit"] == "tokens")]
+    names = sorted(set(rows["target"]) | set(rows["source"]))
+    d = rows["d"].max()
+    print(
+        f"Transfer scores per token at {count(float(rows['params'].iloc[0]))} parameters, d = {count(float(d))} tokens"
+        f" of the target alone ({'at a constant rate' if phase == 'stable' else 'cooled'}):"
+    )
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    if len(names) <= MOST_SHOWN:
+        by = {(row["target"], row["source"]): shown(row) for row in rows.to_dict("records")}
+        drawn = Table("target \\ source", *names, box=None, pad_edge=False)
+        for target in names:
+            drawn.add_row(target, *(by.get((target, source), "") for source in names))
+    else:
+        drawn = Table(
+            "target", "best source", "score", "measured", "bounds", "missing", box=None, pad_edge=False
+        )
+        for target, part in rows.groupby("target"):
+            counts = [str((part["status"] == status).sum()) for status in ("measured", "bound", "missing")]
+            best = part[part["status"] == "measured"].nlargest(1, "score").to_dict("records")
+            drawn.add_row(
+                str(target), *([best[0]["source"], shown(best[0])] if best else ["-", "-"]), *counts
+            )
+    console.print(drawn)
+    level = f"{table['level'].iloc[0]:.0%}"
+    print(
+        f"* its {level} interval leaves out 0; ≤ ≥ a bound: never reached, or before the data; · missing; ( ) predicted"
+    )
+    noise = about["noise"]
+    told = f"measured on {noise.run_degrees} repeated runs"
+    if noise.run_degrees == GIVEN:
+        told = "as given"
+    elif not noise.run_degrees:
+        told = (
+            "only assumed, as large as that of checkpoints: repeat a run or two, or give it with --run-noise, and "
+            "intervals narrow to what it is"
+        )
+    print(f"- noise: {noise.checkpoint:.4f} nats between checkpoints, {noise.run:.4f} between runs ({told})")
+    reasons = rows.loc[rows["status"] == "missing", "reason"].value_counts()
+    for reason, number in reasons.head(MOST_REASONS).items():
+        print(f"- missing, {number}: {reason}")
+    if len(reasons) > MOST_REASONS:
+        print(f"- missing, {reasons.iloc[MOST_REASONS:].sum()} more, each with its reason in the table")
+    for note in about["left_out"]:
+        print(f"- {note}")
+    for unit, reason in about["units_missing"].items():
+        print(f"- not in {unit}: {reason}")

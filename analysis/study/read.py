@@ -1,0 +1,102 @@
+"""A study as it lies in files: its tables, the evaluation that is analysed, and what its executor recorded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.tables.mixtures import one_split
+from analysis.tables.observations import read_study
+from analysis.transfer.table import one_vocabulary
+from mscale.errors import MscaleError
+from mscale.files import read_json
+
+
+@dataclass(frozen=True)
+class StudyInputs:
+    """What `analyse` takes: rows of one vocabulary and split, their exposure, and what was left out."""
+
+    observations: pd.DataFrame
+    exposure: pd.DataFrame
+    truth: dict[str, Any] | None
+    executor: dict[str, Any]
+    notes: tuple[str, ...]
+    exclusions: tuple[dict, ...]
+
+
+def read_inputs(
+    path: Path, truth: Path | None = None, split: str | None = None, vocabulary: str | None = None
+) -> StudyInputs:
+    """Reads a table of observations or the folder of a study.
+
+    Args:
+      split, vocabulary: the one to take, where the table has several; the other rows are counted as left out.
+
+    Raises:
+      MscaleError: as for `read_study` and `one_evaluation`.
+    """
+    tables = read_study(path, truth)
+    rows = one_evaluation(tables.observations, path, split, vocabulary)
+    left_out = []
+    for name in ("vocabulary", "split"):
+        others = tables.observations[~tables.observations[name].isin(rows[name].unique())]
+        if len(others):
+            why = (
+                f"only {', '.join(sorted(set(map(str, rows[name]))))} is analysed: the two are not comparable"
+            )
+            names = ", ".join(sorted(set(map(str, others[name]))))
+            left_out.append({"what": f"losses of {name} {names}", "rows": len(others), "why": why})
+    notes = [note for note in tables.notes if "vocabularies in one table" not in note]
+    return StudyInputs(
+        rows,
+        tables.exposure[tables.exposure["run"].isin(rows["run"].unique())],
+        tables.truth,
+        executor_record(path),
+        tuple(notes),
+        (*tables.exclusions, *left_out),
+    )
+
+
+def one_evaluation(
+    table: pd.DataFrame, path: Path, split: str | None, vocabulary: str | None
+) -> pd.DataFrame:
+    """The rows of one vocabulary and one evaluation split: those named, or the only ones that there are.
+
+    Raises:
+      MscaleError: the table has no such split or vocabulary, does not say what its rows are of, or has several and none
+        is named.
+    """
+    for name, value in (("split", split), ("vocabulary", vocabulary)):
+        if value is not None and name not in table.columns:
+            raise MscaleError(
+                f"{path}: no column {name!r}, so --{name} {value} chooses nothing; leave it out, or add the column"
+            )
+    if "vocabulary" in table.columns:
+        table = one_vocabulary(table, vocabulary)
+        found = sorted(set(map(str, table["vocabulary"])))
+        if len(found) > 1:
+            raise MscaleError(
+                f"{path}: runs of {len(found)} vocabularies ({', '.join(found)}), whose losses per token are not "
+                f"comparable: choose one, such as --vocabulary {found[0]}"
+            )
+    return one_split(table, split) if "split" in table.columns else table
+
+
+def executor_record(observations: Path) -> dict[str, Any]:
+    """What the executor recorded beside a study's tables: time, workers, memory, failed runs."""
+    folder = observations if observations.is_dir() else observations.parent
+    if not (folder / "runner.json").exists():
+        return {}
+    sessions = read_json(folder / "runner.json", what="runner record")["sessions"]
+    missing = (
+        read_json(folder / "missing.json", what="list of missing runs")
+        if (folder / "missing.json").exists()
+        else {"runs": {}}
+    )
+    return {
+        "seconds": sum(session["seconds"] for session in sessions),
+        "workers": max((session["workers"] for session in sessions), default=None),
+        "peak_memory_bytes": max((session["peak_memory_bytes"] for session in sessions), default=None),
+        "failed": [{"run": run, "reason": reason} for run, reason in missing["runs"].items()],
+    }

@@ -1,0 +1,95 @@
+"""The input files of a corpus, on a local disk or remote; remote ones are fetched one at a time."""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from mscale.data import corpus as corpora
+from mscale.errors import MscaleError, nearest
+from mscale.remote import Url, connect, listing, location, retried
+
+_NAME = re.compile(r"data/([^/]+)/\1_clean_(\d+)\.jsonl(?:\.gz)?")
+
+
+@dataclass(frozen=True)
+class Input:
+    """One corpus file of a language; size and stamp tell whether it is still the one that was packed."""
+
+    language: str
+    path: Path | Url
+    size: int
+    stamp: int  # modification time in ns or, of a remote file, a hash of what its system calls its version
+
+
+def find(corpus: str | os.PathLike, languages: Sequence[str] | None = None) -> dict[str, list[Input]]:
+    """Returns the files of each language in the order of their numbers.
+
+    Args:
+      corpus: folder or URL, in MADLAD-400's layout.
+      languages: codes, in this order; None for all, sorted.
+
+    Raises:
+      MscaleError: as ``mscale.corpus.select`` and ``files``.
+    """
+    place = location(corpus)
+    if isinstance(place, Url):
+        return _find_remote(place, languages)
+    found: dict[str, list[Input]] = {}
+    for language in corpora.select(place, languages):
+        found[language] = []
+        for path in corpora.files(place, language):
+            status = path.stat()
+            found[language].append(Input(language, path, status.st_size, status.st_mtime_ns))
+    return found
+
+
+def documents(one: Input) -> Iterator[str]:
+    """Yields the documents of a file as ``mscale.corpus.documents``; a remote one is on disk meanwhile."""
+    if isinstance(one.path, Path):
+        yield from corpora.documents(one.path)
+        return
+    system, remote = connect(one.path)
+    with tempfile.TemporaryDirectory(prefix="mscale-") as folder:
+        local = Path(folder) / one.path.name
+
+        def fetch() -> None:
+            system.get_file(remote, str(local))
+            if local.stat().st_size != one.size:
+                raise OSError(f"got {local.stat().st_size:,} of {one.size:,} bytes")
+
+        try:
+            retried(fetch, f"read {one.path}")
+        except FileNotFoundError:
+            raise MscaleError(f"{one.path}: no such file (any more); check the corpus") from None
+        try:
+            yield from corpora.documents(local)
+        except MscaleError as error:
+            raise MscaleError(str(error).replace(str(local), one.path)) from None
+
+
+def _find_remote(place: Url, languages: Sequence[str] | None) -> dict[str, list[Input]]:
+    system, root = connect(place)
+    listed = listing(system, f"{root.rstrip('/')}/data", place)
+    numbered: dict[str, list[tuple[int, Input]]] = {}
+    for name, (size, version) in listed.items():
+        if match := _NAME.fullmatch(f"data/{name}"):
+            stamp = int.from_bytes(blake2b(version.encode(), digest_size=7).digest(), "little")
+            one = Input(match[1], place / f"data/{name}", size, stamp)
+            numbered.setdefault(match[1], []).append((int(match[2]), one))
+    if not numbered:
+        raise MscaleError(
+            f"{place}: found no corpus there; expected files named {corpora.LAYOUT}; check the URL and your credentials"
+        )
+    wanted = sorted(numbered) if languages is None else list(languages)
+    if missing := [code for code in wanted if code not in numbered]:
+        hints = ", ".join(f"{code!r}{nearest(code, numbered).replace(';', ' –')}" for code in missing)
+        raise MscaleError(f"{place}: these languages are not in this corpus of {len(numbered)}: {hints}")
+    for code in wanted:
+        numbers = [number for number, _ in numbered[code]]
+        if len(numbers) != len(set(numbers)):
+            raise MscaleError(f"{place}: {code} has a file both compressed and plain; remove one of them")
+    return {code: [one for _, one in sorted(numbered[code], key=lambda pair: pair[0])] for code in wanted}

@@ -1,0 +1,365 @@
+"""The two steps of packing, each a pure function of files: tokenize one input file, then assemble one
+language.
+
+A shard is what one input file became, in the folder of its language under ``.packing``:
+
+    <file>.tokens   ids of all units, one after the other, without EOS
+    <file>.units    UNIT records in the same order
+    <file>.json     written last: the shard is whole
+"""
+
+import io
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixtures.packing.hashed_files import Crc32, Output, intact, write_folder
+from mixtures.packing.inputs import Input, documents
+from mixtures.packing.units import COUNTS, NEVER, UNIT, encoded
+from mscale.data.store import FILES, token_dtype
+from mscale.data.vocabulary import Vocabulary
+from mscale.files import writing
+
+_FORMAT = 3  # of shards
+LINES_BELOW = 100  # documents; languages with fewer hold out lines
+VALID_FRACTION = 0.2
+
+_CHUNK_TOKENS = 1 << 22  # tokens assembled at once
+_CHUNK_UNITS = 1 << 20
+SMALL_INPUT, _SMALL_TEXT = 1 << 22, 1 << 26  # bytes of a file, and of its text, that is packed in memory
+
+
+def unit_of(inputs: Sequence[Input], folder: Path) -> str:
+    """Returns "line" for a language of fewer than 100 documents, else "document"; remembered in
+    ``folder``."""
+    made_of = {"inputs": [[one.path.name, one.size, one.stamp] for one in inputs]}
+    if seen := _read(folder / "unit.json", made_of):
+        return seen["unit"]
+    seen_documents = 0
+    for one in inputs:
+        for _ in documents(one):
+            seen_documents += 1
+            if seen_documents >= LINES_BELOW:
+                break
+    unit = "line" if seen_documents < LINES_BELOW else "document"
+    _mark(folder / "unit.json", {**made_of, "unit": unit})
+    return unit
+
+
+def assembled(folder: Path, destination: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the entry of a language that an earlier call assembled from the same, if its files are
+    whole."""
+    seen = _read(folder / "done.json", made_of)
+    return seen["entry"] if seen and intact(destination, seen["entry"]["files"]) else None
+
+
+def recipe(
+    inputs: Sequence[Input], unit: str, vocabulary: Vocabulary, valid_tokens: int, cutoff: int | None
+) -> dict[str, Any]:
+    """Returns all that determines what ``assemble`` makes of a language."""
+    return {
+        "inputs": {one.path.name: [one.size, one.stamp] for one in inputs},
+        "unit": unit,
+        "valid_tokens": valid_tokens,
+        "vocabulary": vocabulary.fingerprint,
+        "given_cutoff": None if cutoff is None else f"{cutoff:#018x}",
+    }
+
+
+def tokenize(one: Input, unit: str, vocabulary: Vocabulary, folder: Path) -> dict[str, Any]:
+    """Makes the shard of one input file in ``folder``, or finds it made; returns its counts.
+
+    Memory is bounded by the longest document. Raises MscaleError as ``mscale.corpus.documents`` does.
+    """
+    marker = folder / f"{one.path.name}.json"
+    made_of = {
+        "input": [one.path.name, one.size, one.stamp],
+        "unit": unit,
+        "vocabulary": vocabulary.fingerprint,
+        "format": _FORMAT,
+    }
+    if (shard := _read(marker, made_of)) and intact(folder, shard["files"]):
+        return shard
+    counts = dict.fromkeys(COUNTS, 0)
+    with (
+        Output(folder / f"{one.path.name}.tokens", Crc32()) as tokens,
+        Output(folder / f"{one.path.name}.units", Crc32()) as units,
+    ):
+        for records, ids in encoded(documents(one), unit, vocabulary, counts):
+            tokens.write(ids)
+            units.write(records)
+    files = {output.path.name: output.described for output in (tokens, units)}
+    shard = {**made_of, **counts, "files": files}
+    _mark(marker, shard)
+    return shard
+
+
+def assemble(
+    inputs: Sequence[Input],
+    unit: str,
+    vocabulary: Vocabulary,
+    folder: Path,
+    destination: Path,
+    valid_tokens: int,
+    cutoff: int | None,
+) -> dict[str, Any]:
+    """Joins the shards of a language into its store files and returns its entry in store.json.
+
+    Args:
+      inputs: all input files, each with its shard in ``folder``.
+      unit: what is held out, "document" or "line".
+      vocabulary: that of the shards.
+      folder: where the shards are.
+      destination: the language's folder in the store.
+      valid_tokens: at most so many tokens are held out, and at most 20% of the language.
+      cutoff: units whose hash is below it are held out; None to choose it.
+    """
+    made_of = recipe(inputs, unit, vocabulary, valid_tokens, cutoff)
+    shards = [_Shard.open(folder, one, token_dtype(vocabulary.size)) for one in inputs]
+    entry = {**_counted(shards, unit, valid_tokens, cutoff), "inputs": made_of["inputs"]}
+    files = {name: Output(folder / name) for name in FILES}
+    with files["train.bin"] as train, files["valid.bin"] as valid:
+        sides, arrays = _split(shards, int(entry["cutoff"], 16), vocabulary, train.write, valid.write)
+    for name, content in arrays.items():
+        with files[name] as output:
+            output.write(content)
+    entry |= {**sides, "files": {name: files[name].described for name in FILES}}
+    with writing(destination):
+        destination.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            os.replace(folder / name, destination / name)
+    _mark(folder / "done.json", {**made_of, "entry": entry})
+    for path in folder.iterdir():
+        if path.suffix in (".tokens", ".units"):
+            path.unlink()
+    return entry
+
+
+def pack_small(
+    one: Input,
+    unit: str | None,
+    vocabulary: Vocabulary,
+    folder: Path,
+    destination: Path,
+    valid_tokens: int,
+    cutoff: int | None,
+) -> dict[str, Any] | None:
+    """Does both steps in memory for a language of one small file, to the same bytes.
+
+    Arguments and result are those of ``assemble``; ``unit`` None chooses it and ``folder`` must be of no other
+    use. None if the file holds more text than its size promised.
+    """
+    texts = documents(one)
+    first = list(itertools.islice(texts, LINES_BELOW))
+    unit = unit or ("line" if len(first) < LINES_BELOW else "document")
+    counts = dict.fromkeys(COUNTS, 0)
+    dtype = token_dtype(vocabulary.size)
+    batches = []
+    for batch in encoded(itertools.chain(first, texts), unit, vocabulary, counts):
+        batches.append(batch)
+        if counts["bytes"] > _SMALL_TEXT:
+            return None
+    records = [records for records, _ in batches] or [np.empty(0, UNIT)]
+    ids = [ids for _, ids in batches] or [np.empty(0, dtype)]
+    single = len(batches) == 1
+    shards = [
+        _Shard(
+            units=records[0] if single else np.concatenate(records),
+            tokens=ids[0] if single else np.concatenate(ids),
+            counts=counts,
+        )
+    ]
+    made_of = recipe([one], unit, vocabulary, valid_tokens, cutoff)
+    entry = {**_counted(shards, unit, valid_tokens, cutoff), "inputs": made_of["inputs"]}
+    train: list[Any] = []
+    valid: list[Any] = []
+    sides, arrays = _split(shards, int(entry["cutoff"], 16), vocabulary, train.append, valid.append)
+    contents = {"train.bin": train, "valid.bin": valid} | {name: [data] for name, data in arrays.items()}
+    entry |= {**sides, "files": write_folder({name: contents[name] for name in FILES}, folder, destination)}
+    return entry
+
+
+def _counted(shards: Sequence["_Shard"], unit: str, valid_tokens: int, cutoff: int | None) -> dict[str, Any]:
+    if cutoff is None:
+        cutoff = choose_cutoff(shards, valid_tokens)
+    return {
+        "unit": unit,
+        "cutoff": f"{cutoff:#018x}",
+        "documents": sum(shard.counts["documents"] for shard in shards),
+        "empty_documents": sum(shard.counts["empty_documents"] for shard in shards),
+        "duplicates": duplicates(shards),
+    }
+
+
+def _split(
+    shards: Sequence["_Shard"],
+    cutoff: int,
+    vocabulary: Vocabulary,
+    write_train: Callable[[np.ndarray], Any],
+    write_valid: Callable[[np.ndarray], Any],
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Writes the tokens of both sides, EOS after every document; returns their counts and the files that
+    describe them.
+
+    In train a document is what is kept of it; in valid every unit is one.
+    """
+    eos = np.array([vocabulary.eos_id], token_dtype(vocabulary.size))
+    train = {"tokens": 0, "bytes": 0, "documents": 0}
+    index = []
+    unigram = np.zeros(1, np.int64)
+    offset = 0
+    for units, ids in (chunk for shard in shards for chunk in shard.chunks()):
+        held = units["hash"] < cutoff
+        lengths = units["tokens"].astype(np.int64)
+        ends = np.cumsum(lengths)
+        if held.any():
+            spans = zip((ends - lengths)[held].tolist(), ends[held].tolist(), strict=True)
+            write_valid(np.concatenate([part for start, stop in spans for part in (ids[start:stop], eos)]))
+            sizes = lengths[held] + 1
+            rows = np.cumsum(sizes) + offset
+            index.append(np.stack([rows - sizes, sizes, units["bytes"][held].astype(np.int64)], axis=1))
+            offset = int(rows[-1])
+        if held.all():
+            continue
+        # Units that stand together in a document go together, and EOS comes after the last that is kept.
+        kept = np.flatnonzero(~held)
+        documents = units["document"][kept]
+        new_document = np.append(True, documents[1:] != documents[:-1])
+        first = np.flatnonzero(new_document | np.append(True, np.diff(kept) > 1))
+        last = np.append(first[1:], len(kept)) - 1
+        starts, stops = (ends - lengths)[kept[first]], ends[kept[last]]
+        closed = np.append(new_document, True)[last + 1]
+        parts: list[np.ndarray] = []
+        for start, stop, close in zip(starts.tolist(), stops.tolist(), closed.tolist(), strict=True):
+            parts.append(ids[start:stop])
+            if close:
+                parts.append(eos)
+        text = np.concatenate(parts)
+        write_train(text)
+        counts = np.bincount(text, minlength=len(unigram))  # no longer than needed: most languages are small
+        counts[: len(unigram)] += unigram
+        unigram = counts
+        train["tokens"] += len(text)
+        train["bytes"] += int(units["bytes"][kept].sum(dtype=np.int64))
+        train["documents"] += int(new_document.sum())
+    rows = np.concatenate(index) if index else np.empty((0, 3), np.int64)
+    seen_ids = np.flatnonzero(unigram > 0)
+    valid = {"tokens": offset, "bytes": int(rows[:, 2].sum()), "documents": len(rows)}
+    arrays = {"valid_index.npy": rows, "unigram.npy": np.stack([seen_ids, unigram[seen_ids]])}
+    return {"train": train, "valid": valid}, {name: _npy(array) for name, array in arrays.items()}
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def choose_cutoff(shards: Sequence["_Shard"], valid_tokens: int) -> int:
+    """Returns the largest cutoff that holds out at most min(``valid_tokens``, 20%) tokens, EOS included.
+
+    Units are taken in the order of their content hash, so equal ones go together. A language whose first
+    unit is already more than that gives it up, if at least as much remains. Memory: the units held out.
+    """
+    total = sum(shard.counts["tokens"] + shard.counts["documents"] for shard in shards)
+    limit = min(valid_tokens, int(VALID_FRACTION * total))
+    if limit < 1:
+        return 0
+    hashes, tokens = np.empty(0, np.uint64), np.empty(0, np.int64)
+    cutoff = NEVER
+    for units in (chunk for shard in shards for chunk in shard.unit_chunks()):
+        low = units[units["hash"] < cutoff]
+        hashes = np.concatenate([hashes, low["hash"]])
+        tokens = np.concatenate([tokens, low["tokens"].astype(np.int64) + 1])
+        order = np.argsort(hashes, kind="stable")
+        hashes, tokens = hashes[order], tokens[order]
+        over = int(np.searchsorted(np.cumsum(tokens), limit, side="right"))
+        if over < len(hashes):
+            cutoff = int(hashes[over])
+            hashes, tokens = hashes[: over + 1], tokens[: over + 1]
+    if len(hashes) and cutoff == int(hashes[0]):  # not even the first fits
+        first = sum(
+            int((units["tokens"][units["hash"] == cutoff].astype(np.int64) + 1).sum())
+            for shard in shards
+            for units in shard.unit_chunks()
+        )
+        if 2 * first <= total:
+            cutoff += 1
+    return cutoff
+
+
+def duplicates(shards: Sequence["_Shard"]) -> int:
+    """Counts units that are exact copies of an earlier one, a range of hashes at a time to bound memory."""
+    units = sum(shard.counts["units"] for shard in shards)
+    parts = max(-(-units // (4 * _CHUNK_UNITS)), 1)
+    found = 0
+    for part in range(parts):
+        low, high = (NEVER * part // parts), (NEVER * (part + 1) // parts)
+        chunks = [
+            chunk["hash"][(chunk["hash"] >= low) & (chunk["hash"] < high)]
+            for shard in shards
+            for chunk in shard.unit_chunks()
+        ]
+        hashes = np.concatenate(chunks) if chunks else np.empty(0, np.uint64)
+        found += len(hashes) - len(np.unique(hashes))
+    return found
+
+
+@dataclass(frozen=True)
+class _Shard:
+    units: np.ndarray
+    tokens: np.ndarray
+    counts: dict[str, int]
+
+    @classmethod
+    def open(cls, folder: Path, one: Input, dtype: np.dtype) -> "_Shard":
+        counts = json.loads((folder / f"{one.path.name}.json").read_text(encoding="utf-8"))
+        return cls(
+            units=_mapped(folder / f"{one.path.name}.units", UNIT, counts["units"]),
+            tokens=_mapped(folder / f"{one.path.name}.tokens", dtype, counts["tokens"]),
+            counts=counts,
+        )
+
+    def unit_chunks(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self.units), _CHUNK_UNITS):
+            yield self.units[start : start + _CHUNK_UNITS]
+
+    def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Units and their tokens, whole documents at a time."""
+        start = offset = 0
+        while start < len(self.units):
+            units = self.units[start : start + _CHUNK_UNITS]
+            end = np.searchsorted(np.cumsum(units["tokens"], dtype=np.int64), _CHUNK_TOKENS) + 1
+            stop = start + min(int(end), len(units))
+            document = self.units[stop - 1]["document"]
+            stop += int(np.searchsorted(self.units["document"][stop:], document, side="right"))
+            units = self.units[start:stop]
+            size = int(units["tokens"].sum(dtype=np.int64))
+            yield units, self.tokens[offset : offset + size]
+            start, offset = stop, offset + size
+
+
+def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
+    if not count:
+        return np.empty(0, dtype)
+    return np.asarray(np.memmap(path, dtype, mode="r", shape=(count,)))
+
+
+def _mark(path: Path, value: dict[str, Any]) -> None:
+    with Output(path) as file:
+        file.write(json.dumps(value).encode())
+
+
+def _read(path: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the marker if it is there, whole, and made from ``made_of``."""
+    try:
+        marker = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return marker if all(marker.get(key) == value for key, value in made_of.items()) else None

@@ -1,0 +1,99 @@
+"""The units of text that are held out or not, a document each, or a line of one where a language has few
+documents: their hashes, sizes and token ids."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from mscale.data.store import token_dtype
+from mscale.data.vocabulary import Vocabulary
+
+UNIT = np.dtype([("hash", "<u8"), ("tokens", "<u4"), ("bytes", "<u4"), ("document", "<u4")])
+COUNTS = ("documents", "empty_documents", "units", "tokens", "bytes")
+NEVER = (1 << 64) - 1  # hash of units that are never held out (blank lines); no cutoff is above it
+
+_NEVER_BYTES = NEVER.to_bytes(8, "little")
+_BATCH_BYTES = 1 << 20  # text encoded at once
+
+
+def encoded(
+    texts: Iterable[str], unit: str, vocabulary: Vocabulary, counts: dict[str, int]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields about a megabyte of documents at a time, the UNIT records of their units and the ids without EOS,
+    and counts them.
+
+    Documents are encoded whole, so the ids are those that the vocabulary's own ``encode`` gives.
+    """
+    dtype = token_dtype(vocabulary.size)
+    for documents in _batches(texts, counts):
+        numbers = np.arange(counts["documents"], counts["documents"] + len(documents))
+        units = documents
+        if unit == "line":
+            split = [_lines(document) for document in documents]
+            units = [line for lines in split for line in lines]
+            numbers = np.repeat(numbers, list(map(len, split)))
+            digests = [_NEVER_BYTES if _blank(line) else _digest(line.removesuffix(b"\n")) for line in units]
+            ids, lengths = _encode_lines(documents, units, vocabulary)
+        else:
+            digests = list(map(_digest, documents))
+            ids, lengths = vocabulary.encode_batch(documents)
+        records = np.empty(len(units), UNIT)
+        records["hash"] = np.frombuffer(b"".join(digests), "<u8")
+        records["tokens"] = lengths
+        records["bytes"] = list(map(len, units))
+        records["document"] = numbers
+        counts["documents"] += len(documents)
+        counts["units"] += len(units)
+        counts["tokens"] += int(lengths.sum())
+        counts["bytes"] += int(records["bytes"].sum())
+        yield records, ids.astype(dtype, copy=False)
+
+
+def _batches(texts: Iterable[str], counts: dict[str, int]) -> Iterator[list[bytes]]:
+    """The UTF-8 of the documents that are not empty, about a megabyte at a time."""
+    documents: list[bytes] = []
+    size = 0
+    for text in texts:
+        if not text:
+            counts["empty_documents"] += 1
+            continue
+        documents.append(text.encode("utf-8"))
+        size += len(documents[-1])
+        if size >= _BATCH_BYTES:
+            yield documents
+            documents, size = [], 0
+    if documents:
+        yield documents
+
+
+def _encode_lines(
+    documents: list[bytes], lines: list[bytes], vocabulary: Vocabulary
+) -> tuple[np.ndarray, np.ndarray]:
+    """As ``encode_batch`` of the lines, but of whole documents where line ends are tokens of their own, as is
+    usual: that is faster."""
+    newline = vocabulary.encode("\n")
+    if len(newline) == 1:
+        ids, lengths = vocabulary.encode_batch(documents)
+        ends = np.union1d(np.flatnonzero(ids == newline[0]) + 1, np.cumsum(lengths))
+        if len(ends) == len(lines):
+            return ids, np.diff(ends, prepend=0)
+    return vocabulary.encode_batch(lines)
+
+
+def _lines(text: bytes) -> list[bytes]:
+    """Lines with their line ends, so that they join to ``text`` exactly (str.splitlines knows more
+    ends)."""
+    parts = text.split(b"\n")
+    return [part + b"\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
+
+
+def _blank(line: bytes) -> bool:
+    """Whether it holds nothing but white space, as Unicode has it."""
+    first = line.lstrip()[:1]
+    return not first or not (b" " < first < b"\x7f" or line.decode("utf-8").strip())
+
+
+def _digest(text: bytes) -> bytes:
+    """Returns the 64-bit BLAKE2b hash by which a unit is held out, whatever vocabulary encodes it."""
+    return hashlib.blake2b(text, digest_size=8).digest()

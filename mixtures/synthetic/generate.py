@@ -1,0 +1,310 @@
+"""Generates a corpus of any size in which transfer between languages is planted, with its ground truth.
+
+All languages talk about the same world (``mscale.synthetic_text``) in words, order and script of their own
+(``mscale.synthetic_languages``). Their documents differ; only the small part under ``parallel/`` has the same
+content in all. Everything follows from the seed: a language's text is the same bytes however many languages,
+shards or processes there are, and a smaller corpus is the beginning of a larger one.
+"""
+
+import gzip
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from mixtures.synthetic.languages import (
+    RELATEDNESS_FORMULA,
+    World,
+    generator,
+    language,
+    language_codes,
+    relatedness_matrix,
+)
+from mixtures.synthetic.text import (
+    CLOSE,
+    OPEN,
+    PARAGRAPH,
+    concept_frequencies,
+    content_process,
+    draw_content,
+    render,
+    word_forms,
+)
+from mscale.errors import MscaleError
+from mscale.files import atomic_json, atomic_writer, read_json
+from mscale.progress import progress
+
+FORMAT = 1  # of the text and of truth.json: raise it when the same parameters give other bytes
+SHARD_BYTES = 1 << 25  # of text in one file
+_CHUNK_SENTENCES = 4096  # drawn and rendered at a time
+
+
+def generate(
+    corpus_dir: str | os.PathLike,
+    languages: int | Sequence[str] = 6,
+    families: int = 3,
+    bytes_per_language: int | Mapping[str, int] = 1_000_000,
+    seed: int = 0,
+    *,
+    concepts: int = 240,
+    replaced: float | tuple[float, float] = (0.0, 0.25),
+    sound_changes: int | tuple[int, int] = (0, 2),
+    borrowed: float = 0.5,
+    parallel_documents: int = 200,
+    processes: int = 1,
+) -> dict:
+    """Writes a corpus in MADLAD-400's layout with ``truth.json`` beside it, and returns that truth.
+
+    A corpus that is already whole is left as it is; an interrupted one is continued.
+
+    Args:
+      corpus_dir: gets ``data/<code>/<code>_clean_NNNN.jsonl.gz``, ``parallel/<code>.jsonl.gz`` and ``truth.json``.
+      languages: how many, or their codes (family letter and index letter: ``aa``, ``ab``, ``ba``, …).
+      families: of languages; language i belongs to family i modulo this. Families 0 and 2 write in Latin, 1 in
+        Cyrillic, 3 in Greek, and so on through ``FAMILY_SCRIPTS``.
+      bytes_per_language: UTF-8 bytes of text, one number or one per code; exceeded by less than one document.
+      seed: of everything.
+      concepts: words of a lexicon.
+      replaced: share of its family's words that a language has replaced, or the range its languages are spread
+        over: this sets the relatedness inside families.
+      sound_changes: number of sound changes of a language, or the range.
+      borrowed: share of words that the families of one script have in common: relatedness across families.
+      parallel_documents: documents with the same content in every language, line by line; not under ``data/``.
+      processes: to generate with; the bytes do not depend on it.
+
+    Raises:
+      MscaleError: a parameter is out of range, or the folder holds anything but this very corpus.
+    """
+    world = make_world(
+        seed, families, concepts=concepts, replaced=replaced, sound_changes=sound_changes, borrowed=borrowed
+    )
+    codes = _codes(world, languages)
+    sizes = _sizes(codes, bytes_per_language)
+    _require_count("parallel_documents", parallel_documents, 0)
+    _require_count("processes", processes, 1)
+    parameters = {
+        "format": FORMAT,
+        **asdict(world),
+        "replaced": list(world.replaced),
+        "sound_changes": list(world.sound_changes),
+        "bytes_per_language": sizes,
+        "parallel_documents": parallel_documents,
+    }
+    corpus = Path(corpus_dir)
+    truth = _claim(corpus, parameters)
+    if truth is not None:
+        return truth
+
+    tasks = [
+        (corpus, world, code, shard, size)
+        for code in codes
+        for shard, size in enumerate(_shards(sizes[code]))
+    ]
+    with progress("generating text", round(sum(sizes.values()) / 1e6, 3), "MB") as advance:
+        for size in _in_processes(tasks, processes):
+            advance(size / 1e6)
+    if parallel_documents:
+        for code, texts in parallel(world, codes, parallel_documents).items():
+            lines = (OPEN + text.replace("\n", PARAGRAPH) + CLOSE for text in texts)
+            _write_gzip(corpus / "parallel" / f"{code}.jsonl.gz", (line.encode() for line in lines))
+
+    made = [language(world, code) for code in codes]
+    truth = {
+        "seed": seed,
+        "parameters": parameters,
+        "languages": {one.code: one.describe() for one in made},
+        "relatedness": relatedness_matrix(made, concept_frequencies(world)),
+        "relatedness_formula": RELATEDNESS_FORMULA,
+        "files": {name: (corpus / name).stat().st_size for name in _names(codes, sizes, parallel_documents)},
+    }
+    atomic_json(corpus / "truth.json", truth)
+    (corpus / "generating.json").unlink(missing_ok=True)
+    return truth
+
+
+def make_world(
+    seed: int = 0,
+    families: int = 3,
+    *,
+    concepts: int = 240,
+    replaced: float | tuple[float, float] = (0.0, 0.25),
+    sound_changes: int | tuple[int, int] = (0, 2),
+    borrowed: float = 0.5,
+) -> World:
+    """The ``World`` of ``generate`` called with these parameters."""
+    shares = replaced if isinstance(replaced, Sequence) else (replaced, replaced)
+    changes = sound_changes if isinstance(sound_changes, Sequence) else (sound_changes, sound_changes)
+    for field, pair in (("replaced", shares), ("sound_changes", changes)):
+        if len(pair) != 2:
+            raise MscaleError(f"{field}={pair!r}: expected one value, or the least and the largest")
+    return World(seed, families, concepts, (shares[0], shares[1]), (changes[0], changes[1]), borrowed)
+
+
+def parallel(world: World, codes: Sequence[str], documents: int) -> dict[str, list[str]]:
+    """Returns ``{code: texts}``: the same ``documents`` documents in every language, as for byte premiums."""
+    process, rng = content_process(world), generator(world.seed, "parallel")
+    chunks, drawn = [], 0
+    while drawn < documents:
+        chunks.append(draw_content(process, rng, _CHUNK_SENTENCES))
+        drawn += int(chunks[-1]["first"].sum())
+    texts = {}
+    for code in codes:
+        forms = word_forms(world, language(world, code))
+        lines = (
+            b"".join(render(forms, chunk)[0].tobytes() for chunk in chunks).decode().splitlines(keepends=True)
+        )
+        bare = (line.removeprefix(OPEN).removesuffix(CLOSE) for line in lines[:documents])
+        texts[code] = [text.replace(PARAGRAPH, "\n") for text in bare]
+    return texts
+
+
+def text_chunks(world: World, code: str, size: int, shard: int = 0) -> Iterator[np.ndarray]:
+    """Yields JSON lines (uint8 arrays of whole lines) until their texts have ``size`` bytes or just over."""
+    process, forms = content_process(world), word_forms(world, language(world, code))
+    rng = generator(world.seed, "text", code, shard)
+    while size > 0:
+        lines, ends, text_bytes = render(forms, draw_content(process, rng, _CHUNK_SENTENCES))
+        total = np.cumsum(text_bytes)
+        if total[-1] >= size:
+            lines = lines[: ends[int(np.searchsorted(total, size))]]
+        size -= int(total[-1])
+        yield lines
+
+
+def _in_processes(tasks: list[tuple], processes: int) -> Iterator[int]:
+    """Writes the shards and yields the size of each one that is done."""
+    if processes == 1:
+        for task in tasks:
+            _write_shard(*task)
+            yield task[-1]
+        return
+    # Spawned: a fork of a process that runs jax may deadlock.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(_write_shard, *task): task[-1] for task in tasks}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _write_shard(corpus: Path, world: World, code: str, shard: int, size: int) -> None:
+    path = corpus / _shard_name(code, shard)
+    if not path.exists():  # an interrupted call wrote it, whole, with these parameters
+        _write_gzip(path, text_chunks(world, code, size, shard))
+
+
+def _write_gzip(path: Path, chunks: Iterable[np.ndarray] | Iterable[bytes]) -> None:
+    with (
+        atomic_writer(path) as file,
+        gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as packed,
+    ):
+        for chunk in chunks:
+            packed.write(chunk)  # type: ignore[arg-type]
+
+
+def _claim(corpus: Path, parameters: dict) -> dict | None:
+    """Returns the truth of a corpus that is whole; else marks the folder as this corpus in the making.
+
+    Raises:
+      MscaleError: the folder holds another corpus, or files of unknown origin where this one would write.
+    """
+    truth_path, making_path = corpus / "truth.json", corpus / "generating.json"
+    if truth_path.exists():
+        truth = read_json(truth_path, what="truth of a generated corpus")
+        _require_same(truth_path, truth.get("parameters", {}) if isinstance(truth, dict) else {}, parameters)
+        sizes = {name: _size(corpus / name) for name in truth["files"]}
+        changed = [name for name, size in truth["files"].items() if sizes[name] not in (size, None)]
+        if changed:
+            raise MscaleError(
+                f"{corpus / changed[0]}: {sizes[changed[0]]} bytes found, {truth['files'][changed[0]]} expected by "
+                f"{truth_path}: the corpus was changed after it was generated; delete the folder or choose another"
+            )
+        if None not in sizes.values():
+            return truth
+    elif making_path.exists():
+        _require_same(making_path, read_json(making_path, what="mark of an unfinished corpus"), parameters)
+    else:
+        for name in ("data", "parallel"):
+            if (corpus / name).exists():
+                raise MscaleError(
+                    f"{corpus / name}: already there, and not made by the generator (no truth.json beside it); "
+                    "expected a folder without it; choose another folder, so that no corpus is overwritten"
+                )
+        atomic_json(making_path, parameters)
+    return None
+
+
+def _require_same(path: Path, found: dict, wanted: dict) -> None:
+    fields = [field for field in wanted if found.get(field) != wanted[field]]
+    if fields:
+        differences = "; ".join(
+            f"{field}: {found.get(field)!r} there, {wanted[field]!r} asked for" for field in fields
+        )
+        raise MscaleError(
+            f"{path}: the folder holds a corpus generated with other parameters ({differences}); "
+            "use the same parameters, choose another folder or delete this one"
+        )
+
+
+def _codes(world: World, languages: int | Sequence[str]) -> list[str]:
+    if isinstance(languages, str):
+        raise MscaleError(
+            f"languages={languages!r}: expected a number or a list of codes; give [{languages!r}]"
+        )
+    if isinstance(languages, int):
+        _require_count("languages", languages, 1)
+        return language_codes(languages, world.families)
+    codes = list(languages)
+    if not codes or len(set(codes)) != len(codes):
+        raise MscaleError(f"languages={codes!r}: expected at least one code and none twice; mend the list")
+    for code in codes:
+        language(world, code)
+    return codes
+
+
+def _sizes(codes: list[str], wanted: int | Mapping[str, int]) -> dict[str, int]:
+    sizes = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(codes, wanted)
+    if sorted(sizes) != sorted(codes):
+        raise MscaleError(
+            f"bytes_per_language: sizes for {', '.join(sorted(sizes)) or 'none'}; expected one for each of "
+            f"{', '.join(codes)}; give one number for all or one for each"
+        )
+    for code, size in sizes.items():
+        _require_count(f"bytes_per_language[{code!r}]", size, 1)
+    return {code: int(sizes[code]) for code in codes}
+
+
+def _require_count(field: str, value: object, least: int) -> None:
+    if not isinstance(value, int | np.integer) or value < least:
+        raise MscaleError(
+            f"{field}={value!r}: expected a whole number of at least {least}; give such a number"
+        )
+
+
+def _shards(size: int) -> list[int]:
+    """Sizes of the shards of a language of ``size`` bytes."""
+    whole, rest = divmod(size, SHARD_BYTES)
+    return [SHARD_BYTES] * whole + [rest] * (rest > 0)
+
+
+def _shard_name(code: str, shard: int) -> str:
+    return f"data/{code}/{code}_clean_{shard:04d}.jsonl.gz"
+
+
+def _names(codes: list[str], sizes: dict[str, int], parallel_documents: int) -> list[str]:
+    names = [_shard_name(code, shard) for code in codes for shard in range(len(_shards(sizes[code])))]
+    return names + [f"parallel/{code}.jsonl.gz" for code in codes if parallel_documents]
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None

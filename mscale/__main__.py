@@ -1,0 +1,5 @@
+"""``python -m mscale``: the command line."""
+
+from mscale.cli import main
+
+main()

@@ -1,0 +1,51 @@
+"""Chips: memory and FLOP/s by name, from the makers' data sheets."""
+
+# Dense bfloat16 FLOP/s of one device by its kind, from the makers' data sheets; the first that fits counts.
+PEAK_FLOPS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "TPU v6 lite": 918e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v4": 275e12,
+}
+
+
+def peak_flops(given: float | None = None) -> float | None:
+    """FLOP/s of all devices together at their best, where known: ``given`` per device, or the data sheet's."""
+    import jax
+
+    kind = jax.devices()[0].device_kind
+    one = given or next((flops for name, flops in PEAK_FLOPS.items() if name in kind), None)
+    return one and one * jax.device_count()
+
+
+# Memory of one chip in bytes, from the makers' data sheets.
+CHIP_BYTES = {
+    "a100": 80 * 10**9,
+    "h100": 80 * 10**9,
+    "h200": 141 * 10**9,
+    "b200": 180 * 10**9,
+    "v4": 32 * 2**30,
+    "v5e": 16 * 2**30,
+    "v5p": 95 * 2**30,
+    "v6e": 32 * 2**30,
+}
+
+
+FUSED = ("a100", "h100", "h200", "b200")  # chips on which ``model.attention = "auto"`` is a fused kernel
+
+
+# Peak dense bfloat16 FLOP/s of one chip, from the makers' data sheets.
+ACCELERATORS = {
+    "a100": 312e12,
+    "h100": 989e12,
+    "h200": 989e12,
+    "b200": 2250e12,
+    "v4": 275e12,
+    "v5e": 197e12,
+    "v5p": 459e12,
+    "v6e": 918e12,
+}

@@ -1,0 +1,113 @@
+"""The command line: a table of commands, each in the package that it belongs to.
+
+Nothing is imported before a command runs, so that a training host needs no pandas and a laptop with a CSV no JAX.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from mscale.commands import LazyCommands
+from mscale.errors import MscaleError
+
+EXTRA_OF_MODULE = {
+    "altair": "analysis",
+    "jinja2": "analysis",
+    "pandas": "analysis",
+    "pyarrow": "analysis",
+    "scipy": "analysis",
+    "sklearn": "analysis",
+    "vl_convert": "analysis",
+    "sentencepiece": "data",
+    "seqio": "data",
+    "tensorflow": "data",
+    "tensorflow_datasets": "data",
+}
+
+WAY_THROUGH = """Multilingual pretraining scaling: from text to fitted laws to the next run.
+
+\b
+The way through, a stage a command (mscale demo runs them all on a generated corpus):
+  mscale corpus my-corpus             generated text (or bring your own, see below)
+  mscale pack my-corpus my-store      text to a token store, with held-out parts
+  mscale mixture show unimax --store my-store --tokens 1e6    what a run would see
+  mscale train --gin_file=gin/train/pretrain.gin --gin.SCALE='"nano2"' ...    one run
+  mscale sweep plan demo --store my-store                     what many runs cost
+  mscale sweep run demo --store my-store --root my-study      many runs, and their table
+  mscale fit my-study                 laws with intervals, into my-study/laws.json
+  mscale report my-study/laws.json    my-study/report.html
+  mscale transfer my-study            every pair's transfer score, as a table
+  mscale plan languages --target aa --results my-study/laws.json     decisions
+
+\b
+Your own text is a folder in MADLAD-400's layout: data/<lang>/<lang>_clean_0000.jsonl.gz,
+one {"text": ...} a line. Every stage continues where it was interrupted.
+"""
+
+COMMANDS = {
+    "corpus": ("mixtures.commands:corpus", "Generate text in related languages, with the truth beside it."),
+    "pack": ("mixtures.commands:pack", "Turn a corpus into a token store with held-out parts."),
+    "vocabulary": ("mixtures.commands:vocabulary", "Train vocabularies and compare them."),
+    "mixture": ("mixtures.commands:mixture", "See what a mixture draws."),
+    "train": ("mscale.commands:train", "Train one run, or continue it, from gin files and overrides."),
+    "sweep": ("sweeps.commands:sweep", "Plan, run and collect a study of many runs."),
+    "fit": (
+        "analysis.commands.laws:fit",
+        "Fit laws to a table or a study: findings, and all numbers as JSON.",
+    ),
+    "report": ("analysis.commands.laws:report", "Draw one self-contained HTML page."),
+    "transfer": (
+        "analysis.commands.laws:transfer",
+        "Read the transfer matrix off a table of curves or a study.",
+    ),
+    "plan": ("analysis.commands.plan:plan", "Decide: which languages, how large, from where, which mixture."),
+    "demo": ("analysis.commands.demo:demo", "All stages, from text to report.html, in a few minutes."),
+}
+"""Name of a command to where it is defined and one line of help; a module is imported when its command runs."""
+
+
+@click.group(
+    cls=LazyCommands,
+    table=COMMANDS,
+    help=WAY_THROUGH,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="mscale")
+def cli() -> None:
+    pass
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command line; errors a user can mend are one message and exit status 1."""
+    sys.exit(_status(lambda: cli.main(args=argv, prog_name="mscale", standalone_mode=False)))
+
+
+def _status(command: Callable[[], Any]) -> int:
+    try:
+        result = command()
+        return result if isinstance(result, int) else 0
+    except MscaleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF_MODULE.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        print(f"error: this needs {error.name}: pip install 'mscale[{extra}]'", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    main()

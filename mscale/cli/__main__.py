@@ -1,5 +1,0 @@
-"""``python -m mscale.cli``."""
-
-from mscale.cli import main
-
-main()

@@ -1,0 +1,106 @@
+"""What the commands of all packages share: parameter types, groups that load a command when it runs; and `train`.
+
+A command is a click command in the ``commands`` module of the package that it belongs to; ``cli`` lists them all.
+"""
+
+import importlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class Commands(click.Group):
+    """Lists commands in the order of the way through rather than of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+class LazyCommands(click.Group):
+    """A group that lists its commands from a table, and imports the module of one only when that is run."""
+
+    def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], **options: Any):
+        """``table``: name of a command to ("module:attribute", one line of help)."""
+        super().__init__(*args, **options)
+        self.table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.table:
+            return None
+        module, _, attribute = self.table[name][0].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in self.table.items()])
+
+
+class LocalPath(click.Path):
+    """A path of this machine; a URL, of which ``Path`` would make a folder named ``s3:``, is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and re.match(r"(?!file:)[a-z][a-z0-9+.-]+://", value):
+            self.fail(f"{value} is a URL: of all paths only --store takes one; give a local path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FOLDER = LocalPath(path_type=Path)
+
+
+STORE = click.Path(path_type=Path)  # a folder or a URL
+
+
+def comma_list(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[str] | None:
+    """Parses ``en,fr`` into a list without empty names."""
+    if value is None:
+        return None
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    if not names:
+        raise click.BadParameter("expected codes separated by commas, such as en,fr")
+    return names
+
+
+def numbers_of(example: str) -> Any:
+    """A parser of options such as ``ca=2e9,es=5e9``."""
+
+    def parse(_ctx: click.Context, _param: click.Parameter, value: str | None) -> dict[str, float] | None:
+        if value is None:
+            return None
+        found = {}
+        for part in value.split(","):
+            name, equals, number = part.strip().partition("=")
+            try:
+                found[name] = float(number)
+            except ValueError:
+                equals = ""
+            if not (name and equals and found[name] == found[name]):
+                raise click.BadParameter(f"expected language=number, such as {example}; found {part!r}")
+        return found
+
+    return parse
+
+
+LANGUAGES = click.option("--languages", callback=comma_list, help="Codes separated by commas; default: all.")
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def train(arguments: tuple[str, ...]) -> int:
+    """Train one run, or continue it: --gin_file=gin/train/pretrain.gin --gin.NAME=VALUE ...
+
+    \b
+    --gin_file FILE           a configuration; repeatable, later files override earlier ones
+    --gin.NAME=VALUE          a macro or parameter; text needs quotes of its own: --gin.STORE='"my-store"'
+    --gin_search_paths A,B    folders in which gin files are looked for
+
+    gin/train/pretrain.gin lists every macro with what it means. The same as python -m mscale.train.
+    """
+    from mscale.train import main as train_main
+
+    return train_main(list(arguments))

@@ -1,0 +1,342 @@
+"""The token store: what a training host reads.
+
+    <store>/store.json                 written last: a store is whole or absent
+    <store>/<lang>/train.bin           token ids, documents each ended by EOS (uint16, or uint32 from V = 65,537 on)
+    <store>/<lang>/valid.bin           the held-out part, the same way
+    <store>/<lang>/valid_index.npy     (documents, 3) int64: offset and tokens (EOS included) in valid.bin, UTF-8 bytes
+    <store>/<lang>/unigram.npy         (2, ids seen) int64: token ids and their counts in train.bin
+
+Window i of S tokens is train.bin[i·S:(i+1)·S], so any sequence length can be cut from a store. The unigram
+counts have a file of their own, as 420 languages × 64,000 pieces in JSON would cost more to open than all
+the rest. A store may be remote (``gs://…``): its token files are then read by ranges (``mscale.remote``).
+"""
+
+import errno
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mscale.errors import MscaleError, nearest
+from mscale.remote import CACHE_BYTES, RemoteFiles, Url, location
+
+FORMAT = "mscale token store"
+VERSION = 1
+MANIFEST = "store.json"
+UNFINISHED = ".packing"  # a folder of this name beside store.json: packing has begun and not ended
+_VERIFY_BYTES = 8 << 20  # read at once of a remote file
+FILES = ("train.bin", "valid.bin", "valid_index.npy", "unigram.npy")
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open store; token files are mapped at their first use. Make it with ``open_store``.
+
+    Attributes:
+      path: its folder or, of a remote store, its URL.
+      vocabulary: kind, size, fingerprint, eos_id and pad_id of what packed it.
+      languages: codes, sorted.
+      dtype: of the token files.
+      identity: hash of store.json, which holds the checksums of all else: two stores with the same are the same.
+    """
+
+    path: Path | Url
+    vocabulary: Mapping[str, Any]  # kind, size, fingerprint, eos_id, pad_id
+    languages: tuple[str, ...]
+    dtype: np.dtype
+    entries: Mapping[str, Mapping[str, Any]] = field(repr=False)  # per language, as in store.json
+    identity: str = ""
+    _remote: RemoteFiles | None = field(default=None, repr=False, compare=False)
+    _mapped: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def train(self, language: str) -> np.ndarray:
+        """Returns the train tokens of ``language``, (tokens,), mapped from the file and read-only.
+
+        Of a remote store it is an array that reads where it is used (``mscale.remote.RemoteArray``).
+        """
+        return self._tokens(language, "train.bin", self.train_tokens(language))
+
+    def valid(self, language: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the held-out tokens and the (documents, 3) index of offset, tokens and bytes per
+        document."""
+        index = self._array(language, "valid_index.npy")
+        tokens, size = self.valid_tokens(language), self.valid_bytes(language)
+        good = index.ndim == 2 and index.shape[1] == 3 and index.dtype.kind == "i"
+        if good and len(index):
+            ends = index[:, 0] + index[:, 1]
+            good = index[0, 0] == 0 and ends[-1] == tokens and bool((index[1:, 0] == ends[:-1]).all())
+        if not good or index[:, 2].sum() != size or (len(index) == 0) != (tokens == 0):
+            raise self._inconsistent(language, "valid_index.npy", f"{tokens:,} tokens and {size:,} bytes")
+        return self._tokens(language, "valid.bin", tokens), index
+
+    def unigram(self, language: str) -> np.ndarray:
+        """Returns how often each token id occurs in the train part: (V,) int64, without smoothing."""
+        found = self._array(language, "unigram.npy")
+        vocabulary_size, tokens = self.vocabulary["size"], self.train_tokens(language)
+        good = found.ndim == 2 and len(found) == 2 and found.dtype.kind == "i" and found[1].sum() == tokens
+        if not good or (found.size and not 0 <= found[0].min() <= found[0].max() < vocabulary_size):
+            expected = f"{tokens:,} tokens of {vocabulary_size:,} ids"
+            raise self._inconsistent(language, "unigram.npy", expected)
+        ids, counts = found
+        dense = np.zeros(vocabulary_size, np.int64)
+        dense[ids] = counts
+        return dense
+
+    def unigram_log_probabilities(self, language: str) -> np.ndarray:
+        """Returns log p(token) in nats from the train counts with add-one smoothing, (V,) float64."""
+        counts = self.unigram(language) + 1.0
+        return np.log(counts / counts.sum())
+
+    def fetch(self, languages: Sequence[str], windows: Sequence[int], sequence_length: int) -> None:
+        """Reads train windows of a remote store into its cache, many at once; of a local one does nothing.
+
+        Args:
+          languages: the language of each window.
+          windows: their numbers.
+          sequence_length: S.
+
+        Raises:
+          MscaleError: a read failed for good.
+        """
+        if self._remote is None:
+            return
+        window_bytes = sequence_length * self.dtype.itemsize
+        with _reading(self.path):
+            self._remote.fetch(
+                (
+                    f"{language}/train.bin",
+                    int(window) * window_bytes,
+                    (int(window) + 1) * window_bytes,
+                    self.train_tokens(language) * self.dtype.itemsize,
+                )
+                for language, window in zip(languages, windows, strict=True)
+            )
+
+    def train_tokens(self, language: str) -> int:
+        """Tokens of the train part, EOS included."""
+        return self._entry(language)["train"]["tokens"]
+
+    def train_bytes(self, language: str) -> int:
+        """UTF-8 bytes of the train part's text."""
+        return self._entry(language)["train"]["bytes"]
+
+    def valid_tokens(self, language: str) -> int:
+        """Tokens of the held-out part, EOS included."""
+        return self._entry(language)["valid"]["tokens"]
+
+    def valid_bytes(self, language: str) -> int:
+        """UTF-8 bytes of the held-out part's text."""
+        return self._entry(language)["valid"]["bytes"]
+
+    def windows(self, language: str, sequence_length: int) -> int:
+        """Whole windows of ``sequence_length`` train tokens; U of the language is that times S."""
+        return self.train_tokens(language) // sequence_length
+
+    def _entry(self, language: str) -> Mapping[str, Any]:
+        try:
+            return self.entries[language]
+        except KeyError:
+            shown = ", ".join(self.languages[:20]) + (" …" if len(self.languages) > 20 else "")
+            raise MscaleError(
+                f"{self.path}: no language {language!r} in this store{nearest(language, self.languages)}. "
+                f"There are {len(self.languages)}: {shown}"
+            ) from None
+
+    def _inconsistent(self, language: str, name: str, expected: str) -> MscaleError:
+        return MscaleError(
+            f"{self.path / language / name}: damaged, it does not describe the {expected} of store.json; copy the "
+            "store again or pack the corpus again"
+        )
+
+    def _tokens(self, language: str, name: str, tokens: int) -> np.ndarray:
+        mapped: Any = self._mapped.get((language, name))
+        if mapped is None:
+            path = self.path / language / name
+            if not tokens:
+                mapped = np.empty(0, self.dtype)
+            elif self._remote is not None:
+                mapped = self._remote.tokens(f"{language}/{name}", self.dtype, tokens)
+            else:
+                with _reading(path):
+                    # A plain array over the mapping: np.memmap's own slicing costs more than the read.
+                    mapped = np.asarray(np.memmap(path, self.dtype, mode="r", shape=(tokens,)))
+            self._mapped[language, name] = mapped
+        return mapped
+
+    def _array(self, language: str, name: str) -> np.ndarray:
+        self._entry(language)
+        path = self.path / language / name
+        with _reading(path):
+            if self._remote is not None:
+                return np.load(io.BytesIO(self._remote.read(f"{language}/{name}")), allow_pickle=False)
+            return np.load(path, allow_pickle=False)
+
+
+def open_store(path: str | Path, verify: bool = False, cache_bytes: int = CACHE_BYTES) -> Store:
+    """Opens the store in the folder ``path``: reads store.json and checks that files are there and of their
+    size.
+
+    Args:
+      path: the folder, or a URL that fsspec opens.
+      verify: also read all files and compare checksums (as fast as the disk, at most about 1 GB/s).
+      cache_bytes: of a remote store, memory for what was read.
+
+    Raises:
+      MscaleError: no store there, packing not finished, a damaged or newer store.json, a file that is
+        missing, has another size or (with ``verify``) another checksum; all damaged files are named.
+    """
+    path = location(path)
+    manifest = path / MANIFEST
+    remote = RemoteFiles(path, cache_bytes) if isinstance(path, Url) else None
+    described, content = _manifest(path, remote)
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        raise MscaleError(
+            f"{manifest}: field format is not {FORMAT!r}: this is no token store; choose another folder"
+        )
+    version = described.get("version")
+    if version != VERSION:
+        newer = isinstance(version, int) and version > VERSION
+        remedy = "install a newer mscale" if newer else "pack the corpus again"
+        raise MscaleError(
+            f"{manifest}: field version is {version}, this mscale reads version {VERSION}; {remedy}"
+        )
+    try:
+        store = Store(
+            path=path,
+            vocabulary={
+                key: described["vocabulary"][key]
+                for key in ("kind", "size", "fingerprint", "eos_id", "pad_id")
+            },
+            languages=tuple(described["languages"]),
+            dtype=np.dtype(described["dtype"]).newbyteorder("<"),
+            entries=described["languages"],
+            identity=hashlib.blake2b(content, digest_size=16).hexdigest(),
+            _remote=remote,
+        )
+        damaged = _damaged(store, verify)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise MscaleError(
+            f"{manifest}: damaged, field {error} is missing or unreadable; pack the corpus again"
+        ) from None
+    if damaged:
+        shown = "; ".join(damaged[:10]) + (f"; and {len(damaged) - 10} more" if len(damaged) > 10 else "")
+        raise MscaleError(
+            f"{path}: damaged store, {len(damaged)} difference(s) to store.json: {shown}. "
+            "Copy these files again or delete the folder and pack the corpus again"
+        )
+    return store
+
+
+def token_dtype(vocabulary_size: int) -> np.dtype:
+    """Returns the smallest of uint16 and uint32 (little-endian) that holds all ids."""
+    return np.dtype("<u2" if vocabulary_size <= 1 << 16 else "<u4")
+
+
+def checksum(path: str | Path) -> str:
+    """Returns the BLAKE2b hash (128 bits, hex) of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _manifest(path: Path | Url, remote: RemoteFiles | None) -> tuple[Any, bytes]:
+    manifest = path / MANIFEST
+    try:
+        content = remote.read(MANIFEST) if remote is not None else Path(manifest).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise MscaleError(_absent(path)) from None
+    except OSError as error:
+        raise MscaleError(f"{manifest}: cannot be read ({error.strerror or error})") from None
+    try:
+        return json.loads(content), content
+    except ValueError as error:
+        raise MscaleError(
+            f"{manifest}: this token store is damaged ({error}); copy the file again or pack the corpus again"
+        ) from None
+
+
+def _damaged(store: Store, verify: bool) -> list[str]:
+    found = []
+    for language in store.languages:
+        for part in ("train", "valid"):
+            tokens = store.entries[language][part]["tokens"]
+            size = store.entries[language]["files"][f"{part}.bin"]["size"]
+            if tokens * store.dtype.itemsize != size:
+                found.append(
+                    f"{store.path / MANIFEST}: languages.{language} has {tokens:,} {part} tokens of "
+                    f"{store.dtype.itemsize} bytes in a file of {size:,}"
+                )
+    sizes = store._remote.sizes() if store._remote is not None else None
+    for language in store.languages:
+        for name in FILES:
+            expected = store.entries[language]["files"][name]
+            path = store.path / language / name
+            try:
+                size = Path(path).stat().st_size if sizes is None else sizes.get(f"{language}/{name}")
+                if size is None:
+                    found.append(f"{path} is missing")
+                elif size != expected["size"]:
+                    found.append(f"{path} has {size:,} bytes, expected {expected['size']:,}")
+                elif verify and _checksum(store, f"{language}/{name}", size) != expected["blake2b"]:
+                    found.append(f"{path} has another checksum")
+            except FileNotFoundError:
+                found.append(f"{path} is missing")
+            except OSError as error:
+                found.append(f"{path} cannot be read ({error.strerror})")
+    return found
+
+
+def _checksum(store: Store, name: str, size: int) -> str:
+    if store._remote is None:
+        return checksum(store.path / name)
+    digest = hashlib.blake2b(digest_size=16)
+    for start in range(0, size, _VERIFY_BYTES):
+        digest.update(store._remote.range(name, start, min(start + _VERIFY_BYTES, size)))
+    return digest.hexdigest()
+
+
+def _absent(path: Path | Url) -> str:
+    if isinstance(path, Url):
+        return f"{path}: no {MANIFEST} here; expected a token store, made by `mscale pack` and copied there"
+    if not path.exists():
+        return f"{path}: no such folder; expected a token store, made by `mscale pack`"
+    if (path / UNFINISHED).exists():
+        return (
+            f"{path}: packing of this store has not finished; run the same `mscale pack` again, it continues"
+        )
+    return f"{path}: no {MANIFEST} here; expected a token store, made by `mscale pack`"
+
+
+class _reading:
+    """Turns what goes wrong when a file is read into a message that says what to do."""
+
+    def __init__(self, path: Path | Url):
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            raise MscaleError(
+                f"{self.path}: too many open files; a store needs one for each language: `ulimit -n 4096`"
+            ) from None
+        if isinstance(error, (OSError, ValueError, EOFError)):
+            raise MscaleError(
+                f"{self.path}: cannot be read ({error}); copy the store again or pack the corpus again"
+            ) from None
+
+
+def shared_vocabulary(path: str | Path) -> dict[str, dict[str, float]]:
+    """Σ_v min(p_a(v), p_b(v)) of every two languages of a token store, of their unigram frequencies."""
+    store = open_store(path)
+    counts = {name: store.unigram(name).astype(np.float32) for name in store.languages}
+    shares = {name: count / count.sum() for name, count in counts.items() if count.sum() > 0}
+    return {
+        one: {other: float(np.minimum(p, q).sum()) for other, q in shares.items()}
+        for one, p in shares.items()
+    }

@@ -1,0 +1,339 @@
+"""Checkpoints: orbax inside a folder that appears whole, with checksums that are verified before a restore.
+
+    <workdir>/checkpoints/step_300/state/         orbax's files, a flat dictionary of arrays
+                                   meta.json      step, tokens, vocabulary, model: what a restore must match
+                                   manifest.json  size and CRC-32 of every file above
+
+Orbax restores a flipped bit without complaint, so a manifest is written last and checked first. A folder is
+written as ``.step_300.saving`` and renamed when complete: killed at any moment, a checkpoint is whole or
+absent. Damaged ones are set aside as ``step_300.damaged``, never deleted.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import re
+import shutil
+import sys
+import threading
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mscale.errors import MscaleError
+from mscale.files import atomic_json, writing
+from mscale.remote import local_folder
+from mscale.training import distributed
+
+ASYNCHRONOUS_BYTES = 64 * 2**20
+"""From this state size on, writing happens behind the training; for less, a thread is not worth it."""
+
+_STEP = re.compile(r"^step_(\d+)$")
+
+
+class DamagedCheckpoint(MscaleError):
+    """A checkpoint whose files are not what was saved."""
+
+
+def path_of(folder: str | os.PathLike, step: int) -> Path:
+    """Returns where the checkpoint of ``step`` lies in a run's checkpoint folder."""
+    return Path(folder) / f"step_{step}"
+
+
+def steps(folder: str | os.PathLike) -> list[int]:
+    """Returns the steps that have a complete checkpoint in ``folder``, ascending; none if it is absent."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(int(match[1]) for match in map(_STEP.match, names) if match)
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Returns a pytree's leaves by dotted path, the form that a checkpoint stores."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+# ---------------------------------------------------------------------------------------------- checksums
+
+
+def _checksums(path: Path) -> dict[str, dict[str, int]]:
+    """Returns size and CRC-32 of every file under ``path`` but the manifest, by relative name."""
+    found = {}
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        if file.is_file() and name != "manifest.json":
+            crc = size = 0
+            with open(file, "rb") as handle:
+                while block := handle.read(2**22):
+                    crc, size = zlib.crc32(block, crc), size + len(block)
+            found[name] = {"bytes": size, "crc32": crc}
+    return found
+
+
+def verify(path: str | os.PathLike) -> dict[str, Any]:
+    """Checks a checkpoint's files against its manifest and returns its meta data; of several hosts, one checks.
+
+    Raises:
+      DamagedCheckpoint: naming the first file that is missing, cut short or changed.
+    """
+    path = Path(path).absolute()
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"]
+        manifest = manifest if jax.process_index() == 0 else {}
+        found = _checksums(path) if manifest else {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{path}: its manifest.json cannot be read ({error})") from error
+    for name, expected in manifest.items():
+        if name not in found:
+            raise DamagedCheckpoint(f"{path}: the file {name} is missing")
+        if found[name] != expected:
+            raise DamagedCheckpoint(
+                f"{path}: the file {name} is damaged: {found[name]['bytes']} bytes with CRC "
+                f"{found[name]['crc32']:08x}, saved were {expected['bytes']} with {expected['crc32']:08x}"
+            )
+    return _meta(path)
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpoint(f"{path}: its meta.json cannot be read ({error})") from error
+
+
+# ------------------------------------------------------------------------------------------------- restore
+
+
+@functools.cache
+def _checkpointer() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True))
+
+
+def restore(path: str | os.PathLike, template: Any, *, shardings: Any = None) -> Any:
+    """Restores the arrays of ``template`` from a verified checkpoint.
+
+    Args:
+      path: a checkpoint folder, as from ``path_of``.
+      template: pytree of arrays or ShapeDtypeStructs; may be a part of what was saved (e.g. parameters only).
+      shardings: pytree of the same structure, of the shardings to restore to; numpy arrays if None.
+
+    Raises:
+      DamagedCheckpoint: orbax cannot read it.
+      MscaleError: an array is missing or of another shape or type.
+    """
+    path = Path(path).absolute()  # orbax finds no metadata under a relative path
+    wanted = flatten(template)
+    placed = flatten(shardings) if shardings is not None else {}
+    arguments = {
+        name: ocp.ArrayRestoreArgs(sharding=placed[name], global_shape=leaf.shape, dtype=leaf.dtype)
+        if placed
+        else ocp.RestoreArgs(restore_type=np.ndarray)
+        for name, leaf in wanted.items()
+    }
+    try:
+        saved = _checkpointer().metadata(path / "state").item_metadata.tree
+        for name, leaf in wanted.items():
+            if name not in saved:
+                raise MscaleError(f"{path}: holds no array {name}; it belongs to another model or version")
+            if tuple(saved[name].shape) != tuple(leaf.shape) or saved[name].dtype != leaf.dtype:
+                raise MscaleError(
+                    f"{path}: array {name} is {saved[name].dtype}{list(saved[name].shape)}, this run's is "
+                    f"{leaf.dtype}{list(leaf.shape)}; it belongs to another model"
+                )
+        values = _checkpointer().restore(
+            path / "state",
+            args=ocp.args.PyTreeRestore(
+                item={name: leaf for name, leaf in wanted.items()},
+                restore_args=arguments,
+                partial_restore=len(saved) > len(wanted),
+            ),
+        )
+    except MscaleError:
+        raise
+    except Exception as error:
+        raise DamagedCheckpoint(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+    leaves = [values[name] for name in wanted]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def restore_latest(
+    folder: str | os.PathLike, template: Any, *, shardings: Any = None, check=None
+) -> tuple[Any, dict[str, Any]] | None:
+    """Restores a run's latest sound checkpoint; damaged ones are named on stderr and set aside.
+
+    Args:
+      folder: the run's checkpoint folder.
+      template, shardings: as for ``restore``.
+      check: called with the path and the meta data before anything is read; raises if they do not fit.
+
+    Returns:
+      (state, meta), or None where there is no sound checkpoint.
+    """
+    chosen = distributed.choose(_latest_sound(folder) if jax.process_index() == 0 else 0)
+    if chosen < 0:
+        return None
+    path = path_of(folder, chosen)
+    try:
+        meta = _meta(path)
+        if check is not None:
+            check(path, meta)
+        return restore(path, template, shardings=shardings), meta
+    except DamagedCheckpoint as error:
+        if jax.process_count() > 1:
+            raise
+        _skip(path, error)
+    return restore_latest(folder, template, shardings=shardings, check=check)
+
+
+def _latest_sound(folder: str | os.PathLike) -> int:
+    """The step of the latest checkpoint that is what was saved, -1 if there is none; others are set aside."""
+    for step in reversed(steps(folder)):
+        try:
+            verify(path_of(folder, step))
+            return step
+        except DamagedCheckpoint as error:
+            _skip(path_of(folder, step), error)
+    return -1
+
+
+def _skip(path: Path, error: DamagedCheckpoint) -> None:
+    aside = set_aside(path)
+    print(f"warning: {error}; set aside as {aside.name}, using the one before", file=sys.stderr)
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged checkpoint so that it is neither restored from nor lost; returns its new path."""
+    number = 0
+    while (aside := path.with_name(f"{path.name}.damaged{number or ''}")).exists():
+        number += 1
+    with writing(path):
+        os.rename(path, aside)
+    return aside
+
+
+# ---------------------------------------------------------------------------------------------------- save
+
+
+class Saver:
+    """Writes a run's checkpoints, large ones behind the training, and removes those no longer needed."""
+
+    def __init__(self, folder: str | os.PathLike, *, kept: Collection[int] = (), recent: int = 2):
+        """Saves into ``folder``; the steps ``kept`` and the ``recent`` latest ones are never removed."""
+        self.folder = Path(folder).absolute()
+        self.kept = frozenset(kept)
+        self.recent = recent
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                for left in self.folder.glob(".step_*.saving"):
+                    shutil.rmtree(left)
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+        """Saves ``state`` (a pytree of arrays) as of ``step``; a checkpoint already there stays.
+
+        Raises:
+          MscaleError: this or the previous save could not be written.
+        """
+        self.wait()
+        if path_of(self.folder, step).exists():
+            return
+        arrays = flatten(state)
+        size = sum(array.nbytes for array in arrays.values())
+        if jax.process_count() > 1:  # orbax gathers every host's shards itself, at a barrier
+            self._write(step, arrays, meta)
+            return
+        arrays = jax.device_get(arrays)
+        if size < ASYNCHRONOUS_BYTES:
+            self._write(step, arrays, meta)
+        else:
+            self._thread = threading.Thread(
+                target=self._write_catching, args=(step, arrays, meta), name=f"checkpoint-{step}"
+            )
+            self._thread.start()
+
+    def wait(self) -> None:
+        """Waits for the save under way and raises what went wrong in it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write_catching(self, step: int, arrays: dict[str, Any], meta: Mapping[str, Any]) -> None:
+        try:
+            self._write(step, arrays, meta)
+        except BaseException as error:  # handed to the training thread by wait()
+            self._error = error
+
+    def _write(self, step: int, arrays: dict[str, Any], meta: Mapping[str, Any]) -> None:
+        final = path_of(self.folder, step)
+        saving = self.folder / f".step_{step}.saving"
+        try:
+            with writing(final):
+                _checkpointer().save(saving / "state", args=ocp.args.PyTreeSave(arrays))
+                if jax.process_index() == 0:
+                    atomic_json(saving / "meta.json", dict(meta) | {"step": step})
+                    atomic_json(saving / "manifest.json", {"format": 1, "files": _checksums(saving)})
+                    os.rename(saving, final)
+                    self._remove_old()
+        except MscaleError:
+            raise
+        except Exception as error:  # orbax and tensorstore report a full disk as several kinds
+            raise MscaleError(
+                f"cannot write the checkpoint {final}: {str(error).splitlines()[0]}; "
+                "check that the disk has room and is writable, then run again"
+            ) from error
+        finally:
+            if jax.process_index() == 0 and saving.exists():
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(saving)
+
+    def _remove_old(self) -> None:
+        removable = [step for step in steps(self.folder) if step not in self.kept]
+        for step in removable[: max(len(removable) - self.recent, 0)]:
+            shutil.rmtree(path_of(self.folder, step), ignore_errors=True)
+
+
+def parse_reference(text: str) -> tuple[Path, int | None]:
+    """Splits ``<workdir>@<step>`` or ``<workdir>/<step>``; without a step the latest one is meant (None)."""
+    match = re.fullmatch(r"(.+)[@/](\d+)/?", text)
+    if match and not (Path(text) / "checkpoints").is_dir():
+        return Path(match[1]), int(match[2])
+    return Path(text), None
+
+
+def locate(text: str | os.PathLike, what: str, step: int | None = None) -> Path:
+    """Finds another run's checkpoint by ``<workdir>``, ``<workdir>@<step>`` or ``<workdir>/<step>``.
+
+    Args:
+      text: the reference.
+      what: the setting it came from, for the error.
+      step: the step it must be, if the reference names none.
+
+    Raises:
+      MscaleError: the run or its checkpoint at that step is missing, naming the steps that are there.
+    """
+    reference, named = parse_reference(str(text))
+    workdir = local_folder(reference, what)
+    step = named if named is not None else step
+    there: Sequence[int] = steps(workdir / "checkpoints")
+    if not there:
+        raise MscaleError(f"{what}: {workdir} holds no checkpoint; run it first, or correct the path")
+    if step is None:
+        step = there[-1]
+    if step not in there:
+        raise MscaleError(
+            f"{what}: {workdir} has no checkpoint at step {step}; it has {', '.join(map(str, there))}"
+        )
+    return path_of(workdir / "checkpoints", step)

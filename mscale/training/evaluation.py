@@ -1,0 +1,195 @@
+"""Evaluation of every language in one compiled program, on fixed held-out whole documents.
+
+Documents of a language are joined (each with its EOS), cut into windows of S tokens and padded at the end;
+the model sees a window as in training, after a BOS. The device returns one sum of nats a window; all else
+is exact counting on the host. EOS counts as a token, not as a byte; bytes are those of the documents' text.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mscale.errors import MscaleError
+from mscale.models import loss
+from mscale.models.decoder import ModelConfig
+from mscale.models.loss import shift_right
+from mscale.models.partitioning import constrain
+
+
+@dataclass(frozen=True)
+class Language:
+    """One language's share of the evaluation.
+
+    Attributes:
+      first, last: its windows are ``first`` to ``last - 1`` of the evaluation's.
+      tokens: predicted tokens, EOS included; bytes: UTF-8 bytes of their text.
+      unigram: nats per token of the unigram model of the train part with add-one smoothing.
+    """
+
+    name: str
+    first: int
+    last: int
+    tokens: int
+    bytes: int
+    unigram: float
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Windows of all languages, on the device, in groups of the batch size.
+
+    Attributes:
+      groups: per group, int32 targets (B, S) and int32 lengths (B,): tokens before the padding.
+      lengths: tokens of every window, on the host, without the windows that fill the last group.
+    """
+
+    languages: tuple[Language, ...]
+    groups: tuple[tuple[jax.Array, jax.Array], ...]
+    lengths: np.ndarray
+
+
+def choose_documents(index: np.ndarray, tokens: int) -> list[int]:
+    """Chooses whole documents of at most ``tokens`` tokens together, in the order of the valid part.
+
+    Longer ones than the room left are passed over; where all are too long the shortest is taken whole.
+
+    Args:
+      index: (documents, 3) of offset, tokens, bytes, as in the store.
+    """
+    chosen, room = [], tokens
+    for document, length in enumerate(index[:, 1].tolist()):
+        if 0 < length <= room:
+            chosen.append(document)
+            room -= length
+        if room <= 0:
+            break
+    if not chosen and len(index):
+        chosen = [int(np.argmin(np.where(index[:, 1] > 0, index[:, 1], np.iinfo(np.int64).max)))]
+    return chosen
+
+
+def held_out(
+    store, languages: Sequence[str], sequence_length: int, batch_size: int, tokens: int, *, sharding=None
+) -> HeldOut:
+    """Puts the evaluation windows on the device; cached, so that runs of a process share them.
+
+    Args:
+      store: the token store.
+      languages: which to evaluate.
+      sequence_length: S.
+      batch_size: windows evaluated at once.
+      tokens: most tokens per language (one document may be longer, see ``choose_documents``).
+      sharding: of a (B, S) batch, or None on one device.
+
+    Raises:
+      MscaleError: a language the store does not have, or one without held-out documents.
+    """
+    return _held_out(_Store(store), tuple(languages), sequence_length, batch_size, tokens, sharding)
+
+
+class _Store:
+    """A store that compares by its place and content, so that a cache key may hold it."""
+
+    def __init__(self, store):
+        self.store, self.key = store, (str(store.path), store.identity)
+
+    def __hash__(self):
+        return hash(self.key)
+
+    def __eq__(self, other):
+        return self.key == other.key
+
+
+@functools.lru_cache(maxsize=16)
+def _held_out(place: _Store, languages, S: int, batch_size: int, tokens: int, sharding) -> HeldOut:
+    store = place.store
+    windows: list[np.ndarray] = []
+    lengths: list[int] = []
+    described = []
+    for name in languages:
+        flat, index = store.valid(name)
+        index = np.asarray(index)
+        chosen = choose_documents(index, tokens)
+        if not chosen:
+            raise MscaleError(
+                f"{store.path}: {name} has no held-out document; pack it with more text or leave it out of "
+                "EVAL_LANGUAGES"
+            )
+        ids = np.concatenate([flat[index[d, 0] : index[d, 0] + index[d, 1]] for d in chosen]).astype(np.int32)
+        first = len(windows)
+        for start in range(0, len(ids), S):
+            piece = ids[start : start + S]
+            windows.append(np.pad(piece, (0, S - len(piece))))
+            lengths.append(len(piece))
+        nats = -store.unigram_log_probabilities(name)
+        described.append(
+            Language(
+                name, first, len(windows), len(ids), int(index[chosen, 2].sum()), float(nats[ids].mean())
+            )
+        )
+    fill = -len(windows) % batch_size
+    targets = np.stack(windows + [np.zeros(S, np.int32)] * fill).reshape(-1, batch_size, S)
+    padded = np.array(lengths + [0] * fill, np.int32).reshape(-1, batch_size)
+    row = None if sharding is None else jax.sharding.NamedSharding(sharding.mesh, _rows(sharding.spec))
+    groups = tuple((_put(t, sharding), _put(n, row)) for t, n in zip(targets, padded, strict=True))
+    return HeldOut(tuple(described), groups, np.array(lengths, np.int64))
+
+
+def _put(array: np.ndarray, sharding) -> jax.Array:
+    if sharding is None:
+        return jax.device_put(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _rows(spec: jax.sharding.PartitionSpec) -> jax.sharding.PartitionSpec:
+    return jax.sharding.PartitionSpec(spec[0])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def window_nats(config: ModelConfig, params: Any, targets_BxS: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    """Sum of the losses of each window's tokens before its padding: (B,) float32 nats."""
+    inputs_BxS = shift_right(targets_BxS)
+    losses_BxS = loss.token_losses(config, params, inputs_BxS, targets_BxS)
+    real_BxS = jnp.arange(targets_BxS.shape[1]) < lengths_B[:, None]
+    # On a mesh every host gets all sums, so that each can read them.
+    return constrain(jnp.sum(jnp.where(real_BxS, losses_BxS, 0), axis=1), (None,))
+
+
+def dispatch(config: ModelConfig, params: Any, data: HeldOut) -> list[jax.Array]:
+    """Starts an evaluation without waiting for it; ``measure`` reads its result."""
+    return [window_nats(config, params, targets, lengths) for targets, lengths in data.groups]
+
+
+def measure(nats: Sequence[Any], data: HeldOut) -> dict[str, dict[str, Any]]:
+    """Turns sums of nats per window into what an observation holds, per language.
+
+    ``loss`` is nats per token, ``loss_se`` its standard error over windows as a ratio estimator (Cochran
+    1977, section 2.11), None for one window; ``bits_per_byte`` divides all nats by ln 2 and the bytes;
+    ``unigram_normalized_loss`` is the loss less that of the unigram model (Tao et al. 2024, arXiv 2407.13623,
+    eq. 4): below zero once context helps.
+    """
+    sums = np.concatenate([np.asarray(part, np.float64) for part in nats])
+    result = {}
+    for language in data.languages:
+        x = sums[language.first : language.last]
+        n = data.lengths[language.first : language.last].astype(np.float64)
+        value = float(x.sum() / language.tokens)
+        error = None
+        if len(x) > 1:
+            spread = np.square(x - value * n).sum() * len(x) / (len(x) - 1)
+            error = math.sqrt(spread) / language.tokens
+        result[language.name] = {
+            "loss": value,
+            "loss_se": error,
+            "bits_per_byte": float(x.sum() / (math.log(2) * language.bytes)) if language.bytes else None,
+            "unigram_normalized_loss": value - language.unigram,
+            "eval_tokens": language.tokens,
+            "eval_bytes": language.bytes,
+        }
+    return result

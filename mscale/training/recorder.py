@@ -1,0 +1,157 @@
+"""What a run leaves in its folder: status.json, metrics.jsonl, observations.jsonl and exposure.jsonl."""
+
+import resource
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mscale import observations, scales
+from mscale.files import atomic_json, read_json
+from mscale.training import optimizer
+from mscale.training.settings import Run, model_shape
+
+
+class Recorder:
+    """Writes what a run leaves; rows after the step it starts from are cut off, to come once.
+
+    Several hosts make the same rows, and the first writes them.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        step: int,
+        init: str = "scratch",
+        init_tokens: int = 0,
+        group: str | None = None,
+    ):
+        """Starts at ``step``; ``init``, ``init_tokens`` and ``group`` are those of where it started from."""
+        self.run, self.step, self.init, self.init_tokens = run, step, init, init_tokens
+        self.group = run.settings.group or group or run.name
+        self.writes = jax.process_index() == 0
+        self.began = time.monotonic()
+        self.compile_seconds = 0.0
+        self.tokens_per_second = 0.0
+        self.observations = run.workdir / "observations.jsonl"
+        self.exposure = run.workdir / "exposure.jsonl"
+        self.metrics = run.workdir / "metrics.jsonl"
+        self._wrote_status = 0.0
+        for path in (self.observations, self.exposure, self.metrics) if self.writes else ():
+            observations.truncate_rows(path, step)
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What a checkpoint says of itself."""
+        run = self.run
+        return {
+            "run": run.name,
+            "group": self.group,
+            "init": self.init,
+            "init_tokens": self.init_tokens,
+            "tokens": step * run.step_tokens,
+            "vocabulary": run.store.vocabulary["fingerprint"],
+            "model": model_shape(run.model),
+        }
+
+    def status(self, state: str, reason: str = "", *, every: float = 0.0) -> None:
+        """Replaces status.json, at most each ``every`` seconds; ``step`` is the last one recorded."""
+        now = time.monotonic()
+        if now - self._wrote_status < every or not self.writes:
+            return
+        self._wrote_status = now
+        values = {
+            "state": state,
+            "step": self.step,
+            "steps": self.run.settings.steps,
+            "tokens_per_second": round(self.tokens_per_second, 1),
+            "reason": reason,
+            "updated": time.time(),
+            "compile_seconds": round(self.compile_seconds, 3),
+            "seconds": round(now - self.began, 3),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+        atomic_json(self.run.workdir / "status.json", values)
+
+    def add_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends the loss, rate and gradient norm of one step."""
+        if not self.writes:
+            return
+        row = {
+            "step": step,
+            "loss": values["loss"],
+            "lr": values["lr"],
+            "grad_norm": values["grad_norm"],
+            "tokens": step * self.run.step_tokens,
+            "tokens_per_second": round(self.tokens_per_second, 1),
+        }
+        observations.append_rows(self.metrics, [row], check=False)
+
+    def add_observations(self, step: int, lr: float, measured: Mapping[str, Mapping[str, Any]]) -> None:
+        """Appends the exposure after ``step`` and one observation per evaluated language."""
+        if not self.writes:
+            return
+        run, s = self.run, self.run.settings
+        seen = run.schedule.exposure(step, s.sequence_length)
+        config = run.model
+        tokens = step * run.step_tokens
+        params = scales.parameter_count(config.shape, config.vocab_size)
+        common = {
+            "run": run.name,
+            "study": s.study,
+            "tag": s.tag,
+            "group": self.group,
+            "scale": str(s.scale),
+            "params": params,
+            "params_nonembedding": scales.parameter_count_nonembedding(config.shape),
+            "mixture": s.mixture,
+            "languages": "+".join(run.schedule.languages),
+            "vocabulary": run.store.vocabulary["fingerprint"],
+            "init": self.init,
+            "init_tokens": self.init_tokens,
+            "seed": s.seed,
+            "step": step,
+            "tokens": tokens,
+            "phase": optimizer.phase(
+                step, s.warmup_steps, s.steps, s.decay_steps, optimizer.SCHEDULES[int(run.hyper.schedule)]
+            ),
+            "lr": lr,
+            "flops": float(6 * params * tokens),
+        }
+        rows = []
+        for language, values in measured.items():
+            row = common | {
+                "language": language,
+                "split": "valid",
+                "target_tokens": seen.get(language, (0, 0))[0],
+                "target_unique": run.schedule.windows.get(language, 0) * s.sequence_length,
+                **values,
+            }
+            rows.append({name: row[name] for name in observations.COLUMNS})
+        observations.append_rows(
+            self.exposure,
+            [
+                {
+                    "run": run.name,
+                    "step": step,
+                    "language": language,
+                    "tokens": count,
+                    "unique_tokens": unique,
+                }
+                for language, (count, unique) in seen.items()
+            ],
+        )
+        observations.append_rows(self.observations, rows)
+
+
+def peak_memory_bytes() -> int:
+    """Peak memory of the accelerator, or of this process where it has none of its own."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return int(stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def is_done(workdir: Path) -> bool:
+    """Whether the run in ``workdir`` came to its end."""
+    path = workdir / "status.json"
+    return path.exists() and read_json(path, what="run status").get("state") == "done"

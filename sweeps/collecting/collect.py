@@ -1,0 +1,188 @@
+"""Run folders to one observations dataset, checked against the contract and against the study.
+
+Only runs that are done are collected: what is missing stays missing, and is listed with its reason. The order
+of rows depends on their keys alone, so that a study gives the same tables however often it was interrupted.
+Runs whose files have not changed since the last call are taken from its tables.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mscale import observations
+from mscale.errors import MscaleError
+from mscale.files import atomic_json
+from mscale.observations import Row
+from sweeps import spec as specs
+from sweeps.collecting import arrow_tables
+from sweeps.cost.identification import unanswerable
+from sweeps.executors import state
+from sweeps.spec import RunSpec
+
+VERSION = 1
+RECORD = "collected.json"
+TABLES = ("observations.parquet", "exposure.parquet")
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What was collected.
+
+    Attributes:
+      rows, exposure: counts of the two tables.
+      runs: runs collected.
+      missing: run id to the reason why it is not in the tables.
+      cells: descriptions of the study's cells that have no cooled observation, with the reason.
+      unanswerable: what the whole study would tell and, for want of those cells, this data does not.
+    """
+
+    rows: int
+    exposure: int
+    runs: int
+    missing: dict[str, str]
+    cells: tuple[str, ...]
+    unanswerable: tuple[str, ...] = ()
+
+
+def collect(root: str | Path) -> Collected:
+    """Writes ``observations`` and ``exposure`` (.parquet, .csv) and ``missing.json`` into the study's folder.
+
+    Raises:
+      MscaleError: there is no study in ``root``, or the tables cannot be written.
+    """
+    root = Path(root)
+    study = state.load_study(root)
+    states = state.read_states(study.runs, root)
+    before = _before(root)
+    seen: dict[str, list] = {}
+    missing: dict[str, str] = {}
+    rows: list[Row] = []
+    exposure: list[Row] = []
+    for run in study.runs:
+        if states[run.id].state != "done":
+            reason = states[run.id].reason
+            missing[run.id] = states[run.id].state + (f": {reason}" if reason else "")
+            continue
+        folder = specs.workdir(root, run.id)
+        mark = _mark(folder)
+        if before.seen.get(run.id) == mark:
+            seen[run.id] = mark
+            continue
+        try:
+            of_run = observations.read_rows(folder / "observations.jsonl")
+            exposed = observations.read_rows(folder / "exposure.jsonl")
+            check(run, of_run, exposed, folder)
+        except MscaleError as error:
+            missing[run.id] = f"unusable: {error}"
+            continue
+        seen[run.id] = mark
+        rows += of_run
+        exposure += exposed
+    new = {row["run"] for row in exposure} | {row["run"] for row in rows}
+    kept = set(seen) - new
+    (root / RECORD).unlink(
+        missing_ok=True
+    )  # while tables are replaced one by one, none of them is to be trusted
+    counts = []
+    for name, fresh, columns, key in (
+        ("observations", rows, observations.COLUMNS, observations.KEY),
+        ("exposure", exposure, observations.EXPOSURE_COLUMNS, observations.EXPOSURE_KEY),
+    ):
+        table = arrow_tables.merged(before.tables.get(name), kept, fresh, columns, key)
+        arrow_tables.write(table, root / f"{name}.parquet")
+        arrow_tables.write(table, root / f"{name}.csv")
+        counts.append(table.num_rows)
+    cells = tuple(
+        f"{cell.tag}: {cell.mixture} at scale {cell.scale}, {tokens:,} tokens, seed {cell.seed} "
+        f"({missing[end]})"
+        for cell, ends in zip(study.cells, study.ends, strict=True)
+        for tokens, end in zip(cell.tokens, ends, strict=True)
+        if end in missing
+    )
+    lost = tuple(unanswerable(study, missing)) if cells else ()
+    atomic_json(root / "missing.json", {"runs": missing, "cells": list(cells), "unanswerable": list(lost)})
+    atomic_json(root / RECORD, {"version": VERSION, "runs": seen, "tables": _mark(root, TABLES)})
+    return Collected(counts[0], counts[1], len(seen), missing, cells, lost)
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What an earlier call collected: the marks of its runs' files, and its tables."""
+
+    seen: dict[str, list]
+    tables: dict[str, Any]
+
+
+def _before(root: Path) -> _Before:
+    """The earlier tables, if they are whole and as they were left; else nothing, and all is read again."""
+    try:
+        record = json.loads((root / RECORD).read_text(encoding="utf-8"))
+        if record["version"] != VERSION or record["tables"] != _mark(root, TABLES):
+            return _Before({}, {})
+        found = {name.partition(".")[0]: arrow_tables.read(root / name) for name in TABLES}
+    except (OSError, ValueError, KeyError, TypeError):
+        return _Before({}, {})
+    return _Before(record["runs"], found)
+
+
+def _mark(folder: Path, names: Sequence[str] = ("observations.jsonl", "exposure.jsonl", "spec.json")) -> list:
+    """Sizes and times of files: what tells that they have not changed."""
+    marks: list[list[int] | None] = []
+    for name in names:
+        try:
+            found = (folder / name).stat()
+            marks.append([found.st_size, found.st_mtime_ns])
+        except FileNotFoundError:
+            marks.append(None)
+    return marks
+
+
+def check(run: RunSpec, rows: Sequence[Row], exposure: Sequence[Row], folder: Path) -> None:
+    """Checks a done run's rows against its spec and each other.
+
+    Raises:
+      MscaleError: a row of another run or filed otherwise, a count that the schedule does not give, a step
+        after the end, or no cooled row at the end of a run that has one.
+    """
+    where = folder / "observations.jsonl"
+    step_tokens = int(run.bindings["BATCH_SIZE"]) * int(run.bindings["SEQUENCE_LENGTH"])
+    expected: dict[str, Any] = {"run": run.id, "tag": run.tag, "group": run.group, "params": run.params}
+    for row in rows:
+        for name, value in expected.items():
+            if row[name] != value:
+                raise MscaleError(
+                    f"{where}, step {row['step']}: {name} is {row[name]!r}, but the run's spec says "
+                    f"{value!r}; delete the run's folder and train it again"
+                )
+        if row["tokens"] != row["step"] * step_tokens:
+            raise MscaleError(
+                f"{where}, step {row['step']}: tokens is {row['tokens']:,}; the schedule gives "
+                f"{row['step'] * step_tokens:,}"
+            )
+        if not run.start_step <= row["step"] <= run.steps:
+            raise MscaleError(
+                f"{where}: step {row['step']} is outside of the run's {run.start_step} to {run.steps}"
+            )
+        if row["target_tokens"] > row["tokens"]:
+            raise MscaleError(
+                f"{where}, step {row['step']}: {row['target_tokens']:,} tokens of {row['language']} out of "
+                f"{row['tokens']:,} in all"
+            )
+    cooled = {row["language"] for row in rows if row["phase"] == "end" and row["step"] == run.steps}
+    if run.kind != "trunk" and (absent := set(run.bindings["EVAL_LANGUAGES"] or ()) - cooled):
+        raise MscaleError(f"{where}: no row at the end (step {run.steps}) for {', '.join(sorted(absent))}")
+    exposed: dict[int, int] = {}
+    for row in exposure:
+        if row["run"] != run.id:
+            raise MscaleError(
+                f"{folder / 'exposure.jsonl'}: a row of run {row['run']!r}; expected {run.id!r}"
+            )
+        exposed[row["step"]] = exposed.get(row["step"], 0) + row["tokens"]
+    for step, tokens in exposed.items():
+        if tokens != step * step_tokens:
+            raise MscaleError(
+                f"{folder / 'exposure.jsonl'}, step {step}: {tokens:,} tokens of all languages; the schedule "
+                f"gives {step * step_tokens:,}"
+            )

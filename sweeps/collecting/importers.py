@@ -1,0 +1,291 @@
+"""Other people's runs as observations: a CSV with a column map, long or wide, or a chart exported from W&B.
+
+A cell that is empty stays missing. What follows from other columns is filled in (`sweeps.outside`), and every such
+thing is told; what the contract needs and nothing says is an error.
+"""
+
+import csv
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mscale import observations
+from mscale.errors import MscaleError, nearest
+from mscale.observations import COLUMNS, NULLABLE, UNSAID, Row
+from sweeps.collecting.import_defaults import Found, complete
+
+PREFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+PLACE = "{language}"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was written: rows, runs, and what was taken, left out or filled in on the way."""
+
+    rows: int
+    runs: int
+    notes: tuple[str, ...]
+
+
+def import_csv(
+    source: str | Path,
+    target: str | Path,
+    columns: Mapping[str, str] | None = None,
+    constants: Mapping[str, Any] | None = None,
+    *,
+    wide: str | None = None,
+) -> Imported:
+    """Writes the observations table ``target`` (.parquet or .csv) from a CSV.
+
+    Args:
+      columns: contract column to the source's column, where their names differ; ``"tokens_B*1e9"`` multiplies.
+      constants: contract column to a value for every row; text is read as a cell would be.
+      wide: name of the columns of losses where each evaluated language has one: ``"loss_{language}"``.
+
+    Raises:
+      MscaleError: a column is unknown or missing, or a cell is not of its type: file, line and column are named.
+    """
+    columns, constants = dict(columns or {}), dict(constants or {})
+    for name in (*columns, *constants):
+        if name not in COLUMNS:
+            raise MscaleError(f"{name!r} is no column of observations{nearest(name, COLUMNS)}")
+    for name, value in constants.items():
+        if isinstance(value, str):
+            constants[name] = _value(value, name, "constant", 1)
+    with _opened(source) as file:
+        reader = _reader(file)
+        header = list(reader.fieldnames or ())
+        place = {name: (name, 1.0) for name in COLUMNS if name in header}
+        for name, theirs in columns.items():
+            place[name] = _factor(theirs, header, name, source)
+        losses = {} if wide is None else _wide(wide, header, source)
+        if "loss" in constants:
+            raise MscaleError("--constant loss: a loss is measured; map a column to it")
+        told = {*place, *constants, *(("language", "loss") if losses else ())}
+        if absent := [name for name in ("run", "params", "language", "loss") if name not in told]:
+            raise MscaleError(
+                f"{source}: nothing says {', '.join(absent)}; map a column to each (--column {absent[0]}=THEIRS), or "
+                f"give a constant; it has {', '.join(header)}"
+            )
+        rows = []
+        left_out: dict[str, int] = {}
+        for number, cells in enumerate(reader, start=2):
+            where = f"{source}:{number}"
+            if None in cells or None in cells.values():
+                raise MscaleError(f"{where}: not {len(header)} cells, as the header has; mend the line")
+            given = constants | {
+                name: _value(cells[theirs], name, source, number, factor)
+                for name, (theirs, factor) in place.items()
+                if name != "loss"
+            }
+            if losses:
+                measured = [(language, cells[name]) for language, name in losses.items()]
+            else:
+                measured = [(str(given["language"]), cells[place["loss"][0]])]
+            factor = 1.0 if losses else place["loss"][1]
+            for language, cell in measured:
+                if _unmeasured(cell):
+                    if not losses or cell.strip():
+                        left_out[given["run"]] = left_out.get(given["run"], 0) + 1
+                    continue
+                loss = {"language": language, "loss": _value(cell, "loss", source, number, factor)}
+                rows.append(Found(where, {**given, **loss}))
+    return _write(rows, source, target, left_out)
+
+
+def import_wandb(
+    source: str | Path,
+    target: str | Path,
+    runs: Mapping[str, Mapping[str, Any]],
+    *,
+    tokens_per_step: Mapping[str, int] | int,
+    shared: Mapping[str, Any] | None = None,
+    metric: str = r"(?P<language>[A-Za-z_]+)/loss$",
+) -> Imported:
+    """Writes observations from the CSV that a W&B chart exports: a ``Step`` and a column "RUN - METRIC" a curve.
+
+    Args:
+      runs: run's name in W&B to its other contract columns (params, mixture, phase, ...), the same at every step.
+      shared: contract columns that all runs have alike.
+      tokens_per_step: batch × sequence, of all runs or by run. W&B's counters reset where a run resumed; steps
+        times this do not.
+      metric: regular expression on METRIC whose group ``language`` names the language.
+
+    Raises:
+      MscaleError: no curve is of a run in ``runs``, a run lacks a column, or a cell is not a number.
+    """
+    described = {run: {**(shared or {}), **about} for run, about in runs.items()}
+    for run, about in described.items():
+        for name in about:
+            if name not in COLUMNS:
+                raise MscaleError(
+                    f"run {run!r}: {name!r} is no column of observations{nearest(name, COLUMNS)}"
+                )
+    try:
+        pattern = re.compile(metric)
+        pattern.groupindex["language"]
+    except (re.error, KeyError):
+        raise MscaleError(
+            f"metric {metric!r}: expected a regular expression with (?P<language>...)"
+        ) from None
+    rows = []
+    left_out: dict[str, int] = {}
+    with _opened(source) as file:
+        reader = _reader(file)
+        header = list(reader.fieldnames or ())
+        if "Step" not in header:
+            raise MscaleError(f"{source}: no column 'Step': expected a chart exported from W&B as CSV")
+        curves = []
+        for name in dict.fromkeys(header):
+            run, dash, measured = name.rpartition(" - ")
+            match = pattern.search(measured)
+            if dash and run in described and match and not measured.endswith(("__MIN", "__MAX")):
+                curves.append((name, run, match["language"]))
+        if not curves:
+            raise MscaleError(
+                f"{source}: no column is 'RUN - METRIC' of a run given and a metric like {metric!r}; it has "
+                f"{', '.join(header[:8])}"
+            )
+        for number, cells in enumerate(reader, start=2):
+            step = _value(cells["Step"], "step", source, number)
+            for name, run, language in curves:
+                cell = cells[name] or ""
+                if _unmeasured(cell):
+                    if cell.strip():
+                        left_out[run] = left_out.get(run, 0) + 1
+                    continue
+                if isinstance(tokens_per_step, Mapping) and run not in tokens_per_step:
+                    raise MscaleError(
+                        f"tokens_per_step says nothing of run {run!r}; give its batch × sequence"
+                    )
+                size = tokens_per_step[run] if isinstance(tokens_per_step, Mapping) else tokens_per_step
+                row = {
+                    **described[run],
+                    "run": run,
+                    "step": step,
+                    "tokens": step * size,
+                    "language": language,
+                    "loss": _value(cell, "loss", source, number),
+                }
+                rows.append(Found(f"{source}:{number}, {name}", row))
+    return _write(rows, source, target, left_out)
+
+
+def _opened(source: str | Path):
+    try:
+        return open(source, encoding="utf-8-sig", newline="")
+    except OSError as error:
+        raise MscaleError(f"cannot read {source}: {error.strerror or error}") from None
+
+
+def _reader(file) -> csv.DictReader:
+    """Cells apart by what is most frequent in the header: commas, semicolons or tabs."""
+    header = file.readline()
+    file.seek(0)
+    return csv.DictReader(file, delimiter=max(",;\t", key=header.count))
+
+
+def _factor(theirs: str, header: list[str], name: str, source: str | Path) -> tuple[str, float]:
+    """``tokens_B*1e9`` as (column, factor)."""
+    if theirs in header:
+        return theirs, 1.0
+    column, star, text = theirs.rpartition("*")
+    try:
+        factor = float(text) if star else 1.0
+    except ValueError:
+        factor = math.nan
+    column = column.strip() if star else theirs
+    if column not in header:
+        raise MscaleError(
+            f"{source}: has no column {column!r} (for {name}){nearest(column, header)}; it has {', '.join(header)}"
+        )
+    if not (factor > 0 and math.isfinite(factor)) or COLUMNS[name] is str:
+        raise MscaleError(
+            f"--column {name}={theirs}: expected COLUMN or COLUMN*FACTOR with a positive factor"
+        )
+    return column, factor
+
+
+def _wide(template: str, header: list[str], source: str | Path) -> dict[str, str]:
+    """Evaluated language to the column of its losses."""
+    if template.count(PLACE) != 1:
+        raise MscaleError(
+            f"--wide {template}: expected a column name with {PLACE} once, such as loss_{PLACE}"
+        )
+    before, after = map(re.escape, template.split(PLACE))
+    found = {match[1]: name for name in header if (match := re.fullmatch(f"{before}(.+){after}", name))}
+    if not found:
+        raise MscaleError(f"{source}: no column is like {template!r}; it has {', '.join(header)}")
+    return found
+
+
+def _unmeasured(cell: str) -> bool:
+    """Whether a cell of losses holds none: empty, or what a diverged run logs."""
+    return cell.strip().lower() in ("", "nan", "none", "null", "na", "n/a", "inf", "-inf", "infinity")
+
+
+def _value(text: str, name: str, source: str | Path, number: int, factor: float = 1.0) -> Any:
+    """A cell as the contract's type, times a factor; None where it is empty and may be. ``1.5B`` is 1.5e9."""
+    kind = COLUMNS[name]
+    text = text.strip()
+    if not text and name in NULLABLE:
+        return None
+    if not text and name in UNSAID:
+        return UNSAID[name]
+    if kind is str:
+        if not text:
+            raise MscaleError(
+                f"{source}:{number}: {name} is empty; leave the row out where there is no value"
+            )
+        return text
+    try:
+        scaled, digits = factor, text
+        if kind is int and text[-1:] in PREFIXES:
+            scaled, digits = factor * PREFIXES[text[-1]], text[:-1]
+        if kind is int and scaled == 1 and re.fullmatch(r"[+-]?\d+", digits):
+            return int(digits)
+        value = float(digits) * scaled
+        if not math.isfinite(value):
+            raise ValueError
+        if kind is float:
+            return value
+        # Times a factor, decimals end near an integer, not at it.
+        whole = round(value)
+        if abs(value - whole) > (1e-6 * abs(value) if scaled != 1 else 0):
+            raise ValueError
+        return whole
+    except (ValueError, OverflowError):
+        expected = "an exact integer" if kind is int else "a finite number"
+        unit = ""
+        if name == "tokens" and kind is int and re.fullmatch(r"\d*\.\d+", text):
+            unit = "; counted in billions? --column tokens=THEIRS*1e9"
+        raise MscaleError(f"{source}:{number}: {name} is {text!r}, expected {expected}{unit}") from None
+
+
+def _write(
+    found: list[Found], source: str | Path, target: str | Path, left_out: Mapping[str, int]
+) -> Imported:
+    if not found:
+        raise MscaleError(f"{source}: no row holds a loss")
+    rows, notes = complete(found, str(source))
+    if left_out:
+        runs = ", ".join(f"{run} ({count})" for run, count in list(left_out.items())[:5])
+        more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
+        notes.append(f"{sum(left_out.values())} rows without a finite loss left out: {runs}{more}")
+    seen: dict[tuple, tuple[Row, str]] = {}
+    for row, where in zip(rows, (each.where for each in found), strict=True):
+        key = observations.key_of(row)
+        if key in seen and seen[key][0] != row:
+            raise MscaleError(
+                f"{where}: another row than {seen[key][1]} for {', '.join(map(str, key))} "
+                "(run, step, language, split); keep one"
+            )
+        seen.setdefault(key, (row, where))
+    if len(seen) < len(rows):
+        notes.append(f"{len(rows) - len(seen)} rows say what another row says: kept once")
+    kept = sorted((row for row, _ in seen.values()), key=observations.key_of)
+    observations.write_table(kept, target, COLUMNS)
+    return Imported(len(kept), len({row["run"] for row in kept}), tuple(notes))

@@ -1,0 +1,398 @@
+"""Many runs: plan, run, status, collect."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mscale.commands import FOLDER, LANGUAGES, STORE, Commands, comma_list
+from mscale.errors import MscaleError, nearest
+
+
+@click.command("memory")
+@click.option(
+    "--scale",
+    "names",
+    required=True,
+    callback=comma_list,
+    help="Rungs of the ladder, such as 46 or 34,42,46.",
+)
+@click.option("--chip", required=True, help="a100, h100, h200, b200, v4, v5e, v5p or v6e.")
+@click.option("--chips", type=click.IntRange(1, 65_536), help="Default: as few as hold the run.")
+@click.option("--batch", type=click.IntRange(1), help="Sequences; default: by size, as ATLAS trains.")
+@click.option("--sequence-length", type=click.IntRange(1), default=2048, show_default=True)
+@click.option("--vocabulary", type=click.IntRange(1), default=64_512, show_default=True)
+@click.option("--data", type=click.IntRange(1), help="Only meshes with this axis; so --fsdp and --tensor.")
+@click.option("--fsdp", type=click.IntRange(1))
+@click.option("--tensor", type=click.IntRange(1))
+def plan_memory(
+    names: list[str],
+    chip: str,
+    chips: int | None,
+    batch: int | None,
+    sequence_length: int,
+    vocabulary: int,
+    data: int | None,
+    fsdp: int | None,
+    tensor: int | None,
+) -> None:
+    """What a run takes on each chip, in bfloat16 with blocks recomputed: every mesh, or one each of several scales."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mscale import scales
+    from mscale.errors import MscaleError
+    from sweeps.cost import memory
+
+    room = memory.room(chip)
+    columns = [field.name for field in fields(memory.Use)]
+    table = Table("scale", "batch", "mesh", *columns, "total", f"of {room / 1e9:.1f} GB")
+    fixed = {name: size for name, size in (("data", data), ("fsdp", fsdp), ("tensor", tensor)) if size}
+    for name in names:
+        shape = scales.get(name)
+        rows = batch or scales.atlas_batch_size(scales.parameter_count(shape, vocabulary))
+        sizes = shape, vocabulary, rows, sequence_length, chip
+        found = memory.placements(*sizes, chips or memory.place(*sizes).chips)
+        found = [one for one in found if all(getattr(one, axis) == size for axis, size in fixed.items())]
+        if not found:
+            wanted = " ".join(f"{axis}={size}" for axis, size in fixed.items()) or "batch"
+            raise MscaleError(
+                f"scale {name}: no mesh of {chips or 'these'} chips splits {rows} sequences with {wanted}; "
+                f"data x fsdp must divide the batch, tensor the MLP width {shape.ffw}, all three multiply to the chips"
+            )
+        if len(names) > 1:  # of several scales the simplest mesh that holds it, or the one that comes closest
+            fitting = [one for one in found if one.bytes_per_chip <= room]
+            found = fitting[:1] or [min(found, key=lambda one: one.bytes_per_chip)]
+        for one in found:
+            parts = (getattr(one.use, column) for column in columns)
+            fits = one.bytes_per_chip <= room
+            table.add_row(
+                name,
+                str(rows),
+                str(one),
+                *(f"{part / 1e9:.2f}" for part in (*parts, one.use.total)),
+                "fits" if fits else "does not fit",
+            )
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    console.print(
+        "GB on each chip. state: parameters, gradients and Adam; gathered: what fsdp makes whole to use it; "
+        "activations: one input a layer and one layer's numbers; logits: the loss's block. Against the compiler: "
+        "docs/training.md"
+    )
+
+
+@click.group(cls=Commands)
+def sweep() -> None:
+    """Plan, run and collect a study of many runs: built in (demo, gpu-day, tpu-week, atlas), or a .gin or .py file."""
+
+
+STUDIES = ("demo", "gpu-day", "tpu-week", "atlas")
+# Accelerator and chips that a built-in study's plan is priced on; None for as few as hold every run.
+MEANT_FOR = {"gpu-day": ("h200", 1), "tpu-week": ("v5e", 16), "atlas": ("h200", None)}
+
+
+class StudyName(click.ParamType):
+    """A built-in study, or a file that describes one."""
+
+    name = "study"
+
+    def convert(self, value: str, param: Any, ctx: Any) -> str:
+        if value not in STUDIES and not value.endswith((".gin", ".py")):
+            listed = ", ".join(STUDIES)
+            self.fail(
+                f"{value!r} is none of {listed}, nor a .gin or .py file{nearest(value, STUDIES)}", param, ctx
+            )
+        return value
+
+
+def study_options(command: Callable) -> Callable:
+    """The arguments that say which study is meant."""
+    for option in (
+        click.option("--seed", default=0, show_default=True),
+        LANGUAGES,
+        click.option("--truth", type=FOLDER, help="truth.json of a generated corpus, for its families."),
+        click.option("--store", type=STORE, help="The token store, from mscale pack."),
+        click.argument("study", type=StudyName()),
+    ):
+        command = option(command)
+    return command
+
+
+def make_study(
+    name: str, store: Path | None, truth: Path | None, languages: list[str] | None, seed: int
+) -> Any:
+    """A study over a token store: built in, which all but the demo can be planned without, or from a file."""
+    from mscale.data.store import open_store
+    from mscale.files import read_json
+    from sweeps import grid
+    from sweeps.studies import make
+
+    if name not in STUDIES:
+        if languages is not None or truth is not None or seed:
+            raise click.UsageError(
+                f"--languages, --truth and --seed are for built-in studies; {name} says its own"
+            )
+        if store is None:
+            raise click.UsageError(f"--store is missing: {name} is planned over a token store")
+        return grid.load(name, open_store(store))
+    options: dict[str, Any] = {"seed": seed}
+    if name == "demo":
+        options["languages"] = languages
+        if truth is not None:
+            described = read_json(truth, what="ground truth")["languages"]
+            options["families"] = {language: facts["family"] for language, facts in described.items()}
+    elif languages is not None or truth is not None:
+        raise click.UsageError(f"--languages and --truth are for the demo, not for {name}")
+    return make(name, None if store is None else open_store(store), **options)
+
+
+@sweep.command("plan")
+@study_options
+@click.option("--accelerator", help="Such as h200: device-hours, memory and meshes.")
+@click.option("--mfu", default=0.4, show_default=True, help="Share of its peak that training reaches.")
+@click.option("--slices", default=1, show_default=True, help="Slices at work at once.")
+@click.option("--plot", type=FOLDER, help="A file to draw the bill into: .png, .svg or .html.")
+def sweep_plan(
+    study: str,
+    store: Path | None,
+    truth: Path | None,
+    languages: list[str] | None,
+    seed: int,
+    accelerator: str | None,
+    mfu: float,
+    slices: int,
+    plot: Path | None,
+) -> None:
+    """Print what a study would run and what it costs."""
+    from rich.console import Console
+
+    from sweeps.cost.plan_table import plan_table, save_bill
+    from sweeps.studies import printed_cells
+
+    chips = None
+    if accelerator is None:
+        accelerator, chips = MEANT_FOR.get(study, (None, None))
+    made = make_study(study, store, truth, languages, seed)
+    table = plan_table(
+        made, accelerator=accelerator, mfu=mfu, slices=slices, chips=chips, printed=printed_cells(study)
+    )
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    if plot is not None:
+        save_bill(made, plot, accelerator, mfu)
+        print(plot)
+
+
+@sweep.command("run")
+@study_options
+@click.option("--root", type=FOLDER, required=True, help="The study's folder; called again it continues.")
+@click.option("--executor", type=click.Choice(["local", "slurm", "gke"]), default="local", show_default=True)
+@click.option("--workers", type=int, help="Local: processes; default: one per core.")
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Of Slurm or GKE; repeatable.")
+@click.option("--dry-run", is_flag=True, help="GKE: print the manifests.")
+def sweep_run(
+    study: str,
+    store: Path | None,
+    truth: Path | None,
+    languages: list[str] | None,
+    seed: int,
+    root: Path,
+    executor: str,
+    workers: int | None,
+    options: tuple[str, ...],
+    dry_run: bool,
+) -> None:
+    """Train all runs of a study that are not done, then collect its tables."""
+    if dry_run and executor != "gke":
+        raise click.UsageError("--dry-run is for --executor gke; `mscale sweep plan` shows what others run")
+    if options and executor == "local":
+        raise click.UsageError("--option is for --executor slurm or gke")
+    made = make_study(study, store, truth, languages, seed)
+    if executor == "local":
+        from sweeps.executors.local import run as run_local
+
+        run_local(made, root, workers=workers)
+    elif executor == "slurm":
+        from sweeps.executors import slurm
+
+        slurm.run(made, root, slurm.Options(**parsed(options, slurm.Options)))
+    else:
+        from sweeps.executors import gke
+
+        chosen = gke.Options(**parsed(options, gke.Options))
+        if dry_run:
+            print(gke.dry_run(made, chosen, root))
+            return
+        gke.run(made, root, chosen)
+    print_collected(root)
+
+
+def parsed(options: tuple[str, ...], kind: type) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs as arguments of an executor's options; whole numbers and true/false become such."""
+    import dataclasses
+
+    names = {field.name for field in dataclasses.fields(kind)}
+    found: dict[str, Any] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or name not in names:
+            raise MscaleError(
+                f"--option {option}: expected NAME=VALUE with a name of {', '.join(sorted(names))}"
+                f"{nearest(name, names)}"
+            )
+        words: dict[str, Any] = {"true": True, "false": False}
+        found[name] = int(value) if value.isdecimal() else words.get(value.lower(), value)
+        if name in ("setup", "extra"):
+            found[name] = tuple(value.split(";"))
+    if missing := [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.name not in found
+    ]:
+        raise MscaleError(f"--option {missing[0]}=... is missing: this executor needs it")
+    return found
+
+
+@sweep.command("status")
+@click.argument("root", type=FOLDER)
+@click.option("--watch", is_flag=True, help="Refresh until all runs have ended.")
+def sweep_status(root: Path, watch: bool) -> None:
+    """Show what is done, running and failed."""
+    from rich.console import Console
+
+    from sweeps.executors import actions
+    from sweeps.executors.state import status_table
+
+    if watch:
+        actions.watch(root)
+    else:
+        Console().print(status_table(root))
+
+
+@sweep.command("logs")
+@click.argument("root", type=FOLDER)
+@click.argument("run")
+@click.option("--lines", default=40, show_default=True)
+@click.option("--follow", is_flag=True)
+def sweep_logs(root: Path, run: str, lines: int, follow: bool) -> None:
+    """Print the last lines of RUN's log."""
+    from sweeps.executors.actions import logs
+
+    for line in logs(root, run, lines, follow):
+        print(line)
+
+
+@sweep.command("retry")
+@click.argument("root", type=FOLDER)
+@click.argument("runs", nargs=-1)
+def sweep_retry(root: Path, runs: tuple[str, ...]) -> None:
+    """Take failed or cancelled RUNS up again (default: all); the next `sweep run` trains them."""
+    from sweeps.executors.actions import retry
+
+    print("\n".join(retry(root, runs or None)) or "nothing had failed")
+
+
+@sweep.command("cancel")
+@click.argument("root", type=FOLDER)
+@click.argument("runs", nargs=-1)
+def sweep_cancel(root: Path, runs: tuple[str, ...]) -> None:
+    """Stop RUNS, or the whole study; what they have saved is kept."""
+    from sweeps.executors.actions import cancel
+
+    print("\n".join(cancel(root, runs or None)) or "nothing was running")
+
+
+@sweep.command("collect")
+@click.argument("root", type=FOLDER)
+@click.option(
+    "--from", "source", metavar="URL", help="Run folders elsewhere (gs://...), fetched into ROOT first."
+)
+def sweep_collect(root: Path, source: str | None) -> None:
+    """Gather run folders into observations.parquet and exposure.parquet."""
+    if source is not None:
+        from sweeps.collecting.fetch import fetch
+
+        print(f"{source}: {fetch(source, root)} runs had changed")
+    print_collected(root)
+
+
+@sweep.command("import")
+@click.argument("source", type=FOLDER)
+@click.argument("target", type=FOLDER)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="OURS=THEIRS",
+    help="Where names differ; repeatable. tokens=tokens_B*1e9 multiplies.",
+)
+@click.option(
+    "--constant", "constants", multiple=True, metavar="OURS=VALUE", help="For every row; repeatable."
+)
+@click.option(
+    "--wide",
+    metavar="TEMPLATE",
+    help="Where every evaluated language has a column of losses: loss_{language}.",
+)
+@click.option(
+    "--wandb", type=FOLDER, help="SOURCE is a chart exported from W&B; this JSON describes its runs."
+)
+def sweep_import(
+    source: Path,
+    target: Path,
+    columns: tuple[str, ...],
+    constants: tuple[str, ...],
+    wide: str | None,
+    wandb: Path | None,
+) -> None:
+    """Turn anyone's CSV of runs, SOURCE, into an observations table, TARGET (.parquet or .csv).
+
+    Every row needs run, params, mixture, tokens, language, loss, and phase or lr; docs/transfer.md shows examples.
+
+    The JSON of --wandb is {"tokens_per_step": 65536, "shared": {"params": 9044352, "phase": "stable"}, "runs":
+    {"my-run": {"mixture": "en"}, "other": {"mixture": "en+es"}}}.
+    """
+    from mscale.files import read_json
+    from sweeps.collecting.importers import import_csv, import_wandb
+
+    if wandb is None:
+        made = import_csv(
+            source, target, pairs("--column", columns), pairs("--constant", constants), wide=wide
+        )
+    else:
+        if given := [
+            flag
+            for flag, value in (("--column", columns), ("--constant", constants), ("--wide", wide))
+            if value
+        ]:
+            raise MscaleError(f"{given[0]} is not read with --wandb: say it in {wandb}")
+        described = read_json(wandb, what="description of W&B runs")
+        keys = ("tokens_per_step", "shared", "runs", "metric")
+        if not isinstance(described, dict) or not {"runs", "tokens_per_step"} <= set(described) <= set(keys):
+            raise MscaleError(
+                f"{wandb}: expected an object with {', '.join(keys)} (shared and metric may be missing)"
+            )
+        made = import_wandb(source, target, **described)
+    print(f"{target}: {made.rows:,} rows of {made.runs} runs")
+    for note in made.notes:
+        print(f"- {note}")
+
+
+def pairs(flag: str, given: tuple[str, ...]) -> dict[str, str]:
+    """``NAME=VALUE`` texts as a dictionary."""
+    found = dict(one.partition("=")[::2] for one in given)
+    if broken := [one for one in given if "=" not in one]:
+        raise MscaleError(f"{flag} {broken[0]}: expected NAME=VALUE")
+    return found
+
+
+def print_collected(root: Path) -> None:
+    from sweeps.collecting.collect import collect
+
+    collected = collect(root)
+    print(f"{root}/observations.parquet: {collected.rows:,} rows of {collected.runs} runs")
+    for cell in collected.cells:
+        print(f"  no cooled observation: {cell}", file=sys.stderr)

@@ -1,0 +1,156 @@
+"""What a user does to a study that runs: read a log, take failed runs up again, cancel, watch."""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mscale.errors import MscaleError, nearest
+from mscale.files import atomic_json
+from sweeps import spec
+from sweeps.executors import liveness, run_folder, state
+from sweeps.spec import RunSpec
+from sweeps.study import Study
+
+FOLLOW_SECONDS = 1.0
+
+
+def find_run(study: Study, text: str) -> RunSpec:
+    """The run of that id, or the only one whose id begins with, ends with or else holds ``text``.
+
+    Raises:
+      MscaleError: none or several do.
+    """
+    if text in study.by_id:
+        return study.by_id[text]
+    for test in (str.startswith, str.endswith, str.__contains__):
+        found = [run for run in study.runs if test(run.id, text)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            shown = ", ".join(run.id for run in found[:6]) + (" …" if len(found) > 6 else "")
+            raise MscaleError(f"{text!r} may be any of {len(found)} runs: {shown}; write more of the id")
+    raise MscaleError(f"study {study.name} has no run {text!r}{nearest(text, study.by_id)}")
+
+
+def logs(root: str | Path, run: str, lines: int = 40, follow: bool = False) -> Iterator[str]:
+    """Yields the last lines of a run's log, after what is known of its end; ``follow`` goes on until it ends.
+
+    Raises:
+      MscaleError: there is no such run, or it has not begun.
+    """
+    root = Path(root)
+    study = state.load_study(root)
+    one = find_run(study, run)
+    folder = spec.workdir(root, one.id)
+    now = state.read_states(study.runs, root)[one.id]
+    path = folder / "log.txt"
+    if not path.exists():
+        reason = f" ({now.reason})" if now.reason else ""
+        raise MscaleError(f"{path}: run {one.id} is {now.state}{reason} and has written no log")
+    place = path.stat().st_size
+    yield f"{one.id}: {now.state}, step {now.step:,} of {one.steps:,}{': ' + now.reason if now.reason else ''}"
+    yield from run_folder.log_tail(folder, lines)
+    while follow:
+        ended = state.read_run(one, root).state not in ("running", "stalled")
+        with open(path, encoding="utf-8", errors="replace") as file:
+            file.seek(place)
+            text = file.read()
+            place = file.tell()
+        yield from text.splitlines()
+        if ended:
+            return
+        time.sleep(FOLLOW_SECONDS)
+
+
+def retry(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
+    """Takes failed and cancelled runs (all by default) up again: the next `sweep run` trains them. Returns their ids.
+
+    Raises:
+      MscaleError: there is no such run, or one that is named has not failed.
+    """
+    root = Path(root)
+    study = state.load_study(root)
+    if runs is None:
+        chosen = [one.spec for one in state.read_states(study.runs, root).values() if one.state == "failed"]
+    else:
+        chosen = [find_run(study, text) for text in runs]
+        for one in chosen:
+            if (now := state.read_run(one, root)).state != "failed":
+                raise MscaleError(f"run {one.id} is {now.state}: only failed or cancelled runs are retried")
+    for one in chosen:
+        folder = spec.workdir(root, one.id)
+        (folder / "failure.json").unlink(missing_ok=True)
+        (folder / "cancelled.json").unlink(missing_ok=True)
+    return [one.id for one in chosen]
+
+
+def cancel(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
+    """Stops runs, or without any named the whole study; what they have saved is kept.
+
+    Named runs stay cancelled until they are retried, and runs that start from them wait. Their jobs leave the
+    queue of a Slurm cluster; a local runner ends them within seconds. Without names the local runner is asked to end,
+    or all jobs leave the queue, and `sweep run` continues.
+
+    Returns:
+      The runs cancelled, or those that were at work.
+
+    Raises:
+      MscaleError: there is no such run, one is done, or its runner is on another machine.
+    """
+    root = Path(root)
+    study = state.load_study(root)
+    chosen = [find_run(study, text) for text in runs or ()]
+    for one in chosen:
+        if state.read_run(one, root).state == "done":
+            raise MscaleError(f"run {one.id} is done: there is nothing to cancel")
+    for one in chosen:
+        atomic_json(spec.workdir(root, one.id) / "cancelled.json", {"when": time.time()})
+    stopped = [one.id for one in chosen]
+    if (root / "slurm").is_dir():
+        from sweeps.executors import slurm
+
+        stopped = list(dict.fromkeys([*stopped, *slurm.cancel(root, [one.id for one in chosen] or None)]))
+    elif not chosen:
+        states = state.read_states(study.runs, root).values()
+        stopped = [one.spec.id for one in states if one.state in ("running", "stalled")]
+        owner = liveness.read(root)
+        if owner and liveness.is_alive(owner):
+            if owner["host"] != socket.gethostname():
+                raise MscaleError(
+                    f"{root}: its runner is process {owner['pid']} on {owner['host']}; cancel it there"
+                )
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(owner["pid"]), signal.SIGTERM)
+    for one in chosen:  # what runs says so itself once it has ended
+        if state.read_run(one, root).state not in ("running", "stalled", "done"):
+            run_folder.write_failure(spec.workdir(root, one.id), run_folder.CANCELLED)
+    return stopped
+
+
+def watch(root: str | Path, seconds: float = 2.0) -> None:
+    """Shows ``state.status_table`` and refreshes it until nothing is left to do, or Ctrl-C.
+
+    Where the output is no terminal the table is printed once.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console()
+    if not console.is_terminal:
+        console.print(state.status_table(root))
+        return
+    study = state.load_study(root)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        Live(state.status_table(root), console=console, auto_refresh=False) as live,
+    ):
+        while True:
+            states = state.read_states(study.runs, root).values()
+            if all(one.state in ("done", "failed", "blocked") for one in states):
+                return
+            time.sleep(seconds)
+            live.update(state.status_table(root), refresh=True)

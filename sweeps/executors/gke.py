@@ -1,0 +1,403 @@
+"""Runs a study on TPU slices of a GKE cluster: one JobSet a run, printed with a dry run or applied with ``kubectl``.
+
+A slice is one replica of a Job with one pod a host; several slices of one run are several replicas. The processes
+of a run find each other through ``jax.distributed``: pod 0 of slice 0 is the coordinator, and a process's number is
+slice × hosts + host. Between slices libtpu takes the MEGASCALE variables.
+
+A pod that is evicted (spot capacity, maintenance) fails its Job by ``podFailurePolicy``, which restarts the whole
+JobSet without counting; any other failure counts towards ``maxRestarts``. Every restart continues from the last
+checkpoint. Kubernetes knows no dependencies between JobSets, so a runner applies a run once its parent is done;
+it may die at any time, and called again it goes on from the run folders, which lie on a volume that runner and
+pods share (a bucket mounted with the Cloud Storage FUSE driver, or Filestore).
+"""
+
+import json
+import shlex
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mscale.errors import MscaleError, nearest
+from mscale.remote import local_folder
+from sweeps import run_graph, spec
+from sweeps.executors import run_folder, state
+from sweeps.executors.liveness import lease
+from sweeps.spec import RunSpec
+from sweeps.study import Study
+
+COORDINATOR_PORT = 8476
+MEGASCALE_PORT = 8477
+COMMAND_SECONDS = 120.0
+GRACE_SECONDS = 90  # spot pods get up to that long to save
+# Chips of one host by GKE's name of the slice type (multi-host slices), and our name of the accelerator.
+CHIPS_PER_HOST = {
+    "tpu-v4-podslice": 4,
+    "tpu-v5-lite-podslice": 4,
+    "tpu-v5p-slice": 4,
+    "tpu-v6e-slice": 4,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where runs go.
+
+    Attributes:
+      image: container image with mscale[tpu] installed.
+      accelerator, topology: GKE's labels, such as "tpu-v5-lite-podslice" and "4x4".
+      root: the study's folder as the pods see it, below ``mount``.
+      claim: name of the PersistentVolumeClaim that holds it; bucket: or of a Cloud Storage bucket, mounted by FUSE.
+      slices: of each run; spot: whether on spot capacity.
+      max_restarts: of a run for reasons other than eviction.
+      queue: a Kueue local queue; priority: a PriorityClass; service_account: of the pods.
+    """
+
+    image: str
+    accelerator: str = "tpu-v5-lite-podslice"
+    topology: str = "4x4"
+    root: str = "/mscale/study"
+    mount: str = "/mscale"
+    claim: str | None = None
+    bucket: str | None = None
+    slices: int = 1
+    spot: bool = False
+    max_restarts: int = 4
+    namespace: str = "default"
+    queue: str | None = None
+    priority: str | None = None
+    service_account: str | None = None
+    trainer: str = run_folder.TRAINER
+
+    @property
+    def chips(self) -> int:
+        """Chips of one slice, the product of the topology."""
+        sizes = self.topology.split("x")
+        if not all(size.isdecimal() and int(size) > 0 for size in sizes) or len(sizes) not in (2, 3):
+            raise MscaleError(f"topology is {self.topology!r}: expected sizes such as 4x4 or 2x2x4")
+        product = 1
+        for size in sizes:
+            product *= int(size)
+        return product
+
+    @property
+    def hosts(self) -> int:
+        """Hosts, hence pods, of one slice."""
+        if self.accelerator not in CHIPS_PER_HOST:
+            raise MscaleError(
+                f"accelerator is {self.accelerator!r}: expected one of {', '.join(CHIPS_PER_HOST)}"
+                f"{nearest(self.accelerator, CHIPS_PER_HOST)}"
+            )
+        if self.chips < CHIPS_PER_HOST[self.accelerator]:
+            return 1
+        if self.chips % CHIPS_PER_HOST[self.accelerator]:
+            raise MscaleError(f"topology {self.topology} is not whole hosts of {self.accelerator}")
+        return self.chips // CHIPS_PER_HOST[self.accelerator]
+
+
+def name_of(run: RunSpec) -> str:
+    """The JobSet of a run: its id as an RFC 1035 label, short enough for the names of its pods.
+
+    JobSet refuses a name that begins with a digit, as the ids of ladder scales do; these get a prefix.
+    """
+    digest = run.id.rpartition("-")[2]
+    label = spec.slug(run.id.removesuffix(digest).replace(".", "-"), 28) + "-" + digest
+    return label if label[0].isalpha() else f"run-{label}"
+
+
+def manifest(run: RunSpec, options: Options) -> dict[str, Any]:
+    """The JobSet that trains one run.
+
+    Raises:
+      MscaleError: the slice makes no sense, or no volume, or two, are given for the run folders.
+    """
+    name, hosts = name_of(run), options.hosts
+    if bool(options.claim) == bool(options.bucket):
+        raise MscaleError("gke: give either a volume claim or a bucket for the run folders")
+    labels = {
+        "app.kubernetes.io/managed-by": "mscale",
+        "mscale/study": spec.slug(run.study.replace(".", "-"), 60),
+        "mscale/run": spec.slug(run.id, 63),
+    }
+    if options.queue:
+        labels["kueue.x-k8s.io/queue-name"] = options.queue
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {
+            "name": name,
+            "namespace": options.namespace,
+            "labels": labels,
+            # One replica takes one node pool, that is one slice, whole.
+            "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
+        },
+        "spec": {
+            "network": {"enableDNSHostnames": True, "subdomain": name},
+            "successPolicy": {"operator": "All"},
+            "failurePolicy": {
+                "maxRestarts": options.max_restarts,
+                "rules": [
+                    {
+                        "name": "evicted",
+                        "action": "RestartJobSetAndIgnoreMaxRestarts",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                    }
+                ],
+            },
+            "replicatedJobs": [
+                {
+                    "name": "slice",
+                    "replicas": options.slices,
+                    "template": {"spec": _job(name, run, options, hosts, labels)},
+                }
+            ],
+        },
+    }
+
+
+def _job(name: str, run: RunSpec, options: Options, hosts: int, labels: dict[str, str]) -> dict[str, Any]:
+    evicted = [
+        {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        {  # saved when it was asked to stop
+            "action": "FailJob",
+            "onExitCodes": {"containerName": "train", "operator": "In", "values": [run_folder.PREEMPTED]},
+        },
+    ]
+    return {
+        "parallelism": hosts,
+        "completions": hosts,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "podFailurePolicy": {"rules": evicted},
+        "template": {
+            "metadata": {
+                "labels": labels,
+                **({"annotations": {"gke-gcsfuse/volumes": "true"}} if options.bucket else {}),
+            },
+            "spec": _pod(name, run, options, hosts),
+        },
+    }
+
+
+def _pod(name: str, run: RunSpec, options: Options, hosts: int) -> dict[str, Any]:
+    chips = str(min(options.chips, CHIPS_PER_HOST[options.accelerator]))
+    selector = {
+        "cloud.google.com/gke-tpu-accelerator": options.accelerator,
+        "cloud.google.com/gke-tpu-topology": options.topology,
+    }
+    tolerations = [{"key": "google.com/tpu", "operator": "Exists", "effect": "NoSchedule"}]
+    if options.spot:
+        selector["cloud.google.com/gke-spot"] = "true"
+        tolerations.append(
+            {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
+        )
+    volume: dict[str, Any] = {"name": "study"}
+    if options.claim:
+        volume["persistentVolumeClaim"] = {"claimName": options.claim}
+    else:
+        volume["csi"] = {
+            "driver": "gcsfuse.csi.storage.gke.io",
+            "volumeAttributes": {"bucketName": options.bucket, "mountOptions": "implicit-dirs"},
+        }
+    command = ["python", "-m", "sweeps.executors.job", options.root, run.id, "--trainer", options.trainer]
+    optional = {"priorityClassName": options.priority, "serviceAccountName": options.service_account}
+    return {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "nodeSelector": selector,
+        "tolerations": tolerations,
+        **{key: value for key, value in optional.items() if value},
+        "containers": [
+            {
+                "name": "train",
+                "image": options.image,
+                # exec: the process, not a shell, gets the signal to stop. MSCALE_PROCESS_ID = slice × hosts + host.
+                "command": [
+                    "/bin/sh",
+                    "-c",
+                    f"export MSCALE_PROCESS_ID=$((MSCALE_SLICE * {hosts} + JOB_COMPLETION_INDEX)); "
+                    f"exec {shlex.join(command)}",
+                ],
+                "env": _environment(name, options, hosts),
+                "ports": [{"containerPort": COORDINATOR_PORT}, {"containerPort": MEGASCALE_PORT}],
+                "resources": {"limits": {"google.com/tpu": chips}, "requests": {"google.com/tpu": chips}},
+                "volumeMounts": [{"name": "study", "mountPath": options.mount}],
+            }
+        ],
+        "volumes": [volume],
+    }
+
+
+def _environment(name: str, options: Options, hosts: int) -> list[dict[str, Any]]:
+    first = f"{name}-slice-0-0.{name}"
+    index = {"fieldRef": {"fieldPath": "metadata.annotations['jobset.sigs.k8s.io/job-index']"}}
+    values: list[dict[str, Any]] = [
+        {"name": "JOBSET_NAME", "value": name},
+        {"name": "MSCALE_SLICE", "valueFrom": index},
+        {"name": "MSCALE_PROCESSES", "value": str(hosts * options.slices)},
+        {"name": "MSCALE_COORDINATOR", "value": f"{first}:{COORDINATOR_PORT}"},
+    ]
+    if options.slices > 1:
+        values += [
+            {"name": "MEGASCALE_COORDINATOR_ADDRESS", "value": first},
+            {"name": "MEGASCALE_PORT", "value": str(MEGASCALE_PORT)},
+            {"name": "MEGASCALE_NUM_SLICES", "value": str(options.slices)},
+            {"name": "MEGASCALE_SLICE_ID", "valueFrom": index},
+        ]
+    return values
+
+
+def dry_run(study: Study, options: Options, root: str | Path | None = None) -> str:
+    """The manifests of all runs that are not done (all, without a folder), parents first: a stream of YAML documents
+    that ``kubectl apply -f -`` takes (each is JSON, which YAML includes)."""
+    done = set()
+    if root is not None and (Path(root) / "study.json").exists():
+        states = state.read_states(study.runs, root)
+        done = {run_id for run_id, one in states.items() if one.state == "done"}
+    parts = []
+    for run in run_graph.schedule(study.runs):
+        if run.id not in done:
+            after = f", after {run.parent}" if run.parent and run.parent not in done else ""
+            text = json.dumps(manifest(run, options), indent=2)
+            parts.append(f"# {run.id}{after}\n{text}\n")
+    return "---\n".join(parts)
+
+
+def run(
+    study: Study,
+    root: str | Path,
+    options: Options,
+    *,
+    at_once: int = 1,
+    poll_seconds: float = 30.0,
+    context: str | None = None,
+) -> None:
+    """Applies runs as their parents are done, ``at_once`` JobSets at a time, until all are done or have failed.
+
+    Args:
+      root: the study's folder as this machine sees it (the same volume that ``options.root`` names in the pods).
+      context: kubectl's, where it is not the current one.
+
+    Raises:
+      MscaleError: kubectl or the cluster cannot be reached or refuses; runs failed; another runner works on it.
+    """
+    from mscale.progress import progress
+
+    root = local_folder(root, "--root").resolve()
+    total = sum(one.flops for one in study.runs)
+    with lease(root) as renew:
+        state.save_study(study, root)
+        _clear_ended(study, root, options, context)
+        earned = 0
+        order = run_graph.schedule(study.runs)
+        with progress(f"GKE: {study.name}", 1000, "‰") as advance:
+            while True:
+                states = state.read_states(study.runs, root)
+                there = jobsets(study, options, context)
+                failed = {one.id for one in order if there.get(name_of(one)) == "Failed"}
+                for one in order:
+                    if one.id in failed and states[one.id].state not in ("done", "failed"):
+                        run_folder.write_failure(
+                            spec.workdir(root, one.id),
+                            f"its JobSet {name_of(one)} failed; see kubectl describe",
+                        )
+                        states = state.read_states(study.runs, root)
+                share = 1000 * sum(state.flops_done(one) for one in states.values()) // max(1, total)
+                count = sum(one.state == "done" for one in states.values())
+                advance(share - earned, note=f"{count} of {len(order)} runs")
+                earned = share
+                active = [name for name, how in there.items() if how == "Active"]
+                ready = [
+                    one
+                    for one in order
+                    if states[one.id].state in ("waiting", "interrupted")
+                    and name_of(one) not in there
+                    and not run_folder.is_cancelled(spec.workdir(root, one.id))
+                    and (one.parent is None or states[one.parent].state == "done")
+                ]
+                for one in ready[: max(0, at_once - len(active))]:
+                    _kubectl(["apply", "-f", "-"], context, json.dumps(manifest(one, options)))
+                if not ready and not active:
+                    break
+                renew()
+                time.sleep(poll_seconds)
+    left = [one for one in states.values() if one.state != "done"]
+    if left:
+        lines = [f"{len(left)} of {len(order)} runs are not done"]
+        lines += [f"  {one.spec.id}: {one.state} {one.reason}".rstrip() for one in left[:12]]
+        raise MscaleError(
+            "\n".join([*lines, "Mend the cause, `retry` them, and call the same command again."])
+        )
+
+
+def _clear_ended(study: Study, root: Path, options: Options, context: str | None) -> None:
+    """Deletes ended JobSets of runs that are not done, to apply them again: the cause may be mended."""
+    states = state.read_states(study.runs, root)
+    there = jobsets(study, options, context)
+    again = [
+        one
+        for one in study.runs
+        if states[one.id].state != "done" and there.get(name_of(one), "Active") != "Active"
+    ]
+    cancel(study, options, [one.id for one in again], context)
+    for one in study.runs:
+        if states[one.id].state == "failed":
+            (spec.workdir(root, one.id) / "failure.json").unlink(missing_ok=True)
+
+
+def jobsets(study: Study, options: Options, context: str | None = None) -> dict[str, str]:
+    """JobSet to Active, Completed or Failed, of this study.
+
+    Raises:
+      MscaleError: the cluster cannot be reached.
+    """
+    label = f"mscale/study={spec.slug(study.name.replace('.', '-'), 60)}"
+    answer = _kubectl(["get", "jobsets", "-n", options.namespace, "-l", label, "-o", "json"], context)
+    found = {}
+    for item in json.loads(answer)["items"]:
+        terminal = item.get("status", {}).get("terminalState")
+        conditions = item.get("status", {}).get("conditions", ())
+        ended = [one["type"] for one in conditions if one.get("status") == "True"]
+        how = terminal or next((one for one in ended if one in ("Completed", "Failed")), "Active")
+        found[item["metadata"]["name"]] = how
+    return found
+
+
+def cancel(
+    study: Study, options: Options, runs: Sequence[str] | None = None, context: str | None = None
+) -> list[str]:
+    """Deletes the JobSets of runs (all by default); returns the runs whose JobSet was there.
+
+    Raises:
+      MscaleError: the cluster cannot be reached.
+    """
+    there = jobsets(study, options, context)
+    chosen = list(study.runs) if runs is None else [study.by_id[one] for one in runs]
+    present = [one for one in chosen if name_of(one) in there]
+    for start in range(0, len(present), 100):
+        names = [name_of(one) for one in present[start : start + 100]]
+        _kubectl(["delete", "jobset", "-n", options.namespace, "--wait=false", *names], context)
+    return [one.id for one in present]
+
+
+def _kubectl(arguments: Sequence[str], context: str | None = None, given: str | None = None) -> str:
+    command = ["kubectl", *(["--context", context] if context else []), *arguments]
+    try:
+        found = subprocess.run(
+            command, input=given, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
+        )
+    except FileNotFoundError:
+        raise MscaleError(
+            "kubectl is not installed here: install it, or print manifests with --dry-run"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise MscaleError(f"kubectl: no answer within {COMMAND_SECONDS:.0f} s; check the cluster") from None
+    if found.returncode:
+        said = (found.stderr or found.stdout).strip()
+        raise MscaleError(
+            f"kubectl {arguments[0]} failed: {said}. Nothing is lost: what was applied goes on; call the same command "
+            "again once the cluster answers"
+        )
+    return found.stdout

@@ -1,0 +1,82 @@
+"""One run as one job of a cluster: ``python -m sweeps.executors.job ROOT RUN``, or ``ROOT --array NAME --index I``.
+
+The job reads its spec from the run's folder, trains it with the same ``worker.train_run`` as every executor, and
+reports through that folder alone. Its exit code is 0 when the run is done, 143 when it was asked to stop and has
+saved its state (to be queued again), else 1.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+from mscale.errors import MscaleError
+from mscale.files import read_json
+from sweeps import spec
+from sweeps.executors import run_folder, worker
+
+
+def run_of(root: Path, run_id: str | None, array: str | None, index: int | None) -> str:
+    """The run that this job is for: named, or the ``index``-th of a submitted array.
+
+    Raises:
+      MscaleError: neither is given, or the array has no such element.
+    """
+    if run_id is not None:
+        return run_id
+    if array is None or index is None:
+        raise MscaleError("sweeps.executors.job: give a run's id, or --array NAME --index I")
+    listed = read_json(root / "slurm" / f"{array}.json", what="list of an array's runs")["runs"]
+    if not 0 <= index < len(listed):
+        raise MscaleError(f"{root}/slurm/{array}.json: has {len(listed)} runs, asked for is number {index}")
+    return listed[index]
+
+
+def start_distributed() -> None:
+    """Joins the processes of one run where there are several: Slurm's tasks, or what a manifest's variables say."""
+    if os.environ.get("MSCALE_COORDINATOR"):
+        from mscale.training import distributed
+
+        distributed.join()
+    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+        import jax
+
+        jax.distributed.initialize()  # reads Slurm's own variables
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trains one run; see the module."""
+    parser = argparse.ArgumentParser(prog="sweeps.executors.job", description=__doc__)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("run", nargs="?")
+    parser.add_argument("--array")
+    parser.add_argument("--index", type=int)
+    parser.add_argument("--trainer", default=run_folder.TRAINER)
+    given = parser.parse_args(argv)
+    # Ended before the trainer is there to save: nothing is lost, and it is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(run_folder.PREEMPTED))
+    try:
+        run_id = run_of(given.root, given.run, given.array, given.index)
+        folder = spec.workdir(given.root, run_id)
+        one = spec.from_json(
+            read_json(folder / "spec.json", what="run spec"), where=str(folder / "spec.json")
+        )
+        start_distributed()
+        trainer = worker.load_trainer(given.trainer)
+        arguments = spec.argv(one, given.root)
+        first = os.environ.get("MSCALE_PROCESS_ID", os.environ.get("SLURM_PROCID", "0")) == "0"
+        if first:
+            reason = worker.train_run(folder, arguments, trainer)
+        else:  # the others compute and write nothing
+            code = trainer(arguments)
+            reason = f"the trainer returned {code}" if code else None
+    except MscaleError as error:
+        reason = str(error)
+    if reason is not None:
+        print(f"error: {reason}", file=sys.stderr)
+    return 0 if reason is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

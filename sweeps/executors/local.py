@@ -1,0 +1,180 @@
+"""Runs a study on this machine: worker processes on their own cores, nothing lost when any of them dies.
+
+Every worker is pinned to its cores before jax starts, so that a run's arithmetic, which depends on the number
+of threads, does not depend on how many runs are going. Runs of one shape go to one worker where possible, so
+that each shape compiles once; at the end idle workers help with the others' shapes.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mscale.errors import MscaleError
+from mscale.files import atomic_json
+from mscale.remote import local_folder
+from sweeps import mirror, spec
+from sweeps.executors import run_folder, state
+from sweeps.executors.liveness import lease
+from sweeps.executors.pool import Pool
+from sweeps.study import Study
+
+POLL_SECONDS = 0.2
+STATUS_SECONDS = 1.0
+STOP_SECONDS = 5.0
+WORKER_BYTES = 1_200_000_000  # memory to set aside for a worker when choosing how many to start
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a call of ``run`` did.
+
+    Attributes:
+      runs: of the study; trained: by this call; skipped: done before it.
+      seconds: wall-clock; peak_memory_bytes: the most that workers and runner held at once.
+      deaths: workers that died and were replaced.
+    """
+
+    runs: int
+    trained: int
+    skipped: int
+    seconds: float
+    workers: int
+    peak_memory_bytes: int
+    deaths: int
+
+
+def run(
+    study: Study,
+    root: str | Path,
+    *,
+    workers: int | None = None,
+    trainer: str = run_folder.TRAINER,
+    attempts: int = 3,
+    stall_seconds: float = state.STALL_SECONDS,
+    description: str = "Training",
+) -> Summary:
+    """Trains the runs of a study that are not done yet; called again after any interruption it continues.
+
+    Args:
+      root: the study's folder; run folders are ``<root>/runs/<id>``.
+      workers: processes, one core each where there are enough; by default one a core, as memory allows.
+      trainer: ``module:function`` that trains one run from its arguments and returns an exit code.
+      attempts: how often a run may lose its worker (killed, out of memory) before it counts as failed.
+      stall_seconds: a worker whose run has not got on for so long is killed, and the run begun again.
+      description: label of the progress bar.
+
+    Raises:
+      MscaleError: runs failed (all others that could be trained are, then), another runner works on the
+        folder, or a different study was begun there.
+    """
+    root = local_folder(root, "--root").resolve()
+    started = time.monotonic()
+    with lease(root) as renew:
+        state.save_study(study, root)
+        states = state.read_states(study.runs, root)
+        todo = [one for one in study.runs if states[one.id].state != "done"]
+        if not todo:
+            return Summary(len(study.runs), 0, len(study.runs), 0.0, 0, 0, 0)
+        for one in todo:  # a failure is tried again: its cause may be mended
+            (spec.workdir(root, one.id) / "failure.json").unlink(missing_ok=True)
+        cores = slots(min(workers or default_workers(), len(todo)))
+        pool = Pool(study, root, todo, cores, trainer, attempts, stall_seconds)
+        ended = "interrupted"
+        try:
+            with _terminable():
+                pool.work(description, renew)
+            ended = "failed" if pool.failed else "finished"
+        finally:
+            pool.stop()
+            summary = Summary(
+                runs=len(study.runs),
+                trained=len(pool.trained),
+                skipped=len(study.runs) - len(todo),
+                seconds=time.monotonic() - started,
+                workers=len(cores),
+                peak_memory_bytes=pool.peak_memory,
+                deaths=pool.deaths,
+            )
+            _record(root, summary, ended)
+            with contextlib.suppress(MscaleError):  # a mirror only: the folders are the truth
+                mirror.rebuild(root)
+    if pool.failed:
+        raise MscaleError(_failures(study, root, pool.failed))
+    return summary
+
+
+def default_workers() -> int:
+    """One worker a core this process may use, fewer where memory is short."""
+    count = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        count = min(count, max(1, free // WORKER_BYTES))
+    return count
+
+
+def slots(workers: int) -> list[tuple[int, ...]]:
+    """Cores of each worker: one each, and shared in turn where there are more workers than cores.
+
+    Raises:
+      MscaleError: fewer than one worker is asked for.
+    """
+    if workers < 1:
+        raise MscaleError(f"workers is {workers}: expected at least 1")
+    cores = sorted(os.sched_getaffinity(0))
+    return [(cores[index % len(cores)],) for index in range(workers)]
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that the workers are stopped and the lease is returned."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(signum, _frame):
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _record(root: Path, summary: Summary, ended: str) -> None:
+    """Adds this call to ``runner.json``: what it trained, how long, how much memory."""
+    path = root / "runner.json"
+    try:
+        sessions = json.loads(path.read_text(encoding="utf-8"))["sessions"]
+    except (OSError, ValueError, KeyError, TypeError):
+        sessions = []
+    with contextlib.suppress(MscaleError):  # a full disk has been reported already
+        atomic_json(
+            path, {"sessions": [*sessions, {**summary.__dict__, "ended": ended, "when": time.time()}]}
+        )
+
+
+def _failures(study: Study, root: Path, failed: dict[str, str]) -> str:
+    """One message for all failures, those of one reason together."""
+    blocked = [one for one in state.read_states(study.runs, root).values() if one.state == "blocked"]
+    lines = [f"{len(failed)} of {len(study.runs)} runs failed"]
+    if blocked:
+        lines[0] += f", and {len(blocked)} that start from them were not trained"
+    reasons: dict[str, list[str]] = {}
+    for run_id, reason in failed.items():
+        reasons.setdefault(reason, []).append(run_id)
+    for reason, ids in reasons.items():
+        more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
+        lines.append(f"  {ids[0]}{more}: {reason}")
+        tail = [line for line in run_folder.log_tail(spec.workdir(root, ids[0]), 6) if line.strip()]
+        lines += [f"    | {line[:160]}" for line in tail]
+        lines.append(f"    whole log: {spec.workdir(root, ids[0]) / 'log.txt'}")
+    lines.append("Mend the cause and call the same command again: what is done is kept.")
+    return "\n".join(lines)

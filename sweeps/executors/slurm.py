@@ -1,0 +1,338 @@
+"""Runs a study on a Slurm cluster: plain ``sbatch`` arrays, with Slurm's own dependencies and requeueing.
+
+Runs that start from the same run are one array, which depends on that run's array element (``afterok``): no wave
+waits for another, and nothing of ours has to stay alive on the login node. What is queued is told by ``squeue``
+alone (no accounting is needed), what is done by the run folders; the list of an array's runs is written before it
+is submitted and named in the job's comment, so a runner that dies between the two loses nothing.
+
+Preemption: arrays are submitted with ``--requeue``. Before a time limit Slurm signals the job, which saves its
+state and queues itself again; a run continues from its last checkpoint.
+"""
+
+import hashlib
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mscale.errors import MscaleError
+from mscale.files import atomic_json, atomic_write, read_json
+from mscale.remote import local_folder
+from sweeps import run_graph, spec
+from sweeps.executors import run_folder, state
+from sweeps.executors.liveness import lease
+from sweeps.spec import RunSpec
+from sweeps.study import Study
+
+ATTEMPTS = 4  # of asking the scheduler, which now and then does not answer in time
+COMMAND_SECONDS = 60.0
+ARRAY_SIZE = 1000  # Slurm's default MaxArraySize is 1001
+WARNING_SECONDS = 120  # before a time limit, to save in
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of every job; see sbatch(1). None leaves a choice to the cluster.
+
+    Attributes:
+      time: limit of one job, such as "12:00:00"; a run that needs longer goes on in a new one.
+      nodes, tasks_per_node: processes of one run; several are joined by ``jax.distributed``.
+      gpus: of each node; cpus: of each task; memory: of each node, such as "64G".
+      running: the most jobs of an array at once.
+      logs: folder of Slurm's own output files; default ``<root>/logs``. Each run's log is in its folder.
+      setup: shell lines before the run, such as "module load cuda".
+      extra: further arguments of sbatch.
+      python: the interpreter on the nodes.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: str | None = None
+    nodes: int = 1
+    tasks_per_node: int = 1
+    gpus: int | None = None
+    cpus: int | None = None
+    memory: str | None = None
+    running: int | None = None
+    logs: str | None = None
+    setup: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    python: str = sys.executable
+
+
+@dataclass(frozen=True)
+class Job:
+    """One queued array element: ``id`` as 12_3, ``state`` as squeue says it, ``reason`` why it waits."""
+
+    id: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What a call of ``submit`` did: runs submitted now, queued before it, done before it; arrays made."""
+
+    runs: int
+    queued: int
+    done: int
+    arrays: tuple[str, ...] = field(default=())
+
+
+def submit(
+    study: Study, root: str | Path, options: Options | None = None, *, trainer: str = run_folder.TRAINER
+) -> Submitted:
+    """Queues every run that is neither done nor queued, parents first; called again it adds what is missing.
+
+    Args:
+      root: the study's folder, on a file system that the nodes see.
+      trainer: as for ``local.run``.
+
+    Raises:
+      MscaleError: the scheduler cannot be reached or refuses, another runner works on the folder, or another
+        study was begun there.
+    """
+    options = options or Options()
+    root = local_folder(root, "--root").resolve()
+    with lease(root) as renew:
+        state.save_study(study, root)
+        states = state.read_states(study.runs, root)
+        jobs = queue(root)
+        done = {run.id for run in study.runs if states[run.id].state == "done"}
+        off = {run.id for run in study.runs if run_folder.is_cancelled(spec.workdir(root, run.id))}
+        for run in run_graph.schedule(study.runs):  # and what starts from a cancelled run
+            if run.parent in off and run.id not in done:
+                off.add(run.id)
+        skipped = {*done, *jobs, *off}
+        todo = [run for run in run_graph.schedule(study.runs) if run.id not in skipped]
+        for run in todo:  # a failure is tried again: its cause may be mended
+            (spec.workdir(root, run.id) / "failure.json").unlink(missing_ok=True)
+        script = root / "slurm" / "job.sh"
+        atomic_write(script, job_script(root, options, trainer))
+        logs = Path(options.logs or root / "logs")
+        logs.mkdir(parents=True, exist_ok=True)
+        place = {run_id: job.id for run_id, job in jobs.items()}
+        arrays = []
+        for parent, siblings in _groups(todo):
+            for chunk in [siblings[i : i + ARRAY_SIZE] for i in range(0, len(siblings), ARRAY_SIZE)]:
+                if parent is not None and parent not in done and parent not in place:
+                    raise MscaleError(
+                        f"{root}: run {parent} is neither done nor queued; submit the study again"
+                    )
+                after = place.get(parent or "")
+                array = _array_name(root, chunk)
+                atomic_json(root / "slurm" / f"{array}.json", {"runs": [run.id for run in chunk]})
+                job = _sbatch(array, len(chunk), after, script, logs, options, f"{study.name}-{chunk[0].tag}")
+                place.update({run.id: f"{job}_{index}" for index, run in enumerate(chunk)})
+                arrays.append(job)
+                renew()
+    return Submitted(len(todo), len(jobs), len(done), tuple(arrays))
+
+
+def run(
+    study: Study,
+    root: str | Path,
+    options: Options | None = None,
+    *,
+    trainer: str = run_folder.TRAINER,
+    attempts: int = 3,
+    poll_seconds: float = 10.0,
+) -> None:
+    """Submits the study and waits for its end, showing progress; interrupting it leaves the jobs queued.
+
+    Runs whose jobs vanished (a node died, and the cluster does not requeue) are submitted again, up to ``attempts``.
+
+    Raises:
+      MscaleError: as ``submit``, or runs failed.
+    """
+    from mscale.progress import progress
+
+    root = local_folder(root, "--root").resolve()
+    submit(study, root, options, trainer=trainer)
+    vanished: dict[str, int] = {}
+    earned = 0
+    total = sum(one.flops for one in study.runs)
+    with progress(f"Slurm: {study.name}", 1000, "‰") as advance:
+        while True:
+            states = state.read_states(study.runs, root)
+            jobs = queue(root)
+            share = 1000 * sum(state.flops_done(one) for one in states.values()) // max(1, total)
+            count = sum(one.state == "done" for one in states.values())
+            advance(share - earned, note=f"{count} of {len(study.runs)} runs, {len(jobs)} queued")
+            earned = share
+            lost = [
+                one.spec.id
+                for one in states.values()
+                if one.spec.id not in jobs and one.state in ("waiting", "interrupted", "stalled")
+            ]
+            if not jobs:
+                lost = [one for one in lost if vanished.get(one, 0) < attempts]
+                if not lost:
+                    break
+                for one in lost:
+                    vanished[one] = vanished.get(one, 0) + 1
+                submit(study, root, options, trainer=trainer)
+            time.sleep(poll_seconds)
+    failed = [one for one in states.values() if one.state != "done"]
+    if failed:
+        lines = [f"{len(failed)} of {len(study.runs)} runs are not done"]
+        lines += [f"  {one.spec.id}: {one.state} {one.reason}".rstrip() for one in failed[:12]]
+        raise MscaleError("\n".join([*lines, "Mend the cause and call the same command again."]))
+
+
+def _groups(runs: Sequence[RunSpec]) -> list[tuple[str | None, list[RunSpec]]]:
+    """Runs by the run they start from, a parent's own group first."""
+    groups: dict[str | None, list[RunSpec]] = {}
+    for one in runs:
+        groups.setdefault(one.parent, []).append(one)
+    return list(groups.items())
+
+
+def _array_name(root: Path, runs: Sequence[RunSpec]) -> str:
+    text = f"{root} {time.time_ns()} {[run.id for run in runs]}"
+    return f"mscale-{_study_key(root)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _study_key(root: Path) -> str:
+    """Tells the jobs of this folder from those of others in the same queue."""
+    return hashlib.sha256(str(root).encode()).hexdigest()[:10]
+
+
+def job_script(root: Path, options: Options, trainer: str) -> str:
+    """The batch script of every array: its name comes as the first argument, its element from Slurm.
+
+    ``USR1`` is the warning before a time limit: the run saves and the job queues itself again. ``TERM`` is a
+    preemption or a cancellation: the run saves, and Slurm alone decides whether it comes back.
+    """
+    packages = shlex.quote(str(Path(__file__).resolve().parent.parent))
+    # Interactive srun starts one process a task; a single process needs none.
+    launch = "srun --kill-on-bad-exit=1 " if options.nodes * options.tasks_per_node > 1 else ""
+    setup = "\n".join(options.setup)
+    return f"""#!/bin/bash
+# Written by mscale; one element trains one run of {root}.
+export PYTHONPATH={packages}${{PYTHONPATH:+:$PYTHONPATH}}
+{setup}
+again=0
+{launch}{shlex.quote(options.python)} -m sweeps.executors.job {shlex.quote(str(root))} --array "$1" \\
+  --index "$SLURM_ARRAY_TASK_ID" --trainer {shlex.quote(trainer)} &
+child=$!
+trap 'again=1; kill -TERM "$child"' USR1
+trap 'kill -TERM "$child"' TERM
+wait "$child"; code=$?
+while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done
+if [ "$again" = 1 ] && [ "$code" = {run_folder.PREEMPTED} ]; then
+  scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+fi
+exit "$code"
+"""
+
+
+def _sbatch(
+    array: str, count: int, after: str | None, script: Path, logs: Path, options: Options, name: str
+) -> str:
+    """Submits one array and returns its job id."""
+    throttle = f"%{options.running}" if options.running else ""
+    command = [
+        "sbatch",
+        "--parsable",
+        "--requeue",
+        f"--array=0-{count - 1}{throttle}",
+        f"--job-name={spec.slug(name)}",
+        f"--comment={array}",
+        f"--output={logs}/slurm-%A_%a.out",
+        "--open-mode=append",
+        f"--nodes={options.nodes}",
+        f"--ntasks-per-node={options.tasks_per_node}",
+        f"--signal=B:USR1@{WARNING_SECONDS}",
+    ]
+    if after:
+        command += [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
+    for flag, value in (
+        ("partition", options.partition),
+        ("account", options.account),
+        ("qos", options.qos),
+        ("time", options.time),
+        ("gpus-per-node", options.gpus),
+        ("cpus-per-task", options.cpus),
+        ("mem", options.memory),
+    ):
+        if value is not None:
+            command.append(f"--{flag}={value}")
+    # Not repeated where no answer comes: it may have been queued, and submitting again finds out.
+    answer = _call([*command, *options.extra, str(script), array], attempts=1)
+    job = answer.strip().splitlines()[-1].partition(";")[0] if answer.strip() else ""
+    if not job.isdecimal():
+        raise MscaleError(f"sbatch answered {answer.strip()!r}: expected the number of a job")
+    return job
+
+
+def queue(root: str | Path) -> dict[str, Job]:
+    """Run id to its job, of all that are queued or running for the study in ``root``.
+
+    Raises:
+      MscaleError: the scheduler cannot be reached.
+    """
+    root = local_folder(root, "--root").resolve()
+    prefix = f"mscale-{_study_key(root)}-"
+    answer = _call(["squeue", "--noheader", "--array", "--format=%F_%K|%T|%r|%k"], attempts=ATTEMPTS)
+    jobs: dict[str, Job] = {}
+    listed: dict[str, list[str]] = {}
+    for line in answer.splitlines():
+        job, _, rest = line.strip().partition("|")
+        name, _, rest = rest.partition("|")
+        reason, _, array = rest.rpartition("|")
+        if not array.startswith(prefix) or name in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"):
+            continue
+        if array not in listed:
+            listed[array] = read_json(root / "slurm" / f"{array}.json", what="list of an array's runs")[
+                "runs"
+            ]
+        jobs[listed[array][int(job.partition("_")[2])]] = Job(job, name, reason)
+    return jobs
+
+
+def cancel(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
+    """Takes runs (all of the study by default) out of the queue; returns those that were in it.
+
+    Raises:
+      MscaleError: the scheduler cannot be reached.
+    """
+    jobs = queue(root)
+    chosen = [run_id for run_id in (jobs if runs is None else runs) if run_id in jobs]
+    for start in range(0, len(chosen), 200):
+        _call(["scancel", *(jobs[run_id].id for run_id in chosen[start : start + 200])], attempts=ATTEMPTS)
+    return chosen
+
+
+def _call(command: Sequence[str], *, attempts: int) -> str:
+    """Runs one of Slurm's commands.
+
+    Raises:
+      MscaleError: it is not installed, does not answer or refuses, with its own words.
+    """
+    name, said = command[0], ""
+    for attempt in range(attempts):
+        if attempt:
+            time.sleep(2.0**attempt / 2)
+        try:
+            found = subprocess.run(
+                list(command), capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
+            )
+        except FileNotFoundError:
+            raise MscaleError(
+                f"{name} is not installed here: run this on a login node of the cluster, or use --executor local"
+            ) from None
+        except subprocess.TimeoutExpired:
+            said = f"no answer within {COMMAND_SECONDS:.0f} s"
+            continue
+        if found.returncode == 0:
+            return found.stdout
+        said = (found.stderr or found.stdout).strip()
+    raise MscaleError(
+        f"{name} failed: {said}. Nothing is lost: what is queued stays queued; call the same command again once "
+        "the scheduler answers"
+    )

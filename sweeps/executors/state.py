@@ -1,0 +1,242 @@
+"""Where a study stands, read from the run folders alone.
+
+<root>/study.json            the study as it was started
+<root>/runs/<id>/spec.json   what the run is
+<root>/runs/<id>/heartbeat.json  that its process lives, and where
+<root>/runs/<id>/status.json written by the trainer: state, step, speed
+<root>/runs/<id>/failure.json  why it failed, if it did, with the last lines of its log
+<root>/runs/<id>/log.txt     what the trainer printed
+"""
+
+import json
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mscale.errors import MscaleError
+from mscale.files import atomic_json, read_json
+from sweeps import run_graph, spec, study
+from sweeps.executors import liveness, run_folder
+from sweeps.spec import RunSpec
+from sweeps.study import Study
+
+STATES = ("done", "running", "stalled", "failed", "blocked", "waiting", "interrupted")
+LOST_SECONDS = 8 * liveness.HEARTBEAT_SECONDS  # without a heartbeat, a process on another host counts as dead
+STALL_SECONDS = 1800.0  # a live process whose status.json has not changed for so long is stuck
+
+
+@dataclass(frozen=True)
+class RunState:
+    """State of one run.
+
+    Attributes:
+      state: done; running (a live process holds its folder); stalled (so, but it has not got on for
+        ``STALL_SECONDS``); failed; blocked (an ancestor failed); interrupted (begun, and nobody works on it); or
+        waiting.
+      step: how far it is, between the spec's start_step and steps.
+      reason: why it failed, else "".
+    """
+
+    spec: RunSpec
+    state: str
+    step: int
+    tokens_per_second: float
+    reason: str
+    log: tuple[str, ...] = ()
+
+    @property
+    def tokens_done(self) -> int:
+        """Tokens computed so far."""
+        steps = self.spec.steps - self.spec.start_step
+        return self.spec.tokens * max(0, self.step - self.spec.start_step) // steps if steps else 0
+
+
+def read_run(run: RunSpec, root: str | Path) -> RunState:
+    """Reads one run's folder."""
+    folder = spec.workdir(root, run.id)
+    status = run_folder.read_status(folder)
+    step = min(int(status.get("step") or run.start_step), run.steps)
+    speed = float(status.get("tokens_per_second") or 0.0)
+    if status.get("state") == "done":
+        return RunState(run, "done", run.steps, speed, "")
+    try:
+        failure = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        failure = None
+    beat = liveness.read_heartbeat(folder)
+    if liveness.is_locked(folder) or _beats(beat):
+        silent = time.time() - max(float(status.get("updated") or 0), float(beat.get("began") or time.time()))
+        if silent > STALL_SECONDS:
+            return RunState(run, "stalled", step, 0.0, f"no progress for {silent:,.0f} s")
+        return RunState(run, "running", step, speed, "")
+    if failure is not None:
+        log = tuple(map(str, failure.get("log", ())))
+        return RunState(run, "failed", step, 0.0, str(failure.get("reason", "unknown")), log)
+    return RunState(run, "interrupted" if status else "waiting", step, 0.0, "")
+
+
+def _beats(beat: dict[str, Any]) -> bool:
+    """Whether a process on another host works on the run; one on this host holds the folder's lock."""
+    elsewhere = beat.get("host") not in (None, socket.gethostname())
+    return elsewhere and time.time() - float(beat.get("when") or 0) < LOST_SECONDS
+
+
+def read_states(runs: Sequence[RunSpec], root: str | Path) -> dict[str, RunState]:
+    """Run id to state; a run waiting for one that failed is blocked."""
+    states = {run.id: read_run(run, root) for run in runs}
+    for run in run_graph.ordered(runs):
+        parent = states.get(run.parent or "")
+        if (
+            parent
+            and parent.state in ("failed", "blocked")
+            and states[run.id].state in ("waiting", "interrupted")
+        ):
+            states[run.id] = RunState(run, "blocked", run.start_step, 0.0, f"{parent.spec.id} failed")
+    return states
+
+
+def load_study(root: str | Path) -> Study:
+    """Reads the study that ``root`` was started with.
+
+    Raises:
+      MscaleError: there is none, or the file is damaged.
+    """
+    path = Path(root) / "study.json"
+    return study.from_json(read_json(path, what="study (start one with `mscale sweep run`)"), where=str(path))
+
+
+def save_study(planned: Study, root: str | Path) -> None:
+    """Writes the study to ``root``, unless another one was begun there.
+
+    The token store may have moved since; anything else that changed is an error once a run has begun.
+
+    Raises:
+      MscaleError: a half-run study of another definition lies there.
+    """
+    path = Path(root) / "study.json"
+    if path.exists():
+        before = load_study(root)
+        if (change := difference(before, planned)) and any((Path(root) / "runs").glob("*/status.json")):
+            raise MscaleError(
+                f"{path}: this study was begun with another definition ({change}); go on with the old one, "
+                "or choose another folder for the new one"
+            )
+    atomic_json(path, study.to_json(planned))
+    for run in planned.runs:
+        target = spec.workdir(root, run.id) / "spec.json"
+        data = spec.to_json(run)
+        if not target.exists() or read_json(target, what="run spec") != data:
+            atomic_json(target, data)
+
+
+def difference(before: Study, after: Study) -> str:
+    """Says in a few words how two studies differ, the token store's place aside; "" if they do not."""
+    if before.name != after.name:
+        return f"it was study {before.name!r}, now {after.name!r}"
+    gone = [run.id for run in before.runs if run.id not in after.by_id]
+    new = [run.id for run in after.runs if run.id not in before.by_id]
+    if gone or new:
+        detail = f"{len(gone)} of its runs are gone and {len(new)} are new"
+        for one in gone:
+            stem = one.rpartition("-")[0]
+            twin = next((other for other in new if other.rpartition("-")[0] == stem), None)
+            if twin is not None:
+                return f"{detail}; {stem}: {_changed(before.by_id[one], after.by_id[twin])}"
+        return detail + f", e.g. {(gone or new)[0]}"
+    for run in before.runs:
+        other = after.by_id[run.id]
+        for name in ("tag", "group"):
+            if getattr(run, name) != getattr(other, name):
+                return f"{name} of {run.id} was {getattr(run, name)!r}, now {getattr(other, name)!r}"
+    return ""
+
+
+def _changed(before: RunSpec, after: RunSpec) -> str:
+    for name in sorted({*before.bindings, *after.bindings}):
+        old, new = before.bindings.get(name), after.bindings.get(name)
+        if old != new:
+            return f"{name} was {old!r}, now {new!r}"
+    if before.parent != after.parent:
+        return f"it starts from {after.parent}, no longer from {before.parent}"
+    return "a gin file or the token store has other content now"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Tables
+
+
+def status_table(root: str | Path):
+    """Returns the state of the study in ``root`` as a ``rich`` table, captioned with what runs and failed."""
+    from rich.table import Table
+
+    planned = load_study(root)
+    states = read_states(planned.runs, root)
+    table = Table(title=f"Study {planned.name}", title_justify="left", caption_justify="left")
+    table.add_column("tag")
+    shown = [name for name in STATES if name == "done" or any(one.state == name for one in states.values())]
+    for name in ("runs", *shown, "tokens", "FLOPs"):
+        table.add_column(name, justify="right", no_wrap=True)
+    tags = dict.fromkeys(run.tag for run in planned.runs)
+    for tag in (*tags, None):
+        chosen = [state for state in states.values() if tag is None or state.spec.tag == tag]
+        if tag is None:
+            table.add_section()
+        counts = [sum(state.state == name for state in chosen) for name in shown]
+        table.add_row(
+            tag or "total",
+            f"{len(chosen):,}",
+            *(f"{count:,}" if count else "" for count in counts),
+            _part(sum(state.tokens_done for state in chosen), sum(state.spec.tokens for state in chosen)),
+            _part(sum(flops_done(state) for state in chosen), sum(state.spec.flops for state in chosen)),
+        )
+    table.caption = "\n".join(status_lines(root, states))
+    return table
+
+
+def _part(done: int, whole: int) -> str:
+    return f"{done / max(whole, 1):.0%} of {whole:.3g}"
+
+
+def status_lines(root: str | Path, states: dict[str, RunState]) -> list[str]:
+    """What runs, how fast, how long yet, and what failed and why."""
+    lines = []
+    running = [state for state in states.values() if state.state == "running"]
+    for state in running:
+        lines.append(
+            f"running {state.spec.id}: step {state.step:,} of {state.spec.steps:,}, "
+            f"{state.tokens_per_second:,.0f} tokens/s"
+        )
+    left = sum(state.spec.flops - flops_done(state) for state in states.values() if state.state != "failed")
+    speed = sum(6 * state.spec.params * state.tokens_per_second for state in running)
+    if running and speed:
+        lines.append(f"{speed:.3g} FLOP/s; about {left / speed:,.0f} s left")
+    for state in states.values():
+        if state.state == "failed":
+            lines.append(f"failed {state.spec.id}: {state.reason}")
+    owner = liveness.read(root)
+    if owner and liveness.is_alive(owner):
+        lines.append(f"runner: process {owner['pid']} on {owner['host']}")
+    elif left:
+        lines.append("no runner is working on it; `mscale sweep run` continues")
+    return lines
+
+
+def flops_done(state: RunState) -> int:
+    """Training compute that a run has done so far."""
+    return 6 * state.spec.params * state.tokens_done
+
+
+def summary(root: str | Path) -> dict[str, Any]:
+    """Counts by state, and the bill so far, as plain data."""
+    states = read_states(load_study(root).runs, root).values()
+    return {
+        **{name: sum(state.state == name for state in states) for name in STATES},
+        "runs": len(states),
+        "tokens_done": sum(state.tokens_done for state in states),
+        "tokens": sum(state.spec.tokens for state in states),
+        "flops_done": sum(flops_done(state) for state in states),
+        "flops": sum(state.spec.flops for state in states),
+    }

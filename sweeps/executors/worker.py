@@ -1,0 +1,115 @@
+"""A worker process: trains one run after another in one process, so that each shape compiles once.
+
+It reports only through the run's folder; the pipe to its runner carries what to do next and, as a hint, that
+something ended. When the runner is gone the pipe closes and the worker leaves at once. The same ``train_run``
+is what a cluster job calls, one run a process.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sweeps.executors.liveness import heartbeat, run_lock
+from sweeps.executors.run_folder import PREEMPTED, read_status, write_failure
+
+
+def train_run(folder: Path, arguments: Sequence[str], trainer: Callable[[list[str]], int]) -> str | None:
+    """Trains one run in this process; returns None when it is done, else the reason why it failed.
+
+    What the trainer prints goes to ``log.txt`` in the run's folder. A failure is written to ``failure.json``
+    there, with its reason and the log's last lines. A trainer that was asked to stop (SIGTERM) and has saved
+    its state takes the process with it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with run_lock(folder), heartbeat(folder):
+        (folder / "failure.json").unlink(missing_ok=True)
+        reason: str | None = None
+        with _output_to(folder / "log.txt"):
+            try:
+                code = trainer(list(arguments))
+                if code:
+                    reason = f"the trainer returned {code}"
+            except SystemExit as error:
+                reason = f"the trainer exited with {error.code}" if error.code else None
+            except Exception as error:  # one run's failure must not end the study
+                traceback.print_exc()
+                reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+                if type(error).__name__ == "MscaleError":
+                    reason = str(error)
+        status = read_status(folder)
+        if status.get("state") == "preempted":  # asked to stop, and saved: not a failure
+            os._exit(PREEMPTED)
+        if reason is None and status.get("state") != "done":
+            reason = "the trainer returned before the run was done"
+        if reason is not None:
+            reason = str(status.get("reason") or reason)
+            write_failure(folder, reason)
+        return reason
+
+
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Sends this process's standard output and error, of C code too, to the end of a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for target, source in zip((1, 2), saved, strict=True):
+            os.dup2(source, target)
+            os.close(source)
+        os.close(file)
+
+
+def load_trainer(name: str) -> Callable[[list[str]], int]:
+    """Imports ``module:function``."""
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def main(descriptor: int, cores: Sequence[int], trainer_name: str) -> None:
+    """Serves a runner over a socket until it closes.
+
+    Each line in is ``{"run", "folder", "argv"}``, each line out ``{"run", "reason"}``.
+    """
+    if cores:  # before anything starts threads: jax sizes its pool by the cores it may use
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, cores)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the runner decides
+    connection = socket.socket(fileno=descriptor)
+    commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def read() -> None:
+        with contextlib.suppress(OSError), connection.makefile("r", encoding="utf-8") as lines:
+            for line in lines:
+                commands.put(json.loads(line))
+        os._exit(0)  # the runner is gone: nobody counts what would still be written
+
+    threading.Thread(target=read, daemon=True).start()
+    trainer = None
+    while True:
+        command = commands.get()
+        try:
+            trainer = trainer or load_trainer(trainer_name)
+        except (ImportError, AttributeError) as error:
+            reason: str | None = f"cannot load the trainer {trainer_name}: {error}"
+            write_failure(Path(command["folder"]), str(reason))
+        else:
+            reason = train_run(Path(command["folder"]), command["argv"], trainer)
+        connection.sendall((json.dumps({"run": command["run"], "reason": reason}) + "\n").encode())

@@ -1,0 +1,85 @@
+"""The graph of runs by parent: what depends on what, an order to train in, and the time that it takes."""
+
+import heapq
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mscale.errors import MscaleError
+from sweeps.spec import RunSpec
+
+
+def children_of(runs: Sequence[RunSpec]) -> dict[str, list[str]]:
+    """Run id to the ids of the runs that start from it."""
+    children: dict[str, list[str]] = {}
+    for run in runs:
+        if run.parent is not None:
+            children.setdefault(run.parent, []).append(run.id)
+    return children
+
+
+def downstream(
+    runs: Sequence[RunSpec], cost: Callable[[RunSpec], float] = lambda run: run.flops
+) -> dict[str, Any]:
+    """Cost (exact FLOPs unless given) of the longest chain that starts with each run, itself included."""
+    result: dict[str, Any] = {}
+    longest: dict[str, Any] = {}
+    for run in reversed(ordered(runs)):
+        result[run.id] = cost(run) + longest.get(run.id, 0)
+        if run.parent is not None:
+            longest[run.parent] = max(longest.get(run.parent, 0), result[run.id])
+    return result
+
+
+def schedule(runs: Sequence[RunSpec]) -> list[RunSpec]:
+    """Runs in the order to start them: parents first, else the longest chain first."""
+    remaining, children = downstream(runs), children_of(runs)
+    by_id = {run.id: run for run in runs}
+    ready = [(-remaining[run.id], run.id) for run in runs if run.parent not in by_id]
+    heapq.heapify(ready)
+    order = []
+    while ready:
+        _, run_id = heapq.heappop(ready)
+        order.append(by_id[run_id])
+        for child in children.get(run_id, ()):
+            heapq.heappush(ready, (-remaining[child], child))
+    return order
+
+
+def makespan(runs: Sequence[RunSpec], slots: int, seconds: Callable[[RunSpec], float]) -> float:
+    """Wall-clock seconds on ``slots`` equal devices, each taking the longest chain as soon as it is free."""
+    remaining, children = downstream(runs, seconds), children_of(runs)
+    by_id = {run.id: run for run in runs}
+    ready = [(-remaining[run.id], run.id) for run in runs if run.parent not in by_id]
+    heapq.heapify(ready)
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while ready or running:
+        while ready and len(running) < slots:
+            _, run_id = heapq.heappop(ready)
+            heapq.heappush(running, (now + seconds(by_id[run_id]), run_id))
+        now, run_id = heapq.heappop(running)
+        for child in children.get(run_id, ()):
+            heapq.heappush(ready, (-remaining[child], child))
+    return now
+
+
+def ordered(runs: Sequence[RunSpec]) -> list[RunSpec]:
+    """Runs with parents before children, otherwise as given.
+
+    Raises:
+      MscaleError: there is a cycle between parents.
+    """
+    by_id = {run.id: run for run in runs}
+    result: dict[str, RunSpec] = {}
+    for run in runs:
+        chain: list[RunSpec] = []
+        at: RunSpec | None = run
+        while at is not None and at.id not in result:
+            if at in chain:
+                names = " → ".join(one.id for one in [*chain[chain.index(at) :], at])
+                raise MscaleError(f"the runs' parents form a cycle: {names}; a run cannot start from itself")
+            chain.append(at)
+            at = by_id.get(at.parent) if at.parent else None
+        for one in reversed(chain):
+            result[one.id] = one
+    return list(result.values())
