@@ -21,12 +21,13 @@ test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
 
 test-slurm: $(VENV)/.test
-	tests/slurm/run.sh $(BIN)/python -m pytest tests/slurm
+	tests/sweeps/slurm/run.sh $(BIN)/python -m pytest tests/sweeps/slurm
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(VENV)/.test
 	@$(PIP_INSTALL) -e ".[bench]"

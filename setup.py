@@ -42,7 +42,7 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "tensorboard>=2.16",
     ],
-    "dev": ["mypy>=1.14", "pandas-stubs", "ruff>=0.9"],
+    "dev": ["import-linter>=2.17", "mypy>=1.14", "pandas-stubs", "ruff>=0.9"],
 }
 
 setup(

@@ -13,7 +13,7 @@ from mscale.errors import MscaleError
 Result = TypeVar("Result")
 IDLE_S = 60  # after which the second process ends by itself
 # One thread for its linear algebra, of matrices as small as ours, and blocks of memory kept where they would otherwise
-# go back to the system with every use (see `analysis.objective`).
+# go back to the system with every use (see `analysis.estimation.objective`).
 SETTINGS = {
     **{f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")},
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),

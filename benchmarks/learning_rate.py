@@ -3,7 +3,7 @@
     python benchmarks/learning_rate.py [--steps 300] [--json out.json] [--figure docs/learning_rate.svg]
 
 Every point is a whole run of ``mscale.train`` on a small generated corpus, cooled at its end. Under "mup"
-(``mscale.model``) one base rate should be best for every size; under "constant" the best one falls with width.
+(``mscale.models.decoder``) one base rate should be best for every size; under "constant" the best one falls with width.
 About four CPU minutes.
 """
 

@@ -1,4 +1,4 @@
-"""What a rung takes on each chip of a mesh: ``sweeps.memory``'s figure beside that of the XLA compiler.
+"""What a rung takes on each chip of a mesh: ``sweeps.cost.memory``'s figure beside that of the XLA compiler.
 
 The step is compiled for simulated CPU devices and not run, so no accelerator and little memory is needed:
 

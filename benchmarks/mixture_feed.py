@@ -9,7 +9,7 @@ anonymous memory over that of a bare interpreter (pages of mapped files are not 
 output.
 About four minutes on two idle cores, most of them SeqIO's.
 
-    ours            all languages, uniform, mscale.feed
+    ours            all languages, uniform, mscale.data.feed
     ours_cold       the same, with the store's files dropped from the page cache first (POSIX_FADV_DONTNEED)
     packed_task     the same through SeqIO, as the one task `packed.uniform`
     grain           grain.MapDataset.mix of one shuffled, repeated source a language, all languages
@@ -111,7 +111,7 @@ def ours(store: str, corpus: str, seconds: float) -> dict[str, Any]:
 
 
 def ours_cold(store: str, corpus: str, seconds: float) -> dict[str, Any]:
-    import mscale.feed  # noqa: F401 (only the store is to be cold)
+    import mscale.data.feed  # noqa: F401 (only the store is to be cold)
 
     paths = [path for path in Path(store).rglob("*") if path.is_file()]
     for path in paths:

@@ -2,7 +2,7 @@
 
 A SeqIO mixture of many tasks keeps a pipeline and a shuffle buffer for each; this is one pipeline that looks
 windows up, so 500 languages cost what one does. Row g of the task is row g mod B of the batch at step g div B
-of `mscale.feed`: a batch of B examples is a batch of ours. Host i of n gets rows i, i + n, …
+of `mscale.data.feed`: a batch of B examples is a batch of ours. Host i of n gets rows i, i + n, …
 """
 
 import tempfile
@@ -64,7 +64,7 @@ class PackedSource(seqio.DataSource):
 
 
 def task(name: str, mixture: str) -> seqio.Task:
-    """The mixture ``mixture`` (a name of `mscale.mixture.resolve`) over the token store ``corpora.store``.
+    """The mixture ``mixture`` (a name of `mscale.data.mixture.resolve`) over the token store ``corpora.store``.
 
     Examples have ``targets`` of exactly the sequence length asked for. The schedule's seed is the one given to
     ``seqio.get_dataset`` (0 for None); what the mixture needs more, such as UniMax's budget, comes from gin's

@@ -4,7 +4,7 @@
     seqio.get_mixture_or_task("madlad400.unimax")
 
 Nothing is built until its name is asked for, so that 420 languages, their pairs and any rates cost nothing at
-import. What stands after the corpus is mscale's grammar of mixtures (`mscale.mixture.resolve`) in characters that
+import. What stands after the corpus is mscale's grammar of mixtures (`mscale.data.mixture.resolve`) in characters that
 SeqIO allows: # for +, a colon for =, and a dot for the hyphen of a language's code.
 
     madlad400.sw  synthetic.aa  mc4.sw  wiki40b.tr     one language: a task

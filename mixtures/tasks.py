@@ -6,7 +6,7 @@ by EOS, one after the other and cut without padding, just as a token store's win
 length (None) each example is one document. Where the corpora are, and the vocabulary, comes from gin:
 
     corpora.madlad400 = "gs://bucket/madlad-400"      # data/<lang>/<lang>_clean_NNNN.jsonl.gz below it
-    corpora.synthetic = "work/corpus"                 # made by mscale.synthetic, same layout
+    corpora.synthetic = "work/corpus"                 # made by mixtures.synthetic.generate, same layout
     corpora.flores = "flores200_dataset"              # dev/<code>.dev and devtest/<code>.devtest below it
     corpora.tfds = "gs://tfds-data/datasets"          # None: TFDS's own default
     corpora.vocabulary = "vocabulary.model"           # or "bytes"
@@ -124,7 +124,7 @@ def madlad400(name: str, language: str) -> seqio.Task:
 
 
 def synthetic(name: str, language: str) -> seqio.Task:
-    """One language of a generated corpus (``mscale.synthetic``)."""
+    """One language of a generated corpus (``mixtures.synthetic.generate``)."""
     return _text_task(name, CorpusSource(setting("synthetic"), language))
 
 

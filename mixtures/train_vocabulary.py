@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mixtures.packing.inputs import Input, documents, find
-from mscale.data import sampling
+from mscale import sampling
 from mscale.data.vocabulary import EOS_ID, PAD_ID, UNK_ID, SentencePieceVocabulary, load_vocabulary
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, locked, read_json

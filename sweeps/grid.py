@@ -51,7 +51,7 @@ def cells(
     """Returns the cells of the grid scales × mixtures × seeds, each cooled at every budget of ``tokens``.
 
     Args:
-      mixtures: names that ``mscale.mixture.resolve`` knows.
+      mixtures: names that ``mscale.data.mixture.resolve`` knows.
       tokens: budgets of all languages together; ``study`` rounds them to whole steps.
       scales: rungs of ``mscale.scales``.
       start: cells to continue instead, each at its own scale and seed; ``scales`` and ``seeds`` are then not given.

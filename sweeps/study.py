@@ -25,7 +25,7 @@ class Cell:
     Attributes:
       tag: which question of the study it serves.
       scale: a rung of ``mscale.scales``.
-      mixture: a name that ``mscale.mixture.resolve`` knows.
+      mixture: a name that ``mscale.data.mixture.resolve`` knows.
       tokens: total token budgets of all languages together; each must be whole steps.
       seed: of the initial parameters and of the schedule.
       unique_tokens: ``(language, U)`` pairs limiting a language to its first U tokens, to repeat it.

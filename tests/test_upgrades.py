@@ -18,7 +18,7 @@ import pytest
 
 import analysis
 from mscale import cli, observations, train
-from mscale.store import open_store
+from mscale.data.store import open_store
 
 MADE = Path(__file__).parent / "fixtures" / "made_by_890c71a"
 ANSWERS = json.loads((MADE / "answers.json").read_text(encoding="utf-8"))

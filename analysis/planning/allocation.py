@@ -13,8 +13,8 @@ from scipy.optimize import minimize
 
 from analysis.fitting.result import Fit
 from analysis.laws.atlas import FLOOR
-from mscale.data.sampling import temperature, unimax
 from mscale.errors import MscaleError, nearest
+from mscale.sampling import temperature, unimax
 
 # How sharp the smooth maximum is that stands for the worst loss: rounds of growing sharpness, per nat.
 SHARPNESS = (50.0, 500.0)

@@ -80,7 +80,7 @@ def write_results(results: dict, path: str | Path) -> None:
 def write_report(results: dict, out_html: str | Path, bundle: str | None = None) -> None:
     """Draws results into one HTML file that needs no network, written atomically.
 
-    bundle: the charting scripts, where they are made already (`mscale.vega.scripts`).
+    bundle: the charting scripts, where they are made already (`analysis.vega.scripts`).
 
     Raises:
       MscaleError: the file cannot be written.

@@ -64,7 +64,7 @@ def analyse(
       truth: planted relatedness of a generated corpus, to set transfer against.
       study: what only the executor knows, all optional: "title", "seconds", "flops", "peak_memory_bytes",
         "failed" ([{"run", "reason"}]), "workers", "command".
-      level: of all intervals. splits: names of `analysis.splits` for held-out R².
+      level: of all intervals. splits: names of `analysis.validation.compare` for held-out R².
       overlap, premiums: shared vocabulary and byte premiums of languages (`transfer_answers`).
       advise: recommends a mixture from the level, the study and its ATLAS fit, in the second process.
       notes, exclusions: what reading the tables left out (`tables.StudyTables`), to be reported too.

@@ -34,7 +34,7 @@ def compare(
     seed: int = 0,
     splits: Sequence[str] = tuple(SPLITS),
 ) -> list[dict]:
-    """Held-out R² of each law on each of `analysis.splits`' splits.
+    """Held-out R² of each law on each of `analysis.validation.compare`' splits.
 
     Languages whose training rows cannot tell their A and E apart (one size) are left out of a split, of every
     law alike; a split that leaves nothing is left out whole.

@@ -11,8 +11,8 @@ import numpy as np
 
 from analysis.estimation.aliasing import unreduced
 from analysis.estimation.variance_components import Noise
-from analysis.fitting.result import Fit
 from analysis.uncertainty.critical_values import critical
+from analysis.uncertainty.fitted import FittedLaw
 from analysis.uncertainty.posterior import OPEN, room
 from mscale.errors import MscaleError
 
@@ -23,7 +23,7 @@ SHORT = 0.02  # step in what the data leave open, whose deviation says nothing o
 SAMPLED = 300  # draws that stand for a covariance where some directions end at bounds only
 
 
-def covariance(fit: Fit) -> np.ndarray:
+def covariance(fit: FittedLaw) -> np.ndarray:
     """(P, P) of θ, to first order. Directions that the data leave open reach as far as the parameters' bounds.
 
     Raises:
@@ -34,7 +34,7 @@ def covariance(fit: Fit) -> np.ndarray:
     return fit.once("covariance", lambda: _covariance(fit))
 
 
-def _covariance(fit: Fit) -> np.ndarray:
+def _covariance(fit: FittedLaw) -> np.ndarray:
     noise, left = fit.noise, room(fit)
     sigma2 = noise.at_best(noise.sigma2)[0]
     if len(left.flat):
@@ -47,7 +47,7 @@ def _covariance(fit: Fit) -> np.ndarray:
     return found * shrink[:, None] * shrink[None, :]
 
 
-def gradient(fit: Fit, functions: Function) -> np.ndarray:
+def gradient(fit: FittedLaw, functions: Function) -> np.ndarray:
     """(P,) derivative of functions(θ (B, P)) -> (B,) at the optimum, by central differences."""
     step = STEP * np.sqrt(np.maximum(np.diag(covariance(fit)), 1e-300))
     step = np.clip(step, 1e-7, np.where(room(fit).moved, SHORT, np.inf))
@@ -62,7 +62,7 @@ def gradient(fit: Fit, functions: Function) -> np.ndarray:
     return np.where(np.isfinite(found), found, 0.0)
 
 
-def interval(fit: Fit, function: Function, level: float) -> tuple[float, float, float]:
+def interval(fit: FittedLaw, function: Function, level: float) -> tuple[float, float, float]:
     """The number at the optimum, and its low and high; infinite where the data say nothing of it."""
     value = float(function(fit.theta[None])[0])
     slope, left = gradient(fit, function), room(fit)
@@ -76,7 +76,7 @@ def interval(fit: Fit, function: Function, level: float) -> tuple[float, float, 
     return value, value + float(low[0]) * error, value + float(high[0]) * error
 
 
-def _told(fit: Fit) -> Noise:
+def _told(fit: FittedLaw) -> Noise:
     """The noise of a fit with flat directions, without them: along those, optima at other ρ lie anywhere."""
     noise, left = fit.noise, room(fit)
     R, P = len(noise.ratio), len(fit.theta)

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 
 from analysis.estimation.optimize import held
-from analysis.fitting.result import Fit
+from analysis.uncertainty.fitted import FittedLaw
 from analysis.uncertainty.profile import INVOLVED
 from analysis.uncertainty.truncated_normal import truncated
 
@@ -60,12 +60,12 @@ class Room:
         return truncated(self.centre, self.root, spread, self.low, self.high, start, rng)
 
 
-def room(fit: Fit) -> Room:
+def room(fit: FittedLaw) -> Room:
     """The normal about a least-squares optimum, at the fit's ρ̂, with its bounds."""
     return fit.once("room", lambda: _room(fit))
 
 
-def _room(fit: Fit) -> Room:
+def _room(fit: FittedLaw) -> Room:
     problem, noise = fit.problem, fit.noise
     members = problem.members(ratio=noise.ratio[noise.best])
     _, slope, _, information = problem.system(fit.theta[None], members)
@@ -97,7 +97,7 @@ def _way(at: np.ndarray, directions: np.ndarray, low: np.ndarray, high: np.ndarr
     return np.nanmin(ends.max(axis=0), axis=0) - np.nanmax(ends.min(axis=0), axis=0)
 
 
-def draws(fit: Fit, count: int, seed: int = 0) -> np.ndarray:
+def draws(fit: FittedLaw, count: int, seed: int = 0) -> np.ndarray:
     """(count, P): draws of θ in the fitted scale, within the bounds and within the law's constraint where it has one.
 
     Each has a noise of its own, of Student's degrees of freedom.

@@ -45,7 +45,8 @@ def predictions(
     """Of each split every tested row with its observed and predicted value, fold, level, group and whether in range.
 
     Args:
-      shown: {split of `analysis.folds`: the languages that it is made of, None: all}. seed, share: of its folds.
+      shown: {split of `analysis.validation.splits`: the languages that it is made of, None: all}.
+      seed, share: of its folds.
       how: goes to `analysis.fit`.
 
     Returns: {split: frame, or the MscaleError that refuses it}. A fold that cannot be fitted is left out and said in

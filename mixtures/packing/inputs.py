@@ -33,7 +33,7 @@ def find(corpus: str | os.PathLike, languages: Sequence[str] | None = None) -> d
       languages: codes, in this order; None for all, sorted.
 
     Raises:
-      MscaleError: as ``mscale.corpus.select`` and ``files``.
+      MscaleError: as ``mscale.data.corpus.select`` and ``files``.
     """
     place = location(corpus)
     if isinstance(place, Url):
@@ -48,7 +48,7 @@ def find(corpus: str | os.PathLike, languages: Sequence[str] | None = None) -> d
 
 
 def documents(one: Input) -> Iterator[str]:
-    """Yields the documents of a file as ``mscale.corpus.documents``; a remote one is on disk meanwhile."""
+    """Yields the documents of a file as ``mscale.data.corpus.documents``; a remote one is on disk meanwhile."""
     if isinstance(one.path, Path):
         yield from corpora.documents(one.path)
         return

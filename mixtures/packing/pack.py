@@ -73,7 +73,7 @@ def pack(
       drop_short: leave languages with less than that out instead of raising.
 
     Raises:
-      MscaleError: bad input (as ``mscale.corpus.documents`` says), languages with less train text than one
+      MscaleError: bad input (as ``mscale.data.corpus.documents`` says), languages with less train text than one
         window (all of them named), a store of another vocabulary or split, another packing at work in the
         folder, a disk that is full.
     """

@@ -75,7 +75,7 @@ def recipe(
 def tokenize(one: Input, unit: str, vocabulary: Vocabulary, folder: Path) -> dict[str, Any]:
     """Makes the shard of one input file in ``folder``, or finds it made; returns its counts.
 
-    Memory is bounded by the longest document. Raises MscaleError as ``mscale.corpus.documents`` does.
+    Memory is bounded by the longest document. Raises MscaleError as ``mscale.data.corpus.documents`` does.
     """
     marker = folder / f"{one.path.name}.json"
     made_of = {

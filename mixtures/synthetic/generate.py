@@ -1,7 +1,7 @@
 """Generates a corpus of any size in which transfer between languages is planted, with its ground truth.
 
-All languages talk about the same world (``mscale.synthetic_text``) in words, order and script of their own
-(``mscale.synthetic_languages``). Their documents differ; only the small part under ``parallel/`` has the same
+All languages talk about the same world (``mixtures.synthetic.text``) in words, order and script of their own
+(``mixtures.synthetic.languages``). Their documents differ; only the small part under ``parallel/`` has the same
 content in all. Everything follows from the seed: a language's text is the same bytes however many languages,
 shards or processes there are, and a smaller corpus is the beginning of a larger one.
 """

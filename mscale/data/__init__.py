@@ -1,1 +1,14 @@
-"""Published figures as cited data files."""
+"""Text to batches: corpora, vocabularies, the token store, mixtures and their schedule. NumPy alone.
+
+What other folders import from here:
+
+- `corpus`: text by language.
+- `vocabulary`: bytes and SentencePiece.
+- `store`: the token store.
+- `mixture`: names and rates of mixtures.
+- `schedule`: which window of which language at which step.
+- `feed`: batches.
+- `parallel_text`: the same text in many languages.
+"""
+
+__all__ = ["corpus", "feed", "mixture", "parallel_text", "schedule", "store", "vocabulary"]

@@ -11,7 +11,7 @@ import gin
 import numpy as np
 
 from mscale import languages as inventory
-from mscale.data import sampling
+from mscale import sampling
 from mscale.errors import MscaleError, nearest
 
 KEYWORDS = ("uniform", "proportional", "temperature", "unimax", "atlas_unimax")

@@ -1,6 +1,6 @@
 """The mixture schedule: which window of which language is in which row of which batch, with no state.
 
-Global row g (= step·B + row) falls to a language through a tree (`mscale.mixture_tree`), by integer
+Global row g (= step·B + row) falls to a language through a tree (`mscale.data.schedule_tree`), by integer
 arithmetic on g alone. Random access is what makes the batches the same on any number of hosts, resuming a
 matter of a step number, and exposure arithmetic. The count of each language differs from the sum of rate ×
 rows by at most 8 at every row, also where the weights change at steps; a run can be continued on other

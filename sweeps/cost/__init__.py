@@ -1,0 +1,11 @@
+"""What a study costs before anyone pays: tokens, FLOPs, hours, memory; and what it would identify.
+
+What other folders import from here:
+
+- `bill`: counts and times.
+- `plan_table`: the bill as a table and a figure.
+- `memory`: what fits on which mesh.
+- `identification`: which laws a design identifies.
+"""
+
+__all__ = ["bill", "identification", "memory", "plan_table"]

@@ -20,7 +20,7 @@ from mscale.errors import MscaleError, nearest
 from mscale.scales import Shape
 
 STATE_BYTES = 16
-LOSS_BLOCK, GPU_LOSS_BLOCK = 2**25, 2**27  # logits held at once, mscale.loss
+LOSS_BLOCK, GPU_LOSS_BLOCK = 2**25, 2**27  # logits held at once, mscale.models.loss
 SCORES = 0.8  # of the h·S² float32 scores of a sequence, measured
 OVERHEAD = 1.1
 USABLE = 0.9

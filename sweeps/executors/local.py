@@ -18,7 +18,7 @@ from pathlib import Path
 from mscale.errors import MscaleError
 from mscale.files import atomic_json
 from mscale.remote import local_folder
-from sweeps import mirror, spec
+from sweeps import spec
 from sweeps.executors import run_folder, state
 from sweeps.executors.liveness import lease
 from sweeps.executors.pool import Pool
@@ -102,8 +102,6 @@ def run(
                 deaths=pool.deaths,
             )
             _record(root, summary, ended)
-            with contextlib.suppress(MscaleError):  # a mirror only: the folders are the truth
-                mirror.rebuild(root)
     if pool.failed:
         raise MscaleError(_failures(study, root, pool.failed))
     return summary

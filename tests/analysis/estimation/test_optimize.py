@@ -1,0 +1,175 @@
+"""Minimising: at bounds, from saddles, and with gradients alone."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import analysis
+from analysis.estimation import optimize
+from analysis.estimation.problem import Members, Problem
+from analysis.study.law_comparison import atlas_rows
+from analysis.validation import planted_study, simulate
+
+TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36, "phi": 0.1, "psi": -0.05}
+
+
+@pytest.fixture(scope="module")
+def several():
+    """The capacity law of three languages, of which one has E at its bound; runs share noise."""
+    cells = [(("a",), (2e4, 8e4, 3e5), (2e6, 4e6)), (("a", "b"), (2e4, 8e4, 3e5), (4e6, 8e6))]
+    cells.append((("a", "b", "c"), (2e4, 8e4, 3e5), (6e6, 12e6)))
+    design = simulate.mixtures(cells, seeds=2)[0]
+    design["languages_trained"] = design["languages"].str.count(r"\+") + 1
+    table = simulate.study("capacity", design, {**TRUE, "E[c]": 0.01}, trunk=0.01, checkpoint=0.003, seed=4)
+    return analysis.fit("capacity", table, loss="squares")
+
+
+@pytest.fixture(scope="module")
+def constrained():
+    """ATLAS with other languages, a prior and an A fixed in the paper's units, whose constraint is a barrier."""
+    observations, exposure, _ = planted_study.study(seed=3, small=True)
+    return analysis.fit(
+        "atlas",
+        atlas_rows(observations),
+        exposure=exposure,
+        variant="D_other",
+        priors={"tau_other": (0.1, 0.3)},
+        fixed={"A[aka]": 14.0},
+        few_groups=True,
+    )
+
+
+def around(found, count=5, seed=0):
+    """Points near a fit and members that differ in all that members may differ in."""
+    rng = np.random.default_rng(seed)
+    problem = dataclasses.replace(found.problem, pins=(found.parameters_and_constants(),))
+    P = problem.size
+    theta = np.clip(found.theta + 0.01 * rng.normal(size=(count, P)), problem.lower, problem.upper)
+    members = problem.members(
+        times=rng.integers(1, 3, (count, problem.groups)).astype(float)[:, problem.group],
+        ratio=rng.uniform(0.1, 3, count),
+        which=rng.integers(P, size=count),
+        aim=theta[:, 0],
+        stiffness=np.full(count, 0.1),
+    )
+    return problem, theta, members
+
+
+@pytest.mark.parametrize("which", ["several", "constrained"])
+def test_slopes_are_those_of_the_system_and_of_differences(which, request):
+    problem, theta, members = around(request.getfixturevalue(which))
+    f, g, H, _ = problem.system(theta, members)
+    value, slope = problem.slope(theta, members)
+    np.testing.assert_allclose(value, f, rtol=1e-12)
+    np.testing.assert_allclose(problem.value(theta, members), f, rtol=1e-12)
+    np.testing.assert_allclose(slope, g, rtol=1e-9, atol=1e-12 * np.abs(g).max())
+    for index in range(0, problem.size, 3):
+        step = np.zeros(problem.size)
+        step[index] = 1e-6
+        up, down = (problem.slope(theta + sign * step, members) for sign in (1, -1))
+        np.testing.assert_allclose(
+            (up[0] - down[0]) / 2e-6, g[:, index], rtol=1e-4, atol=1e-5 * np.abs(g).max()
+        )
+        np.testing.assert_allclose(
+            (up[1] - down[1]) / 2e-6, H[:, index], rtol=1e-4, atol=1e-5 * np.abs(H).max()
+        )
+
+
+def test_gradients_alone_lead_to_the_minimum_of_newton(several):
+    problem, theta, members = around(several, seed=2)
+    H = problem.system(theta, members)[2]
+    inverse = np.linalg.pinv(H)
+    enough = 1e-9 * problem.system(theta, members)[0]
+    quick = optimize.settle(
+        problem, theta, members, lambda g, at: np.einsum("bij,bj->bi", inverse[at], g), enough, iterations=300
+    )
+    slow = optimize.minimise(problem, theta, members)
+    assert quick.converged.any()
+    np.testing.assert_allclose(quick.objective[quick.converged], slow.objective[quick.converged], rtol=1e-5)
+
+
+class Hills(Problem):
+    """f = Σ cos(θ) within bounds: a saddle at 0, minima at ±π, and at the bounds where they come first."""
+
+    def __init__(self, lower, upper):
+        object.__setattr__(self, "lower", np.array(lower))
+        object.__setattr__(self, "upper", np.array(upper))
+
+    def members(self, **_):
+        return Members(*(np.ones((1, 1)),) * 3)
+
+    def system(self, theta, members, majorise=True):
+        H = np.einsum("bi,ij->bij", -np.cos(theta), np.eye(theta.shape[1]))
+        return (
+            3.0 + np.cos(theta).sum(1),
+            -np.sin(theta),
+            H,
+            np.broadcast_to(np.eye(theta.shape[1]), H.shape).copy(),
+        )
+
+
+def test_newton_leaves_saddles_and_stops_at_bounds():
+    hills = Hills([-5.0, -2.0], [5.0, 5.0])
+    found = optimize.minimise(hills, np.array([[0.1, -0.1], [2.0, 2.0], [-3.0, -1.9]]))
+    assert found.converged.all()
+    np.testing.assert_allclose(found.theta[0], [np.pi, -2.0], atol=1e-4)
+    np.testing.assert_allclose(found.theta[1], [np.pi, np.pi], atol=1e-4)
+    np.testing.assert_allclose(found.theta[2], [-np.pi, -2.0], atol=1e-4)
+
+
+class Bowl(Hills):
+    """A quadratic whose least value within the bounds is not where each coordinate alone would stop."""
+
+    matrix = np.array([[1.0, 0.95, 0.0], [0.95, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    least = np.array([-1.0, 1.5, 2.0])
+
+    def system(self, theta, members, majorise=True):
+        away = theta - self.least
+        g = away @ self.matrix
+        H = np.broadcast_to(self.matrix, (len(theta), 3, 3)).copy()
+        return 1.0 + 0.5 * np.einsum("bi,bi->b", g, away), g, H, H.copy()
+
+
+def test_a_step_between_bounds_goes_down():
+    bowl = Bowl([0.0, 0.0, 0.0], [3.0, 1.0, 1.0])
+    start = np.random.default_rng(0).uniform([0, 0, 0], [3, 1, 1], (50, 3))
+    start[:20][start[:20] < 0.3] = 0.0
+    found = optimize.minimise(bowl, start)
+    assert found.converged.all()
+    np.testing.assert_allclose(found.theta, np.tile([0.0, 0.55, 1.0], (50, 1)), atol=1e-5)
+
+
+def test_what_the_data_tell_nothing_of_has_no_limits_and_the_rest_does():
+    design = pd.concat(
+        [
+            simulate.grid((2e4, 8e4, 3e5), (2e6, 4e6, 8e6), ("a", "b"), seeds=2),
+            simulate.grid((8e4,), (2e6, 4e6, 8e6), ("c", "d"), seeds=6),
+        ]
+    )
+    found = analysis.fit("chinchilla", simulate.study("chinchilla", design, TRUE), share=("alpha", "beta"))
+    frame = found.interval()
+    flat = [f"{name}[{language}]" for language in "cd" for name in ("E", "A", "A_mean")]
+    assert not frame.loc[flat, "identified"].any() and frame.drop(flat)["identified"].all()
+    assert np.isinf(frame.loc[flat, "high"]).all()
+    # Each language's own two, although the directions of both languages are flat together.
+    assert frame.loc["E[c]", "reason"] == "cannot be told apart from A[c]"
+    assert frame.loc["A[d]", "reason"] == "cannot be told apart from E[d]"
+    assert np.isfinite(frame.drop(flat)[["low", "high"]]).all(axis=None)
+
+
+def test_a_distance_from_a_bound_that_is_only_rounding_does_not_end_a_step():
+    rng = np.random.default_rng(0)
+    shape = (50, 4)
+    root = rng.normal(size=(*shape, 4))
+    matrix, right = root @ root.swapaxes(1, 2) + 0.1 * np.eye(4), rng.normal(size=shape)
+    highest = np.full(shape, 9.0)
+    steps = []
+    for gap in (0.0, 1e-18):
+        lowest = np.tile([-gap, -gap, -0.5, -9.0], (len(right), 1))
+        step = optimize._until_bound(matrix, right, np.zeros(shape, bool), lowest, highest)
+        assert (step >= lowest - 1e-12).all() and (step <= highest + 1e-12).all()
+        steps.append(step)
+    np.testing.assert_allclose(*steps, atol=1e-12)
+    assert np.median(np.abs(steps[1]).max(axis=1)) > 0.01

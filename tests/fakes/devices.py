@@ -1,0 +1,21 @@
+"""Programs on eight simulated CPU devices, each in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def eight_devices(program):
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,45 @@
+"""Small studies over a store that knows sizes only."""
+
+import dataclasses
+
+from sweeps.build import Recipe, build
+from sweeps.study import Cell
+
+LANGUAGES = ("en", "fr", "hi")
+
+
+RECIPE = Recipe(
+    store="/store",
+    fingerprint="f",
+    vocabulary_size=259,
+    sequence_length=8,
+    batch_size=4,
+    learning_rate=0.01,
+    warmup_steps=4,
+    gin_files=(),
+)
+
+
+STEP = 32
+
+
+class FakeStore:
+    """A store that knows sizes only."""
+
+    def __init__(self, languages=LANGUAGES, tokens=8_000):
+        self.path, self.languages, self.tokens = "/store", tuple(languages), tokens
+        self.vocabulary = {"kind": "byte", "size": 259, "fingerprint": "f"}
+
+    def train_tokens(self, language):
+        return self.tokens
+
+    def windows(self, language, sequence_length):
+        return self.tokens // sequence_length
+
+
+def cell(tag="mono", scale="nano2", mixture="en", steps=(20, 50, 100), **changes):
+    return Cell(tag, scale, mixture, tuple(STEP * count for count in steps), **changes)
+
+
+def make(*cells, **changes):
+    return build("test", cells, dataclasses.replace(RECIPE, **changes), FakeStore())

@@ -1,0 +1,280 @@
+"""The local executor: dependencies, pinning, deaths, failures, signals, and nothing lost or done twice."""
+
+import dataclasses
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from local_runs import FAKE, FAKES, fake_trainer_on_path, small, start_runner, wait_for  # noqa: F401
+from studies import RECIPE, FakeStore, cell, make
+
+from mscale.errors import MscaleError
+from sweeps import spec
+from sweeps.build import build
+from sweeps.collecting.collect import collect
+from sweeps.executors import liveness, local, pool, state
+from sweeps.study import Cell
+
+
+def began(root, run) -> list[str]:
+    return (spec.workdir(root, run.id) / "began.txt").read_text().splitlines()
+
+
+def test_every_run_is_trained_once_with_parents_first(tmp_path):
+    study = small()
+    summary = local.run(study, tmp_path, workers=2, trainer=FAKE)
+    assert summary.trained == len(study.runs) and summary.deaths == 0
+    assert all(one.state == "done" for one in state.read_states(study.runs, tmp_path).values())
+    assert all(len(began(tmp_path, one)) == 1 for one in study.runs)
+    assert summary.peak_memory_bytes > 1e6
+    again = local.run(study, tmp_path, workers=2, trainer=FAKE)
+    assert (again.trained, again.skipped) == (0, len(study.runs))
+    assert not (tmp_path / "lease.json").exists()
+
+
+def test_workers_are_pinned_to_cores_of_their_own(tmp_path):
+    study = small()
+    local.run(study, tmp_path, workers=2, trainer=FAKE)
+    places = {line.split(" ", 1)[1] for one in study.runs for line in began(tmp_path, one)}
+    assert places == {f"[{core}]" for core in sorted(os.sched_getaffinity(0))[:2]}
+
+
+def test_a_shape_stays_with_the_worker_that_compiled_it():
+    study = small()
+    by_scale = {name: [one for one in study.runs if name in one.shape] for name in ("nano1", "nano2")}
+    remaining = {one.id: one.flops for one in study.runs}
+    (one, *_), (other, *_) = by_scale["nano1"], by_scale["nano2"]
+    chosen = pool.choose(study.runs, {one.shape}, {other.shape}, remaining)
+    assert chosen.shape == one.shape
+    assert pool.choose(study.runs, set(), {other.shape}, remaining).shape == one.shape
+    assert pool.choose(by_scale["nano2"], {one.shape}, {other.shape}, remaining).shape == other.shape
+    assert pool.choose([], set(), set(), {}) is None
+
+
+def test_failures_are_reported_together_and_their_children_not_begun(tmp_path, monkeypatch):
+    study = small()
+    monkeypatch.setenv("FAKE_FAIL", "nano1-en-trunk")
+    with pytest.raises(MscaleError, match="1 of 13 runs failed, and 3 that start from them") as error:
+        local.run(study, tmp_path, workers=2, trainer=FAKE)
+    assert "was told to fail" in str(error.value) and "log.txt" in str(error.value)
+    states = state.read_states(study.runs, tmp_path).values()
+    assert [sum(one.state == name for one in states) for name in ("done", "failed", "blocked")] == [9, 1, 3]
+    failed = next(one for one in states if one.state == "failed")
+    assert any("training nano1" in line for line in failed.log)
+    monkeypatch.delenv("FAKE_FAIL")
+    assert local.run(study, tmp_path, workers=2, trainer=FAKE).trained == 4
+
+
+def test_a_run_that_kills_its_workers_fails_after_three(tmp_path, monkeypatch):
+    study = small()
+    monkeypatch.setenv("FAKE_DIE", "nano1-en-trunk")
+    with pytest.raises(MscaleError, match="its worker died 3 times, at last with signal 9"):
+        local.run(study, tmp_path, workers=2, trainer=FAKE)
+    trunk = next(one for one in study.runs if one.id.startswith("nano1-en-trunk"))
+    assert len(began(tmp_path, trunk)) == 3
+    assert sum(one.state == "done" for one in state.read_states(study.runs, tmp_path).values()) == 9
+
+
+def test_a_trainer_that_cannot_be_loaded_is_named(tmp_path):
+    with pytest.raises(MscaleError, match="cannot load the trainer no_such_module:main"):
+        local.run(make(cell(steps=(20,))), tmp_path, workers=1, trainer="no_such_module:main")
+
+
+def test_changed_study_is_refused_once_begun(tmp_path):
+    before, after = make(cell()), make(cell(), learning_rate=0.02)
+    state.save_study(before, tmp_path)
+    state.save_study(after, tmp_path)  # nothing has been trained yet
+    local.run(after, tmp_path, workers=1, trainer=FAKE)
+    with pytest.raises(MscaleError, match="LEARNING_RATE was 0.02, now 0.01"):
+        local.run(before, tmp_path, workers=1, trainer=FAKE)
+    moved = make(cell(), learning_rate=0.02, store="/elsewhere")
+    assert local.run(moved, tmp_path, workers=1, trainer=FAKE).skipped == len(moved.runs)
+    retagged = dataclasses.replace(
+        after, runs=tuple(dataclasses.replace(one, tag="other") for one in after.runs)
+    )
+    with pytest.raises(MscaleError, match="was 'mono', now 'other'"):
+        local.run(retagged, tmp_path, workers=1, trainer=FAKE)
+
+
+def test_workers_must_be_positive(tmp_path):
+    with pytest.raises(MscaleError, match="at least 1"):
+        local.run(make(cell()), tmp_path, workers=-1, trainer=FAKE)
+
+
+def test_unwritable_folder_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MscaleError, match="cannot write .*file"):
+        local.run(make(cell()), tmp_path / "file", workers=1, trainer=FAKE)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A runner in a process of its own, to be killed
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_workers_leave_with_their_runner(tmp_path, how):
+    root, study = tmp_path / "study", small()
+    runner = start_runner(study, root, seconds=30)
+    workers = wait_for(lambda: any(root.glob("runs/*/began.txt")) and children(runner.pid))
+    runner.send_signal(how)
+    runner.communicate(timeout=20)
+    assert runner.returncode == {signal.SIGTERM: 143, signal.SIGKILL: -9}.get(how, runner.returncode) != 0
+    wait_for(lambda: not any(map(alive, workers)), seconds=5)
+    assert (root / "lease.json").exists() == (how == signal.SIGKILL)
+    states = state.read_states(study.runs, root).values()
+    assert not any(one.state in ("running", "done") for one in states)
+
+
+def test_two_runners_on_one_folder_keep_apart(tmp_path):
+    root, study = tmp_path / "study", small()
+    runner = start_runner(study, root, seconds=30)
+    wait_for(lambda: any(root.glob("runs/*/began.txt")))
+    with pytest.raises(MscaleError, match=f"another runner works on this study \\(process {runner.pid}"):
+        local.run(study, root, workers=1, trainer=FAKE)
+    assert any(one.state == "running" for one in state.read_states(study.runs, root).values())
+    runner.kill()
+    runner.communicate()
+    assert local.run(study, root, workers=2, trainer=FAKE).trained == len(study.runs)
+
+
+def test_a_folder_that_is_being_trained_is_locked(tmp_path):
+    with liveness.run_lock(tmp_path):
+        assert liveness.is_locked(tmp_path)
+        with (
+            pytest.raises(MscaleError, match="another process is training this run"),
+            liveness.run_lock(tmp_path, 0.1),
+        ):
+            pass
+    assert not liveness.is_locked(tmp_path)
+
+
+def many(seeds: int = 1):
+    """Some 200 runs a seed: 5 scales × 9 mixtures of trunk and branches, and runs that continue checkpoints."""
+    names = ["en", "fr", "hi", "en+fr", "en+hi", "fr+hi", "en=0.7+fr=0.3", "en=0.2+hi=0.8", "en+fr+hi"]
+    cells = [
+        Cell("grid", f"nano{scale}", name, tuple(32 * steps for steps in (20, 50, 100)), seed)
+        for seed in range(seeds)
+        for scale in range(5)
+        for name in names
+    ]
+    cells += [
+        Cell("continue", one.scale, "hi", (32 * 20, 32 * 40), one.seed, init=one) for one in cells[3::9]
+    ]
+    cells += [Cell("continue", one.scale, "en", (32 * 20,), one.seed, init=one) for one in cells[4:30:9]]
+    return build("many", cells, RECIPE, FakeStore())
+
+
+def test_nothing_is_lost_or_counted_twice_when_workers_and_runner_are_killed_at_random(tmp_path):
+    study = many()
+    assert len(study.runs) >= 195
+    disturb(study, tmp_path, deaths=12)
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_of_a_thousand_runs(tmp_path):
+    study = many(seeds=6)
+    assert len(study.runs) >= 1_000
+    disturb(study, tmp_path, deaths=60)
+
+
+def disturb(study, tmp_path, deaths: int) -> None:
+    """Runs the study twice, once killing workers and runner ``deaths`` times, and compares the tables."""
+    undisturbed, root = tmp_path / "undisturbed", tmp_path / "disturbed"
+    local.run(study, undisturbed, workers=3, trainer=FAKE)
+    whole = collect(undisturbed)
+    assert whole.runs == len(study.runs) and not whole.missing
+
+    random_numbers = random.Random(int(os.environ.get("FAULT_SEED", "1")))
+
+    def done() -> int:
+        return sum(one.state == "done" for one in state.read_states(study.runs, root).values())
+
+    # Kills come by progress, not by the clock: all fall whatever the machine's speed. The runner itself
+    # is every third victim.
+    kills, runner, at = 0, start_runner(study, root, workers=3), 0
+    while runner.poll() is None:
+        if kills < deaths and done() >= at:
+            victims = children(runner.pid)
+            if kills % 3 == 2:
+                runner.kill()
+                runner.communicate()
+                runner = start_runner(study, root, workers=3)
+            elif victims:
+                os.kill(random_numbers.choice(victims), signal.SIGKILL)
+            else:
+                continue
+            kills += 1
+            at = done() + random_numbers.randint(4, 12)
+        time.sleep(0.01)
+    runner.communicate()
+    assert runner.returncode == 0 and kills == deaths
+    assert collect(root) == whole
+    for name in ("observations.parquet", "observations.csv", "exposure.parquet", "exposure.csv"):
+        assert (root / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_real_training_end_to_end(tmp_path):
+    """Two trunks of the smallest model, with the real trainer: a branch off each, and one that continues."""
+    import gzip
+    import json
+
+    from mixtures.packing.pack import pack
+    from mscale.data.vocabulary import byte_vocabulary
+    from sweeps.build import Recipe
+
+    for name, text in (("en", "the cat sat on the mat. "), ("fr", "le chat est sur la table. ")):
+        folder = tmp_path / "corpus" / "data" / name
+        folder.mkdir(parents=True)
+        with gzip.open(folder / f"{name}_clean_0000.jsonl.gz", "wt") as file:
+            for index in range(150):
+                file.write(json.dumps({"text": f"{index} " + text * 5}) + "\n")
+    store = pack(tmp_path / "corpus", tmp_path / "store", byte_vocabulary(), processes=1)
+    recipe = Recipe(
+        store=str(store.path),
+        fingerprint=spec.store_fingerprint(store),
+        vocabulary_size=259,
+        sequence_length=16,
+        batch_size=2,
+        learning_rate=0.01,
+        warmup_steps=2,
+        evaluations=2,
+        unimax_budget=1280,
+        bindings={"EVAL_TOKENS": 256, "PROGRESS": False},
+    )
+    unimax = Cell("unimax", "nano0", "unimax", (32 * 10, 32 * 20))
+    cells = [unimax, Cell("continue", "nano0", "fr", (32 * 10, 32 * 20), init=unimax, evaluate=("en", "fr"))]
+    study = build("tiny", cells, recipe, store)
+    root = tmp_path / "study"
+    summary = local.run(study, root, workers=1)
+    assert summary.trained == len(study.runs) == 6
+    found = collect(root)
+    assert found.runs == 6 and not found.missing
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(root / "observations.parquet").to_pylist()
+    ends = [row for row in table if row["phase"] == "end"]
+    assert {(row["tag"], row["tokens"]) for row in ends} == {
+        ("unimax", 320),
+        ("unimax", 640),
+        ("continue", 320),
+        ("continue", 640),
+    }
+    assert {row["init"] for row in ends if row["tag"] == "continue"} == {study.ends[0][-1]}
+    assert {row["group"] for row in table} == {study.runs[0].id}

@@ -1,0 +1,140 @@
+"""The Slurm executor without a Slurm: scripts in its place say what a scheduler may say."""
+
+import stat
+import subprocess
+
+import pytest
+from studies import cell, make
+
+from mscale.errors import MscaleError
+from sweeps import spec
+from sweeps.executors import job, slurm, state
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """Puts a script in the place of a command of Slurm; what it was called with is in calls.txt."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setattr(slurm.time, "sleep", lambda seconds: None)
+
+    def script(name: str, body: str) -> None:
+        path = folder / name
+        path.write_text(f'#!/bin/bash\necho "$(basename "$0") $*" >> {tmp_path}/calls.txt\n{body}\n')
+        path.chmod(path.stat().st_mode | stat.S_IEXEC)
+
+    script("squeue", "")
+    script("sbatch", f'n=$(grep -c ^sbatch {tmp_path}/calls.txt); echo "$((100 + n));cluster"')
+    return script
+
+
+def calls(tmp_path, name="sbatch") -> list[str]:
+    return [line for line in (tmp_path / "calls.txt").read_text().splitlines() if line.startswith(name)]
+
+
+def test_siblings_are_one_array_that_depends_on_their_parent_alone(tmp_path, fake):
+    unimax = cell("unimax", mixture="en+fr", steps=(50,))
+    study = make(cell(), unimax, cell("continue", init=unimax))
+    found = slurm.submit(study, tmp_path / "study")
+    assert found.runs == len(study.runs) == 9 and found.done == 0
+    lines = calls(tmp_path)
+    roots = [line for line in lines if "--dependency" not in line]
+    # The two trainings without a parent, then the mono branches, the continued trunk, and its branches.
+    assert len(roots) == 1 and "--array=0-1 " in roots[0] and len(lines) == 4
+    assert all(
+        "--dependency=afterok:10" in line and "--kill-on-invalid-dep=yes" in line for line in lines[1:]
+    )
+    assert all("--requeue" in line and "--signal=B:USR1@120" in line for line in lines)
+    listed = [
+        slurm.read_json(path, what="array")["runs"] for path in (tmp_path / "study/slurm").glob("mscale-*")
+    ]
+    assert sorted(sum(listed, [])) == sorted(run.id for run in study.runs)
+
+
+def test_what_the_queue_holds_and_what_is_done_is_left_alone(tmp_path, fake):
+    study, root = make(cell()), tmp_path / "study"
+    slurm.submit(study, root)
+    (array,) = [
+        path
+        for path in (root / "slurm").glob("mscale-*.json")
+        if len(slurm.read_json(path, what="a")["runs"]) == 1
+    ]
+    fake("squeue", f'echo "101_0|RUNNING|None|{array.stem}"; echo "7_0|RUNNING|None|someone-else"')
+    assert slurm.queue(root) == {study.runs[0].id: slurm.Job("101_0", "RUNNING", "None")}
+    again = slurm.submit(study, root)
+    assert (again.runs, again.queued) == (3, 1)
+    assert "--dependency=afterok:101_0" in calls(tmp_path)[-1]
+
+
+def test_options_reach_sbatch(tmp_path, fake):
+    options = slurm.Options(
+        partition="gpu", account="lab", qos="low", time="12:00:00", nodes=2, tasks_per_node=4, gpus=4, cpus=8,
+        memory="64G", running=10, setup=("module load cuda",), extra=("--constraint=h100",), python="/env/python",
+    )  # fmt: skip
+    slurm.submit(make(cell()), tmp_path / "study", options)
+    line = calls(tmp_path)[0]
+    for part in (
+        "--partition=gpu --account=lab --qos=low --time=12:00:00 --gpus-per-node=4 --cpus-per-task=8 --mem=64G "
+        "--constraint=h100",
+        "--nodes=2 --ntasks-per-node=4",
+        "--array=0-0%10",
+    ):
+        assert part in line
+    script = (tmp_path / "study/slurm/job.sh").read_text()
+    assert (
+        "module load cuda" in script
+        and "srun --kill-on-bad-exit=1 /env/python -m sweeps.executors.job" in script
+    )
+    subprocess.run(["bash", "-n", str(tmp_path / "study/slurm/job.sh")], check=True)
+
+
+def test_an_unreachable_scheduler_is_one_clear_error(tmp_path, fake):
+    fake(
+        "squeue",
+        'echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1',
+    )
+    with pytest.raises(MscaleError, match="squeue failed: slurm_load_jobs error: Unable to contact") as error:
+        slurm.submit(make(cell()), tmp_path / "study")
+    assert "call the same command again" in str(error.value)
+    assert len(calls(tmp_path, "squeue")) == slurm.ATTEMPTS and not (tmp_path / "study/lease.json").exists()
+
+
+def test_a_scheduler_that_does_not_answer_is_not_waited_for(tmp_path, fake, monkeypatch):
+    monkeypatch.setattr(slurm, "COMMAND_SECONDS", 0.05)
+    fake("squeue", "exec sleep 5")
+    with pytest.raises(MscaleError, match="no answer within"):
+        slurm.queue(tmp_path)
+
+
+def test_a_refused_job_says_why_in_slurms_words(tmp_path, fake):
+    fake("sbatch", 'echo "sbatch: error: invalid partition specified: gpux" >&2; exit 1')
+    with pytest.raises(MscaleError, match="invalid partition specified: gpux"):
+        slurm.submit(make(cell()), tmp_path / "study", slurm.Options(partition="gpux"))
+    assert len(calls(tmp_path)) == 1  # not tried again: it may have been queued
+
+
+def test_without_slurm_the_way_out_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MscaleError, match="squeue is not installed here: .* --executor local"):
+        slurm.submit(make(cell()), tmp_path / "study")
+
+
+def test_large_arrays_are_cut(tmp_path, fake, monkeypatch):
+    monkeypatch.setattr(slurm, "ARRAY_SIZE", 2)
+    slurm.submit(make(*(cell(seed=seed, steps=(20,)) for seed in range(5))), tmp_path / "study")
+    assert [line.split("--array=")[1].split()[0] for line in calls(tmp_path)] == ["0-1", "0-1", "0-0"]
+
+
+def test_a_job_trains_the_element_it_is_for(tmp_path, capsys):
+    study = make(cell(steps=(20,)), cell(seed=1, steps=(20,)))
+    state.save_study(study, tmp_path)
+    listed = [run.id for run in reversed(study.runs)]
+    slurm.atomic_json(tmp_path / "slurm/a.json", {"runs": listed})
+    arguments = [str(tmp_path), "--array", "a", "--trainer", "fake_train:main"]
+    assert job.main([*arguments, "--index", "1"]) == 0
+    done = {run.id: state.read_run(run, tmp_path).state for run in study.runs}
+    assert done == {listed[1]: "done", listed[0]: "waiting"}
+    assert (spec.workdir(tmp_path, listed[1]) / "heartbeat.json").exists()
+    assert job.main([*arguments, "--index", "2"]) == 1
+    assert "has 2 runs, asked for is number 2" in capsys.readouterr().err

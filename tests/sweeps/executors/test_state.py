@@ -1,0 +1,114 @@
+"""Where a study stands is read from its run folders, and shown."""
+
+import json
+import os
+import time
+
+import pytest
+from rich.console import Console
+from studies import cell, make
+
+from mscale.errors import MscaleError
+from mscale.files import atomic_json
+from sweeps import spec
+from sweeps.executors import liveness, run_folder, state
+
+
+@pytest.fixture
+def study(tmp_path):
+    planned = make(cell(), cell(scale="nano1"))
+    state.save_study(planned, tmp_path)
+    return planned
+
+
+def write(root, run, **status):
+    atomic_json(spec.workdir(root, run.id) / "status.json", {"step": run.steps, **status})
+
+
+def states(planned, root):
+    return {name: one.state for name, one in state.read_states(planned.runs, root).items()}
+
+
+def test_every_state_is_told_apart(tmp_path, study):
+    trunk, first, second, third, other, *rest = study.runs
+    write(tmp_path, trunk, state="done")
+    write(tmp_path, first, state="running")  # and nobody holds it
+    write(tmp_path, other, state="failed")
+    run_folder.write_failure(spec.workdir(tmp_path, other.id), "the loss became non-finite")
+    with liveness.run_lock(spec.workdir(tmp_path, second.id)):
+        write(tmp_path, second, state="running", step=45, tokens_per_second=100.0)
+        found = states(study, tmp_path)
+    assert [found[run.id] for run in (trunk, first, second, third, other)] == [
+        "done",
+        "interrupted",
+        "running",
+        "waiting",
+        "failed",
+    ]
+    assert {found[run.id] for run in rest} == {"blocked"}
+
+
+def test_the_table_counts_and_names(tmp_path, study):
+    trunk, *_, other = study.runs
+    write(tmp_path, trunk, state="done")
+    run_folder.write_failure(spec.workdir(tmp_path, other.id), "the disk is full")
+    with liveness.run_lock(spec.workdir(tmp_path, study.runs[1].id)):
+        write(tmp_path, study.runs[1], state="running", step=19, tokens_per_second=100.0)
+        console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+        console.print(state.status_table(tmp_path))
+    text = console.export_text()
+    assert f"failed {other.id}: the disk is full" in text and "step 19 of 20" in text and "s left" in text
+    done = state.summary(tmp_path)
+    assert (done["done"], done["failed"], done["waiting"], done["interrupted"]) == (1, 1, 5, 1)
+    assert done["tokens_done"] == trunk.tokens + 32
+
+
+def test_damaged_status_counts_as_not_done(tmp_path, study):
+    (spec.workdir(tmp_path, study.runs[0].id) / "status.json").write_text('{"state": "do')
+    assert states(study, tmp_path)[study.runs[0].id] == "waiting"
+
+
+def test_studies_are_read_back(tmp_path, study):
+    assert state.load_study(tmp_path) == study
+    data = json.loads((spec.workdir(tmp_path, study.runs[0].id) / "spec.json").read_text())
+    assert spec.from_json(data) == study.runs[0]
+
+
+def test_folder_without_a_study_says_what_to_do(tmp_path):
+    with pytest.raises(MscaleError, match="mscale sweep run"):
+        state.load_study(tmp_path)
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(MscaleError, match="not a study file"):
+        state.load_study(tmp_path)
+
+
+def test_lease_of_a_dead_or_foreign_owner(tmp_path):
+    with liveness.lease(tmp_path) as renew:
+        mine = liveness.read(tmp_path)
+        assert mine["pid"] == os.getpid() and liveness.is_alive(mine)
+        with pytest.raises(MscaleError, match="another runner works on this study"), liveness.lease(tmp_path):
+            pass
+        renew()
+    assert liveness.read(tmp_path) is None
+    # The pid lives, but it is another process now.
+    atomic_json(tmp_path / "lease.json", {**mine, "process_started": mine["process_started"] - 1})
+    with liveness.lease(tmp_path):
+        pass
+    foreign = {**mine, "host": "elsewhere", "renewed": time.time()}
+    atomic_json(tmp_path / "lease.json", foreign)
+    with pytest.raises(MscaleError, match="on elsewhere"), liveness.lease(tmp_path):
+        pass
+    atomic_json(tmp_path / "lease.json", {**foreign, "renewed": time.time() - 2 * liveness.EXPIRY_SECONDS})
+    with liveness.lease(tmp_path):
+        pass
+
+
+def test_a_runner_whose_lease_was_taken_over_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(liveness, "REFRESH_SECONDS", 0.0)
+    with liveness.lease(tmp_path) as renew:
+        renew()
+        other = {**liveness.read(tmp_path), "host": "elsewhere"}
+        atomic_json(tmp_path / "lease.json", other)
+        with pytest.raises(MscaleError, match="took this study over"):
+            renew()
+    assert liveness.read(tmp_path)["host"] == "elsewhere"  # and it is not ours to remove
