@@ -2,10 +2,10 @@
 
     python benchmarks/report.py [--languages 20] [--seed 0] [--keep FOLDER]       # half a minute
 
-The study is planted (`analysis.validation.planted_study`): one run of every pair of languages,
-a few alone and together, so 20 languages make 724 runs. The 774 runs of ATLAS trained 38, of which --pairs leaves pairs out at random (0.29: 787 runs). What
-is timed is `mscale report` on the two CSV files, from its start to the page, and then its stages in this process.
-Memory is that of the command's two processes together. Needs psutil.
+The study is planted (`analysis.validation.planted_study`): one run of every pair of languages, a few alone and
+together, so 20 languages make 724 runs. The 774 runs of ATLAS trained 38, of which --pairs leaves pairs out at random
+(0.29: 787 runs). What is timed is `mscale report` on the two CSV files, from its start to the page, and then its
+stages in this process. Memory is that of the command's two processes together. Needs psutil.
 """
 
 import argparse

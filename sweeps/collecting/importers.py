@@ -1,7 +1,8 @@
 """Other people's runs as observations: a CSV with a column map, long or wide, or a chart exported from W&B.
 
 A cell that is empty stays missing. What follows from other columns is filled in
-(`sweeps.collecting.import_defaults`), and every such thing is told; what the contract needs and nothing says is an error.
+(`sweeps.collecting.import_defaults`), and every such thing is told; what the contract needs and nothing says is an
+error.
 """
 
 import csv

@@ -3,7 +3,8 @@
 Both ask ATLAS's questions of fewer languages, sizes and tokens, on its vocabulary. Their budgets follow from the
 compute: the largest that keeps the whole study within it. What each identifies is computed, not claimed: see
 ``sweeps.cost.identification.statement``, which `plan` prints. In short: both identify the Chinchilla, ATLAS and
-capacity laws and transfer scores; only the week has continued runs at three scales, so the day cannot give the crossover's power law.
+capacity laws and transfer scores; only the week has continued runs at three scales, so the day cannot give the
+crossover's power law.
 """
 
 from collections.abc import Callable, Sequence
