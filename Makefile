@@ -1,6 +1,7 @@
 # make demo    the whole path on a small generated corpus, into demo-work/report.html
 # make test    every fast test, in parallel      make lint   ruff and the type check
 # make test-slow, make test-slurm (a real Slurm daemon on the loopback address), make bench, make clean
+# make test-wheel     the built package, installed and used away from the checkout
 # Each sets up what it needs in .venv; a second call starts at once.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ WORKDIR ?= demo-work
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-slurm lint bench clean
+.PHONY: demo test test-slow test-slurm test-wheel lint bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/mscale demo --workdir $(WORKDIR)
@@ -22,6 +23,9 @@ test-slow: $(VENV)/.test
 
 test-slurm: $(VENV)/.test
 	tests/sweeps/slurm/run.sh $(BIN)/python -m pytest tests/sweeps/slurm
+
+test-wheel: | $(BIN)/python
+	tests/wheel/run.sh $(BIN)/python
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

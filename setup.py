@@ -1,11 +1,17 @@
-"""Packaging of mscale. Packages are listed explicitly: auto-discovery refuses this layout."""
+"""Packaging of mscale. Packages and their data are found by pattern: a new sub-package needs no change here."""
 
+import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-HERE = Path(__file__).parent
-# The gin files ship inside the package (mscale/gin in a wheel; see mscale.launch.gin_search_paths).
+HERE = Path(__file__).resolve().parent
+TOP_LEVEL = ("mscale", "mixtures", "sweeps", "analysis")
+# The one place of the version. Read as text, since importing mscale needs its dependencies.
+VERSION = re.findall(
+    r'^__version__ = "(.+)"$', (HERE / "mscale" / "__init__.py").read_text("utf-8"), re.MULTILINE
+)[0]
+# A wheel holds the gin files as mscale/gin; mscale.launch finds them there, or beside mscale/ in a checkout.
 GIN_FOLDERS = [
     "mscale." + ".".join(folder.relative_to(HERE).parts)
     for folder in sorted({path.parent for path in (HERE / "gin").rglob("*.gin")} | {HERE / "gin"})
@@ -47,29 +53,35 @@ EXTRAS = {
 
 setup(
     name="mscale",
-    version="0.1.0",
+    version=VERSION,
     description="Multilingual pretraining scaling: mixtures, sharded training, sweeps and laws",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8")
-    if (HERE / "README.md").exists()
-    else "",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The mscale developers",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["scaling laws", "multilingual", "pretraining", "language models", "JAX"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=[
-        "mscale",
-        "mscale.cli",
-        "mscale.data",
-        "mixtures",
-        "sweeps",
-        "sweeps.studies",
-        "analysis",
-        *sorted(f"analysis.{folder.parent.name}" for folder in (HERE / "analysis").glob("*/__init__.py")),
+        *find_packages(str(HERE), include=[pattern for name in TOP_LEVEL for pattern in (name, f"{name}.*")]),
         *GIN_FOLDERS,
     ],
     package_dir={"mscale.gin": "gin"},
     package_data={
+        "": ["py.typed", "*.csv", "data/*.csv", "templates/**"],  # "": of every package
         **{folder: ["*.gin"] for folder in GIN_FOLDERS},
-        "mscale.data": ["*.csv"],
-        "analysis": ["report/templates/*", "data/*.csv"],
     },
     install_requires=[
         "click>=8.1",

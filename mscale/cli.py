@@ -65,6 +65,10 @@ COMMANDS = {
     ),
     "plan": ("analysis.commands.plan:plan", "Decide: which languages, how large, from where, which mixture."),
     "demo": ("analysis.commands.demo:demo", "All stages, from text to report.html, in a few minutes."),
+    "doctor": (
+        "mscale.doctor:doctor",
+        "Print versions, devices, extras and settings: what a bug report needs.",
+    ),
 }
 """Name of a command to where it is defined and one line of help; a module is imported when its command runs."""
 

@@ -1,0 +1,404 @@
+"""What this installation is and where it runs: versions, extras, devices, machine, environment (``mscale doctor``).
+
+A bug report holds its output. Versions are read from the metadata of the installed distributions, without importing
+them, and JAX is imported in a process of its own under a time limit: a broken or hanging accelerator is a line of the
+report rather than the end of it. Values of variables that may be secret are not shown.
+"""
+
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import click
+
+DISTRIBUTION = "mscale"
+TOP_LEVEL = ("mscale", "mixtures", "sweeps", "analysis")
+JAX_SECONDS = 60.0
+
+ALSO = (
+    "gcsfs",
+    "jax-cuda12-plugin",
+    "jax-cuda13-plugin",
+    "jaxlib",
+    "libtpu",
+    "s3fs",
+    "tensorstore",
+    "wandb",
+)
+"""Distributions that mscale does not require by name and whose versions matter where they are installed."""
+
+VARIABLES = re.compile(
+    r"(MSCALE|JAX|XLA|LIBTPU|TPU|CUDA|NCCL|EPATH|TF_CPP|TF_GPU)_\w+"
+    r"|(OMP|OPENBLAS|MKL)_NUM_THREADS|PYTHONPATH|LD_PRELOAD"
+)
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
+NOT_SHOWN = "(set, not shown)"
+
+_REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)\s*(?:\[([^\]]*)\])?\s*\(?([^;)]*)\)?\s*(?:;(.*))?")
+_EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
+
+# Printed as one line of JSON by a process that may hang, crash or be killed.
+_ASK_JAX = """
+import json, time
+start = time.monotonic()
+import jax
+devices = jax.devices()
+kinds = [device.device_kind for device in devices]
+print(json.dumps({
+    "version": jax.__version__,
+    "backend": jax.default_backend(),
+    "devices": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+    "processes": jax.process_count(),
+    "seconds": round(time.monotonic() - start, 1),
+}))
+"""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One distribution that mscale asks for.
+
+    Attributes:
+      name: of the distribution, normalised as in an index: lower case, words joined by "-".
+      minimum: lowest version wanted, or "".
+      extras: of that distribution, such as ("cuda12",) of jax.
+      extra: the extra of mscale that asks for it; "" where all of mscale does.
+    """
+
+    name: str
+    minimum: str
+    extras: tuple[str, ...]
+    extra: str
+
+
+@dataclass(frozen=True)
+class Jax:
+    """What JAX says of itself; ``error`` is "" where it works, and otherwise says why all else is empty."""
+
+    version: str
+    backend: str
+    devices: dict[str, int]  # kind of device -> how many
+    processes: int
+    seconds: float  # to import it and to find its devices
+    error: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Sizes in bytes; None where this system does not tell."""
+
+    system: str
+    architecture: str
+    cores: int  # that this process may use
+    memory: int | None  # of the machine, or the limit of its container where that is lower
+    memory_available: int | None
+    disk_free: int | None  # where the current folder is
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that ``mscale doctor`` knows.
+
+    Attributes:
+      mscale: version.
+      python: version, and where the interpreter is.
+      packages: top-level package -> the folder that an import would take it from, or "" if there is none.
+      versions: distribution -> version, of all requirements that are installed and of ``ALSO``.
+      extras: extra -> the requirements that it lacks; complete where there are none.
+      environment: variables that matter to JAX, XLA and mscale, without secrets.
+      problems: what is wrong, and what to do.
+    """
+
+    mscale: str
+    python: dict[str, str]
+    packages: dict[str, str]
+    versions: dict[str, str]
+    extras: dict[str, list[str]]
+    jax: Jax
+    machine: Machine
+    environment: dict[str, str]
+    problems: list[str]
+
+
+def examine(seconds: float = JAX_SECONDS) -> Report:
+    """Looks at everything; JAX gets so many ``seconds`` to be imported and to find its devices. Raises nothing."""
+    from mscale import __version__
+
+    wanted = requirements(DISTRIBUTION)
+    extras = missing_by_extra(wanted)
+    packages = {name: _folder(name) for name in TOP_LEVEL}
+    jax = ask_jax(seconds)
+    return Report(
+        mscale=__version__,
+        python={"version": platform.python_version(), "executable": _home(sys.executable)},
+        packages={name: _home(folder) for name, folder in packages.items()},
+        versions=versions(sorted({one.name for one in wanted} | set(ALSO))),
+        extras=extras,
+        jax=jax,
+        machine=machine(),
+        environment=environment(os.environ),
+        problems=_problems(__version__, wanted, packages, jax),
+    )
+
+
+def requirements(distribution: str) -> list[Requirement]:
+    """What the metadata of an installed distribution asks for; empty where it is not installed."""
+    try:
+        lines = metadata.requires(distribution) or []
+    except metadata.PackageNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        if not (match := _REQUIREMENT.match(line)):
+            continue
+        name, extras, bounds, marker = match.groups()
+        minimum = re.search(r">=\s*([\w.]+)", bounds)
+        extra = _EXTRA.search(marker or "")
+        found.append(
+            Requirement(
+                re.sub(r"[-_.]+", "-", name).lower(),
+                minimum[1] if minimum else "",
+                tuple(part.strip() for part in (extras or "").split(",") if part.strip()),
+                extra[1] if extra else "",
+            )
+        )
+    return found
+
+
+def versions(names: Sequence[str]) -> dict[str, str]:
+    """Versions of those distributions that are installed, without importing them."""
+    found = {name: _version(name) for name in names}
+    return {name: version for name, version in found.items() if version is not None}
+
+
+def missing_by_extra(wanted: Sequence[Requirement]) -> dict[str, list[str]]:
+    """For each extra the requirements that are not installed; extras of requirements (jax[cuda12]) are looked into."""
+    found: dict[str, list[str]] = {one.extra: [] for one in wanted if one.extra}
+    for one in wanted:
+        if one.extra:
+            found[one.extra] += _missing(one)
+    return {extra: sorted(set(names)) for extra, names in sorted(found.items())}
+
+
+def ask_jax(seconds: float = JAX_SECONDS) -> Jax:
+    """Imports JAX in another process and asks it for its devices, without reserving their memory.
+
+    Args:
+      seconds: after which that process is killed: a TPU that waits for its other hosts does so without end.
+    """
+    # Without preallocation a GPU that trains at this moment keeps its memory.
+    variables = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    # -P leaves the current folder out of the path, as the console script does.
+    command = [sys.executable, "-P", "-c", _ASK_JAX]
+    try:
+        ran = subprocess.run(
+            command, capture_output=True, timeout=seconds, env=variables, text=True, errors="replace"
+        )
+    except subprocess.TimeoutExpired:
+        return _no_jax(f"no answer within {seconds:g} s (import jax; jax.devices())")
+    except OSError as error:
+        return _no_jax(f"no process could be started to import it: {error}")
+    last = (ran.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    if ran.returncode < 0:
+        return _no_jax(f"its process was ended by signal {-ran.returncode}: {last}")
+    if ran.returncode:
+        return _no_jax(last)
+    try:
+        return Jax(**json.loads(ran.stdout.strip().splitlines()[-1]), error="")
+    except (ValueError, TypeError, IndexError):
+        return _no_jax(f"its process printed {ran.stdout[-200:]!r}")
+
+
+def machine() -> Machine:
+    """Platform, cores, memory and disk, as this process may use them."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        cores = os.cpu_count() or 1
+    try:
+        disk = shutil.disk_usage(os.getcwd()).free
+    except OSError:
+        disk = None
+    memory, available = _memory()
+    return Machine(platform.platform(), platform.machine(), cores, memory, available, disk)
+
+
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those variables that change what JAX, XLA or mscale do; secrets are hidden, and the home folder is ``~``."""
+    found = {}
+    for name, value in sorted(variables.items()):
+        if VARIABLES.fullmatch(name):
+            shown = re.sub(r"://[^/@\s]+@", "://***@", value)  # user:password@ in URLs
+            found[name] = NOT_SHOWN if SECRET.search(name) else _home(shown)
+    return found
+
+
+def describe(report: Report) -> str:
+    """The report as plain text, to be pasted into an issue."""
+    lines = [
+        f"mscale    {report.mscale}",
+        f"python    {report.python['version']} ({report.python['executable']})",
+        f"platform  {report.machine.system} ({report.machine.architecture})",
+        f"cores     {report.machine.cores}",
+        f"memory    {_gigabytes(report.machine.memory)}, {_gigabytes(report.machine.memory_available)} available",
+        f"disk      {_gigabytes(report.machine.disk_free)} free in the current folder",
+        f"jax       {_jax_line(report.jax)}",
+    ]
+    lines += _section("packages", {name: folder or "not found" for name, folder in report.packages.items()})
+    lines += _section("versions", report.versions)
+    lines += _section(
+        "extras",
+        {
+            extra: f"lacks {', '.join(missing)}" if missing else "installed"
+            for extra, missing in report.extras.items()
+        },
+    )
+    lines += _section("environment", report.environment)
+    lines += ["", "problems" if report.problems else "no problem found"]
+    lines += [f"  {problem}" for problem in report.problems]
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.option(
+    "--timeout",
+    "seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=JAX_SECONDS,
+    show_default=True,
+    help="Seconds that JAX gets to be imported and to find its devices.",
+)
+def doctor(as_json: bool, seconds: float) -> None:
+    """Print versions, devices, extras and settings: what a bug report needs."""
+    report = examine(seconds)
+    click.echo(json.dumps(asdict(report), indent=2) if as_json else describe(report))
+
+
+def _problems(
+    version: str, wanted: Sequence[Requirement], packages: Mapping[str, str], jax: Jax
+) -> list[str]:
+    found = []
+    installed = _version(DISTRIBUTION)
+    if installed is None:
+        found.append(
+            "mscale is not installed, so its requirements are unknown: pip install . in the checkout"
+        )
+    elif installed != version:
+        found.append(
+            f"version {version} is imported, the metadata installed is of {installed}: install mscale again"
+        )
+    for one in wanted:
+        has = _version(one.name)
+        if has is None and not one.extra:
+            found.append(f"{one.name} is not installed, and mscale needs it: pip install {one.name}")
+        elif has is not None and one.minimum and _release(has) < _release(one.minimum):
+            found.append(f"{one.name} {has} is installed, {one.minimum} or newer is needed")
+    home = Path(packages["mscale"]).parent
+    for name, folder in packages.items():
+        if not folder:
+            found.append(f"package {name!r} is not found: install mscale again")
+        elif Path(folder).parent != home:
+            found.append(
+                f"package {name!r} is taken from {_home(folder)}, not from {_home(str(home))}: another project has "
+                "a package of that name; use an environment for mscale alone, or another current folder"
+            )
+    if jax.error:
+        found.append(f"jax does not work, so nothing can be trained here (analysis can): {jax.error}")
+    return list(dict.fromkeys(found))
+
+
+def _missing(one: Requirement) -> list[str]:
+    if _version(one.name) is None:
+        return [one.name]
+    inner = [part for part in requirements(one.name) if part.extra and part.extra in one.extras]
+    return [part.name for part in inner if _version(part.name) is None]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """(1, 2) of "1.2.0rc1": numbers alone, without trailing zeros."""
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    parts = [int(part) for part in numbers[0].split(".")] if numbers else []
+    while parts and not parts[-1]:
+        parts.pop()
+    return tuple(parts)
+
+
+def _folder(name: str) -> str:
+    """Where an import would find a top-level package, which is not imported."""
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return ""
+    if found is None:
+        return ""
+    if found.origin:
+        path = Path(found.origin)
+        return str(path.parent if path.name == "__init__.py" else path)
+    return next(iter(found.submodule_search_locations or ()), "")
+
+
+def _no_jax(error: str) -> Jax:
+    return Jax("", "", {}, 0, 0.0, _home(error))
+
+
+def _memory() -> tuple[int | None, int | None]:
+    """Bytes in all and available: of the container where it has a limit below the machine's."""
+    total = available = None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        sizes = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
+        total, available = sizes.get("MemTotal"), sizes.get("MemAvailable")
+    except OSError:  # no Linux
+        if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # "max" is no limit
+        return total, available
+    if total is not None and limit >= total:
+        return total, available
+    return limit, max(0, min(limit - used, available if available is not None else limit))
+
+
+def _home(text: str) -> str:
+    """``text`` with the home folder as ``~``: it often holds a person's name."""
+    home = os.path.expanduser("~")
+    return re.sub(rf"{re.escape(home)}(?=[/:\s]|$)", "~", text) if len(home) > 1 else text
+
+
+def _gigabytes(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 1e9:.1f} GB"
+
+
+def _jax_line(jax: Jax) -> str:
+    if jax.error:
+        return f"does not work: {jax.error}"
+    devices = ", ".join(f"{count} x {kind}" for kind, count in jax.devices.items())
+    return f"{jax.version} on {jax.backend}: {devices} ({jax.seconds} s to start)"
+
+
+def _section(title: str, rows: Mapping[str, str]) -> list[str]:
+    width = max(map(len, rows), default=0)
+    return [
+        "",
+        title,
+        *(f"  {name:<{width}}  {value}" for name, value in rows.items() or {"none": ""}.items()),
+    ]
