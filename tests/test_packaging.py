@@ -63,3 +63,9 @@ def test_citation_is_whole():
     citation = yaml.safe_load((CHECKOUT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors", "license"} <= set(citation)
     assert any("2510.22037" in str(reference) for reference in citation["references"])
+
+
+def test_the_packages_beside_mscale_are_its_attributes():
+    assert mscale.analysis.fit and mscale.sweeps.__name__ == "sweeps"
+    with pytest.raises(AttributeError):
+        _ = mscale.analyses

@@ -194,7 +194,7 @@ def test_bad_tables_are_refused_by_name_and_leave_nothing(tmp_path, capsys, curv
 
 
 def test_headlines_of_such_curves_word_open_ends(curves):
-    from analysis.study.analyse import analyse
+    from analysis.report.report import analyse
 
     # Short pairs leave intervals open; the crossover has one too, its curves being of 1B parameters alike.
     continued = curves[en(curves)].assign(run="more", init="unimax")

@@ -8,7 +8,7 @@ from devices import eight_devices
 
 START = """
 import pathlib, sys, threading
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/fakes")
 import numpy as np
 import tiny_store
 from tiny_run import arguments, rows

@@ -12,7 +12,7 @@ import pytest
 
 from mscale import cli, doctor
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[2]
 BROKEN = {
     "raises": ('raise ImportError("no accelerator library of that version")', "no accelerator library"),
     "crashes": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "signal 11"),
