@@ -230,7 +230,7 @@ def intervals(problem: Any, wanted: list, y: np.ndarray, seed: int) -> tuple[np.
     good = np.isfinite(found.theta).all(axis=1)
     low, high = (np.full((len(y), sum(map(len, wanted))), np.nan) for _ in range(2))
     if problem.delta is None:
-        noise = variance_components.noise(found.problem, found.theta[good], y[good])
+        noise = variance_components.estimate_noise(found.problem, found.theta[good], y[good])
         theta = noise.at_best(noise.theta)
         low[good], high[good] = profile.intervals(found.problem, theta, noise, wanted, LEVEL, y[good])
         return low, high
@@ -294,8 +294,8 @@ def cramer_rao(problem: Any, theta: np.ndarray, wanted: list, trunk: float, chec
     m = sum(map(len, wanted))
     plain = dataclasses.replace(squares, pins=())
     information = plain.system(theta[None], plain.members(ratio=np.full(1, (trunk / checkpoint) ** 2)))[3]
-    inverse, _ = variance_components.invert(information)
-    slope = profile.values(squares, np.tile(theta, (m, 1)), np.arange(m))[1]
+    inverse, _ = variance_components.pseudo_inverse(information)
+    slope = profile.penalised_values(squares, np.tile(theta, (m, 1)), np.arange(m))[1]
     return np.sqrt(np.einsum("mi,ij,mj->m", slope, inverse[0], slope)) * checkpoint * 2 * 1.6449
 
 

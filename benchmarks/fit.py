@@ -177,14 +177,14 @@ def ours(path: str, bootstraps: int) -> dict:
 def bootstrap_agreement(path: str, count: int, starts: int = 9) -> dict:
     """Our objective on random bootstraps against the best of `starts` scipy starts on the same resample."""
     import analysis
-    from analysis.uncertainty.bootstrap import refit, resamples
+    from analysis.uncertainty.bootstrap import refit_resampled, resamples
 
     table = points(path)
     fit = analysis.fit("chinchilla", table, COLUMNS)
     problem = fit.problem
     rng = np.random.default_rng(7)
     times = resamples(len(table), count, seed=7)
-    mine = refit(problem, fit.theta, times).objective
+    mine = refit_resampled(problem, fit.theta, times).objective
     logs = tuple(np.log(problem.x[name]) for name in ("N", "D")) + (np.log(problem.y),)
     p = fit.params
     centre = np.array([np.log(p["A"]), np.log(p["B"]), np.log(p["E"]), p["alpha"], p["beta"]])

@@ -12,12 +12,12 @@ import numpy as np
 from analysis.estimation.autodiff import Jet
 from analysis.estimation.problem import Problem
 
-ALIKE = 1e-9  # relative difference, over the rows of a cell, of two slopes that are one
-PROBES = (0.3, 0.7)  # of the range of starts, where slopes are compared
+_SLOPE_TOLERANCE = 1e-9  # relative difference, over the rows of a cell, of two slopes that are one
+_PROBE_POINTS = (0.3, 0.7)  # of the range of starts, where slopes are compared
 
 
 @dataclasses.dataclass(frozen=True)
-class Reduced:
+class Reduction:
     """A problem (`inner`) without the parameters drop (m,) of `outer`, whose part their partners (m,) carry.
 
     first: `outer` on one row (of rows) of each such cell. place (m, 3): the cell there of each that is dropped, and the
@@ -107,10 +107,10 @@ class Reduced:
         return typical
 
 
-def reduce(problem: Problem) -> Reduced:
+def remove_aliased(problem: Problem) -> Reduction:
     """The problem without logarithms whose slopes, in the rows of their cell, are those of a plain linear parameter."""
     drop, partner, place, rows = [], [], [], []
-    for cell, own, other in _pairs(problem):
+    for cell, own, other in _aliased_pairs(problem):
         row = cell.rows.start
         if row not in rows:
             rows.append(row)
@@ -118,7 +118,7 @@ def reduce(problem: Problem) -> Reduced:
         partner.append(int(np.flatnonzero(cell.select[other])[0]))
         place.append((rows.index(row), own, other))
     if not drop:
-        return unreduced(problem)
+        return identity_reduction(problem)
     keep = ~np.isin(np.arange(problem.size), drop)
     held = np.where(keep, 0.0, problem.lower)
     inner = dataclasses.replace(
@@ -137,13 +137,13 @@ def reduce(problem: Problem) -> Reduced:
         },
     )
     first = problem.subset(np.isin(np.arange(len(problem.y)), rows))
-    return Reduced(problem, inner, np.array(drop), np.array(partner), np.array(place), first, np.array(rows))
+    return Reduction(problem, inner, np.array(drop), np.array(partner), np.array(place), first, np.array(rows))
 
 
-def unreduced(problem: Problem) -> Reduced:
+def identity_reduction(problem: Problem) -> Reduction:
     """The problem with all its parameters."""
     nothing = np.zeros(0, int)
-    return Reduced(problem, problem, nothing, nothing, np.zeros((0, 3), int), problem, nothing)
+    return Reduction(problem, problem, nothing, nothing, np.zeros((0, 3), int), problem, nothing)
 
 
 def _slopes(problem: Problem, theta: np.ndarray) -> np.ndarray:
@@ -156,7 +156,7 @@ def _slopes(problem: Problem, theta: np.ndarray) -> np.ndarray:
     return found
 
 
-def _pairs(problem: Problem) -> list[tuple]:
+def _aliased_pairs(problem: Problem) -> list[tuple]:
     """(cell, own, other) of every logarithm `own` that does in its cell what `other`, plain and linear, does."""
     which = problem.held["parameters"]
     selects = np.stack([cell.select for cell in problem.cells])
@@ -174,14 +174,14 @@ def _pairs(problem: Problem) -> list[tuple]:
         candidates += [(cell, own, plain[0]) for own in logs if plain]
     if not candidates:
         return []
-    for share in PROBES:
+    for share in _PROBE_POINTS:
         ranges = np.array([np.log(q.start) if q.log else q.start for q in which], float).reshape(-1, 2)
         theta = np.clip(ranges @ [1 - share, share], problem.lower, problem.upper)
         slopes, left = _slopes(problem, theta[None])[0].T, []
         for cell, own, other in candidates:
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratio = slopes[own, cell.rows] / slopes[other, cell.rows]
-            if np.ptp(ratio) <= ALIKE * np.abs(ratio).min() and np.all(ratio > 0):
+            if np.ptp(ratio) <= _SLOPE_TOLERANCE * np.abs(ratio).min() and np.all(ratio > 0):
                 left.append((cell, own, other))
         candidates = left
     return candidates

@@ -11,16 +11,16 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.stats import qmc
 
-from analysis.estimation.aliasing import reduce
+from analysis.estimation.aliasing import remove_aliased
 from analysis.estimation.optimize import minimise
 from analysis.estimation.problem import Problem
 from mscale.errors import MscaleError
 
-GRID = 6  # points a nonlinear parameter gets when there are at most two
-STARTS = 64  # otherwise: points of a Sobol sequence
-POLISHED = 12  # starts that are polished
-ENOUGH = 3000  # rows on which starts are compared; the best go on to all of them
-FINAL = 3
+_GRID_POINTS = 6  # points a nonlinear parameter gets when there are at most two
+_SOBOL_POINTS = 64  # otherwise: points of a Sobol sequence
+_POLISHED_STARTS = 12  # starts that are polished
+SUBSAMPLE_ROWS = 3000  # rows on which starts are compared; the best go on to all of them
+FINAL_STARTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ def optima(
     problem: Problem,
     seed: int,
     y: np.ndarray | None = None,
-    polished: int = POLISHED,
+    polished: int = _POLISHED_STARTS,
 ) -> Optima:
     """The global optimum of each study, started without knowing anything of the parameters.
 
@@ -52,7 +52,7 @@ def optima(
       MscaleError: no study has a finite optimum.
     """
     y = problem.y[None] if y is None else y
-    reduced = reduce(problem)
+    reduced = remove_aliased(problem)
     found = _optima(reduced.inner, seed, y, polished)
     if reduced.inner is problem:
         return found
@@ -64,14 +64,14 @@ def optima(
 
 
 def _optima(problem: Problem, seed: int, y: np.ndarray, polished: int) -> Optima:
-    small, rows = sample(problem)
+    small, rows = subsample(problem)
     theta = starts(small, seed, y[:, rows])[:, :polished]
     if not np.isfinite(theta).any():
         raise MscaleError("no start gives finite predictions: check the units of the columns")
     found = _polish(small, theta, y[:, rows])
     if small is problem:
         return dataclasses.replace(found[0], theta=found[1][:, 0])
-    last = _polish(problem, found[1][:, :FINAL], y)
+    last = _polish(problem, found[1][:, :FINAL_STARTS], y)
     return dataclasses.replace(
         last[0], theta=last[1][:, 0], starts=found[0].starts, agreeing=found[0].agreeing
     )
@@ -83,10 +83,10 @@ def starts(problem: Problem, seed: int, y: np.ndarray) -> np.ndarray:
     nonlinear = [index for index, q in enumerate(which) if not q.linear]
     ranges = np.array([np.log(q.start) if q.log else q.start for q in which], float).reshape(-1, 2)
     if len(nonlinear) <= 2:
-        axes = [np.linspace(ranges[index, 0], ranges[index, 1], GRID) for index in nonlinear]
-        points = np.array(list(itertools.product(*axes)), float).reshape(GRID ** len(axes), len(axes))
+        axes = [np.linspace(ranges[index, 0], ranges[index, 1], _GRID_POINTS) for index in nonlinear]
+        points = np.array(list(itertools.product(*axes)), float).reshape(_GRID_POINTS ** len(axes), len(axes))
     else:
-        unit = qmc.Sobol(len(nonlinear), seed=seed).random(STARTS)
+        unit = qmc.Sobol(len(nonlinear), seed=seed).random(_SOBOL_POINTS)
         low, high = ranges[nonlinear].T
         points = low + unit * (high - low)
     plain = np.tile(ranges.mean(axis=1), (len(points), 1))
@@ -95,17 +95,17 @@ def starts(problem: Problem, seed: int, y: np.ndarray) -> np.ndarray:
     allowed = np.ones(len(theta), bool)
     if problem.law.constraint is not None:
         allowed = np.all(problem.constraint(theta) > 0, axis=1)
-    theta = _solve_linear(problem, theta, [index for index, q in enumerate(which) if q.linear], y)
+    theta = solve_linear_parameters(problem, theta, [index for index, q in enumerate(which) if q.linear], y)
     S, K, P = theta.shape
     value = problem.objective(theta.reshape(-1, P), problem.members(y=np.repeat(y, K, axis=0))).reshape(S, K)
     value = np.where(np.isfinite(value) & allowed, value, np.inf)
-    order = np.argsort(value, axis=1, kind="stable")[:, :POLISHED]
+    order = np.argsort(value, axis=1, kind="stable")[:, :_POLISHED_STARTS]
     best = np.take_along_axis(theta, order[:, :, None], axis=1)
     best[~np.isfinite(np.take_along_axis(value, order, axis=1))] = np.nan
     return best
 
 
-def _solve_linear(problem: Problem, theta: np.ndarray, linear: list[int], y: np.ndarray) -> np.ndarray:
+def solve_linear_parameters(problem: Problem, theta: np.ndarray, linear: list[int], y: np.ndarray) -> np.ndarray:
     """(S, K, P): the linear parameters of every start solved; the prediction is Σ_j c_j·f_j(nonlinear)."""
     S = len(y)
     result = np.tile(theta, (S, 1, 1))
@@ -188,9 +188,9 @@ def _designs(
     return designs, known, columns
 
 
-def sample(problem: Problem) -> tuple[Problem, np.ndarray]:
+def subsample(problem: Problem) -> tuple[Problem, np.ndarray]:
     """The problem on whole groups, about `ENOUGH` rows, spread evenly, and which rows; itself if not many more."""
-    every = len(problem.y) // ENOUGH
+    every = len(problem.y) // SUBSAMPLE_ROWS
     keep = np.ones(len(problem.y), bool) if every < 2 else problem.group % every == 0
     return (problem if every < 2 else problem.subset(keep)), keep
 

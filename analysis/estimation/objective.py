@@ -27,7 +27,7 @@ def huber(
     return rho, psi, size <= delta, delta / np.maximum(size, delta) if majorise else None
 
 
-Relieve = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+GroupEffects = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def rows_system(
@@ -37,7 +37,7 @@ def rows_system(
     y: np.ndarray,
     kept: np.ndarray,
     w: np.ndarray,
-    relieve: Relieve | None,
+    relieve: GroupEffects | None,
     delta: float | None,
     barrier: float,
     majorise: bool,
@@ -109,7 +109,7 @@ def _predicted(law: Law, p: Any, x: Any, walled: bool) -> tuple[Any, Any]:
 
 
 def _pull(
-    residual: np.ndarray, rho: np.ndarray, psi: np.ndarray, w: np.ndarray, relieve: Relieve | None
+    residual: np.ndarray, rho: np.ndarray, psi: np.ndarray, w: np.ndarray, relieve: GroupEffects | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The objective (B,) and its slope in every residual (B, n)."""
     f = np.einsum("bn,bn->b", np.broadcast_to(w, residual.shape), rho)
@@ -126,7 +126,7 @@ def rows_slope(
     y: np.ndarray,
     kept: np.ndarray,
     w: np.ndarray,
-    relieve: Relieve | None,
+    relieve: GroupEffects | None,
     delta: float | None,
     barrier: float,
     cells: Sequence[slice],
@@ -200,7 +200,7 @@ def _barrier(
         _add(matrices, np.array([(place[a], place[b]) for a, b in inside.hess]), curved, starts)
 
 
-def dense(out: Jet, count: int, B: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def dense_derivatives(out: Jet, count: int, B: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A scalar jet as value (B,), gradient (B, count) and Hessian (B, count, count)."""
     slope, curved = np.zeros((B, count)), np.zeros((B, count, count))
     for index, part in out.grad.items():
@@ -210,7 +210,7 @@ def dense(out: Jet, count: int, B: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     return np.broadcast_to(out.value, (B, 1))[:, 0], slope, curved
 
 
-def in_blocks(run: Callable, theta: np.ndarray, members: Any, block: int) -> tuple[np.ndarray, ...]:
+def evaluate_in_blocks(run: Callable, theta: np.ndarray, members: Any, block: int) -> tuple[np.ndarray, ...]:
     """Runs over blocks of the batch, each small beside the cache."""
     B = len(theta)
     pieces = [slice(start, min(B, start + block)) for start in range(0, B, block)]
@@ -219,6 +219,6 @@ def in_blocks(run: Callable, theta: np.ndarray, members: Any, block: int) -> tup
     return done[0] if len(done) == 1 else tuple(np.concatenate(parts) for parts in zip(*done, strict=True))
 
 
-def one_thread() -> Any:
+def one_blas_thread() -> Any:
     """A context in which BLAS uses one thread: a large report takes 6 s of CPU so, and 33 s with two threads."""
     return threadpool_limits(1, user_api="blas")

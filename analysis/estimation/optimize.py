@@ -10,16 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg.lapack import dposv, dpotrf
 
-from analysis.estimation.problem import Members, Problem
+from analysis.estimation.problem import Batch, Problem
 
-PAIRS = 8  # steps that L-BFGS remembers
-DIAGONAL = 0.1  # of the majoriser, in the damping where the Hessian has a saddle
-SHRINK = 0.9  # of what is fitted as a logarithm, that a step may take away
-GROW = 1e6  # times what it was, that a step may add
-LARGE = 40  # parameters from which a step is tried before its Hessian is worked out
-ROUNDING = 1e-9  # of the scaled curvature, that a flat direction may seem to have
-NEARLY = 0.01  # share of a step after which a bound ends it, where the bound is taken to be reached already
-ACTIVE = 8  # times a step is worked out again because it passed a bound
+_LBFGS_MEMORY = 8  # steps that L-BFGS remembers
+_SADDLE_DAMPING = 0.1  # of the majoriser, in the damping where the Hessian has a saddle
+MAX_RELATIVE_DECREASE = 0.9  # of what is fitted as a logarithm, that a step may take away
+_MAX_RELATIVE_INCREASE = 1e6  # times what it was, that a step may add
+LARGE_PROBLEM = 40  # parameters from which a step is tried before its Hessian is worked out
+_CURVATURE_ROUNDING = 1e-9  # of the scaled curvature, that a flat direction may seem to have
+_NEAR_BOUND = 0.01  # share of a step after which a bound ends it, where the bound is taken to be reached already
+_ACTIVE_SET_ROUNDS = 8  # times a step is worked out again because it passed a bound
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Minimum:
 def minimise(
     problem: Problem,
     theta: np.ndarray,
-    members: Members | None = None,
+    members: Batch | None = None,
     *,
     metric: np.ndarray | None = None,
     first: tuple[np.ndarray, ...] | None = None,
@@ -79,10 +79,10 @@ def minimise(
         ease = np.full(len(live), 8.0)
         if len(go):
             at = live[go]
-            trial = stepped(theta[at], step[go], problem)
+            trial = apply_step(theta[at], step[go], problem)
             majorise = metric is None and bool((mu[at] >= 1e-6).any())
             # Near the optimum (a metric is known) few steps lead up, and small Hessians cost little.
-            tried = problem.value(trial, members.take(at)) if metric is None and P >= LARGE else None
+            tried = problem.value(trial, members.take(at)) if metric is None and P >= LARGE_PROBLEM else None
             down = slice(None) if tried is None else tried <= f[at]
             parts = problem.system(trial[down], members.take(at[down]), majorise)
             value = parts[0] if tried is None else tried
@@ -103,10 +103,10 @@ def minimise(
     return Minimum(theta, f, converged, spent)
 
 
-def settle(
+def lbfgs(
     problem: Problem,
     theta: np.ndarray,
-    members: Members,
+    members: Batch,
     precondition: Callable[[np.ndarray, np.ndarray], np.ndarray],
     enough: np.ndarray,
     iterations: int = 60,
@@ -129,7 +129,7 @@ def settle(
         return f, g / np.where(logs, x, 1.0)
 
     f, g = slope(x, np.arange(B))
-    steps, turns, curvature = np.zeros((PAIRS, B, P)), np.zeros((PAIRS, B, P)), np.zeros((PAIRS, B))
+    steps, turns, curvature = np.zeros((_LBFGS_MEMORY, B, P)), np.zeros((_LBFGS_MEMORY, B, P)), np.zeros((_LBFGS_MEMORY, B))
     size, direction, converged = np.ones(B), np.zeros((B, P)), np.zeros(B, bool)
     live = fresh = np.flatnonzero(np.isfinite(f))
     spent = 0
@@ -195,7 +195,7 @@ def _two_loops(
     return q
 
 
-def held(theta: np.ndarray, g: np.ndarray, problem: Problem) -> np.ndarray:
+def active_bounds(theta: np.ndarray, g: np.ndarray, problem: Problem) -> np.ndarray:
     """(B, P) bool: at a bound, beyond which the objective would fall."""
     return ((theta <= problem.lower) & (g > 0)) | ((theta >= problem.upper) & (g < 0))
 
@@ -209,22 +209,22 @@ def _step(
     problem: Problem,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The damped Newton step within the bounds, and the decrease its quadratic model promises."""
-    still = held(theta, g, problem)
+    still = active_bounds(theta, g, problem)
     lowest, highest = problem.lower - theta, problem.upper - theta
     if (logs := problem.exponential) is not None:
         H = H.copy()
         np.einsum("bii->bi", H)[:, logs] -= g[:, logs]
-        lowest[:, logs] = np.maximum(np.expm1(lowest[:, logs]), -SHRINK)
-        highest[:, logs] = np.expm1(np.minimum(highest[:, logs], np.log(GROW)))
+        lowest[:, logs] = np.maximum(np.expm1(lowest[:, logs]), -MAX_RELATIVE_DECREASE)
+        highest[:, logs] = np.expm1(np.minimum(highest[:, logs], np.log(_MAX_RELATIVE_INCREASE)))
     diagonal = np.einsum("bii->bi", M)
     matrix = H + mu[:, None, None] * M
-    ridge = 1e-12 * np.abs(np.einsum("bii->bi", matrix)).max(axis=1, keepdims=True) + ROUNDING * diagonal
+    ridge = 1e-12 * np.abs(np.einsum("bii->bi", matrix)).max(axis=1, keepdims=True) + _CURVATURE_ROUNDING * diagonal
     np.einsum("bii->bi", matrix)[...] += ridge  # flat directions are no saddles
     saddle = ~_positive(matrix, still)
     if saddle.any():
         H = np.where(saddle[:, None, None], M, H)
         matrix[saddle] = M[saddle] * (1.0 + mu[saddle, None, None])
-        np.einsum("bii->bi", matrix)[saddle] += DIAGONAL * mu[saddle, None] * diagonal[saddle] + ridge[saddle]
+        np.einsum("bii->bi", matrix)[saddle] += _SADDLE_DAMPING * mu[saddle, None] * diagonal[saddle] + ridge[saddle]
     step = _within(matrix, -g, still, lowest, highest)
     bad = ~np.isfinite(step).all(axis=1)
     step[bad] = 0.0
@@ -233,7 +233,7 @@ def _step(
     return step, np.where((slope <= 0) & ~bad, promised, -1.0)
 
 
-def stepped(theta: np.ndarray, step: np.ndarray, problem: Problem) -> np.ndarray:
+def apply_step(theta: np.ndarray, step: np.ndarray, problem: Problem) -> np.ndarray:
     """θ (B, P) after a step, which is relative in what is fitted as a logarithm, within the bounds."""
     if problem.exponential is not None:
         step = step.copy()
@@ -246,7 +246,7 @@ def _positive(matrix: np.ndarray, still: np.ndarray) -> np.ndarray:
     if still.any():
         matrix = np.where(~still[:, :, None] & ~still[:, None, :], matrix, 0.0)
         np.einsum("bii->bi", matrix)[still] = 1.0
-    if matrix.shape[1] >= LARGE:
+    if matrix.shape[1] >= LARGE_PROBLEM:
         return np.array([dpotrf(one, lower=1, clean=0)[1] == 0 for one in matrix], bool)
     try:
         np.linalg.cholesky(matrix)
@@ -268,7 +268,7 @@ def _within(
     """
     step, keeps = np.zeros_like(right), still.copy()
     again = np.arange(len(right))
-    for _ in range(ACTIVE):
+    for _ in range(_ACTIVE_SET_ROUNDS):
         found = _solve_but(matrix[again], right[again], keeps[again], step[again])
         step[again] = np.clip(found, lowest[again], highest[again])
         passed = ((found < lowest[again]) | (found > highest[again])) & ~keeps[again]
@@ -281,13 +281,13 @@ def _within(
     up = np.einsum("bi,bi->b", 0.5 * np.matmul(matrix, step[:, :, None])[:, :, 0] - right, step)
     again = np.flatnonzero(up > 0)
     if len(again):
-        step[again] = _until_bound(
+        step[again] = step_to_first_bound(
             matrix[again], right[again], still[again].copy(), lowest[again], highest[again]
         )
     return step
 
 
-def _until_bound(
+def step_to_first_bound(
     matrix: np.ndarray, right: np.ndarray, still: np.ndarray, lowest: np.ndarray, highest: np.ndarray
 ) -> np.ndarray:
     """The step towards matrix·x = right that ends at the first bound.
@@ -301,7 +301,7 @@ def _until_bound(
         bound = np.where(step < 0, lowest, highest)
         with np.errstate(divide="ignore", invalid="ignore"):
             room = np.where((step == 0) | still, np.inf, bound / step)
-        out = room < NEARLY
+        out = room < _NEAR_BOUND
         if not out.any():
             return step * np.clip(room.min(axis=1, keepdims=True), 0.0, 1.0)
         goes, still = np.where(out, bound, goes), still | out
@@ -318,7 +318,7 @@ def _solve_but(matrix: np.ndarray, right: np.ndarray, fixed: np.ndarray, at: np.
 
 def solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Solves (B, P, P) x = (B, P), symmetric; rows that are singular come back as NaN."""
-    if matrix.shape[1] >= LARGE:
+    if matrix.shape[1] >= LARGE_PROBLEM:
         found = [dposv(one, of, lower=1)[1:] for one, of in zip(matrix, right, strict=True)]
         if all(failed == 0 for _, failed in found):
             return np.array([x for x, _ in found])

@@ -15,14 +15,14 @@ from scipy.sparse import csr_array
 
 from analysis.estimation import scatter
 from analysis.estimation.autodiff import Jet
-from analysis.estimation.objective import Relieve, huber, in_blocks, rows_slope, rows_system
+from analysis.estimation.objective import GroupEffects, huber, evaluate_in_blocks, rows_slope, rows_system
 from analysis.estimation.quantities import Quantity
 from analysis.estimation.scatter import Scatter
 from analysis.laws.law import Law
 
 
 @dataclass(frozen=True)
-class Members:
+class Batch:
     """What differs between the problems of a batch: B of each, or 1 for all alike.
 
     times (B, n): how often a row counts (a bootstrap's multiplicities; constant within a group).
@@ -47,14 +47,14 @@ class Members:
         def pick(values: np.ndarray | None) -> np.ndarray | None:
             return values if values is None or len(values) == 1 else values[index]
 
-        return Members(*(pick(getattr(self, one.name)) for one in fields(self)))  # type: ignore[arg-type]
+        return Batch(*(pick(getattr(self, one.name)) for one in fields(self)))  # type: ignore[arg-type]
 
 
-BLOCK = 1 << 17  # elements of a (B, rows) block: large beside the cost of a call, small beside the cache
+_BLOCK_ELEMENTS = 1 << 17  # elements of a (B, rows) block: large beside the cost of a call, small beside the cache
 
 
 @dataclass(frozen=True)
-class Cell:
+class ParameterCell:
     """Rows with the same parameters: local = theta @ select.T + offset, (k,) in the fitted (log) scale."""
 
     rows: slice
@@ -80,7 +80,7 @@ class Problem:
     x: dict[str, np.ndarray]
     y: np.ndarray
     weight: np.ndarray
-    cells: tuple[Cell, ...]
+    cells: tuple[ParameterCell, ...]
     lower: np.ndarray
     upper: np.ndarray
     delta: float | None
@@ -94,12 +94,12 @@ class Problem:
     exponential: np.ndarray | None = None
     held: dict[str, Any] = field(default_factory=dict)
 
-    def members(self, **given: np.ndarray | None) -> Members:
+    def members(self, **given: np.ndarray | None) -> Batch:
         """A batch alike but for what is given (fields of `Members`)."""
         alike = {"times": np.ones((1, len(self.y))), "ratio": np.full(1, self.ratio), "y": self.y[None]}
-        return Members(**{**alike, **{name: values for name, values in given.items() if values is not None}})
+        return Batch(**{**alike, **{name: values for name, values in given.items() if values is not None}})
 
-    def shared(self, members: Members) -> np.ndarray:
+    def shared(self, members: Batch) -> np.ndarray:
         """(B, G) c_g = ρ/(1 + ρ·Σw), with which V⁻¹ = W − c·W11ᵀW inverts the noise of a group."""
         ratio = members.ratio[:, None]
         return ratio / (1.0 + ratio * self.group_sums(self._once(members)))
@@ -159,7 +159,7 @@ class Problem:
     def size(self) -> int:
         return len(self.lower)
 
-    def locals(self, theta: np.ndarray, cell: Cell) -> np.ndarray:
+    def locals(self, theta: np.ndarray, cell: ParameterCell) -> np.ndarray:
         return theta @ cell.select.T + cell.offset
 
     def all_locals(self, theta: np.ndarray) -> np.ndarray:
@@ -207,7 +207,7 @@ class Problem:
 
     @cached_property
     def _to_leverage(self) -> Scatter:
-        return scatter.to_leverage(self._selects, *self._runs[1:], self.groups)
+        return scatter.to_group_jacobian(self._selects, *self._runs[1:], self.groups)
 
     def rows_jets(self, theta: np.ndarray, order: int) -> SimpleNamespace:
         """The law's parameters on every row, (B, n) or (B, 1), as jets in the local parameters that are free."""
@@ -223,7 +223,7 @@ class Problem:
         shifted = local + local @ self.shift.T
         return np.where(self.logs, np.exp(np.where(self.logs, shifted, 0.0)), shifted)
 
-    def variables(self, cell: Cell) -> SimpleNamespace:
+    def variables(self, cell: ParameterCell) -> SimpleNamespace:
         return SimpleNamespace(**{name: values[cell.rows] for name, values in self.x.items()})
 
     def jets(self, local: np.ndarray, free: np.ndarray, order: int) -> SimpleNamespace:
@@ -267,20 +267,20 @@ class Problem:
         inside = self.law.constraint(self.rows_jets(theta, 0), self._variables)
         return np.broadcast_to(inside, (len(theta), len(self.y)))
 
-    def system(self, theta: np.ndarray, members: Members, majorise: bool = True) -> tuple[np.ndarray, ...]:
+    def system(self, theta: np.ndarray, members: Batch, majorise: bool = True) -> tuple[np.ndarray, ...]:
         """Objective (B,), gradient (B, P), Hessian and (if wanted, else zeros) a positive majoriser (B, P, P)."""
 
-        def run(part: np.ndarray, of: Members) -> tuple[np.ndarray, ...]:
+        def run(part: np.ndarray, of: Batch) -> tuple[np.ndarray, ...]:
             return self._system(part, of, majorise)
 
-        return in_blocks(run, theta, members, self.block)
+        return evaluate_in_blocks(run, theta, members, self.block)
 
     @cached_property
     def block(self) -> int:
         """Members that are worked on together."""
-        return max(1, BLOCK // len(self.y))
+        return max(1, _BLOCK_ELEMENTS // len(self.y))
 
-    def objective(self, theta: np.ndarray, members: Members | None = None) -> np.ndarray:
+    def objective(self, theta: np.ndarray, members: Batch | None = None) -> np.ndarray:
         """Σ w·ρ(residual), less what the groups share; without priors, pins or barriers."""
         members = self.members() if members is None else members
         r = self.residuals(theta, members.y)
@@ -289,11 +289,11 @@ class Problem:
             value -= self._relieve(members)(r)[0]
         return value
 
-    def value(self, theta: np.ndarray, members: Members) -> np.ndarray:
+    def value(self, theta: np.ndarray, members: Batch) -> np.ndarray:
         """The objective (B,), as `system` gives it."""
-        return in_blocks(self._value, theta, members, self.block)[0]
+        return evaluate_in_blocks(self._value, theta, members, self.block)[0]
 
-    def _value(self, theta: np.ndarray, members: Members) -> tuple[np.ndarray]:
+    def _value(self, theta: np.ndarray, members: Batch) -> tuple[np.ndarray]:
         f = self.objective(theta, members)
         if self.law.constraint is not None and self.barrier:
             inside = self.constraint(theta)
@@ -307,10 +307,10 @@ class Problem:
         f[~np.isfinite(f)] = np.inf
         return (f,)
 
-    def _group_times(self, members: Members) -> np.ndarray:
+    def _group_times(self, members: Batch) -> np.ndarray:
         return members.times[:, self._first]
 
-    def _system(self, theta: np.ndarray, members: Members, majorise: bool) -> tuple[np.ndarray, ...]:
+    def _system(self, theta: np.ndarray, members: Batch, majorise: bool) -> tuple[np.ndarray, ...]:
         B, P = theta.shape
         grouped = bool(members.ratio.any())
         f, slope, curved, bound, J = rows_system(
@@ -346,11 +346,11 @@ class Problem:
         f[~np.isfinite(f)] = np.inf
         return f, g, H, M
 
-    def slope(self, theta: np.ndarray, members: Members) -> tuple[np.ndarray, np.ndarray]:
+    def slope(self, theta: np.ndarray, members: Batch) -> tuple[np.ndarray, np.ndarray]:
         """The objective (B,) and its gradient (B, P), as `system` gives them, at a fifth of the cost."""
-        return in_blocks(self._slope, theta, members, self.block)  # type: ignore[return-value]
+        return evaluate_in_blocks(self._slope, theta, members, self.block)  # type: ignore[return-value]
 
-    def _slope(self, theta: np.ndarray, members: Members) -> tuple[np.ndarray, np.ndarray]:
+    def _slope(self, theta: np.ndarray, members: Batch) -> tuple[np.ndarray, np.ndarray]:
         f, slope = rows_slope(
             self.law,
             self.rows_jets(theta, 1),
@@ -373,16 +373,16 @@ class Problem:
         f[~np.isfinite(f)] = np.inf
         return f, g
 
-    def _once(self, members: Members) -> np.ndarray:
+    def _once(self, members: Batch) -> np.ndarray:
         """(B, n) or (1, n): weights of rows that count once."""
         return self.weight[None] if members.kept is None else self.weight * members.kept
 
-    def weights(self, members: Members) -> np.ndarray:
+    def weights(self, members: Batch) -> np.ndarray:
         """(B, n) or (1, n): of rows as often as they count."""
         alike = members.kept is None and self._unweighted
         return members.times if alike else members.times * self._once(members)
 
-    def _relieve(self, members: Members) -> Relieve:
+    def _relieve(self, members: Batch) -> GroupEffects:
         shared, once = self.shared(members), self._once(members)
 
         def relieve(residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -392,14 +392,14 @@ class Problem:
 
         return relieve
 
-    def _leverage(self, J: np.ndarray, members: Members) -> np.ndarray:
+    def _leverage(self, J: np.ndarray, members: Batch) -> np.ndarray:
         """(B, P, G): slopes J (B, k, n) of the rows in the free local parameters, summed over the rows of a group."""
         runs = np.add.reduceat(J * self._once(members)[:, None], self._runs[0], axis=2)
         result = np.zeros((len(J), self.size * self.groups))
         self._to_leverage.add(runs.transpose(1, 2, 0), result)
         return result.reshape(len(J), self.size, self.groups)
 
-    def _drawn(self, theta: np.ndarray, members: Members, f: np.ndarray, g: np.ndarray) -> np.ndarray:
+    def _drawn(self, theta: np.ndarray, members: Batch, f: np.ndarray, g: np.ndarray) -> np.ndarray:
         """Adds what the prior says to the objective and its gradient; its precision, (P,) or (B, P)."""
         mean, precision = self.prior  # type: ignore[misc]
         precision = precision if members.precision is None else members.precision
@@ -408,7 +408,7 @@ class Problem:
         return precision
 
     def _pinned(
-        self, theta: np.ndarray, members: Members, f: Any, g: Any, H: Any = None, M: Any = None
+        self, theta: np.ndarray, members: Batch, f: Any, g: Any, H: Any = None, M: Any = None
     ) -> None:
         which, aim, stiffness = members.which, members.aim, members.stiffness
         assert which is not None and aim is not None and stiffness is not None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from analysis.estimation.autodiff import Jet
-from analysis.estimation.objective import dense
+from analysis.estimation.objective import dense_derivatives
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Derived:
         x = SimpleNamespace(**{name: values[which, None] for name, values in self.x.items()})
         with np.errstate(all="ignore"):
             out = self.of(problem.jets(problem.locals(theta, cell), cell.free, 2), x)
-            value, slope, curved = dense(
+            value, slope, curved = dense_derivatives(
                 out if isinstance(out, Jet) else Jet(out, {}, {}), len(cell.select), len(theta)
             )
         return value, slope @ cell.select, cell.select.T @ curved @ cell.select

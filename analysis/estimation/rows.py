@@ -10,18 +10,18 @@ from analysis.laws.law import Law
 from analysis.tables.checks import _duplicates, _listed, _numbers, _one_split, _phases
 from mscale.errors import MscaleError, nearest
 
-ALTERNATIVES = {
+_COLUMN_ALTERNATIVES = {
     "target_tokens": ("tokens", "D"),
     "params": ("N",),
     "target_unique": ("unique_tokens", "U"),
 }
-COUNTS = {"params": "parameters", "target_tokens": "tokens", "tokens": "tokens"}
+_COUNT_UNITS = {"params": "parameters", "target_tokens": "tokens", "tokens": "tokens"}
 RESPONSE = ("loss", "L", "y", "response")  # names under which columns= gives the fitted quantity
-FEW_TOKENS = 0.01  # tokens a parameter, below which one of the two is likely in another unit
+_MIN_TOKENS_PER_PARAMETER = 0.01  # tokens a parameter, below which one of the two is likely in another unit
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class SelectedRows:
     """What is fitted: the kept rows of the table, the law's variables, the response, and what was said about it."""
 
     table: pd.DataFrame
@@ -43,7 +43,7 @@ def column_for(table: pd.DataFrame, law: Law, variable: str, default: str, given
                 f"it has {_listed(list(table.columns))}"
             )
         return name
-    for name in (default, *ALTERNATIVES.get(default, ()), variable):
+    for name in (default, *_COLUMN_ALTERNATIVES.get(default, ()), variable):
         if name in table:
             return name
     raise MscaleError(
@@ -53,7 +53,7 @@ def column_for(table: pd.DataFrame, law: Law, variable: str, default: str, given
     )
 
 
-def rows(
+def select_rows(
     table: pd.DataFrame,
     law: Law,
     columns: Mapping[str, str] | None = None,
@@ -61,7 +61,7 @@ def rows(
     phases: Sequence[str] | None = ("end",),
     per: str | None = None,
     group: str | None = None,
-) -> Rows:
+) -> SelectedRows:
     """Chooses and checks the rows that a law is fitted to.
 
     Args:
@@ -130,7 +130,7 @@ def rows(
     groups = table[chosen].astype(str).to_numpy() if chosen else np.arange(len(table)).astype(str)
     level = np.full(len(table), "") if per is None else table[per].astype(str).to_numpy()
     kept = table[keep]
-    return Rows(
+    return SelectedRows(
         kept,
         {variable: array[keep] for variable, array in values.items()},
         y[keep],
@@ -204,7 +204,7 @@ def _ratio(values: Mapping[str, np.ndarray], names: Mapping, keep: np.ndarray, n
     if N is None or D is None:
         return
     middle = float(np.exp(np.mean(np.log(D[keep] / N[keep]))))
-    if middle < FEW_TOKENS:
+    if middle < _MIN_TOKENS_PER_PARAMETER:
         notes.append(
             f"runs saw {middle:.2g} tokens a parameter: both are expected as plain counts, so check the unit of "
             f"{names.get('D', names.get('D_t'))!r} and {names['N']!r}"
@@ -214,8 +214,8 @@ def _ratio(values: Mapping[str, np.ndarray], names: Mapping, keep: np.ndarray, n
 def _unit(array: np.ndarray, name: str, notes: list[str]) -> None:
     """Tokens in billions or parameters in millions show in the order of magnitude."""
     middle = float(np.exp(np.mean(np.log(array[array > 0])))) if (array > 0).any() else 0.0
-    if name in COUNTS and 0 < middle < 1e3:
+    if name in _COUNT_UNITS and 0 < middle < 1e3:
         notes.append(
-            f"column {name!r} has a geometric mean of {middle:.3g}: {COUNTS[name]} are expected as plain counts, "
+            f"column {name!r} has a geometric mean of {middle:.3g}: {_COUNT_UNITS[name]} are expected as plain counts, "
             f"not in thousands, millions or billions; A, B and compute are off by that factor if it is another unit"
         )

@@ -51,7 +51,7 @@ def to_hessian(selects: Sequence[np.ndarray]) -> Scatter:
     return Scatter.of(parts, sum(len(S) ** 2 for S in selects))
 
 
-def to_leverage(selects: Sequence[np.ndarray], group: np.ndarray, cell: np.ndarray, groups: int) -> Scatter:
+def to_group_jacobian(selects: Sequence[np.ndarray], group: np.ndarray, cell: np.ndarray, groups: int) -> Scatter:
     """From slopes summed over runs (k, R), the rows of a group (R,) in a cell (R,), to θ and groups, (P·G,)."""
     R, parts = len(group), []
     for number, S in enumerate(selects):

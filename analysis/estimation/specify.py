@@ -11,8 +11,8 @@ import pandas as pd
 from analysis import laws
 from analysis.estimation import rows as checks
 from analysis.estimation.autodiff import Jet
-from analysis.estimation.problem import Cell, Problem
-from analysis.estimation.sufficiency import MANY
+from analysis.estimation.problem import ParameterCell, Problem
+from analysis.estimation.sufficiency import MIN_GROUPS_FOR_RESAMPLING
 from analysis.laws.law import Law, Parameter
 from mscale.errors import MscaleError, nearest
 
@@ -33,7 +33,7 @@ class Spec:
     options: Mapping[str, Any]
 
 
-def build(
+def build_problem(
     law: Law,
     spec: Spec,
     x: Mapping[str, np.ndarray],
@@ -66,7 +66,7 @@ def build(
         pinned: list[int] = []
         for index, parameter in enumerate(law.parameters):
             source = law.parameter(spec.tie.get(parameter.name, parameter.name))
-            full = _name(source, name, spec.shared)
+            full = _fitted_name(source, name, spec.shared)
             known = spec.fixed.get(full or "", spec.fixed.get(source.name))
             if known is not None:
                 offset[index] = _fixed_value(source, known)
@@ -97,7 +97,7 @@ def build(
         for index in pinned:  # fixed in the paper's units: take the reference out again
             matrix[index] -= shift[index] @ matrix
             offset[index] -= shift[index] @ offset
-        cells.append(Cell(rows, matrix[:, keep], offset))
+        cells.append(ParameterCell(rows, matrix[:, keep], offset))
     which = [which[index] for index in keep]
     limits = np.array([q.bounds for q in which], float).reshape(-1, 2)
     logged = np.array([q.log for q in which], bool)
@@ -120,7 +120,7 @@ def build(
     return problem, tuple(names[index] for index in keep)
 
 
-def _name(parameter: Parameter, level: str, shared: tuple[str, ...]) -> str | None:
+def _fitted_name(parameter: Parameter, level: str, shared: tuple[str, ...]) -> str | None:
     """The fitted parameter's name at a level, or None where it does not exist there."""
     if parameter.labels is not None:
         if level not in parameter.labels:
@@ -155,16 +155,16 @@ def _references(
 
 def _inactive(law: Law, x: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Parameters on which none of the rows depends, with the (fitted-scale) value they are held at."""
-    touched = depends(law, x)
-    return {q.name: idle(q) for q, rows in zip(law.parameters, touched, strict=True) if not rows.any()}
+    touched = row_dependence(law, x)
+    return {q.name: inactive_value(q) for q, rows in zip(law.parameters, touched, strict=True) if not rows.any()}
 
 
-def idle(parameter: Parameter) -> float:
+def inactive_value(parameter: Parameter) -> float:
     """The value in the fitted scale at which a parameter is held that no row depends on."""
     return float(np.mean(np.log(parameter.start))) if parameter.log else parameter.absent
 
 
-def depends(law: Law, x: Mapping[str, np.ndarray]) -> np.ndarray:
+def row_dependence(law: Law, x: Mapping[str, np.ndarray]) -> np.ndarray:
     """(k, n) bool: whether the prediction of a row changes with a parameter of the law."""
     probe = [np.mean(np.log(q.start)) if q.log else np.mean(q.start) for q in law.parameters]
     parts = [Jet.variable(np.array([[value]]), index, 1) for index, value in enumerate(probe)]
@@ -180,12 +180,12 @@ def depends(law: Law, x: Mapping[str, np.ndarray]) -> np.ndarray:
     return found
 
 
-DELTA = 1e-3
-WEIGHT = "__weight__"
+HUBER_DELTA = 1e-3
+_WEIGHT_COLUMN = "__weight__"
 
 
 @dataclasses.dataclass(frozen=True)
-class Draft:
+class Specification:
     """A law over the rows that it is to be fitted to.
 
     problem: over rows sorted by level and group; names: of its parameters. rows: as they were chosen and checked, of
@@ -195,14 +195,14 @@ class Draft:
     law: Law
     problem: Problem
     names: tuple[str, ...]
-    rows: checks.Rows
+    rows: checks.SelectedRows
     order: np.ndarray
     group_names: tuple[str, ...]
     per: str | None
     spec: Spec
 
 
-def draft(
+def specify(
     law: str | Law,
     table: Any,
     columns: Mapping[str, str] | None = None,
@@ -214,24 +214,24 @@ def draft(
     fixed: Mapping[str, float] | None = None,
     tie: Mapping[str, str] | None = None,
     loss: str = "auto",
-    delta: float = DELTA,
+    delta: float = HUBER_DELTA,
     residual: str | None = None,
     weights: str | Sequence[float] | None = None,
     priors: Mapping[str, tuple[float, float]] | None = None,
     phases: Sequence[str] | None = ("end",),
     group: str | None = None,
     **options: Any,
-) -> Draft:
+) -> Specification:
     """What `analysis.fit`, whose arguments these are, searches the optimum of."""
-    table = _weighed(as_table(table), weights)
+    table = _with_weights(as_table(table), weights)
     law, table, options = laws.prepare(law, table, exposure=exposure, target=target, **options)
     if residual is not None:
         if residual not in ("log", "additive"):
             raise MscaleError(f"residual={residual!r}: expected 'log' or 'additive'")
         law = with_residual(law, residual)
-    per = _per(law, table, per)
-    _known(law, share or (), fixed or {}, tie or {}, priors or {})
-    rows = checks.rows(table, law, columns, phases=phases, per=per, group=group)
+    per = _level_column(law, table, per)
+    _check_parameter_names(law, share or (), fixed or {}, tie or {}, priors or {})
+    rows = checks.select_rows(table, law, columns, phases=phases, per=per, group=group)
     group_names, codes = np.unique(rows.group, return_inverse=True)
     order = np.lexsort((codes, rows.level))
     everything = tuple(parameter.name for parameter in law.parameters)
@@ -239,11 +239,11 @@ def draft(
         shared=everything if per is None else tuple(law.share if share is None else share),
         fixed=dict(fixed or {}),
         tie=dict(tie or {}),
-        delta=threshold(loss, delta, codes),
+        delta=huber_threshold(loss, delta, codes),
         residual=law.residual,
         options=options,
     )
-    problem, names = build(
+    problem, names = build_problem(
         law,
         spec,
         {variable: values[order] for variable, values in rows.x.items()},
@@ -252,7 +252,7 @@ def draft(
         codes[order],
         _weights(rows.table)[order],
     )
-    return Draft(law, problem, names, rows, order, tuple(map(str, group_names)), per, spec)
+    return Specification(law, problem, names, rows, order, tuple(map(str, group_names)), per, spec)
 
 
 def with_residual(law: Law, residual: str) -> Law:
@@ -276,7 +276,7 @@ def as_table(table: Any) -> pd.DataFrame:
         raise MscaleError(f"table: {error}; expected a DataFrame or arrays of one length") from error
 
 
-def _weighed(frame: pd.DataFrame, weights: str | Sequence[float] | None) -> pd.DataFrame:
+def _with_weights(frame: pd.DataFrame, weights: str | Sequence[float] | None) -> pd.DataFrame:
     if weights is None:
         return frame
     if isinstance(weights, str):
@@ -290,13 +290,13 @@ def _weighed(frame: pd.DataFrame, weights: str | Sequence[float] | None) -> pd.D
         values = np.asarray(weights, float)
         if len(values) != len(frame):
             raise MscaleError(f"weights: {len(values)} given for {len(frame)} rows")
-    return frame.assign(**{WEIGHT: values})
+    return frame.assign(**{_WEIGHT_COLUMN: values})
 
 
 def _weights(table: pd.DataFrame) -> np.ndarray:
-    if WEIGHT not in table:
+    if _WEIGHT_COLUMN not in table:
         return np.ones(len(table))
-    values = table[WEIGHT].to_numpy(float)
+    values = table[_WEIGHT_COLUMN].to_numpy(float)
     if not (np.isfinite(values) & (values > 0)).all():
         raise MscaleError(
             "weights must be finite and positive (and loss_se positive): drop or mend those rows"
@@ -304,7 +304,7 @@ def _weights(table: pd.DataFrame) -> np.ndarray:
     return values / values.mean()
 
 
-def threshold(loss: str, delta: float, codes: np.ndarray) -> float | None:
+def huber_threshold(loss: str, delta: float, codes: np.ndarray) -> float | None:
     """Huber's threshold for rows of these groups, None for least squares."""
     if loss not in ("auto", "huber", "squares"):
         raise MscaleError(f"loss={loss!r}: expected 'auto', 'huber' or 'squares'")
@@ -312,11 +312,11 @@ def threshold(loss: str, delta: float, codes: np.ndarray) -> float | None:
         raise MscaleError(f"delta={delta!r}: Huber's threshold must be positive")
     if loss == "auto":
         alone = len(np.unique(codes)) == len(codes)
-        loss = "huber" if alone and len(codes) >= MANY else "squares"
+        loss = "huber" if alone and len(codes) >= MIN_GROUPS_FOR_RESAMPLING else "squares"
     return delta if loss == "huber" else None
 
 
-def _per(law: Law, table: pd.DataFrame, per: str | None) -> str | None:
+def _level_column(law: Law, table: pd.DataFrame, per: str | None) -> str | None:
     if per == "auto":
         per = law.parameters_per
         if per is None or per not in table:
@@ -327,7 +327,7 @@ def _per(law: Law, table: pd.DataFrame, per: str | None) -> str | None:
     return per
 
 
-def _known(law: Law, *wanted: Any) -> None:
+def _check_parameter_names(law: Law, *wanted: Any) -> None:
     names = [parameter.name for parameter in law.parameters]
     for given in wanted:
         values = (

@@ -9,11 +9,11 @@ from analysis.estimation.problem import Problem
 from analysis.laws.law import Law
 from mscale.errors import MscaleError
 
-MANY = 40  # groups from which resampling them holds
-SPARE = 3  # groups needed beyond the parameters
+MIN_GROUPS_FOR_RESAMPLING = 40  # groups from which resampling them holds
+MIN_RESIDUAL_GROUPS = 3  # groups needed beyond the parameters
 
 
-def enough(law: Law, problem: Problem, names: tuple[str, ...], groups: int, few: bool) -> None:
+def require_enough_data(law: Law, problem: Problem, names: tuple[str, ...], groups: int, few: bool) -> None:
     """Raises MscaleError, with the number missing, where the rows or groups cannot carry the parameters."""
     for parameter in law.parameters:
         for exponent, variable, _ in parameter.reference:
@@ -35,15 +35,15 @@ def enough(law: Law, problem: Problem, names: tuple[str, ...], groups: int, few:
         raise MscaleError(
             f"{distinct} distinct points for {size} parameters ({listed}): add runs, or share or fix parameters"
         )
-    if groups < size + SPARE and not few:
+    if groups < size + MIN_RESIDUAL_GROUPS and not few:
         raise MscaleError(
-            f"{groups} groups (root runs) for {size} parameters ({listed}): {size + SPARE} are needed before an "
-            f"interval means anything, so {size + SPARE - groups} more. Add runs, share or fix parameters, or "
+            f"{groups} groups (root runs) for {size} parameters ({listed}): {size + MIN_RESIDUAL_GROUPS} are needed before an "
+            f"interval means anything, so {size + MIN_RESIDUAL_GROUPS - groups} more. Add runs, share or fix parameters, or "
             f"fit all the same with few_groups=True"
         )
 
 
-def remarks(agreement: Mapping[str, Any], problem: Problem, theta: np.ndarray) -> list[str]:
+def search_warnings(agreement: Mapping[str, Any], problem: Problem, theta: np.ndarray) -> list[str]:
     """What the search says about its optimum (P,), for people."""
     found = []
     if agreement["agreeing"] < 2 and agreement["starts"] > 1:
@@ -57,18 +57,18 @@ def remarks(agreement: Mapping[str, Any], problem: Problem, theta: np.ndarray) -
     return found
 
 
-def few_groups_note(problem: Problem, groups: int) -> list[str]:
+def few_groups_warning(problem: Problem, groups: int) -> list[str]:
     """A warning where there are too few groups for what intervals rest on."""
     if problem.delta is None:
-        if groups >= problem.size + SPARE:
+        if groups >= problem.size + MIN_RESIDUAL_GROUPS:
             return []
         return [
             f"{groups} groups cannot tell noise that they share from {problem.size} parameters: rows are taken as "
             f"independent, and intervals are too narrow"
         ]
-    if groups >= MANY:
+    if groups >= MIN_GROUPS_FOR_RESAMPLING:
         return []
     return [
-        f"intervals resample {groups} groups: with fewer than {MANY} they are too narrow; loss='squares' gives "
+        f"intervals resample {groups} groups: with fewer than {MIN_GROUPS_FOR_RESAMPLING} they are too narrow; loss='squares' gives "
         f"profile intervals, which are closer to nominal"
     ]

@@ -11,20 +11,20 @@ import functools
 import numpy as np
 from scipy.linalg.lapack import dpotrf, dpotri
 
-from analysis.estimation.aliasing import Reduced, reduce
-from analysis.estimation.optimize import LARGE, minimise
-from analysis.estimation.problem import Members, Problem
-from analysis.estimation.sufficiency import SPARE
+from analysis.estimation.aliasing import Reduction, remove_aliased
+from analysis.estimation.optimize import LARGE_PROBLEM, minimise
+from analysis.estimation.problem import Batch, Problem
+from analysis.estimation.sufficiency import MIN_RESIDUAL_GROUPS
 
 # Values of 1 + m·ρ, m the rows of the largest group. Below 1 the rows of a group differ more than those of several:
 # no noise is like that, but an estimate must be free to fall there, or intervals are too wide where nothing is shared.
-SHARING = np.geomspace(0.04, 1000.0, 20)
-FLAT = 1e-12  # eigenvalue of the scaled information, over the largest, of a direction that changes nothing
-LEAST = 1e-7  # relative noise below which only rounding is left, for data that a law made
+VARIANCE_INFLATION_GRID = np.geomspace(0.04, 1000.0, 20)
+FLAT_EIGENVALUE = 1e-12  # eigenvalue of the scaled information, over the largest, of a direction that changes nothing
+_MIN_RELATIVE_NOISE = 1e-7  # relative noise below which only rounding is left, for data that a law made
 
 
 @dataclasses.dataclass(frozen=True)
-class Noise:
+class GroupNoise:
     """The noise of S least-squares fits, R values of ρ averaged over.
 
     ratio (R,), chance (S, R) of each, theta (S, R, P) the optimum given it, sigma2 (S, R) variance of a row,
@@ -39,7 +39,7 @@ class Noise:
     inner: np.ndarray
     freedom: int
     best: np.ndarray
-    reduced: Reduced
+    reduced: Reduction
 
     @functools.cached_property
     def inverse(self) -> np.ndarray:
@@ -56,7 +56,7 @@ class Noise:
             return self
         S, R, P = self.theta.shape
         theta = reduced.inwards(self.theta.reshape(S * R, P)).reshape(S, R, -1)
-        return dataclasses.replace(self, theta=theta, reduced=reduce(reduced.inner))
+        return dataclasses.replace(self, theta=theta, reduced=remove_aliased(reduced.inner))
 
     def at_best(self, values: np.ndarray) -> np.ndarray:
         """(S, R, ...) -> (S, ...) at ρ̂."""
@@ -69,23 +69,23 @@ class Noise:
         return np.sqrt(np.maximum(variance, 0.0))
 
 
-def noise(problem: Problem, theta: np.ndarray, y: np.ndarray | None = None) -> Noise:
+def estimate_noise(problem: Problem, theta: np.ndarray, y: np.ndarray | None = None) -> GroupNoise:
     """Estimates ρ and the noise at least-squares optima theta (S, P).
 
     ρ = 0 where no group has two rows, and with fewer than P + 3 groups, which cannot tell what they share.
     y: (S, n) responses of planted studies (None: the problem's own).
     """
     S, P = theta.shape
-    ratio, reduced = ratios(problem), reduce(problem)
+    ratio, reduced = ratio_grid(problem), remove_aliased(problem)
     R, inner = len(ratio), reduced.inner
     members = problem.members(y=None if y is None else np.repeat(y, R, axis=0), ratio=np.tile(ratio, S))
     theta = np.repeat(theta, R, axis=0)
-    given = _given(inner, reduced.inwards(theta), members)
+    given = _conditional_fit(inner, reduced.inwards(theta), members)
     restricted = given.restricted.reshape(S, R)
     # The reference prior, 1/σ² for the variance within and for that between groups: uniform in log(1 + m·ρ), as
     # the grid is, which makes an interval between groups Student's with the freedom of the groups.
     chance = np.exp(restricted - restricted.max(axis=1, keepdims=True))
-    return Noise(
+    return GroupNoise(
         ratio,
         chance / chance.sum(axis=1, keepdims=True),
         reduced.outwards(given.theta, theta).reshape(S, R, P),
@@ -97,15 +97,15 @@ def noise(problem: Problem, theta: np.ndarray, y: np.ndarray | None = None) -> N
     )
 
 
-def ratios(problem: Problem) -> np.ndarray:
+def ratio_grid(problem: Problem) -> np.ndarray:
     """(R,) the values of ρ that are averaged over."""
     # With hardly more groups than parameters, noise that groups share can pass for anything the law says about them.
-    repeated = np.bincount(problem.group).max() > 1 and problem.groups >= problem.size + SPARE
-    return (SHARING - 1.0) / np.bincount(problem.group, problem.weight).max() if repeated else np.zeros(1)
+    repeated = np.bincount(problem.group).max() > 1 and problem.groups >= problem.size + MIN_RESIDUAL_GROUPS
+    return (VARIANCE_INFLATION_GRID - 1.0) / np.bincount(problem.group, problem.weight).max() if repeated else np.zeros(1)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Given:
+class _ConditionalFit:
     """Optima theta (B, P) given ρ, the variance of a row, the restricted log likelihood (B,), inverses (B, P, P)."""
 
     theta: np.ndarray
@@ -114,28 +114,28 @@ class _Given:
     inverse: np.ndarray
 
 
-def _given(problem: Problem, theta: np.ndarray, members: Members) -> _Given:
+def _conditional_fit(problem: Problem, theta: np.ndarray, members: Batch) -> _ConditionalFit:
     """The optima given the ρ of the members, from theta (B, P)."""
     theta = minimise(problem, theta, members, damping=1e-3).theta
     rss = 2 * problem.objective(theta, members)
-    return _told(problem, theta, members, rss, *invert(problem.system(theta, members)[3]))
+    return _told(problem, theta, members, rss, *pseudo_inverse(problem.system(theta, members)[3]))
 
 
 def _told(
     problem: Problem,
     theta: np.ndarray,
-    members: Members,
+    members: Batch,
     rss: np.ndarray,
     inverse: np.ndarray,
     log_determinant: np.ndarray,
-) -> _Given:
+) -> _ConditionalFit:
     freedom = np.array([max(1, len(problem.y) - problem.size)])
     weight = np.bincount(problem.group, problem.weight)
-    sigma2, restricted = likelihood(problem, members.ratio, rss, log_determinant, freedom, weight)
-    return _Given(theta, sigma2, restricted, inverse)
+    sigma2, restricted = restricted_likelihood(problem, members.ratio, rss, log_determinant, freedom, weight)
+    return _ConditionalFit(theta, sigma2, restricted, inverse)
 
 
-def likelihood(
+def restricted_likelihood(
     problem: Problem,
     ratio: np.ndarray,
     rss: np.ndarray,
@@ -150,27 +150,27 @@ def likelihood(
         parameters. weight (G,) or (B, G): of the rows of each group.
     """
     typical = 1.0 if problem.law.residual == "log" else float(np.abs(problem.y).mean())
-    sigma2 = np.maximum(rss / freedom, (LEAST * typical) ** 2)
+    sigma2 = np.maximum(rss / freedom, (_MIN_RELATIVE_NOISE * typical) ** 2)
     log_V = np.log1p(ratio[:, None] * weight).sum(axis=1)
     return sigma2, -0.5 * (freedom * np.log(sigma2) + log_V + log_determinant)
 
 
-def invert(information: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pseudo_inverse(information: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pseudo-inverses of (B, P, P) and the log determinants of what is not flat (B,)."""
     scale = np.sqrt(np.maximum(np.einsum("rii->ri", information), 1e-300))
     scaled = information / scale[:, :, None] / scale[:, None, :]
-    found = by_cholesky(scaled) if scaled.shape[1] >= LARGE else None
+    found = inverse_by_cholesky(scaled) if scaled.shape[1] >= LARGE_PROBLEM else None
     if found is None:
         values, vectors = np.linalg.eigh(scaled)
-        solid = values > FLAT * values[:, -1:]
-        weight = np.where(solid, 1 / np.where(solid, values, 1.0), 1 / FLAT)
+        solid = values > FLAT_EIGENVALUE * values[:, -1:]
+        weight = np.where(solid, 1 / np.where(solid, values, 1.0), 1 / FLAT_EIGENVALUE)
         inverse = (vectors * weight[:, None]) @ vectors.swapaxes(1, 2)
         found = inverse, np.where(solid, np.log(np.where(solid, values, 1.0)), 0.0).sum(1)
     inverse, log_determinant = found
     return inverse / scale[:, :, None] / scale[:, None, :], log_determinant + 2 * np.log(scale).sum(1)
 
 
-def by_cholesky(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def inverse_by_cholesky(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Inverses and log determinants of matrices (B, P, P) with ones on the diagonal; None if one is nearly flat."""
     inverse, log_determinant = np.empty_like(matrices), np.empty(len(matrices))
     for number, matrix in enumerate(matrices):
@@ -180,7 +180,7 @@ def by_cholesky(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         log_determinant[number] = 2 * np.log(np.diag(factor)).sum()
         half, failed = dpotri(factor, lower=1)
         # The trace bounds the least eigenvalue from below, and the largest is at most P.
-        if failed or not np.trace(half) < 1 / (FLAT * len(matrix)):
+        if failed or not np.trace(half) < 1 / (FLAT_EIGENVALUE * len(matrix)):
             return None
         inverse[number] = np.tril(half) + np.tril(half, -1).T
     return inverse, log_determinant

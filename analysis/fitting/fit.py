@@ -18,8 +18,8 @@ import pandas as pd
 from analysis import laws
 from analysis.estimation import rows as checks
 from analysis.estimation.estimate import estimate
-from analysis.estimation.specify import DELTA, Spec, as_table, build, draft, with_residual
-from analysis.estimation.sufficiency import enough, few_groups_note, remarks
+from analysis.estimation.specify import HUBER_DELTA, Spec, as_table, build_problem, specify, with_residual
+from analysis.estimation.sufficiency import require_enough_data, few_groups_warning, search_warnings
 from analysis.fitting.result import FORMAT, Fit
 from analysis.laws.law import Law
 from mscale.errors import MscaleError
@@ -37,7 +37,7 @@ def fit(
     fixed: Mapping[str, float] | None = None,
     tie: Mapping[str, str] | None = None,
     loss: str = "auto",
-    delta: float = DELTA,
+    delta: float = HUBER_DELTA,
     residual: str | None = None,
     weights: str | Sequence[float] | None = None,
     priors: Mapping[str, tuple[float, float]] | None = None,
@@ -93,11 +93,11 @@ def fit(
     if law == "data_constrained" and options.pop("two_stage", False):
         how |= {"few_groups": few_groups, "seed": seed}
         return _in_two_stages(as_table(table), columns, fixed or {}, how)
-    drafted = draft(law, table, columns, fixed=fixed, **how, **options)
+    drafted = specify(law, table, columns, fixed=fixed, **how, **options)
     groups, rows = len(drafted.group_names), drafted.rows
-    enough(drafted.law, drafted.problem, drafted.names, groups, few_groups)
+    require_enough_data(drafted.law, drafted.problem, drafted.names, groups, few_groups)
     found = estimate(drafted.problem, drafted.names, priors or {}, seed)
-    said = (*remarks(found.agreement, found.problem, found.theta), *few_groups_note(found.problem, groups))
+    said = (*search_warnings(found.agreement, found.problem, found.theta), *few_groups_warning(found.problem, groups))
     return Fit(
         law=drafted.law,
         problem=found.problem,
@@ -172,7 +172,7 @@ def from_json(text: str, law: Law | None = None) -> Fit:
     law = laws.rebuild(saved["law"], spec.options) if law is None else law
     law = with_residual(law, spec.residual)
     data = saved["data"]
-    problem, names = build(
+    problem, names = build_problem(
         law,
         dataclasses.replace(spec, shared=tuple(spec.shared)),
         {name: np.array(values, float) for name, values in data["x"].items()},

@@ -97,9 +97,9 @@ class Fit:
         return "profile" if self.problem.delta is None else "bootstrap"
 
     @property
-    def noise(self) -> variance_components.Noise:
+    def noise(self) -> variance_components.GroupNoise:
         """Of a least-squares fit: the standard deviation of a row and what groups share (a batch of one)."""
-        return self.once("noise", lambda: variance_components.noise(self.problem, self.theta[None]))
+        return self.once("noise", lambda: variance_components.estimate_noise(self.problem, self.theta[None]))
 
     def draws(self, count: int = DRAWS, seed: int = 0) -> np.ndarray:
         """(count, P) bootstraps in the fitted scale, of a fit with Huber's loss.

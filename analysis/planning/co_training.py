@@ -16,7 +16,7 @@ from analysis.planning.answer import STUDY, Answer, check_positive, check_range
 from analysis.planning.mixture import AVERAGED, check_told, data_limits, tails
 from analysis.study.results import need_fit
 from analysis.text import few, signed, span
-from analysis.uncertainty.delta_method import interval
+from analysis.uncertainty.delta_method import delta_interval
 from analysis.uncertainty.posterior import draws
 from mscale.errors import MscaleError
 
@@ -45,7 +45,7 @@ def co_training(target: str, results: Mapping[str, Any], flops: float, params: f
     order = [index for index in np.argsort(-worth, kind="stable") if index != own]
     share = 1 - float(best.rates[own])
     level = float(results["level"])
-    gain = interval(
+    gain = delta_interval(
         fit,
         lambda at: _loss_at(fit, at, target, limits, alone) - _loss_at(fit, at, target, limits, best),
         level,

@@ -19,7 +19,7 @@ from analysis.planning.answer import (
 from analysis.study.results import saved_fit
 from analysis.tables import published
 from analysis.text import count
-from analysis.uncertainty.delta_method import interval
+from analysis.uncertainty.delta_method import delta_interval
 from mscale.errors import MscaleError
 
 
@@ -58,7 +58,7 @@ def least_compute(
     point, weight = grown(fit.theta[None])
     factors = {}
     for column, name in (("parameters", "N"), ("tokens", "D_tot"), ("flops", "C")):
-        ends = interval(fit, lambda theta, name=name: np.log(getattr(grown(theta)[0], name)), level)  # type: ignore[misc]
+        ends = delta_interval(fit, lambda theta, name=name: np.log(getattr(grown(theta)[0], name)), level)  # type: ignore[misc]
         factors[column] = np.exp(np.clip(ends, -700.0, 700.0))
     row |= {
         "parameters": params * float(factors["parameters"][0]),

@@ -15,8 +15,8 @@ from analysis.planning.allocation import Allocation, Laws
 from analysis.planning.answer import STUDY, Answer, check_positive, check_range
 from analysis.study.results import need_fit
 from analysis.text import count, few, signed, span
-from analysis.uncertainty.delta_method import gradient, interval
-from analysis.uncertainty.posterior import draws, room
+from analysis.uncertainty.delta_method import gradient, delta_interval
+from analysis.uncertainty.posterior import draws, local_posterior
 from mscale.errors import MscaleError, nearest
 
 # Draws that the loss is averaged over, and draws that are each optimised on their own to see how far rates move.
@@ -174,14 +174,14 @@ def data_limits(results: Mapping[str, Any], unique: Mapping[str, float] | None, 
 
 def _at_one_size(fit: Fit, targets: Sequence[str]) -> list[str]:
     """The targets whose E and A the runs do not tell apart."""
-    moved = {name for name, moves in zip(fit.names, room(fit).moved, strict=True) if moves}
+    moved = {name for name, moves in zip(fit.names, local_posterior(fit).moved, strict=True) if moves}
     return [name for name in targets if {f"E[{name}]", f"A[{name}]"} & moved]
 
 
 def untold(fit: Fit, laws: Laws, at: Allocation) -> list[str]:
     """The targets whose loss at this size the runs do not tell, since they were run at another one alone."""
     limits = dict(zip(laws.sources, laws.unique, strict=True))
-    left, found = room(fit), []
+    left, found = local_posterior(fit), []
     for target in _at_one_size(fit, laws.targets):
 
         def loss(theta: np.ndarray, target: str = target) -> np.ndarray:
@@ -237,7 +237,7 @@ def _rates(laws: Laws, best: Allocation, redone: Sequence[Allocation], level: fl
 
 def _compared(fit: Fit, aim: Aim, laws: Laws, best: Allocation, level: float) -> list[dict[str, Any]]:
     """The chosen mixture and its rivals: loss, and how much worse a rival is, each with its interval."""
-    value, low, high = interval(fit, lambda theta: aim.loss(fit, theta, best), level)
+    value, low, high = delta_interval(fit, lambda theta: aim.loss(fit, theta, best), level)
     rows = [{"mixture": "this one", "loss": value, "low": low, "high": high, "parameters": best.params}]
     for name, rates in allocation.rivals(laws, best.tokens).items():
         other = aim.best(laws, rates=rates)
@@ -248,7 +248,7 @@ def _compared(fit: Fit, aim: Aim, laws: Laws, best: Allocation, level: float) ->
             def worse(theta: np.ndarray, at: Allocation = other) -> np.ndarray:
                 return aim.loss(fit, theta, at) - aim.loss(fit, theta, best)
 
-            row["worse_by"], row["worse_low"], row["worse_high"] = interval(fit, worse, level)
+            row["worse_by"], row["worse_low"], row["worse_high"] = delta_interval(fit, worse, level)
         else:
             row["loss"] = None
         rows.append(row)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.crossover import crossover
 from analysis.curves.study import StudyCurves, study_curves
-from analysis.estimation.objective import one_thread
+from analysis.estimation.objective import one_blas_thread
 from analysis.laws.atlas import partners
 from analysis.second_process import Beside
 from analysis.study.law_comparison import SPLITS, compare
@@ -82,7 +82,7 @@ def analyse(
     runs = describe_mixtures(rows)
     curves = study_curves(rows, runs=runs)
     results: dict[str, Any] = {"format": FORMAT, "level": level, "seed": seed}
-    with one_thread(), progress("Analysing", len(STAGES), "steps") as advance:
+    with one_blas_thread(), progress("Analysing", len(STAGES), "steps") as advance:
 
         def stage(name: str, compute: Callable[[], Any]) -> Any:
             found = compute()

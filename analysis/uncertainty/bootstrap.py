@@ -8,7 +8,7 @@ from analysis.estimation.problem import Problem
 
 def bootstrap(problem: Problem, theta: np.ndarray, count: int, seed: int) -> np.ndarray:
     """(count, P): the fit repeated on resampled groups, all rows of a group together."""
-    return refit(problem, theta, resamples(problem.groups, count, seed)[:, problem.group]).theta
+    return refit_resampled(problem, theta, resamples(problem.groups, count, seed)[:, problem.group]).theta
 
 
 def resamples(groups: int, count: int, seed: int) -> np.ndarray:
@@ -18,7 +18,7 @@ def resamples(groups: int, count: int, seed: int) -> np.ndarray:
     return np.bincount(drawn.ravel(), minlength=count * groups).reshape(count, groups).astype(float)
 
 
-def refit(problem: Problem, theta: np.ndarray, times: np.ndarray) -> Minimum:
+def refit_resampled(problem: Problem, theta: np.ndarray, times: np.ndarray) -> Minimum:
     """The optima of problems whose rows count times (B, n) as often, from the optimum theta (P,) of this one."""
     metric = problem.system(theta[None], problem.members())[3][0]
     start, members = np.tile(theta, (len(times), 1)), problem.members(times=times)

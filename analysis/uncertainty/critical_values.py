@@ -5,13 +5,13 @@ import functools
 import numpy as np
 from scipy.stats import t as student
 
-from analysis.estimation.variance_components import Noise
+from analysis.estimation.variance_components import GroupNoise
 
-HALVINGS = 40
+_BISECTIONS = 40
 
 
-def critical(
-    noise: Noise, study: np.ndarray, slope: np.ndarray, level: float
+def critical_values(
+    noise: GroupNoise, study: np.ndarray, slope: np.ndarray, level: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper critical values (T,), in standard errors at ρ̂, of quantities with gradients slope (T, P).
 
@@ -28,11 +28,11 @@ def critical(
     shift = (centre - centre[rows, best, None]) / spread[rows, best, None]
     width = spread / spread[rows, best, None]
     chance = noise.chance[study]
-    grid, table = _student(noise.freedom)
+    grid, table = _student_table(noise.freedom)
 
     def quantile(probability: float) -> np.ndarray:
         low, high = np.full(len(study), grid[0]), np.full(len(study), grid[-1])
-        for _ in range(HALVINGS):
+        for _ in range(_BISECTIONS):
             middle = 0.5 * (low + high)
             mass = np.einsum("tr,tr->t", chance, np.interp((middle[:, None] - shift) / width, grid, table))
             low, high = np.where(mass < probability, middle, low), np.where(mass < probability, high, middle)
@@ -42,7 +42,7 @@ def critical(
 
 
 @functools.lru_cache(maxsize=64)
-def _student(freedom: int) -> tuple[np.ndarray, np.ndarray]:
+def _student_table(freedom: int) -> tuple[np.ndarray, np.ndarray]:
     """Student's distribution function on a grid, fine where intervals end."""
     half = np.concatenate([np.linspace(0.0, 8.0, 801), np.geomspace(8.1, 1e4, 200)])
     grid = np.concatenate([-half[:0:-1], half])

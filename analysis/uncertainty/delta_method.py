@@ -9,18 +9,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-from analysis.estimation.aliasing import unreduced
-from analysis.estimation.variance_components import Noise
-from analysis.uncertainty.critical_values import critical
+from analysis.estimation.aliasing import identity_reduction
+from analysis.estimation.variance_components import GroupNoise
+from analysis.uncertainty.critical_values import critical_values
 from analysis.uncertainty.fitted import FittedLaw
-from analysis.uncertainty.posterior import OPEN, room
+from analysis.uncertainty.posterior import FLAT_INFORMATION, local_posterior
 from mscale.errors import MscaleError
 
-Function = Callable[[np.ndarray], np.ndarray]  # θ (B, P) in the fitted scale -> (B,)
+ScalarFunction = Callable[[np.ndarray], np.ndarray]  # θ (B, P) in the fitted scale -> (B,)
 # Standard errors to either side at which a derivative is taken: decisions are nearly linear within so few.
-STEP = 0.1
-SHORT = 0.02  # step in what the data leave open, whose deviation says nothing of how curved a function is
-SAMPLED = 300  # draws that stand for a covariance where some directions end at bounds only
+_STEP = 0.1
+_FLAT_STEP = 0.02  # step in what the data leave open, whose deviation says nothing of how curved a function is
+_COVARIANCE_DRAWS = 300  # draws that stand for a covariance where some directions end at bounds only
 
 
 def covariance(fit: FittedLaw) -> np.ndarray:
@@ -35,11 +35,11 @@ def covariance(fit: FittedLaw) -> np.ndarray:
 
 
 def _covariance(fit: FittedLaw) -> np.ndarray:
-    noise, left = fit.noise, room(fit)
+    noise, left = fit.noise, local_posterior(fit)
     sigma2 = noise.at_best(noise.sigma2)[0]
     if len(left.flat):
-        away = left.draw(np.full(SAMPLED, np.sqrt(sigma2)), np.random.default_rng(0)) - left.at
-        return away.T @ away / SAMPLED / np.outer(left.per, left.per)
+        away = left.draw(np.full(_COVARIANCE_DRAWS, np.sqrt(sigma2)), np.random.default_rng(0)) - left.at
+        return away.T @ away / _COVARIANCE_DRAWS / np.outer(left.per, left.per)
     found = noise.at_best(noise.inverse)[0] * sigma2
     widest = (fit.problem.upper - fit.problem.lower) / 2
     deviation = np.sqrt(np.maximum(np.diag(found), 1e-300))
@@ -47,10 +47,10 @@ def _covariance(fit: FittedLaw) -> np.ndarray:
     return found * shrink[:, None] * shrink[None, :]
 
 
-def gradient(fit: FittedLaw, functions: Function) -> np.ndarray:
+def gradient(fit: FittedLaw, functions: ScalarFunction) -> np.ndarray:
     """(P,) derivative of functions(θ (B, P)) -> (B,) at the optimum, by central differences."""
-    step = STEP * np.sqrt(np.maximum(np.diag(covariance(fit)), 1e-300))
-    step = np.clip(step, 1e-7, np.where(room(fit).moved, SHORT, np.inf))
+    step = _STEP * np.sqrt(np.maximum(np.diag(covariance(fit)), 1e-300))
+    step = np.clip(step, 1e-7, np.where(local_posterior(fit).moved, _FLAT_STEP, np.inf))
     up = np.minimum(fit.theta + step, fit.problem.upper)
     down = np.maximum(fit.theta - step, fit.problem.lower)
     P = len(fit.theta)
@@ -62,31 +62,31 @@ def gradient(fit: FittedLaw, functions: Function) -> np.ndarray:
     return np.where(np.isfinite(found), found, 0.0)
 
 
-def interval(fit: FittedLaw, function: Function, level: float) -> tuple[float, float, float]:
+def delta_interval(fit: FittedLaw, function: ScalarFunction, level: float) -> tuple[float, float, float]:
     """The number at the optimum, and its low and high; infinite where the data say nothing of it."""
     value = float(function(fit.theta[None])[0])
-    slope, left = gradient(fit, function), room(fit)
+    slope, left = gradient(fit, function), local_posterior(fit)
     if not left.tells(slope):
         return value, -np.inf, np.inf
     noise = fit.noise
     if len(left.flat):
-        slope, noise = left.told(slope), fit.once("noise without flat directions", lambda: _told(fit))
+        slope, noise = left.told(slope), fit.once("noise without flat directions", lambda: _noise_without_flat_directions(fit))
     error = float(np.sqrt(max(slope @ covariance(fit) @ slope, 0.0)))
-    low, high = critical(noise, np.zeros(1, int), slope[None], level)
+    low, high = critical_values(noise, np.zeros(1, int), slope[None], level)
     return value, value + float(low[0]) * error, value + float(high[0]) * error
 
 
-def _told(fit: FittedLaw) -> Noise:
+def _noise_without_flat_directions(fit: FittedLaw) -> GroupNoise:
     """The noise of a fit with flat directions, without them: along those, optima at other ρ lie anywhere."""
-    noise, left = fit.noise, room(fit)
+    noise, left = fit.noise, local_posterior(fit)
     R, P = len(noise.ratio), len(fit.theta)
     members = fit.problem.members(ratio=noise.ratio)
     information = fit.problem.system(np.tile(fit.theta, (R, 1)), members)[3]
     unit = left.per * left.scale
     solid = np.eye(P) - left.flat.T @ left.flat
     values, vectors = np.linalg.eigh(solid @ (information / np.outer(unit, unit)) @ solid)
-    known = values > OPEN * values[:, -1:]
+    known = values > FLAT_INFORMATION * values[:, -1:]
     weight = np.where(known, 1.0 / np.where(known, values, 1.0), 0.0)
     inverse = (vectors * weight[:, None]) @ vectors.swapaxes(1, 2) / np.outer(unit, unit)
     theta = np.broadcast_to(fit.theta, noise.theta.shape)
-    return dataclasses.replace(noise, theta=theta, inner=inverse[None], reduced=unreduced(fit.problem))
+    return dataclasses.replace(noise, theta=theta, inner=inverse[None], reduced=identity_reduction(fit.problem))

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from analysis.estimation.problem import Problem
-from analysis.estimation.variance_components import Noise
+from analysis.estimation.variance_components import GroupNoise
 from analysis.laws.law import Law
 
 
@@ -25,6 +25,6 @@ class FittedLaw(Protocol):
     def method(self) -> str: ...
 
     @property
-    def noise(self) -> Noise: ...
+    def noise(self) -> GroupNoise: ...
 
     def once(self, key: Any, make: Any) -> Any: ...

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-FLAT = 1e-7  # singular value, over the largest, of a direction that the predictions do not depend on
-INVOLVED = 0.05  # share in such a direction from which a parameter is named
+_FLAT_SINGULAR_VALUE = 1e-7  # singular value, over the largest, of a direction that the predictions do not depend on
+_MIN_SHARE = 0.05  # share in such a direction from which a parameter is named
 
 
 def identification(fit: Any, low: np.ndarray, high: np.ndarray) -> dict[str, str]:
@@ -15,11 +15,11 @@ def identification(fit: Any, low: np.ndarray, high: np.ndarray) -> dict[str, str
     norms = np.linalg.norm(J, axis=0)
     _, singular, rows = np.linalg.svd(J / np.where(norms > 0, norms, 1.0), full_matrices=True)
     singular = np.concatenate([singular, np.zeros(len(rows) - len(singular))])
-    flat = rows[singular <= FLAT * singular[0]]
+    flat = rows[singular <= _FLAT_SINGULAR_VALUE * singular[0]]
     # The projector on all flat directions together: of several, any mixture is as flat as they are.
     together = flat.T @ flat
-    for mine in np.flatnonzero(np.diag(together) > INVOLVED**2):
-        involved = np.flatnonzero(np.abs(together[mine]) > INVOLVED**2)
+    for mine in np.flatnonzero(np.diag(together) > _MIN_SHARE**2):
+        involved = np.flatnonzero(np.abs(together[mine]) > _MIN_SHARE**2)
         others = ", ".join(fit.names[other] for other in involved if other != mine)
         reason = f"cannot be told apart from {others}" if others else "the data do not depend on it"
         reasons[fit.names[mine]] = reason

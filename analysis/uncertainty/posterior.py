@@ -10,18 +10,18 @@ import dataclasses
 
 import numpy as np
 
-from analysis.estimation.optimize import held
+from analysis.estimation.optimize import active_bounds
 from analysis.uncertainty.fitted import FittedLaw
-from analysis.uncertainty.profile import INVOLVED
-from analysis.uncertainty.truncated_normal import truncated
+from analysis.uncertainty.profile import MAX_FLAT_SHARE
+from analysis.uncertainty.truncated_normal import sample_truncated_normal
 
-ROUNDS = 20  # of draws, until enough keep the law's constraint
-OPEN = 1e-10  # of the largest scaled information: a direction that has less is open up to the bounds
-BEYOND = 3.0  # times the way between the bounds: a normal so wide is flat there
+_MAX_ROUNDS = 20  # of draws, until enough keep the law's constraint
+FLAT_INFORMATION = 1e-10  # of the largest scaled information: a direction that has less is open up to the bounds
+_FLAT_WIDTH = 3.0  # times the way between the bounds: a normal so wide is flat there
 
 
 @dataclasses.dataclass(frozen=True)
-class Room:
+class LocalPosterior:
     """What a fit leaves possible: N(centre, root·rootᵀ), per variance of a row, within low and high.
 
     In the scale φ: θ, but for what the law is linear in, which is exp(θ) (`plain`). at: the optimum; per: dφ/dθ there;
@@ -46,7 +46,7 @@ class Room:
     def tells(self, slope: np.ndarray) -> bool:
         """Whether the data tell of a number with this derivative in θ (P,): it hardly changes in flat directions."""
         along = slope / self.per / self.scale
-        return bool(np.linalg.norm(self.flat @ along) <= INVOLVED * np.linalg.norm(along))
+        return bool(np.linalg.norm(self.flat @ along) <= MAX_FLAT_SHARE * np.linalg.norm(along))
 
     def told(self, slope: np.ndarray) -> np.ndarray:
         """The derivative in θ (P,) without its part along flat directions."""
@@ -57,15 +57,15 @@ class Room:
         """(B, P) draws of φ, of standard deviations spread (B,) of a row."""
         inside = 1e-9 * (self.high - self.low)
         start = np.clip(self.at, self.low + inside, self.high - inside)
-        return truncated(self.centre, self.root, spread, self.low, self.high, start, rng)
+        return sample_truncated_normal(self.centre, self.root, spread, self.low, self.high, start, rng)
 
 
-def room(fit: FittedLaw) -> Room:
+def local_posterior(fit: FittedLaw) -> LocalPosterior:
     """The normal about a least-squares optimum, at the fit's ρ̂, with its bounds."""
-    return fit.once("room", lambda: _room(fit))
+    return fit.once("room", lambda: _local_posterior(fit))
 
 
-def _room(fit: FittedLaw) -> Room:
+def _local_posterior(fit: FittedLaw) -> LocalPosterior:
     problem, noise = fit.problem, fit.noise
     members = problem.members(ratio=noise.ratio[noise.best])
     _, slope, _, information = problem.system(fit.theta[None], members)
@@ -78,19 +78,19 @@ def _room(fit: FittedLaw) -> Room:
     per = np.where(plain, at, 1.0)
     scale = np.sqrt(np.maximum(np.diag(information[0]), 1e-300)) / per
     values, vectors = np.linalg.eigh(information[0] / np.outer(scale * per, scale * per))
-    loose = values <= OPEN * values[-1]
+    loose = values <= FLAT_INFORMATION * values[-1]
     root = vectors / np.sqrt(np.where(loose, 1.0, values)) / scale[:, None]
     if loose.any():
         root[:, loose] *= (
-            BEYOND * _way(at, root[:, loose], low, high) / np.sqrt(noise.at_best(noise.sigma2)[0])
+            _FLAT_WIDTH * _chord_lengths(at, root[:, loose], low, high) / np.sqrt(noise.at_best(noise.sigma2)[0])
         )
     # At a bound the loss would fall further: the distribution's own centre lies beyond it.
-    still = held(fit.theta[None], slope, problem)[0]
+    still = active_bounds(fit.theta[None], slope, problem)[0]
     centre = at - root @ (root.T @ np.where(still, slope[0] / per, 0.0))
-    return Room(centre, root, low, high, at, per, plain, scale, vectors[:, loose].T)
+    return LocalPosterior(centre, root, low, high, at, per, plain, scale, vectors[:, loose].T)
 
 
-def _way(at: np.ndarray, directions: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def _chord_lengths(at: np.ndarray, directions: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """(k,) how far one can go from at (P,), forth and back, along directions (P, k) between low and high (P,)."""
     moves = np.where(np.abs(directions) > 1e-6 * np.abs(directions).max(axis=0), directions, np.nan)
     ends = (np.stack([low, high])[:, :, None] - at[:, None]) / moves
@@ -105,11 +105,11 @@ def draws(fit: FittedLaw, count: int, seed: int = 0) -> np.ndarray:
     Raises:
       MscaleError: the fit is not one of least squares.
     """
-    left, noise, problem = room(fit), fit.noise, fit.problem
+    left, noise, problem = local_posterior(fit), fit.noise, fit.problem
     sigma = float(np.sqrt(noise.at_best(noise.sigma2)[0]))
     rng = np.random.default_rng([17, seed])
     kept = np.zeros((0, len(fit.theta)))
-    for _ in range(ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         found = left.draw(sigma / np.sqrt(rng.chisquare(noise.freedom, count) / noise.freedom), rng)
         theta = np.where(left.plain, np.log(np.where(left.plain, found, 1.0)), found)
         theta = np.clip(theta, problem.lower, problem.upper)

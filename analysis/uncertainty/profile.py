@@ -12,32 +12,32 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.estimation.aliasing import Reduced
-from analysis.estimation.optimize import SHRINK, held, minimise, settle, stepped
-from analysis.estimation.problem import Members, Problem
+from analysis.estimation.aliasing import Reduction
+from analysis.estimation.optimize import MAX_RELATIVE_DECREASE, active_bounds, minimise, lbfgs, apply_step
+from analysis.estimation.problem import Batch, Problem
 from analysis.estimation.quantities import Linear, Quantity
-from analysis.estimation.variance_components import FLAT, Noise, by_cholesky
-from analysis.uncertainty.bracketing import Points, guess, next_aims
-from analysis.uncertainty.critical_values import critical
+from analysis.estimation.variance_components import FLAT_EIGENVALUE, GroupNoise, inverse_by_cholesky
+from analysis.uncertainty.bracketing import ProfilePoints, extrapolate_limit, next_targets
+from analysis.uncertainty.critical_values import critical_values
 
-STIFFNESS = 4.0  # of the spring, over that of the profile
-STIFFER = 8.0  # times what it was, that it becomes where it let go
-ROUNDS = 14
-CLOSE = 0.02  # standard errors between the rise and its critical value that end the search
-NEARLY = 0.1  # and where the profile hardly bends:
-BEND = 0.0025  # share of a limit by which a parabola and a straight line differ there
-FAILURES = 2  # points that do not settle, after which a profile counts as having no end
-LEAST = 0.05  # standard errors an interval reaches to either side at least
-MANY = 40  # parameters, from which Hessians cost so much that gradients alone are given more
-STEPS = (8, 24)  # with gradients alone before Newton's, of few parameters and of many
-SETTLED = 1e-5  # share of the wanted rise that a step must promise less than; what is left may be far more
-INVOLVED = 1e-3  # share of a quantity's slope in such directions from which its profile never rises
+_PENALTY_FACTOR = 4.0  # of the spring, over that of the profile
+_PENALTY_GROWTH = 8.0  # times what it was, that it becomes where it let go
+_MAX_POINTS = 14
+_Z_TOLERANCE = 0.02  # standard errors between the rise and its critical value that end the search
+_STRAIGHT_Z_TOLERANCE = 0.1  # and where the profile hardly bends:
+_STRAIGHT_TOLERANCE = 0.0025  # share of a limit by which a parabola and a straight line differ there
+_MAX_FAILURES = 2  # points that do not settle, after which a profile counts as having no end
+_MIN_CRITICAL_VALUE = 0.05  # standard errors an interval reaches to either side at least
+_MANY_PARAMETERS = 40  # parameters, from which Hessians cost so much that gradients alone are given more
+_LBFGS_ITERATIONS = (8, 24)  # with gradients alone before Newton's, of few parameters and of many
+_LBFGS_TOLERANCE = 1e-5  # share of the wanted rise that a step must promise less than; what is left may be far more
+MAX_FLAT_SHARE = 1e-3  # share of a quantity's slope in such directions from which its profile never rises
 
 
 def intervals(
     problem: Problem,
     theta: np.ndarray,
-    noise: Noise,
+    noise: GroupNoise,
     quantities: Sequence[Quantity],
     level: float,
     y: np.ndarray | None = None,
@@ -53,22 +53,22 @@ def intervals(
         return np.zeros((S, 0)), np.zeros((S, 0))
     reduced, outer = noise.reduced, theta
     noise, theta = noise.inwards, reduced.inwards(theta)
-    pinned = dataclasses.replace(reduced.inner, pins=tuple(_inside(q, reduced) for q in quantities))
+    pinned = dataclasses.replace(reduced.inner, pins=tuple(_in_reduced_parameters(q, reduced) for q in quantities))
     ratio = noise.ratio[noise.best]
     base, slope, hessian, information = reduced.inner.system(theta, problem.members(y=y, ratio=ratio))
     scale = np.sqrt(np.maximum(np.einsum("spp->sp", information), 1e-300))
-    flat = _flat(information, scale)
-    inverse = _inverse(hessian, scale, flat, held(theta, slope, reduced.inner))
-    valley, away = _valleys(
+    flat = _flat_directions(information, scale)
+    inverse = _approximate_inverse(hessian, scale, flat, active_bounds(theta, slope, reduced.inner))
+    valley, away = _eliminated_slopes(
         dataclasses.replace(problem, pins=tuple(quantities)), outer, pinned, theta, reduced, scale
     )
-    tasks = _tasks(pinned, theta, noise, level, inverse, flat, scale, valley)
+    tasks = _limit_searches(pinned, theta, noise, level, inverse, flat, scale, valley)
     limits = np.tile([-np.inf, np.inf], S * m)
-    limits[tasks.place] = _close_in(pinned, tasks, base, ratio, y, inverse)
+    limits[tasks.place] = _find_limits(pinned, tasks, base, ratio, y, inverse)
     return limits[0::2].reshape(S, m) + away, limits[1::2].reshape(S, m) + away
 
 
-def _inside(quantity: Quantity, reduced: Reduced) -> Quantity:
+def _in_reduced_parameters(quantity: Quantity, reduced: Reduction) -> Quantity:
     """The quantity of the inner problem's parameters."""
     if not isinstance(quantity, Linear):
         return quantity
@@ -76,8 +76,8 @@ def _inside(quantity: Quantity, reduced: Reduced) -> Quantity:
     return Linear(quantity.rows[:, reduced.kept], offset)
 
 
-def _valleys(
-    outer: Problem, at: np.ndarray, pinned: Problem, theta: np.ndarray, reduced: Reduced, scale: np.ndarray
+def _eliminated_slopes(
+    outer: Problem, at: np.ndarray, pinned: Problem, theta: np.ndarray, reduced: Reduction, scale: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of each scalar, the size of its slope along the valleys that were left out, (S·m,), and by how much it differs
     between the outer problem, whose optima are `at`, and the inner one (S, m).
@@ -86,24 +86,24 @@ def _valleys(
     if not len(reduced.drop):
         return np.zeros(S * m), np.zeros((S, m))
     study, which = np.repeat(np.arange(S), m), np.tile(np.arange(m), S)
-    h, slope = values(outer, at[study], which)
+    h, slope = penalised_values(outer, at[study], which)
     place = np.searchsorted(np.flatnonzero(reduced.kept), reduced.partner)
     along = slope[:, reduced.drop] / reduced.amounts(at)[study] - slope[:, reduced.partner]
     along /= np.sqrt(2) * scale[:, place][study]
-    away = (h - values(pinned, theta[study], which)[0]).reshape(S, m)
+    away = (h - penalised_values(pinned, theta[study], which)[0]).reshape(S, m)
     return np.linalg.norm(along, axis=1), away
 
 
-def _flat(information: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def _flat_directions(information: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """(S, P, P): rows that are unit vectors of directions of θ·scale in which nothing changes, or else 0."""
     scaled = information / scale[:, :, None] / scale[:, None, :]
-    if scaled.shape[1] >= MANY and by_cholesky(scaled) is not None:
+    if scaled.shape[1] >= _MANY_PARAMETERS and inverse_by_cholesky(scaled) is not None:
         return np.zeros_like(scaled)
     eigen, vectors = np.linalg.eigh(scaled)
-    return np.where((eigen <= FLAT * eigen[:, -1:])[:, :, None], vectors.swapaxes(1, 2), 0.0)
+    return np.where((eigen <= FLAT_EIGENVALUE * eigen[:, -1:])[:, :, None], vectors.swapaxes(1, 2), 0.0)
 
 
-def _inverse(hessian: np.ndarray, scale: np.ndarray, flat: np.ndarray, still: np.ndarray) -> np.ndarray:
+def _approximate_inverse(hessian: np.ndarray, scale: np.ndarray, flat: np.ndarray, still: np.ndarray) -> np.ndarray:
     """About H⁻¹ (S, P, P), with no step in flat directions, and what keeps still (S, P) apart from the rest."""
     together = ~still[:, :, None] & ~still[:, None, :] | np.eye(still.shape[1], dtype=bool)
     eigen, vectors = np.linalg.eigh(np.where(together, hessian / scale[:, :, None] / scale[:, None, :], 0.0))
@@ -113,7 +113,7 @@ def _inverse(hessian: np.ndarray, scale: np.ndarray, flat: np.ndarray, still: np
     return (solid @ inverse @ solid) / scale[:, :, None] / scale[:, None, :]
 
 
-def values(pinned: Problem, theta: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def penalised_values(pinned: Problem, theta: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scalar which[b] of the problem's pins at theta[b], (B,), and its gradient (B, P)."""
     h, slope, first = np.empty(len(theta)), np.empty(theta.shape), 0
     for pin in pinned.pins:
@@ -125,7 +125,7 @@ def values(pinned: Problem, theta: np.ndarray, which: np.ndarray) -> tuple[np.nd
 
 
 @dataclasses.dataclass(frozen=True)
-class _Tasks:
+class _LimitSearches:
     """One a (study, scalar, side), side fastest. Arrays (T,), but for best and path (T, P).
 
     Those whose profile never rises are left out; place: among all. which scalar, to which side (sign), of a study's
@@ -148,32 +148,32 @@ class _Tasks:
 
     @property
     def stiffness(self) -> np.ndarray:
-        return STIFFNESS * self.sigma2 / self.spread**2
+        return _PENALTY_FACTOR * self.sigma2 / self.spread**2
 
 
-def _tasks(
+def _limit_searches(
     pinned: Problem,
     theta: np.ndarray,
-    noise: Noise,
+    noise: GroupNoise,
     level: float,
     inverse: np.ndarray,
     flat: np.ndarray,
     scale: np.ndarray,
     valley: np.ndarray,
-) -> _Tasks:
+) -> _LimitSearches:
     """The tasks of all studies, of which inverse, flat and scale are `_inverse`, `_flat` and their scale.
 
     valley (S·m,): size of the slope of each scalar along directions that the problem does without.
     """
     S, m = len(theta), sum(map(len, pinned.pins))
     study, which = np.repeat(np.arange(S), m), np.tile(np.arange(m), S)
-    centre, slope = values(pinned, theta[study], which)
+    centre, slope = penalised_values(pinned, theta[study], which)
     along = slope.reshape(S, m, -1) / scale[:, None, :]
     inside = np.hypot(np.linalg.norm(along @ flat.swapaxes(1, 2), axis=2), valley.reshape(S, m))
-    place = np.flatnonzero(inside <= INVOLVED * np.hypot(np.linalg.norm(along, axis=2), valley.reshape(S, m)))
+    place = np.flatnonzero(inside <= MAX_FLAT_SHARE * np.hypot(np.linalg.norm(along, axis=2), valley.reshape(S, m)))
     study, which, centre, slope = study[place], which[place], centre[place], slope[place]
     best = theta[study]
-    low, high = critical(noise, study, slope, level)
+    low, high = critical_values(noise, study, slope, level)
     sigma2 = noise.at_best(noise.sigma2)[study]
     path = _by_study(noise.at_best(noise.inverse), slope, study) * sigma2[:, None]
     spread = np.sqrt(np.maximum(np.einsum("ti,ti->t", path, slope), 1e-300))
@@ -183,12 +183,12 @@ def _tasks(
         return np.repeat(values, 2, axis=0)
 
     sign = np.tile([-1.0, 1.0], len(place))
-    wanted = np.maximum(np.stack([-low, high], axis=1).ravel(), LEAST)
+    wanted = np.maximum(np.stack([-low, high], axis=1).ravel(), _MIN_CRITICAL_VALUE)
     path, spread, centre = sides(path), sides(spread), sides(centre)
     # Along a flat direction a standard error is no guide: step within a part of the bounds.
     room = (pinned.upper - pinned.lower) / 4
     scale = 1.0 / np.maximum(np.max(np.abs(path * wanted[:, None]) / room, axis=1), 1.0)
-    return _Tasks(
+    return _LimitSearches(
         place=(2 * place[:, None] + [0, 1]).ravel(),
         study=sides(study),
         which=sides(which),
@@ -211,9 +211,9 @@ def _by_study(matrices: np.ndarray, vectors: np.ndarray, study: np.ndarray) -> n
     return np.matmul(matrices[study], vectors[:, :, None])[:, :, 0]
 
 
-def _close_in(
+def _find_limits(
     pinned: Problem,
-    tasks: _Tasks,
+    tasks: _LimitSearches,
     base: np.ndarray,
     ratio: np.ndarray,
     y: np.ndarray | None,
@@ -223,14 +223,14 @@ def _close_in(
     T = len(tasks.study)
     stiffness = tasks.stiffness
     unit = np.sqrt(np.maximum(tasks.sigma2 * np.einsum("ti,ti->t", tasks.slope, tasks.give), 1e-300))
-    near, far = Points.of(T, 0.0), Points.of(T, np.inf)  # farthest known to be inside, nearest outside
-    last, theta_last = Points.of(T, 0.0), tasks.best.copy()
+    near, far = ProfilePoints.of(T, 0.0), ProfilePoints.of(T, np.inf)  # farthest known to be inside, nearest outside
+    last, theta_last = ProfilePoints.of(T, 0.0), tasks.best.copy()
     expected = tasks.wanted * tasks.spread
-    aim = expected * (1 + 1 / STIFFNESS)  # out from the optimum
+    aim = expected * (1 + 1 / _PENALTY_FACTOR)  # out from the optimum
     limit = np.full(T, np.inf)
     failed = np.zeros(T, int)
     live = np.arange(T)
-    for number in range(ROUNDS):
+    for number in range(_MAX_POINTS):
         study, wanted, sign = tasks.study[live], tasks.wanted[live], tasks.sign[live]
         members = pinned.members(
             y=None if y is None else y[study],
@@ -243,20 +243,20 @@ def _close_in(
         if number == 0:
             step = tasks.path[live] * wanted[:, None]
             # Whichever is lower: straight in θ, or in what predictions are linear in.
-            starts = [best + step, stepped(best, np.maximum(step, -SHRINK), pinned)]
+            starts = [best + step, apply_step(best, np.maximum(step, -MAX_RELATIVE_DECREASE), pinned)]
         else:
             away = expected[live] / np.where(last.out[live] > 0, last.out[live], expected[live])
             starts = [best + (theta_last[live] - best) * away[:, None]]
         starts.append(theta_last[live])
-        theta, f, settled = _lowest(pinned, members, tasks, stiffness, live, inverse, *starts)
+        theta, f, settled = _minimise_penalised(pinned, members, tasks, stiffness, live, inverse, *starts)
         failed[live[~settled]] += 1
-        h = values(pinned, theta, tasks.which[live])[0]
+        h = penalised_values(pinned, theta, tasks.which[live])[0]
         out = sign * (h - tasks.centre[live])
         force = stiffness[live] * (aim[live] - out)
         rise = np.maximum(f - 0.5 * force**2 / stiffness[live] - base[study], 0.0)
         z = np.sqrt(2 * np.where(np.isfinite(rise), rise, np.inf) / tasks.sigma2[live])
         before, inner, outer = last.take(live), near.take(live), far.take(live)
-        stuck = (out <= inner.out * (1 + 1e-6)) & (z < np.minimum(wanted, inner.z + CLOSE))
+        stuck = (out <= inner.out * (1 + 1e-6)) & (z < np.minimum(wanted, inner.z + _Z_TOLERANCE))
         stuck &= np.isinf(outer.out) & (number > 0)
         inside, outside = (z < wanted) & (out >= inner.out), (z >= wanted) & (out < outer.out)
         near.move(live[inside], out[inside], z[inside], force[inside])
@@ -264,18 +264,18 @@ def _close_in(
         good = np.isfinite(f) & (out > 0)
         last.move(live[good], out[good], z[good], force[good])
         theta_last[live[good]] = theta[good]
-        reached, even = guess(out, z, wanted, unit[live], before)
+        reached, even = extrapolate_limit(out, z, wanted, unit[live], before)
         missed = np.abs(z - wanted)
-        close = (missed <= CLOSE) | (missed <= NEARLY) & (np.abs(reached - even) <= BEND * even)
+        close = (missed <= _Z_TOLERANCE) | (missed <= _STRAIGHT_Z_TOLERANCE) & (np.abs(reached - even) <= _STRAIGHT_TOLERANCE * even)
         close &= out > 0
         limit[live[close]] = reached[close]
         # Where the profile bends back, a soft spring lets go of it between two points.
-        stiffness[live[np.isfinite(outer.out) & ~inside & ~outside]] *= STIFFER
-        left = ~stuck & ~close & (failed[live] < FAILURES)
+        stiffness[live[np.isfinite(outer.out) & ~inside & ~outside]] *= _PENALTY_GROWTH
+        left = ~stuck & ~close & (failed[live] < _MAX_FAILURES)
         live, before = live[left], before.take(left)
         if not len(live):
             break
-        expected[live], aim[live] = next_aims(
+        expected[live], aim[live] = next_targets(
             near.take(live),
             far.take(live),
             before,
@@ -291,10 +291,10 @@ def _close_in(
     return tasks.centre + tasks.sign * limit
 
 
-def _lowest(
+def _minimise_penalised(
     pinned: Problem,
-    members: Members,
-    tasks: _Tasks,
+    members: Batch,
+    tasks: _LimitSearches,
     stiffness: np.ndarray,
     live: np.ndarray,
     inverse: np.ndarray,
@@ -316,9 +316,9 @@ def _lowest(
         pushed = np.einsum("bi,bi->b", give, g) * bend[at]
         return _by_study(inverse, g, tasks.study[at]) - pushed[:, None] * give
 
-    enough = SETTLED * tasks.sigma2[live] * np.minimum(tasks.wanted[live], 1.0) ** 2
-    steps = STEPS[pinned.size >= MANY]
-    found = settle(pinned, start, members, precondition, enough, steps, tasks.best[live])
+    enough = _LBFGS_TOLERANCE * tasks.sigma2[live] * np.minimum(tasks.wanted[live], 1.0) ** 2
+    steps = _LBFGS_ITERATIONS[pinned.size >= _MANY_PARAMETERS]
+    found = lbfgs(pinned, start, members, precondition, enough, steps, tasks.best[live])
     rest = np.flatnonzero(~found.converged & np.isfinite(found.objective))
     if len(rest):
         last = minimise(

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-SWEEPS = 6  # trajectories from the optimum to a draw
+_TRAJECTORIES = 6  # trajectories from the optimum to a draw
 
 
-BOUNCES = 2000  # of one trajectory, at most
+_MAX_REFLECTIONS = 2000  # of one trajectory, at most
 
 
-def truncated(
+def sample_truncated_normal(
     centre: np.ndarray,
     root: np.ndarray,
     spread: np.ndarray,
@@ -22,10 +22,10 @@ def truncated(
     A particle in the normal's potential moves along centre + a·cos t + b·sin t, and is reflected at the bounds.
     """
     at, steepness = np.tile(start - centre, (len(spread), 1)), np.einsum("pq,pq->p", root, root)
-    for _ in range(SWEEPS):
+    for _ in range(_TRAJECTORIES):
         speed = spread[:, None] * (rng.standard_normal((len(spread), root.shape[1])) @ root.T)
         left, live = np.full(len(spread), np.pi / 2), np.arange(len(spread))
-        for _ in range(BOUNCES):
+        for _ in range(_MAX_REFLECTIONS):
             when, wall = _next_wall(at[live], speed[live], low - centre, high - centre)
             time = np.minimum(when, left[live])[:, None]
             a, b = at[live], speed[live]

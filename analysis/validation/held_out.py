@@ -13,8 +13,8 @@ import pandas as pd
 
 from analysis import laws
 from analysis.estimation.estimate import Estimate, estimate
-from analysis.estimation.specify import DELTA, Draft, draft, threshold
-from analysis.estimation.sufficiency import enough
+from analysis.estimation.specify import HUBER_DELTA, Specification, specify, huber_threshold
+from analysis.estimation.sufficiency import require_enough_data
 from analysis.fitting.fit import fit
 from analysis.validation.refit import refit
 from analysis.validation.splits import SHARE, folds, usable
@@ -111,7 +111,7 @@ def _together(
     priors = how.get("priors") or {}
     used = np.any([np.zeros(len(table), bool), *(fold.kept | fold.test for fold in asked)], axis=0)
     try:
-        drafted = draft(law, table[used], **own)
+        drafted = specify(law, table[used], **own)
         same = len(drafted.rows.table) == used.sum()
         numbers = [
             number
@@ -120,7 +120,7 @@ def _together(
         ]
         if not numbers:
             return {}
-        enough(drafted.law, drafted.problem, drafted.names, len(drafted.group_names), how["few_groups"])
+        require_enough_data(drafted.law, drafted.problem, drafted.names, len(drafted.group_names), how["few_groups"])
         whole = estimate(drafted.problem, drafted.names, priors, how.get("seed", 0))
     except MscaleError:  # what refuses all rows may not refuse a fold, and if it does is said there
         return {}
@@ -136,7 +136,7 @@ def _together(
     }
 
 
-def _is_part(drafted: Draft, split: str, kept: np.ndarray, how: Mapping[str, Any]) -> bool:
+def _is_part(drafted: Specification, split: str, kept: np.ndarray, how: Mapping[str, Any]) -> bool:
     """Whether a fit to the rows kept (n,) is of the model that was drafted for all."""
     rows, per = drafted.rows, drafted.per
     if split == "leave_one_language_out" and how.get("per", "auto") is not None or not kept.any():
@@ -144,11 +144,11 @@ def _is_part(drafted: Draft, split: str, kept: np.ndarray, how: Mapping[str, Any
     # A single language has no column that its parameters are per.
     if per is not None and drafted.law.name != "atlas" and len(np.unique(rows.level[kept])) < 2:
         return False
-    return threshold(how.get("loss", "auto"), how.get("delta", DELTA), rows.group[kept]) == drafted.spec.delta
+    return huber_threshold(how.get("loss", "auto"), how.get("delta", HUBER_DELTA), rows.group[kept]) == drafted.spec.delta
 
 
 def _answer(
-    drafted: Draft,
+    drafted: Specification,
     whole: Estimate,
     theta: np.ndarray,
     kept: np.ndarray,

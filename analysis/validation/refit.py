@@ -9,13 +9,13 @@ import dataclasses
 import numpy as np
 
 from analysis.estimation import variance_components
-from analysis.estimation.aliasing import reduce
-from analysis.estimation.estimate import Estimate, Priors, dispersion, drawn
+from analysis.estimation.aliasing import remove_aliased
+from analysis.estimation.estimate import Estimate, Priors, dispersion, prior_moments
 from analysis.estimation.optimize import minimise
-from analysis.estimation.problem import Members, Problem
-from analysis.estimation.specify import depends, idle
-from analysis.estimation.sufficiency import SPARE, enough
-from analysis.estimation.variance_components import SHARING
+from analysis.estimation.problem import Batch, Problem
+from analysis.estimation.specify import row_dependence, inactive_value
+from analysis.estimation.sufficiency import MIN_RESIDUAL_GROUPS, require_enough_data
+from analysis.estimation.variance_components import VARIANCE_INFLATION_GRID
 from mscale.errors import MscaleError
 
 
@@ -36,7 +36,7 @@ class Parts:
         """(F, G) of the kept rows of each group."""
         return self.problem.group_sums(self.problem.weight * self.kept)
 
-    def members(self, which: np.ndarray, ratio: np.ndarray, precision: np.ndarray | None) -> Members:
+    def members(self, which: np.ndarray, ratio: np.ndarray, precision: np.ndarray | None) -> Batch:
         """Members of parts which (B,) with ρ ratio (B,) and the priors of the parts, precision (F, P)."""
         given = {} if precision is None else {"precision": precision[which]}
         return self.problem.members(kept=self.kept[which], ratio=ratio, **given)
@@ -46,8 +46,8 @@ class Parts:
         found = []
         count = self.problem.group_sums(self.kept.astype(float))
         for rows, weight, active in zip(count, self.weight, self.active, strict=True):
-            told = rows.max() > 1 and np.count_nonzero(rows) >= active.sum() + SPARE
-            found.append((SHARING - 1.0) / weight.max() if told else np.zeros(1))
+            told = rows.max() > 1 and np.count_nonzero(rows) >= active.sum() + MIN_RESIDUAL_GROUPS
+            found.append((VARIANCE_INFLATION_GRID - 1.0) / weight.max() if told else np.zeros(1))
         return found
 
 
@@ -64,11 +64,11 @@ def climb(
     The likelihood of ρ is climbed from the ρ̂ of a problem near, which takes a few of the values that
     `uncertainty.noise` goes through, and is that of the problem that it goes through them with.
     """
-    ratios, reduced = parts.ratios(), reduce(parts.problem)
+    ratios, reduced = parts.ratios(), remove_aliased(parts.problem)
     parts = dataclasses.replace(parts, problem=reduced.inner, active=parts.active[:, reduced.kept])
     precision = None if precision is None else precision[:, reduced.kept]
     theta = reduced.inwards(theta)
-    first = int(np.argmin(np.abs(np.log(SHARING / sharing(near)))))
+    first = int(np.argmin(np.abs(np.log(VARIANCE_INFLATION_GRID / sharing(near)))))
     place = [first if len(ratio) > 1 else 0 for ratio in ratios]
     known: list[dict[int, tuple[float, np.ndarray]]] = [{} for _ in ratios]
     while True:
@@ -94,7 +94,7 @@ def climb(
 
 
 def _restricted(
-    parts: Parts, theta: np.ndarray, members: Members, which: np.ndarray
+    parts: Parts, theta: np.ndarray, members: Batch, which: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The restricted log likelihood (B,) given ρ of parts which (B,), and their optima (B, P), from theta (B, P)."""
     problem, freedom = parts.problem, parts.freedom[which]
@@ -102,9 +102,9 @@ def _restricted(
     information = problem.system(theta, members)[3]
     np.einsum("bii->bi", information)[~parts.active[which]] = 1.0
     rss = 2 * problem.objective(theta, members)
-    _, log_determinant = variance_components.invert(information)
+    _, log_determinant = variance_components.pseudo_inverse(information)
     weight = parts.weight[which]
-    found = variance_components.likelihood(problem, members.ratio, rss, log_determinant, freedom, weight)
+    found = variance_components.restricted_likelihood(problem, members.ratio, rss, log_determinant, freedom, weight)
     return found[1], theta
 
 
@@ -119,14 +119,14 @@ def refit(whole: Estimate, priors: Priors, kept: np.ndarray, few: bool) -> list:
     """
     problem, names = whole.problem, whole.names
     active = _active(problem, kept)
-    held = np.array([idle(q) for q in problem.held["parameters"]])
+    held = np.array([inactive_value(q) for q in problem.held["parameters"]])
     found: list = [None] * len(kept)
     for number in range(len(kept)):
         try:
             _enough(problem, names, kept[number], active[number], few)
         except MscaleError as error:
             found[number] = error
-    pairs = reduce(problem).drop
+    pairs = remove_aliased(problem).drop
     fitted = [at for at, why in enumerate(found) if why is None and _alike(problem, kept[at], pairs)]
     if fitted:
         parts = Parts(problem, kept[fitted], active[fitted])
@@ -136,7 +136,7 @@ def refit(whole: Estimate, priors: Priors, kept: np.ndarray, few: bool) -> list:
 
 
 def _active(problem: Problem, kept: np.ndarray) -> np.ndarray:
-    touched = depends(problem.law, problem.x).T.astype(float)
+    touched = row_dependence(problem.law, problem.x).T.astype(float)
     columns = np.concatenate([touched[cell.rows] @ (cell.select != 0) for cell in problem.cells])
     return kept.astype(float) @ columns > 0
 
@@ -147,7 +147,7 @@ def _alike(problem: Problem, kept: np.ndarray, pairs: np.ndarray) -> bool:
     starts = [cell.rows.start for cell in part.cells]
     spans = [(np.minimum.reduceat(x, starts), np.maximum.reduceat(x, starts)) for x in part.x.values()]
     constant = any(((low == high) & (low > 0)).any() for low, high in spans)
-    return not constant or bool(np.isin(reduce(part).drop, pairs).all())
+    return not constant or bool(np.isin(remove_aliased(part).drop, pairs).all())
 
 
 def _enough(
@@ -156,7 +156,7 @@ def _enough(
     part = problem.subset(kept)
     part = dataclasses.replace(part, lower=part.lower[active], upper=part.upper[active])
     mine = tuple(name for name, there in zip(names, active, strict=True) if there)
-    enough(problem.law, part, mine, part.groups, few)
+    require_enough_data(problem.law, part, mine, part.groups, few)
 
 
 def _search(parts: Parts, whole: Estimate, priors: Priors, held: np.ndarray) -> np.ndarray:
@@ -165,7 +165,7 @@ def _search(parts: Parts, whole: Estimate, priors: Priors, held: np.ndarray) -> 
     problem, everyone, none = parts.problem, np.arange(F), np.zeros(F)
     precision = None
     if priors:
-        mean, unit = drawn(whole.names, priors)
+        mean, unit = prior_moments(whole.names, priors)
         problem = dataclasses.replace(problem, prior=(mean, unit))
         parts = dataclasses.replace(parts, problem=problem)
         free = parts.members(everyone, none, np.zeros_like(parts.active, float))

@@ -6,7 +6,7 @@ import pytest
 
 import analysis
 from analysis.estimation import variance_components
-from analysis.estimation.aliasing import reduce
+from analysis.estimation.aliasing import remove_aliased
 from analysis.validation import simulate
 
 TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36}
@@ -27,14 +27,14 @@ def found():
 
 
 def test_what_one_size_cannot_tell_apart_is_held(found):
-    reduced = reduce(found.problem)
+    reduced = remove_aliased(found.problem)
     assert [found.names[index] for index in reduced.drop] == ["A[c]", "A[d]"]
     assert [found.names[index] for index in reduced.partner] == ["E[c]", "E[d]"]
-    assert not len(reduce(reduced.inner).drop)
+    assert not len(remove_aliased(reduced.inner).drop)
 
 
 def test_predictions_are_the_same_inside_and_outside(found):
-    problem, reduced = found.problem, reduce(found.problem)
+    problem, reduced = found.problem, remove_aliased(found.problem)
     theta = found.theta + np.random.default_rng(0).normal(0, 0.02, (4, problem.size))
     inner = reduced.inwards(theta)
     np.testing.assert_allclose(reduced.inner.predict(inner), problem.predict(theta), rtol=1e-12)
@@ -46,7 +46,7 @@ def test_what_is_held_comes_back_as_in_other_languages_and_within_its_bounds(fou
     A = found.params[["A_mean[a]", "A_mean[b]"]]
     for name in ("A_mean[c]", "A_mean[d]"):
         assert found.params[name] == pytest.approx(np.exp(np.log(A).mean()), rel=0.01)
-    reduced = reduce(found.problem)
+    reduced = remove_aliased(found.problem)
     inner = reduced.inwards(found.theta[None])
     at = [list(np.array(found.names)[reduced.kept]).index(name) for name in ("E[c]", "E[d]")]
     inner[:, at] = 0.02  # all there is to share is less than A elsewhere
@@ -57,12 +57,12 @@ def test_what_is_held_comes_back_as_in_other_languages_and_within_its_bounds(fou
 
 def test_the_noise_does_not_depend_on_how_a_pair_shares(found):
     other = found.theta.copy()
-    drop, partner = reduce(found.problem).drop, reduce(found.problem).partner
-    amount = reduce(found.problem).amounts(other[None])[0]
+    drop, partner = remove_aliased(found.problem).drop, remove_aliased(found.problem).partner
+    amount = remove_aliased(found.problem).amounts(other[None])[0]
     other[drop] -= 2.0
     other[partner] += amount * (1 - np.exp(-2.0))
     np.testing.assert_allclose(found.problem.predict(other[None]), found.problem.predict(found.theta[None]))
-    here, there = (variance_components.noise(found.problem, theta[None]) for theta in (found.theta, other))
+    here, there = (variance_components.estimate_noise(found.problem, theta[None]) for theta in (found.theta, other))
     np.testing.assert_allclose(here.chance, there.chance, rtol=1e-5)
     np.testing.assert_allclose(here.sigma2, there.sigma2, rtol=1e-9)
     assert here.freedom == len(found.problem.y) - len(found.names) + len(drop)
@@ -70,7 +70,7 @@ def test_the_noise_does_not_depend_on_how_a_pair_shares(found):
 
 def test_the_covariance_of_what_is_told_is_that_of_the_whole_problem(found):
     problem, theta = found.problem, found.theta[None]
-    noise = variance_components.noise(problem, theta)
+    noise = variance_components.estimate_noise(problem, theta)
     best = noise.at_best(noise.theta)
     members = problem.members(ratio=noise.ratio[noise.best])
     information = problem.system(best, members)[3]

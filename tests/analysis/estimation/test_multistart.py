@@ -29,8 +29,8 @@ def test_no_other_linear_parameters_fit_a_start_better(table, how):
     theta = np.zeros((2, problem.size))
     theta[:, [index for index, q in enumerate(which) if not q.linear]] = nonlinear
     y = np.stack([problem.y, problem.y * np.exp(np.random.default_rng(0).normal(0, 0.01, len(problem.y)))])
-    solved = multistart._solve_linear(problem, theta, linear, y)
-    alone = [multistart._solve_linear(problem, theta, linear, one[None])[0] for one in y]
+    solved = multistart.solve_linear_parameters(problem, theta, linear, y)
+    alone = [multistart.solve_linear_parameters(problem, theta, linear, one[None])[0] for one in y]
     np.testing.assert_allclose(solved, alone, rtol=1e-8)
 
     def missed(at, s):

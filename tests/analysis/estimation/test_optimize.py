@@ -8,7 +8,7 @@ import pytest
 
 import analysis
 from analysis.estimation import optimize
-from analysis.estimation.problem import Members, Problem
+from analysis.estimation.problem import Batch, Problem
 from analysis.study.law_comparison import atlas_rows
 from analysis.validation import planted_study, simulate
 
@@ -82,7 +82,7 @@ def test_gradients_alone_lead_to_the_minimum_of_newton(several):
     H = problem.system(theta, members)[2]
     inverse = np.linalg.pinv(H)
     enough = 1e-9 * problem.system(theta, members)[0]
-    quick = optimize.settle(
+    quick = optimize.lbfgs(
         problem, theta, members, lambda g, at: np.einsum("bij,bj->bi", inverse[at], g), enough, iterations=300
     )
     slow = optimize.minimise(problem, theta, members)
@@ -98,7 +98,7 @@ class Hills(Problem):
         object.__setattr__(self, "upper", np.array(upper))
 
     def members(self, **_):
-        return Members(*(np.ones((1, 1)),) * 3)
+        return Batch(*(np.ones((1, 1)),) * 3)
 
     def system(self, theta, members, majorise=True):
         H = np.einsum("bi,ij->bij", -np.cos(theta), np.eye(theta.shape[1]))
@@ -168,7 +168,7 @@ def test_a_distance_from_a_bound_that_is_only_rounding_does_not_end_a_step():
     steps = []
     for gap in (0.0, 1e-18):
         lowest = np.tile([-gap, -gap, -0.5, -9.0], (len(right), 1))
-        step = optimize._until_bound(matrix, right, np.zeros(shape, bool), lowest, highest)
+        step = optimize.step_to_first_bound(matrix, right, np.zeros(shape, bool), lowest, highest)
         assert (step >= lowest - 1e-12).all() and (step <= highest + 1e-12).all()
         steps.append(step)
     np.testing.assert_allclose(*steps, atol=1e-12)

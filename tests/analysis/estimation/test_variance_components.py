@@ -50,8 +50,8 @@ def test_profiles_are_those_of_a_constrained_search():
     estimate, low, high = found.ends(wanted, 0.9)
     sigma2, base = noise.at_best(noise.sigma2)[0], problem.system(theta[None], problem.members())[0][0]
     pinned = dataclasses.replace(problem, pins=tuple(wanted))
-    slope = profile.values(pinned, np.tile(theta, (2, 1)), np.arange(2))[1]
-    wanted_rise = critical_values.critical(noise, np.zeros(2, int), slope, 0.9)
+    slope = profile.penalised_values(pinned, np.tile(theta, (2, 1)), np.arange(2))[1]
+    wanted_rise = critical_values.critical_values(noise, np.zeros(2, int), slope, 0.9)
     for number, quantity in enumerate(wanted):
         for end, rise in ((low[number], wanted_rise[0][number]), (high[number], wanted_rise[1][number])):
 
@@ -98,7 +98,7 @@ def test_predictions_exponent_and_constants_hold_with_ten_groups():
     )
     y = problem.y * np.exp(off)
     found = multistart.optima(problem, 0, y)
-    noise = variance_components.noise(found.problem, found.theta, y)
+    noise = variance_components.estimate_noise(found.problem, found.theta, y)
     low, high = profile.intervals(found.problem, noise.at_best(noise.theta), noise, wanted, 0.9, y)
     held = ((low <= truth) & (truth <= high)).mean(axis=0)
     assert ((held > 0.83) & (held < 0.965)).all(), held  # three standard errors of 200 studies about 0.9
@@ -151,9 +151,9 @@ def test_what_hardly_matters_of_the_noise_is_left_rough_and_the_rest_is_exact(mo
     found = analysis.fit("chinchilla", study(6, 5))
     theta = np.stack([found.theta, found.theta + 0.05])
     y = found.problem.y * np.exp(np.random.default_rng(0).normal(0, 0.002, (2, len(found.problem.y))))
-    whole = variance_components.noise(found.problem, theta, y)
+    whole = variance_components.estimate_noise(found.problem, theta, y)
     monkeypatch.setattr(variance_components, "LARGE", 0)
-    quick = variance_components.noise(found.problem, theta, y)
+    quick = variance_components.estimate_noise(found.problem, theta, y)
     np.testing.assert_allclose(quick.chance, whole.chance, rtol=1e-6, atol=1e-9)
     matters = whole.chance > 1e-9
     assert matters.sum() < matters.size
@@ -164,10 +164,10 @@ def test_what_hardly_matters_of_the_noise_is_left_rough_and_the_rest_is_exact(mo
 def test_inverses_are_the_same_by_cholesky_and_of_flat_matrices_by_eigenvalues(monkeypatch):
     J = np.random.default_rng(1).normal(size=(3, 30, 6)) * [1, 10, 1e3, 1, 1e-2, 1]
     information = J.swapaxes(1, 2) @ J
-    slow = variance_components.invert(information)
+    slow = variance_components.pseudo_inverse(information)
     monkeypatch.setattr(variance_components, "LARGE", 0)
-    for mine, other in zip(variance_components.invert(information), slow, strict=True):
+    for mine, other in zip(variance_components.pseudo_inverse(information), slow, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-8)
     J[1, :, 5] = J[1, :, 3]
     flat = J.swapaxes(1, 2) @ J
-    assert variance_components.invert(flat)[0][1, 5, 5] > 1e8
+    assert variance_components.pseudo_inverse(flat)[0][1, 5, 5] > 1e8

@@ -4,9 +4,9 @@ import numpy as np
 import planted_mixtures
 import pytest
 
-from analysis.uncertainty.delta_method import interval
-from analysis.uncertainty.posterior import draws, room
-from analysis.uncertainty.truncated_normal import truncated
+from analysis.uncertainty.delta_method import delta_interval
+from analysis.uncertainty.posterior import draws, local_posterior
+from analysis.uncertainty.truncated_normal import sample_truncated_normal
 
 
 def within(root, centre, low, high, count=400_000):
@@ -21,7 +21,7 @@ def test_the_sampler_has_the_moments_of_rejection(centre):
     root, centre = np.linalg.cholesky(np.array([[1.0, -0.9], [-0.9, 1.0]])), np.array(centre)
     low, high = np.array([0.0, 0.0]), np.array([1.5, 9.0])
     start = np.array([0.5, 0.5])
-    mine = truncated(centre, root, np.ones(20_000), low, high, start, np.random.default_rng(0))
+    mine = sample_truncated_normal(centre, root, np.ones(20_000), low, high, start, np.random.default_rng(0))
     other = within(root, centre, low, high)
     assert ((mine >= low) & (mine <= high)).all()
     scale = other.std(axis=0)
@@ -41,7 +41,7 @@ def test_without_bounds_draws_have_the_fits_own_covariance():
 def test_a_draw_divides_what_only_the_sum_is_known_of_but_keeps_the_sum():
     """A language at one size: E anywhere from 0 to all of it, the losses that were run as before."""
     fit = planted_mixtures.fitted(0, lone="d")
-    assert {name for name, moves in zip(fit.names, room(fit).moved, strict=True) if moves} == {"E[d]", "A[d]"}
+    assert {name for name, moves in zip(fit.names, local_posterior(fit).moved, strict=True) if moves} == {"E[d]", "A[d]"}
     found = draws(fit, 300)
     values = fit.natural(found)[:, list(fit.params.index).index("E[d]")]
     assert values.min() < 0.3 and values.max() > values.min() + 1.0
@@ -50,7 +50,7 @@ def test_a_draw_divides_what_only_the_sum_is_known_of_but_keeps_the_sum():
     assert missed.max() < 3 * best
     # A number that hangs on how the sum is divided is not known, one that does not is.
     at = list(fit.names).index("E[d]")
-    assert interval(fit, lambda theta: theta[:, at], 0.9)[1:] == (-np.inf, np.inf)
+    assert delta_interval(fit, lambda theta: theta[:, at], 0.9)[1:] == (-np.inf, np.inf)
     row = int(np.flatnonzero(fit.level == "d")[0])
-    value, low, high = interval(fit, lambda theta: fit.problem.predict(theta)[:, row], 0.9)
+    value, low, high = delta_interval(fit, lambda theta: fit.problem.predict(theta)[:, row], 0.9)
     assert low < value < high < low * 1.02
