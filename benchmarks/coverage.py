@@ -246,7 +246,7 @@ def scalars(case: Case, planted: Any) -> tuple[list, list[str]]:
     """What is asked of every fit, and its names."""
     parameters = planted.parameters_and_constants()
     constants = [
-        name for name, q in zip(planted.names, planted.problem.held["parameters"], strict=True) if q.reference
+        name for name, q in zip(planted.names, planted.problem.fitted_parameters, strict=True) if q.reference
     ]
     means = [f"{name} at means" if name in constants else name for name in planted.names]
     wanted, labels = [parameters], [*means, *constants]
@@ -290,10 +290,10 @@ def recovered(planted: Any, case: Case, labels: list[str]) -> np.ndarray:
 
 def cramer_rao(problem: Any, theta: np.ndarray, wanted: list, trunk: float, checkpoint: float) -> np.ndarray:
     """(m,) widths of 90% intervals if the noise were known and the law linear about the truth theta (P,)."""
-    squares = dataclasses.replace(problem, delta=None, pins=tuple(wanted))
+    squares = dataclasses.replace(problem, delta=None, penalised=tuple(wanted))
     m = sum(map(len, wanted))
-    plain = dataclasses.replace(squares, pins=())
-    information = plain.system(theta[None], plain.members(ratio=np.full(1, (trunk / checkpoint) ** 2)))[3]
+    plain = dataclasses.replace(squares, penalised=())
+    information = plain.derivatives(theta[None], plain.batch(ratio=np.full(1, (trunk / checkpoint) ** 2)))[3]
     inverse, _ = variance_components.pseudo_inverse(information)
     slope = profile.penalised_values(squares, np.tile(theta, (m, 1)), np.arange(m))[1]
     return np.sqrt(np.einsum("mi,ij,mj->m", slope, inverse[0], slope)) * checkpoint * 2 * 1.6449

@@ -1,15 +1,15 @@
-"""How a law is estimated: the problem, its objective, and the search for the optimum. NumPy alone.
+"""Estimation of a law: the problem, its objective, and the search for the optimum, in NumPy.
 
 What other folders import from here:
 
-- `problem`: the rows, parameters and bounds of one fit, and batches of it.
-- `specify`: from a table and options to a problem.
-- `rows`: which columns and rows a law is fitted to.
-- `estimate`: the best of many starts at the most likely ratio of variances.
-- `optimize`: damped Newton and L-BFGS within bounds.
+- `problem`: rows, parameters and bounds of one fit; objective and derivatives, for batches.
+- `specify`: from a law, a table and options to a problem.
+- `rows`: which columns and rows of a table a law is fitted to.
+- `estimate`: the best of many starts, at the most likely ratio of variances.
+- `optimize`: damped Newton and L-BFGS within box constraints.
 - `objective`: Huber's loss and squares, with derivatives.
-- `variance_components`: noise that groups share beside each row's own, by restricted maximum likelihood.
-- `aliasing`: parameters that the data cannot tell apart.
+- `variance_components`: noise that groups share, by restricted maximum likelihood.
+- `aliasing`: parameters that the data determine only together.
 - `quantities`: numbers derived from parameters.
 - `sufficiency`: whether a table has enough rows and groups.
 """

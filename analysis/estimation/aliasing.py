@@ -1,8 +1,9 @@
-"""Parameters that only do what another does (A of a language at one size, beside its E), held while the rest is fitted.
+"""Aliased parameters: pairs that the data determine only together, such as E and A of a language run at one size.
 
-Such a pair is flat along a whole valley: every search in it wanders, Hessians are singular, and a likelihood counts
-one piece of information twice. So the one is put at its lower bound and the other carries both; afterwards they share
-again what the data tell of them together.
+A pair is aliased where the prediction changes in the same way with both on every row of their cell. The objective is
+then constant along a curve in the two: searches do not converge, the Hessian is singular, and a likelihood counts one
+piece of information twice. So one parameter of each pair is eliminated: it is held at its lower bound, where its
+contribution is least, and its partner carries the sum. Afterwards the sum is divided again between the two.
 """
 
 import dataclasses
@@ -10,138 +11,155 @@ import dataclasses
 import numpy as np
 
 from analysis.estimation.autodiff import Jet
-from analysis.estimation.problem import Problem
+from analysis.estimation.problem import ParameterCell, Problem
 
-_SLOPE_TOLERANCE = 1e-9  # relative difference, over the rows of a cell, of two slopes that are one
-_PROBE_POINTS = (0.3, 0.7)  # of the range of starts, where slopes are compared
+_SLOPE_TOLERANCE = 1e-9  # relative difference, over the rows of a cell, of two slopes that count as equal
+_PROBE_POINTS = (0.3, 0.7)  # shares of the range of starts, at which slopes are compared
 
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """A problem (`inner`) without the parameters drop (m,) of `outer`, whose part their partners (m,) carry.
+    """A problem (`full`, P parameters) and the same without m aliased ones (`reduced`, P − m parameters).
 
-    first: `outer` on one row (of rows) of each such cell. place (m, 3): the cell there of each that is dropped, and the
-    law's parameters that it and its partner are in it.
+    Attributes:
+      dropped: (m,) indices, in the full problem, of the parameters that are eliminated.
+      partner: (m,) indices of the parameters that carry their contributions.
+      location: (m, 3) of each pair: its cell's number in `probe`, and which of the law's parameters the dropped one
+        and its partner are.
+      probe: the full problem on one row of each such cell. probe_rows: which rows of the full problem these are.
     """
 
-    outer: Problem
-    inner: Problem
-    drop: np.ndarray
+    full: Problem
+    reduced: Problem
+    dropped: np.ndarray
     partner: np.ndarray
-    place: np.ndarray
-    first: Problem
-    rows: np.ndarray
+    location: np.ndarray
+    probe: Problem
+    probe_rows: np.ndarray
 
     @property
     def kept(self) -> np.ndarray:
-        """(P,) bool."""
-        return ~np.isin(np.arange(self.outer.size), self.drop)
+        """(P,) bool: parameters that the reduced problem has."""
+        return ~np.isin(np.arange(self.full.size), self.dropped)
 
-    def amounts(self, theta: np.ndarray) -> np.ndarray:
-        """(B, m): what each dropped parameter contributes at theta (B, P), in units of its partner."""
-        row, own, other = self.place.T
-        slopes = _slopes(self.first, theta)
+    def contributions(self, theta: np.ndarray) -> np.ndarray:
+        """(B, m): what each dropped parameter contributes to predictions at theta (B, P), in units of its partner."""
+        row, own, other = self.location.T
+        slopes = _slopes(self.probe, theta)
         return slopes[:, row, own] / slopes[:, row, other]
 
     def covariance(self, theta: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-        """(B, P, P) of the outer problem's parameters, what was dropped held at its value in theta (B, P), from that of
-        the inner problem's (B, P − m, P − m).
+        """(B, P, P) covariance in the full problem, from that in the reduced problem, inverse (B, P − m, P − m).
+
+        The dropped parameters are held at their values in theta (B, P), so their rows and columns are 0. The others
+        follow by the delta method.
         """
-        if not len(self.drop):
+        if not len(self.dropped):
             return inverse
         kept = np.flatnonzero(self.kept)
-        inside = self.inner.subset(np.isin(np.arange(len(self.inner.y)), self.rows))
-        here, there = _slopes(self.first, theta), _slopes(inside, self.inwards(theta))
-        turn = np.tile(np.eye(len(kept)), (len(theta), 1, 1))
+        reduced_probe = self.reduced.subset(np.isin(np.arange(len(self.reduced.y)), self.probe_rows))
+        full_slopes = _slopes(self.probe, theta)
+        reduced_slopes = _slopes(reduced_probe, self.to_reduced(theta))
+        jacobian = np.tile(np.eye(len(kept)), (len(theta), 1, 1))
         for partner in np.unique(self.partner):
-            row, _, other = self.place[np.flatnonzero(self.partner == partner)[0]]
-            # The partner makes up for what the others change in what was dropped.
-            outer = here[:, row] @ self.first.cells[row].select[:, kept]
-            change = outer - there[:, row] @ inside.cells[row].select
-            turn[:, np.searchsorted(kept, partner)] -= change / here[:, row, other, None]
-        whole = np.zeros((len(theta), self.outer.size, self.outer.size))
-        whole[np.ix_(np.arange(len(theta)), kept, kept)] = turn @ inverse @ turn.swapaxes(1, 2)
+            row, _, other = self.location[np.flatnonzero(self.partner == partner)[0]]
+            # The partner has to offset the change in the dropped contribution that the other parameters cause.
+            full = full_slopes[:, row] @ self.probe.cells[row].selection[:, kept]
+            change = full - reduced_slopes[:, row] @ reduced_probe.cells[row].selection
+            jacobian[:, np.searchsorted(kept, partner)] -= change / full_slopes[:, row, other, None]
+        whole = np.zeros((len(theta), self.full.size, self.full.size))
+        whole[np.ix_(np.arange(len(theta)), kept, kept)] = jacobian @ inverse @ jacobian.swapaxes(1, 2)
         return whole
 
-    def inwards(self, theta: np.ndarray) -> np.ndarray:
-        """(B, P − m) where the inner problem predicts what the outer one does at theta (B, P)."""
-        if not len(self.drop):
+    def to_reduced(self, theta: np.ndarray) -> np.ndarray:
+        """(B, P − m) at which the reduced problem predicts what the full one does at theta (B, P)."""
+        if not len(self.dropped):
             return theta
         theta = theta.copy()
-        away = np.exp(self.outer.lower[self.drop] - theta[:, self.drop])
-        moved = self.amounts(theta) * (1.0 - away)
+        at_lower_bound = np.exp(self.full.lower[self.dropped] - theta[:, self.dropped])
+        moved = self.contributions(theta) * (1.0 - at_lower_bound)
         for number, partner in enumerate(self.partner):
             theta[:, partner] += moved[:, number]
         return theta[:, self.kept]
 
-    def outwards(self, theta: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
-        """(B, P) where the outer problem predicts what the inner one does at theta (B, P − m).
+    def to_full(self, theta: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
+        """(B, P) at which the full problem predicts what the reduced one does at theta (B, P − m).
 
-        What was dropped is as in like (B, P), or as its kind is elsewhere, but at most half of what there is to share.
+        The dropped parameters are as in like (B, P); without it, the mean of the parameters of the same name. Their
+        contributions are limited to half of the sum that they share with their partner.
         """
-        if not len(self.drop):
+        if not len(self.dropped):
             return theta
-        whole = np.empty((len(theta), self.outer.size))
+        whole = np.empty((len(theta), self.full.size))
         whole[:, self.kept] = theta
-        whole[:, self.drop] = self.outer.lower[self.drop]
-        least = self.amounts(whole)
-        whole[:, self.drop] = self._typical(theta) if like is None else like[:, self.drop]
-        amount = least * np.exp(whole[:, self.drop] - self.outer.lower[self.drop])
+        whole[:, self.dropped] = self.full.lower[self.dropped]
+        least = self.contributions(whole)
+        whole[:, self.dropped] = self._typical(theta) if like is None else like[:, self.dropped]
+        amount = least * np.exp(whole[:, self.dropped] - self.full.lower[self.dropped])
         for partner in np.unique(self.partner):
-            mine = self.partner == partner
-            room = whole[:, partner] + least[:, mine].sum(axis=1) - self.outer.lower[partner]
-            share = np.minimum(1.0, 0.5 * room / amount[:, mine].sum(axis=1))[:, None]
-            share = np.maximum(share, least[:, mine] / amount[:, mine])
-            whole[:, self.drop[mine]] += np.log(share)
-            whole[:, partner] += (least[:, mine] - amount[:, mine] * share).sum(axis=1)
+            pairs = self.partner == partner
+            total = whole[:, partner] + least[:, pairs].sum(axis=1) - self.full.lower[partner]
+            share = np.minimum(1.0, 0.5 * total / amount[:, pairs].sum(axis=1))[:, None]
+            share = np.maximum(share, least[:, pairs] / amount[:, pairs])
+            whole[:, self.dropped[pairs]] += np.log(share)
+            whole[:, partner] += (least[:, pairs] - amount[:, pairs] * share).sum(axis=1)
         return np.where(np.isfinite(theta).all(axis=1)[:, None], whole, np.nan)
 
     def _typical(self, theta: np.ndarray) -> np.ndarray:
-        """(B, m): the mean of the parameters of the same name at theta (B, P − m), or the middle of its starts."""
-        inside, outside = self.inner.held["parameters"], self.outer.held["parameters"]
-        typical = np.empty((len(theta), len(self.drop)))
-        for number, drop in enumerate(self.drop):
-            alike = [index for index, q in enumerate(inside) if q.name == outside[drop].name]
-            middle = np.mean(np.log(outside[drop].start))
-            typical[:, number] = theta[:, alike].mean(axis=1) if alike else middle
+        """(B, m): of each dropped parameter, the mean of those of the same name at theta (B, P − m); if there are
+        none, the middle of its range of starts.
+        """
+        kept, full = self.reduced.fitted_parameters, self.full.fitted_parameters
+        typical = np.empty((len(theta), len(self.dropped)))
+        for number, dropped in enumerate(self.dropped):
+            same_name = [index for index, q in enumerate(kept) if q.name == full[dropped].name]
+            middle = np.mean(np.log(full[dropped].start))
+            typical[:, number] = theta[:, same_name].mean(axis=1) if same_name else middle
         return typical
 
 
 def remove_aliased(problem: Problem) -> Reduction:
-    """The problem without logarithms whose slopes, in the rows of their cell, are those of a plain linear parameter."""
-    drop, partner, place, rows = [], [], [], []
+    """Eliminates logarithms (of A, B) that are aliased with a plain linear parameter (E) of their cell."""
+    dropped, partner, location, rows = [], [], [], []
     for cell, own, other in _aliased_pairs(problem):
         row = cell.rows.start
         if row not in rows:
             rows.append(row)
-        drop.append(int(np.flatnonzero(cell.select[own])[0]))
-        partner.append(int(np.flatnonzero(cell.select[other])[0]))
-        place.append((rows.index(row), own, other))
-    if not drop:
+        dropped.append(int(np.flatnonzero(cell.selection[own])[0]))
+        partner.append(int(np.flatnonzero(cell.selection[other])[0]))
+        location.append((rows.index(row), own, other))
+    if not dropped:
         return identity_reduction(problem)
-    keep = ~np.isin(np.arange(problem.size), drop)
-    held = np.where(keep, 0.0, problem.lower)
-    inner = dataclasses.replace(
+    keep = ~np.isin(np.arange(problem.size), dropped)
+    fixed = np.where(keep, 0.0, problem.lower)
+    reduced = dataclasses.replace(
         problem,
         cells=tuple(
-            dataclasses.replace(cell, select=cell.select[:, keep], offset=cell.offset + cell.select @ held)
+            dataclasses.replace(
+                cell, selection=cell.selection[:, keep], offset=cell.offset + cell.selection @ fixed
+            )
             for cell in problem.cells
         ),
         lower=problem.lower[keep],
         upper=problem.upper[keep],
         exponential=None if problem.exponential is None else problem.exponential[keep],
         prior=None if problem.prior is None else (problem.prior[0][keep], problem.prior[1][keep]),
-        held={
-            **problem.held,
-            "parameters": tuple(q for q, kept in zip(problem.held["parameters"], keep, strict=True) if kept),
-        },
+        fitted_parameters=tuple(q for q, kept in zip(problem.fitted_parameters, keep, strict=True) if kept),
     )
-    first = problem.subset(np.isin(np.arange(len(problem.y)), rows))
-    return Reduction(problem, inner, np.array(drop), np.array(partner), np.array(place), first, np.array(rows))
+    probe = problem.subset(np.isin(np.arange(len(problem.y)), rows))
+    return Reduction(
+        problem,
+        reduced,
+        np.array(dropped),
+        np.array(partner),
+        np.array(location),
+        probe,
+        np.array(rows),
+    )
 
 
 def identity_reduction(problem: Problem) -> Reduction:
-    """The problem with all its parameters."""
+    """The reduction that keeps all parameters of a problem."""
     nothing = np.zeros(0, int)
     return Reduction(problem, problem, nothing, nothing, np.zeros((0, 3), int), problem, nothing)
 
@@ -149,39 +167,42 @@ def identity_reduction(problem: Problem) -> Reduction:
 def _slopes(problem: Problem, theta: np.ndarray) -> np.ndarray:
     """(B, n, k): derivatives of the predictions at theta (B, P) in the law's parameters."""
     with np.errstate(all="ignore"):
-        out = problem.law.predict(problem.rows_jets(theta, 1), problem._variables)
+        out = problem.law.predict(problem.rows_jets(theta, 1), problem.variables)
     found = np.zeros((len(theta), len(problem.y), len(problem.law.parameters)))
     for index, slope in out.grad.items() if isinstance(out, Jet) else ():
         found[:, :, index] = slope
     return found
 
 
-def _aliased_pairs(problem: Problem) -> list[tuple]:
-    """(cell, own, other) of every logarithm `own` that does in its cell what `other`, plain and linear, does."""
-    which = problem.held["parameters"]
-    selects = np.stack([cell.select for cell in problem.cells])
-    cells_of = np.count_nonzero(selects.any(axis=1), axis=0)
-    free = np.ones(problem.size, bool) if problem.prior is None else problem.prior[1] == 0
+def _aliased_pairs(problem: Problem) -> list[tuple[ParameterCell, int, int]]:
+    """(cell, own, other): law parameters of a cell whose slopes have one ratio on all its rows.
+
+    `own` is fitted as a logarithm and `other` plainly. Both belong to this cell alone and are without a prior.
+    """
+    which = problem.fitted_parameters
+    selections = np.stack([cell.selection for cell in problem.cells])
+    cells_of = np.count_nonzero(selections.any(axis=1), axis=0)
+    no_prior = np.ones(problem.size, bool) if problem.prior is None else problem.prior[1] == 0
     candidates = []
     for cell in problem.cells:
-        alone = {}
-        for local, row in enumerate(cell.select):
+        own_parameters = {}
+        for local, row in enumerate(cell.selection):
             at = np.flatnonzero(row)
-            if len(at) == 1 and row[at[0]] == 1.0 and cells_of[at[0]] == 1 and free[at[0]]:
-                alone[local] = which[at[0]]
-        plain = [local for local, q in alone.items() if q.linear and not q.log]
-        logs = [local for local, q in alone.items() if q.linear and q.log]
+            if len(at) == 1 and row[at[0]] == 1.0 and cells_of[at[0]] == 1 and no_prior[at[0]]:
+                own_parameters[local] = which[at[0]]
+        plain = [local for local, q in own_parameters.items() if q.linear and not q.log]
+        logs = [local for local, q in own_parameters.items() if q.linear and q.log]
         candidates += [(cell, own, plain[0]) for own in logs if plain]
     if not candidates:
         return []
     for share in _PROBE_POINTS:
         ranges = np.array([np.log(q.start) if q.log else q.start for q in which], float).reshape(-1, 2)
         theta = np.clip(ranges @ [1 - share, share], problem.lower, problem.upper)
-        slopes, left = _slopes(problem, theta[None])[0].T, []
+        slopes, aliased = _slopes(problem, theta[None])[0].T, []
         for cell, own, other in candidates:
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratio = slopes[own, cell.rows] / slopes[other, cell.rows]
             if np.ptp(ratio) <= _SLOPE_TOLERANCE * np.abs(ratio).min() and np.all(ratio > 0):
-                left.append((cell, own, other))
-        candidates = left
+                aliased.append((cell, own, other))
+        candidates = aliased
     return candidates

@@ -1,8 +1,9 @@
-"""Exact first and second derivatives of a law written in plain NumPy.
+"""Forward-mode automatic differentiation: exact first and second derivatives of a law written in plain NumPy.
 
-A law is an ordinary function of its parameters. Handed `Jet`s instead of arrays it returns, beside the
-prediction, the derivatives with respect to every parameter it used, so nobody derives a Hessian by hand.
-Only derivatives that are not zero are stored: a sum of power laws costs little more than by hand.
+A law is an ordinary function of its parameters. Called with `Jet`s instead of arrays it returns the prediction with
+its derivatives in every parameter that it used. Only derivatives that are not zero are stored, so a sum of power laws
+costs little more than derivatives written by hand. NumPy rather than JAX: importing JAX takes 1.7 s and compiling each
+law and shape some 1.4 s, and a report fits some fifteen.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Jet:
 
     @classmethod
     def variable(cls, value: Array, index: int, order: int = 2) -> Jet:
+        """The parameter of this index itself, at a value; order 1: gradients only, 2: Hessians too."""
         return cls(value, {index: 1.0}, {} if order > 1 else None)
 
     def map(self, value: Array, first: Array, second: Array) -> Jet:
@@ -115,7 +117,7 @@ class Jet:
             raise TypeError(f"a law may not use np.{ufunc.__name__}; it may use {', '.join(sorted(_UFUNCS))}")
         return _UFUNCS[ufunc.__name__](*inputs)
 
-    # Comparisons select by value, so that `where(D > U, ...)` reads as in the paper.
+    # Comparisons compare values, so that `where(D > U, ...)` reads as in the paper.
     def __lt__(self, other: Any) -> Array:
         return self.value < value_of(other)
 
@@ -134,6 +136,7 @@ def _times(value: Array, factor: Array) -> Array:
 
 
 def value_of(x: Any) -> Array:
+    """The value of a jet, or x itself."""
     return x.value if isinstance(x, Jet) else x
 
 
@@ -142,6 +145,7 @@ def _add(entries: dict, key: Any, value: Array) -> None:
 
 
 def exp(x: Any) -> Any:
+    """np.exp for jets and arrays."""
     if not isinstance(x, Jet):
         return np.exp(x)
     value = np.exp(x.value)
@@ -149,6 +153,7 @@ def exp(x: Any) -> Any:
 
 
 def log(x: Any) -> Any:
+    """np.log for jets and arrays."""
     if not isinstance(x, Jet):
         return np.log(x)
     inverse = 1.0 / x.value
@@ -156,6 +161,7 @@ def log(x: Any) -> Any:
 
 
 def reciprocal(x: Any) -> Any:
+    """1/x for jets and arrays."""
     if not isinstance(x, Jet):
         return 1.0 / x
     value = 1.0 / x.value
@@ -163,7 +169,7 @@ def reciprocal(x: Any) -> Any:
 
 
 def where(condition: Array, yes: Any, no: Any) -> Any:
-    """np.where for jets: both branches must be finite where they are chosen."""
+    """np.where for jets and arrays. A branch may be infinite or NaN where it is not chosen."""
     if not isinstance(yes, Jet) and not isinstance(no, Jet):
         return np.where(condition, yes, no)
     if isinstance(yes, Jet) and np.all(condition):

@@ -1,4 +1,4 @@
-"""One estimate of a law: the best of many starts, at the ratio of variances that the noise model prefers."""
+"""A law's estimate: the best minimum of many starts, at the most likely ratio ρ of group to row variance."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ Priors = Mapping[str, tuple[float, float]]  # {parameter, or parameter[level]: (
 
 
 def prior_moments(names: tuple[str, ...], priors: Priors) -> tuple[np.ndarray, np.ndarray]:
-    """Means (P,) and 1/deviation² (P,) of the parameters, 0 without a prior."""
+    """Means (P,) and precisions 1/deviation² (P,) of the priors; both are 0 for a parameter without one."""
     mean, precision = np.zeros(len(names)), np.zeros(len(names))
     for index, name in enumerate(names):
         prior = priors.get(name, priors.get(name.split("[")[0]))
@@ -23,39 +23,52 @@ def prior_moments(names: tuple[str, ...], priors: Priors) -> tuple[np.ndarray, n
     return mean, precision
 
 
-def dispersion(problem: Problem, theta: np.ndarray, members: Batch, freedom: np.ndarray) -> np.ndarray:
-    """(B,) of the residuals at theta (B, P), the optima without priors; freedom (B,): rows less parameters."""
-    r = problem.residuals(theta, members.y)
-    pull = huber(r, problem.delta)[1]
-    return np.sum(problem.weights(members) * pull * r, axis=1) / np.maximum(1, freedom)
+def dispersion(
+    problem: Problem, theta: np.ndarray, batch: Batch, degrees_of_freedom: np.ndarray
+) -> np.ndarray:
+    """(B,) Σ w·ψ(r)·r over the degrees of freedom (B,), at the optima without priors theta (B, P).
+
+    For least squares it is the residual variance. A prior's precision is in its units.
+    """
+    r = problem.residuals(theta, batch.y)
+    psi = huber(r, problem.delta)[1]
+    return np.sum(problem.weights(batch) * psi * r, axis=1) / np.maximum(1, degrees_of_freedom)
 
 
-def with_priors(problem: Problem, names: tuple[str, ...], priors: Priors, alone: np.ndarray) -> Problem:
-    """The problem with priors, given its optimum without them, (P,)."""
+def with_priors(problem: Problem, names: tuple[str, ...], priors: Priors, without: np.ndarray) -> Problem:
+    """The problem with priors, whose weight against the rows follows from its optimum without them, (P,)."""
     mean, precision = prior_moments(names, priors)
-    freedom = np.array([len(problem.y) - problem.size])
-    size = dispersion(problem, alone[None], problem.members(), freedom)
+    degrees_of_freedom = np.array([len(problem.y) - problem.size])
+    size = dispersion(problem, without[None], problem.batch(), degrees_of_freedom)
     return dataclasses.replace(problem, prior=(mean, precision * size))
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """The optimum theta (P,) of a problem that has its priors, barrier and noise ratio; alone (P,): without priors."""
+    """The optimum theta (P,) of a problem with its priors, barrier and variance ratio.
+
+    theta_without_priors: (P,). agreement: how many starts were polished ("starts"), how many reached the optimum
+    ("agreeing"), and whether it converged. noise: of least squares, None for Huber's loss.
+    """
 
     names: tuple[str, ...]
     problem: Problem
     theta: np.ndarray
-    alone: np.ndarray
+    theta_without_priors: np.ndarray
     agreement: dict[str, Any] = dataclasses.field(default_factory=dict)
     noise: variance_components.GroupNoise | None = None
 
 
 def estimate(problem: Problem, names: tuple[str, ...], priors: Priors, seed: int) -> Estimate:
-    """Searches the global optimum of a problem with parameters `names`."""
-    alone = None
+    """The global optimum of a problem with parameters `names`.
+
+    Raises:
+      MscaleError: no finite optimum was found.
+    """
+    without = None
     if priors:
-        alone = multistart.optima(problem, seed, polished=multistart.FINAL_STARTS).theta
-        problem = with_priors(problem, names, priors, alone[0])
+        without = multistart.optima(problem, seed, polished=multistart.FINAL_STARTS).theta
+        problem = with_priors(problem, names, priors, without[0])
     found = multistart.optima(problem, seed)
     problem, theta, noise = found.problem, found.theta[0], None
     if problem.delta is None:
@@ -67,15 +80,20 @@ def estimate(problem: Problem, names: tuple[str, ...], priors: Priors, seed: int
         "agreeing": int(found.agreeing[0]),
         "converged": bool(found.converged[0]),
     }
-    return Estimate(names, problem, theta, theta if alone is None else alone[0], agreement, noise)
+    return Estimate(names, problem, theta, theta if without is None else without[0], agreement, noise)
 
 
 def _estimate_noise(problem: Problem, theta: np.ndarray, seed: int) -> variance_components.GroupNoise:
-    """The noise at the optimum theta (1, P), or at a better one: groups that share much may favour another."""
+    """The noise at the optimum theta (1, P), or at a better one.
+
+    theta is the optimum at ρ = 0. At the estimated ρ another minimum may be lower, so the search is repeated there.
+    """
     noise = variance_components.estimate_noise(problem, theta)
     given = dataclasses.replace(problem, ratio=float(noise.ratio[noise.best[0]]))
     if given.ratio == 0.0:
         return noise
     other = multistart.optima(given, seed, polished=multistart.FINAL_STARTS).theta
-    here, there = given.system(np.concatenate([noise.at_best(noise.theta), other]), given.members(), False)[0]
+    here, there = given.derivatives(
+        np.concatenate([noise.at_best(noise.theta), other]), given.batch(), False
+    )[0]
     return variance_components.estimate_noise(problem, other) if there < here - 1e-6 * abs(here) else noise

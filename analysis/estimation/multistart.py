@@ -1,4 +1,8 @@
-"""The global optimum: a grid over the nonlinear parameters, the linear ones solved, the best polished together.
+"""Multistart search for the global optimum.
+
+The predictions are linear in some parameters once the others are given (variable projection). So a grid is laid over
+the nonlinear ones, the linear ones are solved by non-negative least squares at each point, and the best points are
+polished by Newton's method.
 
 Everything is batched over S studies of one design (responses y (S, n)); a fit is a batch of one.
 """
@@ -16,19 +20,19 @@ from analysis.estimation.optimize import minimise
 from analysis.estimation.problem import Problem
 from mscale.errors import MscaleError
 
-_GRID_POINTS = 6  # points a nonlinear parameter gets when there are at most two
-_SOBOL_POINTS = 64  # otherwise: points of a Sobol sequence
-_POLISHED_STARTS = 12  # starts that are polished
-SUBSAMPLE_ROWS = 3000  # rows on which starts are compared; the best go on to all of them
-FINAL_STARTS = 3
+_GRID_POINTS = 6  # per nonlinear parameter, where there are at most two
+_SOBOL_POINTS = 64  # of a Sobol sequence, where there are more
+_POLISHED_STARTS = 12  # the best, which are followed to their minimum
+SUBSAMPLE_ROWS = 3000  # rows on which starts are compared and polished first
+FINAL_STARTS = 3  # minima on the subsample that are polished again on all rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Optima:
     """The best minimum of each of S studies: theta (S, P); NaN where nothing finite was found.
 
-    problem: with its barrier set, where the law has a constraint. starts: polished, of which agreeing (S,) met the
-    best to 1e-6 relative; converged (S,): it settled.
+    problem: with its barrier weight, where the law has a constraint. starts: how many were polished. agreeing: (S,) how
+    many of them reached the lowest objective, to 1e-6 relative. converged: (S,) whether the best did.
     """
 
     problem: Problem
@@ -44,22 +48,23 @@ def optima(
     y: np.ndarray | None = None,
     polished: int = _POLISHED_STARTS,
 ) -> Optima:
-    """The global optimum of each study, started without knowing anything of the parameters.
+    """The global optimum of each study, from starts over the whole range of the parameters.
 
-    polished: starts that are followed to their optimum.
+    y: (S, n) responses of simulated studies (None: the problem's own). polished: starts that are followed to their
+    minimum.
 
     Raises:
       MscaleError: no study has a finite optimum.
     """
     y = problem.y[None] if y is None else y
-    reduced = remove_aliased(problem)
-    found = _optima(reduced.inner, seed, y, polished)
-    if reduced.inner is problem:
+    reduction = remove_aliased(problem)
+    found = _optima(reduction.reduced, seed, y, polished)
+    if reduction.reduced is problem:
         return found
     return dataclasses.replace(
         found,
         problem=dataclasses.replace(problem, barrier=found.problem.barrier),
-        theta=reduced.outwards(found.theta),
+        theta=reduction.to_full(found.theta),
     )
 
 
@@ -78,8 +83,8 @@ def _optima(problem: Problem, seed: int, y: np.ndarray, polished: int) -> Optima
 
 
 def starts(problem: Problem, seed: int, y: np.ndarray) -> np.ndarray:
-    """Starts (S, K, P) for responses y (S, n), best first; NaN where a study has fewer that are finite."""
-    which = problem.held["parameters"]
+    """Starts (S, K, P) for responses y (S, n), lowest objective first; NaN where fewer than K are finite."""
+    which = problem.fitted_parameters
     nonlinear = [index for index, q in enumerate(which) if not q.linear]
     ranges = np.array([np.log(q.start) if q.log else q.start for q in which], float).reshape(-1, 2)
     if len(nonlinear) <= 2:
@@ -97,7 +102,7 @@ def starts(problem: Problem, seed: int, y: np.ndarray) -> np.ndarray:
         allowed = np.all(problem.constraint(theta) > 0, axis=1)
     theta = solve_linear_parameters(problem, theta, [index for index, q in enumerate(which) if q.linear], y)
     S, K, P = theta.shape
-    value = problem.objective(theta.reshape(-1, P), problem.members(y=np.repeat(y, K, axis=0))).reshape(S, K)
+    value = problem.objective(theta.reshape(-1, P), problem.batch(y=np.repeat(y, K, axis=0))).reshape(S, K)
     value = np.where(np.isfinite(value) & allowed, value, np.inf)
     order = np.argsort(value, axis=1, kind="stable")[:, :_POLISHED_STARTS]
     best = np.take_along_axis(theta, order[:, :, None], axis=1)
@@ -105,28 +110,34 @@ def starts(problem: Problem, seed: int, y: np.ndarray) -> np.ndarray:
     return best
 
 
-def solve_linear_parameters(problem: Problem, theta: np.ndarray, linear: list[int], y: np.ndarray) -> np.ndarray:
-    """(S, K, P): the linear parameters of every start solved; the prediction is Σ_j c_j·f_j(nonlinear)."""
+def solve_linear_parameters(
+    problem: Problem, theta: np.ndarray, linear: list[int], y: np.ndarray
+) -> np.ndarray:
+    """Least-squares values of the linear parameters, given the nonlinear ones of K starts theta (K, P).
+
+    The prediction is Σ_j c_j·f_j(nonlinear parameters) + constant. Parameters with a lower bound of 0 are solved by
+    non-negative least squares. linear: indices of the L linear parameters. y: (S, n) responses. Returns (S, K, P).
+    """
     S = len(y)
     result = np.tile(theta, (S, 1, 1))
     if not linear:
         return result
     designs, known, columns = _designs(problem, theta, linear)
     scale = np.sqrt(problem.weight) / (y if problem.law.residual == "log" else np.ones_like(y))  # (S, n)
-    positive = np.array([problem.held["parameters"][index].log for index in linear])
-    bounded = bool(np.all([problem.held["parameters"][index].bounds[0] >= 0 for index in linear]))
+    positive = np.array([problem.fitted_parameters[index].log for index in linear])
+    bounded = bool(np.all([problem.fitted_parameters[index].bounds[0] >= 0 for index in linear]))
     least = 1e-3 * np.abs(y).mean(axis=1)
     good = np.flatnonzero(np.isfinite(designs).all(axis=(1, 2)) & np.isfinite(known).all(axis=1))
     used = np.bincount(np.concatenate([at[at >= 0] for at in columns]), minlength=len(linear))
-    # One study is searched from all starts at once; many at once fill the cache with a single start.
+    # One study: all starts at once. Many studies: one start at a time, which already fills the cache.
     for some in [good] if S == 1 else good[:, None]:
         target = (y - known[some, None]) * scale
         solved = np.zeros((len(some), S, len(linear)))
         if used.max() == 1:
             for cell, at in zip(problem.cells, columns, strict=True):
-                mine, rows = at >= 0, cell.rows
-                solved[:, :, at[mine]] = _least_squares(
-                    designs[some, rows][:, :, mine], scale[:, rows], target[:, :, rows], bounded
+                present, rows = at >= 0, cell.rows
+                solved[:, :, at[present]] = _least_squares(
+                    designs[some, rows][:, :, present], scale[:, rows], target[:, :, rows], bounded
                 )
         else:
             whole = np.zeros((len(some), len(problem.y), len(linear)))
@@ -141,7 +152,10 @@ def solve_linear_parameters(problem: Problem, theta: np.ndarray, linear: list[in
 
 
 def _least_squares(design: np.ndarray, scale: np.ndarray, target: np.ndarray, bounded: bool) -> np.ndarray:
-    """(K, S, L) least squares of target (K, S, n) on design (K, n, L), rows scaled (S, n), not negative if bounded."""
+    """(K, S, L) coefficients of target (K, S, n) on design (K, n, L).
+
+    scale: (S, n) of the rows of the design (the target is scaled already). bounded: coefficients are not negative.
+    """
     size = np.linalg.norm(design, axis=1)[:, None]
     size = np.where(size > 0, size, 1.0)
     design = design / size
@@ -159,15 +173,18 @@ def _least_squares(design: np.ndarray, scale: np.ndarray, target: np.ndarray, bo
 def _designs(
     problem: Problem, theta: np.ndarray, linear: list[int]
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """What each of the law's linear parameters multiplies (K, n, m), what is known without them (K, n), and of each
-    cell which of the fitted ones it is there (m,), −1 for none.
+    """The linear model of the predictions at starts theta (K, P).
+
+    Returns: the regressors of the law's m linear parameters (K, n, m); the part of the predictions that is given
+      (K, n), from linear parameters that are fixed; and of each cell which of the L fitted ones each is (m,), −1 for
+      those that are fixed.
     """
     law, B, n = problem.law, len(theta), len(problem.y)
     local_linear = [i for i, q in enumerate(law.parameters) if q.linear]
     designs, known = np.zeros((B, n, len(local_linear))), np.zeros((B, n))
     columns = [np.full(len(local_linear), -1) for _ in problem.cells]
     place = {index: position for position, index in enumerate(linear)}
-    local = problem.all_locals(theta)
+    local = problem.all_cell_parameters(theta)
     for position, i in enumerate(local_linear):
         probe = local.copy()
         probe[:, :, i] = 0.0 if problem.logs[i] else 1.0
@@ -178,8 +195,8 @@ def _designs(
         with np.errstate(all="ignore"):
             column = np.broadcast_to(law.predict(p, SimpleNamespace(**problem.x)), (B, n))
         for number, cell in enumerate(problem.cells):
-            at = [index for index in np.flatnonzero(cell.select[i]) if int(index) in place]
-            if at and cell.select[i, at[0]] == 1.0:
+            at = [index for index in np.flatnonzero(cell.selection[i]) if int(index) in place]
+            if at and cell.selection[i, at[0]] == 1.0:
                 designs[:, cell.rows, position] = column[:, cell.rows]
                 columns[number][position] = place[int(at[0])]
             else:
@@ -189,25 +206,31 @@ def _designs(
 
 
 def subsample(problem: Problem) -> tuple[Problem, np.ndarray]:
-    """The problem on whole groups, about `ENOUGH` rows, spread evenly, and which rows; itself if not many more."""
+    """The problem on every j-th group, so that about `SUBSAMPLE_ROWS` rows are left, and which rows (n,) bool.
+
+    The problem itself where it has fewer than twice as many.
+    """
     every = len(problem.y) // SUBSAMPLE_ROWS
     keep = np.ones(len(problem.y), bool) if every < 2 else problem.group % every == 0
     return (problem if every < 2 else problem.subset(keep)), keep
 
 
 def _polish(problem: Problem, theta: np.ndarray, y: np.ndarray) -> tuple[Optima, np.ndarray]:
-    """The optima from every start (S, K, P), best first; the first is that of the study."""
+    """The minima from every start (S, K, P): the best of each study, and all (S, K, P), lowest objective first.
+
+    With a constraint, a first search with a large barrier weight leads to one with a small weight.
+    """
     S, K, P = theta.shape
     fill = np.where(np.isfinite(theta[:, :1]), theta[:, :1], (problem.lower + problem.upper) / 2)
     start = np.where(np.isfinite(theta), theta, fill).reshape(-1, P)
-    members = problem.members(y=np.repeat(y, K, axis=0))
+    batch = problem.batch(y=np.repeat(y, K, axis=0))
     if problem.law.constraint is not None:
-        scale = float(np.median(problem.objective(start, members))) / len(problem.y)
+        scale = float(np.median(problem.objective(start, batch))) / len(problem.y)
         wide = dataclasses.replace(problem, barrier=1e-4 * scale)
-        start = minimise(wide, start, members, iterations=60, tolerance=1e-6).theta
-        least = problem.objective(start, members).reshape(S, K).min(axis=1)
+        start = minimise(wide, start, batch, iterations=60, tolerance=1e-6).theta
+        least = problem.objective(start, batch).reshape(S, K).min(axis=1)
         problem = dataclasses.replace(problem, barrier=1e-7 * float(np.median(least)) / len(problem.y))
-    found = minimise(problem, start, members)
+    found = minimise(problem, start, batch)
     value = np.where(np.isfinite(theta).all(axis=2), found.objective.reshape(S, K), np.inf)
     order = np.argsort(value, axis=1, kind="stable")
     value = np.take_along_axis(value, order, axis=1)

@@ -1,6 +1,13 @@
-"""What the rows contribute to the objective: its value, and cell by cell its gradient, Hessian and majoriser."""
+"""The objective that is minimised: Huber's loss or squares of the residuals, with derivatives, cell by cell.
+
+The law is evaluated on forward-mode jets (`autodiff.Jet`), so a residual r comes with its first and second
+derivatives in the law's own parameters. With weights w, the objective of the rows is Σ w·ρ(r). Its Hessian is
+Σ w·(ρ''(r)·∇r·∇rᵀ + ρ'(r)·∇²r). Its majoriser is Σ w·(ρ'(r)/r)·∇r·∇rᵀ: iteratively reweighted Gauss-Newton.
+"""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,13 +16,59 @@ from threadpoolctl import threadpool_limits
 from analysis.estimation.autodiff import Jet, value_of, where
 from analysis.laws.law import Law
 
+# Residuals (B, n) -> by how much group effects lower the objective, (B,), and the predicted effect of each row's
+# group, (B, n): ρ/(1 + ρ·Σw)·Σ w·r, its best linear unbiased prediction.
+GroupEffects = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class RowTerms:
+    """All that the objective of the rows depends on besides the parameters. B problems, n rows, C cells.
+
+    Attributes:
+      variables: the law's variables by attribute, (n,) each.
+      y: responses, (1, n) or (B, n). weights: of the rows, (1, n) or (B, n).
+      free: indices of the k parameters of the law that are fitted.
+      cells: the rows of each cell, C slices in order.
+      delta: Huber's threshold, None for least squares.
+      barrier: weight of −Σ log(constraint), for laws that have a constraint.
+      group_effects: of rows whose noise is partly common to their group, None without groups.
+      row_mask: rows on which the constraint has to hold, (B, n) bool; None for all.
+    """
+
+    law: Law
+    variables: Any
+    y: np.ndarray
+    weights: np.ndarray
+    free: np.ndarray
+    cells: Sequence[slice]
+    delta: float | None
+    barrier: float = 0.0
+    group_effects: GroupEffects | None = None
+    row_mask: np.ndarray | None = None
+
+    @property
+    def has_barrier(self) -> bool:
+        return self.law.constraint is not None and self.barrier > 0
+
+    @property
+    def column_of(self) -> dict[int, int]:
+        """From the index of a fitted parameter of the law to its column in derivatives, 0 to k − 1."""
+        return {int(index): position for position, index in enumerate(self.free)}
+
+    @property
+    def starts(self) -> list[int]:
+        """The first row of each cell."""
+        return [rows.start for rows in self.cells]
+
 
 def huber(
     r: np.ndarray, delta: float | None, majorise: bool = True
 ) -> tuple[np.ndarray, np.ndarray, Any, Any]:
-    """ρ(r), ψ = ρ', ρ'' and (if wanted) ψ/r, of Huber's loss (r²/2 within ±δ, then linear).
+    """Huber's loss (1964): r²/2 within ±δ, linear beyond.
 
-    For δ None it is r²/2, and the last two, which are 1, come back as None.
+    Returns ρ(r), its influence function ψ = ρ', ρ'', and ψ/r (None unless `majorise`). For δ None ρ = r²/2; the last
+    two, which are 1 everywhere, are then None.
     """
     if delta is None:
         return 0.5 * r * r, r, None, None
@@ -27,36 +80,16 @@ def huber(
     return rho, psi, size <= delta, delta / np.maximum(size, delta) if majorise else None
 
 
-GroupEffects = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+def row_derivatives(terms: RowTerms, p: Any, majorise: bool) -> tuple[Any, ...]:
+    """The objective of the rows with all its derivatives, at parameters p (second-order jets, by attribute).
 
-
-def rows_system(
-    law: Law,
-    p: Any,
-    x: Any,
-    y: np.ndarray,
-    kept: np.ndarray,
-    w: np.ndarray,
-    relieve: GroupEffects | None,
-    delta: float | None,
-    barrier: float,
-    majorise: bool,
-    cells: Sequence[slice],
-    kept_rows: np.ndarray | None = None,
-) -> tuple[Any, ...]:
-    """Objective (B,); of each cell gradient (B, k), Hessian and majoriser (B, k, k); Jacobian (B, k, n) if relieved.
-
-    Args:
-      p, x: parameters as jets in the local parameters `kept` (k,), and variables (n,).
-      y: response, (n,) or (B, n). w: weights, (1, n) or (B, n). cells: the rows of each.
-      relieve: residuals (B, n) -> the objective that groups take off, (B,), and the part of the residuals that is put
-        down to the noise they share, (B, n); None without groups.
-      barrier: weight of −Σ log(constraint), for laws that have one, over kept_rows (B, n) bool (None: all).
+    Returns: objective (B,); gradients (C, B, k), Hessians (C, B, k, k) and majorisers (C, B, k, k; (0, B, k, k) if not
+      wanted) of the cells, all in the law's free parameters; and the Jacobian of the residuals (B, k, n).
     """
-    place = {int(index): position for position, index in enumerate(kept)}
-    k, n = len(kept), y.shape[-1]
-    walled = law.constraint is not None and barrier > 0
-    out, inside = _predicted(law, p, x, walled)
+    law, y, w, cells = terms.law, terms.y, terms.weights, terms.cells
+    column_of = terms.column_of
+    k, n = len(terms.free), y.shape[-1]
+    out, constraint = _evaluate_law(terms, p)
     log = law.residual == "log"
     if not isinstance(out, Jet):
         out = Jet(out, {}, {})
@@ -68,93 +101,81 @@ def rows_system(
     else:
         residual = out.value - y
     residual = np.broadcast_to(residual, (B, n))
-    rho, psi, steep, ratio = huber(residual, delta, majorise)
+    rho, psi, curvature, irls_weight = huber(residual, terms.delta, majorise)
     J = np.empty((B, k, n))
     for index, grad in out.grad.items():
-        np.multiply(grad, inverse, out=J[:, place[index]])
-    for index in kept:
+        np.multiply(grad, inverse, out=J[:, column_of[index]])
+    for index in terms.free:
         if int(index) not in out.grad:
-            J[:, place[int(index)]] = 0.0
-    f, pull = _pull(residual, rho, psi, w, relieve)
-    steep = np.broadcast_to(w, (B, n)) if steep is None else w * steep  # least squares: ρ'' = ψ/r = 1
-    weighted = J * (steep - pull if log else steep)[:, None]
-    bounded = J * (steep if ratio is None else w * ratio)[:, None] if majorise else J
-    second = pull * inverse if log else pull
+            J[:, column_of[int(index)]] = 0.0
+    f, influence = _value_and_influence(residual, rho, psi, w, terms.group_effects)
+    # For least squares ρ'' = ψ/r = 1.
+    curvature = np.broadcast_to(w, (B, n)) if curvature is None else w * curvature
+    # ∇² log f = ∇²f/f − ∇log f·∇log fᵀ: the second term is subtracted here, the first added below (`second`).
+    newton = J * (curvature - influence if log else curvature)[:, None]
+    gauss_newton = J * (curvature if irls_weight is None else w * irls_weight)[:, None] if majorise else J
+    second = influence * inverse if log else influence
     C = len(cells)
     g, H = np.empty((C, B, k)), np.empty((C, B, k, k))
     M = np.empty((C, B, k, k) if majorise else (0, B, k, k))
     for number, rows in enumerate(cells):
-        mine = J[:, :, rows]
-        np.matmul(mine, pull[:, rows, None], out=g[number, :, :, None])
-        np.matmul(weighted[:, :, rows], mine.swapaxes(1, 2), out=H[number])
+        J_cell = J[:, :, rows]
+        np.matmul(J_cell, influence[:, rows, None], out=g[number, :, :, None])
+        np.matmul(newton[:, :, rows], J_cell.swapaxes(1, 2), out=H[number])
         if majorise:
-            np.matmul(bounded[:, :, rows], mine.swapaxes(1, 2), out=M[number])
-    starts = [rows.start for rows in cells]
+            np.matmul(gauss_newton[:, :, rows], J_cell.swapaxes(1, 2), out=M[number])
     if out.hess:
-        curved = np.empty((len(out.hess), B, n))
-        for part, of in zip(curved, out.hess.values(), strict=True):
-            np.multiply(second, of, out=part)
-        _add((H,), np.array([(place[i], place[j]) for i, j in out.hess]), curved, starts)
-    if walled:
-        inside = _of_kept(inside, kept_rows)
-        _barrier(inside, barrier, place, f, g, (H, M) if majorise else (H,), starts)
+        parts = np.empty((len(out.hess), B, n))
+        for part, entry in zip(parts, out.hess.values(), strict=True):
+            np.multiply(second, entry, out=part)
+        _add_entries((H,), np.array([(column_of[i], column_of[j]) for i, j in out.hess]), parts, terms.starts)
+    if terms.has_barrier:
+        _add_barrier(terms, constraint, f, g, (H, M) if majorise else (H,))
     return f, g, H, M, J
 
 
-def _predicted(law: Law, p: Any, x: Any, walled: bool) -> tuple[Any, Any]:
-    """The prediction, and the constraint if it is wanted."""
-    if walled and law.both is not None:
-        return law.both(p, x)
-    return law.predict(p, x), law.constraint(p, x) if walled and law.constraint is not None else None
-
-
-def _pull(
-    residual: np.ndarray, rho: np.ndarray, psi: np.ndarray, w: np.ndarray, relieve: GroupEffects | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The objective (B,) and its slope in every residual (B, n)."""
-    f = np.einsum("bn,bn->b", np.broadcast_to(w, residual.shape), rho)
-    if relieve is None:
-        return f, w * psi
-    saved, relief = relieve(residual)
-    return f - saved, w * (psi - relief)
-
-
-def rows_slope(
-    law: Law,
-    p: Any,
-    x: Any,
-    y: np.ndarray,
-    kept: np.ndarray,
-    w: np.ndarray,
-    relieve: GroupEffects | None,
-    delta: float | None,
-    barrier: float,
-    cells: Sequence[slice],
-    kept_rows: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Objective (B,) and the gradients of the cells (C, B, k); arguments as of `rows_system`."""
-    walled = law.constraint is not None and barrier > 0
-    out, inside = _predicted(law, p, x, walled)
-    log = law.residual == "log"
+def row_gradient(terms: RowTerms, p: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The objective (B,) and the gradients of the cells (C, B, k), at parameters p (first-order jets)."""
+    y, w, cells = terms.y, terms.weights, terms.cells
+    out, constraint = _evaluate_law(terms, p)
+    log = terms.law.residual == "log"
     residual = np.log(value_of(out) * (1.0 / y)) if log else value_of(out) - y
     B = max(len(w), len(residual))
     residual = np.broadcast_to(residual, (B, y.shape[-1]))
-    rho, psi, _, _ = huber(residual, delta, False)
-    f, pull = _pull(residual, rho, psi, w, relieve)
+    rho, psi, _, _ = huber(residual, terms.delta, False)
+    f, influence = _value_and_influence(residual, rho, psi, w, terms.group_effects)
     if log:
-        pull = pull / value_of(out)
-    starts = [rows.start for rows in cells]
-    g = np.zeros((len(cells), B, len(kept)))
-    for position, index in enumerate(kept):
+        influence = influence / value_of(out)
+    starts = terms.starts
+    g = np.zeros((len(cells), B, len(terms.free)))
+    for position, index in enumerate(terms.free):
         if isinstance(out, Jet) and int(index) in out.grad:
-            g[:, :, position] = np.add.reduceat(pull * out.grad[int(index)], starts, axis=1).T
-    if walled:
-        place = {int(index): position for position, index in enumerate(kept)}
-        _barrier(_of_kept(inside, kept_rows), barrier, place, f, g, (), starts)
+            g[:, :, position] = np.add.reduceat(influence * out.grad[int(index)], starts, axis=1).T
+    if terms.has_barrier:
+        _add_barrier(terms, constraint, f, g, ())
     return f, g
 
 
-def _add(matrices: Sequence[np.ndarray], at: np.ndarray, parts: np.ndarray, starts: list) -> None:
+def _evaluate_law(terms: RowTerms, p: Any) -> tuple[Any, Any]:
+    """The prediction, and the law's constraint if there is a barrier."""
+    law, x = terms.law, terms.variables
+    if law.constraint is None or not terms.has_barrier:
+        return law.predict(p, x), None
+    return (law.predict(p, x), law.constraint(p, x)) if law.both is None else law.both(p, x)
+
+
+def _value_and_influence(
+    residual: np.ndarray, rho: np.ndarray, psi: np.ndarray, w: np.ndarray, group_effects: GroupEffects | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The objective (B,) and its derivative in every residual, w·(ψ − group effect), (B, n)."""
+    f = np.einsum("bn,bn->b", np.broadcast_to(w, residual.shape), rho)
+    if group_effects is None:
+        return f, w * psi
+    saved, effect = group_effects(residual)
+    return f - saved, w * (psi - effect)
+
+
+def _add_entries(matrices: Sequence[np.ndarray], at: np.ndarray, parts: np.ndarray, starts: list) -> None:
     """Adds parts (m, B, n), summed over cells, to entries at (m, 2), and their mirrors, of matrices (C, B, k, k)."""
     sums = np.add.reduceat(parts, starts, axis=2).T
     i, j = at.T
@@ -164,40 +185,37 @@ def _add(matrices: Sequence[np.ndarray], at: np.ndarray, parts: np.ndarray, star
         matrix[:, :, j[off], i[off]] += sums[:, :, off]
 
 
-def _of_kept(inside: Any, kept_rows: np.ndarray | None) -> Any:
-    return inside if kept_rows is None else where(kept_rows, inside, 1.0)
-
-
-def _barrier(
-    inside: Any,
-    barrier: float,
-    place: dict,
-    f: np.ndarray,
-    g: np.ndarray,
-    matrices: Sequence[np.ndarray],
-    starts: list,
+def _add_barrier(
+    terms: RowTerms, constraint: Any, f: np.ndarray, g: np.ndarray, matrices: Sequence[np.ndarray]
 ) -> None:
-    """Adds −barrier·Σ log(inside), which keeps every row strictly inside its constraint."""
+    """Adds the logarithmic barrier −barrier·Σ log(constraint) to f (B,), g (C, B, k) and matrices (C, B, k, k).
+
+    Where a row violates the constraint, f is infinite.
+    """
+    barrier, column_of, starts = terms.barrier, terms.column_of, terms.starts
+    inside = constraint if terms.row_mask is None else where(terms.row_mask, constraint, 1.0)
     f[np.any(value_of(inside) <= 0, axis=-1)] = np.inf
     if not isinstance(inside, Jet):
         return
     which = list(inside.grad)
-    at = np.array([place[index] for index in which], int)
+    at = np.array([column_of[index] for index in which], int)
     shape = inside.value.shape
     slopes = np.empty((len(which), *shape))
-    for slope, of in zip(slopes, inside.grad.values(), strict=True):
-        np.divide(of, inside.value, out=slope)
+    for slope, entry in zip(slopes, inside.grad.values(), strict=True):
+        np.divide(entry, inside.value, out=slope)
     f -= barrier * np.sum(np.log(inside.value), axis=1)
     g[:, :, at] -= barrier * np.add.reduceat(slopes, starts, axis=2).T
     if not matrices:
         return
     i, j = np.triu_indices(len(which))
-    _add(matrices, np.stack([at[i], at[j]], axis=1), barrier * slopes[i] * slopes[j], starts)
+    _add_entries(matrices, np.stack([at[i], at[j]], axis=1), barrier * slopes[i] * slopes[j], starts)
     if inside.hess:
-        curved = np.empty((len(inside.hess), *shape))
-        for part, bend in zip(curved, inside.hess.values(), strict=True):
-            np.multiply(bend, -barrier / inside.value, out=part)
-        _add(matrices, np.array([(place[a], place[b]) for a, b in inside.hess]), curved, starts)
+        parts = np.empty((len(inside.hess), *shape))
+        for part, entry in zip(parts, inside.hess.values(), strict=True):
+            np.multiply(entry, -barrier / inside.value, out=part)
+        _add_entries(
+            matrices, np.array([(column_of[a], column_of[b]) for a, b in inside.hess]), parts, starts
+        )
 
 
 def dense_derivatives(out: Jet, count: int, B: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -210,15 +228,17 @@ def dense_derivatives(out: Jet, count: int, B: int) -> tuple[np.ndarray, np.ndar
     return np.broadcast_to(out.value, (B, 1))[:, 0], slope, curved
 
 
-def evaluate_in_blocks(run: Callable, theta: np.ndarray, members: Any, block: int) -> tuple[np.ndarray, ...]:
-    """Runs over blocks of the batch, each small beside the cache."""
+def evaluate_in_blocks(
+    evaluate: Callable, theta: np.ndarray, batch: Any, size: int
+) -> tuple[np.ndarray, ...]:
+    """evaluate(theta, batch) for `size` problems at a time, so that the working arrays fit the processor's cache."""
     B = len(theta)
-    pieces = [slice(start, min(B, start + block)) for start in range(0, B, block)]
+    pieces = [slice(start, min(B, start + size)) for start in range(0, B, size)]
     with np.errstate(all="ignore"):
-        done = [run(theta[piece], members.take(piece)) for piece in pieces]
+        done = [evaluate(theta[piece], batch.take(piece)) for piece in pieces]
     return done[0] if len(done) == 1 else tuple(np.concatenate(parts) for parts in zip(*done, strict=True))
 
 
-def one_blas_thread() -> Any:
+def one_blas_thread() -> AbstractContextManager:
     """A context in which BLAS uses one thread: a large report takes 6 s of CPU so, and 33 s with two threads."""
     return threadpool_limits(1, user_api="blas")

@@ -1,4 +1,4 @@
-"""From anyone's table to rows a law can be fitted to: what is wrong is said, never skipped in silence."""
+"""From a table to the rows that a law is fitted to. What is wrong raises; what is left out is noted."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,19 +16,23 @@ _COLUMN_ALTERNATIVES = {
     "target_unique": ("unique_tokens", "U"),
 }
 _COUNT_UNITS = {"params": "parameters", "target_tokens": "tokens", "tokens": "tokens"}
-RESPONSE = ("loss", "L", "y", "response")  # names under which columns= gives the fitted quantity
-_MIN_TOKENS_PER_PARAMETER = 0.01  # tokens a parameter, below which one of the two is likely in another unit
+_RESPONSE_NAMES = ("loss", "L", "y", "response")  # names under which columns= gives the fitted quantity
+_MIN_TOKENS_PER_PARAMETER = 0.01  # with fewer, one of the two counts is likely in another unit
 
 
 @dataclasses.dataclass(frozen=True)
 class SelectedRows:
-    """What is fitted: the kept rows of the table, the law's variables, the response, and what was said about it."""
+    """The n rows that are fitted, in the order of the table.
+
+    x: {variable: (n,)}. y: (n,) response. level: (n,) of the column that parameters are per, "" without one. group:
+    (n,) unit that is resampled. notes: what was left out, and warnings. columns: {variable or response: column}.
+    """
 
     table: pd.DataFrame
     x: dict[str, np.ndarray]
     y: np.ndarray
-    level: np.ndarray  # (n,) level of the column that parameters are per, "" without one
-    group: np.ndarray  # (n,) unit that is resampled
+    level: np.ndarray
+    group: np.ndarray
     notes: tuple[str, ...]
     columns: dict[str, str]
 
@@ -62,7 +66,7 @@ def select_rows(
     per: str | None = None,
     group: str | None = None,
 ) -> SelectedRows:
-    """Chooses and checks the rows that a law is fitted to.
+    """Selects and checks the rows that a law is fitted to.
 
     Args:
       columns: {variable or "loss" or "group": column of the table}, for tables with names of their own.
@@ -73,7 +77,7 @@ def select_rows(
       MscaleError: a column is missing, has no usable value, or mixes what cannot be compared.
     """
     given = dict(columns or {})
-    known = {*law.columns, *RESPONSE, law.response, "group"}
+    known = {*law.columns, *_RESPONSE_NAMES, law.response, "group"}
     for name in given:
         if name not in known:
             raise MscaleError(
@@ -83,7 +87,7 @@ def select_rows(
     if len(table) == 0:
         raise MscaleError("the table has no rows")
     notes: list[str] = []
-    response_given = {key: value for key, value in given.items() if key in (*RESPONSE, law.response)}
+    response_given = {key: value for key, value in given.items() if key in (*_RESPONSE_NAMES, law.response)}
     response = column_for(
         table,
         law,
@@ -104,7 +108,7 @@ def select_rows(
     y = _numbers(table, response)
     keep = np.ones(len(table), bool)
     for variable, array in values.items():
-        _refuse(table, array, names[variable])
+        _check_finite(table, array, names[variable])
         if variable in law.may_be_zero:
             continue
         zero = array == 0
@@ -113,15 +117,15 @@ def select_rows(
                 f"{zero.sum()} rows with {names[variable]} = 0 excluded: the law says nothing about them"
             )
             keep &= ~zero
-    _unique(table, values, names, keep)
+    _check_unique_tokens(table, values, names, keep)
     if not keep.any():
         raise MscaleError(
             f"every row has a zero in {_listed(sorted(set(names.values())))}: nothing is left to fit"
         )
-    _response(table, y, response, law)
+    _check_response(table, y, response, law)
     for variable, name in names.items():
-        _unit(values[variable][keep], name, notes)
-    _ratio(values, names, keep, notes)
+        _note_unit(values[variable][keep], name, notes)
+    _note_tokens_per_parameter(values, names, keep, notes)
     chosen = (
         group or given.get("group") or ("group" if "group" in table else "run" if "run" in table else None)
     )
@@ -141,7 +145,7 @@ def select_rows(
     )
 
 
-def _refuse(table: pd.DataFrame, array: np.ndarray, name: str) -> None:
+def _check_finite(table: pd.DataFrame, array: np.ndarray, name: str) -> None:
     wrong = ~np.isfinite(array) | (array < 0)
     if wrong.any():
         at = int(np.argmax(wrong))
@@ -151,7 +155,7 @@ def _refuse(table: pd.DataFrame, array: np.ndarray, name: str) -> None:
         )
 
 
-def _response(table: pd.DataFrame, y: np.ndarray, name: str, law: Law) -> None:
+def _check_response(table: pd.DataFrame, y: np.ndarray, name: str, law: Law) -> None:
     wrong = ~np.isfinite(y)
     if wrong.any():
         at = int(np.argmax(wrong))
@@ -169,6 +173,7 @@ def _response(table: pd.DataFrame, y: np.ndarray, name: str, law: Law) -> None:
 
 
 def _from_scratch(table: pd.DataFrame, law: Law, notes: list[str]) -> pd.DataFrame:
+    """The rows of runs that do not continue a checkpoint."""
     if "init" not in table:
         return table
     scratch = table["init"].isna() | (table["init"] == "scratch") | (table["init"] == "")
@@ -183,8 +188,10 @@ def _from_scratch(table: pd.DataFrame, law: Law, notes: list[str]) -> pd.DataFra
     return table[scratch]
 
 
-def _unique(table: pd.DataFrame, values: Mapping[str, np.ndarray], names: Mapping, keep: np.ndarray) -> None:
-    """Tokens were seen, so some of them are unique."""
+def _check_unique_tokens(
+    table: pd.DataFrame, values: Mapping[str, np.ndarray], names: Mapping, keep: np.ndarray
+) -> None:
+    """Raises where tokens were seen but none of them is unique."""
     for variable, unique in values.items():
         seen = values.get("D" + variable[1:]) if variable.startswith("U") else None
         if seen is None:
@@ -199,7 +206,9 @@ def _unique(table: pd.DataFrame, values: Mapping[str, np.ndarray], names: Mappin
             )
 
 
-def _ratio(values: Mapping[str, np.ndarray], names: Mapping, keep: np.ndarray, notes: list[str]) -> None:
+def _note_tokens_per_parameter(
+    values: Mapping[str, np.ndarray], names: Mapping, keep: np.ndarray, notes: list[str]
+) -> None:
     N, D = values.get("N"), values.get("D", values.get("D_t"))
     if N is None or D is None:
         return
@@ -211,8 +220,8 @@ def _ratio(values: Mapping[str, np.ndarray], names: Mapping, keep: np.ndarray, n
         )
 
 
-def _unit(array: np.ndarray, name: str, notes: list[str]) -> None:
-    """Tokens in billions or parameters in millions show in the order of magnitude."""
+def _note_unit(array: np.ndarray, name: str, notes: list[str]) -> None:
+    """Notes a column whose magnitude suggests tokens in billions or parameters in millions."""
     middle = float(np.exp(np.mean(np.log(array[array > 0])))) if (array > 0).any() else 0.0
     if name in _COUNT_UNITS and 0 < middle < 1e3:
         notes.append(

@@ -1,6 +1,7 @@
-"""From what the rows of a cell say of its own parameters to what they say of θ: sums as sparse products.
+"""Sums over cells, from derivatives in the parameters of each cell to derivatives in θ, as sparse matrix products.
 
-`selects` are the maps of the cells, (k, P) each: local = select @ θ. Almost all of their entries are 0.
+`selections` are the maps of the C cells, (k, P) each: parameters of the cell = selection @ θ + constant. Almost all of
+their entries are 0, so dense products Sᵀ·H·S would mostly multiply zeros.
 """
 
 from collections.abc import Sequence
@@ -13,14 +14,17 @@ from scipy.sparse import csr_array
 
 @dataclass(frozen=True)
 class Scatter:
-    """A sum of entries of many small arrays into the places of a large one, for a whole batch at once."""
+    """A linear map that adds entries of many small arrays to entries of a large one, for a whole batch at once.
+
+    places: flat indices in the large array. matrix: (len(places), sources), sparse.
+    """
 
     places: np.ndarray
-    matrix: Any  # (places, sources), sparse
+    matrix: Any
 
     @classmethod
     def of(cls, parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], sources: int) -> "Scatter":
-        """From parts (place, source, factor), arrays of one length each."""
+        """From triplets (place, source, factor), arrays of one length each."""
         place, source, factor = (np.concatenate(part) for part in zip(*parts, strict=True))
         places, row = np.unique(place, return_inverse=True)
         return cls(places, csr_array((factor, (row, source)), shape=(len(places), sources)))
@@ -30,34 +34,39 @@ class Scatter:
         total[:, self.places] += (self.matrix @ values.reshape(-1, len(total))).T
 
 
-def to_gradient(selects: Sequence[np.ndarray]) -> Scatter:
-    """From the gradients of the cells (C, k) to that in θ (P,)."""
+def to_gradient(selections: Sequence[np.ndarray]) -> Scatter:
+    """From the gradients of the cells (C, k) to the gradient in θ (P,)."""
     parts = []
-    for number, S in enumerate(selects):
+    for number, S in enumerate(selections):
         local, column = np.nonzero(S)
         parts.append((column, number * len(S) + local, S[local, column]))
-    return Scatter.of(parts, sum(map(len, selects)))
+    return Scatter.of(parts, sum(map(len, selections)))
 
 
-def to_hessian(selects: Sequence[np.ndarray]) -> Scatter:
-    """From the Hessians of the cells (C, k, k) to that in θ, (P·P,)."""
+def to_hessian(selections: Sequence[np.ndarray]) -> Scatter:
+    """From the Hessians of the cells (C, k, k) to the Hessian in θ, (P·P,)."""
     parts = []
-    for number, S in enumerate(selects):
+    for number, S in enumerate(selections):
         local, column = np.nonzero(S)
         factor, k = S[local, column], len(S)
         i, j = (axis.ravel() for axis in np.indices((len(local), len(local))))
         source = (number * k + local[i]) * k + local[j]
         parts.append((column[i] * S.shape[1] + column[j], source, factor[i] * factor[j]))
-    return Scatter.of(parts, sum(len(S) ** 2 for S in selects))
+    return Scatter.of(parts, sum(len(S) ** 2 for S in selections))
 
 
-def to_group_jacobian(selects: Sequence[np.ndarray], group: np.ndarray, cell: np.ndarray, groups: int) -> Scatter:
-    """From slopes summed over runs (k, R), the rows of a group (R,) in a cell (R,), to θ and groups, (P·G,)."""
+def to_group_jacobian(
+    selections: Sequence[np.ndarray], group: np.ndarray, cell: np.ndarray, groups: int
+) -> Scatter:
+    """From Jacobians summed over segments (k, R) to those summed over groups, in θ, (P·groups,).
+
+    group, cell: (R,) of each segment (the rows of one group in one cell).
+    """
     R, parts = len(group), []
-    for number, S in enumerate(selects):
+    for number, S in enumerate(selections):
         local, column = np.nonzero(S)
-        mine = np.flatnonzero(cell == number)
-        target = column[:, None] * groups + group[mine]
-        source = local[:, None] * R + mine
-        parts.append((target.ravel(), source.ravel(), np.repeat(S[local, column], len(mine))))
-    return Scatter.of(parts, len(selects[0]) * R)
+        segments = np.flatnonzero(cell == number)
+        target = column[:, None] * groups + group[segments]
+        source = local[:, None] * R + segments
+        parts.append((target.ravel(), source.ravel(), np.repeat(S[local, column], len(segments))))
+    return Scatter.of(parts, len(selections[0]) * R)

@@ -1,4 +1,8 @@
-"""From what is asked of a fit to a numerical problem: the law made ready, rows checked and sorted, nothing searched."""
+"""From a law, a table and the arguments of `analysis.fit` to a numerical problem.
+
+The law is prepared for the table, rows are selected, checked and sorted, and parameters are laid out. Nothing is
+fitted yet.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -19,10 +23,10 @@ from mscale.errors import MscaleError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What was asked of a fit, as plain data.
+    """The model of a fit, as plain data: it is written to JSON files with the fit.
 
     shared: parameters common to all levels. fixed: {parameter, or parameter[level]: value in the paper's units}.
-    tie: {parameter: the one it equals}. delta: Huber's threshold, None for least squares.
+    tie: {parameter: the one it equals}. delta: Huber's threshold, None for least squares. options: the law's own.
     """
 
     shared: tuple[str, ...]
@@ -48,59 +52,29 @@ def build_problem(
     Raises:
       MscaleError: a fixed value outside what the parameter may be.
     """
-    place = {parameter.name: index for index, parameter in enumerate(law.parameters)}
     logs = np.array([parameter.log for parameter in law.parameters])
     shift, log_means = _references(law, x, means)
-    names: list[str] = []
-    which: list[Parameter] = []
-    column: dict[str, int] = {}
-    drafts = []
-    inactive: set[str] = set()
-    levels, starts = np.unique(level, return_index=True)
-    bounds = [*starts, len(level)]
-    for number, name in enumerate(map(str, levels)):
-        rows = slice(int(bounds[number]), int(bounds[number + 1]))
-        idle = _inactive(law, {variable: values[rows] for variable, values in x.items()})
-        select: list[tuple[int, int]] = []
-        offset = np.zeros(len(place))
-        pinned: list[int] = []
-        for index, parameter in enumerate(law.parameters):
-            source = law.parameter(spec.tie.get(parameter.name, parameter.name))
-            full = _fitted_name(source, name, spec.shared)
-            known = spec.fixed.get(full or "", spec.fixed.get(source.name))
-            if known is not None:
-                offset[index] = _fixed_value(source, known)
-                pinned.append(index)
-            elif full is None:
-                offset[index] = source.absent
-            elif source.name in idle and source.name not in spec.shared:
-                offset[index] = idle[source.name]
-                inactive.add(full)
-            else:
-                if full not in column:
-                    column[full] = len(names)
-                    names.append(full)
-                    which.append(source)
-                select.append((index, column[full]))
-        drafts.append((rows, select, offset, pinned))
+    layouts, names, parameters, inactive = _layouts(law, spec, x, level)
     everywhere = _inactive(law, x)
-    drop = [index for index, q in enumerate(which) if q.name in everywhere]
+    drop = [index for index, q in enumerate(parameters) if q.name in everywhere]
     inactive |= {names[index] for index in drop}
     keep = [index for index in range(len(names)) if index not in drop]
     cells = []
-    for rows, select, offset, pinned in drafts:
-        matrix = np.zeros((len(place), len(names)))
-        for index, at in select:
-            matrix[index, at] = 1.0
+    for layout in layouts:
+        selection, offset = np.zeros((len(logs), len(names))), layout.offset
+        for index, at in layout.fitted:
+            selection[index, at] = 1.0
             if at in drop:
-                offset[index] = everywhere[which[at].name]
-        for index in pinned:  # fixed in the paper's units: take the reference out again
-            matrix[index] -= shift[index] @ matrix
+                offset[index] = everywhere[parameters[at].name]
+        for (
+            index
+        ) in layout.fixed:  # given in the paper's units, so the reference point does not apply to them
+            selection[index] -= shift[index] @ selection
             offset[index] -= shift[index] @ offset
-        cells.append(ParameterCell(rows, matrix[:, keep], offset))
-    which = [which[index] for index in keep]
-    limits = np.array([q.bounds for q in which], float).reshape(-1, 2)
-    logged = np.array([q.log for q in which], bool)
+        cells.append(ParameterCell(layout.rows, selection[:, keep], offset))
+    parameters = [parameters[index] for index in keep]
+    limits = np.array([q.bounds for q in parameters], float).reshape(-1, 2)
+    logged = np.array([q.log for q in parameters], bool)
     limits[logged] = np.log(limits[logged])
     problem = Problem(
         law=law,
@@ -114,10 +88,65 @@ def build_problem(
         group=group,
         shift=shift,
         logs=logs,
-        exponential=np.array([q.log and q.linear for q in which], bool),
-        held={"parameters": tuple(which), "inactive": tuple(sorted(inactive)), "log_means": log_means},
+        exponential=np.array([q.log and q.linear for q in parameters], bool),
+        fitted_parameters=tuple(parameters),
+        inactive=tuple(sorted(inactive)),
+        log_means=log_means,
     )
     return problem, tuple(names[index] for index in keep)
+
+
+@dataclasses.dataclass(frozen=True)
+class _CellLayout:
+    """Where the law's k parameters in a cell come from.
+
+    rows: of the cell. fitted: (index of the law's parameter, index of the fitted one). offset: (k,) values of those
+    that are not fitted, in the fitted scale. fixed: indices of those that the caller fixed.
+    """
+
+    rows: slice
+    fitted: list[tuple[int, int]]
+    offset: np.ndarray
+    fixed: list[int]
+
+
+def _layouts(
+    law: Law, spec: Spec, x: Mapping[str, np.ndarray], level: np.ndarray
+) -> tuple[list[_CellLayout], list[str], list[Parameter], set[str]]:
+    """The layout of each cell; names and parameters that are fitted; names of those on which no row depends."""
+    names: list[str] = []
+    parameters: list[Parameter] = []
+    column: dict[str, int] = {}
+    layouts = []
+    inactive: set[str] = set()
+    levels, starts = np.unique(level, return_index=True)
+    bounds = [*starts, len(level)]
+    for number, name in enumerate(map(str, levels)):
+        rows = slice(int(bounds[number]), int(bounds[number + 1]))
+        inactive_here = _inactive(law, {variable: values[rows] for variable, values in x.items()})
+        fitted: list[tuple[int, int]] = []
+        offset = np.zeros(len(law.parameters))
+        fixed: list[int] = []
+        for index, parameter in enumerate(law.parameters):
+            source = law.parameter(spec.tie.get(parameter.name, parameter.name))
+            full = _fitted_name(source, name, spec.shared)
+            known = spec.fixed.get(full or "", spec.fixed.get(source.name))
+            if known is not None:
+                offset[index] = _fixed_value(source, known)
+                fixed.append(index)
+            elif full is None:
+                offset[index] = source.absent
+            elif source.name in inactive_here and source.name not in spec.shared:
+                offset[index] = inactive_here[source.name]
+                inactive.add(full)
+            else:
+                if full not in column:
+                    column[full] = len(names)
+                    names.append(full)
+                    parameters.append(source)
+                fitted.append((index, column[full]))
+        layouts.append(_CellLayout(rows, fitted, offset, fixed))
+    return layouts, names, parameters, inactive
 
 
 def _fitted_name(parameter: Parameter, level: str, shared: tuple[str, ...]) -> str | None:
@@ -130,6 +159,7 @@ def _fitted_name(parameter: Parameter, level: str, shared: tuple[str, ...]) -> s
 
 
 def _fixed_value(parameter: Parameter, value: float) -> float:
+    """A value in the paper's units, in the fitted scale."""
     low, high = parameter.bounds
     if not (low <= value if parameter.log else np.isfinite(value)) or (parameter.log and value <= 0):
         raise MscaleError(
@@ -141,6 +171,7 @@ def _fixed_value(parameter: Parameter, value: float) -> float:
 def _references(
     law: Law, x: Mapping[str, np.ndarray], means: Mapping[str, float] | None
 ) -> tuple[np.ndarray, dict[str, float]]:
+    """`Problem.shift` (k, k) and `Problem.log_means`: A/N^α is fitted as its value at the geometric mean of N."""
     place = {parameter.name: index for index, parameter in enumerate(law.parameters)}
     shift = np.zeros((len(place), len(place)))
     log_means = dict(means or {})
@@ -154,13 +185,17 @@ def _references(
 
 
 def _inactive(law: Law, x: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Parameters on which none of the rows depends, with the (fitted-scale) value they are held at."""
-    touched = row_dependence(law, x)
-    return {q.name: inactive_value(q) for q, rows in zip(law.parameters, touched, strict=True) if not rows.any()}
+    """Parameters on which none of the rows depends, with the value they are held at, in the fitted scale."""
+    dependence = row_dependence(law, x)
+    return {
+        q.name: inactive_value(q)
+        for q, rows in zip(law.parameters, dependence, strict=True)
+        if not rows.any()
+    }
 
 
 def inactive_value(parameter: Parameter) -> float:
-    """The value in the fitted scale at which a parameter is held that no row depends on."""
+    """The value, in the fitted scale, at which a parameter is held on which no row depends."""
     return float(np.mean(np.log(parameter.start))) if parameter.log else parameter.absent
 
 
@@ -180,16 +215,53 @@ def row_dependence(law: Law, x: Mapping[str, np.ndarray]) -> np.ndarray:
     return found
 
 
-HUBER_DELTA = 1e-3
+HUBER_DELTA = 1e-3  # Huber's threshold on log residuals, as published (Hoffmann et al. 2022)
 _WEIGHT_COLUMN = "__weight__"
 
 
 @dataclasses.dataclass(frozen=True)
-class Specification:
-    """A law over the rows that it is to be fitted to.
+class RowOptions:
+    """Which rows of a table are fitted, and how they are read and weighted: arguments of `analysis.fit`."""
 
-    problem: over rows sorted by level and group; names: of its parameters. rows: as they were chosen and checked, of
-    which the problem's are rows.table.iloc[order]. group_names: of problem.group.
+    columns: Mapping[str, str] | None = None
+    exposure: pd.DataFrame | None = None
+    target: str | Sequence[str] | None = None
+    weights: str | Sequence[float] | None = None
+    phases: Sequence[str] | None = ("end",)
+    group: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """Which parameters are fitted with which loss: arguments of `analysis.fit`."""
+
+    per: str | None = "auto"
+    share: Sequence[str] | None = None
+    fixed: Mapping[str, float] | None = None
+    tie: Mapping[str, str] | None = None
+    loss: str = "auto"
+    delta: float = HUBER_DELTA
+    residual: str | None = None
+    priors: Mapping[str, tuple[float, float]] | None = None
+
+
+def split_arguments(arguments: Mapping[str, Any]) -> tuple[RowOptions, ModelOptions, dict[str, Any]]:
+    """Keyword arguments of `analysis.fit`, sorted: of rows, of the model, and what is left, the law's own options."""
+    rows, model = (
+        {field.name: arguments[field.name] for field in dataclasses.fields(kind) if field.name in arguments}
+        for kind in (RowOptions, ModelOptions)
+    )
+    own = {name: value for name, value in arguments.items() if name not in rows and name not in model}
+    return RowOptions(**rows), ModelOptions(**model), own
+
+
+@dataclasses.dataclass(frozen=True)
+class Specification:
+    """A law and its problem on the rows of a table, before the fit.
+
+    names: of the problem's parameters. rows: as they were selected and checked; the problem has them sorted by level
+    and group, as rows.table.iloc[order]. group_names: of problem.group. per: column whose levels have parameters of
+    their own, None for one curve through all rows.
     """
 
     law: Law
@@ -205,41 +277,38 @@ class Specification:
 def specify(
     law: str | Law,
     table: Any,
-    columns: Mapping[str, str] | None = None,
-    *,
-    exposure: pd.DataFrame | None = None,
-    target: str | Sequence[str] | None = None,
-    per: str | None = "auto",
-    share: Sequence[str] | None = None,
-    fixed: Mapping[str, float] | None = None,
-    tie: Mapping[str, str] | None = None,
-    loss: str = "auto",
-    delta: float = HUBER_DELTA,
-    residual: str | None = None,
-    weights: str | Sequence[float] | None = None,
-    priors: Mapping[str, tuple[float, float]] | None = None,
-    phases: Sequence[str] | None = ("end",),
-    group: str | None = None,
-    **options: Any,
+    row_options: RowOptions | None = None,
+    model: ModelOptions | None = None,
+    law_options: Mapping[str, Any] | None = None,
 ) -> Specification:
-    """What `analysis.fit`, whose arguments these are, searches the optimum of."""
-    table = _with_weights(as_table(table), weights)
-    law, table, options = laws.prepare(law, table, exposure=exposure, target=target, **options)
-    if residual is not None:
-        if residual not in ("log", "additive"):
-            raise MscaleError(f"residual={residual!r}: expected 'log' or 'additive'")
-        law = with_residual(law, residual)
-    per = _level_column(law, table, per)
-    _check_parameter_names(law, share or (), fixed or {}, tie or {}, priors or {})
-    rows = checks.select_rows(table, law, columns, phases=phases, per=per, group=group)
+    """The problem whose optimum `analysis.fit` searches, with the same arguments.
+
+    Raises:
+      MscaleError: a wrong argument, or rows that the law cannot be fitted to.
+    """
+    row_options, model = row_options or RowOptions(), model or ModelOptions()
+    table = _with_weights(as_table(table), row_options.weights)
+    law, table, options = laws.prepare(
+        law, table, exposure=row_options.exposure, target=row_options.target, **(law_options or {})
+    )
+    if model.residual is not None:
+        if model.residual not in ("log", "additive"):
+            raise MscaleError(f"residual={model.residual!r}: expected 'log' or 'additive'")
+        law = with_residual(law, model.residual)
+    per = _level_column(law, table, model.per)
+    share, fixed, tie = model.share, model.fixed or {}, model.tie or {}
+    _check_parameter_names(law, share or (), fixed, tie, model.priors or {})
+    rows = checks.select_rows(
+        table, law, row_options.columns, phases=row_options.phases, per=per, group=row_options.group
+    )
     group_names, codes = np.unique(rows.group, return_inverse=True)
     order = np.lexsort((codes, rows.level))
     everything = tuple(parameter.name for parameter in law.parameters)
     spec = Spec(
         shared=everything if per is None else tuple(law.share if share is None else share),
-        fixed=dict(fixed or {}),
-        tie=dict(tie or {}),
-        delta=huber_threshold(loss, delta, codes),
+        fixed=dict(fixed),
+        tie=dict(tie),
+        delta=huber_threshold(model.loss, model.delta, codes),
         residual=law.residual,
         options=options,
     )
@@ -256,7 +325,7 @@ def specify(
 
 
 def with_residual(law: Law, residual: str) -> Law:
-    """The law fitted to "log" or "additive" residuals; additive ones may be of losses below 0, so E is free."""
+    """The law fitted to "log" or "additive" residuals. Additive ones allow losses below 0, so E may be negative."""
     if residual == law.residual:
         return law
     free = [
@@ -277,6 +346,7 @@ def as_table(table: Any) -> pd.DataFrame:
 
 
 def _with_weights(frame: pd.DataFrame, weights: str | Sequence[float] | None) -> pd.DataFrame:
+    """The table with a column of weights, for `_weights`; unchanged without weights."""
     if weights is None:
         return frame
     if isinstance(weights, str):
@@ -294,6 +364,7 @@ def _with_weights(frame: pd.DataFrame, weights: str | Sequence[float] | None) ->
 
 
 def _weights(table: pd.DataFrame) -> np.ndarray:
+    """(n,) with mean 1."""
     if _WEIGHT_COLUMN not in table:
         return np.ones(len(table))
     values = table[_WEIGHT_COLUMN].to_numpy(float)
@@ -305,18 +376,22 @@ def _weights(table: pd.DataFrame) -> np.ndarray:
 
 
 def huber_threshold(loss: str, delta: float, codes: np.ndarray) -> float | None:
-    """Huber's threshold for rows of these groups, None for least squares."""
+    """Huber's threshold for rows of groups codes (n,), None for least squares.
+
+    loss "auto" is Huber's where every row is a group of its own and there are enough of them to resample.
+    """
     if loss not in ("auto", "huber", "squares"):
         raise MscaleError(f"loss={loss!r}: expected 'auto', 'huber' or 'squares'")
     if not delta > 0:
         raise MscaleError(f"delta={delta!r}: Huber's threshold must be positive")
     if loss == "auto":
-        alone = len(np.unique(codes)) == len(codes)
-        loss = "huber" if alone and len(codes) >= MIN_GROUPS_FOR_RESAMPLING else "squares"
+        independent = len(np.unique(codes)) == len(codes)
+        loss = "huber" if independent and len(codes) >= MIN_GROUPS_FOR_RESAMPLING else "squares"
     return delta if loss == "huber" else None
 
 
 def _level_column(law: Law, table: pd.DataFrame, per: str | None) -> str | None:
+    """The column whose levels have parameters of their own, None for no such column."""
     if per == "auto":
         per = law.parameters_per
         if per is None or per not in table:
@@ -327,18 +402,18 @@ def _level_column(law: Law, table: pd.DataFrame, per: str | None) -> str | None:
     return per
 
 
-def _check_parameter_names(law: Law, *wanted: Any) -> None:
+def _check_parameter_names(law: Law, *arguments: Sequence[str] | Mapping[str, Any]) -> None:
+    """Raises MscaleError where an argument names a parameter that the law does not have, as key or as value."""
     names = [parameter.name for parameter in law.parameters]
-    for given in wanted:
+    for argument in arguments:
         values = (
-            [value for value in given.values() if isinstance(value, str)]
-            if isinstance(given, Mapping)
+            [value for value in argument.values() if isinstance(value, str)]
+            if isinstance(argument, Mapping)
             else []
         )
-        for name in [*given, *values]:
-            if name.split("[")[0] not in names and not any(
-                n.startswith(f"{name.split('[')[0]}_") for n in names
-            ):
+        for name in [*argument, *values]:
+            base = name.split("[")[0]
+            if base not in names and not any(n.startswith(f"{base}_") for n in names):
                 raise MscaleError(
                     f"law {law.name!r} has no parameter {name!r}{nearest(name, names)}; it has {', '.join(names)}"
                 )

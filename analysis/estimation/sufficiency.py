@@ -1,4 +1,4 @@
-"""Is there enough to fit a law to, and did the fit settle? Refusals before it, remarks after."""
+"""Whether a table has enough rows and groups for a law: errors before the fit, warnings after it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,12 +9,18 @@ from analysis.estimation.problem import Problem
 from analysis.laws.law import Law
 from mscale.errors import MscaleError
 
-MIN_GROUPS_FOR_RESAMPLING = 40  # groups from which resampling them holds
-MIN_RESIDUAL_GROUPS = 3  # groups needed beyond the parameters
+MIN_GROUPS_FOR_RESAMPLING = 40  # groups from which bootstrap intervals cover as stated
+MIN_RESIDUAL_GROUPS = 3  # groups needed beyond the number of parameters
 
 
 def require_enough_data(law: Law, problem: Problem, names: tuple[str, ...], groups: int, few: bool) -> None:
-    """Raises MscaleError, with the number missing, where the rows or groups cannot carry the parameters."""
+    """Checks that there are enough rows and groups to fit the parameters `names`.
+
+    few: allow fewer groups than parameters + 3.
+
+    Raises:
+      MscaleError: there are too few; the message gives the number that is missing.
+    """
     for parameter in law.parameters:
         for exponent, variable, _ in parameter.reference:
             values = problem.x[variable]
@@ -35,16 +41,17 @@ def require_enough_data(law: Law, problem: Problem, names: tuple[str, ...], grou
         raise MscaleError(
             f"{distinct} distinct points for {size} parameters ({listed}): add runs, or share or fix parameters"
         )
-    if groups < size + MIN_RESIDUAL_GROUPS and not few:
+    needed = size + MIN_RESIDUAL_GROUPS
+    if groups < needed and not few:
         raise MscaleError(
-            f"{groups} groups (root runs) for {size} parameters ({listed}): {size + MIN_RESIDUAL_GROUPS} are needed before an "
-            f"interval means anything, so {size + MIN_RESIDUAL_GROUPS - groups} more. Add runs, share or fix parameters, or "
+            f"{groups} groups (root runs) for {size} parameters ({listed}): {needed} are needed before an "
+            f"interval means anything, so {needed - groups} more. Add runs, share or fix parameters, or "
             f"fit all the same with few_groups=True"
         )
 
 
 def search_warnings(agreement: Mapping[str, Any], problem: Problem, theta: np.ndarray) -> list[str]:
-    """What the search says about its optimum (P,), for people."""
+    """Warnings about the optimum theta (P,): one start only, not converged, rows at the constraint."""
     found = []
     if agreement["agreeing"] < 2 and agreement["starts"] > 1:
         found.append(f"only one of {agreement['starts']} starts reached the optimum: treat it as local")
@@ -58,7 +65,7 @@ def search_warnings(agreement: Mapping[str, Any], problem: Problem, theta: np.nd
 
 
 def few_groups_warning(problem: Problem, groups: int) -> list[str]:
-    """A warning where there are too few groups for what intervals rest on."""
+    """A warning where there are too few groups for the method that gives the intervals."""
     if problem.delta is None:
         if groups >= problem.size + MIN_RESIDUAL_GROUPS:
             return []
@@ -69,6 +76,6 @@ def few_groups_warning(problem: Problem, groups: int) -> list[str]:
     if groups >= MIN_GROUPS_FOR_RESAMPLING:
         return []
     return [
-        f"intervals resample {groups} groups: with fewer than {MIN_GROUPS_FOR_RESAMPLING} they are too narrow; loss='squares' gives "
-        f"profile intervals, which are closer to nominal"
+        f"intervals resample {groups} groups: with fewer than {MIN_GROUPS_FOR_RESAMPLING} they are too narrow; "
+        f"loss='squares' gives profile intervals, which are closer to nominal"
     ]

@@ -1,8 +1,9 @@
-"""The noise of a least-squares fit: what groups share, how sure that is, and the critical values that follow.
+"""Noise of a least-squares fit: variance components by restricted maximum likelihood (REML; Patterson & Thompson 1971).
 
-The log residual of row i of group g is modelled as u_g + e_i. The ratio ρ = var(u)/var(e) is estimated by restricted
-maximum likelihood, and its uncertainty carried by averaging over ρ, so that intervals (profiles.py) hold with few
-groups where bootstraps do not. Everything is batched over S studies of one design; a fit is a batch of one.
+The log residual of row i of group g is modelled as u_g + e_i, a random intercept. The ratio ρ = var(u)/var(e) is
+estimated by REML on a grid. Its uncertainty is carried by averaging over the grid, weighted by restricted likelihood,
+so that intervals (`uncertainty.profile`) hold with few groups, where bootstraps are too narrow. Everything is batched
+over S studies of one design; a fit is a batch of one.
 """
 
 import dataclasses
@@ -16,55 +17,61 @@ from analysis.estimation.optimize import LARGE_PROBLEM, minimise
 from analysis.estimation.problem import Batch, Problem
 from analysis.estimation.sufficiency import MIN_RESIDUAL_GROUPS
 
-# Values of 1 + m·ρ, m the rows of the largest group. Below 1 the rows of a group differ more than those of several:
-# no noise is like that, but an estimate must be free to fall there, or intervals are too wide where nothing is shared.
+# Values of 1 + m·ρ, m the weight of the rows of the largest group: by how much a group's shared noise inflates the
+# variance of its sum. Below 1 (ρ < 0) rows of one group differ more than rows of different groups. No real noise does
+# so, but the estimate must be free to fall there: otherwise intervals are too wide where nothing is shared.
 VARIANCE_INFLATION_GRID = np.geomspace(0.04, 1000.0, 20)
-FLAT_EIGENVALUE = 1e-12  # eigenvalue of the scaled information, over the largest, of a direction that changes nothing
-_MIN_RELATIVE_NOISE = 1e-7  # relative noise below which only rounding is left, for data that a law made
+FLAT_EIGENVALUE = 1e-12  # of the scaled information, over the largest: below it a direction counts as flat
+_MIN_RELATIVE_NOISE = 1e-7  # below it only rounding is left, as in data computed from a law
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupNoise:
-    """The noise of S least-squares fits, R values of ρ averaged over.
+    """The noise of S least-squares fits at R values of ρ.
 
-    ratio (R,), chance (S, R) of each, theta (S, R, P) the optimum given it, sigma2 (S, R) variance of a row,
-    freedom: rows less parameters that can be told apart, best (S,): index of ρ̂. inner (S, R, P', P'): such that
-    sigma2·inner is the covariance of what the problem is reduced to.
+    Attributes:
+      ratio: (R,) ρ. probability: (S, R) posterior of each value.
+      theta: (S, R, P) optima given ρ. sigma2: (S, R) variance of a row given ρ.
+      reduced_inverse: (S, R, P', P') inverse information in the parameters that are not aliased; sigma2 times it is
+        their covariance.
+      degrees_of_freedom: rows less parameters that are not aliased.
+      best: (S,) index of the most likely ρ.
+      reduction: the problem without its aliased parameters.
     """
 
     ratio: np.ndarray
-    chance: np.ndarray
+    probability: np.ndarray
     theta: np.ndarray
     sigma2: np.ndarray
-    inner: np.ndarray
-    freedom: int
+    reduced_inverse: np.ndarray
+    degrees_of_freedom: int
     best: np.ndarray
-    reduced: Reduction
+    reduction: Reduction
 
     @functools.cached_property
     def inverse(self) -> np.ndarray:
-        """(S, R, P, P) such that sigma2·inverse is the covariance of theta, given what cannot be told from others."""
+        """(S, R, P, P): sigma2·inverse is the covariance of theta, with aliased parameters held."""
         S, R, P = self.theta.shape
-        inner = self.inner.reshape(S * R, *self.inner.shape[2:])
-        return self.reduced.covariance(self.theta.reshape(S * R, P), inner).reshape(S, R, P, P)
+        reduced = self.reduced_inverse.reshape(S * R, *self.reduced_inverse.shape[2:])
+        return self.reduction.covariance(self.theta.reshape(S * R, P), reduced).reshape(S, R, P, P)
 
     @property
-    def inwards(self) -> "Noise":
-        """In the parameters that the problem is reduced to."""
-        reduced = self.reduced
-        if not len(reduced.drop):
+    def in_reduced_parameters(self) -> "GroupNoise":
+        """The noise with theta and covariance in the parameters of the reduced problem."""
+        reduction = self.reduction
+        if not len(reduction.dropped):
             return self
         S, R, P = self.theta.shape
-        theta = reduced.inwards(self.theta.reshape(S * R, P)).reshape(S, R, -1)
-        return dataclasses.replace(self, theta=theta, reduced=remove_aliased(reduced.inner))
+        theta = reduction.to_reduced(self.theta.reshape(S * R, P)).reshape(S, R, -1)
+        return dataclasses.replace(self, theta=theta, reduction=remove_aliased(reduction.reduced))
 
     def at_best(self, values: np.ndarray) -> np.ndarray:
-        """(S, R, ...) -> (S, ...) at ρ̂."""
+        """(S, R, ...) -> (S, ...) at the most likely ρ."""
         return values[np.arange(len(values)), self.best]
 
     @property
     def deviation(self) -> np.ndarray:
-        """(S, P) standard errors at ρ̂."""
+        """(S, P) standard errors of theta at the most likely ρ."""
         variance = np.einsum("sii->si", self.at_best(self.inverse)) * self.at_best(self.sigma2)[:, None]
         return np.sqrt(np.maximum(variance, 0.0))
 
@@ -72,67 +79,63 @@ class GroupNoise:
 def estimate_noise(problem: Problem, theta: np.ndarray, y: np.ndarray | None = None) -> GroupNoise:
     """Estimates ρ and the noise at least-squares optima theta (S, P).
 
-    ρ = 0 where no group has two rows, and with fewer than P + 3 groups, which cannot tell what they share.
-    y: (S, n) responses of planted studies (None: the problem's own).
+    ρ = 0 where no group has two rows, or there are fewer than P + 3 groups, too few to estimate it.
+    y: (S, n) responses of simulated studies (None: the problem's own).
     """
     S, P = theta.shape
-    ratio, reduced = ratio_grid(problem), remove_aliased(problem)
-    R, inner = len(ratio), reduced.inner
-    members = problem.members(y=None if y is None else np.repeat(y, R, axis=0), ratio=np.tile(ratio, S))
+    ratio, reduction = ratio_grid(problem), remove_aliased(problem)
+    R, reduced = len(ratio), reduction.reduced
+    batch = problem.batch(y=None if y is None else np.repeat(y, R, axis=0), ratio=np.tile(ratio, S))
     theta = np.repeat(theta, R, axis=0)
-    given = _conditional_fit(inner, reduced.inwards(theta), members)
-    restricted = given.restricted.reshape(S, R)
-    # The reference prior, 1/σ² for the variance within and for that between groups: uniform in log(1 + m·ρ), as
-    # the grid is, which makes an interval between groups Student's with the freedom of the groups.
-    chance = np.exp(restricted - restricted.max(axis=1, keepdims=True))
+    fits = _conditional_fits(reduced, reduction.to_reduced(theta), batch)
+    log_likelihood = fits.log_likelihood.reshape(S, R)
+    # The reference prior, 1/σ² for the variance within and for that between groups: uniform in log(1 + m·ρ), as the
+    # grid is. It makes an interval for a mean over groups Student's, with the degrees of freedom of the groups.
+    probability = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True))
     return GroupNoise(
-        ratio,
-        chance / chance.sum(axis=1, keepdims=True),
-        reduced.outwards(given.theta, theta).reshape(S, R, P),
-        given.sigma2.reshape(S, R),
-        given.inverse.reshape(S, R, *given.inverse.shape[1:]),
-        max(1, len(problem.y) - inner.size),
-        np.argmax(restricted, axis=1),
-        reduced,
+        ratio=ratio,
+        probability=probability / probability.sum(axis=1, keepdims=True),
+        theta=reduction.to_full(fits.theta, theta).reshape(S, R, P),
+        sigma2=fits.sigma2.reshape(S, R),
+        reduced_inverse=fits.inverse.reshape(S, R, *fits.inverse.shape[1:]),
+        degrees_of_freedom=max(1, len(problem.y) - reduced.size),
+        best=np.argmax(log_likelihood, axis=1),
+        reduction=reduction,
     )
 
 
 def ratio_grid(problem: Problem) -> np.ndarray:
-    """(R,) the values of ρ that are averaged over."""
-    # With hardly more groups than parameters, noise that groups share can pass for anything the law says about them.
+    """(R,) the values of ρ that are averaged over; 0 alone where ρ cannot be estimated."""
+    # With hardly more groups than parameters, noise that groups share cannot be separated from the law's parameters.
     repeated = np.bincount(problem.group).max() > 1 and problem.groups >= problem.size + MIN_RESIDUAL_GROUPS
-    return (VARIANCE_INFLATION_GRID - 1.0) / np.bincount(problem.group, problem.weight).max() if repeated else np.zeros(1)
+    return (
+        (VARIANCE_INFLATION_GRID - 1.0) / np.bincount(problem.group, problem.weight).max()
+        if repeated
+        else np.zeros(1)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class _ConditionalFit:
-    """Optima theta (B, P) given ρ, the variance of a row, the restricted log likelihood (B,), inverses (B, P, P)."""
+class _ConditionalFits:
+    """Fits given ρ: optima theta (B, P), variances of a row and restricted log likelihoods (B,), inverse (B, P, P)."""
 
     theta: np.ndarray
     sigma2: np.ndarray
-    restricted: np.ndarray
+    log_likelihood: np.ndarray
     inverse: np.ndarray
 
 
-def _conditional_fit(problem: Problem, theta: np.ndarray, members: Batch) -> _ConditionalFit:
-    """The optima given the ρ of the members, from theta (B, P)."""
-    theta = minimise(problem, theta, members, damping=1e-3).theta
-    rss = 2 * problem.objective(theta, members)
-    return _told(problem, theta, members, rss, *pseudo_inverse(problem.system(theta, members)[3]))
-
-
-def _told(
-    problem: Problem,
-    theta: np.ndarray,
-    members: Batch,
-    rss: np.ndarray,
-    inverse: np.ndarray,
-    log_determinant: np.ndarray,
-) -> _ConditionalFit:
-    freedom = np.array([max(1, len(problem.y) - problem.size)])
+def _conditional_fits(problem: Problem, theta: np.ndarray, batch: Batch) -> _ConditionalFits:
+    """The fits given the ρ of the batch, from theta (B, P)."""
+    theta = minimise(problem, theta, batch, damping=1e-3).theta
+    rss = 2 * problem.objective(theta, batch)
+    inverse, log_determinant = pseudo_inverse(problem.derivatives(theta, batch)[3])
+    degrees_of_freedom = np.array([max(1, len(problem.y) - problem.size)])
     weight = np.bincount(problem.group, problem.weight)
-    sigma2, restricted = restricted_likelihood(problem, members.ratio, rss, log_determinant, freedom, weight)
-    return _ConditionalFit(theta, sigma2, restricted, inverse)
+    sigma2, log_likelihood = restricted_likelihood(
+        problem, batch.ratio, rss, log_determinant, degrees_of_freedom, weight
+    )
+    return _ConditionalFits(theta, sigma2, log_likelihood, inverse)
 
 
 def restricted_likelihood(
@@ -140,23 +143,26 @@ def restricted_likelihood(
     ratio: np.ndarray,
     rss: np.ndarray,
     log_determinant: np.ndarray,
-    freedom: np.ndarray,
+    degrees_of_freedom: np.ndarray,
     weight: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Variances of a row and restricted log likelihoods, (B,) each, of fits given ρ ratio (B,).
+    """Variances of a row and restricted log likelihoods (up to a constant), (B,) each, of fits given ρ.
 
     Args:
-      rss (B,): residual sums of squares. log_determinant (B,): of the information. freedom (1 or B,): rows less
-        parameters. weight (G,) or (B, G): of the rows of each group.
+      ratio: (B,) ρ. rss: (B,) residual sums of squares. log_determinant: (B,) of the information matrix.
+      degrees_of_freedom: (1,) or (B,), rows less parameters. weight: (G,) or (B, G), of the rows of each group.
     """
     typical = 1.0 if problem.law.residual == "log" else float(np.abs(problem.y).mean())
-    sigma2 = np.maximum(rss / freedom, (_MIN_RELATIVE_NOISE * typical) ** 2)
+    sigma2 = np.maximum(rss / degrees_of_freedom, (_MIN_RELATIVE_NOISE * typical) ** 2)
     log_V = np.log1p(ratio[:, None] * weight).sum(axis=1)
-    return sigma2, -0.5 * (freedom * np.log(sigma2) + log_V + log_determinant)
+    return sigma2, -0.5 * (degrees_of_freedom * np.log(sigma2) + log_V + log_determinant)
 
 
 def pseudo_inverse(information: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pseudo-inverses of (B, P, P) and the log determinants of what is not flat (B,)."""
+    """Inverses of information matrices (B, P, P), and log determinants (B,) in the directions that are not flat.
+
+    In flat directions the inverse is large (1/`FLAT_EIGENVALUE`, scaled) but finite.
+    """
     scale = np.sqrt(np.maximum(np.einsum("rii->ri", information), 1e-300))
     scaled = information / scale[:, :, None] / scale[:, None, :]
     found = inverse_by_cholesky(scaled) if scaled.shape[1] >= LARGE_PROBLEM else None
@@ -171,7 +177,7 @@ def pseudo_inverse(information: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def inverse_by_cholesky(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Inverses and log determinants of matrices (B, P, P) with ones on the diagonal; None if one is nearly flat."""
+    """Inverses and log determinants of matrices (B, P, P) with ones on the diagonal; None if one is nearly singular."""
     inverse, log_determinant = np.empty_like(matrices), np.empty(len(matrices))
     for number, matrix in enumerate(matrices):
         factor, failed = dpotrf(matrix, lower=1)

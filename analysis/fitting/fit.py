@@ -18,8 +18,16 @@ import pandas as pd
 from analysis import laws
 from analysis.estimation import rows as checks
 from analysis.estimation.estimate import estimate
-from analysis.estimation.specify import HUBER_DELTA, Spec, as_table, build_problem, specify, with_residual
-from analysis.estimation.sufficiency import require_enough_data, few_groups_warning, search_warnings
+from analysis.estimation.specify import (
+    HUBER_DELTA,
+    Spec,
+    as_table,
+    build_problem,
+    specify,
+    split_arguments,
+    with_residual,
+)
+from analysis.estimation.sufficiency import few_groups_warning, require_enough_data, search_warnings
 from analysis.fitting.result import FORMAT, Fit
 from analysis.laws.law import Law
 from mscale.errors import MscaleError
@@ -93,11 +101,15 @@ def fit(
     if law == "data_constrained" and options.pop("two_stage", False):
         how |= {"few_groups": few_groups, "seed": seed}
         return _in_two_stages(as_table(table), columns, fixed or {}, how)
-    drafted = specify(law, table, columns, fixed=fixed, **how, **options)
+    arguments = {"columns": columns, "fixed": fixed, **how, **options}
+    drafted = specify(law, table, *split_arguments(arguments))
     groups, rows = len(drafted.group_names), drafted.rows
     require_enough_data(drafted.law, drafted.problem, drafted.names, groups, few_groups)
     found = estimate(drafted.problem, drafted.names, priors or {}, seed)
-    said = (*search_warnings(found.agreement, found.problem, found.theta), *few_groups_warning(found.problem, groups))
+    said = (
+        *search_warnings(found.agreement, found.problem, found.theta),
+        *few_groups_warning(found.problem, groups),
+    )
     return Fit(
         law=drafted.law,
         problem=found.problem,

@@ -66,15 +66,17 @@ class Fit:
         """(parameter, cell, local index) of every fitted parameter, at its first appearance."""
         found: dict[int, tuple[int, int, int]] = {}
         for number, cell in enumerate(self.problem.cells):
-            for local in range(len(cell.select)):
-                (at,) = np.nonzero(cell.select[local]) if cell.select[local].any() else (np.empty(0, int),)
-                if len(at) == 1 and cell.select[local, at[0]] == 1.0 and int(at[0]) not in found:
+            for local in range(len(cell.selection)):
+                (at,) = (
+                    np.nonzero(cell.selection[local]) if cell.selection[local].any() else (np.empty(0, int),)
+                )
+                if len(at) == 1 and cell.selection[local, at[0]] == 1.0 and int(at[0]) not in found:
                     found[int(at[0])] = (int(at[0]), number, local)
         return [found[index] for index in sorted(found)]
 
     def _natural_names(self) -> list[str]:
         plain = [self.names[index] for index, _, _ in self._places()]
-        which = self.problem.held["parameters"]
+        which = self.problem.fitted_parameters
         means = [with_mean(name) for name, q in zip(self.names, which, strict=True) if q.reference]
         return plain + means
 
@@ -82,9 +84,9 @@ class Fit:
         """(B, len(params)): draws in the fitted scale, in the units and order of `params`."""
         columns = []
         for _, number, local in self._places():
-            values = self.problem.natural(self.problem.locals(theta, self.problem.cells[number]))
+            values = self.problem.natural(self.problem.cell_parameters(theta, self.problem.cells[number]))
             columns.append(values[:, local])
-        for index, q in enumerate(self.problem.held["parameters"]):
+        for index, q in enumerate(self.problem.fitted_parameters):
             if q.reference:
                 columns.append(np.exp(theta[:, index]) if q.log else theta[:, index])
         return np.stack(columns, axis=1)
@@ -138,7 +140,7 @@ class Fit:
         """
         low, high = self._limits(level)
         reasons = self.identification(level)
-        which: tuple[Parameter, ...] = self.problem.held["parameters"]
+        which: tuple[Parameter, ...] = self.problem.fitted_parameters
         constants = [name for name, q in zip(self.names, which, strict=True) if q.reference]
         records = {}
         for name, value in self.params.items():
@@ -184,11 +186,11 @@ class Fit:
     def parameters_and_constants(self) -> Linear:
         """The P parameters in the fitted scale, then log A of every A that is reported at the geometric means."""
         rows, offset = [*np.eye(len(self.names))], [0.0] * len(self.names)
-        which = self.problem.held["parameters"]
+        which = self.problem.fitted_parameters
         for index, number, local in self._places():
             if which[index].reference:
                 cell, shift = self.problem.cells[number], self.problem.shift[local]
-                rows.append(cell.select[local] + shift @ cell.select)
+                rows.append(cell.selection[local] + shift @ cell.selection)
                 offset.append(cell.offset[local] + shift @ cell.offset)
         return Linear(np.array(rows), np.array(offset))
 
@@ -216,7 +218,7 @@ class Fit:
         return prediction.predict(self, table, level, exposure)
 
     def evaluate(self, theta: np.ndarray, cell: int, x: Mapping[str, np.ndarray]) -> np.ndarray:
-        local = self.problem.locals(theta, self.problem.cells[cell])
+        local = self.problem.cell_parameters(theta, self.problem.cells[cell])
         p = self.problem.jets(local, np.zeros(0, bool), 0)
         space = SimpleNamespace(**x)
         size = len(next(iter(x.values())))
@@ -252,7 +254,7 @@ class Fit:
     def summary(self, level: float = 0.9) -> str:
         """A table for the terminal."""
         frame = self.interval(level)
-        which = dict(zip(self.names, self.problem.held["parameters"], strict=True))
+        which = dict(zip(self.names, self.problem.fitted_parameters, strict=True))
         lines = [
             f"{self.law.name}: {self.law.equation}",
             f"{len(self.problem.y)} points, {len(self.group_names)} groups",
@@ -292,7 +294,7 @@ class Fit:
                 "barrier": self.problem.barrier,
                 "prior": None if self.problem.prior is None else [v.tolist() for v in self.problem.prior],
                 "spec": dict(self.spec),
-                "means": self.problem.held["log_means"],
+                "means": self.problem.log_means,
                 "data": {
                     "x": x,
                     "y": self.problem.y.tolist(),

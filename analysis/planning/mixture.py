@@ -15,7 +15,7 @@ from analysis.planning.allocation import Allocation, Laws
 from analysis.planning.answer import STUDY, Answer, check_positive, check_range
 from analysis.study.results import need_fit
 from analysis.text import count, few, signed, span
-from analysis.uncertainty.delta_method import gradient, delta_interval
+from analysis.uncertainty.delta_method import delta_interval, gradient
 from analysis.uncertainty.posterior import draws, local_posterior
 from mscale.errors import MscaleError, nearest
 
@@ -174,7 +174,9 @@ def data_limits(results: Mapping[str, Any], unique: Mapping[str, float] | None, 
 
 def _at_one_size(fit: Fit, targets: Sequence[str]) -> list[str]:
     """The targets whose E and A the runs do not tell apart."""
-    moved = {name for name, moves in zip(fit.names, local_posterior(fit).moved, strict=True) if moves}
+    moved = {
+        name for name, moves in zip(fit.names, local_posterior(fit).in_flat_directions, strict=True) if moves
+    }
     return [name for name in targets if {f"E[{name}]", f"A[{name}]"} & moved]
 
 
@@ -188,7 +190,7 @@ def untold(fit: Fit, laws: Laws, at: Allocation) -> list[str]:
             law = allocation.laws_of(fit, theta, [target], limits)
             return law.loss(at.rates, at.params, at.tokens)[:, 0]
 
-        if not left.tells(gradient(fit, loss)):
+        if not left.identifies(gradient(fit, loss)):
             found.append(target)
     return found
 

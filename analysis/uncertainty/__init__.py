@@ -1,11 +1,11 @@
-"""How sure a fit is: profile likelihood, bootstrap, delta method, draws.
+"""The uncertainty of a fit: profile likelihood, bootstrap, delta method and draws.
 
 What other folders import from here:
 
 - `profile`: profile-likelihood intervals.
-- `bootstrap`: groups resampled.
-- `delta_method`: intervals of functions of parameters.
-- `posterior`: draws of parameters within the data.
+- `bootstrap`: refits on resampled groups.
+- `delta_method`: intervals of functions of the parameters.
+- `posterior`: draws of the parameters from a truncated normal approximation.
 - `identifiability`: which parameters the data determine.
 """
 

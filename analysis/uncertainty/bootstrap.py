@@ -1,4 +1,4 @@
-"""Bootstraps: groups are resampled and the fit repeated, from the optimum of the whole sample."""
+"""Bootstrap of groups: groups are resampled with all their rows, and the fit repeated from the sample's optimum."""
 
 import numpy as np
 
@@ -7,8 +7,9 @@ from analysis.estimation.problem import Problem
 
 
 def bootstrap(problem: Problem, theta: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """(count, P): the fit repeated on resampled groups, all rows of a group together."""
-    return refit_resampled(problem, theta, resamples(problem.groups, count, seed)[:, problem.group]).theta
+    """(count, P): optima on resampled groups, from the optimum theta (P,) of the sample."""
+    times = resamples(problem.groups, count, seed)[:, problem.group]
+    return refit_resampled(problem, theta, times).theta
 
 
 def resamples(groups: int, count: int, seed: int) -> np.ndarray:
@@ -19,7 +20,7 @@ def resamples(groups: int, count: int, seed: int) -> np.ndarray:
 
 
 def refit_resampled(problem: Problem, theta: np.ndarray, times: np.ndarray) -> Minimum:
-    """The optima of problems whose rows count times (B, n) as often, from the optimum theta (P,) of this one."""
-    metric = problem.system(theta[None], problem.members())[3][0]
-    start, members = np.tile(theta, (len(times), 1)), problem.members(times=times)
-    return minimise(problem, start, members, metric=metric, damping=0.2, tolerance=1e-8)
+    """The optima where each row counts times (B, n), from the optimum theta (P,) where each counts once."""
+    metric = problem.derivatives(theta[None], problem.batch())[3][0]
+    start, batch = np.tile(theta, (len(times), 1)), problem.batch(multiplicity=times)
+    return minimise(problem, start, batch, metric=metric, damping=0.2, tolerance=1e-8)

@@ -1,9 +1,9 @@
-"""Draws of the parameters that a fit leaves possible, for averaging decisions over them.
+"""Draws of the parameters within what a fit leaves uncertain, for averaging decisions over them.
 
-They are of the normal distribution about the optimum in the scale where the law is nearly linear: what it is linear
-in (E and the contributions A and B stand for) as plain numbers, the rest as fitted. It is cut off at the parameters'
-bounds, exactly, by the Hamiltonian sampler of Pakman and Paninski (2014): where the runs tell only the sum of E and a
-contribution, as for a language run at one size, a draw divides the sum but does not leave it.
+They are from a normal approximation about the optimum, in coordinates in which the law is nearly linear: exp(θ) of the
+parameters that predictions are linear in (the contributions of A and B), θ itself of the others. It is truncated to
+the parameters' bounds exactly, by the Hamiltonian sampler of Pakman & Paninski (2014). Where the data determine only a
+sum, such as E plus a contribution for a language run at one size, draws divide the sum in all ways but keep it.
 """
 
 import dataclasses
@@ -15,17 +15,24 @@ from analysis.uncertainty.fitted import FittedLaw
 from analysis.uncertainty.profile import MAX_FLAT_SHARE
 from analysis.uncertainty.truncated_normal import sample_truncated_normal
 
-_MAX_ROUNDS = 20  # of draws, until enough keep the law's constraint
-FLAT_INFORMATION = 1e-10  # of the largest scaled information: a direction that has less is open up to the bounds
-_FLAT_WIDTH = 3.0  # times the way between the bounds: a normal so wide is flat there
+FLAT_INFORMATION = 1e-10  # of the scaled information, over the largest: below it a direction counts as flat
+_MAX_ROUNDS = 20  # of draws, until enough satisfy the law's constraint
+_FLAT_WIDTH = (
+    3.0  # standard deviation along flat directions, over the distance between the bounds: nearly uniform
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class LocalPosterior:
-    """What a fit leaves possible: N(centre, root·rootᵀ), per variance of a row, within low and high.
+    """N(centre, sigma²·root·rootᵀ) truncated to low and high, about a least-squares optimum; sigma² is of a row.
 
-    In the scale φ: θ, but for what the law is linear in, which is exp(θ) (`plain`). at: the optimum; per: dφ/dθ there;
-    flat (k, P): directions, unit vectors in φ·scale, that the data say nothing of. The others (P,), root (P, P).
+    The coordinates φ (P,) are exp(θ) where is_exponential (P,), else θ.
+
+    Attributes:
+      centre, low, high: (P,). root: (P, P).
+      at: (P,) the optimum. jacobian: (P,) dφ/dθ there.
+      scale: (P,) of the information about φ. flat: (k, P) directions, unit vectors in φ·scale, that the data do not
+        determine.
     """
 
     centre: np.ndarray
@@ -33,90 +40,88 @@ class LocalPosterior:
     low: np.ndarray
     high: np.ndarray
     at: np.ndarray
-    per: np.ndarray
-    plain: np.ndarray
+    jacobian: np.ndarray
+    is_exponential: np.ndarray
     scale: np.ndarray
     flat: np.ndarray
 
     @property
-    def moved(self) -> np.ndarray:
-        """(P,) bool: the parameters that flat directions move."""
+    def in_flat_directions(self) -> np.ndarray:
+        """(P,) bool: the parameters that change along flat directions."""
         return (np.abs(self.flat) > 1e-3).any(axis=0)
 
-    def tells(self, slope: np.ndarray) -> bool:
-        """Whether the data tell of a number with this derivative in θ (P,): it hardly changes in flat directions."""
-        along = slope / self.per / self.scale
+    def identifies(self, slope: np.ndarray) -> bool:
+        """Whether the data determine a number with gradient slope (P,) in θ: it hardly changes in flat directions."""
+        along = slope / self.jacobian / self.scale
         return bool(np.linalg.norm(self.flat @ along) <= MAX_FLAT_SHARE * np.linalg.norm(along))
 
-    def told(self, slope: np.ndarray) -> np.ndarray:
-        """The derivative in θ (P,) without its part along flat directions."""
-        along = slope / self.per / self.scale
-        return (along - self.flat.T @ (self.flat @ along)) * self.per * self.scale
+    def identified_part(self, slope: np.ndarray) -> np.ndarray:
+        """A gradient in θ (P,) without its part along flat directions."""
+        along = slope / self.jacobian / self.scale
+        return (along - self.flat.T @ (self.flat @ along)) * self.jacobian * self.scale
 
-    def draw(self, spread: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(B, P) draws of φ, of standard deviations spread (B,) of a row."""
-        inside = 1e-9 * (self.high - self.low)
-        start = np.clip(self.at, self.low + inside, self.high - inside)
-        return sample_truncated_normal(self.centre, self.root, spread, self.low, self.high, start, rng)
+    def draw(self, sigma: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """(B, P) draws of φ, given standard deviations of a row sigma (B,)."""
+        margin = 1e-9 * (self.high - self.low)
+        start = np.clip(self.at, self.low + margin, self.high - margin)
+        return sample_truncated_normal(self.centre, self.root, sigma, self.low, self.high, start, rng)
 
 
 def local_posterior(fit: FittedLaw) -> LocalPosterior:
-    """The normal about a least-squares optimum, at the fit's ρ̂, with its bounds."""
-    return fit.once("room", lambda: _local_posterior(fit))
+    """The truncated normal about the optimum of a least-squares fit, at its most likely ρ."""
+    return fit.once("local posterior", lambda: _local_posterior(fit))
 
 
 def _local_posterior(fit: FittedLaw) -> LocalPosterior:
     problem, noise = fit.problem, fit.noise
-    members = problem.members(ratio=noise.ratio[noise.best])
-    _, slope, _, information = problem.system(fit.theta[None], members)
-    plain = np.array([q.linear and q.log for q in problem.held["parameters"]])
+    batch = problem.batch(ratio=noise.ratio[noise.best])
+    _, slope, _, information = problem.derivatives(fit.theta[None], batch)
+    exponential = np.array([q.linear and q.log for q in problem.fitted_parameters])
 
-    def natural(theta: np.ndarray) -> np.ndarray:
-        return np.where(plain, np.exp(np.where(plain, theta, 0.0)), theta)
+    def coordinates(theta: np.ndarray) -> np.ndarray:
+        return np.where(exponential, np.exp(np.where(exponential, theta, 0.0)), theta)
 
-    at, low, high = natural(fit.theta), natural(problem.lower), natural(problem.upper)
-    per = np.where(plain, at, 1.0)
-    scale = np.sqrt(np.maximum(np.diag(information[0]), 1e-300)) / per
-    values, vectors = np.linalg.eigh(information[0] / np.outer(scale * per, scale * per))
-    loose = values <= FLAT_INFORMATION * values[-1]
-    root = vectors / np.sqrt(np.where(loose, 1.0, values)) / scale[:, None]
-    if loose.any():
-        root[:, loose] *= (
-            _FLAT_WIDTH * _chord_lengths(at, root[:, loose], low, high) / np.sqrt(noise.at_best(noise.sigma2)[0])
-        )
-    # At a bound the loss would fall further: the distribution's own centre lies beyond it.
-    still = active_bounds(fit.theta[None], slope, problem)[0]
-    centre = at - root @ (root.T @ np.where(still, slope[0] / per, 0.0))
-    return LocalPosterior(centre, root, low, high, at, per, plain, scale, vectors[:, loose].T)
+    at, low, high = coordinates(fit.theta), coordinates(problem.lower), coordinates(problem.upper)
+    jacobian = np.where(exponential, at, 1.0)
+    scale = np.sqrt(np.maximum(np.diag(information[0]), 1e-300)) / jacobian
+    values, vectors = np.linalg.eigh(information[0] / np.outer(scale * jacobian, scale * jacobian))
+    flat = values <= FLAT_INFORMATION * values[-1]
+    root = vectors / np.sqrt(np.where(flat, 1.0, values)) / scale[:, None]
+    if flat.any():
+        lengths = _chord_lengths(at, root[:, flat], low, high)
+        root[:, flat] *= _FLAT_WIDTH * lengths / np.sqrt(noise.at_best(noise.sigma2)[0])
+    # Where a bound is active, the untruncated normal is centred beyond it.
+    fixed = active_bounds(fit.theta[None], slope, problem)[0]
+    centre = at - root @ (root.T @ np.where(fixed, slope[0] / jacobian, 0.0))
+    return LocalPosterior(centre, root, low, high, at, jacobian, exponential, scale, vectors[:, flat].T)
 
 
 def _chord_lengths(at: np.ndarray, directions: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """(k,) how far one can go from at (P,), forth and back, along directions (P, k) between low and high (P,)."""
+    """(k,) lengths, in units of the directions (P, k), of the chords through at (P,) within low and high (P,)."""
     moves = np.where(np.abs(directions) > 1e-6 * np.abs(directions).max(axis=0), directions, np.nan)
     ends = (np.stack([low, high])[:, :, None] - at[:, None]) / moves
     return np.nanmin(ends.max(axis=0), axis=0) - np.nanmax(ends.min(axis=0), axis=0)
 
 
 def draws(fit: FittedLaw, count: int, seed: int = 0) -> np.ndarray:
-    """(count, P): draws of θ in the fitted scale, within the bounds and within the law's constraint where it has one.
+    """(count, P): draws of θ in the fitted scale, within the bounds and the law's constraint.
 
-    Each has a noise of its own, of Student's degrees of freedom.
-
-    Raises:
-      MscaleError: the fit is not one of least squares.
+    The variance of a row is drawn too, from its scaled inverse χ² distribution. Draws that violate the constraint are
+    rejected; if too few are left after some rounds, the optimum stands for the rest.
     """
-    left, noise, problem = local_posterior(fit), fit.noise, fit.problem
+    posterior, noise, problem = local_posterior(fit), fit.noise, fit.problem
     sigma = float(np.sqrt(noise.at_best(noise.sigma2)[0]))
     rng = np.random.default_rng([17, seed])
-    kept = np.zeros((0, len(fit.theta)))
+    accepted = np.zeros((0, len(fit.theta)))
     for _ in range(_MAX_ROUNDS):
-        found = left.draw(sigma / np.sqrt(rng.chisquare(noise.freedom, count) / noise.freedom), rng)
-        theta = np.where(left.plain, np.log(np.where(left.plain, found, 1.0)), found)
+        chi2 = rng.chisquare(noise.degrees_of_freedom, count)
+        found = posterior.draw(sigma / np.sqrt(chi2 / noise.degrees_of_freedom), rng)
+        exponential = posterior.is_exponential
+        theta = np.where(exponential, np.log(np.where(exponential, found, 1.0)), found)
         theta = np.clip(theta, problem.lower, problem.upper)
         if fit.law.constraint is not None:
             theta = theta[(problem.constraint(theta) > 0).all(axis=1)]
-        kept = np.concatenate([kept, theta])[:count]
-        if len(kept) == count:
+        accepted = np.concatenate([accepted, theta])[:count]
+        if len(accepted) == count:
             break
-    # The optimum itself stands for draws that the constraint leaves no room for.
-    return np.concatenate([kept, np.tile(fit.theta, (count - len(kept), 1))])
+    return np.concatenate([accepted, np.tile(fit.theta, (count - len(accepted), 1))])

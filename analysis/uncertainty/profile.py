@@ -1,10 +1,11 @@
-"""Profile intervals of whatever follows from the parameters: how far can h(θ) go before the fit becomes too bad?
+"""Profile-likelihood intervals of any scalar h(θ) that follows from the parameters.
 
-The profile of h at a is the lowest objective among the θ with h(θ) = a. It is found without constraints: a spring
-½k(h(θ) − aim)² is added and the sum minimised, after which θ is on the profile at its own h. Aims are chosen so
-that the rise of the objective closes in on its critical value, for all quantities, sides and studies together.
-A profile does not depend on how the law is parametrised, so a prediction or an exponent is as good as a parameter.
-Where the data tell nothing of h, to first order, there is no profile to follow and no limit.
+The profile of h at a is the lowest objective among the θ with h(θ) = a; the interval ends where it has risen to a
+critical value. It is found without constraints: the quadratic penalty ½k(h(θ) − target)² is added to the objective and
+the sum minimised (penalty method; Nocedal & Wright, section 17.1). The minimum then lies on the profile, at its own h.
+Targets are chosen so that the rise approaches its critical value (`bracketing`), for all quantities, sides and studies
+at once. A profile does not depend on the parametrisation, so predictions and exponents are treated as parameters are.
+Where h, to first order, changes only in directions that the data do not determine, it has no limits.
 """
 
 import dataclasses
@@ -13,25 +14,30 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.estimation.aliasing import Reduction
-from analysis.estimation.optimize import MAX_RELATIVE_DECREASE, active_bounds, minimise, lbfgs, apply_step
+from analysis.estimation.optimize import MAX_RELATIVE_DECREASE, active_bounds, apply_step, lbfgs, minimise
 from analysis.estimation.problem import Batch, Problem
 from analysis.estimation.quantities import Linear, Quantity
 from analysis.estimation.variance_components import FLAT_EIGENVALUE, GroupNoise, inverse_by_cholesky
 from analysis.uncertainty.bracketing import ProfilePoints, extrapolate_limit, next_targets
 from analysis.uncertainty.critical_values import critical_values
 
-_PENALTY_FACTOR = 4.0  # of the spring, over that of the profile
-_PENALTY_GROWTH = 8.0  # times what it was, that it becomes where it let go
-_MAX_POINTS = 14
-_Z_TOLERANCE = 0.02  # standard errors between the rise and its critical value that end the search
-_STRAIGHT_Z_TOLERANCE = 0.1  # and where the profile hardly bends:
-_STRAIGHT_TOLERANCE = 0.0025  # share of a limit by which a parabola and a straight line differ there
-_MAX_FAILURES = 2  # points that do not settle, after which a profile counts as having no end
-_MIN_CRITICAL_VALUE = 0.05  # standard errors an interval reaches to either side at least
-_MANY_PARAMETERS = 40  # parameters, from which Hessians cost so much that gradients alone are given more
-_LBFGS_ITERATIONS = (8, 24)  # with gradients alone before Newton's, of few parameters and of many
-_LBFGS_TOLERANCE = 1e-5  # share of the wanted rise that a step must promise less than; what is left may be far more
-MAX_FLAT_SHARE = 1e-3  # share of a quantity's slope in such directions from which its profile never rises
+MAX_FLAT_SHARE = 1e-3  # share of a gradient along flat directions above which a quantity is not identified
+_PENALTY_FACTOR = 4.0  # the penalty's weight k, over the curvature of the profile at the optimum
+_PENALTY_GROWTH = 8.0  # factor on k where a point fell outside its bracket
+_MAX_POINTS = 14  # of one profile
+_Z_TOLERANCE = 0.02  # standard errors between rise and critical value within which a limit is found
+_STRAIGHT_Z_TOLERANCE = 0.1  # the same, where the profile is nearly straight:
+_STRAIGHT_TOLERANCE = 0.0025  # share of the limit by which two extrapolations may differ there
+_MAX_FAILURES = 2  # minimisations that did not converge, after which a limit counts as infinite
+_MIN_CRITICAL_VALUE = 0.05  # standard errors, so that every interval has some width
+_MANY_PARAMETERS = (
+    40  # from which L-BFGS gets more iterations, because a Hessian costs so much more than a gradient
+)
+# Of L-BFGS, with few and with many parameters, before Newton's method takes over. MEASURED
+_LBFGS_ITERATIONS = (8, 24)
+_LBFGS_TOLERANCE = (
+    1e-5  # predicted decrease, over the wanted rise of the objective; the true one may be far larger
+)
 
 
 def intervals(
@@ -45,57 +51,67 @@ def intervals(
     """(S, m) lower and upper limits of m scalars in S studies; ∓inf where the profile never rises enough.
 
     Args:
-      theta: (S, P) least-squares optima. y: (S, n) responses of planted studies (None: the problem's own).
+      theta: (S, P) least-squares optima. y: (S, n) responses of simulated studies (None: the problem's own).
       quantities: blocks of scalars, m in all. level: such as 0.9.
     """
     S, m = len(theta), sum(map(len, quantities))
     if m == 0:
         return np.zeros((S, 0)), np.zeros((S, 0))
-    reduced, outer = noise.reduced, theta
-    noise, theta = noise.inwards, reduced.inwards(theta)
-    pinned = dataclasses.replace(reduced.inner, pins=tuple(_in_reduced_parameters(q, reduced) for q in quantities))
+    reduction, full_theta = noise.reduction, theta
+    noise, theta = noise.in_reduced_parameters, reduction.to_reduced(theta)
+    full = dataclasses.replace(problem, penalised=tuple(quantities))
+    penalised = dataclasses.replace(
+        reduction.reduced, penalised=tuple(_in_reduced_parameters(q, reduction) for q in quantities)
+    )
     ratio = noise.ratio[noise.best]
-    base, slope, hessian, information = reduced.inner.system(theta, problem.members(y=y, ratio=ratio))
+    base, slope, hessian, information = reduction.reduced.derivatives(theta, problem.batch(y=y, ratio=ratio))
     scale = np.sqrt(np.maximum(np.einsum("spp->sp", information), 1e-300))
     flat = _flat_directions(information, scale)
-    inverse = _approximate_inverse(hessian, scale, flat, active_bounds(theta, slope, reduced.inner))
-    valley, away = _eliminated_slopes(
-        dataclasses.replace(problem, pins=tuple(quantities)), outer, pinned, theta, reduced, scale
-    )
-    tasks = _limit_searches(pinned, theta, noise, level, inverse, flat, scale, valley)
+    inverse = _approximate_inverse(hessian, scale, flat, active_bounds(theta, slope, reduction.reduced))
+    aliased_slope, difference = _aliased_slopes(full, full_theta, penalised, theta, reduction, scale)
+    searches = _limit_searches(penalised, theta, noise, level, inverse, flat, scale, aliased_slope)
     limits = np.tile([-np.inf, np.inf], S * m)
-    limits[tasks.place] = _find_limits(pinned, tasks, base, ratio, y, inverse)
-    return limits[0::2].reshape(S, m) + away, limits[1::2].reshape(S, m) + away
+    limits[searches.place] = _find_limits(penalised, searches, base, ratio, y, inverse)
+    return limits[0::2].reshape(S, m) + difference, limits[1::2].reshape(S, m) + difference
 
 
-def _in_reduced_parameters(quantity: Quantity, reduced: Reduction) -> Quantity:
-    """The quantity of the inner problem's parameters."""
+def _in_reduced_parameters(quantity: Quantity, reduction: Reduction) -> Quantity:
+    """The quantity as a function of the reduced problem's parameters."""
     if not isinstance(quantity, Linear):
         return quantity
-    offset = quantity.offset + quantity.rows[:, reduced.drop] @ reduced.outer.lower[reduced.drop]
-    return Linear(quantity.rows[:, reduced.kept], offset)
+    dropped = reduction.dropped
+    offset = quantity.offset + quantity.rows[:, dropped] @ reduction.full.lower[dropped]
+    return Linear(quantity.rows[:, reduction.kept], offset)
 
 
-def _eliminated_slopes(
-    outer: Problem, at: np.ndarray, pinned: Problem, theta: np.ndarray, reduced: Reduction, scale: np.ndarray
+def _aliased_slopes(
+    full: Problem,
+    full_theta: np.ndarray,
+    penalised: Problem,
+    theta: np.ndarray,
+    reduction: Reduction,
+    scale: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each scalar, the size of its slope along the valleys that were left out, (S·m,), and by how much it differs
-    between the outer problem, whose optima are `at`, and the inner one (S, m).
+    """How the m scalars depend on the division between aliased parameters.
+
+    Returns: the norm of each scalar's scaled gradient along the eliminated directions, (S·m,), and by how much it
+      differs between the full problem at full_theta (S, P) and the reduced one at theta, (S, m).
     """
-    S, m = len(theta), sum(map(len, outer.pins))
-    if not len(reduced.drop):
+    S, m = len(theta), sum(map(len, full.penalised))
+    if not len(reduction.dropped):
         return np.zeros(S * m), np.zeros((S, m))
     study, which = np.repeat(np.arange(S), m), np.tile(np.arange(m), S)
-    h, slope = penalised_values(outer, at[study], which)
-    place = np.searchsorted(np.flatnonzero(reduced.kept), reduced.partner)
-    along = slope[:, reduced.drop] / reduced.amounts(at)[study] - slope[:, reduced.partner]
+    h, slope = penalised_values(full, full_theta[study], which)
+    place = np.searchsorted(np.flatnonzero(reduction.kept), reduction.partner)
+    contributions = reduction.contributions(full_theta)[study]
+    along = slope[:, reduction.dropped] / contributions - slope[:, reduction.partner]
     along /= np.sqrt(2) * scale[:, place][study]
-    away = (h - penalised_values(pinned, theta[study], which)[0]).reshape(S, m)
-    return np.linalg.norm(along, axis=1), away
+    difference = (h - penalised_values(penalised, theta[study], which)[0]).reshape(S, m)
+    return np.linalg.norm(along, axis=1), difference
 
 
 def _flat_directions(information: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """(S, P, P): rows that are unit vectors of directions of θ·scale in which nothing changes, or else 0."""
+    """(S, P, P): rows are unit vectors, in θ·scale, along which the objective does not change; the others are 0."""
     scaled = information / scale[:, :, None] / scale[:, None, :]
     if scaled.shape[1] >= _MANY_PARAMETERS and inverse_by_cholesky(scaled) is not None:
         return np.zeros_like(scaled)
@@ -103,34 +119,45 @@ def _flat_directions(information: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return np.where((eigen <= FLAT_EIGENVALUE * eigen[:, -1:])[:, :, None], vectors.swapaxes(1, 2), 0.0)
 
 
-def _approximate_inverse(hessian: np.ndarray, scale: np.ndarray, flat: np.ndarray, still: np.ndarray) -> np.ndarray:
-    """About H⁻¹ (S, P, P), with no step in flat directions, and what keeps still (S, P) apart from the rest."""
-    together = ~still[:, :, None] & ~still[:, None, :] | np.eye(still.shape[1], dtype=bool)
-    eigen, vectors = np.linalg.eigh(np.where(together, hessian / scale[:, :, None] / scale[:, None, :], 0.0))
+def _approximate_inverse(
+    hessian: np.ndarray, scale: np.ndarray, flat: np.ndarray, fixed: np.ndarray
+) -> np.ndarray:
+    """An approximate inverse Hessian (S, P, P) to precondition with.
+
+    Negative eigenvalues are made positive, flat directions are projected out, and parameters at active bounds,
+    fixed (S, P), are decoupled from the others.
+    """
+    coupled = ~fixed[:, :, None] & ~fixed[:, None, :] | np.eye(fixed.shape[1], dtype=bool)
+    eigen, vectors = np.linalg.eigh(np.where(coupled, hessian / scale[:, :, None] / scale[:, None, :], 0.0))
     weight = 1.0 / np.maximum(np.abs(eigen), 1e-8 * eigen[:, -1:])
     inverse = (vectors * weight[:, None]) @ vectors.swapaxes(1, 2)
-    solid = np.eye(still.shape[1]) - flat.swapaxes(1, 2) @ flat
-    return (solid @ inverse @ solid) / scale[:, :, None] / scale[:, None, :]
+    projector = np.eye(fixed.shape[1]) - flat.swapaxes(1, 2) @ flat
+    return (projector @ inverse @ projector) / scale[:, :, None] / scale[:, None, :]
 
 
-def penalised_values(pinned: Problem, theta: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scalar which[b] of the problem's pins at theta[b], (B,), and its gradient (B, P)."""
+def penalised_values(problem: Problem, theta: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scalar which[b] of the problem's penalised quantities at theta[b], (B,), and its gradient (B, P)."""
     h, slope, first = np.empty(len(theta)), np.empty(theta.shape), 0
-    for pin in pinned.pins:
-        at = np.flatnonzero((which >= first) & (which < first + len(pin)))
+    for quantity in problem.penalised:
+        at = np.flatnonzero((which >= first) & (which < first + len(quantity)))
         if len(at):
-            h[at], slope[at] = pin.derivatives(pinned, theta[at], which[at] - first)[:2]
-        first += len(pin)
+            h[at], slope[at] = quantity.derivatives(problem, theta[at], which[at] - first)[:2]
+        first += len(quantity)
     return h, slope
 
 
 @dataclasses.dataclass(frozen=True)
 class _LimitSearches:
-    """One a (study, scalar, side), side fastest. Arrays (T,), but for best and path (T, P).
+    """T searches for a limit, one for each study, scalar and side (side varies fastest). Arrays are (T,) unless noted.
 
-    Those whose profile never rises are left out; place: among all. which scalar, to which side (sign), of a study's
-    optimum (best), where it is centre; path: the step in θ that changes it by a standard error (spread) at least cost;
-    wanted: standard errors that the profile is to rise. slope: of the scalar at the optimum, and give: H⁻¹·slope.
+    Attributes:
+      place: index among the searches for all scalars; those that are not identified are left out.
+      study, which: the study and the scalar. sign: −1 for the lower, 1 for the upper limit.
+      best: (T, P) optimum of the study. centre: the scalar there. slope: (T, P) its gradient there.
+      spread: standard error of the scalar. path: (T, P) step in θ that changes it by this at the least rise of the
+        objective.
+      critical: standard errors by which the profile has to rise. sigma2: variance of a row.
+      inverse_slope: (T, P) H⁻¹·slope.
     """
 
     place: np.ndarray
@@ -141,36 +168,39 @@ class _LimitSearches:
     centre: np.ndarray
     spread: np.ndarray
     path: np.ndarray
-    wanted: np.ndarray
+    critical: np.ndarray
     sigma2: np.ndarray
-    give: np.ndarray
+    inverse_slope: np.ndarray
     slope: np.ndarray
 
     @property
-    def stiffness(self) -> np.ndarray:
+    def penalty_weight(self) -> np.ndarray:
         return _PENALTY_FACTOR * self.sigma2 / self.spread**2
 
 
 def _limit_searches(
-    pinned: Problem,
+    penalised: Problem,
     theta: np.ndarray,
     noise: GroupNoise,
     level: float,
     inverse: np.ndarray,
     flat: np.ndarray,
     scale: np.ndarray,
-    valley: np.ndarray,
+    aliased_slope: np.ndarray,
 ) -> _LimitSearches:
-    """The tasks of all studies, of which inverse, flat and scale are `_inverse`, `_flat` and their scale.
+    """The searches for all identified scalars of all studies.
 
-    valley (S·m,): size of the slope of each scalar along directions that the problem does without.
+    inverse, flat: from `_approximate_inverse` and `_flat_directions`, with their scale (S, P). aliased_slope: from
+    `_aliased_slopes`.
     """
-    S, m = len(theta), sum(map(len, pinned.pins))
+    S, m = len(theta), sum(map(len, penalised.penalised))
     study, which = np.repeat(np.arange(S), m), np.tile(np.arange(m), S)
-    centre, slope = penalised_values(pinned, theta[study], which)
-    along = slope.reshape(S, m, -1) / scale[:, None, :]
-    inside = np.hypot(np.linalg.norm(along @ flat.swapaxes(1, 2), axis=2), valley.reshape(S, m))
-    place = np.flatnonzero(inside <= MAX_FLAT_SHARE * np.hypot(np.linalg.norm(along, axis=2), valley.reshape(S, m)))
+    centre, slope = penalised_values(penalised, theta[study], which)
+    scaled_slope = slope.reshape(S, m, -1) / scale[:, None, :]
+    aliased = aliased_slope.reshape(S, m)
+    flat_part = np.hypot(np.linalg.norm(scaled_slope @ flat.swapaxes(1, 2), axis=2), aliased)
+    whole = np.hypot(np.linalg.norm(scaled_slope, axis=2), aliased)
+    place = np.flatnonzero(flat_part <= MAX_FLAT_SHARE * whole)
     study, which, centre, slope = study[place], which[place], centre[place], slope[place]
     best = theta[study]
     low, high = critical_values(noise, study, slope, level)
@@ -179,151 +209,162 @@ def _limit_searches(
     spread = np.sqrt(np.maximum(np.einsum("ti,ti->t", path, slope), 1e-300))
     path /= spread[:, None]
 
-    def sides(values: np.ndarray) -> np.ndarray:
+    def both_sides(values: np.ndarray) -> np.ndarray:
         return np.repeat(values, 2, axis=0)
 
     sign = np.tile([-1.0, 1.0], len(place))
-    wanted = np.maximum(np.stack([-low, high], axis=1).ravel(), _MIN_CRITICAL_VALUE)
-    path, spread, centre = sides(path), sides(spread), sides(centre)
-    # Along a flat direction a standard error is no guide: step within a part of the bounds.
-    room = (pinned.upper - pinned.lower) / 4
-    scale = 1.0 / np.maximum(np.max(np.abs(path * wanted[:, None]) / room, axis=1), 1.0)
+    critical = np.maximum(np.stack([-low, high], axis=1).ravel(), _MIN_CRITICAL_VALUE)
+    path, spread, centre = both_sides(path), both_sides(spread), both_sides(centre)
+    # A standard error may be wider than the bounds, along nearly flat directions: limit the first step to a part.
+    largest = (penalised.upper - penalised.lower) / 4
+    shrink = 1.0 / np.maximum(np.max(np.abs(path * critical[:, None]) / largest, axis=1), 1.0)
     return _LimitSearches(
         place=(2 * place[:, None] + [0, 1]).ravel(),
-        study=sides(study),
-        which=sides(which),
+        study=both_sides(study),
+        which=both_sides(which),
         sign=sign,
-        best=sides(best),
+        best=both_sides(best),
         centre=centre,
-        spread=np.maximum(spread * scale, 1e-12 * (1.0 + np.abs(centre))),
-        path=path * (sign * scale)[:, None],
-        wanted=wanted,
-        sigma2=sides(sigma2),
-        give=sides(_by_study(inverse, slope, study)),
-        slope=sides(slope),
+        spread=np.maximum(spread * shrink, 1e-12 * (1.0 + np.abs(centre))),
+        path=path * (sign * shrink)[:, None],
+        critical=critical,
+        sigma2=both_sides(sigma2),
+        inverse_slope=both_sides(_by_study(inverse, slope, study)),
+        slope=both_sides(slope),
     )
 
 
 def _by_study(matrices: np.ndarray, vectors: np.ndarray, study: np.ndarray) -> np.ndarray:
-    """(T, P): matrices (S, P, P), symmetric, of the study of each times vectors (T, P)."""
+    """(T, P): the symmetric matrix, of (S, P, P), of each vector's study times the vector, of (T, P)."""
     if len(matrices) == 1:
         return vectors @ matrices[0]
     return np.matmul(matrices[study], vectors[:, :, None])[:, :, 0]
 
 
 def _find_limits(
-    pinned: Problem,
-    tasks: _LimitSearches,
+    penalised: Problem,
+    searches: _LimitSearches,
     base: np.ndarray,
     ratio: np.ndarray,
     y: np.ndarray | None,
     inverse: np.ndarray,
 ) -> np.ndarray:
-    """(T,) the limits. base, ratio, inverse (S, ...): objective at the optimum of a study, ρ̂, and `_inverse`."""
-    T = len(tasks.study)
-    stiffness = tasks.stiffness
-    unit = np.sqrt(np.maximum(tasks.sigma2 * np.einsum("ti,ti->t", tasks.slope, tasks.give), 1e-300))
-    near, far = ProfilePoints.of(T, 0.0), ProfilePoints.of(T, np.inf)  # farthest known to be inside, nearest outside
-    last, theta_last = ProfilePoints.of(T, 0.0), tasks.best.copy()
-    expected = tasks.wanted * tasks.spread
-    aim = expected * (1 + 1 / _PENALTY_FACTOR)  # out from the optimum
+    """The limits (T,).
+
+    base, ratio, inverse: (S, ...) objective at the optimum, most likely ρ, and `_approximate_inverse`, of each study.
+    """
+    T = len(searches.study)
+    penalty_weight = searches.penalty_weight
+    curvature = searches.sigma2 * np.einsum("ti,ti->t", searches.slope, searches.inverse_slope)
+    unit = np.sqrt(np.maximum(curvature, 1e-300))
+    # The farthest known point inside the limit, the nearest outside, and the latest.
+    inside_points, outside_points = ProfilePoints.of(T, 0.0), ProfilePoints.of(T, np.inf)
+    last, theta_last = ProfilePoints.of(T, 0.0), searches.best.copy()
+    expected = searches.critical * searches.spread
+    target = expected * (1 + 1 / _PENALTY_FACTOR)  # distance from the optimum
     limit = np.full(T, np.inf)
     failed = np.zeros(T, int)
     live = np.arange(T)
-    for number in range(_MAX_POINTS):
-        study, wanted, sign = tasks.study[live], tasks.wanted[live], tasks.sign[live]
-        members = pinned.members(
+    for iteration in range(_MAX_POINTS):
+        study, critical, sign = searches.study[live], searches.critical[live], searches.sign[live]
+        batch = penalised.batch(
             y=None if y is None else y[study],
             ratio=ratio[study],
-            which=tasks.which[live],
-            aim=tasks.centre[live] + sign * aim[live],
-            stiffness=stiffness[live],
+            quantity=searches.which[live],
+            target=searches.centre[live] + sign * target[live],
+            penalty_weight=penalty_weight[live],
         )
-        best = tasks.best[live]
-        if number == 0:
-            step = tasks.path[live] * wanted[:, None]
-            # Whichever is lower: straight in θ, or in what predictions are linear in.
-            starts = [best + step, apply_step(best, np.maximum(step, -MAX_RELATIVE_DECREASE), pinned)]
+        best = searches.best[live]
+        if iteration == 0:
+            step = searches.path[live] * critical[:, None]
+            # Start from the better of two points: along a line in θ, or in exp(θ) of the exponential parameters.
+            starts = [best + step, apply_step(best, np.maximum(step, -MAX_RELATIVE_DECREASE), penalised)]
         else:
-            away = expected[live] / np.where(last.out[live] > 0, last.out[live], expected[live])
-            starts = [best + (theta_last[live] - best) * away[:, None]]
+            factor = expected[live] / np.where(last.out[live] > 0, last.out[live], expected[live])
+            starts = [best + (theta_last[live] - best) * factor[:, None]]
         starts.append(theta_last[live])
-        theta, f, settled = _minimise_penalised(pinned, members, tasks, stiffness, live, inverse, *starts)
-        failed[live[~settled]] += 1
-        h = penalised_values(pinned, theta, tasks.which[live])[0]
-        out = sign * (h - tasks.centre[live])
-        force = stiffness[live] * (aim[live] - out)
-        rise = np.maximum(f - 0.5 * force**2 / stiffness[live] - base[study], 0.0)
-        z = np.sqrt(2 * np.where(np.isfinite(rise), rise, np.inf) / tasks.sigma2[live])
-        before, inner, outer = last.take(live), near.take(live), far.take(live)
-        stuck = (out <= inner.out * (1 + 1e-6)) & (z < np.minimum(wanted, inner.z + _Z_TOLERANCE))
-        stuck &= np.isinf(outer.out) & (number > 0)
-        inside, outside = (z < wanted) & (out >= inner.out), (z >= wanted) & (out < outer.out)
-        near.move(live[inside], out[inside], z[inside], force[inside])
-        far.move(live[outside], out[outside], z[outside], force[outside])
+        theta, f, converged = _minimise_penalised(
+            penalised, batch, searches, penalty_weight, live, inverse, *starts
+        )
+        failed[live[~converged]] += 1
+        h = penalised_values(penalised, theta, searches.which[live])[0]
+        out = sign * (h - searches.centre[live])
+        multiplier = penalty_weight[live] * (target[live] - out)
+        rise = np.maximum(f - 0.5 * multiplier**2 / penalty_weight[live] - base[study], 0.0)
+        z = np.sqrt(2 * np.where(np.isfinite(rise), rise, np.inf) / searches.sigma2[live])
+        before, inner, outer = last.take(live), inside_points.take(live), outside_points.take(live)
+        stuck = (out <= inner.out * (1 + 1e-6)) & (z < np.minimum(critical, inner.z + _Z_TOLERANCE))
+        stuck &= np.isinf(outer.out) & (iteration > 0)
+        inside, outside = (z < critical) & (out >= inner.out), (z >= critical) & (out < outer.out)
+        inside_points.update(live[inside], out[inside], z[inside], multiplier[inside])
+        outside_points.update(live[outside], out[outside], z[outside], multiplier[outside])
         good = np.isfinite(f) & (out > 0)
-        last.move(live[good], out[good], z[good], force[good])
+        last.update(live[good], out[good], z[good], multiplier[good])
         theta_last[live[good]] = theta[good]
-        reached, even = extrapolate_limit(out, z, wanted, unit[live], before)
-        missed = np.abs(z - wanted)
-        close = (missed <= _Z_TOLERANCE) | (missed <= _STRAIGHT_Z_TOLERANCE) & (np.abs(reached - even) <= _STRAIGHT_TOLERANCE * even)
+        extrapolated, straight = extrapolate_limit(out, z, critical, unit[live], before)
+        missed = np.abs(z - critical)
+        is_straight = np.abs(extrapolated - straight) <= _STRAIGHT_TOLERANCE * straight
+        close = (missed <= _Z_TOLERANCE) | (missed <= _STRAIGHT_Z_TOLERANCE) & is_straight
         close &= out > 0
-        limit[live[close]] = reached[close]
-        # Where the profile bends back, a soft spring lets go of it between two points.
-        stiffness[live[np.isfinite(outer.out) & ~inside & ~outside]] *= _PENALTY_GROWTH
-        left = ~stuck & ~close & (failed[live] < _MAX_FAILURES)
-        live, before = live[left], before.take(left)
+        limit[live[close]] = extrapolated[close]
+        # A point between the brackets is missed where the profile is concave and the penalty too weak to hold h there.
+        penalty_weight[live[np.isfinite(outer.out) & ~inside & ~outside]] *= _PENALTY_GROWTH
+        unfinished = ~stuck & ~close & (failed[live] < _MAX_FAILURES)
+        live, before = live[unfinished], before.take(unfinished)
         if not len(live):
             break
-        expected[live], aim[live] = next_targets(
-            near.take(live),
-            far.take(live),
+        expected[live], target[live] = next_targets(
+            inside_points.take(live),
+            outside_points.take(live),
             before,
-            reached[left],
-            aim[live],
-            stiffness[live],
-            wanted[left],
-            number,
+            extrapolated[unfinished],
+            target[live],
+            penalty_weight[live],
+            critical[unfinished],
+            iteration,
         )
-    known = live[np.isfinite(far.out[live])]
-    share = (tasks.wanted[known] - near.z[known]) / np.maximum(far.z[known] - near.z[known], 1e-12)
-    limit[known] = near.out[known] + np.clip(share, 0, 1) * (far.out[known] - near.out[known])
-    return tasks.centre + tasks.sign * limit
+    # Searches that ran out of points: interpolate linearly between the brackets.
+    known = live[np.isfinite(outside_points.out[live])]
+    low, high = inside_points.take(known), outside_points.take(known)
+    fraction = (searches.critical[known] - low.z) / np.maximum(high.z - low.z, 1e-12)
+    limit[known] = low.out + np.clip(fraction, 0, 1) * (high.out - low.out)
+    return searches.centre + searches.sign * limit
 
 
 def _minimise_penalised(
-    pinned: Problem,
-    members: Batch,
-    tasks: _LimitSearches,
-    stiffness: np.ndarray,
+    penalised: Problem,
+    batch: Batch,
+    searches: _LimitSearches,
+    penalty_weight: np.ndarray,
     live: np.ndarray,
     inverse: np.ndarray,
     *starts: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Minimised from the best of the starts, for the tasks live (B,).
+    """Minimises from the best of the starts (B, P), for the searches live (B,): L-BFGS, then Newton's method.
 
-    Returns: θ (B, P), the objective with its spring (B,), and whether that is its minimum (B,).
+    Returns: θ (B, P), the objective with its penalty (B,), and whether the search converged (B,).
     """
-    starts = tuple(np.clip(start, pinned.lower, pinned.upper) for start in starts)
-    f = np.stack([pinned.value(start, members) for start in starts])
+    starts = tuple(np.clip(start, penalised.lower, penalised.upper) for start in starts)
+    f = np.stack([penalised.total_objective(start, batch) for start in starts])
     start = np.choose(np.argmin(f, axis=0)[:, None], starts)
-    bend = stiffness / (1.0 + stiffness * np.einsum("ti,ti->t", tasks.slope, tasks.give))
+    slope, inverse_slope = searches.slope, searches.inverse_slope
+    correction = penalty_weight / (1.0 + penalty_weight * np.einsum("ti,ti->t", slope, inverse_slope))
 
     def precondition(g: np.ndarray, which: np.ndarray) -> np.ndarray:
-        """(H + k·slope·slopeᵀ)⁻¹ g, by Sherman and Morrison."""
+        """(H + k·slope·slopeᵀ)⁻¹ g, by the Sherman-Morrison formula."""
         at = live[which]
-        give = tasks.give[at]
-        pushed = np.einsum("bi,bi->b", give, g) * bend[at]
-        return _by_study(inverse, g, tasks.study[at]) - pushed[:, None] * give
+        own = inverse_slope[at]
+        along = np.einsum("bi,bi->b", own, g) * correction[at]
+        return _by_study(inverse, g, searches.study[at]) - along[:, None] * own
 
-    enough = _LBFGS_TOLERANCE * tasks.sigma2[live] * np.minimum(tasks.wanted[live], 1.0) ** 2
-    steps = _LBFGS_ITERATIONS[pinned.size >= _MANY_PARAMETERS]
-    found = lbfgs(pinned, start, members, precondition, enough, steps, tasks.best[live])
+    tolerance = _LBFGS_TOLERANCE * searches.sigma2[live] * np.minimum(searches.critical[live], 1.0) ** 2
+    iterations = _LBFGS_ITERATIONS[penalised.size >= _MANY_PARAMETERS]
+    found = lbfgs(penalised, start, batch, precondition, tolerance, iterations, searches.best[live])
     rest = np.flatnonzero(~found.converged & np.isfinite(found.objective))
     if len(rest):
-        last = minimise(
-            pinned, found.theta[rest], members.take(rest), damping=1e-3, tolerance=1e-8, iterations=60
+        newton = minimise(
+            penalised, found.theta[rest], batch.take(rest), damping=1e-3, tolerance=1e-8, iterations=60
         )
-        found.theta[rest], found.objective[rest] = last.theta, last.objective
-        found.converged[rest] = last.converged
+        found.theta[rest], found.objective[rest] = newton.theta, newton.objective
+        found.converged[rest] = newton.converged
     return found.theta, found.objective, found.converged

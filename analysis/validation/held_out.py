@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis import laws
 from analysis.estimation.estimate import Estimate, estimate
-from analysis.estimation.specify import HUBER_DELTA, Specification, specify, huber_threshold
+from analysis.estimation.specify import HUBER_DELTA, Specification, huber_threshold, specify, split_arguments
 from analysis.estimation.sufficiency import require_enough_data
 from analysis.fitting.fit import fit
 from analysis.validation.refit import refit
@@ -111,7 +111,7 @@ def _together(
     priors = how.get("priors") or {}
     used = np.any([np.zeros(len(table), bool), *(fold.kept | fold.test for fold in asked)], axis=0)
     try:
-        drafted = specify(law, table[used], **own)
+        drafted = specify(law, table[used], *split_arguments(own))
         same = len(drafted.rows.table) == used.sum()
         numbers = [
             number
@@ -120,7 +120,9 @@ def _together(
         ]
         if not numbers:
             return {}
-        require_enough_data(drafted.law, drafted.problem, drafted.names, len(drafted.group_names), how["few_groups"])
+        require_enough_data(
+            drafted.law, drafted.problem, drafted.names, len(drafted.group_names), how["few_groups"]
+        )
         whole = estimate(drafted.problem, drafted.names, priors, how.get("seed", 0))
     except MscaleError:  # what refuses all rows may not refuse a fold, and if it does is said there
         return {}
@@ -144,7 +146,10 @@ def _is_part(drafted: Specification, split: str, kept: np.ndarray, how: Mapping[
     # A single language has no column that its parameters are per.
     if per is not None and drafted.law.name != "atlas" and len(np.unique(rows.level[kept])) < 2:
         return False
-    return huber_threshold(how.get("loss", "auto"), how.get("delta", HUBER_DELTA), rows.group[kept]) == drafted.spec.delta
+    return (
+        huber_threshold(how.get("loss", "auto"), how.get("delta", HUBER_DELTA), rows.group[kept])
+        == drafted.spec.delta
+    )
 
 
 def _answer(

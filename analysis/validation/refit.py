@@ -13,7 +13,7 @@ from analysis.estimation.aliasing import remove_aliased
 from analysis.estimation.estimate import Estimate, Priors, dispersion, prior_moments
 from analysis.estimation.optimize import minimise
 from analysis.estimation.problem import Batch, Problem
-from analysis.estimation.specify import row_dependence, inactive_value
+from analysis.estimation.specify import inactive_value, row_dependence
 from analysis.estimation.sufficiency import MIN_RESIDUAL_GROUPS, require_enough_data
 from analysis.estimation.variance_components import VARIANCE_INFLATION_GRID
 from mscale.errors import MscaleError
@@ -36,10 +36,10 @@ class Parts:
         """(F, G) of the kept rows of each group."""
         return self.problem.group_sums(self.problem.weight * self.kept)
 
-    def members(self, which: np.ndarray, ratio: np.ndarray, precision: np.ndarray | None) -> Batch:
+    def batch(self, which: np.ndarray, ratio: np.ndarray, precision: np.ndarray | None) -> Batch:
         """Members of parts which (B,) with ρ ratio (B,) and the priors of the parts, precision (F, P)."""
         given = {} if precision is None else {"precision": precision[which]}
-        return self.problem.members(kept=self.kept[which], ratio=ratio, **given)
+        return self.problem.batch(row_mask=self.kept[which], ratio=ratio, **given)
 
     def ratios(self) -> list[np.ndarray]:
         """The values of ρ that are gone through, of each part, as `uncertainty.ratios` has them."""
@@ -64,10 +64,10 @@ def climb(
     The likelihood of ρ is climbed from the ρ̂ of a problem near, which takes a few of the values that
     `uncertainty.noise` goes through, and is that of the problem that it goes through them with.
     """
-    ratios, reduced = parts.ratios(), remove_aliased(parts.problem)
-    parts = dataclasses.replace(parts, problem=reduced.inner, active=parts.active[:, reduced.kept])
-    precision = None if precision is None else precision[:, reduced.kept]
-    theta = reduced.inwards(theta)
+    ratios, reduction = parts.ratios(), remove_aliased(parts.problem)
+    parts = dataclasses.replace(parts, problem=reduction.reduced, active=parts.active[:, reduction.kept])
+    precision = None if precision is None else precision[:, reduction.kept]
+    theta = reduction.to_reduced(theta)
     first = int(np.argmin(np.abs(np.log(VARIANCE_INFLATION_GRID / sharing(near)))))
     place = [first if len(ratio) > 1 else 0 for ratio in ratios]
     known: list[dict[int, tuple[float, np.ndarray]]] = [{} for _ in ratios]
@@ -81,11 +81,11 @@ def climb(
         if not asked:
             best = np.array([of[at][1] for of, at in zip(known, place, strict=True)])
             found = np.array([ratio[at] for ratio, at in zip(ratios, place, strict=True)])
-            return found, reduced.outwards(best)
+            return found, reduction.to_full(best)
         which = np.array([part for part, _ in asked])
         start = np.array([known[part][place[part]][1] if known[part] else theta[part] for part in which])
-        members = parts.members(which, np.array([ratios[part][at] for part, at in asked]), precision)
-        given = _restricted(parts, start, members, which)
+        batch = parts.batch(which, np.array([ratios[part][at] for part, at in asked]), precision)
+        given = _restricted(parts, start, batch, which)
         for (part, at), likelihood, optimum in zip(asked, *given, strict=True):
             known[part][at] = (likelihood, optimum)
         for part in set(which):
@@ -94,17 +94,19 @@ def climb(
 
 
 def _restricted(
-    parts: Parts, theta: np.ndarray, members: Batch, which: np.ndarray
+    parts: Parts, theta: np.ndarray, batch: Batch, which: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The restricted log likelihood (B,) given ρ of parts which (B,), and their optima (B, P), from theta (B, P)."""
     problem, freedom = parts.problem, parts.freedom[which]
-    theta = minimise(problem, theta, members, damping=1e-3).theta
-    information = problem.system(theta, members)[3]
+    theta = minimise(problem, theta, batch, damping=1e-3).theta
+    information = problem.derivatives(theta, batch)[3]
     np.einsum("bii->bi", information)[~parts.active[which]] = 1.0
-    rss = 2 * problem.objective(theta, members)
+    rss = 2 * problem.objective(theta, batch)
     _, log_determinant = variance_components.pseudo_inverse(information)
     weight = parts.weight[which]
-    found = variance_components.restricted_likelihood(problem, members.ratio, rss, log_determinant, freedom, weight)
+    found = variance_components.restricted_likelihood(
+        problem, batch.ratio, rss, log_determinant, freedom, weight
+    )
     return found[1], theta
 
 
@@ -119,14 +121,14 @@ def refit(whole: Estimate, priors: Priors, kept: np.ndarray, few: bool) -> list:
     """
     problem, names = whole.problem, whole.names
     active = _active(problem, kept)
-    held = np.array([inactive_value(q) for q in problem.held["parameters"]])
+    held = np.array([inactive_value(q) for q in problem.fitted_parameters])
     found: list = [None] * len(kept)
     for number in range(len(kept)):
         try:
             _enough(problem, names, kept[number], active[number], few)
         except MscaleError as error:
             found[number] = error
-    pairs = remove_aliased(problem).drop
+    pairs = remove_aliased(problem).dropped
     fitted = [at for at, why in enumerate(found) if why is None and _alike(problem, kept[at], pairs)]
     if fitted:
         parts = Parts(problem, kept[fitted], active[fitted])
@@ -137,7 +139,7 @@ def refit(whole: Estimate, priors: Priors, kept: np.ndarray, few: bool) -> list:
 
 def _active(problem: Problem, kept: np.ndarray) -> np.ndarray:
     touched = row_dependence(problem.law, problem.x).T.astype(float)
-    columns = np.concatenate([touched[cell.rows] @ (cell.select != 0) for cell in problem.cells])
+    columns = np.concatenate([touched[cell.rows] @ (cell.selection != 0) for cell in problem.cells])
     return kept.astype(float) @ columns > 0
 
 
@@ -147,7 +149,7 @@ def _alike(problem: Problem, kept: np.ndarray, pairs: np.ndarray) -> bool:
     starts = [cell.rows.start for cell in part.cells]
     spans = [(np.minimum.reduceat(x, starts), np.maximum.reduceat(x, starts)) for x in part.x.values()]
     constant = any(((low == high) & (low > 0)).any() for low, high in spans)
-    return not constant or bool(np.isin(remove_aliased(part).drop, pairs).all())
+    return not constant or bool(np.isin(remove_aliased(part).dropped, pairs).all())
 
 
 def _enough(
@@ -168,11 +170,11 @@ def _search(parts: Parts, whole: Estimate, priors: Priors, held: np.ndarray) -> 
         mean, unit = prior_moments(whole.names, priors)
         problem = dataclasses.replace(problem, prior=(mean, unit))
         parts = dataclasses.replace(parts, problem=problem)
-        free = parts.members(everyone, none, np.zeros_like(parts.active, float))
-        start = np.where(parts.active, whole.alone, held)
+        free = parts.batch(everyone, none, np.zeros_like(parts.active, float))
+        start = np.where(parts.active, whole.theta_without_priors, held)
         alone = minimise(problem, start, free, tolerance=ALONE).theta
         precision = dispersion(problem, alone, free, parts.freedom)[:, None] * unit * parts.active
     start = np.where(parts.active, whole.theta, held)
     if problem.delta is not None:
-        return minimise(problem, start, parts.members(everyone, none, precision)).theta
+        return minimise(problem, start, parts.batch(everyone, none, precision)).theta
     return climb(parts, start, whole.problem, precision)[1]

@@ -27,53 +27,55 @@ def found():
 
 
 def test_what_one_size_cannot_tell_apart_is_held(found):
-    reduced = remove_aliased(found.problem)
-    assert [found.names[index] for index in reduced.drop] == ["A[c]", "A[d]"]
-    assert [found.names[index] for index in reduced.partner] == ["E[c]", "E[d]"]
-    assert not len(remove_aliased(reduced.inner).drop)
+    reduction = remove_aliased(found.problem)
+    assert [found.names[index] for index in reduction.dropped] == ["A[c]", "A[d]"]
+    assert [found.names[index] for index in reduction.partner] == ["E[c]", "E[d]"]
+    assert not len(remove_aliased(reduction.reduced).dropped)
 
 
 def test_predictions_are_the_same_inside_and_outside(found):
-    problem, reduced = found.problem, remove_aliased(found.problem)
+    problem, reduction = found.problem, remove_aliased(found.problem)
     theta = found.theta + np.random.default_rng(0).normal(0, 0.02, (4, problem.size))
-    inner = reduced.inwards(theta)
-    np.testing.assert_allclose(reduced.inner.predict(inner), problem.predict(theta), rtol=1e-12)
-    np.testing.assert_allclose(reduced.outwards(inner, theta), theta, rtol=1e-10)
-    np.testing.assert_allclose(problem.predict(reduced.outwards(inner)), problem.predict(theta), rtol=1e-12)
+    inner = reduction.to_reduced(theta)
+    np.testing.assert_allclose(reduction.reduced.predict(inner), problem.predict(theta), rtol=1e-12)
+    np.testing.assert_allclose(reduction.to_full(inner, theta), theta, rtol=1e-10)
+    np.testing.assert_allclose(problem.predict(reduction.to_full(inner)), problem.predict(theta), rtol=1e-12)
 
 
 def test_what_is_held_comes_back_as_in_other_languages_and_within_its_bounds(found):
     A = found.params[["A_mean[a]", "A_mean[b]"]]
     for name in ("A_mean[c]", "A_mean[d]"):
         assert found.params[name] == pytest.approx(np.exp(np.log(A).mean()), rel=0.01)
-    reduced = remove_aliased(found.problem)
-    inner = reduced.inwards(found.theta[None])
-    at = [list(np.array(found.names)[reduced.kept]).index(name) for name in ("E[c]", "E[d]")]
+    reduction = remove_aliased(found.problem)
+    inner = reduction.to_reduced(found.theta[None])
+    at = [list(np.array(found.names)[reduction.kept]).index(name) for name in ("E[c]", "E[d]")]
     inner[:, at] = 0.02  # all there is to share is less than A elsewhere
-    outer = reduced.outwards(inner)
-    assert (outer[:, reduced.partner] > 0).all()
-    np.testing.assert_allclose(reduced.inwards(outer), inner, rtol=1e-9)
+    outer = reduction.to_full(inner)
+    assert (outer[:, reduction.partner] > 0).all()
+    np.testing.assert_allclose(reduction.to_reduced(outer), inner, rtol=1e-9)
 
 
 def test_the_noise_does_not_depend_on_how_a_pair_shares(found):
     other = found.theta.copy()
-    drop, partner = remove_aliased(found.problem).drop, remove_aliased(found.problem).partner
-    amount = remove_aliased(found.problem).amounts(other[None])[0]
+    drop, partner = remove_aliased(found.problem).dropped, remove_aliased(found.problem).partner
+    amount = remove_aliased(found.problem).contributions(other[None])[0]
     other[drop] -= 2.0
     other[partner] += amount * (1 - np.exp(-2.0))
     np.testing.assert_allclose(found.problem.predict(other[None]), found.problem.predict(found.theta[None]))
-    here, there = (variance_components.estimate_noise(found.problem, theta[None]) for theta in (found.theta, other))
-    np.testing.assert_allclose(here.chance, there.chance, rtol=1e-5)
+    here, there = (
+        variance_components.estimate_noise(found.problem, theta[None]) for theta in (found.theta, other)
+    )
+    np.testing.assert_allclose(here.probability, there.probability, rtol=1e-5)
     np.testing.assert_allclose(here.sigma2, there.sigma2, rtol=1e-9)
-    assert here.freedom == len(found.problem.y) - len(found.names) + len(drop)
+    assert here.degrees_of_freedom == len(found.problem.y) - len(found.names) + len(drop)
 
 
 def test_the_covariance_of_what_is_told_is_that_of_the_whole_problem(found):
     problem, theta = found.problem, found.theta[None]
     noise = variance_components.estimate_noise(problem, theta)
     best = noise.at_best(noise.theta)
-    members = problem.members(ratio=noise.ratio[noise.best])
-    information = problem.system(best, members)[3]
+    batch = problem.batch(ratio=noise.ratio[noise.best])
+    information = problem.derivatives(best, batch)[3]
     flat = np.linalg.eigh(information[0])[1][:, :2]
     slopes = np.random.default_rng(1).normal(size=(20, problem.size))
     slopes -= slopes @ flat @ flat.T

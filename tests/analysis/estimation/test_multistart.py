@@ -23,7 +23,7 @@ def table():
 )
 def test_no_other_linear_parameters_fit_a_start_better(table, how):
     problem = analysis.fit("chinchilla", table, loss="squares", **how).problem
-    which = problem.held["parameters"]
+    which = problem.fitted_parameters
     linear = [index for index, q in enumerate(which) if q.linear]
     nonlinear = np.array([[0.3, 0.35], [0.5, 0.2]])
     theta = np.zeros((2, problem.size))

@@ -42,33 +42,33 @@ def constrained():
 
 
 def around(found, count=5, seed=0):
-    """Points near a fit and members that differ in all that members may differ in."""
+    """Points near a fit and batch that differ in all that batch may differ in."""
     rng = np.random.default_rng(seed)
-    problem = dataclasses.replace(found.problem, pins=(found.parameters_and_constants(),))
+    problem = dataclasses.replace(found.problem, penalised=(found.parameters_and_constants(),))
     P = problem.size
     theta = np.clip(found.theta + 0.01 * rng.normal(size=(count, P)), problem.lower, problem.upper)
-    members = problem.members(
-        times=rng.integers(1, 3, (count, problem.groups)).astype(float)[:, problem.group],
+    batch = problem.batch(
+        multiplicity=rng.integers(1, 3, (count, problem.groups)).astype(float)[:, problem.group],
         ratio=rng.uniform(0.1, 3, count),
-        which=rng.integers(P, size=count),
-        aim=theta[:, 0],
-        stiffness=np.full(count, 0.1),
+        quantity=rng.integers(P, size=count),
+        target=theta[:, 0],
+        penalty_weight=np.full(count, 0.1),
     )
-    return problem, theta, members
+    return problem, theta, batch
 
 
 @pytest.mark.parametrize("which", ["several", "constrained"])
 def test_slopes_are_those_of_the_system_and_of_differences(which, request):
-    problem, theta, members = around(request.getfixturevalue(which))
-    f, g, H, _ = problem.system(theta, members)
-    value, slope = problem.slope(theta, members)
+    problem, theta, batch = around(request.getfixturevalue(which))
+    f, g, H, _ = problem.derivatives(theta, batch)
+    value, slope = problem.value_and_gradient(theta, batch)
     np.testing.assert_allclose(value, f, rtol=1e-12)
-    np.testing.assert_allclose(problem.value(theta, members), f, rtol=1e-12)
+    np.testing.assert_allclose(problem.total_objective(theta, batch), f, rtol=1e-12)
     np.testing.assert_allclose(slope, g, rtol=1e-9, atol=1e-12 * np.abs(g).max())
     for index in range(0, problem.size, 3):
         step = np.zeros(problem.size)
         step[index] = 1e-6
-        up, down = (problem.slope(theta + sign * step, members) for sign in (1, -1))
+        up, down = (problem.value_and_gradient(theta + sign * step, batch) for sign in (1, -1))
         np.testing.assert_allclose(
             (up[0] - down[0]) / 2e-6, g[:, index], rtol=1e-4, atol=1e-5 * np.abs(g).max()
         )
@@ -78,14 +78,14 @@ def test_slopes_are_those_of_the_system_and_of_differences(which, request):
 
 
 def test_gradients_alone_lead_to_the_minimum_of_newton(several):
-    problem, theta, members = around(several, seed=2)
-    H = problem.system(theta, members)[2]
+    problem, theta, batch = around(several, seed=2)
+    H = problem.derivatives(theta, batch)[2]
     inverse = np.linalg.pinv(H)
-    enough = 1e-9 * problem.system(theta, members)[0]
+    enough = 1e-9 * problem.derivatives(theta, batch)[0]
     quick = optimize.lbfgs(
-        problem, theta, members, lambda g, at: np.einsum("bij,bj->bi", inverse[at], g), enough, iterations=300
+        problem, theta, batch, lambda g, at: np.einsum("bij,bj->bi", inverse[at], g), enough, iterations=300
     )
-    slow = optimize.minimise(problem, theta, members)
+    slow = optimize.minimise(problem, theta, batch)
     assert quick.converged.any()
     np.testing.assert_allclose(quick.objective[quick.converged], slow.objective[quick.converged], rtol=1e-5)
 
@@ -97,10 +97,10 @@ class Hills(Problem):
         object.__setattr__(self, "lower", np.array(lower))
         object.__setattr__(self, "upper", np.array(upper))
 
-    def members(self, **_):
+    def batch(self, **_):
         return Batch(*(np.ones((1, 1)),) * 3)
 
-    def system(self, theta, members, majorise=True):
+    def derivatives(self, theta, batch, majorise=True):
         H = np.einsum("bi,ij->bij", -np.cos(theta), np.eye(theta.shape[1]))
         return (
             3.0 + np.cos(theta).sum(1),
@@ -125,7 +125,7 @@ class Bowl(Hills):
     matrix = np.array([[1.0, 0.95, 0.0], [0.95, 1.0, 0.0], [0.0, 0.0, 1.0]])
     least = np.array([-1.0, 1.5, 2.0])
 
-    def system(self, theta, members, majorise=True):
+    def derivatives(self, theta, batch, majorise=True):
         away = theta - self.least
         g = away @ self.matrix
         H = np.broadcast_to(self.matrix, (len(theta), 3, 3)).copy()

@@ -48,8 +48,8 @@ def test_profiles_are_those_of_a_constrained_search():
         Derived(0, lambda p, x: p.beta / (p.alpha + p.beta), {}, 1),
     ]
     estimate, low, high = found.ends(wanted, 0.9)
-    sigma2, base = noise.at_best(noise.sigma2)[0], problem.system(theta[None], problem.members())[0][0]
-    pinned = dataclasses.replace(problem, pins=tuple(wanted))
+    sigma2, base = noise.at_best(noise.sigma2)[0], problem.derivatives(theta[None], problem.batch())[0][0]
+    pinned = dataclasses.replace(problem, penalised=tuple(wanted))
     slope = profile.penalised_values(pinned, np.tile(theta, (2, 1)), np.arange(2))[1]
     wanted_rise = critical_values.critical_values(noise, np.zeros(2, int), slope, 0.9)
     for number, quantity in enumerate(wanted):
@@ -59,7 +59,7 @@ def test_profiles_are_those_of_a_constrained_search():
                 return quantities.values(problem, quantity, t[None])[0, 0] - end
 
             best = minimize(
-                lambda t: problem.system(t[None], problem.members())[0][0] / base,
+                lambda t: problem.derivatives(t[None], problem.batch())[0][0] / base,
                 theta,
                 method="SLSQP",
                 constraints={"type": "eq", "fun": away},
@@ -152,10 +152,10 @@ def test_what_hardly_matters_of_the_noise_is_left_rough_and_the_rest_is_exact(mo
     theta = np.stack([found.theta, found.theta + 0.05])
     y = found.problem.y * np.exp(np.random.default_rng(0).normal(0, 0.002, (2, len(found.problem.y))))
     whole = variance_components.estimate_noise(found.problem, theta, y)
-    monkeypatch.setattr(variance_components, "LARGE", 0)
+    monkeypatch.setattr(variance_components, "LARGE_PROBLEM", 0)
     quick = variance_components.estimate_noise(found.problem, theta, y)
-    np.testing.assert_allclose(quick.chance, whole.chance, rtol=1e-6, atol=1e-9)
-    matters = whole.chance > 1e-9
+    np.testing.assert_allclose(quick.probability, whole.probability, rtol=1e-6, atol=1e-9)
+    matters = whole.probability > 1e-9
     assert matters.sum() < matters.size
     np.testing.assert_allclose(quick.theta[matters], whole.theta[matters], rtol=1e-4)
     np.testing.assert_allclose(quick.inverse[matters], whole.inverse[matters], rtol=1e-3)
@@ -165,7 +165,7 @@ def test_inverses_are_the_same_by_cholesky_and_of_flat_matrices_by_eigenvalues(m
     J = np.random.default_rng(1).normal(size=(3, 30, 6)) * [1, 10, 1e3, 1, 1e-2, 1]
     information = J.swapaxes(1, 2) @ J
     slow = variance_components.pseudo_inverse(information)
-    monkeypatch.setattr(variance_components, "LARGE", 0)
+    monkeypatch.setattr(variance_components, "LARGE_PROBLEM", 0)
     for mine, other in zip(variance_components.pseudo_inverse(information), slow, strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-8)
     J[1, :, 5] = J[1, :, 3]

@@ -52,11 +52,11 @@ def test_bootstraps_are_as_good_as_scipy_from_many_starts(published):
 
     for _ in range(3):
         times = rng.multinomial(240, np.full(240, 1 / 240)).astype(float)[None]
-        members = problem.members(times=times)
-        ours = minimise(problem, theta[None], members, damping=1e-3, tolerance=1e-8).objective[0]
+        batch = problem.batch(multiplicity=times)
+        ours = minimise(problem, theta[None], batch, damping=1e-3, tolerance=1e-8).objective[0]
 
-        def value(t, members=members):
-            return problem.objective(t[None], members)[0] * 1e3
+        def value(t, batch=batch):
+            return problem.objective(t[None], batch)[0] * 1e3
 
         starts = [theta + rng.normal(0, 0.1, 5) for _ in range(3)]
         best = min(minimize(value, start, method="BFGS").fun for start in starts) / 1e3

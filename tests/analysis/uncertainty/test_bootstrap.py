@@ -20,7 +20,7 @@ def fitted():
 
 def test_starts_on_a_part_of_the_rows_reach_the_same_optimum(fitted, monkeypatch):
     whole = multistart.optima(fitted.problem, 0)
-    monkeypatch.setattr(multistart, "ENOUGH", 50)
+    monkeypatch.setattr(multistart, "SUBSAMPLE_ROWS", 50)
     assert len(multistart.subsample(fitted.problem)[0].y) < 80
     part = multistart.optima(fitted.problem, 0)
     np.testing.assert_allclose(part.theta, whole.theta, rtol=1e-5)

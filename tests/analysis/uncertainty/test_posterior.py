@@ -41,7 +41,12 @@ def test_without_bounds_draws_have_the_fits_own_covariance():
 def test_a_draw_divides_what_only_the_sum_is_known_of_but_keeps_the_sum():
     """A language at one size: E anywhere from 0 to all of it, the losses that were run as before."""
     fit = planted_mixtures.fitted(0, lone="d")
-    assert {name for name, moves in zip(fit.names, local_posterior(fit).moved, strict=True) if moves} == {"E[d]", "A[d]"}
+    assert {
+        name for name, moves in zip(fit.names, local_posterior(fit).in_flat_directions, strict=True) if moves
+    } == {
+        "E[d]",
+        "A[d]",
+    }
     found = draws(fit, 300)
     values = fit.natural(found)[:, list(fit.params.index).index("E[d]")]
     assert values.min() < 0.3 and values.max() > values.min() + 1.0

@@ -5,7 +5,7 @@ import pytest
 
 import analysis
 from analysis.estimation.estimate import estimate
-from analysis.estimation.specify import specify
+from analysis.estimation.specify import ModelOptions, specify, split_arguments
 from analysis.study import law_comparison
 from analysis.study.laws import atlas_rows
 from analysis.validation import compare, held_out, planted_study, simulate
@@ -30,7 +30,7 @@ def mixtures():
 
 def against_fits(law, table, masks, priors=None, **how):
     """Each part's predictions for all rows agree with those of a fit to the part."""
-    drafted = specify(law, table, priors=priors, **how)
+    drafted = specify(law, table, *split_arguments({"priors": priors, **how}))
     whole = estimate(drafted.problem, drafted.names, priors or {}, 0)
     found = refit(whole, priors or {}, np.array(masks)[:, drafted.order], True)
     apart = 0.0
@@ -79,21 +79,21 @@ def test_a_language_at_one_size_shares_no_more_noise_than_its_own_fit_says(curve
     one_size = curves[(curves["language"] == "en") | (curves["params"] == curves["params"].min())]
     masks = [~test for test in compare.folds(one_size, "R2").values()]
     how = {"share": ("alpha", "beta"), "loss": "squares"}
-    drafted = specify("chinchilla", one_size, **how)
+    drafted = specify("chinchilla", one_size, *split_arguments(how))
     whole = estimate(drafted.problem, drafted.names, {}, 0)
     found = refit(whole, {}, np.array(masks)[:, drafted.order], True)
     for mask, theta in zip(masks, found, strict=True):
         alone = analysis.fit("chinchilla", one_size[mask], few_groups=True, **how)
         expected = alone.predict(one_size.iloc[drafted.order])["prediction"].to_numpy()
         np.testing.assert_allclose(whole.problem.predict(theta[None])[0], expected, rtol=3e-5)
-    drafted = specify("chinchilla", curves, **how)
+    drafted = specify("chinchilla", curves, *split_arguments(how))
     whole = estimate(drafted.problem, drafted.names, {}, 0)
     kept = ((curves["language"] == "en") | (curves["params"] == curves["params"].min())).to_numpy()
     assert refit(whole, {}, kept[None, drafted.order], True) == [None]
 
 
 def test_a_part_without_enough_says_so_and_the_others_are_fitted(curves):
-    drafted = specify("chinchilla", curves, share=("alpha", "beta"))
+    drafted = specify("chinchilla", curves, model=ModelOptions(share=("alpha", "beta")))
     whole = estimate(drafted.problem, drafted.names, {}, 0)
     one_size = (curves["params"] == curves["params"].min()).to_numpy()
     refused, fitted = refit(whole, {}, np.array([one_size, ~one_size])[:, drafted.order], True)
