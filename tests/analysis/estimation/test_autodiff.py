@@ -1,4 +1,4 @@
-"""Jets agree with finite differences, for every operation a law may use."""
+"""Derivatives by jets agree with finite differences, for every operation that a law may use."""
 
 import numpy as np
 import pytest
@@ -40,6 +40,6 @@ def test_first_and_second_derivatives(function, a, b):
             assert np.squeeze(out.hess.get((i, j), 0.0)) == pytest.approx(expected, rel=1e-4, abs=2e-5)
 
 
-def test_a_function_that_is_not_known_is_refused():
+def test_an_unsupported_function_raises():
     with pytest.raises(TypeError, match="np.sin"):
         np.sin(Jet.variable(np.array(1.0), 0))

@@ -1,13 +1,12 @@
-"""Starts: what a law is linear in is solved, cell by cell where cells share none of it."""
+"""Multistart: linear parameters are solved exactly, and starts on a subsample reach the optimum of all rows."""
 
 import numpy as np
 import pytest
+from planted_chinchilla import TRUE
 
 import analysis
 from analysis.estimation import multistart
 from analysis.validation import simulate
-
-TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36}
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +29,33 @@ def test_no_other_linear_parameters_fit_a_start_better(table, how):
     theta[:, [index for index, q in enumerate(which) if not q.linear]] = nonlinear
     y = np.stack([problem.y, problem.y * np.exp(np.random.default_rng(0).normal(0, 0.01, len(problem.y)))])
     solved = multistart.solve_linear_parameters(problem, theta, linear, y)
-    alone = [multistart.solve_linear_parameters(problem, theta, linear, one[None])[0] for one in y]
-    np.testing.assert_allclose(solved, alone, rtol=1e-8)
+    one_by_one = [multistart.solve_linear_parameters(problem, theta, linear, one[None])[0] for one in y]
+    np.testing.assert_allclose(solved, one_by_one, rtol=1e-8)
 
-    def missed(at, s):
+    def squared_error(at, s):
         return (((problem.predict(at[None])[0] - y[s]) / y[s]) ** 2).sum()
 
     rng = np.random.default_rng(1)
     for s in range(2):
         for k in range(2):
-            best = missed(solved[s, k], s)
+            best = squared_error(solved[s, k], s)
             for _ in range(20):
                 other = solved[s, k].copy()
                 other[linear] += rng.normal(0, 0.02, len(linear))
-                assert missed(np.clip(other, problem.lower, problem.upper), s) >= best * (1 - 1e-9)
+                assert squared_error(np.clip(other, problem.lower, problem.upper), s) >= best * (1 - 1e-9)
+
+
+@pytest.fixture(scope="module")
+def huber_fit():
+    design = simulate.grid(np.geomspace(2e4, 4e5, 5), (2e6, 4e6, 8e6), ("en", "sw"), seeds=5)
+    table = simulate.study("chinchilla", design, TRUE, trunk=0.002, checkpoint=0.002, seed=3)
+    return analysis.fit("chinchilla", table, share=("alpha", "beta"), loss="huber")
+
+
+def test_starts_on_a_subsample_reach_the_same_optimum(huber_fit, monkeypatch):
+    whole = multistart.optima(huber_fit.problem, 0)
+    monkeypatch.setattr(multistart, "SUBSAMPLE_ROWS", 50)
+    assert len(multistart.subsample(huber_fit.problem)[0].y) < 80
+    on_subsample = multistart.optima(huber_fit.problem, 0)
+    np.testing.assert_allclose(on_subsample.theta, whole.theta, rtol=1e-5)
+    assert on_subsample.problem is huber_fit.problem and on_subsample.converged.all()

@@ -1,14 +1,13 @@
-"""Bad input: each kind is met with a message that says what to do."""
+"""Each kind of bad input raises an error, or leaves a note, that says what to do."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from planted_chinchilla import TRUE
 
 import analysis
 from analysis.validation import simulate
 from mscale.errors import MscaleError
-
-TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Draws of what a fit leaves possible: a normal that is cut off at the parameters' bounds."""
+"""Draws of the parameters are from a normal distribution truncated at their bounds."""
 
 import numpy as np
 import planted_mixtures
@@ -9,27 +9,27 @@ from analysis.uncertainty.posterior import draws, local_posterior
 from analysis.uncertainty.truncated_normal import sample_truncated_normal
 
 
-def within(root, centre, low, high, count=400_000):
-    """The same distribution by rejection."""
+def by_rejection(root, centre, low, high, count=400_000):
+    """Draws of the same distribution by rejection sampling."""
     found = centre + np.random.default_rng(1).standard_normal((count, len(root))) @ root.T
     return found[((found >= low) & (found <= high)).all(axis=1)]
 
 
 @pytest.mark.parametrize("centre", [(0.3, -0.2), (2.0, 1.0), (-1.0, 0.5)])
-def test_the_sampler_has_the_moments_of_rejection(centre):
+def test_the_sampler_has_the_moments_of_rejection_sampling(centre):
     """Also where the centre lies outside, and where one bound is far."""
     root, centre = np.linalg.cholesky(np.array([[1.0, -0.9], [-0.9, 1.0]])), np.array(centre)
     low, high = np.array([0.0, 0.0]), np.array([1.5, 9.0])
     start = np.array([0.5, 0.5])
-    mine = sample_truncated_normal(centre, root, np.ones(20_000), low, high, start, np.random.default_rng(0))
-    other = within(root, centre, low, high)
-    assert ((mine >= low) & (mine <= high)).all()
+    found = sample_truncated_normal(centre, root, np.ones(20_000), low, high, start, np.random.default_rng(0))
+    other = by_rejection(root, centre, low, high)
+    assert ((found >= low) & (found <= high)).all()
     scale = other.std(axis=0)
-    assert np.allclose(mine.mean(axis=0), other.mean(axis=0), atol=0.04 * scale.max())
-    assert np.allclose(np.cov(mine.T), np.cov(other.T), atol=0.06 * scale.max() ** 2)
+    assert np.allclose(found.mean(axis=0), other.mean(axis=0), atol=0.04 * scale.max())
+    assert np.allclose(np.cov(found.T), np.cov(other.T), atol=0.06 * scale.max() ** 2)
 
 
-def test_without_bounds_draws_have_the_fits_own_covariance():
+def test_draws_far_from_bounds_have_the_covariance_of_the_fit():
     fit = planted_mixtures.fitted(0)
     found = draws(fit, 4000)
     standard = fit.noise.deviation[0]
@@ -38,8 +38,8 @@ def test_without_bounds_draws_have_the_fits_own_covariance():
     assert np.allclose(found[:, names].mean(axis=0), fit.theta[names], atol=0.15 * standard[names].max())
 
 
-def test_a_draw_divides_what_only_the_sum_is_known_of_but_keeps_the_sum():
-    """A language at one size: E anywhere from 0 to all of it, the losses that were run as before."""
+def test_draws_divide_an_aliased_sum_but_keep_it():
+    """For a language at one size E is drawn from 0 to the whole sum, while predictions on the rows stay the same."""
     fit = planted_mixtures.fitted(0, lone="d")
     assert {
         name for name, moves in zip(fit.names, local_posterior(fit).in_flat_directions, strict=True) if moves
@@ -50,10 +50,10 @@ def test_a_draw_divides_what_only_the_sum_is_known_of_but_keeps_the_sum():
     found = draws(fit, 300)
     values = fit.natural(found)[:, list(fit.params.index).index("E[d]")]
     assert values.min() < 0.3 and values.max() > values.min() + 1.0
-    missed = np.sqrt((fit.problem.residuals(found) ** 2).mean(axis=1))
+    error = np.sqrt((fit.problem.residuals(found) ** 2).mean(axis=1))
     best = float(np.sqrt((fit.problem.residuals(fit.theta[None]) ** 2).mean()))
-    assert missed.max() < 3 * best
-    # A number that hangs on how the sum is divided is not known, one that does not is.
+    assert error.max() < 3 * best
+    # A number that depends on how the sum is divided is not identified; one that does not is.
     at = list(fit.names).index("E[d]")
     assert delta_interval(fit, lambda theta: theta[:, at], 0.9)[1:] == (-np.inf, np.inf)
     row = int(np.flatnonzero(fit.level == "d")[0])
