@@ -84,9 +84,9 @@ def _optima(problem: Problem, seed: int, y: np.ndarray, polished: int) -> Optima
 
 def starts(problem: Problem, seed: int, y: np.ndarray) -> np.ndarray:
     """Starts (S, K, P) for responses y (S, n), lowest objective first; NaN where fewer than K are finite."""
-    which = problem.fitted_parameters
-    nonlinear = [index for index, q in enumerate(which) if not q.linear]
-    ranges = np.array([np.log(q.start) if q.log else q.start for q in which], float).reshape(-1, 2)
+    parameters = problem.fitted_parameters
+    nonlinear = [index for index, q in enumerate(parameters) if not q.linear]
+    ranges = np.array([np.log(q.start) if q.log else q.start for q in parameters], float).reshape(-1, 2)
     if len(nonlinear) <= 2:
         axes = [np.linspace(ranges[index, 0], ranges[index, 1], _GRID_POINTS) for index in nonlinear]
         points = np.array(list(itertools.product(*axes)), float).reshape(_GRID_POINTS ** len(axes), len(axes))
@@ -94,13 +94,15 @@ def starts(problem: Problem, seed: int, y: np.ndarray) -> np.ndarray:
         unit = qmc.Sobol(len(nonlinear), seed=seed).random(_SOBOL_POINTS)
         low, high = ranges[nonlinear].T
         points = low + unit * (high - low)
-    plain = np.tile(ranges.mean(axis=1), (len(points), 1))
-    plain[:, nonlinear] = points
-    theta = np.clip(plain, problem.lower, problem.upper)
+    theta = np.tile(ranges.mean(axis=1), (len(points), 1))
+    theta[:, nonlinear] = points
+    theta = np.clip(theta, problem.lower, problem.upper)
     allowed = np.ones(len(theta), bool)
     if problem.law.constraint is not None:
         allowed = np.all(problem.constraint(theta) > 0, axis=1)
-    theta = solve_linear_parameters(problem, theta, [index for index, q in enumerate(which) if q.linear], y)
+    theta = solve_linear_parameters(
+        problem, theta, [index for index, q in enumerate(parameters) if q.linear], y
+    )
     S, K, P = theta.shape
     value = problem.objective(theta.reshape(-1, P), problem.batch(y=np.repeat(y, K, axis=0))).reshape(S, K)
     value = np.where(np.isfinite(value) & allowed, value, np.inf)
@@ -122,32 +124,32 @@ def solve_linear_parameters(
     result = np.tile(theta, (S, 1, 1))
     if not linear:
         return result
-    designs, known, columns = _designs(problem, theta, linear)
+    regressors, constant, columns = _linear_model(problem, theta, linear)
     scale = np.sqrt(problem.weight) / (y if problem.law.residual == "log" else np.ones_like(y))  # (S, n)
     positive = np.array([problem.fitted_parameters[index].log for index in linear])
     bounded = bool(np.all([problem.fitted_parameters[index].bounds[0] >= 0 for index in linear]))
-    least = 1e-3 * np.abs(y).mean(axis=1)
-    good = np.flatnonzero(np.isfinite(designs).all(axis=(1, 2)) & np.isfinite(known).all(axis=1))
+    smallest = 1e-3 * np.abs(y).mean(axis=1)
+    usable = np.flatnonzero(np.isfinite(regressors).all(axis=(1, 2)) & np.isfinite(constant).all(axis=1))
     used = np.bincount(np.concatenate([at[at >= 0] for at in columns]), minlength=len(linear))
     # One study: all starts at once. Many studies: one start at a time, which already fills the cache.
-    for some in [good] if S == 1 else good[:, None]:
-        target = (y - known[some, None]) * scale
-        solved = np.zeros((len(some), S, len(linear)))
+    for chunk in [usable] if S == 1 else usable[:, None]:
+        target = (y - constant[chunk, None]) * scale
+        solved = np.zeros((len(chunk), S, len(linear)))
         if used.max() == 1:
             for cell, at in zip(problem.cells, columns, strict=True):
                 present, rows = at >= 0, cell.rows
                 solved[:, :, at[present]] = _least_squares(
-                    designs[some, rows][:, :, present], scale[:, rows], target[:, :, rows], bounded
+                    regressors[chunk, rows][:, :, present], scale[:, rows], target[:, :, rows], bounded
                 )
         else:
-            whole = np.zeros((len(some), len(problem.y), len(linear)))
+            design = np.zeros((len(chunk), len(problem.y), len(linear)))
             for cell, at in zip(problem.cells, columns, strict=True):
                 for position in np.flatnonzero(at >= 0):
-                    whole[:, cell.rows, at[position]] += designs[some, cell.rows, position]
-            solved = _least_squares(whole, scale, target, bounded)
-        solved = np.where(positive, np.maximum(solved, least[:, None]), solved)
+                    design[:, cell.rows, at[position]] += regressors[chunk, cell.rows, position]
+            solved = _least_squares(design, scale, target, bounded)
+        solved = np.where(positive, np.maximum(solved, smallest[:, None]), solved)
         solved = np.where(positive, np.log(np.where(positive, solved, 1.0)), solved)
-        result[:, some[:, None], linear] = solved.swapaxes(0, 1)
+        result[:, chunk[:, None], linear] = solved.swapaxes(0, 1)
     return np.clip(result, problem.lower, problem.upper)
 
 
@@ -170,7 +172,7 @@ def _least_squares(design: np.ndarray, scale: np.ndarray, target: np.ndarray, bo
     return solved / size
 
 
-def _designs(
+def _linear_model(
     problem: Problem, theta: np.ndarray, linear: list[int]
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """The linear model of the predictions at starts theta (K, P).
@@ -181,7 +183,7 @@ def _designs(
     """
     law, B, n = problem.law, len(theta), len(problem.y)
     local_linear = [i for i, q in enumerate(law.parameters) if q.linear]
-    designs, known = np.zeros((B, n, len(local_linear))), np.zeros((B, n))
+    regressors, constant = np.zeros((B, n, len(local_linear))), np.zeros((B, n))
     columns = [np.full(len(local_linear), -1) for _ in problem.cells]
     place = {index: position for position, index in enumerate(linear)}
     local = problem.all_cell_parameters(theta)
@@ -197,12 +199,12 @@ def _designs(
         for number, cell in enumerate(problem.cells):
             at = [index for index in np.flatnonzero(cell.selection[i]) if int(index) in place]
             if at and cell.selection[i, at[0]] == 1.0:
-                designs[:, cell.rows, position] = column[:, cell.rows]
+                regressors[:, cell.rows, position] = column[:, cell.rows]
                 columns[number][position] = place[int(at[0])]
             else:
                 amount = np.exp(local[:, number, i]) if problem.logs[i] else local[:, number, i]
-                known[:, cell.rows] += column[:, cell.rows] * amount[:, None]
-    return designs, known, columns
+                constant[:, cell.rows] += column[:, cell.rows] * amount[:, None]
+    return regressors, constant, columns
 
 
 def subsample(problem: Problem) -> tuple[Problem, np.ndarray]:

@@ -37,10 +37,16 @@ class SelectedRows:
     columns: dict[str, str]
 
 
-def column_for(table: pd.DataFrame, law: Law, variable: str, default: str, given: Mapping[str, str]) -> str:
-    """The table's column for a variable; raises MscaleError suggesting the nearest name."""
-    if variable in given:
-        name = given[variable]
+def column_for(table: pd.DataFrame, law: Law, variable: str, default: str, columns: Mapping[str, str]) -> str:
+    """The table's column for a variable of a law.
+
+    default: the column that it is read from by default. columns: {variable: column} that the caller gave.
+
+    Raises:
+      MscaleError: there is no such column; the message suggests the nearest name.
+    """
+    if variable in columns:
+        name = columns[variable]
         if name not in table:
             raise MscaleError(
                 f"columns={{{variable!r}: {name!r}}}: the table has no column {name!r}{nearest(name, table.columns)}; "
@@ -76,9 +82,9 @@ def select_rows(
     Raises:
       MscaleError: a column is missing, has no usable value, or mixes what cannot be compared.
     """
-    given = dict(columns or {})
+    columns = dict(columns or {})
     known = {*law.columns, *_RESPONSE_NAMES, law.response, "group"}
-    for name in given:
+    for name in columns:
         if name not in known:
             raise MscaleError(
                 f"columns={{{name!r}: …}}: law {law.name!r} has no variable {name!r}{nearest(name, known)}; "
@@ -87,7 +93,7 @@ def select_rows(
     if len(table) == 0:
         raise MscaleError("the table has no rows")
     notes: list[str] = []
-    response_given = {key: value for key, value in given.items() if key in (*_RESPONSE_NAMES, law.response)}
+    response_given = {key: value for key, value in columns.items() if key in (*_RESPONSE_NAMES, law.response)}
     response = column_for(
         table,
         law,
@@ -96,7 +102,7 @@ def select_rows(
         {law.response: next(iter(response_given.values()))} if response_given else {},
     )
     names = {
-        variable: column_for(table, law, variable, default, given)
+        variable: column_for(table, law, variable, default, columns)
         for variable, default in law.columns.items()
     }
     table = _duplicates(table, notes)
@@ -127,7 +133,7 @@ def select_rows(
         _note_unit(values[variable][keep], name, notes)
     _note_tokens_per_parameter(values, names, keep, notes)
     chosen = (
-        group or given.get("group") or ("group" if "group" in table else "run" if "run" in table else None)
+        group or columns.get("group") or ("group" if "group" in table else "run" if "run" in table else None)
     )
     if chosen is not None and chosen not in table:
         raise MscaleError(f"group column {chosen!r} is not in the table{nearest(chosen, table.columns)}")

@@ -66,9 +66,8 @@ def build_problem(
             selection[index, at] = 1.0
             if at in drop:
                 offset[index] = everywhere[parameters[at].name]
-        for (
-            index
-        ) in layout.fixed:  # given in the paper's units, so the reference point does not apply to them
+        # Fixed values are in the paper's units, so the shift to the reference point does not apply to them.
+        for index in layout.fixed:
             selection[index] -= shift[index] @ selection
             offset[index] -= shift[index] @ offset
         cells.append(ParameterCell(layout.rows, selection[:, keep], offset))
