@@ -13,10 +13,10 @@ MIN_GROUPS_FOR_RESAMPLING = 40  # groups from which bootstrap intervals cover as
 MIN_RESIDUAL_GROUPS = 3  # groups needed beyond the number of parameters
 
 
-def require_enough_data(law: Law, problem: Problem, names: tuple[str, ...], groups: int, few: bool) -> None:
+def require_enough_data(law: Law, problem: Problem, names: tuple[str, ...], groups: int, few_groups: bool) -> None:
     """Checks that there are enough rows and groups to fit the parameters `names`.
 
-    few: allow fewer groups than parameters + 3.
+    few_groups: allow fewer groups than parameters + 3.
 
     Raises:
       MscaleError: there are too few; the message gives the number that is missing.
@@ -42,7 +42,7 @@ def require_enough_data(law: Law, problem: Problem, names: tuple[str, ...], grou
             f"{distinct} distinct points for {size} parameters ({listed}): add runs, or share or fix parameters"
         )
     needed = size + MIN_RESIDUAL_GROUPS
-    if groups < needed and not few:
+    if groups < needed and not few_groups:
         raise MscaleError(
             f"{groups} groups (root runs) for {size} parameters ({listed}): {needed} are needed before an "
             f"interval means anything, so {needed - groups} more. Add runs, share or fix parameters, or "
