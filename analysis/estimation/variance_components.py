@@ -70,7 +70,7 @@ class GroupNoise:
         return values[np.arange(len(values)), self.best]
 
     @property
-    def deviation(self) -> np.ndarray:
+    def standard_errors(self) -> np.ndarray:
         """(S, P) standard errors of theta at the most likely ρ."""
         variance = np.einsum("sii->si", self.at_best(self.inverse)) * self.at_best(self.sigma2)[:, None]
         return np.sqrt(np.maximum(variance, 0.0))
