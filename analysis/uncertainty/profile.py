@@ -33,7 +33,9 @@ _MIN_CRITICAL_VALUE = 0.05  # standard errors, so that every interval has some w
 _MANY_PARAMETERS = (
     40  # from which L-BFGS gets more iterations, because a Hessian costs so much more than a gradient
 )
-# Of L-BFGS, with few and with many parameters, before Newton's method takes over. MEASURED
+# Of L-BFGS, with few and with many parameters, before Newton's method takes over. CPU time of all intervals of an ATLAS
+# fit with (without) the L-BFGS stage: 38 languages, 269 parameters, 1.0 s (13.5 s); 20 languages, 143 parameters, 0.5 s
+# (2.6 s). A report on them: 14.1 s (24.6 s) and 13.1 s (15.0 s). With 5 parameters there is no difference.
 _LBFGS_ITERATIONS = (8, 24)
 _LBFGS_TOLERANCE = (
     1e-5  # predicted decrease, over the wanted rise of the objective; the true one may be far larger
