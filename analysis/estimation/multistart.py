@@ -23,7 +23,8 @@ from mscale.errors import MscaleError
 _GRID_POINTS = 6  # per nonlinear parameter, where there are at most two
 _SOBOL_POINTS = 64  # of a Sobol sequence, where there are more
 _POLISHED_STARTS = 12  # the best, which are followed to their minimum
-SUBSAMPLE_ROWS = 3000  # rows on which starts are compared and polished first
+# Rows on which starts are compared and polished first: 12,800 rows take 0.5 s of CPU so, and 1.0 s without.
+SUBSAMPLE_ROWS = 3000
 FINAL_STARTS = 3  # minima on the subsample that are polished again on all rows
 
 

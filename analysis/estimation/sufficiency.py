@@ -13,7 +13,9 @@ MIN_GROUPS_FOR_RESAMPLING = 40  # groups from which bootstrap intervals cover as
 MIN_RESIDUAL_GROUPS = 3  # groups needed beyond the number of parameters
 
 
-def require_enough_data(law: Law, problem: Problem, names: tuple[str, ...], groups: int, few_groups: bool) -> None:
+def require_enough_data(
+    law: Law, problem: Problem, names: tuple[str, ...], groups: int, few_groups: bool
+) -> None:
     """Checks that there are enough rows and groups to fit the parameters `names`.
 
     few_groups: allow fewer groups than parameters + 3.

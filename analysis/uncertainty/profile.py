@@ -35,7 +35,7 @@ _MANY_PARAMETERS = (
 )
 # Of L-BFGS, with few and with many parameters, before Newton's method takes over. CPU time of all intervals of an ATLAS
 # fit with (without) the L-BFGS stage: 38 languages, 269 parameters, 1.0 s (13.5 s); 20 languages, 143 parameters, 0.5 s
-# (2.6 s). A report on them: 14.1 s (24.6 s) and 13.1 s (15.0 s). With 5 parameters there is no difference.
+# (2.7 s). A report on them: 14 s (19 to 25 s) and 12.9 s (14.7 s). With 5 parameters there is no difference.
 _LBFGS_ITERATIONS = (8, 24)
 _LBFGS_TOLERANCE = (
     1e-5  # predicted decrease, over the wanted rise of the objective; the true one may be far larger
