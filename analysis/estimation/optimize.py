@@ -14,7 +14,7 @@ from analysis.estimation.problem import Batch, Problem
 
 MAX_RELATIVE_DECREASE = 0.9  # largest part of an exponential parameter's exp(θ) that one step may take away
 _MAX_RELATIVE_INCREASE = 1e6  # largest multiple of exp(θ) that one step may add
-# Parameters from which the objective of a step is evaluated before its Hessian, and Cholesky factors are computed one by
+# Parameters from which the objective of a step is evaluated before its Hessian, and Cholesky factors one by
 # one. An ATLAS fit of 269 parameters takes 0.9 s of CPU so, and 1.1 s without.
 LARGE_PROBLEM = 40
 _LBFGS_MEMORY = 8  # pairs of steps and gradient changes that L-BFGS keeps
