@@ -17,7 +17,8 @@ settings.register_profile("mscale", deadline=None, derandomize=True, max_example
 settings.load_profile("mscale")
 
 HERE = Path(__file__).resolve().parent
-MADLAD_MINI = HERE.parents[1] / "shared" / "corpora" / "madlad_mini"
+SHARED = HERE.parents[1] / "shared"
+MADLAD_MINI = SHARED / "corpora" / "madlad_mini"
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +43,14 @@ def many_languages(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
             "real text is not distributed (no ../shared/corpora/madlad_mini); generated text is tested"
         )
     return MADLAD_MINI
+
+
+@pytest.fixture(scope="session")
+def chinchilla_points() -> Path:
+    """The 245 runs of Hoffmann et al. (2022) as recovered by Besiroglu et al. (2024), whose licence is not stated."""
+    path = SHARED / "data" / "chinchilla_points.csv"
+    if not path.is_file():
+        pytest.skip(
+            "the points of Besiroglu et al. are not distributed (no ../shared/data/chinchilla_points.csv)"
+        )
+    return path
