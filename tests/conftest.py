@@ -10,26 +10,47 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 from pathlib import Path
 
 import pytest
+import script_text
 from hypothesis import settings
 
 settings.register_profile("mscale", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("mscale")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+HERE = Path(__file__).resolve().parent
+SHARED = HERE.parents[1] / "shared"
+MADLAD_MINI = SHARED / "corpora" / "madlad_mini"
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of published figures and real text beside the checkout; the test is skipped without it."""
-    if not SHARED.is_dir():
-        pytest.skip("no ../shared beside the checkout")
-    return SHARED
+def published_tables() -> Path:
+    """tests/data: numbers of published tables, kept apart from the packages' own copies; see its README."""
+    return HERE / "data"
+
+
+@pytest.fixture(scope="session", params=["generated", "real"])
+def many_languages(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of several hundred languages in their scripts, in MADLAD-400's layout; a test runs once on each:
+
+    - generated: tests/fakes/script_text.py makes it, so that every checkout has it;
+    - real: 502 languages in ../shared/corpora/madlad_mini, which is not distributed; skipped where it is absent.
+
+    languages.csv in the folder lists every language (`code`) and its script (`script`).
+    """
+    if request.param == "generated":
+        return script_text.write(tmp_path_factory.mktemp("script_text"))
+    if not MADLAD_MINI.is_dir():
+        pytest.skip(
+            "real text is not distributed (no ../shared/corpora/madlad_mini); generated text is tested"
+        )
+    return MADLAD_MINI
 
 
 @pytest.fixture(scope="session")
-def madlad_mini(shared: Path) -> Path:
-    """502 real languages in MADLAD-400's layout."""
-    corpus = shared / "corpora" / "madlad_mini"
-    if not corpus.is_dir():
-        pytest.skip("no ../shared/corpora/madlad_mini beside the checkout")
-    return corpus
+def chinchilla_points() -> Path:
+    """The 245 runs of Hoffmann et al. (2022) as recovered by Besiroglu et al. (2024), whose licence is not stated."""
+    path = SHARED / "data" / "chinchilla_points.csv"
+    if not path.is_file():
+        pytest.skip(
+            "the points of Besiroglu et al. are not distributed (no ../shared/data/chinchilla_points.csv)"
+        )
+    return path

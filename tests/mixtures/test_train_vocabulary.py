@@ -204,10 +204,10 @@ def test_a_store_packed_with_it_decodes_to_its_text(trained, corpus, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def of_all_languages(madlad_mini, tmp_path_factory):
+def of_all_languages(many_languages, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mini")
     return train_vocabulary(
-        madlad_mini, folder, 4000, sample_bytes=400_000, character_coverage=0.99, threads=2
+        many_languages, folder, 4000, sample_bytes=400_000, character_coverage=0.99, threads=2
     )
 
 
@@ -215,7 +215,7 @@ def not_exact(vocabulary: SentencePieceVocabulary, corpus, size: float) -> list[
     """Languages of which some document, up to ``size`` bytes in all, does not come back."""
     found = []
     codes = corpora.languages(corpus)
-    assert len(codes) == 502
+    assert len(codes) in (456, 502)  # generated, real
     for code in codes:
         left = size
         for text in (text for path in corpora.files(corpus, code) for text in corpora.documents(path)):
@@ -228,10 +228,10 @@ def not_exact(vocabulary: SentencePieceVocabulary, corpus, size: float) -> list[
     return found
 
 
-def test_all_502_languages_come_back_exactly(of_all_languages, madlad_mini):
-    assert not_exact(of_all_languages, madlad_mini, 5_000) == []
+def test_all_languages_come_back_exactly(of_all_languages, many_languages):
+    assert not_exact(of_all_languages, many_languages, 5_000) == []
 
 
 @pytest.mark.slow
-def test_all_text_of_all_502_languages_comes_back_exactly(of_all_languages, madlad_mini):
-    assert not_exact(of_all_languages, madlad_mini, float("inf")) == []
+def test_all_text_of_all_languages_comes_back_exactly(of_all_languages, many_languages):
+    assert not_exact(of_all_languages, many_languages, float("inf")) == []

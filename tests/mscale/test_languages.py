@@ -6,13 +6,15 @@ from mscale import languages
 from mscale.data.corpus import documents, files
 
 
-def test_published_rates_are_table_b4(shared):
+def test_published_rates_are_table_b4(published_tables):
     rates = languages.published_rates()
     assert len(rates) == 419
     assert sum(rates.values()) == pytest.approx(1, abs=1e-12)
-    with open(shared / "atlas" / "unimax_rates.csv") as file:
-        for row in csv.DictReader(file):
-            assert rates[row["language"]] == pytest.approx(float(row["percent"]) / 99.92524, rel=1e-4)
+    with open(published_tables / "atlas_table_b4.csv") as file:
+        percent = {row["language"]: float(row["percent"]) for row in csv.DictReader(file)}
+    assert list(rates) == list(percent)
+    for language, rate in percent.items():
+        assert rates[language] == pytest.approx(rate / 99.92524, rel=1e-4)
     assert languages.codes()[:2] == ("en", "af")
 
 
@@ -58,14 +60,15 @@ def test_script_of_a_text(text, script):
     assert languages.script(text) == script
 
 
-def test_script_of_real_text_in_502_languages(madlad_mini):
-    with open(madlad_mini / "languages.csv") as file:
+def test_script_of_text_in_all_languages(many_languages):
+    with open(many_languages / "languages.csv") as file:
         listed = {row["code"]: row["script"] for row in csv.DictReader(file)}
-    named = {"Cjk": "Han", "Hiragana": "Japanese"}
+    named = {"Cjk": "Han", "Hiragana": "Japanese", "Canadian": "Canadian Aboriginal"}
     wrong = {}
     for code, expected in listed.items():
-        text = next(documents(files(madlad_mini, code)[0]))
+        text = next(documents(files(many_languages, code)[0]))
         found = languages.script(text)
-        if found.split()[0] != named.get(expected, expected).split()[0]:
+        if found != named.get(expected, expected):
             wrong[code] = (expected, found)
-    assert len(wrong) <= 5, wrong
+    # The real Chinese text begins with a document of Python's documentation that is mostly code.
+    assert set(wrong) <= ({"zh"} if many_languages.name == "madlad_mini" else set()), wrong

@@ -10,8 +10,6 @@ import pytest
 from mscale import scales
 from mscale.errors import MscaleError
 
-SHARED = Path(__file__).parents[3] / "shared" / "atlas" / "scales.csv"
-
 
 def test_counts_equal_the_published_ones():
     assert list(scales.PUBLISHED_COUNTS) == list(range(53))
@@ -20,15 +18,15 @@ def test_counts_equal_the_published_ones():
         assert counted == (20_043_770_880 if scale == 52 else published), scale  # 52 is a misprint
 
 
-def test_table_is_the_published_one():
-    if not SHARED.exists():
-        pytest.skip("the published table is not beside this checkout")
-    with SHARED.open() as file:
-        for row in csv.DictReader(file):
-            shape = scales.get(row["scale"])
-            found = (shape.heads, shape.layers, shape.embed, shape.ffw, shape.kv)
-            assert found == tuple(int(row[name]) for name in ("heads", "layers", "embed", "ffw", "kv"))
-            assert scales.PUBLISHED_COUNTS[int(row["scale"])] == int(row["parameters"])
+def test_table_is_the_published_one(published_tables):
+    with open(published_tables / "atlas_table_b3.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["scale"]) for row in rows] == list(range(53))
+    for row in rows:
+        shape = scales.get(row["scale"])
+        found = (shape.heads, shape.layers, shape.embed, shape.ffw, shape.kv)
+        assert found == tuple(int(row[name]) for name in ("heads", "layers", "embed", "ffw", "kv"))
+        assert scales.PUBLISHED_COUNTS[int(row["scale"])] == int(row["parameters"])
 
 
 def test_nano_rungs_span_a_factor_of_twenty_evenly():

@@ -14,8 +14,9 @@ TOKENS = (2e6, 4e6, 8e6)
 
 
 @pytest.fixture(scope="module")
-def points(shared):
-    table = pd.read_csv(shared / "data" / "chinchilla_points.csv")
+def points(chinchilla_points):
+    table = pd.read_csv(chinchilla_points)
+    assert len(table) == 245
     table["D"] = table["training_flop"] / (6 * table["model_size"])
     return table.sort_values("loss").iloc[:-5]
 
