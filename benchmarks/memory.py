@@ -62,15 +62,9 @@ with partitioning.using(mesh):
 seconds = time.monotonic() - began
 analysis = compiled.memory_analysis()
 found = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
-data, fsdp, tensor = arguments.mesh
-planned = memory.use(
-    shape,
-    arguments.vocabulary,
-    arguments.batch,
-    arguments.sequence,
-    data=data,
-    fsdp=fsdp,
-    tensor=tensor,
+planned = memory.memory_per_chip(
+    memory.Workload(shape, arguments.vocabulary, arguments.batch, arguments.sequence),
+    memory.MeshSizes(*arguments.mesh),
     compute_bytes=jnp.dtype(arguments.dtype).itemsize,
     fused=False,
 ).total

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mixtures.packing.inputs import Input, documents, find
+from mixtures.packing.inputs import InputFile, find_inputs, read_documents
 from mixtures.packing.pack import pack
 from mscale.data.vocabulary import Vocabulary, byte_vocabulary, load_vocabulary
 
@@ -43,7 +43,7 @@ def measured(function, *arguments) -> tuple[float, float]:
 
 def encode_raw(vocabulary: Vocabulary, files: list, results) -> None:
     """Reads its share of the text, then times nothing but the encoder."""
-    texts = [text for one in files for text in documents(one) if text]
+    texts = [text for one in files for text in read_documents(one) if text]
     processor = getattr(vocabulary, "_processor", None)
     found: dict[str, float] = {"bytes": sum(len(text.encode()) for text in texts)}
     for name in ("encode", "encode_as_numpy"):
@@ -92,7 +92,7 @@ def main() -> None:
         return
     vocabulary = load_vocabulary(options.vocabulary) if options.vocabulary else byte_vocabulary()
     languages = None if options.languages == "all" else options.languages.split(",")
-    files = [one for of_language in find(options.corpus, languages).values() for one in of_language]
+    files = [one for of_language in find_inputs(options.corpus, languages).values() for one in of_language]
 
     with tempfile.TemporaryDirectory(dir=options.folder) as stores:
         result = compare(options, vocabulary, languages, files, stores)
@@ -106,7 +106,7 @@ def compare(
     options: argparse.Namespace,
     vocabulary: Vocabulary,
     languages: list[str] | None,
-    files: list[Input],
+    files: list[InputFile],
     stores: str,
 ) -> dict:
     """Packs and encodes in turn; the figures."""

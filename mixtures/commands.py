@@ -115,11 +115,11 @@ def vocabulary_report(
     """Tabulate tokens per byte and word, pieces per script, and byte premiums."""
     from rich.console import Console
 
-    from mixtures.vocabulary_report import tables
+    from mixtures.vocabulary_report import report_tables
     from mixtures.vocabulary_report import vocabulary_report as measure
     from mscale.data.vocabulary import load_vocabulary
 
-    for table in tables(measure(load_vocabulary(vocabulary), corpus, languages, parallel)):
+    for table in report_tables(measure(load_vocabulary(vocabulary), corpus, languages, parallel)):
         Console().print(table)
 
 
@@ -155,11 +155,11 @@ def mixture_show(
 
     opened = open_store(store)
     resolved = resolve(name, opened, sequence_length, budget_tokens=int(tokens))
-    rows = show.rows(resolved, tokens, opened)
-    Console().print(show.table(resolved, rows, limit))
+    rows = show.mixture_rows(resolved, tokens, opened)
+    Console().print(show.mixture_table(resolved, rows, limit))
     if csv is not None:
-        atomic_write(csv, show.to_csv(rows))
+        atomic_write(csv, show.rows_to_csv(rows))
         print(csv)
     if plot is not None:
-        show.save(show.chart(resolved, rows), plot)
+        show.save_chart(show.mixture_chart(resolved, rows), plot)
         print(plot)

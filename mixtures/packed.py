@@ -63,7 +63,7 @@ class PackedSource(seqio.DataSource):
         return rows.map(lambda row: {"row": row, "seed": marked, "held_out": held_out})
 
 
-def task(name: str, mixture: str) -> seqio.Task:
+def packed_task(name: str, mixture: str) -> seqio.Task:
     """The mixture ``mixture`` (a name of `mscale.data.mixture.resolve`) over the token store ``corpora.store``.
 
     Examples have ``targets`` of exactly the sequence length asked for. The schedule's seed is the one given to
@@ -75,7 +75,7 @@ def task(name: str, mixture: str) -> seqio.Task:
       MscaleError: ``corpora.store`` is not set or no store; a mixture that cannot be, when the first dataset
         is made.
     """
-    store = tasks.store()
+    store = tasks.bound_store()
 
     def windows(dataset: tf.data.Dataset, sequence_length: Mapping[str, int]) -> tf.data.Dataset:
         length = sequence_length["targets"]
@@ -87,7 +87,7 @@ def task(name: str, mixture: str) -> seqio.Task:
             if held_out[0]:
                 return _held_out(store, resolved.languages, ends, rows, length)
             schedule = schedules.setdefault(int(seeds[0]), single(resolved, 1, int(seeds[0])))
-            return gather(store, schedule, rows, length)
+            return gather_windows(store, schedule, rows, length)
 
         def targets(rows: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             found = tf.numpy_function(
@@ -105,7 +105,7 @@ def task(name: str, mixture: str) -> seqio.Task:
     )
 
 
-def gather(store: Store, schedule: Schedule, rows: np.ndarray, sequence_length: int) -> np.ndarray:
+def gather_windows(store: Store, schedule: Schedule, rows: np.ndarray, sequence_length: int) -> np.ndarray:
     """Returns the windows of any rows of a schedule with batches of one, (rows, S) int32."""
     batch = np.empty((len(rows), sequence_length), np.int32)
     languages, windows = schedule.rows(rows)
@@ -133,8 +133,8 @@ def _vocabulary(store: Store) -> seqio.Vocabulary:
     if store.vocabulary["kind"] == "bytes":
         return seqio.ByteVocabulary()
     if not isinstance(store.path, Url):
-        return tasks.vocabulary(str(store.path))
+        return tasks.seqio_vocabulary(str(store.path))
     system, remote = connect(store.path)
     with tempfile.TemporaryDirectory(prefix="mscale-") as folder:
         system.get_file(f"{remote.rstrip('/')}/vocabulary.model", f"{folder}/vocabulary.model")
-        return tasks.vocabulary(f"{folder}/vocabulary.model")
+        return tasks.seqio_vocabulary(f"{folder}/vocabulary.model")

@@ -33,8 +33,8 @@ from mscale.data import mixture as mixtures
 
 # Corpus → (one language as a task, its languages)
 _TEXT: dict[str, tuple[Callable[[str, str], seqio.Task], Callable[[], tuple[str, ...]]]] = {
-    "madlad400": (tasks.madlad400, lambda: tasks.corpus_languages(tasks.setting("madlad400"))),
-    "synthetic": (tasks.synthetic, lambda: tasks.corpus_languages(tasks.setting("synthetic"))),
+    "madlad400": (tasks.madlad400, lambda: tasks.corpus_languages(tasks.bound_setting("madlad400"))),
+    "synthetic": (tasks.synthetic, lambda: tasks.corpus_languages(tasks.bound_setting("synthetic"))),
     "mc4": (tasks.mc4, tasks.mc4_languages),
     "wiki40b": (tasks.wiki40b, tasks.wiki40b_languages),
 }
@@ -103,7 +103,7 @@ def _task(name: str) -> Callable[[], seqio.Task] | None:
         return None
     corpus, spec = ours
     if corpus == "packed":
-        return partial(packed.task, name, spec)
+        return partial(packed.packed_task, name, spec)
     if corpus == "flores":
         source, pair, target = name.partition(".")[2].replace(".", "-").partition(":")
         return (
@@ -127,7 +127,7 @@ def _seqio_mixture(name: str, corpus: str, spec: str) -> seqio.Mixture:
     make, languages = _TEXT[corpus]
     keyword, listed, _ = mixtures.parse(spec)
     sized = keyword.startswith(("proportional", "temperature", "unimax"))
-    sizes = tasks.store() if sized else _Unsized(tuple(listed) or languages())
+    sizes = tasks.bound_store() if sized else _Unsized(tuple(listed) or languages())
     resolved = mixtures.resolve(spec, sizes, 1)
     return seqio.Mixture(
         name,

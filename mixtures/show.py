@@ -39,7 +39,7 @@ _REPETITION = {
 
 
 @dataclass(frozen=True)
-class Row:
+class MixtureRow:
     """One language of a mixture.
 
     Attributes:
@@ -59,7 +59,7 @@ class Row:
     epochs: float
 
 
-def rows(mixture: Mixture, budget_tokens: float, store: Any = None) -> list[Row]:
+def mixture_rows(mixture: Mixture, budget_tokens: float, store: Any = None) -> list[MixtureRow]:
     """Returns a row for each language, by falling rate, then by size.
 
     Args:
@@ -78,11 +78,11 @@ def rows(mixture: Mixture, budget_tokens: float, store: Any = None) -> list[Row]
     for language, rate in zip(mixture.languages, mixture.rates, strict=True):
         unique, tokens = mixture.unique_tokens[language], rate * budget_tokens
         script = _script(store, language) if isinstance(store, Store) and isinstance(store.path, Path) else ""
-        found.append(Row(language, script, unique, rate, tokens, tokens / unique if unique else 0.0))
+        found.append(MixtureRow(language, script, unique, rate, tokens, tokens / unique if unique else 0.0))
     return sorted(found, key=lambda row: (-row.rate, -row.unique_tokens, row.language))
 
 
-def table(mixture: Mixture, rows: Sequence[Row], limit: int | None = None) -> Table:
+def mixture_table(mixture: Mixture, rows: Sequence[MixtureRow], limit: int | None = None) -> Table:
     """Returns a rich table of ``rows`` with the sums below; with ``limit`` the smallest rates are summed up in a line.
 
     Epochs above 4 stand out: such repetition is worth markedly less than new text (Muennighoff et al. 2023).
@@ -105,7 +105,7 @@ def table(mixture: Mixture, rows: Sequence[Row], limit: int | None = None) -> Ta
     for row in shown:
         made.add_row(*_cells(row), style="yellow" if row.epochs > _MANY_EPOCHS else None)
     if rest:
-        summed = Row(
+        summed = MixtureRow(
             f"{len(rest)} more",
             "",
             sum(row.unique_tokens for row in rest),
@@ -118,16 +118,16 @@ def table(mixture: Mixture, rows: Sequence[Row], limit: int | None = None) -> Ta
     return made
 
 
-def to_csv(rows: Sequence[Row]) -> str:
+def rows_to_csv(rows: Sequence[MixtureRow]) -> str:
     """Returns ``rows`` as CSV, with a header and full precision."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    writer = csv.DictWriter(text, [field.name for field in fields(MixtureRow)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     return text.getvalue()
 
 
-def chart(mixture: Mixture, rows: Sequence[Row], limit: int = 60) -> Any:
+def mixture_chart(mixture: Mixture, rows: Sequence[MixtureRow], limit: int = 60) -> Any:
     """Returns an Altair chart: tokens drawn and unique tokens of each language on a log axis, coloured by repetition.
 
     Args:
@@ -173,7 +173,7 @@ def chart(mixture: Mixture, rows: Sequence[Row], limit: int = 60) -> Any:
     return (between + unique + tokens).properties(title=title, width=480)
 
 
-def save(chart: Any, path: str | os.PathLike) -> None:
+def save_chart(chart: Any, path: str | os.PathLike) -> None:
     """Writes a chart as .png, .svg or .html (with all it needs inside), whole or not at all.
 
     Raises:
@@ -200,7 +200,7 @@ def _repetition(epochs: float) -> str:
     return below if epochs < 1 else some if epochs <= _MANY_EPOCHS else many
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: MixtureRow) -> tuple[str, ...]:
     return (
         row.language,
         row.script,

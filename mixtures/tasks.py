@@ -33,7 +33,7 @@ from mscale.data.vocabulary import SentencePieceVocabulary, load_vocabulary
 from mscale.errors import MscaleError, nearest
 from mscale.remote import Url, connect, location
 
-FILES_AT_ONCE = 8  # read side by side when shuffling
+_FILES_AT_ONCE = 8  # read side by side when shuffling
 
 
 @gin.configurable("corpora")  # type: ignore[attr-defined]  # mypy takes the folder gin/ for it
@@ -49,7 +49,7 @@ def settings(
     return dict(locals())
 
 
-def setting(name: str) -> str:
+def bound_setting(name: str) -> str:
     """Returns one of ``settings``. Raises a MscaleError if it is not bound."""
     value = settings()[name]
     if not value:
@@ -90,7 +90,7 @@ class CorpusSource(seqio.DataSource):
         )
 
         def documents(file: int) -> Iterator[dict[str, str]]:
-            for text in inputs.documents(files[int(file)]):
+            for text in inputs.read_documents(files[int(file)]):
                 yield {"text": text}
 
         def of_file(file: tf.Tensor) -> tf.data.Dataset:
@@ -101,17 +101,17 @@ class CorpusSource(seqio.DataSource):
         order = tf.data.Dataset.from_tensor_slices(list(chosen))
         if shuffle:
             order = order.shuffle(len(chosen), seed=seed)
-        return order.interleave(of_file, cycle_length=FILES_AT_ONCE if shuffle else 1)
+        return order.interleave(of_file, cycle_length=_FILES_AT_ONCE if shuffle else 1)
 
 
 @cache
-def _files(root: str, language: str) -> tuple[inputs.Input, ...]:
-    return tuple(inputs.find(root, [language])[language])
+def _files(root: str, language: str) -> tuple[inputs.InputFile, ...]:
+    return tuple(inputs.find_inputs(root, [language])[language])
 
 
 def corpus_languages(root: str) -> tuple[str, ...]:
     """Returns the languages of a corpus, local or remote, sorted."""
-    return tuple(inputs.find(root))
+    return tuple(inputs.find_inputs(root))
 
 
 def madlad400(name: str, language: str) -> seqio.Task:
@@ -120,12 +120,12 @@ def madlad400(name: str, language: str) -> seqio.Task:
     Raises:
       MscaleError: ``corpora.madlad400`` is not set. A language that is not there is told when it is read.
     """
-    return _text_task(name, CorpusSource(setting("madlad400"), inventory.canonical(language)))
+    return _text_task(name, CorpusSource(bound_setting("madlad400"), inventory.canonical(language)))
 
 
 def synthetic(name: str, language: str) -> seqio.Task:
     """One language of a generated corpus (``mixtures.synthetic.generate``)."""
-    return _text_task(name, CorpusSource(setting("synthetic"), language))
+    return _text_task(name, CorpusSource(bound_setting("synthetic"), language))
 
 
 def mc4(name: str, language: str) -> seqio.Task:
@@ -184,16 +184,16 @@ def wiki40b_languages() -> tuple[str, ...]:
     return tuple(dataset.WIKIPEDIA_LANGUAGES)
 
 
-def store() -> Store:
+def bound_store() -> Store:
     """Returns the token store ``corpora.store``, opened once."""
-    return _opened(setting("store"))
+    return _opened(bound_setting("store"))
 
 
 _opened = cache(open_store)
 
 
 @cache
-def vocabulary(path: str) -> seqio.Vocabulary:
+def seqio_vocabulary(path: str) -> seqio.Vocabulary:
     """Returns SeqIO's form of a vocabulary: ``bytes``, a ``.model``, a vocabulary.json or a folder with either.
 
     Ids are the same as mscale's, but that SeqIO reads U+2581 in a text as a space.
@@ -209,7 +209,7 @@ def vocabulary(path: str) -> seqio.Vocabulary:
 
 
 def _feature() -> seqio.Feature:
-    return seqio.Feature(vocabulary(setting("vocabulary")), add_eos=True)
+    return seqio.Feature(seqio_vocabulary(bound_setting("vocabulary")), add_eos=True)
 
 
 def _text_task(
@@ -224,12 +224,12 @@ def _text_task(
             partial(seqio.preprocessors.rekey, key_map={"targets": "text"}),
             seqio.preprocessors.tokenize,
             seqio.preprocessors.append_eos,
-            windows,
+            cut_windows,
         ],
     )
 
 
-def windows(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None) -> tf.data.Dataset:
+def cut_windows(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None) -> tf.data.Dataset:
     """Puts the documents' ``targets`` one after the other and cuts windows of S; the rest of the end is left out.
 
     Without a length for ``targets`` the documents stay as they are.
@@ -259,7 +259,7 @@ def _own_code(name: str, language: str, known: Sequence[str]) -> str:
 
 
 def _flores_source(name: str, of_feature: Mapping[str, str]) -> seqio.DataSource:
-    root = setting("flores")
+    root = bound_setting("flores")
 
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         kind = {"validation": "dev", "test": "devtest"}[split]

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from mixtures.packing.inputs import Input, documents, find
+from mixtures.packing.inputs import InputFile, find_inputs, read_documents
 from mscale import sampling
 from mscale.data.vocabulary import EOS_ID, PAD_ID, UNK_ID, SentencePieceVocabulary, load_vocabulary
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, locked, read_json
 from mscale.progress import progress
 
-BYTE_PIECES = 256
-RECIPE = "recipe.json"  # beside vocabulary.json: what it was asked for
+_BYTE_PIECES = 256
+_RECIPE = "recipe.json"  # beside vocabulary.json: what it was asked for
 _CUT = re.compile(r"[\n\t\0]+")  # never inside a piece: SentencePiece keeps tab and NUL to itself
 _SENTENCE_CHARACTERS = 4000  # longer lines are cut; SentencePiece would pass over them
 _THREADS = 16  # of the trainer: the model depends on it, in the last digit of its scores
@@ -67,7 +67,7 @@ def train_vocabulary(
         vocabulary in the folder, or another training at work there.
     """
     _check(pieces, special, temperature, sample_bytes, character_coverage, threads)
-    files = dict(sorted(find(corpus, languages).items()))
+    files = dict(sorted(find_inputs(corpus, languages).items()))
     sizes = {code: sum(one.size for one in files[code]) for code in files}
     recipe = {
         "pieces": pieces,
@@ -80,11 +80,11 @@ def train_vocabulary(
     }
     path = Path(path)
     with _locked(path):
-        if (path / RECIPE).exists():
+        if (path / _RECIPE).exists():
             return _made(path, recipe)
         if (path / "vocabulary.json").exists() or (path / "vocabulary.model").exists():
             raise MscaleError(
-                f"{path}: a vocabulary of unknown origin is here already (no {RECIPE}); choose another folder"
+                f"{path}: a vocabulary of unknown origin is here already (no {_RECIPE}); choose another folder"
             )
         started = time.monotonic()
         shares = _shares(sizes, temperature, sample_bytes)
@@ -94,7 +94,7 @@ def train_vocabulary(
         training = {**{key: value for key, value in recipe.items() if key != "file_bytes"}, **versions}
         vocabulary = SentencePieceVocabulary(model, training={**training, "sample": used})
         vocabulary.save(path)
-        atomic_json(path / RECIPE, {**recipe, "fingerprint": vocabulary.fingerprint})
+        atomic_json(path / _RECIPE, {**recipe, "fingerprint": vocabulary.fingerprint})
         return vocabulary
 
 
@@ -116,7 +116,7 @@ def _check(
     pieces: int, special: int, temperature: float, sample_bytes: int, coverage: float, threads: int
 ) -> None:
     ranges: list[tuple[str, Any, bool, str]] = [
-        ("pieces", pieces, pieces > BYTE_PIECES, f"more than {BYTE_PIECES}, those of byte fallback"),
+        ("pieces", pieces, pieces > _BYTE_PIECES, f"more than {_BYTE_PIECES}, those of byte fallback"),
         ("special", special, special >= 3, "3 or more: pad, EOS and unknown"),
         ("temperature", temperature, temperature >= 1, "1 or more"),
         ("sample_bytes", sample_bytes, sample_bytes > 0, "a positive number of bytes"),
@@ -135,7 +135,7 @@ def _shares(sizes: dict[str, int], temperature: float, sample_bytes: int) -> dic
 
 
 def _sentences(
-    files: dict[str, list[Input]], shares: dict[str, float], used: dict[str, dict[str, float]]
+    files: dict[str, list[InputFile]], shares: dict[str, float], used: dict[str, dict[str, float]]
 ) -> Iterator[str]:
     """Yields ``sentence<TAB>frequency`` and notes in ``used`` what was read; holds a language at a time."""
     with progress("sample", len(files), "languages") as advance:
@@ -151,7 +151,7 @@ def _sentences(
     print(f"training on {text / 1e6:,.1f} MB of {len(used)} languages", file=sys.stderr, flush=True)
 
 
-def _beginnings(inputs: Sequence[Input], share: float) -> tuple[list[str], int]:
+def _beginnings(inputs: Sequence[InputFile], share: float) -> tuple[list[str], int]:
     """Sentences from the beginning of every file, ``share`` bytes together or all there is."""
     sentences: list[str] = []
     size = 0
@@ -159,7 +159,7 @@ def _beginnings(inputs: Sequence[Input], share: float) -> tuple[list[str], int]:
         until = size + (share - size) / (len(inputs) - number)
         if size >= until:
             continue
-        texts = documents(one)
+        texts = read_documents(one)
         for text in texts:
             for sentence in _cut(text):
                 sentences.append(sentence)
@@ -230,7 +230,7 @@ def _reason(message: str) -> str:
 
 
 def _made(path: Path, recipe: dict[str, Any]) -> SentencePieceVocabulary:
-    found = read_json(path / RECIPE, what="vocabulary recipe")
+    found = read_json(path / _RECIPE, what="vocabulary recipe")
     differ = [key for key, value in recipe.items() if found.get(key) != value]
     if differ:
         shown = "; ".join(

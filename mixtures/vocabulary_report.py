@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from mixtures.packing.inputs import documents, find
+from mixtures.packing.inputs import find_inputs, read_documents
 from mscale.data.parallel_text import parallel_text
 from mscale.data.vocabulary import Vocabulary, describe
 from mscale.errors import MscaleError, nearest
 from mscale.progress import progress
 
 # Scripts that do not write a space between words: a "word" of theirs would be a sentence.
-UNSPACED = frozenset(
+_UNSPACED_SCRIPTS = frozenset(
     ["Han", "Hiragana", "Katakana", "Bopomofo", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan", "Yi"]
     + ["Javanese", "Balinese", "Tai Le", "New Tai Lue", "Tai Tham", "Tai Viet"]
 )
@@ -45,7 +45,7 @@ _SCRIPTS = {
 
 
 @dataclass(frozen=True)
-class Report:
+class VocabularyReport:
     """Rows of plain values, ready for a table, a CSV or a data frame.
 
     Attributes:
@@ -73,7 +73,7 @@ def vocabulary_report(
     parallel: str | os.PathLike | None = None,
     reference: str | None = None,
     sample_bytes: int = 200_000,
-) -> Report:
+) -> VocabularyReport:
     """Measures ``vocabulary`` on text.
 
     Args:
@@ -95,19 +95,19 @@ def vocabulary_report(
     is_byte, pieces = _pieces(vocabulary)
     rows = []
     if corpus is not None:
-        inputs = find(corpus, languages)
+        inputs = find_inputs(corpus, languages)
         with progress("measure", len(inputs), "languages") as advance:
             for language, files in inputs.items():
-                texts = _beginning((text for one in files for text in documents(one)), sample_bytes)
+                texts = _beginning((text for one in files for text in read_documents(one)), sample_bytes)
                 rows.append({"language": language, **_fertility(vocabulary, texts, is_byte)})
                 advance()
     premiums: list[dict[str, Any]] = []
     if parallel is not None:
         premiums, reference = _premiums(vocabulary, parallel_text(parallel), reference, Path(parallel))
-    return Report(describe(vocabulary), rows, pieces, premiums, reference if premiums else None)
+    return VocabularyReport(describe(vocabulary), rows, pieces, premiums, reference if premiums else None)
 
 
-def tables(report: Report) -> list[Any]:
+def report_tables(report: VocabularyReport) -> list[Any]:
     """The report as rich tables."""
     from rich.table import Table
 
@@ -164,7 +164,7 @@ def _fertility(vocabulary: Vocabulary, texts: list[str], is_byte: np.ndarray) ->
     characters = sum(map(len, texts))
     script = main_script("".join(text[:5000] for text in texts[:20]))
     words = sum(len(_WORD_ENDS.split(text.strip())) for text in texts)
-    spaced = script not in UNSPACED and words
+    spaced = script not in _UNSPACED_SCRIPTS and words
     return {
         "script": script or "none",
         "bytes": size,

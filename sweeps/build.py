@@ -1,4 +1,4 @@
-"""From cells to run specs: budgets of one training share a trunk, cells of different tags share runs."""
+"""From cells to run specs: the budgets of one training share a trunk, and cells of different tags share runs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,15 +11,16 @@ from mscale.data.mixture import parse as parse_mixture
 from mscale.errors import MscaleError, nearest
 from sweeps import spec as specs
 from sweeps.spec import RunSpec
-from sweeps.study import Cell, Study, validate
+from sweeps.study import Cell, Study, check_study
 
 
 @dataclass(frozen=True)
 class Source:
-    """A token store beside the study's own, such as one with a monolingual vocabulary.
+    """A further token store of a study, such as one with a monolingual vocabulary.
 
     Attributes:
-      store, fingerprint, vocabulary_size: as in ``Recipe``; sizes: its languages and their tokens.
+      store, fingerprint, vocabulary_size: as in ``Recipe``.
+      sizes: its languages and their tokens.
     """
 
     store: str
@@ -30,16 +31,21 @@ class Source:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How every run of a study trains; ``per_scale`` holds bindings that replace these for one scale.
+    """How every run of a study trains.
 
     Attributes:
       store: folder of the token store; fingerprint: its ``spec.store_fingerprint``.
+      vocabulary_size: token ids of its vocabulary.
+      sequence_length: tokens of a sequence; batch_size: sequences of a step.
+      learning_rate: peak rate; warmup_steps: steps of linear warmup to it.
+      gin_files: that every run is launched with.
       decay: fraction of a budget over which the learning rate decays (ATLAS Table B.2: 0.1).
-      evaluations: roughly how many times a trunk is evaluated, evenly in log steps, beside its branch points.
-      unimax_budget: tokens that UniMax mixtures plan for, one for the whole study, so that their rates are
-        fixed and budgets can share a trunk.
+      evaluations: about how many times a trunk is evaluated, evenly in log steps, in addition to its branch points.
+      unimax_budget: token budget from which UniMax computes its rates; one for the whole study, so that budgets of
+        one mixture have the same rates and can share a trunk.
       bindings: further gin bindings of all runs.
-      sources: the other token stores of the study, by the name that cells give as ``vocabulary``.
+      per_scale: scale → bindings that replace the others at that scale.
+      sources: further token stores, by the name that cells give as ``vocabulary``.
     """
 
     store: str
@@ -57,8 +63,8 @@ class Recipe:
     per_scale: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
     sources: Mapping[str, Source] = field(default_factory=dict, hash=False)
 
-    def of(self, scale: int | str, name: str) -> Any:
-        """A binding as it holds at one scale."""
+    def binding(self, scale: int | str, name: str) -> Any:
+        """The value of the gin binding ``name`` at one scale."""
         defaults = {
             "SEQUENCE_LENGTH": self.sequence_length,
             "BATCH_SIZE": self.batch_size,
@@ -69,20 +75,20 @@ class Recipe:
 
     def step_tokens(self, scale: int | str) -> int:
         """Tokens of one step: batch times sequence length."""
-        return int(self.of(scale, "BATCH_SIZE")) * int(self.of(scale, "SEQUENCE_LENGTH"))
+        return int(self.binding(scale, "BATCH_SIZE")) * int(self.binding(scale, "SEQUENCE_LENGTH"))
 
 
-def build(
+def build_study(
     name: str,
     cells: Iterable[Cell],
     recipe: Recipe,
     store: Sizes,
     notes: Sequence[str] = (),
 ) -> Study:
-    """Works out the runs of a study's cells.
+    """Returns the study of these cells, with their runs.
 
     Args:
-      store: the token store, or anything that knows its languages and their sizes.
+      store: languages and sizes of the token store.
       notes: kept in the study.
 
     Raises:
@@ -94,33 +100,33 @@ def build(
     resolved: set[tuple] = set()
     digests = tuple(specs.gin_digest(file) for file in recipe.gin_files)
     merged: dict[tuple, Cell] = {}
-    tag_of: dict[tuple, str] = {}
+    tag_by_budget: dict[tuple, str] = {}
     for cell in cells:
         for one in _lineage(cell):
             _check_cell(name, one, recipe, store, mixtures, resolved)
             key = one.training
             for tokens in one.tokens:
-                tag_of.setdefault((key, tokens), one.tag)
+                tag_by_budget.setdefault((key, tokens), one.tag)
             merged[key] = _merge(merged[key], one, mixtures) if key in merged else one
-    made: dict[tuple, dict[int, RunSpec]] = {}
+    run_by_budget: dict[tuple, dict[int, RunSpec]] = {}
     runs: list[RunSpec] = []
     for key, cell in merged.items():
         parent = None
         if cell.init is not None:
-            parent = made[cell.init.training][max(cell.init.tokens)]
-        made[key] = _expand(name, cell, recipe, parent, mixtures, tag_of, digests, runs)
-    ends = tuple(tuple(made[cell.training][tokens].id for tokens in cell.tokens) for cell in cells)
+            parent = run_by_budget[cell.init.training][max(cell.init.tokens)]
+        run_by_budget[key] = _cell_runs(name, cell, recipe, parent, mixtures, tag_by_budget, digests, runs)
+    ends = tuple(tuple(run_by_budget[cell.training][tokens].id for tokens in cell.tokens) for cell in cells)
     unique = {
         language: store.windows(language, recipe.sequence_length) * recipe.sequence_length
         for language in store.languages
     }
     study = Study(name, tuple(runs), cells, ends, mixtures, unique, tuple(notes))
-    validate(study)
+    check_study(study)
     return study
 
 
 def _lineage(cell: Cell) -> list[Cell]:
-    """The cell after all that it starts from."""
+    """The cells that this one starts from, directly or not, the earliest first; then the cell itself."""
     chain = [cell]
     while chain[0].init is not None:
         chain.insert(0, chain[0].init)
@@ -128,7 +134,7 @@ def _lineage(cell: Cell) -> list[Cell]:
 
 
 def _merge(one: Cell, other: Cell, mixtures: Mapping[str, Mapping[str, float]]) -> Cell:
-    """Both cells' budgets and evaluations on one trunk."""
+    """One cell with the budgets and the evaluated languages of both."""
     evaluate: tuple[str, ...] | None = None
     if one.evaluate is not None or other.evaluate is not None:
         languages = dict.fromkeys(
@@ -150,7 +156,10 @@ def _check_cell(
     mixtures: dict[str, dict[str, float]],
     resolved: set[tuple],
 ) -> None:
-    """Checks one cell, and adds the rates of its mixture to ``mixtures`` (once: hundreds of cells share one)."""
+    """Checks one cell and adds the rates of its mixture to ``mixtures``.
+
+    ``resolved`` holds what has been resolved already: hundreds of cells share one mixture.
+    """
     where = f"study {study}, {cell.tag} cell {cell.mixture!r} at scale {cell.scale!r}"
     if cell.vocabulary:
         if cell.vocabulary not in recipe.sources:
@@ -159,11 +168,11 @@ def _check_cell(
                 f"{', '.join(recipe.sources) or 'none'}{nearest(cell.vocabulary, recipe.sources)}"
             )
         store = recipe.sources[cell.vocabulary].sizes
-    sequence_length = int(recipe.of(cell.scale, "SEQUENCE_LENGTH"))
-    asked = (cell.mixture, sequence_length, cell.unique_tokens, cell.vocabulary)
+    sequence_length = int(recipe.binding(cell.scale, "SEQUENCE_LENGTH"))
+    request = (cell.mixture, sequence_length, cell.unique_tokens, cell.vocabulary)
     try:
         scales.get(cell.scale)
-        if asked not in resolved:
+        if request not in resolved:
             found = mixture.resolve(
                 cell.mixture,
                 store,
@@ -172,7 +181,7 @@ def _check_cell(
                 budget_tokens=recipe.unimax_budget,
             )
             mixtures[cell.mixture] = dict(zip(found.languages, found.rates, strict=True))
-            resolved.add(asked)
+            resolved.add(request)
     except MscaleError as error:
         raise MscaleError(f"{where}: {error}") from None
     for language in cell.evaluate or ():
@@ -183,7 +192,7 @@ def _check_cell(
             )
     if not cell.tokens:
         raise MscaleError(f"{where}: no token budgets; give at least one")
-    step_tokens, warmup = recipe.step_tokens(cell.scale), int(recipe.of(cell.scale, "WARMUP_STEPS"))
+    step_tokens, warmup = recipe.step_tokens(cell.scale), int(recipe.binding(cell.scale, "WARMUP_STEPS"))
     for tokens in cell.tokens:
         if tokens <= 0 or tokens % step_tokens:
             raise MscaleError(
@@ -203,25 +212,25 @@ def decay_steps(steps: int, fraction: float) -> int:
     return max(1, round(steps * fraction))
 
 
-def _expand(
+def _cell_runs(
     study: str,
     cell: Cell,
     recipe: Recipe,
     parent: RunSpec | None,
     mixtures: Mapping[str, Mapping[str, float]],
-    tag_of: Mapping[tuple, str],
+    tag_by_budget: Mapping[tuple, str],
     digests: tuple[str, ...],
     runs: list[RunSpec],
 ) -> dict[int, RunSpec]:
-    """Appends the cell's runs; returns budget → the run that ends it."""
+    """Appends the cell's runs to ``runs``; returns budget in tokens → the run that ends at it."""
     step_tokens = recipe.step_tokens(cell.scale)
     shape = scales.get(cell.scale)
-    warmup = int(recipe.of(cell.scale, "WARMUP_STEPS"))
+    warmup = int(recipe.binding(cell.scale, "WARMUP_STEPS"))
     budgets = [tokens // step_tokens for tokens in cell.tokens]
-    points = {steps: steps - decay_steps(steps, recipe.decay) for steps in budgets}
+    branch_points = {steps: steps - decay_steps(steps, recipe.decay) for steps in budgets}
     common = {
         **{
-            key: recipe.of(cell.scale, key)
+            key: recipe.binding(cell.scale, key)
             for key in ("SEQUENCE_LENGTH", "BATCH_SIZE", "LEARNING_RATE", "WARMUP_STEPS")
         },
         **recipe.bindings,
@@ -234,62 +243,58 @@ def _expand(
         **({"UNIMAX_BUDGET": recipe.unimax_budget} if cell.mixture.startswith("unimax") else {}),
     }
 
-    source = recipe.sources.get(cell.vocabulary)
-    place = source.store if source else recipe.store
-    fingerprint = source.fingerprint if source else recipe.fingerprint
-    size = source.vocabulary_size if source else recipe.vocabulary_size
-    # Worked-out rates come from the store's sizes or the package's tables: runs of other rates are other runs.
-    worked_out = parse_mixture(cell.mixture)[0] or cell.mixture.startswith(ATLAS)
-    rates = mixtures[cell.mixture] if worked_out else None
+    store = recipe.sources.get(cell.vocabulary, recipe)
+    # Rates of a keyword come from the store's sizes or the package's tables: the name alone does not fix them, so
+    # they enter the id.
+    is_keyword = parse_mixture(cell.mixture)[0] or cell.mixture.startswith(ATLAS)
+    inputs = specs.RunInputs(
+        store.store,
+        store.fingerprint,
+        recipe.gin_files,
+        digests,
+        mixtures[cell.mixture] if is_keyword else None,
+    )
+    params = scales.parameter_count(shape, store.vocabulary_size)
 
-    def make(kind: str, steps: int, parent: RunSpec | None, parent_step: int | None, **extra) -> RunSpec:
+    def add_run(kind: str, steps: int, start: specs.StartingPoint | None, **schedule: Any) -> RunSpec:
         tokens = steps * step_tokens
-        tag = tag_of.get((cell.training, tokens), cell.tag)
+        tag = tag_by_budget.get((cell.training, tokens), cell.tag)
         mark = {"trunk": "trunk", "branch": f"{steps}", "single": f"{steps}"}[kind]
         mixture = cell.mixture if len(cell.mixture) <= 16 else f"{tag}{len(mixtures[cell.mixture])}"
         mixture += f"-{cell.vocabulary}" if cell.vocabulary else ""
         prefix = f"{cell.scale}-{mixture}{'-from' if cell.init else ''}-{mark}-s{cell.seed}"
-        run = specs.make(
-            study=study,
-            tag=tag,
-            kind=kind,
-            prefix=prefix,
-            gin_files=recipe.gin_files,
-            gin_digests=digests,
-            bindings={**common, "STEPS": steps, **extra},
-            store=place,
-            fingerprint=fingerprint,
-            rates=rates,
-            params=scales.parameter_count(shape, size),
-            parent=parent,
-            parent_step=parent_step,
+        run = specs.make_run(
+            specs.RunLabel(study, tag, prefix),
+            kind,
+            {**common, "STEPS": steps, **schedule},
+            inputs,
+            params=params,
+            start=start,
         )
         runs.append(run)
         return run
 
-    init_step = parent.steps if parent else None
+    init = specs.StartingPoint(parent, parent.steps) if parent else None
     if len(budgets) == 1:
         steps = budgets[0]
-        evals = log_steps(warmup, steps, recipe.evaluations, points.values())
-        decay = {"DECAY_STEPS": steps - points[steps], "CHECKPOINT_STEPS": (), "EVAL_STEPS": evals}
-        return {cell.tokens[0]: make("single", steps, parent, init_step, **decay)}
-    trunk_steps = max(points.values())
-    trunk = make(
+        evals = log_steps(warmup, steps, recipe.evaluations, branch_points.values())
+        decay = {"DECAY_STEPS": steps - branch_points[steps], "CHECKPOINT_STEPS": (), "EVAL_STEPS": evals}
+        return {cell.tokens[0]: add_run("single", steps, init, **decay)}
+    trunk_steps = max(branch_points.values())
+    trunk = add_run(
         "trunk",
         trunk_steps,
-        parent,
-        init_step,
+        init,
         DECAY_STEPS=0,
-        CHECKPOINT_STEPS=tuple(sorted(set(points.values()))),
-        EVAL_STEPS=log_steps(warmup, trunk_steps, recipe.evaluations, points.values()),
+        CHECKPOINT_STEPS=tuple(sorted(set(branch_points.values()))),
+        EVAL_STEPS=log_steps(warmup, trunk_steps, recipe.evaluations, branch_points.values()),
     )
     return {
-        steps * step_tokens: make(
+        steps * step_tokens: add_run(
             "branch",
             steps,
-            trunk,
-            points[steps],
-            DECAY_STEPS=steps - points[steps],
+            specs.StartingPoint(trunk, branch_points[steps]),
+            DECAY_STEPS=steps - branch_points[steps],
             CHECKPOINT_STEPS=(),
             EVAL_STEPS=(steps,),
         )
@@ -298,7 +303,7 @@ def _expand(
 
 
 def log_steps(warmup: int, steps: int, count: int, points: Iterable[int] = ()) -> tuple[int, ...]:
-    """About ``count`` steps, even in log from the warmup to ``steps``, with ``points`` and the end."""
+    """About ``count`` steps, evenly spaced in log from the warmup to ``steps``, with ``points`` and ``steps``."""
     first = max(1, warmup)
     chosen = {steps, *points}
     for index in range(count):

@@ -47,16 +47,18 @@ def plan_memory(
     from mscale.errors import MscaleError
     from sweeps.cost import memory
 
-    room = memory.room(chip)
-    columns = [field.name for field in fields(memory.Use)]
-    table = Table("scale", "batch", "mesh", *columns, "total", f"of {room / 1e9:.1f} GB")
+    usable = memory.usable_bytes(chip)
+    columns = [field.name for field in fields(memory.MemoryUse)]
+    table = Table("scale", "batch", "mesh", *columns, "total", f"of {usable / 1e9:.1f} GB")
     fixed = {name: size for name, size in (("data", data), ("fsdp", fsdp), ("tensor", tensor)) if size}
     for name in names:
         shape = scales.get(name)
         rows = batch or scales.atlas_batch_size(scales.parameter_count(shape, vocabulary))
-        sizes = shape, vocabulary, rows, sequence_length, chip
-        found = memory.placements(*sizes, chips or memory.place(*sizes).chips)
-        found = [one for one in found if all(getattr(one, axis) == size for axis, size in fixed.items())]
+        workload = memory.Workload(shape, vocabulary, rows, sequence_length)
+        found = memory.possible_placements(
+            workload, chip, chips or memory.smallest_placement(workload, chip).mesh.chips
+        )
+        found = [one for one in found if all(getattr(one.mesh, axis) == size for axis, size in fixed.items())]
         if not found:
             wanted = " ".join(f"{axis}={size}" for axis, size in fixed.items()) or "batch"
             raise MscaleError(
@@ -64,16 +66,16 @@ def plan_memory(
                 f"data x fsdp must divide the batch, tensor the MLP width {shape.ffw}, all three multiply to the chips"
             )
         if len(names) > 1:  # of several scales the simplest mesh that holds it, or the one that comes closest
-            fitting = [one for one in found if one.bytes_per_chip <= room]
+            fitting = [one for one in found if one.bytes_per_chip <= usable]
             found = fitting[:1] or [min(found, key=lambda one: one.bytes_per_chip)]
         for one in found:
-            parts = (getattr(one.use, column) for column in columns)
-            fits = one.bytes_per_chip <= room
+            parts = (getattr(one.memory, column) for column in columns)
+            fits = one.bytes_per_chip <= usable
             table.add_row(
                 name,
                 str(rows),
-                str(one),
-                *(f"{part / 1e9:.2f}" for part in (*parts, one.use.total)),
+                str(one.mesh),
+                *(f"{part / 1e9:.2f}" for part in (*parts, one.memory.total)),
                 "fits" if fits else "does not fit",
             )
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -129,7 +131,7 @@ def make_study(
     from mscale.data.store import open_store
     from mscale.files import read_json
     from sweeps import grid
-    from sweeps.studies import make
+    from sweeps.studies.built_in import built_in_study
 
     if name not in STUDIES:
         if languages is not None or truth is not None or seed:
@@ -147,7 +149,7 @@ def make_study(
             options["families"] = {language: facts["family"] for language, facts in described.items()}
     elif languages is not None or truth is not None:
         raise click.UsageError(f"--languages and --truth are for the demo, not for {name}")
-    return make(name, None if store is None else open_store(store), **options)
+    return built_in_study(name, None if store is None else open_store(store), **options)
 
 
 @sweep.command("plan")
@@ -171,7 +173,7 @@ def sweep_plan(
     from rich.console import Console
 
     from sweeps.cost.plan_table import plan_table, save_bill
-    from sweeps.studies import printed_cells
+    from sweeps.studies.built_in import printed_cells
 
     chips = None
     if accelerator is None:

@@ -32,7 +32,7 @@ from mscale import launch
 from mscale.data.store import Store, open_store
 from mscale.errors import MscaleError
 from sweeps import spec
-from sweeps.build import Recipe, Source, build
+from sweeps.build import Recipe, Source, build_study
 from sweeps.study import Cell, Study
 
 
@@ -141,7 +141,7 @@ def study(
         per_scale={str(scale): dict(values) for scale, values in (per_scale or {}).items()},
         sources={name: _source(open_store(folder)) for name, folder in (stores or {}).items()},
     )
-    return build(name, [_whole_steps(one, recipe) for one in grid], recipe, store)
+    return build_study(name, [_whole_steps(one, recipe) for one in grid], recipe, store)
 
 
 def load(path: str | Path, store: Store) -> Study:

@@ -17,22 +17,22 @@ def children_of(runs: Sequence[RunSpec]) -> dict[str, list[str]]:
     return children
 
 
-def downstream(
+def longest_chain_costs(
     runs: Sequence[RunSpec], cost: Callable[[RunSpec], float] = lambda run: run.flops
 ) -> dict[str, Any]:
     """Cost (exact FLOPs unless given) of the longest chain that starts with each run, itself included."""
     result: dict[str, Any] = {}
     longest: dict[str, Any] = {}
-    for run in reversed(ordered(runs)):
+    for run in reversed(topological_order(runs)):
         result[run.id] = cost(run) + longest.get(run.id, 0)
         if run.parent is not None:
             longest[run.parent] = max(longest.get(run.parent, 0), result[run.id])
     return result
 
 
-def schedule(runs: Sequence[RunSpec]) -> list[RunSpec]:
+def longest_chain_first(runs: Sequence[RunSpec]) -> list[RunSpec]:
     """Runs in the order to start them: parents first, else the longest chain first."""
-    remaining, children = downstream(runs), children_of(runs)
+    remaining, children = longest_chain_costs(runs), children_of(runs)
     by_id = {run.id: run for run in runs}
     ready = [(-remaining[run.id], run.id) for run in runs if run.parent not in by_id]
     heapq.heapify(ready)
@@ -47,7 +47,7 @@ def schedule(runs: Sequence[RunSpec]) -> list[RunSpec]:
 
 def makespan(runs: Sequence[RunSpec], slots: int, seconds: Callable[[RunSpec], float]) -> float:
     """Wall-clock seconds on ``slots`` equal devices, each taking the longest chain as soon as it is free."""
-    remaining, children = downstream(runs, seconds), children_of(runs)
+    remaining, children = longest_chain_costs(runs, seconds), children_of(runs)
     by_id = {run.id: run for run in runs}
     ready = [(-remaining[run.id], run.id) for run in runs if run.parent not in by_id]
     heapq.heapify(ready)
@@ -63,7 +63,7 @@ def makespan(runs: Sequence[RunSpec], slots: int, seconds: Callable[[RunSpec], f
     return now
 
 
-def ordered(runs: Sequence[RunSpec]) -> list[RunSpec]:
+def topological_order(runs: Sequence[RunSpec]) -> list[RunSpec]:
     """Runs with parents before children, otherwise as given.
 
     Raises:

@@ -1,8 +1,8 @@
 """One run as data: what determines its result, what it starts from, what it costs.
 
 A run's id is a readable prefix and a hash of what determines the result: the gin bindings, the *content* of
-the gin files, the parent's id and the token store's fingerprint. Folders, study names and tags do not enter
-it, so a run that two studies share has one id in both, and moving a workdir changes nothing.
+the gin files, the parent's id and step, and the token store's fingerprint. Folders, study names and tags do not
+enter it, so a run that two studies share has the same id in both, and moving a folder changes no id.
 """
 
 import dataclasses
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from mscale import launch
+from mscale.data.store import Store
 from mscale.errors import MscaleError
 
-KINDS = ("single", "trunk", "branch")
-# Bindings that say where a run lives or how it is filed; argv() adds them, the hash leaves them out.
+RUN_KINDS = ("single", "trunk", "branch")
+# Bindings that say where a run lies or how it is filed; `argv` adds them, and they do not enter the hash.
 PLACEMENT = ("STORE", "WORKDIR", "RUN", "STUDY", "TAG", "GROUP", "BRANCH_FROM", "INIT_FROM")
 
 
@@ -29,10 +30,11 @@ class RunSpec:
 
     Attributes:
       id: readable prefix and hash; also the name of the run's folder.
-      study, tag, group: filing; ``group`` is the id of the root trunk, whose noise the run shares.
-      kind: ``trunk`` (never decays), ``branch`` (the decay of one budget), ``single`` (a whole run).
+      study, tag, group: how it is filed; ``group`` is the id of the root trunk, whose noise the run shares.
+      kind: ``trunk`` (its learning rate never decays), ``branch`` (the decay to one budget), ``single`` (a whole
+        warmup-stable-decay run).
       gin_files: gin files, as given to ``--gin_file``.
-      bindings: gin macro or parameter to Python value, all that is not placement.
+      bindings: gin macro or parameter to Python value, without those of ``PLACEMENT``.
       store: folder of the token store.
       parent: id of the run this one starts from, or None. A branch continues its trunk's parameters,
         optimiser and schedule; any other run with a parent starts from its parameters alone.
@@ -69,39 +71,40 @@ class RunSpec:
 
     @property
     def shape(self) -> tuple:
-        """What a compiled train step depends on: runs of one shape share an executor's process."""
+        """What the compiled train step depends on: a process compiles once for all runs of one shape."""
         names = ("SCALE", "BATCH_SIZE", "SEQUENCE_LENGTH")
         return (*(str(self.bindings.get(name)) for name in names), self.params)
 
 
-def frozen(value: Any) -> Any:
-    """Returns ``value`` with lists as tuples and mapping keys sorted, refusing what JSON and gin cannot hold.
+def canonical(value: Any) -> Any:
+    """Returns ``value`` with lists as tuples, mapping keys sorted and NumPy scalars as Python's.
 
     Raises:
-      MscaleError: a value that is not a number, string, bool, None, sequence or mapping of those.
+      MscaleError: a value that JSON and gin cannot hold: anything but finite numbers, strings, bools, None, and
+        sequences or mappings of these.
     """
     if isinstance(value, (list, tuple)):
-        return tuple(frozen(item) for item in value)
+        return tuple(canonical(item) for item in value)
     if isinstance(value, Mapping):
-        return {str(key): frozen(value[key]) for key in sorted(value, key=str)}
+        return {str(key): canonical(value[key]) for key in sorted(value, key=str)}
     if isinstance(value, float) and not math.isfinite(value):
         raise MscaleError(f"a run's binding is {value}: only finite numbers can be written to a gin file")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if hasattr(value, "item"):  # a numpy scalar
-        return frozen(value.item())
+    if hasattr(value, "item"):  # a NumPy scalar
+        return canonical(value.item())
     raise MscaleError(
         f"a run's binding holds {value!r} ({type(value).__name__}): use numbers, strings, tuples and dicts"
     )
 
 
-def to_json(spec: RunSpec) -> dict[str, Any]:
-    """Returns the spec as JSON-serialisable data; ``from_json`` inverts it."""
+def spec_to_json(spec: RunSpec) -> dict[str, Any]:
+    """Returns the spec as JSON-serialisable data; ``spec_from_json`` inverts it."""
     return json.loads(json.dumps(dataclasses.asdict(spec)))
 
 
-def from_json(data: Mapping[str, Any], *, where: str = "run spec") -> RunSpec:
-    """Reads what ``to_json`` wrote.
+def spec_from_json(data: Mapping[str, Any], *, where: str = "run spec") -> RunSpec:
+    """Reads what ``spec_to_json`` wrote.
 
     Raises:
       MscaleError: a field is missing or unknown; ``where`` names the file.
@@ -115,66 +118,101 @@ def from_json(data: Mapping[str, Any], *, where: str = "run spec") -> RunSpec:
         )
     values = dict(data)
     values["gin_files"] = tuple(values["gin_files"])
-    values["bindings"] = frozen(values["bindings"])
+    values["bindings"] = canonical(values["bindings"])
     return RunSpec(**values)
 
 
-def make(
-    *,
-    study: str,
-    tag: str,
+@dataclass(frozen=True)
+class RunLabel:
+    """How a run is filed; none of it enters the hash of the id.
+
+    Attributes:
+      study: name of the study; tag: which question of it the run serves.
+      prefix: readable beginning of the id.
+    """
+
+    study: str
+    tag: str
+    prefix: str
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """The files that a run reads, and what identifies their content.
+
+    Attributes:
+      store: folder of the token store; fingerprint: of the store and its vocabulary (``store_fingerprint``).
+      gin_files: as given to ``--gin_file``; gin_digests: ``gin_digest`` of each, where known already.
+      rates: sampling rate of each language, where the mixture's name alone does not determine them (UniMax).
+    """
+
+    store: str
+    fingerprint: str
+    gin_files: tuple[str, ...] = ()
+    gin_digests: tuple[str, ...] | None = None
+    rates: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """The checkpoint that a run starts from: its run, and the step of that run."""
+
+    run: RunSpec
+    step: int
+
+
+def make_run(
+    label: RunLabel,
     kind: str,
-    prefix: str,
-    gin_files: tuple[str, ...],
     bindings: Mapping[str, Any],
-    store: str,
-    fingerprint: str,
+    inputs: RunInputs,
+    *,
     params: int,
-    parent: RunSpec | None = None,
-    parent_step: int | None = None,
-    rates: Mapping[str, float] | None = None,
-    gin_digests: tuple[str, ...] | None = None,
+    start: StartingPoint | None = None,
 ) -> RunSpec:
-    """Returns the spec with its id, group, steps and tokens worked out.
+    """Returns the spec, with its id, group, steps and tokens computed.
 
     Args:
+      kind: one of ``RUN_KINDS``.
       bindings: must hold STEPS, BATCH_SIZE and SEQUENCE_LENGTH, and none of ``PLACEMENT``.
-      fingerprint: of the token store and its vocabulary (``store_fingerprint``).
-      rates: of the mixture, where its name alone does not say them (UniMax).
-      gin_digests: ``gin_digest`` of each gin file, where known already.
+      params: parameters N, embeddings included.
+      start: the parent's checkpoint; None trains from initial parameters.
+
+    Raises:
+      MscaleError: an unknown kind, a binding of ``PLACEMENT``, or a value that JSON and gin cannot hold.
     """
-    if kind not in KINDS:
-        raise MscaleError(f"run kind is {kind!r}: expected one of {', '.join(KINDS)}")
+    if kind not in RUN_KINDS:
+        raise MscaleError(f"run kind is {kind!r}: expected one of {', '.join(RUN_KINDS)}")
     if clash := sorted(set(bindings) & set(PLACEMENT)):
         raise MscaleError(f"binding {clash[0]} is set by the executor, not by a study: leave it out")
-    bindings = frozen(bindings)
+    bindings = canonical(bindings)
     identity: dict[str, Any] = {
         "bindings": bindings,
-        "gin": list(gin_digests or [gin_digest(name) for name in gin_files]),
-        "parent": [kind == "branch", parent.id, parent_step] if parent else None,
-        "store": fingerprint,
+        "gin": list(inputs.gin_digests or [gin_digest(name) for name in inputs.gin_files]),
+        "parent": [kind == "branch", start.run.id, start.step] if start else None,
+        "store": inputs.fingerprint,
     }
-    if rates is not None:
-        identity["rates"] = rates
+    if inputs.rates is not None:
+        identity["rates"] = inputs.rates
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    run_id = f"{slug(prefix)}-{digest[:10]}"
-    start = int(parent_step or 0) if kind == "branch" else 0
+    run_id = f"{slug(label.prefix)}-{digest[:10]}"
+    start_step = start.step if start and kind == "branch" else 0
     steps = int(bindings["STEPS"])
     return RunSpec(
         id=run_id,
-        study=study,
-        tag=tag,
-        group=parent.group if parent else run_id,
+        study=label.study,
+        tag=label.tag,
+        group=start.run.group if start else run_id,
         kind=kind,
-        gin_files=tuple(gin_files),
+        gin_files=tuple(inputs.gin_files),
         bindings=bindings,
-        store=str(store),
-        parent=parent.id if parent else None,
-        parent_step=parent_step,
+        store=str(inputs.store),
+        parent=start.run.id if start else None,
+        parent_step=start.step if start else None,
         steps=steps,
-        start_step=start,
+        start_step=start_step,
         params=params,
-        tokens=(steps - start) * int(bindings["BATCH_SIZE"]) * int(bindings["SEQUENCE_LENGTH"]),
+        tokens=(steps - start_step) * int(bindings["BATCH_SIZE"]) * int(bindings["SEQUENCE_LENGTH"]),
     )
 
 
@@ -206,7 +244,7 @@ def argv(spec: RunSpec, root: str | Path) -> list[str]:
 
 
 def gin_literal(value: Any) -> str:
-    """Writes a Python value as gin reads it: strings in double quotes, the rest as Python literals."""
+    """Writes a Python value in gin's syntax: strings in double quotes, other values as Python literals."""
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, tuple):
@@ -217,7 +255,7 @@ def gin_literal(value: Any) -> str:
 
 
 def slug(text: str, limit: int = 40) -> str:
-    """Lower-case letters, digits, dots and dashes: fit for a folder, a job and a pod name."""
+    """Lower-case letters, digits, dots and dashes: valid in the name of a folder, a job and a pod."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:limit].rstrip("-.")
 
 
@@ -226,7 +264,7 @@ def slug(text: str, limit: int = 40) -> str:
 
 
 def gin_digest(name: str) -> str:
-    """SHA-256 of a gin file's content and of all that it includes, wherever the files lie.
+    """SHA-256 of the content of a gin file and of all files that it includes; their folders do not enter.
 
     Raises:
       MscaleError: the file is not found.
@@ -236,7 +274,7 @@ def gin_digest(name: str) -> str:
     return digest.hexdigest()
 
 
-def _digest_gin(name: str, digest, seen: tuple[Path, ...]) -> None:
+def _digest_gin(name: str, digest: "hashlib._Hash", seen: tuple[Path, ...]) -> None:
     path = launch.find(name).resolve()
     if path in seen:
         raise MscaleError(f"{path}: this gin file includes itself; remove the circular include")
@@ -246,10 +284,10 @@ def _digest_gin(name: str, digest, seen: tuple[Path, ...]) -> None:
         _digest_gin(match.group(1), digest, (*seen, path))
 
 
-def store_fingerprint(store) -> str:
+def store_fingerprint(store: Store) -> str:
     """Hash of what a run reads from a token store: the vocabulary, and checksums of every language's files.
 
-    Where the store lies, and when, from what or by how many processes it was packed, do not enter.
+    The store's folder, its inputs, and when and by how many processes it was packed do not enter.
     """
     files = {language: store.entries[language]["files"] for language in sorted(store.languages)}
     identity = {"vocabulary": store.vocabulary["fingerprint"], "files": files}

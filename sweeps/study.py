@@ -14,7 +14,7 @@ from typing import Any
 
 from mscale.errors import MscaleError, nearest
 from sweeps import spec as specs
-from sweeps.run_graph import ordered
+from sweeps.run_graph import topological_order
 from sweeps.spec import RunSpec
 
 
@@ -81,7 +81,7 @@ class Study:
 # Checks, order, files
 
 
-def validate(study: Study) -> None:
+def check_study(study: Study) -> None:
     """Checks a study, whoever put it together.
 
     Raises:
@@ -105,10 +105,10 @@ def validate(study: Study) -> None:
                 f"study {study.name}: run {run.id} branches off {run.parent} at step {run.parent_step}, "
                 f"but that trunk has {study.by_id[run.parent or ''].steps} steps"
             )
-    ordered(study.runs)
+    topological_order(study.runs)
 
 
-def to_json(study: Study) -> dict[str, Any]:
+def study_to_json(study: Study) -> dict[str, Any]:
     """Returns the study as JSON-serialisable data; ``from_json`` inverts it."""
     return json.loads(
         json.dumps(
@@ -119,13 +119,13 @@ def to_json(study: Study) -> dict[str, Any]:
                 "unique": study.unique,
                 "cells": [asdict(cell) for cell in study.cells],
                 "ends": study.ends,
-                "runs": [specs.to_json(run) for run in study.runs],
+                "runs": [specs.spec_to_json(run) for run in study.runs],
             }
         )
     )
 
 
-def from_json(data: Mapping[str, Any], *, where: str = "study.json") -> Study:
+def study_from_json(data: Mapping[str, Any], *, where: str = "study.json") -> Study:
     """Reads what ``to_json`` wrote.
 
     Raises:
@@ -134,7 +134,7 @@ def from_json(data: Mapping[str, Any], *, where: str = "study.json") -> Study:
     try:
         study = Study(
             name=data["name"],
-            runs=tuple(specs.from_json(run, where=where) for run in data["runs"]),
+            runs=tuple(specs.spec_from_json(run, where=where) for run in data["runs"]),
             cells=tuple(_cell_from_json(cell) for cell in data["cells"]),
             ends=tuple(tuple(ids) for ids in data["ends"]),
             mixtures=data["mixtures"],
@@ -145,7 +145,7 @@ def from_json(data: Mapping[str, Any], *, where: str = "study.json") -> Study:
         raise MscaleError(
             f"{where}: not a study file of this version ({error}); plan the study again"
         ) from None
-    validate(study)
+    check_study(study)
     return study
 
 

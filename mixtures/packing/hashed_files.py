@@ -27,7 +27,7 @@ class Crc32:
         return f"{self._value:08x}"
 
 
-class Output:
+class HashedFile:
     """A binary file written under a temporary name, hashed on the way, and renamed when the block ends.
 
     It is not synced: with hundreds of small languages that takes longer than all else. What a power cut
@@ -39,7 +39,7 @@ class Output:
         self._hash = digest or hashlib.blake2b(digest_size=16)
         self.described: dict[str, Any] = {}
 
-    def __enter__(self) -> "Output":
+    def __enter__(self) -> "HashedFile":
         with writing(self.path):
             try:
                 handle, self._name = self._temporary()
@@ -73,7 +73,7 @@ class Output:
         self.described = {"size": self._size, self._hash.name: self._hash.hexdigest()}
 
 
-def write_folder(
+def write_hashed_folder(
     contents: dict[str, list[Any]], temporary: Path, destination: Path
 ) -> dict[str, dict[str, Any]]:
     """Writes small files, the parts of each joined, and renames their folder to ``destination`` (file by file
@@ -97,7 +97,7 @@ def write_folder(
     return described
 
 
-def intact(folder: Path, files: dict[str, dict[str, Any]]) -> bool:
+def files_match(folder: Path, files: dict[str, dict[str, Any]]) -> bool:
     """Whether all ``files`` are in ``folder`` as their ``described`` says."""
     try:
         return all(

@@ -16,7 +16,7 @@ _NAME = re.compile(r"data/([^/]+)/\1_clean_(\d+)\.jsonl(?:\.gz)?")
 
 
 @dataclass(frozen=True)
-class Input:
+class InputFile:
     """One corpus file of a language; size and stamp tell whether it is still the one that was packed."""
 
     language: str
@@ -25,7 +25,9 @@ class Input:
     stamp: int  # modification time in ns or, of a remote file, a hash of what its system calls its version
 
 
-def find(corpus: str | os.PathLike, languages: Sequence[str] | None = None) -> dict[str, list[Input]]:
+def find_inputs(
+    corpus: str | os.PathLike, languages: Sequence[str] | None = None
+) -> dict[str, list[InputFile]]:
     """Returns the files of each language in the order of their numbers.
 
     Args:
@@ -38,16 +40,16 @@ def find(corpus: str | os.PathLike, languages: Sequence[str] | None = None) -> d
     place = location(corpus)
     if isinstance(place, Url):
         return _find_remote(place, languages)
-    found: dict[str, list[Input]] = {}
+    found: dict[str, list[InputFile]] = {}
     for language in corpora.select(place, languages):
         found[language] = []
         for path in corpora.files(place, language):
             status = path.stat()
-            found[language].append(Input(language, path, status.st_size, status.st_mtime_ns))
+            found[language].append(InputFile(language, path, status.st_size, status.st_mtime_ns))
     return found
 
 
-def documents(one: Input) -> Iterator[str]:
+def read_documents(one: InputFile) -> Iterator[str]:
     """Yields the documents of a file as ``mscale.data.corpus.documents``; a remote one is on disk meanwhile."""
     if isinstance(one.path, Path):
         yield from corpora.documents(one.path)
@@ -71,14 +73,14 @@ def documents(one: Input) -> Iterator[str]:
             raise MscaleError(str(error).replace(str(local), one.path)) from None
 
 
-def _find_remote(place: Url, languages: Sequence[str] | None) -> dict[str, list[Input]]:
+def _find_remote(place: Url, languages: Sequence[str] | None) -> dict[str, list[InputFile]]:
     system, root = connect(place)
     listed = listing(system, f"{root.rstrip('/')}/data", place)
-    numbered: dict[str, list[tuple[int, Input]]] = {}
+    numbered: dict[str, list[tuple[int, InputFile]]] = {}
     for name, (size, version) in listed.items():
         if match := _NAME.fullmatch(f"data/{name}"):
             stamp = int.from_bytes(blake2b(version.encode(), digest_size=7).digest(), "little")
-            one = Input(match[1], place / f"data/{name}", size, stamp)
+            one = InputFile(match[1], place / f"data/{name}", size, stamp)
             numbered.setdefault(match[1], []).append((int(match[2]), one))
     if not numbered:
         raise MscaleError(

@@ -16,18 +16,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mixtures.packing.inputs import Input, find
-from mixtures.packing.shards import LINES_BELOW, SMALL_INPUT, VALID_FRACTION
+from mixtures.packing.inputs import InputFile, find_inputs
+from mixtures.packing.shards import MAX_VALID_FRACTION, MIN_DOCUMENTS, SMALL_INPUT
 from mixtures.packing.workers import (
-    Job,
+    PackingJob,
     assemble_language,
-    cores,
-    find_finished,
-    finished,
-    journals,
-    pack_bundle,
+    find_assembled_language,
+    pack_small_languages,
+    packed_before,
+    packing_processes,
+    read_journals,
     tokenize_file,
-    workers,
+    usable_cores,
 )
 from mscale.data.store import FORMAT, MANIFEST, UNFINISHED, VERSION, Store, open_store, token_dtype
 from mscale.data.vocabulary import Vocabulary, check_same, describe
@@ -88,14 +88,14 @@ def pack(
         raise MscaleError(f"valid_tokens is {valid_tokens}, expected 0 or more")
     if sequence_length is not None and sequence_length < 1:
         raise MscaleError(f"sequence_length is {sequence_length}, expected 1 or more")
-    inputs = find(corpus, languages)
+    inputs = find_inputs(corpus, languages)
     wanted = list(inputs)
     header = {
         "format": FORMAT,
         "version": VERSION,
         "vocabulary": describe(vocabulary),
         "dtype": token_dtype(vocabulary.size).name,
-        "split": {"valid_tokens": valid_tokens, "fraction": VALID_FRACTION, "lines_below": LINES_BELOW},
+        "split": {"valid_tokens": valid_tokens, "fraction": MAX_VALID_FRACTION, "lines_below": MIN_DOCUMENTS},
     }
     scratch = store_dir / UNFINISHED
     busy = f"{store_dir}: another packing is at work here; wait for it or choose another folder"
@@ -145,7 +145,7 @@ def pack(
 
 
 def _pack(
-    inputs: dict[str, list[Input]],
+    inputs: dict[str, list[InputFile]],
     todo: list[str],
     known: dict[str, Any],
     vocabulary: Vocabulary,
@@ -157,9 +157,9 @@ def _pack(
     scratch = store_dir / UNFINISHED
     size = sum(one.size for language in todo for one in inputs[language])
     if processes is None:
-        processes = 1 if size < _SMALL else cores()
+        processes = 1 if size < _SMALL else usable_cores()
     cutoffs = {key: int(known[key]["cutoff"], 16) if key in known else None for key in todo}
-    journal = journals(scratch)
+    journal = read_journals(scratch)
     entries: dict[str, Any] = {}
     units: dict[str, str] = {}
     jobs = {
@@ -174,13 +174,13 @@ def _pack(
         for key in todo
     }
     text_bytes = 0
-    with workers(processes, vocabulary) as run:
+    with packing_processes(processes, vocabulary) as run:
         small = [key for key in todo if len(inputs[key]) == 1 and inputs[key][0].size <= SMALL_INPUT]
         for key in small:
-            if entry := finished(journal.get(key), jobs[key], vocabulary):
+            if entry := packed_before(journal.get(key), jobs[key], vocabulary):
                 entries[key] = entry
         for language, unit, entry in run(
-            find_finished, [jobs[key] for key in sorted(set(todo) - set(small))]
+            find_assembled_language, [jobs[key] for key in sorted(set(todo) - set(small))]
         ):
             units[language] = unit
             if entry:
@@ -207,7 +207,7 @@ def _pack(
             tokenize_large([key for key in todo if key in units])
             bundles = _bundles([jobs[key] for key in small if key not in entries])
             surprises = []
-            for bundle in run(pack_bundle, bundles):
+            for bundle in run(pack_small_languages, bundles):
                 for language, entry in bundle:
                     if entry is None:
                         surprises.append(language)
@@ -216,7 +216,8 @@ def _pack(
                         text_bytes_of = entry["train"]["bytes"] + entry["valid"]["bytes"]
                         report(inputs[language][0].size, text_bytes_of)
             units |= {
-                language: unit for language, unit, _ in run(find_finished, [jobs[key] for key in surprises])
+                language: unit
+                for language, unit, _ in run(find_assembled_language, [jobs[key] for key in surprises])
             }
             tokenize_large(surprises)
         todo = [key for key in todo if key not in entries]
@@ -239,9 +240,9 @@ def _manifest(header: dict[str, Any], languages: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _bundles(jobs: list[Job]) -> list[list[Job]]:
+def _bundles(jobs: list[PackingJob]) -> list[list[PackingJob]]:
     """Small languages together, the largest first, as telling a process of one takes as long as packing it."""
-    bundles: list[list[Job]] = []
+    bundles: list[list[PackingJob]] = []
     room = 0
     for job in sorted(jobs, key=lambda job: -job[0][0].size):
         size = job[0][0].size

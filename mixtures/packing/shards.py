@@ -19,23 +19,23 @@ from typing import Any
 
 import numpy as np
 
-from mixtures.packing.hashed_files import Crc32, Output, intact, write_folder
-from mixtures.packing.inputs import Input, documents
-from mixtures.packing.units import COUNTS, NEVER, UNIT, encoded
+from mixtures.packing.hashed_files import Crc32, HashedFile, files_match, write_hashed_folder
+from mixtures.packing.inputs import InputFile, read_documents
+from mixtures.packing.units import COUNT_NAMES, NEVER_HELD_OUT, UNIT_RECORD, encode_units
 from mscale.data.store import FILES, token_dtype
 from mscale.data.vocabulary import Vocabulary
 from mscale.files import writing
 
 _FORMAT = 3  # of shards
-LINES_BELOW = 100  # documents; languages with fewer hold out lines
-VALID_FRACTION = 0.2
+MIN_DOCUMENTS = 100  # documents; languages with fewer hold out lines
+MAX_VALID_FRACTION = 0.2
 
 _CHUNK_TOKENS = 1 << 22  # tokens assembled at once
 _CHUNK_UNITS = 1 << 20
 SMALL_INPUT, _SMALL_TEXT = 1 << 22, 1 << 26  # bytes of a file, and of its text, that is packed in memory
 
 
-def unit_of(inputs: Sequence[Input], folder: Path) -> str:
+def held_out_unit(inputs: Sequence[InputFile], folder: Path) -> str:
     """Returns "line" for a language of fewer than 100 documents, else "document"; remembered in
     ``folder``."""
     made_of = {"inputs": [[one.path.name, one.size, one.stamp] for one in inputs]}
@@ -43,24 +43,24 @@ def unit_of(inputs: Sequence[Input], folder: Path) -> str:
         return seen["unit"]
     seen_documents = 0
     for one in inputs:
-        for _ in documents(one):
+        for _ in read_documents(one):
             seen_documents += 1
-            if seen_documents >= LINES_BELOW:
+            if seen_documents >= MIN_DOCUMENTS:
                 break
-    unit = "line" if seen_documents < LINES_BELOW else "document"
+    unit = "line" if seen_documents < MIN_DOCUMENTS else "document"
     _mark(folder / "unit.json", {**made_of, "unit": unit})
     return unit
 
 
-def assembled(folder: Path, destination: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
+def find_assembled(folder: Path, destination: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
     """Returns the entry of a language that an earlier call assembled from the same, if its files are
     whole."""
     seen = _read(folder / "done.json", made_of)
-    return seen["entry"] if seen and intact(destination, seen["entry"]["files"]) else None
+    return seen["entry"] if seen and files_match(destination, seen["entry"]["files"]) else None
 
 
-def recipe(
-    inputs: Sequence[Input], unit: str, vocabulary: Vocabulary, valid_tokens: int, cutoff: int | None
+def assembly_recipe(
+    inputs: Sequence[InputFile], unit: str, vocabulary: Vocabulary, valid_tokens: int, cutoff: int | None
 ) -> dict[str, Any]:
     """Returns all that determines what ``assemble`` makes of a language."""
     return {
@@ -72,7 +72,7 @@ def recipe(
     }
 
 
-def tokenize(one: Input, unit: str, vocabulary: Vocabulary, folder: Path) -> dict[str, Any]:
+def tokenize(one: InputFile, unit: str, vocabulary: Vocabulary, folder: Path) -> dict[str, Any]:
     """Makes the shard of one input file in ``folder``, or finds it made; returns its counts.
 
     Memory is bounded by the longest document. Raises MscaleError as ``mscale.data.corpus.documents`` does.
@@ -84,14 +84,14 @@ def tokenize(one: Input, unit: str, vocabulary: Vocabulary, folder: Path) -> dic
         "vocabulary": vocabulary.fingerprint,
         "format": _FORMAT,
     }
-    if (shard := _read(marker, made_of)) and intact(folder, shard["files"]):
+    if (shard := _read(marker, made_of)) and files_match(folder, shard["files"]):
         return shard
-    counts = dict.fromkeys(COUNTS, 0)
+    counts = dict.fromkeys(COUNT_NAMES, 0)
     with (
-        Output(folder / f"{one.path.name}.tokens", Crc32()) as tokens,
-        Output(folder / f"{one.path.name}.units", Crc32()) as units,
+        HashedFile(folder / f"{one.path.name}.tokens", Crc32()) as tokens,
+        HashedFile(folder / f"{one.path.name}.units", Crc32()) as units,
     ):
-        for records, ids in encoded(documents(one), unit, vocabulary, counts):
+        for records, ids in encode_units(read_documents(one), unit, vocabulary, counts):
             tokens.write(ids)
             units.write(records)
     files = {output.path.name: output.described for output in (tokens, units)}
@@ -101,7 +101,7 @@ def tokenize(one: Input, unit: str, vocabulary: Vocabulary, folder: Path) -> dic
 
 
 def assemble(
-    inputs: Sequence[Input],
+    inputs: Sequence[InputFile],
     unit: str,
     vocabulary: Vocabulary,
     folder: Path,
@@ -120,10 +120,10 @@ def assemble(
       valid_tokens: at most so many tokens are held out, and at most 20% of the language.
       cutoff: units whose hash is below it are held out; None to choose it.
     """
-    made_of = recipe(inputs, unit, vocabulary, valid_tokens, cutoff)
+    made_of = assembly_recipe(inputs, unit, vocabulary, valid_tokens, cutoff)
     shards = [_Shard.open(folder, one, token_dtype(vocabulary.size)) for one in inputs]
     entry = {**_counted(shards, unit, valid_tokens, cutoff), "inputs": made_of["inputs"]}
-    files = {name: Output(folder / name) for name in FILES}
+    files = {name: HashedFile(folder / name) for name in FILES}
     with files["train.bin"] as train, files["valid.bin"] as valid:
         sides, arrays = _split(shards, int(entry["cutoff"], 16), vocabulary, train.write, valid.write)
     for name, content in arrays.items():
@@ -142,7 +142,7 @@ def assemble(
 
 
 def pack_small(
-    one: Input,
+    one: InputFile,
     unit: str | None,
     vocabulary: Vocabulary,
     folder: Path,
@@ -155,17 +155,17 @@ def pack_small(
     Arguments and result are those of ``assemble``; ``unit`` None chooses it and ``folder`` must be of no other
     use. None if the file holds more text than its size promised.
     """
-    texts = documents(one)
-    first = list(itertools.islice(texts, LINES_BELOW))
-    unit = unit or ("line" if len(first) < LINES_BELOW else "document")
-    counts = dict.fromkeys(COUNTS, 0)
+    texts = read_documents(one)
+    first = list(itertools.islice(texts, MIN_DOCUMENTS))
+    unit = unit or ("line" if len(first) < MIN_DOCUMENTS else "document")
+    counts = dict.fromkeys(COUNT_NAMES, 0)
     dtype = token_dtype(vocabulary.size)
     batches = []
-    for batch in encoded(itertools.chain(first, texts), unit, vocabulary, counts):
+    for batch in encode_units(itertools.chain(first, texts), unit, vocabulary, counts):
         batches.append(batch)
         if counts["bytes"] > _SMALL_TEXT:
             return None
-    records = [records for records, _ in batches] or [np.empty(0, UNIT)]
+    records = [records for records, _ in batches] or [np.empty(0, UNIT_RECORD)]
     ids = [ids for _, ids in batches] or [np.empty(0, dtype)]
     single = len(batches) == 1
     shards = [
@@ -175,13 +175,16 @@ def pack_small(
             counts=counts,
         )
     ]
-    made_of = recipe([one], unit, vocabulary, valid_tokens, cutoff)
+    made_of = assembly_recipe([one], unit, vocabulary, valid_tokens, cutoff)
     entry = {**_counted(shards, unit, valid_tokens, cutoff), "inputs": made_of["inputs"]}
     train: list[Any] = []
     valid: list[Any] = []
     sides, arrays = _split(shards, int(entry["cutoff"], 16), vocabulary, train.append, valid.append)
     contents = {"train.bin": train, "valid.bin": valid} | {name: [data] for name, data in arrays.items()}
-    entry |= {**sides, "files": write_folder({name: contents[name] for name in FILES}, folder, destination)}
+    entry |= {
+        **sides,
+        "files": write_hashed_folder({name: contents[name] for name in FILES}, folder, destination),
+    }
     return entry
 
 
@@ -193,7 +196,7 @@ def _counted(shards: Sequence["_Shard"], unit: str, valid_tokens: int, cutoff: i
         "cutoff": f"{cutoff:#018x}",
         "documents": sum(shard.counts["documents"] for shard in shards),
         "empty_documents": sum(shard.counts["empty_documents"] for shard in shards),
-        "duplicates": duplicates(shards),
+        "duplicates": count_duplicates(shards),
     }
 
 
@@ -268,11 +271,11 @@ def choose_cutoff(shards: Sequence["_Shard"], valid_tokens: int) -> int:
     unit is already more than that gives it up, if at least as much remains. Memory: the units held out.
     """
     total = sum(shard.counts["tokens"] + shard.counts["documents"] for shard in shards)
-    limit = min(valid_tokens, int(VALID_FRACTION * total))
+    limit = min(valid_tokens, int(MAX_VALID_FRACTION * total))
     if limit < 1:
         return 0
     hashes, tokens = np.empty(0, np.uint64), np.empty(0, np.int64)
-    cutoff = NEVER
+    cutoff = NEVER_HELD_OUT
     for units in (chunk for shard in shards for chunk in shard.unit_chunks()):
         low = units[units["hash"] < cutoff]
         hashes = np.concatenate([hashes, low["hash"]])
@@ -294,13 +297,13 @@ def choose_cutoff(shards: Sequence["_Shard"], valid_tokens: int) -> int:
     return cutoff
 
 
-def duplicates(shards: Sequence["_Shard"]) -> int:
+def count_duplicates(shards: Sequence["_Shard"]) -> int:
     """Counts units that are exact copies of an earlier one, a range of hashes at a time to bound memory."""
     units = sum(shard.counts["units"] for shard in shards)
     parts = max(-(-units // (4 * _CHUNK_UNITS)), 1)
     found = 0
     for part in range(parts):
-        low, high = (NEVER * part // parts), (NEVER * (part + 1) // parts)
+        low, high = (NEVER_HELD_OUT * part // parts), (NEVER_HELD_OUT * (part + 1) // parts)
         chunks = [
             chunk["hash"][(chunk["hash"] >= low) & (chunk["hash"] < high)]
             for shard in shards
@@ -318,10 +321,10 @@ class _Shard:
     counts: dict[str, int]
 
     @classmethod
-    def open(cls, folder: Path, one: Input, dtype: np.dtype) -> "_Shard":
+    def open(cls, folder: Path, one: InputFile, dtype: np.dtype) -> "_Shard":
         counts = json.loads((folder / f"{one.path.name}.json").read_text(encoding="utf-8"))
         return cls(
-            units=_mapped(folder / f"{one.path.name}.units", UNIT, counts["units"]),
+            units=_mapped(folder / f"{one.path.name}.units", UNIT_RECORD, counts["units"]),
             tokens=_mapped(folder / f"{one.path.name}.tokens", dtype, counts["tokens"]),
             counts=counts,
         )
@@ -352,7 +355,7 @@ def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
 
 
 def _mark(path: Path, value: dict[str, Any]) -> None:
-    with Output(path) as file:
+    with HashedFile(path) as file:
         file.write(json.dumps(value).encode())
 
 

@@ -9,15 +9,15 @@ import numpy as np
 from mscale.data.store import token_dtype
 from mscale.data.vocabulary import Vocabulary
 
-UNIT = np.dtype([("hash", "<u8"), ("tokens", "<u4"), ("bytes", "<u4"), ("document", "<u4")])
-COUNTS = ("documents", "empty_documents", "units", "tokens", "bytes")
-NEVER = (1 << 64) - 1  # hash of units that are never held out (blank lines); no cutoff is above it
+UNIT_RECORD = np.dtype([("hash", "<u8"), ("tokens", "<u4"), ("bytes", "<u4"), ("document", "<u4")])
+COUNT_NAMES = ("documents", "empty_documents", "units", "tokens", "bytes")
+NEVER_HELD_OUT = (1 << 64) - 1  # hash of units that are never held out (blank lines); no cutoff is above it
 
-_NEVER_BYTES = NEVER.to_bytes(8, "little")
+_NEVER_BYTES = NEVER_HELD_OUT.to_bytes(8, "little")
 _BATCH_BYTES = 1 << 20  # text encoded at once
 
 
-def encoded(
+def encode_units(
     texts: Iterable[str], unit: str, vocabulary: Vocabulary, counts: dict[str, int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields about a megabyte of documents at a time, the UNIT records of their units and the ids without EOS,
@@ -38,7 +38,7 @@ def encoded(
         else:
             digests = list(map(_digest, documents))
             ids, lengths = vocabulary.encode_batch(documents)
-        records = np.empty(len(units), UNIT)
+        records = np.empty(len(units), UNIT_RECORD)
         records["hash"] = np.frombuffer(b"".join(digests), "<u8")
         records["tokens"] = lengths
         records["bytes"] = list(map(len, units))

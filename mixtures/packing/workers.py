@@ -17,18 +17,25 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from mixtures.packing.hashed_files import intact
-from mixtures.packing.inputs import Input
-from mixtures.packing.shards import assemble, assembled, pack_small, recipe, tokenize, unit_of
+from mixtures.packing.hashed_files import files_match
+from mixtures.packing.inputs import InputFile
+from mixtures.packing.shards import (
+    assemble,
+    assembly_recipe,
+    find_assembled,
+    held_out_unit,
+    pack_small,
+    tokenize,
+)
 from mscale.data.vocabulary import Vocabulary
 from mscale.errors import MscaleError
 from mscale.files import writing
 
-JOURNAL = "finished-*.jsonl"
+_JOURNAL = "finished-*.jsonl"
 _VOCABULARY: Vocabulary
 
 # Input files, the unit if it is known, folders of shards and of the store, valid_tokens, cutoff.
-Job = tuple[list[Input], Any, Path, Path, int, int | None]
+PackingJob = tuple[list[InputFile], Any, Path, Path, int, int | None]
 
 
 def _start(vocabulary: Vocabulary, in_worker: bool) -> None:
@@ -44,42 +51,44 @@ def _start(vocabulary: Vocabulary, in_worker: bool) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def find_finished(job: Job) -> tuple[str, str, dict[str, Any] | None]:
+def find_assembled_language(job: PackingJob) -> tuple[str, str, dict[str, Any] | None]:
     inputs, unit, folder, destination, valid_tokens, cutoff = job
-    unit = unit or unit_of(inputs, folder)
-    made_of = recipe(inputs, unit, _VOCABULARY, valid_tokens, cutoff)
-    return inputs[0].language, unit, assembled(folder, destination, made_of)
+    unit = unit or held_out_unit(inputs, folder)
+    made_of = assembly_recipe(inputs, unit, _VOCABULARY, valid_tokens, cutoff)
+    return inputs[0].language, unit, find_assembled(folder, destination, made_of)
 
 
-def tokenize_file(job: tuple[Input, str, Path]) -> tuple[Input, dict[str, Any]]:
+def tokenize_file(job: tuple[InputFile, str, Path]) -> tuple[InputFile, dict[str, Any]]:
     one, unit, folder = job
     return one, tokenize(one, unit, _VOCABULARY, folder)
 
 
-def pack_bundle(bundle: list[Job]) -> list[tuple[str, dict[str, Any] | None]]:
+def pack_small_languages(bundle: list[PackingJob]) -> list[tuple[str, dict[str, Any] | None]]:
     packed = []
     folder = bundle[0][2].parent
-    journal = folder / JOURNAL.replace("*", f"{os.getpid()}-{time.time_ns()}")
+    journal = folder / _JOURNAL.replace("*", f"{os.getpid()}-{time.time_ns()}")
     with writing(journal), open(journal, "xb", buffering=0) as file:
         for inputs, unit, scratch, destination, valid_tokens, cutoff in bundle:
             one = inputs[0]
             temporary = scratch.with_name(f"{scratch.name}.new")
             entry = pack_small(one, unit, _VOCABULARY, temporary, destination, valid_tokens, cutoff)
             if entry:
-                made_of = recipe(inputs, entry["unit"], _VOCABULARY, valid_tokens, cutoff)
+                made_of = assembly_recipe(inputs, entry["unit"], _VOCABULARY, valid_tokens, cutoff)
                 done = {"language": one.language, "unit": entry["unit"], "made_of": made_of, "entry": entry}
                 file.write(json.dumps(done).encode() + b"\n")
             packed.append((one.language, entry))
     return packed
 
 
-def assemble_language(job: Job) -> tuple[str, dict[str, Any]]:
+def assemble_language(job: PackingJob) -> tuple[str, dict[str, Any]]:
     inputs, unit, folder, destination, valid_tokens, cutoff = job
     return inputs[0].language, assemble(inputs, unit, _VOCABULARY, folder, destination, valid_tokens, cutoff)
 
 
 @contextlib.contextmanager
-def workers(processes: int, vocabulary: Vocabulary) -> Iterator[Callable[[Callable, Iterable], Iterator]]:
+def packing_processes(
+    processes: int, vocabulary: Vocabulary
+) -> Iterator[Callable[[Callable, Iterable], Iterator]]:
     """Yields ``run(function, jobs)``, which gives results as they come, from this process or from
     several."""
     if processes <= 1:
@@ -120,10 +129,10 @@ def _start_method() -> str:
     return "fork" if sys.platform == "linux" and alone else "spawn"
 
 
-def journals(scratch: Path) -> dict[str, list[dict[str, Any]]]:
+def read_journals(scratch: Path) -> dict[str, list[dict[str, Any]]]:
     """What earlier calls finished, by language; the last line of one that was killed may be torn."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in scratch.glob(JOURNAL):
+    for path in scratch.glob(_JOURNAL):
         for line in path.read_bytes().split(b"\n"):
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 done = json.loads(line)
@@ -131,16 +140,18 @@ def journals(scratch: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def finished(seen: list[dict[str, Any]] | None, job: Job, vocabulary: Vocabulary) -> dict[str, Any] | None:
+def packed_before(
+    seen: list[dict[str, Any]] | None, job: PackingJob, vocabulary: Vocabulary
+) -> dict[str, Any] | None:
     """The entry of a small language that an earlier call made from the same, if its files are whole."""
     inputs, unit, _, destination, valid_tokens, cutoff = job
     for done in seen or []:
-        made_of = recipe(inputs, unit or done["unit"], vocabulary, valid_tokens, cutoff)
-        if done["made_of"] == made_of and intact(destination, done["entry"]["files"]):
+        made_of = assembly_recipe(inputs, unit or done["unit"], vocabulary, valid_tokens, cutoff)
+        if done["made_of"] == made_of and files_match(destination, done["entry"]["files"]):
             return done["entry"]
     return None
 
 
-def cores() -> int:
+def usable_cores() -> int:
     # What this process may use, where the system tells.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -19,10 +19,10 @@ import numpy as np
 from mixtures.synthetic.languages import (
     RELATEDNESS_FORMULA,
     World,
-    generator,
-    language,
     language_codes,
+    random_generator,
     relatedness_matrix,
+    synthetic_language,
 )
 from mixtures.synthetic.text import (
     CLOSE,
@@ -31,14 +31,14 @@ from mixtures.synthetic.text import (
     concept_frequencies,
     content_process,
     draw_content,
-    render,
+    render_json_lines,
     word_forms,
 )
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_writer, read_json
 from mscale.progress import progress
 
-FORMAT = 1  # of the text and of truth.json: raise it when the same parameters give other bytes
+_CORPUS_FORMAT = 1  # of the text and of truth.json: raise it when the same parameters give other bytes
 SHARD_BYTES = 1 << 25  # of text in one file
 _CHUNK_SENTENCES = 4096  # drawn and rendered at a time
 
@@ -87,7 +87,7 @@ def generate(
     _require_count("parallel_documents", parallel_documents, 0)
     _require_count("processes", processes, 1)
     parameters = {
-        "format": FORMAT,
+        "format": _CORPUS_FORMAT,
         **asdict(world),
         "replaced": list(world.replaced),
         "sound_changes": list(world.sound_changes),
@@ -108,11 +108,11 @@ def generate(
         for size in _in_processes(tasks, processes):
             advance(size / 1e6)
     if parallel_documents:
-        for code, texts in parallel(world, codes, parallel_documents).items():
+        for code, texts in parallel_texts(world, codes, parallel_documents).items():
             lines = (OPEN + text.replace("\n", PARAGRAPH) + CLOSE for text in texts)
             _write_gzip(corpus / "parallel" / f"{code}.jsonl.gz", (line.encode() for line in lines))
 
-    made = [language(world, code) for code in codes]
+    made = [synthetic_language(world, code) for code in codes]
     truth = {
         "seed": seed,
         "parameters": parameters,
@@ -144,18 +144,20 @@ def make_world(
     return World(seed, families, concepts, (shares[0], shares[1]), (changes[0], changes[1]), borrowed)
 
 
-def parallel(world: World, codes: Sequence[str], documents: int) -> dict[str, list[str]]:
+def parallel_texts(world: World, codes: Sequence[str], documents: int) -> dict[str, list[str]]:
     """Returns ``{code: texts}``: the same ``documents`` documents in every language, as for byte premiums."""
-    process, rng = content_process(world), generator(world.seed, "parallel")
+    process, rng = content_process(world), random_generator(world.seed, "parallel")
     chunks, drawn = [], 0
     while drawn < documents:
         chunks.append(draw_content(process, rng, _CHUNK_SENTENCES))
         drawn += int(chunks[-1]["first"].sum())
     texts = {}
     for code in codes:
-        forms = word_forms(world, language(world, code))
+        forms = word_forms(world, synthetic_language(world, code))
         lines = (
-            b"".join(render(forms, chunk)[0].tobytes() for chunk in chunks).decode().splitlines(keepends=True)
+            b"".join(render_json_lines(forms, chunk)[0].tobytes() for chunk in chunks)
+            .decode()
+            .splitlines(keepends=True)
         )
         bare = (line.removeprefix(OPEN).removesuffix(CLOSE) for line in lines[:documents])
         texts[code] = [text.replace(PARAGRAPH, "\n") for text in bare]
@@ -164,10 +166,10 @@ def parallel(world: World, codes: Sequence[str], documents: int) -> dict[str, li
 
 def text_chunks(world: World, code: str, size: int, shard: int = 0) -> Iterator[np.ndarray]:
     """Yields JSON lines (uint8 arrays of whole lines) until their texts have ``size`` bytes or just over."""
-    process, forms = content_process(world), word_forms(world, language(world, code))
-    rng = generator(world.seed, "text", code, shard)
+    process, forms = content_process(world), word_forms(world, synthetic_language(world, code))
+    rng = random_generator(world.seed, "text", code, shard)
     while size > 0:
-        lines, ends, text_bytes = render(forms, draw_content(process, rng, _CHUNK_SENTENCES))
+        lines, ends, text_bytes = render_json_lines(forms, draw_content(process, rng, _CHUNK_SENTENCES))
         total = np.cumsum(text_bytes)
         if total[-1] >= size:
             lines = lines[: ends[int(np.searchsorted(total, size))]]
@@ -265,7 +267,7 @@ def _codes(world: World, languages: int | Sequence[str]) -> list[str]:
     if not codes or len(set(codes)) != len(codes):
         raise MscaleError(f"languages={codes!r}: expected at least one code and none twice; mend the list")
     for code in codes:
-        language(world, code)
+        synthetic_language(world, code)
     return codes
 
 

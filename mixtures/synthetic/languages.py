@@ -97,7 +97,7 @@ class World:
 
 
 @dataclass(frozen=True, eq=False)
-class Language:
+class SyntheticLanguage:
     """One language: its place, its grammar, and its words as phonemes by concept (and by suffix)."""
 
     code: str
@@ -126,7 +126,7 @@ class Language:
         }
 
 
-def generator(seed: int, *parts: object) -> np.random.Generator:
+def random_generator(seed: int, *parts: object) -> np.random.Generator:
     """A generator of its own for every purpose; only ``random`` of it is used, whose stream NumPy keeps fixed."""
     name = "/".join(map(str, (seed, *parts))).encode()
     return np.random.Generator(
@@ -164,14 +164,14 @@ def concept_ranges(concepts: int) -> dict[str, range]:
     return ranges
 
 
-def language(world: World, code: str) -> Language:
+def synthetic_language(world: World, code: str) -> SyntheticLanguage:
     """Makes the language ``code``; depends on nothing but its two arguments.
 
     Raises:
       MscaleError: the code is not one of ``language_code`` for the world's families.
     """
     family, index = _place(world, code)
-    rng = generator(world.seed, "language", code)
+    rng = random_generator(world.seed, "language", code)
     age = 0.5 * ((0.618034 * family) % 1) + 0.5 * ((0.618034 * index) % 1)  # spread, so that any few differ
     replaced = world.replaced[0] + (world.replaced[1] - world.replaced[0]) * age
     fewest, most = world.sound_changes
@@ -182,7 +182,7 @@ def language(world: World, code: str) -> Language:
     area, _ = _lexicon(world, ranges, script, "area")
     proto, suffixes = _lexicon(world, ranges, script, code[0], avoid=area)
     own, _ = _lexicon(world, ranges, script, code, avoid=[*area, *proto])
-    borrowed = generator(world.seed, "borrowed", script).random(world.concepts) < world.borrowed
+    borrowed = random_generator(world.seed, "borrowed", script).random(world.concepts) < world.borrowed
     proto = [area[k] if borrowed[k] else proto[k] for k in range(world.concepts)]
     shift = str.maketrans({change[0]: change[1] for change in changes})
     inherited = rng.random(world.concepts) >= replaced
@@ -191,7 +191,7 @@ def language(world: World, code: str) -> Language:
     for k, name in zip(ranges["name"], _names(world, len(ranges["name"])), strict=True):
         words[k] = name
     clause, adjective_first, prepositions = _word_order(world, code, rng)
-    return Language(
+    return SyntheticLanguage(
         code=code,
         family=code[0],
         script=script,
@@ -212,7 +212,7 @@ def spell(word: str, script: str) -> str:
     return word.translate(str.maketrans(PHONEMES, ALPHABETS[script]))
 
 
-def relatedness(one: Language, other: Language, frequencies: np.ndarray) -> float:
+def planted_relatedness(one: SyntheticLanguage, other: SyntheticLanguage, frequencies: np.ndarray) -> float:
     """The planted relatedness of two languages, in [0, 1]: see ``RELATEDNESS_FORMULA``.
 
     Args:
@@ -237,12 +237,14 @@ def relatedness(one: Language, other: Language, frequencies: np.ndarray) -> floa
     return LEXICAL_WEIGHT * float(frequencies @ alike**2) + SCRIPT_WEIGHT + ORDER_WEIGHT * order
 
 
-def relatedness_matrix(languages: Sequence[Language], frequencies: np.ndarray) -> dict[str, dict[str, float]]:
+def relatedness_matrix(
+    languages: Sequence[SyntheticLanguage], frequencies: np.ndarray
+) -> dict[str, dict[str, float]]:
     """``{code: {code: relatedness}}`` for all pairs, rounded to six decimals, symmetric."""
     matrix: dict[str, dict[str, float]] = {language.code: {} for language in languages}
     for i, one in enumerate(languages):
         for other in languages[i:]:
-            value = round(relatedness(one, other, frequencies), 6)
+            value = round(planted_relatedness(one, other, frequencies), 6)
             matrix[one.code][other.code] = matrix[other.code][one.code] = value
     return {code: {other: row[other] for other in matrix} for code, row in matrix.items()}
 
@@ -271,7 +273,7 @@ def _draw_changes(rng: np.random.Generator, count: int) -> tuple[str, ...]:
 
 def _word_order(world: World, code: str, rng: np.random.Generator) -> tuple[str, bool, bool]:
     """Clause order, adjective before noun, prepositions: the family's, each drawn anew by a quarter of languages."""
-    inherited = generator(world.seed, "order", code[0]).random(3)
+    inherited = random_generator(world.seed, "order", code[0]).random(3)
     own, kept = rng.random(3), rng.random(3) < 0.75
     draw = np.where(kept, inherited, own)
     clause = CLAUSE_ORDERS[int(np.searchsorted(np.cumsum(_CLAUSE_SHARES)[:-1], draw[0], side="right"))]
@@ -282,10 +284,10 @@ def _lexicon(
     world: World, ranges: dict[str, range], script: str, owner: str, avoid: Sequence[str] = ()
 ) -> tuple[list[str], dict[str, str]]:
     """Distinct words for all concepts, short for frequent ones, in the sounds of the script's area; and suffixes."""
-    taste = generator(world.seed, "sounds", script)
+    taste = random_generator(world.seed, "sounds", script)
     sounds = np.exp(2.0 * (taste.random(len(PHONEMES)) - 0.5))
     coda = 0.15 + 0.4 * taste.random()
-    rng = generator(world.seed, "words", script, owner)
+    rng = random_generator(world.seed, "words", script, owner)
     words: dict[str, None] = {}  # ordered and distinct
     taken = set(avoid)
     for name, ids in ranges.items():
@@ -307,7 +309,7 @@ def _lexicon(
 
 def _names(world: World, count: int) -> list[str]:
     """Names of people and places: the same phonemes in all languages, untouched by sound change."""
-    rng = generator(world.seed, "names")
+    rng = random_generator(world.seed, "names")
     names: dict[str, None] = {}
     while len(names) < count:
         names[_word(rng, np.ones(len(PHONEMES)), 2, 0.6)] = None

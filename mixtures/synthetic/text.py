@@ -10,7 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixtures.synthetic.languages import CASELESS, Language, World, concept_ranges, generator, spell
+from mixtures.synthetic.languages import (
+    CASELESS,
+    SyntheticLanguage,
+    World,
+    concept_ranges,
+    random_generator,
+    spell,
+)
 
 OPEN, CLOSE = '{"text": "', '"}\n'  # around a document; no letter or mark of the text needs escaping
 PARAGRAPH = "\\n"  # a line end inside JSON
@@ -32,7 +39,7 @@ SLOTS = ("connective", "time", "subject_count", "subject_adjective", "subject", 
 
 
 @dataclass(frozen=True, eq=False)
-class Process:
+class ContentProcess:
     """Tables of the content process: row r lists T concept ids, each as often as it is likely given r."""
 
     ranges: dict[str, range]
@@ -44,9 +51,9 @@ class Process:
     place: np.ndarray  # (adpositions, T)
 
 
-def content_process(world: World) -> Process:
+def content_process(world: World) -> ContentProcess:
     """Draws the tables of the world: Zipf within each class of words, sharpened by what came before."""
-    rng = generator(world.seed, "content")
+    rng = random_generator(world.seed, "content")
     ranges = concept_ranges(world.concepts)
     zipf = {name: 1.0 / (np.arange(len(ids)) + 1.0) for name, ids in ranges.items()}
 
@@ -57,7 +64,7 @@ def content_process(world: World) -> Process:
     topic = preferring(_TOPICS, "noun", 10.0, 1 / _TOPICS)
     liked = preferring(_CLASSES, "noun", 12.0, 0.1) / zipf["noun"]
     adjectives = len(ranges["adjective"])
-    return Process(
+    return ContentProcess(
         ranges=ranges,
         plain={name: _table(weights[None], ranges[name].start) for name, weights in zipf.items()},
         noun=_table(topic, ranges["noun"].start),
@@ -70,7 +77,7 @@ def content_process(world: World) -> Process:
     )
 
 
-def draw_content(process: Process, rng: np.random.Generator, sentences: int) -> dict[str, np.ndarray]:
+def draw_content(process: ContentProcess, rng: np.random.Generator, sentences: int) -> dict[str, np.ndarray]:
     """Draws whole documents, ``sentences`` in all; every array has shape (sentences,).
 
     ``first`` and ``last`` mark the sentences of a document, ``paragraph`` those that end one inside it; ``SLOTS`` hold
@@ -144,24 +151,24 @@ def draw_content(process: Process, rng: np.random.Generator, sentences: int) -> 
 
 def concept_frequencies(world: World, sentences: int = 20_000) -> np.ndarray:
     """Share of running words of each concept, shape (concepts,): counted over content drawn with the seed."""
-    content = draw_content(content_process(world), generator(world.seed, "frequencies"), sentences)
+    content = draw_content(content_process(world), random_generator(world.seed, "frequencies"), sentences)
     ids = np.concatenate([content[slot] for slot in SLOTS])
     counts = np.bincount(ids[(ids >= 0) & (ids < world.concepts)], minlength=world.concepts)
     return counts / counts.sum()
 
 
 @dataclass(frozen=True, eq=False)
-class Forms:
+class WordForms:
     """All byte strings a language's text is made of: the empty one, marks, then words × inflections × variants."""
 
-    language: Language
+    language: SyntheticLanguage
     pool: np.ndarray  # uint8: all forms, one after the other
     start: np.ndarray  # int64 (forms,): where in the pool
     length: np.ndarray  # int64 (forms,)
     text_length: np.ndarray  # int64 (forms,): bytes of the document's text, without JSON
 
 
-def word_forms(world: World, language: Language) -> Forms:
+def word_forms(world: World, language: SyntheticLanguage) -> WordForms:
     """Inflects and spells all words of a language."""
     suffix = language.suffixes
     endings = {
@@ -185,10 +192,12 @@ def word_forms(world: World, language: Language) -> Forms:
     text_length[[forms.index(OPEN), forms.index(CLOSE)]] = 0
     text_length[forms.index(PARAGRAPH)] = 1
     start = np.cumsum(length) - length
-    return Forms(language, np.frombuffer(b"".join(encoded), np.uint8), start, length, text_length)
+    return WordForms(language, np.frombuffer(b"".join(encoded), np.uint8), start, length, text_length)
 
 
-def render(forms: Forms, content: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def render_json_lines(
+    forms: WordForms, content: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Renders content as JSON lines.
 
     Returns:

@@ -21,14 +21,14 @@ def _need_arrow() -> None:
         raise MscaleError("tables need pyarrow; install mscale[analysis]")
 
 
-def schema(columns: Mapping[str, type]) -> Any:
+def arrow_schema(columns: Mapping[str, type]) -> Any:
     """The Arrow schema of the contract's columns."""
     _need_arrow()
     types = {str: pa.string(), int: pa.int64(), float: pa.float64()}
     return pa.schema([(name, types[kind]) for name, kind in columns.items()])
 
 
-def merged(
+def merge_rows(
     before: Any | None,
     kept: Collection[str],
     rows: Sequence[Mapping[str, Any]],
@@ -42,22 +42,22 @@ def merged(
     """
     arrays = [
         pa.array([None if row[name] is None else kind(row[name]) for row in rows], type=field.type)
-        for (name, kind), field in zip(columns.items(), schema(columns), strict=True)
+        for (name, kind), field in zip(columns.items(), arrow_schema(columns), strict=True)
     ]
-    table = pa.Table.from_arrays(arrays, schema=schema(columns))
+    table = pa.Table.from_arrays(arrays, schema=arrow_schema(columns))
     if before is not None and kept:
         old = before.filter(pc.is_in(before["run"], value_set=pa.array(sorted(kept))))
         table = pa.concat_tables([old, table])
     return table.sort_by([(name, "ascending") for name in key]).combine_chunks()
 
 
-def read(path: Path) -> Any:
+def read_parquet(path: Path) -> Any:
     """A Parquet table; raises what pyarrow raises (OSError, ValueError) where it is damaged."""
     _need_arrow()
     return pq.read_table(path)
 
 
-def write(table: Any, path: Path) -> None:
+def write_table(table: Any, path: Path) -> None:
     """Writes .parquet or .csv, atomically."""
     with atomic_writer(path) as file:
         if path.suffix == ".csv":

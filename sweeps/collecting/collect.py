@@ -17,13 +17,13 @@ from mscale.files import atomic_json
 from mscale.observations import Row
 from sweeps import spec as specs
 from sweeps.collecting import arrow_tables
-from sweeps.cost.identification import unanswerable
+from sweeps.cost.identification import answers_lost
 from sweeps.executors import state
 from sweeps.spec import RunSpec
 
-VERSION = 1
-RECORD = "collected.json"
-TABLES = ("observations.parquet", "exposure.parquet")
+_RECORD_VERSION = 1
+_RECORD = "collected.json"
+_TABLES = ("observations.parquet", "exposure.parquet")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Collected:
     runs: int
     missing: dict[str, str]
     cells: tuple[str, ...]
-    unanswerable: tuple[str, ...] = ()
+    answers_lost: tuple[str, ...] = ()
 
 
 def collect(root: str | Path) -> Collected:
@@ -73,7 +73,7 @@ def collect(root: str | Path) -> Collected:
         try:
             of_run = observations.read_rows(folder / "observations.jsonl")
             exposed = observations.read_rows(folder / "exposure.jsonl")
-            check(run, of_run, exposed, folder)
+            check_rows(run, of_run, exposed, folder)
         except MscaleError as error:
             missing[run.id] = f"unusable: {error}"
             continue
@@ -82,7 +82,7 @@ def collect(root: str | Path) -> Collected:
         exposure += exposed
     new = {row["run"] for row in exposure} | {row["run"] for row in rows}
     kept = set(seen) - new
-    (root / RECORD).unlink(
+    (root / _RECORD).unlink(
         missing_ok=True
     )  # while tables are replaced one by one, none of them is to be trusted
     counts = []
@@ -90,9 +90,9 @@ def collect(root: str | Path) -> Collected:
         ("observations", rows, observations.COLUMNS, observations.KEY),
         ("exposure", exposure, observations.EXPOSURE_COLUMNS, observations.EXPOSURE_KEY),
     ):
-        table = arrow_tables.merged(before.tables.get(name), kept, fresh, columns, key)
-        arrow_tables.write(table, root / f"{name}.parquet")
-        arrow_tables.write(table, root / f"{name}.csv")
+        table = arrow_tables.merge_rows(before.tables.get(name), kept, fresh, columns, key)
+        arrow_tables.write_table(table, root / f"{name}.parquet")
+        arrow_tables.write_table(table, root / f"{name}.csv")
         counts.append(table.num_rows)
     cells = tuple(
         f"{cell.tag}: {cell.mixture} at scale {cell.scale}, {tokens:,} tokens, seed {cell.seed} "
@@ -101,9 +101,9 @@ def collect(root: str | Path) -> Collected:
         for tokens, end in zip(cell.tokens, ends, strict=True)
         if end in missing
     )
-    lost = tuple(unanswerable(study, missing)) if cells else ()
+    lost = tuple(answers_lost(study, missing)) if cells else ()
     atomic_json(root / "missing.json", {"runs": missing, "cells": list(cells), "unanswerable": list(lost)})
-    atomic_json(root / RECORD, {"version": VERSION, "runs": seen, "tables": _mark(root, TABLES)})
+    atomic_json(root / _RECORD, {"version": _RECORD_VERSION, "runs": seen, "tables": _mark(root, _TABLES)})
     return Collected(counts[0], counts[1], len(seen), missing, cells, lost)
 
 
@@ -118,10 +118,10 @@ class _Before:
 def _before(root: Path) -> _Before:
     """The earlier tables, if they are whole and as they were left; else nothing, and all is read again."""
     try:
-        record = json.loads((root / RECORD).read_text(encoding="utf-8"))
-        if record["version"] != VERSION or record["tables"] != _mark(root, TABLES):
+        record = json.loads((root / _RECORD).read_text(encoding="utf-8"))
+        if record["version"] != _RECORD_VERSION or record["tables"] != _mark(root, _TABLES):
             return _Before({}, {})
-        found = {name.partition(".")[0]: arrow_tables.read(root / name) for name in TABLES}
+        found = {name.partition(".")[0]: arrow_tables.read_parquet(root / name) for name in _TABLES}
     except (OSError, ValueError, KeyError, TypeError):
         return _Before({}, {})
     return _Before(record["runs"], found)
@@ -139,7 +139,7 @@ def _mark(folder: Path, names: Sequence[str] = ("observations.jsonl", "exposure.
     return marks
 
 
-def check(run: RunSpec, rows: Sequence[Row], exposure: Sequence[Row], folder: Path) -> None:
+def check_rows(run: RunSpec, rows: Sequence[Row], exposure: Sequence[Row], folder: Path) -> None:
     """Checks a done run's rows against its spec and each other.
 
     Raises:

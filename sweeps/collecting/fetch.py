@@ -10,10 +10,10 @@ from mscale.files import atomic_json, atomic_write
 from mscale.progress import progress
 from mscale.remote import Url, connect, listing, location, retried
 
-RECORD = "fetched.json"
+_RECORD = "fetched.json"
 # Last the file that says a run is done: whatever it vouches for is here by then.
-FILES = ("spec.json", "failure.json", "heartbeat.json", "observations.jsonl", "exposure.jsonl")
-STATUS = "status.json"
+_RUN_FILES = ("spec.json", "failure.json", "heartbeat.json", "observations.jsonl", "exposure.jsonl")
+_STATUS = "status.json"
 
 
 def fetch(source: str, root: str | Path) -> int:
@@ -49,21 +49,21 @@ def fetch(source: str, root: str | Path) -> int:
     folders = sorted(
         {name.rsplit("/", 1)[0] for name in stamps if name.startswith("runs/") and name.count("/") == 2}
     )
-    changed = [folder for folder in folders if seen.get(folder) != stamps.get(f"{folder}/{STATUS}")]
+    changed = [folder for folder in folders if seen.get(folder) != stamps.get(f"{folder}/{_STATUS}")]
     with progress("fetch", len(changed), "runs") as advance:
         for folder in changed:
-            status = read(f"{folder}/{STATUS}") if f"{folder}/{STATUS}" in stamps else None
-            for name in FILES:
+            status = read(f"{folder}/{_STATUS}") if f"{folder}/{_STATUS}" in stamps else None
+            for name in _RUN_FILES:
                 path = root / folder / name
                 if f"{folder}/{name}" in stamps:
                     atomic_write(path, read(f"{folder}/{name}"))
                 else:
                     path.unlink(missing_ok=True)
             if status is not None:
-                atomic_write(root / folder / STATUS, status)
-                seen[folder] = stamps[f"{folder}/{STATUS}"]
+                atomic_write(root / folder / _STATUS, status)
+                seen[folder] = stamps[f"{folder}/{_STATUS}"]
             advance()
-    atomic_json(root / RECORD, {"source": str(place), "runs": seen})
+    atomic_json(root / _RECORD, {"source": str(place), "runs": seen})
     return len(changed)
 
 
@@ -73,7 +73,7 @@ def _seen(root: Path, place: Url) -> dict[str, Any]:
     Raises:
       MscaleError: the folder holds another study.
     """
-    path = root / RECORD
+    path = root / _RECORD
     try:
         record: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -13,21 +13,21 @@ from mscale.errors import MscaleError, nearest
 from mscale.observations import COLUMNS, NULLABLE, UNSAID, Row
 
 # A rate within this of a run's highest is at its plateau; at or below the other of it, cooled.
-PLATEAU, COOLED = 0.999, 0.2
+_PLATEAU_RATE, _COOLED_RATE = 0.999, 0.2
 # A run of fewer tokens than this share of its parameters is counted in another unit.
-LEAST_TOKENS = 1e-3
+_MIN_TOKENS_PER_PARAMETER = 1e-3
 _APART = re.compile(r"\s*[+,;/|&\s]\s*")
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceRow:
     """A row as the file gives it, and the place it was found."""
 
     where: str
     row: Row
 
 
-def complete(found: Sequence[Found], source: str) -> tuple[list[Row], list[str]]:
+def fill_missing_columns(found: Sequence[SourceRow], source: str) -> tuple[list[Row], list[str]]:
     """The rows of the contract, in the same order, and notes on what was taken to be so.
 
     Raises:
@@ -62,7 +62,7 @@ def complete(found: Sequence[Found], source: str) -> tuple[list[Row], list[str]]
     return complete_rows, notes
 
 
-def _steps(rows: list[Row], found: Sequence[Found], source: str, notes: list[str]) -> None:
+def _steps(rows: list[Row], found: Sequence[SourceRow], source: str, notes: list[str]) -> None:
     """Tokens grow with the step in every run, and are counted one by one."""
     for row, each in zip(rows, found, strict=True):
         if "tokens" not in row:
@@ -89,14 +89,14 @@ def _steps(rows: list[Row], found: Sequence[Found], source: str, notes: list[str
         last[row["run"]] = row["step"], row["tokens"]
     sizes = {row["run"]: row["params"] for row in rows}
     for run, (_, tokens) in last.items():
-        if tokens < LEAST_TOKENS * sizes[run]:
+        if tokens < _MIN_TOKENS_PER_PARAMETER * sizes[run]:
             raise MscaleError(
                 f"{source}: run {run!r} of {sizes[run]:,} parameters ends at {tokens:,} tokens: is that another "
                 "unit? In billions: --column tokens=THEIRS*1e9"
             )
 
 
-def _mixtures(rows: list[Row], found: Sequence[Found], source: str, notes: list[str]) -> None:
+def _mixtures(rows: list[Row], found: Sequence[SourceRow], source: str, notes: list[str]) -> None:
     """`languages` and `target_tokens` from the mixture, such as ``en``, ``en+es`` or ``en:0.7 es:0.3``."""
     evaluated = {row["language"] for row in rows}
     parsed: dict[str, dict[str, float] | None] = {}
@@ -109,7 +109,7 @@ def _mixtures(rows: list[Row], found: Sequence[Found], source: str, notes: list[
             )
         text = str(row.get("languages", row.get("mixture")))
         if text not in parsed:
-            parsed[text] = shares_of(text, evaluated, each.where, "target_tokens" in row)
+            parsed[text] = mixture_shares(text, evaluated, each.where, "target_tokens" in row)
         shares = parsed[text]
         row.setdefault("mixture", text)
         if shares is None:
@@ -134,7 +134,7 @@ def _mixtures(rows: list[Row], found: Sequence[Found], source: str, notes: list[
         notes.append(f"two languages without shares taken as half and half: {shown}")
 
 
-def shares_of(text: str, evaluated: set[str], where: str, told: bool = False) -> dict[str, float] | None:
+def mixture_shares(text: str, evaluated: set[str], where: str, told: bool = False) -> dict[str, float] | None:
     """A mixture's languages with their shares, summing to one; NaN where it names several and no shares.
 
     Args:
@@ -206,7 +206,7 @@ def _phases_of(run: str, rates: Mapping[int, Any], source: str) -> dict[int, str
     """Phase by step. The plateau is where two evaluations or more are at the run's highest rate."""
     steps = sorted(rates)
     highest = max(rates.values())
-    top = [step for step in steps if rates[step] >= PLATEAU * highest]
+    top = [step for step in steps if rates[step] >= _PLATEAU_RATE * highest]
     if highest > 0 and len(steps) == 1:
         raise MscaleError(
             f"{source}: run {run!r} was evaluated once, at rate {highest:g}: whether that is constant or cooled the "
@@ -221,5 +221,5 @@ def _phases_of(run: str, rates: Mapping[int, Any], source: str) -> dict[int, str
         elif step in top and len(top) > 1:
             found[step] = "stable"
         else:
-            found[step] = "end" if step == steps[-1] and rates[step] <= COOLED * highest else "decay"
+            found[step] = "end" if step == steps[-1] and rates[step] <= _COOLED_RATE * highest else "decay"
     return found

@@ -16,14 +16,14 @@ from typing import Any
 from mscale import observations
 from mscale.errors import MscaleError, nearest
 from mscale.observations import COLUMNS, NULLABLE, UNSAID, Row
-from sweeps.collecting.import_defaults import Found, complete
+from sweeps.collecting.import_defaults import SourceRow, fill_missing_columns
 
-PREFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
-PLACE = "{language}"
+_UNIT_PREFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+_PLACEHOLDER = "{language}"
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportSummary:
     """What was written: rows, runs, and what was taken, left out or filled in on the way."""
 
     rows: int
@@ -38,7 +38,7 @@ def import_csv(
     constants: Mapping[str, Any] | None = None,
     *,
     wide: str | None = None,
-) -> Imported:
+) -> ImportSummary:
     """Writes the observations table ``target`` (.parquet or .csv) from a CSV.
 
     Args:
@@ -93,7 +93,7 @@ def import_csv(
                         left_out[given["run"]] = left_out.get(given["run"], 0) + 1
                     continue
                 loss = {"language": language, "loss": _value(cell, "loss", source, number, factor)}
-                rows.append(Found(where, {**given, **loss}))
+                rows.append(SourceRow(where, {**given, **loss}))
     return _write(rows, source, target, left_out)
 
 
@@ -105,7 +105,7 @@ def import_wandb(
     tokens_per_step: Mapping[str, int] | int,
     shared: Mapping[str, Any] | None = None,
     metric: str = r"(?P<language>[A-Za-z_]+)/loss$",
-) -> Imported:
+) -> ImportSummary:
     """Writes observations from the CSV that a W&B chart exports: a ``Step`` and a column "RUN - METRIC" a curve.
 
     Args:
@@ -171,7 +171,7 @@ def import_wandb(
                     "language": language,
                     "loss": _value(cell, "loss", source, number),
                 }
-                rows.append(Found(f"{source}:{number}, {name}", row))
+                rows.append(SourceRow(f"{source}:{number}, {name}", row))
     return _write(rows, source, target, left_out)
 
 
@@ -212,11 +212,11 @@ def _factor(theirs: str, header: list[str], name: str, source: str | Path) -> tu
 
 def _wide(template: str, header: list[str], source: str | Path) -> dict[str, str]:
     """Evaluated language to the column of its losses."""
-    if template.count(PLACE) != 1:
+    if template.count(_PLACEHOLDER) != 1:
         raise MscaleError(
-            f"--wide {template}: expected a column name with {PLACE} once, such as loss_{PLACE}"
+            f"--wide {template}: expected a column name with {_PLACEHOLDER} once, such as loss_{_PLACEHOLDER}"
         )
-    before, after = map(re.escape, template.split(PLACE))
+    before, after = map(re.escape, template.split(_PLACEHOLDER))
     found = {match[1]: name for name in header if (match := re.fullmatch(f"{before}(.+){after}", name))}
     if not found:
         raise MscaleError(f"{source}: no column is like {template!r}; it has {', '.join(header)}")
@@ -244,8 +244,8 @@ def _value(text: str, name: str, source: str | Path, number: int, factor: float 
         return text
     try:
         scaled, digits = factor, text
-        if kind is int and text[-1:] in PREFIXES:
-            scaled, digits = factor * PREFIXES[text[-1]], text[:-1]
+        if kind is int and text[-1:] in _UNIT_PREFIXES:
+            scaled, digits = factor * _UNIT_PREFIXES[text[-1]], text[:-1]
         if kind is int and scaled == 1 and re.fullmatch(r"[+-]?\d+", digits):
             return int(digits)
         value = float(digits) * scaled
@@ -267,11 +267,11 @@ def _value(text: str, name: str, source: str | Path, number: int, factor: float 
 
 
 def _write(
-    found: list[Found], source: str | Path, target: str | Path, left_out: Mapping[str, int]
-) -> Imported:
+    found: list[SourceRow], source: str | Path, target: str | Path, left_out: Mapping[str, int]
+) -> ImportSummary:
     if not found:
         raise MscaleError(f"{source}: no row holds a loss")
-    rows, notes = complete(found, str(source))
+    rows, notes = fill_missing_columns(found, str(source))
     if left_out:
         runs = ", ".join(f"{run} ({count})" for run, count in list(left_out.items())[:5])
         more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
@@ -289,4 +289,4 @@ def _write(
         notes.append(f"{len(rows) - len(seen)} rows say what another row says: kept once")
     kept = sorted((row for row, _ in seen.values()), key=observations.key_of)
     observations.write_table(kept, target, COLUMNS)
-    return Imported(len(kept), len({row["run"] for row in kept}), tuple(notes))
+    return ImportSummary(len(kept), len({row["run"] for row in kept}), tuple(notes))

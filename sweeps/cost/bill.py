@@ -10,7 +10,7 @@ from mscale import scales
 from mscale.chips import ACCELERATORS
 from mscale.errors import MscaleError, nearest
 from sweeps.cost import memory
-from sweeps.run_graph import children_of, downstream, makespan
+from sweeps.run_graph import children_of, longest_chain_costs, makespan
 from sweeps.spec import RunSpec
 from sweeps.study import Study
 
@@ -40,7 +40,7 @@ class Bill:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyBill:
     """The bill of a study.
 
     Attributes:
@@ -63,7 +63,7 @@ class Plan:
         return 1 - self.total.flops / self.total.naive_flops if self.total.naive_flops else 0.0
 
 
-def plan(study: Study) -> Plan:
+def study_bill(study: Study) -> StudyBill:
     """Works out the bill of a study, without touching a disk or an accelerator."""
     tags = dict.fromkeys([cell.tag for cell in study.cells] + [run.tag for run in study.runs])
     bills = tuple(_bill(study, tag) for tag in tags)
@@ -71,14 +71,14 @@ def plan(study: Study) -> Plan:
         "total",
         *(sum(getattr(bill, name) for bill in bills) for name in [item.name for item in fields(Bill)][1:]),
     )
-    remaining = downstream(study.runs)
+    remaining = longest_chain_costs(study.runs)
     path: list[str] = []
     children = children_of(study.runs)
     level = [run.id for run in study.runs if run.parent is None]
     while level:
         path.append(max(level, key=lambda run_id: remaining[run_id]))
         level = children.get(path[-1], [])
-    return Plan(study.name, bills, total, max(remaining.values(), default=0), tuple(path), study.notes)
+    return StudyBill(study.name, bills, total, max(remaining.values(), default=0), tuple(path), study.notes)
 
 
 def _bill(study: Study, tag: str) -> Bill:
@@ -144,7 +144,7 @@ def is_nano(study: Study) -> bool:
     return all(str(run.bindings.get("SCALE")) in scales.NANO for run in study.runs)
 
 
-def place(run: RunSpec, accelerator: str, chips: int | None = None) -> memory.Placement:
+def run_placement(run: RunSpec, accelerator: str, chips: int | None = None) -> memory.Placement:
     """The mesh to suggest for a run, on ``chips`` chips or on as few as hold it.
 
     Raises:
@@ -153,11 +153,11 @@ def place(run: RunSpec, accelerator: str, chips: int | None = None) -> memory.Pl
     shape = scales.get(run.bindings["SCALE"])
     vocabulary = (run.params - scales.parameter_count_nonembedding(shape)) // shape.embed
     batch, sequence = int(run.bindings["BATCH_SIZE"]), int(run.bindings["SEQUENCE_LENGTH"])
-    return memory.place(shape, vocabulary, batch, sequence, accelerator, chips)
+    return memory.smallest_placement(memory.Workload(shape, vocabulary, batch, sequence), accelerator, chips)
 
 
 @dataclass(frozen=True)
-class Times:
+class WallClock:
     """Where a study would run and how long that takes.
 
     Attributes:
@@ -175,9 +175,9 @@ class Times:
     critical_hours: float
 
 
-def times(
+def estimate_wall_clock(
     study: Study, accelerator: str, *, mfu: float = 0.4, slices: int = 1, chips: int | None = None
-) -> Times:
+) -> WallClock:
     """Works out placements and wall-clock; ``chips`` a slice is by default the fewest that hold every run.
 
     Raises:
@@ -187,13 +187,13 @@ def times(
         raise MscaleError(f"slices is {slices}: expected at least 1")
     device_hours(1, accelerator, mfu)
     shapes = {run.shape: run for run in study.runs}
-    count = chips or max(place(run, accelerator).chips for run in shapes.values())
-    placed = {shape: place(run, accelerator, count) for shape, run in shapes.items()}
+    count = chips or max(run_placement(run, accelerator).mesh.chips for run in shapes.values())
+    placed = {shape: run_placement(run, accelerator, count) for shape, run in shapes.items()}
     largest: dict[str, memory.Placement] = {}
     for run in study.runs:
         one = placed[run.shape]
-        if run.tag not in largest or (one.fsdp * one.tensor, one.bytes_per_chip) > (
-            largest[run.tag].fsdp * largest[run.tag].tensor,
+        if run.tag not in largest or (one.mesh.fsdp * one.mesh.tensor, one.bytes_per_chip) > (
+            largest[run.tag].mesh.fsdp * largest[run.tag].mesh.tensor,
             largest[run.tag].bytes_per_chip,
         ):
             largest[run.tag] = one
@@ -201,12 +201,12 @@ def times(
     def hours(run: RunSpec) -> float:
         return device_hours(run.flops, accelerator, mfu) / count
 
-    return Times(
+    return WallClock(
         accelerator,
         mfu,
         count,
         slices,
         largest,
         makespan(study.runs, slices, hours),
-        max(downstream(study.runs, hours).values(), default=0.0),
+        max(longest_chain_costs(study.runs, hours).values(), default=0.0),
     )

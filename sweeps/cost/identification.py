@@ -14,7 +14,7 @@ import numpy as np
 from sweeps.study import Study
 
 # Of the size that nano models on bytes have: E and the two terms of Chinchilla at 80k parameters, 80k tokens.
-PLANTED = {
+NANO_PARAMETERS = {
     "E": 0.9,
     "A": 26.0,
     "alpha": 0.35,
@@ -25,13 +25,13 @@ PLANTED = {
     "psi": -0.04,
 }
 # Of the size that models of millions to billions of parameters have: Hoffmann et al. 2022, equation 10.
-PLANTED_LARGE = {**PLANTED, "E": 1.69, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28}
-PLANTED_TAU = 0.3
-NEAR = 3  # languages with a τ of their own, K_t
+HOFFMANN_PARAMETERS = {**NANO_PARAMETERS, "E": 1.69, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28}
+ASSUMED_TAU = 0.3
+_TRANSFER_LANGUAGES = 3  # languages with a τ of their own, K_t
 
 
 @dataclass(frozen=True)
-class Row:
+class DesignPoint:
     """One cooled loss: N, the language, tokens D and unique tokens U of every language trained on."""
 
     params: int
@@ -63,9 +63,9 @@ class Identification:
         return self.rank == len(self.names)
 
 
-def cooled(study: Study) -> list[Row]:
+def design_points(study: Study) -> list[DesignPoint]:
     """Cooled losses that the study will have, of languages that the run trained on from scratch."""
-    rows: dict[tuple[str, str], Row] = {}
+    rows: dict[tuple[str, str], DesignPoint] = {}
     for cell, ends in zip(study.cells, study.ends, strict=True):
         if cell.init is not None:
             continue
@@ -76,20 +76,20 @@ def cooled(study: Study) -> list[Row]:
             for language in run.bindings["EVAL_LANGUAGES"]:
                 if rates.get(language, 0) > 0:
                     seen = {name: rate * tokens for name, rate in rates.items() if rate > 0}
-                    rows[end, language] = Row(
+                    rows[end, language] = DesignPoint(
                         run.params, language, seen, {name: limits[name] for name in seen}
                     )
     return list(rows.values())
 
 
-def saturate(tokens: float, unique: float, lambda_: float) -> float:
+def effective_tokens(tokens: float, unique: float, lambda_: float) -> float:
     """Effective data S(D; U) of ATLAS: D up to U, then U·[1 + (1 − exp(−λ(D/U − 1)))/λ]."""
     if tokens <= unique:
         return tokens
     return unique * (1 - np.expm1(-lambda_ * (tokens / unique - 1)) / lambda_)
 
 
-def identify(
+def fisher_information(
     study: Study, noise: float = 0.01, planted: Mapping[str, float] | None = None
 ) -> dict[str, Identification]:
     """Fisher information of the Chinchilla, ATLAS and capacity laws, α, β and λ shared by all languages.
@@ -98,9 +98,11 @@ def identify(
       noise: standard deviation of a cooled loss, in nats.
       planted: parameters to assume; by default those of nano models, or of large ones, by the study's sizes.
     """
-    rows = cooled(study)
+    rows = design_points(study)
     if planted is None:
-        planted = PLANTED if max((row.params for row in rows), default=0) < 2e6 else PLANTED_LARGE
+        planted = (
+            NANO_PARAMETERS if max((row.params for row in rows), default=0) < 2e6 else HOFFMANN_PARAMETERS
+        )
     alone = [row for row in rows if len(row.tokens) == 1]
     scales_of: dict[str, set[int]] = {}
     for row in alone:
@@ -118,28 +120,28 @@ def identify(
     }
 
 
-def _repeats(row: Row) -> bool:
+def _repeats(row: DesignPoint) -> bool:
     return any(row.tokens[name] > row.unique[name] for name in row.tokens)
 
 
-def _chinchilla_names(rows: Sequence[Row]) -> list[str]:
+def _chinchilla_names(rows: Sequence[DesignPoint]) -> list[str]:
     languages = sorted({row.language for row in rows})
     return ["alpha", "beta", *(f"{name}[{language}]" for language in languages for name in "EAB")]
 
 
-def _chinchilla(row: Row, p: dict[str, float]) -> float:
+def _chinchilla(row: DesignPoint, p: dict[str, float]) -> float:
     t = row.language
     size = p[f"A[{t}]"] * row.params ** -p["alpha"]
     return p[f"E[{t}]"] + size + p[f"B[{t}]"] * row.tokens[t] ** -p["beta"]
 
 
-def _capacity(row: Row, p: dict[str, float]) -> float:
+def _capacity(row: DesignPoint, p: dict[str, float]) -> float:
     count = len(row.tokens)
     size = p["A"] * count ** p["phi"] * row.params ** -p["alpha"]
     return p["E"] + size + p["B"] * count ** p["psi"] * row.tokens[row.language] ** -p["beta"]
 
 
-def near(rows: Sequence[Row]) -> dict[str, list[str]]:
+def most_cosampled(rows: Sequence[DesignPoint]) -> dict[str, list[str]]:
     """K_t: for each target the languages most co-sampled with it, by tokens over all runs."""
     together: dict[str, dict[str, float]] = {}
     for row in rows:
@@ -147,12 +149,15 @@ def near(rows: Sequence[Row]) -> dict[str, list[str]]:
         for name, tokens in row.tokens.items():
             if name != row.language:
                 sums[name] = sums.get(name, 0.0) + tokens
-    return {t: sorted(sums, key=lambda name: (-sums[name], name))[:NEAR] for t, sums in together.items()}
+    return {
+        t: sorted(sums, key=lambda name: (-sums[name], name))[:_TRANSFER_LANGUAGES]
+        for t, sums in together.items()
+    }
 
 
-def _atlas_names(rows: Sequence[Row]) -> list[str]:
+def _atlas_names(rows: Sequence[DesignPoint]) -> list[str]:
     names = ["alpha", "beta", "lambda"]
-    sources = near(rows)
+    sources = most_cosampled(rows)
     for t in sorted(sources):
         names += [f"{name}[{t}]" for name in "EAB"] + [f"tau[{t},{source}]" for source in sources[t]]
         if any(set(row.tokens) - {t, *sources[t]} for row in rows if row.language == t):
@@ -163,12 +168,12 @@ def _atlas_names(rows: Sequence[Row]) -> list[str]:
 class _Atlas:
     """The ATLAS law with the K_t of one study."""
 
-    def __init__(self, rows: Sequence[Row]):
-        self.sources = near(rows)
+    def __init__(self, rows: Sequence[DesignPoint]):
+        self.sources = most_cosampled(rows)
         # Coefficient, tokens and unique tokens of each term: a row of 400 languages is summed once.
         self.terms = {id(row): self._terms(row) for row in rows}
 
-    def _terms(self, row: Row) -> list[tuple[str, float, float]]:
+    def _terms(self, row: DesignPoint) -> list[tuple[str, float, float]]:
         t, other, unique, terms = row.language, 0.0, 0.0, []
         for name, tokens in row.tokens.items():
             if name in self.sources[t]:
@@ -177,27 +182,27 @@ class _Atlas:
                 other, unique = other + tokens, unique + row.unique[name]
         return [*terms, (f"tau[{t},other]", other, unique)] if other else terms
 
-    def __call__(self, row: Row, p: dict[str, float]) -> float:
+    def __call__(self, row: DesignPoint, p: dict[str, float]) -> float:
         t = row.language
-        effective = saturate(row.tokens[t], row.unique[t], p["lambda"])
+        effective = effective_tokens(row.tokens[t], row.unique[t], p["lambda"])
         for name, tokens, unique in self.terms[id(row)]:
-            effective += p[name] * saturate(tokens, unique, p["lambda"])
+            effective += p[name] * effective_tokens(tokens, unique, p["lambda"])
         size = p[f"A[{t}]"] * row.params ** -p["alpha"]
         return p[f"E[{t}]"] + size + p[f"B[{t}]"] * effective ** -p["beta"]
 
 
 def _fisher(
     law: str,
-    rows: Sequence[Row],
+    rows: Sequence[DesignPoint],
     names: Sequence[str],
-    predict: Callable[[Row, dict[str, float]], float],
+    predict: Callable[[DesignPoint, dict[str, float]], float],
     noise: float,
     values: Mapping[str, float],
 ) -> Identification:
     if not rows:
         return Identification(law, 0, tuple(names), 0, float("inf"), dict.fromkeys(names, float("inf")))
     planted = {
-        name: PLANTED_TAU if name.startswith("tau") else values[name.partition("[")[0]] for name in names
+        name: ASSUMED_TAU if name.startswith("tau") else values[name.partition("[")[0]] for name in names
     }
     # E[t], tau[t,s]: such a parameter moves the losses of language t alone.
     of_language: dict[str, list[int]] = {}
@@ -232,13 +237,13 @@ def _fisher(
 # ---------------------------------------------------------------------------------------------------------
 # In words
 
-SCALES_OF_CROSSOVER = 3
+_CROSSOVER_LAW_SCALES = 3
 
 
-def statement(study: Study, noise: float = 0.01) -> list[str]:
+def identification_lines(study: Study, noise: float = 0.01) -> list[str]:
     """Says which laws and which other questions the study answers, and which it cannot, a line each."""
     lines = []
-    for name, found in identify(study, noise).items():
+    for name, found in fisher_information(study, noise).items():
         told = f"rank {found.rank} of {len(found.names)} from {found.rows:,} losses"
         exponents = [one for one in ("alpha", "beta", "lambda", "phi", "psi") if one in found.errors]
         if found.identified and found.rows:
@@ -254,7 +259,7 @@ def statement(study: Study, noise: float = 0.01) -> list[str]:
     return lines + [_transfer_line(study), _crossover_line(study), _noise_line(study)]
 
 
-def unanswerable(study: Study, missing: Collection[str], noise: float = 0.01) -> list[str]:
+def answers_lost(study: Study, missing: Collection[str], noise: float = 0.01) -> list[str]:
     """What the whole study would tell and what is left of it, without the runs in ``missing``, does not."""
     cells, ends = [], []
     for cell, ids in zip(study.cells, study.ends, strict=True):
@@ -267,7 +272,9 @@ def unanswerable(study: Study, missing: Collection[str], noise: float = 0.01) ->
     left = replace(study, cells=tuple(cells), ends=tuple(ends))
     return [
         after
-        for before, after in zip(statement(study, noise), statement(left, noise), strict=True)
+        for before, after in zip(
+            identification_lines(study, noise), identification_lines(left, noise), strict=True
+        )
         if after.startswith("Does not") and not before.startswith("Does not")
     ]
 
@@ -305,7 +312,7 @@ def _crossover_line(study: Study) -> str:
         if cell.init is not None and (str(cell.scale), cell.mixture) in scratch
     }
     sizes = {scale for scale, _ in both}
-    if len(sizes) >= SCALES_OF_CROSSOVER:
+    if len(sizes) >= _CROSSOVER_LAW_SCALES:
         return (
             f"Covers pretrain-or-continue at {len(sizes)} scales, {len(both)} pairs of runs; its power law in N is "
             "identified where the curves cross within the budgets."
@@ -313,7 +320,7 @@ def _crossover_line(study: Study) -> str:
     if both:
         return (
             f"Covers pretrain-or-continue at scale {', '.join(sorted(sizes))} for {len(both)} languages; does not "
-            f"identify its power law in N, which needs {SCALES_OF_CROSSOVER} scales."
+            f"identify its power law in N, which needs {_CROSSOVER_LAW_SCALES} scales."
         )
     return "Does not cover pretrain-or-continue: no language both from scratch and continued at one scale."
 

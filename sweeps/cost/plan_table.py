@@ -32,8 +32,12 @@ def plan_table(
     from rich.markup import escape
     from rich.table import Table
 
-    result = planner.plan(study)
-    where = planner.times(study, accelerator, mfu=mfu, slices=slices, chips=chips) if accelerator else None
+    result = planner.study_bill(study)
+    where = (
+        planner.estimate_wall_clock(study, accelerator, mfu=mfu, slices=slices, chips=chips)
+        if accelerator
+        else None
+    )
     table = Table(title=f"Study {study.name}", title_justify="left", caption_justify="left")
     table.add_column("tag")
     names = ["printed"] * (printed is not None) + ["cells", "distinct", "budgets", "runs", "trunks"]
@@ -54,7 +58,7 @@ def plan_table(
             row.append(f"{planner.device_hours(bill.flops, accelerator or '', mfu):,.3g}")
             if bill.tag in where.largest:
                 most = where.largest[bill.tag]
-                row += [f"{most.bytes_per_chip / 1e9:.1f}", str(most)]
+                row += [f"{most.bytes_per_chip / 1e9:.1f}", str(most.mesh)]
         table.add_row(*row)
     table.caption = escape("\n".join(plan_lines(study, result, where, slots, printed, statements)))
     return table
@@ -67,8 +71,8 @@ def _tokens(count: int) -> str:
 
 def plan_lines(
     study: Study,
-    result: planner.Plan,
-    where: planner.Times | None,
+    result: planner.StudyBill,
+    where: planner.WallClock | None,
     slots: int,
     printed: Mapping[str, int] | None,
     statements: bool,
@@ -96,9 +100,9 @@ def plan_lines(
     elif planner.is_nano(study):
         lines.append(f"On {slots} CPU cores: about {planner.nano_study_seconds(study, slots):,.0f} s.")
     if statements:
-        from sweeps.cost.identification import statement
+        from sweeps.cost.identification import identification_lines
 
-        lines += statement(study)
+        lines += identification_lines(study)
     return lines + [f"Note: {note}" for note in result.notes]
 
 

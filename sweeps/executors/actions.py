@@ -15,7 +15,7 @@ from sweeps.executors import liveness, run_folder, state
 from sweeps.spec import RunSpec
 from sweeps.study import Study
 
-FOLLOW_SECONDS = 1.0
+_FOLLOW_SECONDS = 1.0
 
 
 def find_run(study: Study, text: str) -> RunSpec:
@@ -63,7 +63,7 @@ def logs(root: str | Path, run: str, lines: int = 40, follow: bool = False) -> I
         yield from text.splitlines()
         if ended:
             return
-        time.sleep(FOLLOW_SECONDS)
+        time.sleep(_FOLLOW_SECONDS)
 
 
 def retry(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
@@ -117,8 +117,8 @@ def cancel(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
     elif not chosen:
         states = state.read_states(study.runs, root).values()
         stopped = [one.spec.id for one in states if one.state in ("running", "stalled")]
-        owner = liveness.read(root)
-        if owner and liveness.is_alive(owner):
+        owner = liveness.read_lease(root)
+        if owner and liveness.lease_holder_is_alive(owner):
             if owner["host"] != socket.gethostname():
                 raise MscaleError(
                     f"{root}: its runner is process {owner['pid']} on {owner['host']}; cancel it there"
@@ -127,7 +127,7 @@ def cancel(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
                 os.kill(int(owner["pid"]), signal.SIGTERM)
     for one in chosen:  # what runs says so itself once it has ended
         if state.read_run(one, root).state not in ("running", "stalled", "done"):
-            run_folder.write_failure(spec.workdir(root, one.id), run_folder.CANCELLED)
+            run_folder.write_failure(spec.workdir(root, one.id), run_folder.CANCELLED_REASON)
     return stopped
 
 

@@ -24,13 +24,13 @@ from mscale.errors import MscaleError, nearest
 from mscale.remote import local_folder
 from sweeps import run_graph, spec
 from sweeps.executors import run_folder, state
-from sweeps.executors.liveness import lease
+from sweeps.executors.liveness import study_lease
 from sweeps.spec import RunSpec
 from sweeps.study import Study
 
 COORDINATOR_PORT = 8476
 MEGASCALE_PORT = 8477
-COMMAND_SECONDS = 120.0
+_KUBECTL_TIMEOUT_SECONDS = 120.0
 GRACE_SECONDS = 90  # spot pods get up to that long to save
 # Chips of one host by GKE's name of the slice type (multi-host slices), and our name of the accelerator.
 CHIPS_PER_HOST = {
@@ -69,7 +69,7 @@ class Options:
     queue: str | None = None
     priority: str | None = None
     service_account: str | None = None
-    trainer: str = run_folder.TRAINER
+    trainer: str = run_folder.DEFAULT_TRAINER
 
     @property
     def chips(self) -> int:
@@ -97,7 +97,7 @@ class Options:
         return self.chips // CHIPS_PER_HOST[self.accelerator]
 
 
-def name_of(run: RunSpec) -> str:
+def jobset_name(run: RunSpec) -> str:
     """The JobSet of a run: its id as an RFC 1035 label, short enough for the names of its pods.
 
     JobSet refuses a name that begins with a digit, as the ids of ladder scales do; these get a prefix.
@@ -113,7 +113,7 @@ def manifest(run: RunSpec, options: Options) -> dict[str, Any]:
     Raises:
       MscaleError: the slice makes no sense, or no volume, or two, are given for the run folders.
     """
-    name, hosts = name_of(run), options.hosts
+    name, hosts = jobset_name(run), options.hosts
     if bool(options.claim) == bool(options.bucket):
         raise MscaleError("gke: give either a volume claim or a bucket for the run folders")
     labels = {
@@ -162,7 +162,11 @@ def _job(name: str, run: RunSpec, options: Options, hosts: int, labels: dict[str
         {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         {  # saved when it was asked to stop
             "action": "FailJob",
-            "onExitCodes": {"containerName": "train", "operator": "In", "values": [run_folder.PREEMPTED]},
+            "onExitCodes": {
+                "containerName": "train",
+                "operator": "In",
+                "values": [run_folder.PREEMPTED_EXIT_CODE],
+            },
         },
     ]
     return {
@@ -257,7 +261,7 @@ def dry_run(study: Study, options: Options, root: str | Path | None = None) -> s
         states = state.read_states(study.runs, root)
         done = {run_id for run_id, one in states.items() if one.state == "done"}
     parts = []
-    for run in run_graph.schedule(study.runs):
+    for run in run_graph.longest_chain_first(study.runs):
         if run.id not in done:
             after = f", after {run.parent}" if run.parent and run.parent not in done else ""
             text = json.dumps(manifest(run, options), indent=2)
@@ -287,21 +291,21 @@ def run(
 
     root = local_folder(root, "--root").resolve()
     total = sum(one.flops for one in study.runs)
-    with lease(root) as renew:
+    with study_lease(root) as renew:
         state.save_study(study, root)
         _clear_ended(study, root, options, context)
         earned = 0
-        order = run_graph.schedule(study.runs)
+        order = run_graph.longest_chain_first(study.runs)
         with progress(f"GKE: {study.name}", 1000, "‰") as advance:
             while True:
                 states = state.read_states(study.runs, root)
                 there = jobsets(study, options, context)
-                failed = {one.id for one in order if there.get(name_of(one)) == "Failed"}
+                failed = {one.id for one in order if there.get(jobset_name(one)) == "Failed"}
                 for one in order:
                     if one.id in failed and states[one.id].state not in ("done", "failed"):
                         run_folder.write_failure(
                             spec.workdir(root, one.id),
-                            f"its JobSet {name_of(one)} failed; see kubectl describe",
+                            f"its JobSet {jobset_name(one)} failed; see kubectl describe",
                         )
                         states = state.read_states(study.runs, root)
                 share = 1000 * sum(state.flops_done(one) for one in states.values()) // max(1, total)
@@ -313,7 +317,7 @@ def run(
                     one
                     for one in order
                     if states[one.id].state in ("waiting", "interrupted")
-                    and name_of(one) not in there
+                    and jobset_name(one) not in there
                     and not run_folder.is_cancelled(spec.workdir(root, one.id))
                     and (one.parent is None or states[one.parent].state == "done")
                 ]
@@ -339,7 +343,7 @@ def _clear_ended(study: Study, root: Path, options: Options, context: str | None
     again = [
         one
         for one in study.runs
-        if states[one.id].state != "done" and there.get(name_of(one), "Active") != "Active"
+        if states[one.id].state != "done" and there.get(jobset_name(one), "Active") != "Active"
     ]
     cancel(study, options, [one.id for one in again], context)
     for one in study.runs:
@@ -375,9 +379,9 @@ def cancel(
     """
     there = jobsets(study, options, context)
     chosen = list(study.runs) if runs is None else [study.by_id[one] for one in runs]
-    present = [one for one in chosen if name_of(one) in there]
+    present = [one for one in chosen if jobset_name(one) in there]
     for start in range(0, len(present), 100):
-        names = [name_of(one) for one in present[start : start + 100]]
+        names = [jobset_name(one) for one in present[start : start + 100]]
         _kubectl(["delete", "jobset", "-n", options.namespace, "--wait=false", *names], context)
     return [one.id for one in present]
 
@@ -386,14 +390,21 @@ def _kubectl(arguments: Sequence[str], context: str | None = None, given: str | 
     command = ["kubectl", *(["--context", context] if context else []), *arguments]
     try:
         found = subprocess.run(
-            command, input=given, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
+            command,
+            input=given,
+            capture_output=True,
+            text=True,
+            timeout=_KUBECTL_TIMEOUT_SECONDS,
+            check=False,
         )
     except FileNotFoundError:
         raise MscaleError(
             "kubectl is not installed here: install it, or print manifests with --dry-run"
         ) from None
     except subprocess.TimeoutExpired:
-        raise MscaleError(f"kubectl: no answer within {COMMAND_SECONDS:.0f} s; check the cluster") from None
+        raise MscaleError(
+            f"kubectl: no answer within {_KUBECTL_TIMEOUT_SECONDS:.0f} s; check the cluster"
+        ) from None
     if found.returncode:
         said = (found.stderr or found.stdout).strip()
         raise MscaleError(

@@ -17,7 +17,7 @@ from sweeps import spec
 from sweeps.executors import run_folder, worker
 
 
-def run_of(root: Path, run_id: str | None, array: str | None, index: int | None) -> str:
+def assigned_run(root: Path, run_id: str | None, array: str | None, index: int | None) -> str:
     """The run that this job is for: named, or the ``index``-th of a submitted array.
 
     Raises:
@@ -52,14 +52,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", nargs="?")
     parser.add_argument("--array")
     parser.add_argument("--index", type=int)
-    parser.add_argument("--trainer", default=run_folder.TRAINER)
+    parser.add_argument("--trainer", default=run_folder.DEFAULT_TRAINER)
     given = parser.parse_args(argv)
     # Ended before the trainer is there to save: nothing is lost, and it is no failure.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(run_folder.PREEMPTED))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(run_folder.PREEMPTED_EXIT_CODE))
     try:
-        run_id = run_of(given.root, given.run, given.array, given.index)
+        run_id = assigned_run(given.root, given.run, given.array, given.index)
         folder = spec.workdir(given.root, run_id)
-        one = spec.from_json(
+        one = spec.spec_from_json(
             read_json(folder / "spec.json", what="run spec"), where=str(folder / "spec.json")
         )
         start_distributed()

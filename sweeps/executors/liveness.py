@@ -14,12 +14,12 @@ from typing import Any
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, writing
 
-EXPIRY_SECONDS = 90.0
-REFRESH_SECONDS = 10.0
+LEASE_EXPIRY_SECONDS = 90.0
+LEASE_RENEWAL_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def lease(root: str | Path) -> Iterator[Callable[[], None]]:
+def study_lease(root: str | Path) -> Iterator[Callable[[], None]]:
     """Holds ``root`` for this process; yields a function to call now and then, which renews the lease.
 
     An owner on this machine holds it while its process lives; one on another machine for ``EXPIRY_SECONDS``
@@ -37,8 +37,8 @@ def lease(root: str | Path) -> Iterator[Callable[[], None]]:
         "since": time.time(),
     }
     with _guard(root):
-        other = read(root)
-        if other and is_alive(other):
+        other = read_lease(root)
+        if other and lease_holder_is_alive(other):
             raise MscaleError(
                 f"{root}: another runner works on this study (process {other['pid']} on {other['host']}); "
                 "wait for it or stop it first"
@@ -48,10 +48,10 @@ def lease(root: str | Path) -> Iterator[Callable[[], None]]:
 
     def renew() -> None:
         nonlocal last
-        if time.monotonic() - last < REFRESH_SECONDS:
+        if time.monotonic() - last < LEASE_RENEWAL_SECONDS:
             return
         with _guard(root):
-            if not _same(read(root), mine):
+            if not _same(read_lease(root), mine):
                 raise MscaleError(
                     f"{path}: another runner took this study over while this one was stopped; this one ends"
                 )
@@ -62,11 +62,11 @@ def lease(root: str | Path) -> Iterator[Callable[[], None]]:
         yield renew
     finally:
         with contextlib.suppress(OSError, MscaleError), _guard(root):
-            if _same(read(root), mine):
+            if _same(read_lease(root), mine):
                 path.unlink()
 
 
-def read(root: str | Path) -> dict[str, Any] | None:
+def read_lease(root: str | Path) -> dict[str, Any] | None:
     """The lease as it stands, or None."""
     try:
         owner = json.loads((Path(root) / "lease.json").read_text(encoding="utf-8"))
@@ -75,10 +75,10 @@ def read(root: str | Path) -> dict[str, Any] | None:
         return None
 
 
-def is_alive(owner: dict[str, Any]) -> bool:
+def lease_holder_is_alive(owner: dict[str, Any]) -> bool:
     """Whether the lease's owner still lives, as far as this machine can tell."""
     if owner["host"] != socket.gethostname():
-        return time.time() - float(owner.get("renewed", 0)) < EXPIRY_SECONDS
+        return time.time() - float(owner.get("renewed", 0)) < LEASE_EXPIRY_SECONDS
     started = _process_start(int(owner["pid"]))
     return started is not None and started == owner.get("process_started")
 
@@ -106,14 +106,14 @@ def _guard(root: Path) -> Iterator[None]:
         yield
 
 
-LOCK_SECONDS = 30.0
+_LOCK_TIMEOUT_SECONDS = 30.0
 
 
-HEARTBEAT_SECONDS = 15.0
+HEARTBEAT_INTERVAL_SECONDS = 15.0
 
 
 @contextlib.contextmanager
-def heartbeat(folder: Path, seconds: float = HEARTBEAT_SECONDS) -> Iterator[None]:
+def heartbeat(folder: Path, seconds: float = HEARTBEAT_INTERVAL_SECONDS) -> Iterator[None]:
     """Replaces ``heartbeat.json`` in a run's folder every ``seconds`` while the block runs.
 
     It says that the process lives, on which host and as which job, to runners that cannot see it; whether it gets
@@ -152,7 +152,7 @@ def read_heartbeat(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def run_lock(folder: Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+def run_lock(folder: Path, seconds: float = _LOCK_TIMEOUT_SECONDS) -> Iterator[None]:
     """Holds the run's folder; the kernel lets go of it when the process dies, however it dies.
 
     Raises:

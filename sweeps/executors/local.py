@@ -20,18 +20,15 @@ from mscale.files import atomic_json
 from mscale.remote import local_folder
 from sweeps import spec
 from sweeps.executors import run_folder, state
-from sweeps.executors.liveness import lease
-from sweeps.executors.pool import Pool
+from sweeps.executors.liveness import study_lease
+from sweeps.executors.pool import WorkerPool
 from sweeps.study import Study
 
-POLL_SECONDS = 0.2
-STATUS_SECONDS = 1.0
-STOP_SECONDS = 5.0
-WORKER_BYTES = 1_200_000_000  # memory to set aside for a worker when choosing how many to start
+_WORKER_BYTES = 1_200_000_000  # memory to set aside for a worker when choosing how many to start
 
 
 @dataclass(frozen=True)
-class Summary:
+class LocalSummary:
     """What a call of ``run`` did.
 
     Attributes:
@@ -54,11 +51,11 @@ def run(
     root: str | Path,
     *,
     workers: int | None = None,
-    trainer: str = run_folder.TRAINER,
+    trainer: str = run_folder.DEFAULT_TRAINER,
     attempts: int = 3,
     stall_seconds: float = state.STALL_SECONDS,
     description: str = "Training",
-) -> Summary:
+) -> LocalSummary:
     """Trains the runs of a study that are not done yet; called again after any interruption it continues.
 
     Args:
@@ -75,16 +72,16 @@ def run(
     """
     root = local_folder(root, "--root").resolve()
     started = time.monotonic()
-    with lease(root) as renew:
+    with study_lease(root) as renew:
         state.save_study(study, root)
         states = state.read_states(study.runs, root)
         todo = [one for one in study.runs if states[one.id].state != "done"]
         if not todo:
-            return Summary(len(study.runs), 0, len(study.runs), 0.0, 0, 0, 0)
+            return LocalSummary(len(study.runs), 0, len(study.runs), 0.0, 0, 0, 0)
         for one in todo:  # a failure is tried again: its cause may be mended
             (spec.workdir(root, one.id) / "failure.json").unlink(missing_ok=True)
-        cores = slots(min(workers or default_workers(), len(todo)))
-        pool = Pool(study, root, todo, cores, trainer, attempts, stall_seconds)
+        cores = worker_cores(min(workers or default_workers(), len(todo)))
+        pool = WorkerPool(study, root, todo, cores, trainer, attempts, stall_seconds)
         ended = "interrupted"
         try:
             with _terminable():
@@ -92,7 +89,7 @@ def run(
             ended = "failed" if pool.failed else "finished"
         finally:
             pool.stop()
-            summary = Summary(
+            summary = LocalSummary(
                 runs=len(study.runs),
                 trained=len(pool.trained),
                 skipped=len(study.runs) - len(todo),
@@ -113,11 +110,11 @@ def default_workers() -> int:
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-        count = min(count, max(1, free // WORKER_BYTES))
+        count = min(count, max(1, free // _WORKER_BYTES))
     return count
 
 
-def slots(workers: int) -> list[tuple[int, ...]]:
+def worker_cores(workers: int) -> list[tuple[int, ...]]:
     """Cores of each worker: one each, and shared in turn where there are more workers than cores.
 
     Raises:
@@ -146,7 +143,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _record(root: Path, summary: Summary, ended: str) -> None:
+def _record(root: Path, summary: LocalSummary, ended: str) -> None:
     """Adds this call to ``runner.json``: what it trained, how long, how much memory."""
     path = root / "runner.json"
     try:

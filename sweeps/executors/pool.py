@@ -19,9 +19,9 @@ from sweeps.executors import run_folder
 from sweeps.spec import RunSpec
 from sweeps.study import Study
 
-POLL_SECONDS = 0.2
-STATUS_SECONDS = 1.0
-STOP_SECONDS = 5.0
+_POLL_SECONDS = 0.2
+_STATUS_SECONDS = 1.0
+_STOP_SECONDS = 5.0
 
 
 @dataclass
@@ -38,7 +38,7 @@ class _Worker:
     buffer: bytes = b""
 
 
-class Pool:
+class WorkerPool:
     """The workers, and what is left to do."""
 
     def __init__(
@@ -57,7 +57,7 @@ class Pool:
         self.trained: list[str] = []
         self.failed: dict[str, str] = {}
         self.lost: dict[str, int] = {}
-        self.remaining = run_graph.downstream(study.runs)
+        self.remaining = run_graph.longest_chain_costs(study.runs)
         self.trainer, self.attempts, self.stall_seconds = trainer, attempts, stall_seconds
         self.free_slots = list(enumerate(cores))
         self.workers: list[_Worker] = []
@@ -93,11 +93,11 @@ class Pool:
                 self._hand_out()
                 if not any(one.run for one in self.workers):
                     return
-                for key, _ in self.selector.select(POLL_SECONDS):
+                for key, _ in self.selector.select(_POLL_SECONDS):
                     self._hear(key.data)
                 self._watch_memory()
                 renew()
-                if time.monotonic() - looked >= STATUS_SECONDS:
+                if time.monotonic() - looked >= _STATUS_SECONDS:
                     looked = time.monotonic()
                     self._look_at_running()
                 gained, self.gained = self.gained, 0.0
@@ -110,12 +110,12 @@ class Pool:
             idle.append(self._start_worker())
         for free in idle:
             others = {shape for one in self.workers if one is not free for shape in one.shapes}
-            chosen = choose(ready, free.shapes, others, self.remaining)
+            chosen = next_run_for_worker(ready, free.shapes, others, self.remaining)
             while chosen is not None and run_folder.is_cancelled(spec.workdir(self.root, chosen.id)):
-                run_folder.write_failure(spec.workdir(self.root, chosen.id), run_folder.CANCELLED)
-                self._settle(chosen, run_folder.CANCELLED)
+                run_folder.write_failure(spec.workdir(self.root, chosen.id), run_folder.CANCELLED_REASON)
+                self._settle(chosen, run_folder.CANCELLED_REASON)
                 ready.remove(chosen)
-                chosen = choose(ready, free.shapes, others, self.remaining)
+                chosen = next_run_for_worker(ready, free.shapes, others, self.remaining)
             if chosen is None:
                 return
             ready.remove(chosen)
@@ -145,7 +145,7 @@ class Pool:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    env=environment(self.root, len(cores)),
+                    env=worker_environment(self.root, len(cores)),
                 )
         started = _Worker(process, ours, cores, slot)
         self.workers.append(started)
@@ -196,8 +196,8 @@ class Pool:
             self._settle(lost, None)  # it finished its run and died before it could say so
             return
         if run_folder.is_cancelled(spec.workdir(self.root, lost.id)):
-            run_folder.write_failure(spec.workdir(self.root, lost.id), run_folder.CANCELLED)
-            self._settle(lost, run_folder.CANCELLED)
+            run_folder.write_failure(spec.workdir(self.root, lost.id), run_folder.CANCELLED_REASON)
+            self._settle(lost, run_folder.CANCELLED_REASON)
             return
         _clear_cache(self.root, since=one.started)
         self.lost[lost.id] = self.lost.get(lost.id, 0) + 1
@@ -254,7 +254,7 @@ class Pool:
                 one.connection.close()  # an idle worker leaves when its socket closes
             else:
                 one.process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
+        deadline = time.monotonic() + _STOP_SECONDS
         for one in self.workers:
             try:
                 one.process.wait(max(0.0, deadline - time.monotonic()))
@@ -266,7 +266,7 @@ class Pool:
         self.selector.close()
 
 
-def choose(
+def next_run_for_worker(
     ready: Iterable[RunSpec], mine: Collection[tuple], others: Collection[tuple], remaining: dict[str, int]
 ) -> RunSpec | None:
     """The run that a free worker takes next.
@@ -286,7 +286,7 @@ def choose(
     return min(ready, key=rank, default=None)
 
 
-def environment(root: Path, cores: int) -> dict[str, str]:
+def worker_environment(root: Path, cores: int) -> dict[str, str]:
     """Environment of a worker: as many threads as cores, and a compile cache that the workers share."""
     packages = str(Path(__file__).resolve().parent.parent)
     path = [packages, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]

@@ -6,16 +6,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-TRAINER = "mscale.train:main"
+DEFAULT_TRAINER = "mscale.train:main"
 
 
-LOG_LINES = 20
+_LOG_LINES = 20
 
 
-PREEMPTED = 143
+PREEMPTED_EXIT_CODE = 143
 
 
-CANCELLED = "cancelled; `mscale sweep retry` takes it up again"
+CANCELLED_REASON = "cancelled; `mscale sweep retry` takes it up again"
 
 
 def is_cancelled(folder: Path) -> bool:
@@ -39,7 +39,7 @@ def read_status(folder: Path) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
-def log_tail(folder: Path, lines: int = LOG_LINES) -> list[str]:
+def log_tail(folder: Path, lines: int = _LOG_LINES) -> list[str]:
     """Last lines of a run's log."""
     try:
         with open(folder / "log.txt", "rb") as file:

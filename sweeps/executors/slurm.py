@@ -23,12 +23,12 @@ from mscale.files import atomic_json, atomic_write, read_json
 from mscale.remote import local_folder
 from sweeps import run_graph, spec
 from sweeps.executors import run_folder, state
-from sweeps.executors.liveness import lease
+from sweeps.executors.liveness import study_lease
 from sweeps.spec import RunSpec
 from sweeps.study import Study
 
-ATTEMPTS = 4  # of asking the scheduler, which now and then does not answer in time
-COMMAND_SECONDS = 60.0
+SCHEDULER_ATTEMPTS = 4  # of asking the scheduler, which now and then does not answer in time
+SCHEDULER_TIMEOUT_SECONDS = 60.0
 ARRAY_SIZE = 1000  # Slurm's default MaxArraySize is 1001
 WARNING_SECONDS = 120  # before a time limit, to save in
 
@@ -65,7 +65,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Job:
+class QueuedJob:
     """One queued array element: ``id`` as 12_3, ``state`` as squeue says it, ``reason`` why it waits."""
 
     id: str
@@ -74,7 +74,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Submitted:
+class Submission:
     """What a call of ``submit`` did: runs submitted now, queued before it, done before it; arrays made."""
 
     runs: int
@@ -84,8 +84,12 @@ class Submitted:
 
 
 def submit(
-    study: Study, root: str | Path, options: Options | None = None, *, trainer: str = run_folder.TRAINER
-) -> Submitted:
+    study: Study,
+    root: str | Path,
+    options: Options | None = None,
+    *,
+    trainer: str = run_folder.DEFAULT_TRAINER,
+) -> Submission:
     """Queues every run that is neither done nor queued, parents first; called again it adds what is missing.
 
     Args:
@@ -98,17 +102,17 @@ def submit(
     """
     options = options or Options()
     root = local_folder(root, "--root").resolve()
-    with lease(root) as renew:
+    with study_lease(root) as renew:
         state.save_study(study, root)
         states = state.read_states(study.runs, root)
-        jobs = queue(root)
+        jobs = queued_jobs(root)
         done = {run.id for run in study.runs if states[run.id].state == "done"}
         off = {run.id for run in study.runs if run_folder.is_cancelled(spec.workdir(root, run.id))}
-        for run in run_graph.schedule(study.runs):  # and what starts from a cancelled run
+        for run in run_graph.longest_chain_first(study.runs):  # and what starts from a cancelled run
             if run.parent in off and run.id not in done:
                 off.add(run.id)
         skipped = {*done, *jobs, *off}
-        todo = [run for run in run_graph.schedule(study.runs) if run.id not in skipped]
+        todo = [run for run in run_graph.longest_chain_first(study.runs) if run.id not in skipped]
         for run in todo:  # a failure is tried again: its cause may be mended
             (spec.workdir(root, run.id) / "failure.json").unlink(missing_ok=True)
         script = root / "slurm" / "job.sh"
@@ -130,7 +134,7 @@ def submit(
                 place.update({run.id: f"{job}_{index}" for index, run in enumerate(chunk)})
                 arrays.append(job)
                 renew()
-    return Submitted(len(todo), len(jobs), len(done), tuple(arrays))
+    return Submission(len(todo), len(jobs), len(done), tuple(arrays))
 
 
 def run(
@@ -138,7 +142,7 @@ def run(
     root: str | Path,
     options: Options | None = None,
     *,
-    trainer: str = run_folder.TRAINER,
+    trainer: str = run_folder.DEFAULT_TRAINER,
     attempts: int = 3,
     poll_seconds: float = 10.0,
 ) -> None:
@@ -159,7 +163,7 @@ def run(
     with progress(f"Slurm: {study.name}", 1000, "‰") as advance:
         while True:
             states = state.read_states(study.runs, root)
-            jobs = queue(root)
+            jobs = queued_jobs(root)
             share = 1000 * sum(state.flops_done(one) for one in states.values()) // max(1, total)
             count = sum(one.state == "done" for one in states.values())
             advance(share - earned, note=f"{count} of {len(study.runs)} runs, {len(jobs)} queued")
@@ -224,7 +228,7 @@ trap 'again=1; kill -TERM "$child"' USR1
 trap 'kill -TERM "$child"' TERM
 wait "$child"; code=$?
 while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done
-if [ "$again" = 1 ] && [ "$code" = {run_folder.PREEMPTED} ]; then
+if [ "$again" = 1 ] && [ "$code" = {run_folder.PREEMPTED_EXIT_CODE} ]; then
   scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 fi
 exit "$code"
@@ -270,7 +274,7 @@ def _sbatch(
     return job
 
 
-def queue(root: str | Path) -> dict[str, Job]:
+def queued_jobs(root: str | Path) -> dict[str, QueuedJob]:
     """Run id to its job, of all that are queued or running for the study in ``root``.
 
     Raises:
@@ -278,8 +282,10 @@ def queue(root: str | Path) -> dict[str, Job]:
     """
     root = local_folder(root, "--root").resolve()
     prefix = f"mscale-{_study_key(root)}-"
-    answer = _call(["squeue", "--noheader", "--array", "--format=%F_%K|%T|%r|%k"], attempts=ATTEMPTS)
-    jobs: dict[str, Job] = {}
+    answer = _call(
+        ["squeue", "--noheader", "--array", "--format=%F_%K|%T|%r|%k"], attempts=SCHEDULER_ATTEMPTS
+    )
+    jobs: dict[str, QueuedJob] = {}
     listed: dict[str, list[str]] = {}
     for line in answer.splitlines():
         job, _, rest = line.strip().partition("|")
@@ -291,7 +297,7 @@ def queue(root: str | Path) -> dict[str, Job]:
             listed[array] = read_json(root / "slurm" / f"{array}.json", what="list of an array's runs")[
                 "runs"
             ]
-        jobs[listed[array][int(job.partition("_")[2])]] = Job(job, name, reason)
+        jobs[listed[array][int(job.partition("_")[2])]] = QueuedJob(job, name, reason)
     return jobs
 
 
@@ -301,10 +307,13 @@ def cancel(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
     Raises:
       MscaleError: the scheduler cannot be reached.
     """
-    jobs = queue(root)
+    jobs = queued_jobs(root)
     chosen = [run_id for run_id in (jobs if runs is None else runs) if run_id in jobs]
     for start in range(0, len(chosen), 200):
-        _call(["scancel", *(jobs[run_id].id for run_id in chosen[start : start + 200])], attempts=ATTEMPTS)
+        _call(
+            ["scancel", *(jobs[run_id].id for run_id in chosen[start : start + 200])],
+            attempts=SCHEDULER_ATTEMPTS,
+        )
     return chosen
 
 
@@ -320,14 +329,14 @@ def _call(command: Sequence[str], *, attempts: int) -> str:
             time.sleep(2.0**attempt / 2)
         try:
             found = subprocess.run(
-                list(command), capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
+                list(command), capture_output=True, text=True, timeout=SCHEDULER_TIMEOUT_SECONDS, check=False
             )
         except FileNotFoundError:
             raise MscaleError(
                 f"{name} is not installed here: run this on a login node of the cluster, or use --executor local"
             ) from None
         except subprocess.TimeoutExpired:
-            said = f"no answer within {COMMAND_SECONDS:.0f} s"
+            said = f"no answer within {SCHEDULER_TIMEOUT_SECONDS:.0f} s"
             continue
         if found.returncode == 0:
             return found.stdout

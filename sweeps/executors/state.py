@@ -24,7 +24,9 @@ from sweeps.spec import RunSpec
 from sweeps.study import Study
 
 STATES = ("done", "running", "stalled", "failed", "blocked", "waiting", "interrupted")
-LOST_SECONDS = 8 * liveness.HEARTBEAT_SECONDS  # without a heartbeat, a process on another host counts as dead
+HEARTBEAT_EXPIRY_SECONDS = (
+    8 * liveness.HEARTBEAT_INTERVAL_SECONDS
+)  # without a heartbeat, a process on another host counts as dead
 STALL_SECONDS = 1800.0  # a live process whose status.json has not changed for so long is stuck
 
 
@@ -81,13 +83,13 @@ def read_run(run: RunSpec, root: str | Path) -> RunState:
 def _beats(beat: dict[str, Any]) -> bool:
     """Whether a process on another host works on the run; one on this host holds the folder's lock."""
     elsewhere = beat.get("host") not in (None, socket.gethostname())
-    return elsewhere and time.time() - float(beat.get("when") or 0) < LOST_SECONDS
+    return elsewhere and time.time() - float(beat.get("when") or 0) < HEARTBEAT_EXPIRY_SECONDS
 
 
 def read_states(runs: Sequence[RunSpec], root: str | Path) -> dict[str, RunState]:
     """Run id to state; a run waiting for one that failed is blocked."""
     states = {run.id: read_run(run, root) for run in runs}
-    for run in run_graph.ordered(runs):
+    for run in run_graph.topological_order(runs):
         parent = states.get(run.parent or "")
         if (
             parent
@@ -105,7 +107,9 @@ def load_study(root: str | Path) -> Study:
       MscaleError: there is none, or the file is damaged.
     """
     path = Path(root) / "study.json"
-    return study.from_json(read_json(path, what="study (start one with `mscale sweep run`)"), where=str(path))
+    return study.study_from_json(
+        read_json(path, what="study (start one with `mscale sweep run`)"), where=str(path)
+    )
 
 
 def save_study(planned: Study, root: str | Path) -> None:
@@ -124,10 +128,10 @@ def save_study(planned: Study, root: str | Path) -> None:
                 f"{path}: this study was begun with another definition ({change}); go on with the old one, "
                 "or choose another folder for the new one"
             )
-    atomic_json(path, study.to_json(planned))
+    atomic_json(path, study.study_to_json(planned))
     for run in planned.runs:
         target = spec.workdir(root, run.id) / "spec.json"
-        data = spec.to_json(run)
+        data = spec.spec_to_json(run)
         if not target.exists() or read_json(target, what="run spec") != data:
             atomic_json(target, data)
 
@@ -216,8 +220,8 @@ def status_lines(root: str | Path, states: dict[str, RunState]) -> list[str]:
     for state in states.values():
         if state.state == "failed":
             lines.append(f"failed {state.spec.id}: {state.reason}")
-    owner = liveness.read(root)
-    if owner and liveness.is_alive(owner):
+    owner = liveness.read_lease(root)
+    if owner and liveness.lease_holder_is_alive(owner):
         lines.append(f"runner: process {owner['pid']} on {owner['host']}")
     elif left:
         lines.append("no runner is working on it; `mscale sweep run` continues")
@@ -229,7 +233,7 @@ def flops_done(state: RunState) -> int:
     return 6 * state.spec.params * state.tokens_done
 
 
-def summary(root: str | Path) -> dict[str, Any]:
+def state_counts(root: str | Path) -> dict[str, Any]:
     """Counts by state, and the bill so far, as plain data."""
     states = read_states(load_study(root).runs, root).values()
     return {

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.executors.liveness import heartbeat, run_lock
-from sweeps.executors.run_folder import PREEMPTED, read_status, write_failure
+from sweeps.executors.run_folder import PREEMPTED_EXIT_CODE, read_status, write_failure
 
 
 def train_run(folder: Path, arguments: Sequence[str], trainer: Callable[[list[str]], int]) -> str | None:
@@ -48,7 +48,7 @@ def train_run(folder: Path, arguments: Sequence[str], trainer: Callable[[list[st
                     reason = str(error)
         status = read_status(folder)
         if status.get("state") == "preempted":  # asked to stop, and saved: not a failure
-            os._exit(PREEMPTED)
+            os._exit(PREEMPTED_EXIT_CODE)
         if reason is None and status.get("state") != "done":
             reason = "the trainer returned before the run was done"
         if reason is not None:

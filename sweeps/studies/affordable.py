@@ -1,10 +1,10 @@
 """Two studies that a user can afford: one GPU for a day, and sixteen TPU v5e chips for a week.
 
-Both ask ATLAS's questions of fewer languages, sizes and tokens, on its vocabulary. Their budgets follow from the
-compute: the largest that keeps the whole study within it. What each identifies is computed, not claimed: see
-``sweeps.cost.identification.statement``, which `plan` prints. In short: both identify the Chinchilla, ATLAS and
-capacity laws and transfer scores; only the week has continued runs at three scales, so the day cannot give the
-crossover's power law.
+Both ask ATLAS's questions with fewer languages, sizes and tokens, on its vocabulary. Token budgets are the largest
+that keep the whole study within its compute. Which laws each identifies is computed by
+``sweeps.cost.identification`` and printed by `mscale sweep plan`: both identify the Chinchilla, ATLAS and capacity
+laws and transfer scores. Only the week has continued runs at three scales, so the day does not identify the power
+law of the pretrain-or-continue crossover.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from mscale import scales
 from mscale.chips import ACCELERATORS
 from mscale.data.mixture import Sizes
+from mscale.data.store import Store
 from mscale.errors import MscaleError
 from sweeps import spec
-from sweeps.build import Recipe, build
-from sweeps.cost.bill import plan
-from sweeps.studies import assumed
+from sweeps.build import Recipe, build_study
+from sweeps.cost.bill import study_bill
+from sweeps.studies import assumed_sizes
 from sweeps.studies.demo import choose_pairs
 from sweeps.study import Cell, Study
 
-FAMILIES = {
+_FAMILIES = {
     "en": "Germanic",
     "de": "Germanic",
     "fr": "Romance",
@@ -31,20 +32,22 @@ FAMILIES = {
     "zh": "Sinitic",
     "sw": "Bantu",
 }
-WARMUP_STEPS = 200
-LEARNING_RATE = 2e-4
-MFU = 0.4
+_WARMUP_STEPS = 200
+_LEARNING_RATE = 2e-4
+_MFU = 0.4
 
 
 @dataclass(frozen=True)
-class Size:
-    """What a study of this form is made of.
+class StudyDesign:
+    """Compute, scales and languages of one of these studies.
 
     Attributes:
       flops: compute that the whole study may take.
-      scales: of the anchors, five or more over a factor of 20; middle: of pairs and single languages.
+      scales: of the two anchor languages, five or more whose parameters span a factor of 20.
+      middle: scale of the pairs and of the other languages alone.
       capacity: scales of the uniform mixtures; continued: scales of the multilingual checkpoints.
       languages: the first two are the anchors.
+      batch_size: sequences of a step; sequence_length: tokens of a sequence.
     """
 
     flops: float
@@ -62,7 +65,7 @@ class Size:
         return self.batch_size * self.sequence_length
 
 
-GPU_DAY = Size(
+GPU_DAY = StudyDesign(
     flops=3e19,  # one H200 at 40% of its peak for 21 hours
     scales=(0, 2, 4, 8, 12),
     middle=4,
@@ -72,8 +75,8 @@ GPU_DAY = Size(
     batch_size=64,
     sequence_length=1024,
 )
-TPU_WEEK = Size(
-    flops=16 * 7 * 86_400 * ACCELERATORS["v5e"] * MFU,
+TPU_WEEK = StudyDesign(
+    flops=16 * 7 * 86_400 * ACCELERATORS["v5e"] * _MFU,
     scales=(0, 4, 8, 12, 16, 20),
     middle=12,
     capacity=(4, 8, 12),
@@ -84,102 +87,115 @@ TPU_WEEK = Size(
 )
 
 
-def gpu_day(store=None, *, seed: int = 0, fingerprint: str | None = None) -> Study:
-    """One day of one GPU: about 3e19 FLOP, 40% of an H200's peak. See ``affordable``."""
-    return affordable("gpu-day", GPU_DAY, store, seed=seed, fingerprint=fingerprint)
+def gpu_day_study(store: Store | None = None, *, seed: int = 0, fingerprint: str | None = None) -> Study:
+    """One day of one GPU: about 3e19 FLOP, 40% of an H200's peak. See ``affordable_study``."""
+    return affordable_study("gpu-day", GPU_DAY, store, seed=seed, fingerprint=fingerprint)
 
 
-def tpu_week(store=None, *, seed: int = 0, fingerprint: str | None = None) -> Study:
-    """One week of 16 TPU v5e chips at 40% of their peak: 7.6e20 FLOP. See ``affordable``."""
-    return affordable("tpu-week", TPU_WEEK, store, seed=seed, fingerprint=fingerprint)
+def tpu_week_study(store: Store | None = None, *, seed: int = 0, fingerprint: str | None = None) -> Study:
+    """One week of 16 TPU v5e chips at 40% of their peak: 7.6e20 FLOP. See ``affordable_study``."""
+    return affordable_study("tpu-week", TPU_WEEK, store, seed=seed, fingerprint=fingerprint)
 
 
-def affordable(name: str, size: Size, store=None, *, seed: int = 0, fingerprint: str | None = None) -> Study:
-    """Returns the study whose budgets are the largest that stay within ``size.flops``.
+def affordable_study(
+    name: str,
+    design: StudyDesign,
+    store: Store | None = None,
+    *,
+    seed: int = 0,
+    fingerprint: str | None = None,
+) -> Study:
+    """Returns the study whose budgets are the largest that stay within ``design.flops``.
 
     Args:
-      store: an open token store with the languages; None plans with ``assumed.AssumedSizes``.
+      store: an open token store with the languages; None plans with ``assumed_sizes.AssumedSizes``.
 
     Raises:
       MscaleError: the compute is too little for the warmup, or a language is not in the store.
     """
-    sizes: Sizes = assumed.AssumedSizes() if store is None else store
+    sizes: Sizes = assumed_sizes.AssumedSizes() if store is None else store
     if fingerprint is None:
-        fingerprint = assumed.FINGERPRINT if store is None else spec.store_fingerprint(store)
+        fingerprint = assumed_sizes.ASSUMED_FINGERPRINT if store is None else spec.store_fingerprint(store)
 
-    def of(units: int) -> Study:
+    def study_of(units: int) -> Study:
         """The study whose largest monolingual budget is ``units`` × 16 steps."""
         recipe = Recipe(
-            store=str(store.path) if store is not None else assumed.STORE,
+            store=str(store.path) if store is not None else assumed_sizes.PLACEHOLDER_STORE,
             fingerprint=fingerprint,
             vocabulary_size=int(store.vocabulary["size"]) if store is not None else scales.ATLAS_VOCABULARY,
-            sequence_length=size.sequence_length,
-            batch_size=size.batch_size,
-            learning_rate=LEARNING_RATE,
-            warmup_steps=WARMUP_STEPS,
+            sequence_length=design.sequence_length,
+            batch_size=design.batch_size,
+            learning_rate=_LEARNING_RATE,
+            warmup_steps=_WARMUP_STEPS,
             gin_files=("gin/train/atlas.gin",),
             evaluations=24,
-            unimax_budget=2 * 16 * units * size.step_tokens,
+            unimax_budget=2 * 16 * units * design.step_tokens,
         )
-        return build(
-            name, _cells(size, 16 * units * size.step_tokens, seed, sizes), recipe, sizes, _notes(size, store)
+        return build_study(
+            name,
+            _cells(design, 16 * units * design.step_tokens, seed, sizes),
+            recipe,
+            sizes,
+            _notes(design, store),
         )
 
-    return of(_largest(name, size, of))
+    return study_of(_largest_budget(name, design, study_of))
 
 
-def _largest(name: str, size: Size, of: Callable[[int], Study]) -> int:
-    """The most units of 16 steps within the compute, by proportion: the bill is linear in the budget."""
+def _largest_budget(name: str, design: StudyDesign, study_of: Callable[[int], Study]) -> int:
+    """The most units of 16 steps whose study stays within ``design.flops``; the bill is linear in the budget."""
     probe = 1024
-    units = int(probe * size.flops / plan(of(probe)).total.flops)
-    if 16 * units // 4 < 2 * WARMUP_STEPS:
+    units = int(probe * design.flops / study_bill(study_of(probe)).total.flops)
+    if 16 * units // 4 < 2 * _WARMUP_STEPS:
         raise MscaleError(
-            f"study {name}: {size.flops:.3g} FLOP allow {16 * units} steps for its largest budget, too few for "
-            f"{WARMUP_STEPS} of warmup in a quarter of it; give more compute or fewer scales"
+            f"study {name}: {design.flops:.3g} FLOP allow {16 * units} steps for its largest budget, too few for "
+            f"{_WARMUP_STEPS} of warmup in a quarter of it; give more compute or fewer scales"
         )
-    while units > 1 and plan(of(units)).total.flops > size.flops:
+    while units > 1 and study_bill(study_of(units)).total.flops > design.flops:
         units -= 1
     return units
 
 
-def _cells(size: Size, tokens: int, seed: int, sizes: Sizes) -> list[Cell]:
-    first, second, *_ = size.languages
+def _cells(design: StudyDesign, tokens: int, seed: int, sizes: Sizes) -> list[Cell]:
+    first, second, *_ = design.languages
 
     def budgets(*parts: float) -> tuple[int, ...]:
-        return tuple(round(part * tokens / size.step_tokens) * size.step_tokens for part in parts)
+        return tuple(round(part * tokens / design.step_tokens) * design.step_tokens for part in parts)
 
     cells = [
         Cell("mono", scale, one, budgets(0.25, 0.5, 1), seed)
         for one in (first, second)
-        for scale in size.scales
+        for scale in design.scales
     ]
-    cells += [Cell("mono", size.middle, one, budgets(0.5, 1), seed) for one in size.languages[2:]]
-    cells.append(Cell("seeds", size.middle, first, budgets(0.25, 0.5, 1), seed + 1))
-    for pair in choose_pairs(size.languages, FAMILIES):
-        cells.append(Cell("pairs", size.middle, "+".join(pair), budgets(0.625, 1.25), seed))
-    for count in (2, 4, len(size.languages)):
-        mixture = "+".join(size.languages[:count])
-        cells += [Cell("capacity", scale, mixture, budgets(0.75, 1.5), seed) for scale in size.capacity]
+    cells += [Cell("mono", design.middle, one, budgets(0.5, 1), seed) for one in design.languages[2:]]
+    cells.append(Cell("seeds", design.middle, first, budgets(0.25, 0.5, 1), seed + 1))
+    for pair in choose_pairs(design.languages, _FAMILIES):
+        cells.append(Cell("pairs", design.middle, "+".join(pair), budgets(0.625, 1.25), seed))
+    for count in (2, 4, len(design.languages)):
+        mixture = "+".join(design.languages[:count])
+        cells += [Cell("capacity", scale, mixture, budgets(0.75, 1.5), seed) for scale in design.capacity]
     for epochs in (4, 16):
-        windows = round(tokens / epochs / size.sequence_length)
-        limit = ((first, min(windows, sizes.windows(first, size.sequence_length)) * size.sequence_length),)
-        cells.append(Cell("repeat", size.middle, first, budgets(0.5, 1), seed, unique_tokens=limit))
-    for scale in size.continued:
-        name = "unimax:" + "+".join(size.languages)
-        unimax = Cell("unimax", scale, name, budgets(2), seed, evaluate=size.languages)
+        windows = round(tokens / epochs / design.sequence_length)
+        limit = (
+            (first, min(windows, sizes.windows(first, design.sequence_length)) * design.sequence_length),
+        )
+        cells.append(Cell("repeat", design.middle, first, budgets(0.5, 1), seed, unique_tokens=limit))
+    for scale in design.continued:
+        name = "unimax:" + "+".join(design.languages)
+        unimax = Cell("unimax", scale, name, budgets(2), seed, evaluate=design.languages)
         cells.append(unimax)
-        for one in size.languages[: 4 if len(size.continued) == 1 else 3]:
+        for one in design.languages[: 4 if len(design.continued) == 1 else 3]:
             wanted = budgets(0.25, 0.5, 1) if one == first else budgets(0.5)
-            cells.append(Cell("continue", scale, one, wanted, seed, init=unimax, evaluate=size.languages))
-            if scale != size.middle and one not in (first, second):
+            cells.append(Cell("continue", scale, one, wanted, seed, init=unimax, evaluate=design.languages))
+            if scale != design.middle and one not in (first, second):
                 cells.append(Cell("continue", scale, one, budgets(0.5, 1), seed))
     return cells
 
 
-def _notes(size: Size, store) -> Sequence[str]:
+def _notes(design: StudyDesign, store: Store | None) -> Sequence[str]:
     notes = [
-        f"within {size.flops:.3g} FLOP; batches of {size.batch_size} × {size.sequence_length} tokens and a warmup of "
-        f"{WARMUP_STEPS} steps, smaller than Table B.2's, since the budgets are smaller"
+        f"within {design.flops:.3g} FLOP; batches of {design.batch_size} × {design.sequence_length} tokens and a warmup "
+        f"of {_WARMUP_STEPS} steps, smaller than Table B.2's, since the budgets are smaller"
     ]
     if store is None:
         notes.append("planned without a token store, from published rates; give a store to run it")

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from sweeps.build import Recipe, build
+from sweeps.build import Recipe, build_study
 from sweeps.study import Cell
 
 LANGUAGES = ("en", "fr", "hi")
@@ -42,4 +42,4 @@ def cell(tag="mono", scale="nano2", mixture="en", steps=(20, 50, 100), **changes
 
 
 def make(*cells, **changes):
-    return build("test", cells, dataclasses.replace(RECIPE, **changes), FakeStore())
+    return build_study("test", cells, dataclasses.replace(RECIPE, **changes), FakeStore())

@@ -272,4 +272,4 @@ print(seconds)
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(found.stdout.split()[-1]) < 1  # beyond TensorFlow's and SeqIO's own
-    assert packed.task.__doc__
+    assert packed.packed_task.__doc__

@@ -30,7 +30,7 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def shown(store):
     mixture = resolve("unimax", store, S, budget_tokens=100_000, max_epochs=30)
-    return mixture, show.rows(mixture, 100_000, store)
+    return mixture, show.mixture_rows(mixture, 100_000, store)
 
 
 def text_of(table, width=120):
@@ -53,7 +53,7 @@ def test_rows_are_arithmetic_on_the_mixture(store, shown):
 
 def test_the_table_says_it_all_and_sums_up_what_it_leaves_out(shown):
     mixture, rows = shown
-    text = text_of(show.table(mixture, rows))
+    text = text_of(show.mixture_table(mixture, rows))
     for part in (
         "language",
         "script",
@@ -68,7 +68,7 @@ def test_the_table_says_it_all_and_sums_up_what_it_leaves_out(shown):
         assert part in text
     for row in rows:
         assert f"{row.unique_tokens:,}" in text
-    short = text_of(show.table(mixture, rows, limit=1))
+    short = text_of(show.mixture_table(mixture, rows, limit=1))
     assert "2 more" in short
     assert f"{sum(row.unique_tokens for row in rows[1:]):,}" in short
     assert "100,000" in short
@@ -76,7 +76,7 @@ def test_the_table_says_it_all_and_sums_up_what_it_leaves_out(shown):
 
 def test_csv_keeps_full_precision(shown):
     _, rows = shown
-    read = list(csv.DictReader(io.StringIO(show.to_csv(rows))))
+    read = list(csv.DictReader(io.StringIO(show.rows_to_csv(rows))))
     np.testing.assert_array_equal([float(row["rate"]) for row in read], [row.rate for row in rows])
     assert list(read[0]) == ["language", "script", "unique_tokens", "rate", "tokens", "epochs"]
 
@@ -84,20 +84,20 @@ def test_csv_keeps_full_precision(shown):
 def test_charts_are_written_whole(shown, tmp_path):
     pytest.importorskip("altair")
     mixture, rows = shown
-    chart = show.chart(mixture, rows)
-    show.save(chart, tmp_path / "m.png")
+    chart = show.mixture_chart(mixture, rows)
+    show.save_chart(chart, tmp_path / "m.png")
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
-    show.save(chart, tmp_path / "m.html")
+    show.save_chart(chart, tmp_path / "m.html")
     html = (tmp_path / "m.html").read_text()
     assert "Cyrillic" in html
     assert "<script src=" not in html  # nothing is loaded from elsewhere
-    assert "the 1 of the highest rates" in show.chart(mixture, rows, limit=1).to_json()
+    assert "the 1 of the highest rates" in show.mixture_chart(mixture, rows, limit=1).to_json()
     with pytest.raises(MscaleError, match="expected .png, .svg or .html"):
-        show.save(chart, tmp_path / "m.jpg")
+        show.save_chart(chart, tmp_path / "m.jpg")
 
 
 def test_sizes_alone_have_no_script_and_a_budget_must_be_one(store):
     mixture = resolve("uniform", store, S)
-    assert {row.script for row in show.rows(mixture, 1e9)} == {""}
+    assert {row.script for row in show.mixture_rows(mixture, 1e9)} == {""}
     with pytest.raises(MscaleError, match="a budget of 0 tokens"):
-        show.rows(mixture, 0)
+        show.mixture_rows(mixture, 0)

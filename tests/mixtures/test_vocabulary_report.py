@@ -4,7 +4,7 @@ import json
 import pytest
 import tiny_corpus
 
-from mixtures.vocabulary_report import main_script, script_of, tables, vocabulary_report
+from mixtures.vocabulary_report import main_script, report_tables, script_of, vocabulary_report
 from mscale.data.parallel_text import parallel_text
 from mscale.data.vocabulary import byte_vocabulary
 from mscale.errors import MscaleError
@@ -112,7 +112,7 @@ def test_tables_show_every_row(tmp_path):
     generated(tmp_path)
     tiny_corpus.write(tmp_path, {"en": ["one two"], "ja": ["一"]})
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    for table in tables(vocabulary_report(byte_vocabulary(), tmp_path, parallel=tmp_path)):
+    for table in report_tables(vocabulary_report(byte_vocabulary(), tmp_path, parallel=tmp_path)):
         console.print(table)
     text = console.export_text()
     assert "bytes-259" in text and "premiums over en" in text and "byte premium" in text and "–" in text

@@ -9,20 +9,29 @@ from hypothesis import strategies as st
 from mscale.errors import MscaleError
 from sweeps import spec as specs
 
+BINDINGS = {"STEPS": 10, "BATCH_SIZE": 4, "SEQUENCE_LENGTH": 8, "SCALE": "nano2"}
 
-def make(**changes):
-    arguments = {
-        "study": "s",
-        "tag": "mono",
-        "kind": "single",
-        "prefix": "nano2-en",
-        "gin_files": (),
-        "bindings": {"STEPS": 10, "BATCH_SIZE": 4, "SEQUENCE_LENGTH": 8, "SCALE": "nano2"},
-        "store": "/a/store",
-        "fingerprint": "f",
-        "params": 1000,
-    }
-    return specs.make(**{**arguments, **changes})
+
+def make(
+    *,
+    study="s",
+    tag="mono",
+    kind="single",
+    bindings=BINDINGS,
+    store="/a/store",
+    fingerprint="f",
+    gin_files=(),
+    parent=None,
+    parent_step=None,
+):
+    return specs.make_run(
+        specs.RunLabel(study, tag, "nano2-en"),
+        kind,
+        bindings,
+        specs.RunInputs(store, fingerprint, gin_files),
+        params=1000,
+        start=specs.StartingPoint(parent, parent_step) if parent else None,
+    )
 
 
 def test_counts_are_exact():
@@ -109,7 +118,7 @@ def test_placement_cannot_be_bound_by_a_study():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
 def test_values_that_gin_cannot_hold_are_refused(value):
     with pytest.raises(MscaleError):
-        specs.frozen({"A": [value]})
+        specs.canonical({"A": [value]})
 
 
 values = st.recursive(
@@ -122,22 +131,22 @@ values = st.recursive(
 @given(values)
 def test_specs_survive_json(value):
     run = make(bindings={"STEPS": 1, "BATCH_SIZE": 1, "SEQUENCE_LENGTH": 1, "A": value})
-    assert specs.from_json(json.loads(json.dumps(specs.to_json(run)))) == run
+    assert specs.spec_from_json(json.loads(json.dumps(specs.spec_to_json(run)))) == run
 
 
 @given(values)
 def test_gin_literals_are_python_literals(value):
     import ast
 
-    value = specs.frozen(value)
+    value = specs.canonical(value)
     assert ast.literal_eval(specs.gin_literal(value)) == value
 
 
 def test_damaged_spec_names_the_field():
-    data = specs.to_json(make())
+    data = specs.spec_to_json(make())
     del data["steps"]
     with pytest.raises(MscaleError, match="'steps' is missing"):
-        specs.from_json(data)
+        specs.spec_from_json(data)
 
 
 @given(st.text(max_size=80))

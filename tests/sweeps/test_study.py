@@ -62,7 +62,7 @@ def test_scales_may_have_their_own_bindings():
 def test_studies_are_deterministic_and_survive_json():
     one, other = make(cell(), cell("x", mixture="en+fr")), make(cell(), cell("x", mixture="en+fr"))
     assert one == other
-    assert studies.from_json(json.loads(json.dumps(studies.to_json(one)))) == one
+    assert studies.study_from_json(json.loads(json.dumps(studies.study_to_json(one)))) == one
 
 
 @pytest.mark.parametrize(
@@ -95,13 +95,13 @@ def with_runs(study, runs):
 def test_duplicate_ids_are_refused():
     study = make(cell())
     with pytest.raises(MscaleError, match="occurs twice"):
-        studies.validate(with_runs(study, [*study.runs, study.runs[0]]))
+        studies.check_study(with_runs(study, [*study.runs, study.runs[0]]))
 
 
 def test_missing_parents_are_refused():
     study = make(cell())
     with pytest.raises(MscaleError, match="not in the study"):
-        studies.validate(with_runs(study, study.runs[1:]))
+        studies.check_study(with_runs(study, study.runs[1:]))
 
 
 def test_cycles_are_refused():
@@ -109,14 +109,14 @@ def test_cycles_are_refused():
     a, b = study.runs
     a, b = dataclasses.replace(a, parent=b.id), dataclasses.replace(b, parent=a.id)
     with pytest.raises(MscaleError, match=f"cycle: {a.id} → {b.id} → {a.id}"):
-        studies.validate(with_runs(study, [a, b]))
+        studies.check_study(with_runs(study, [a, b]))
 
 
 def test_branches_off_the_end_of_a_trunk_are_refused():
     study = make(cell())
     late = dataclasses.replace(study.runs[-1], parent_step=91)
     with pytest.raises(MscaleError, match="branches off .* at step 91, but that trunk has 90"):
-        studies.validate(with_runs(study, [*study.runs[:-1], late]))
+        studies.check_study(with_runs(study, [*study.runs[:-1], late]))
 
 
 def test_unimax_rates_are_fixed_for_the_study():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_corpus
 
-from mixtures.packing.units import COUNTS, NEVER, encoded
+from mixtures.packing.units import COUNT_NAMES, NEVER_HELD_OUT, encode_units
 from mscale.data.vocabulary import byte_vocabulary
 
 TEXTS = ["one\ntwo\n\n  \nthree", "", "no line end", "\n", "ends\n", "a ▁ b\n\n"]
@@ -27,8 +27,8 @@ def vocabulary(request, tmp_path_factory):
 
 
 def pack_units(unit, vocabulary):
-    counts = dict.fromkeys(COUNTS, 0)
-    batches = list(encoded(iter(TEXTS), unit, vocabulary, counts))
+    counts = dict.fromkeys(COUNT_NAMES, 0)
+    batches = list(encode_units(iter(TEXTS), unit, vocabulary, counts))
     return np.concatenate([r for r, _ in batches]), np.concatenate([i for _, i in batches]), counts
 
 
@@ -46,7 +46,7 @@ def test_every_line_is_a_unit_and_blank_ones_are_never_held_out(vocabulary):
     ends = np.cumsum(records["tokens"])
     assert [vocabulary.decode(part) for part in np.split(ids, ends)[:-1]] == lines
     assert records["bytes"].tolist() == [len(line.encode()) for line in lines]
-    assert ((records["hash"] == NEVER) == [not line.strip() for line in lines]).all()
+    assert ((records["hash"] == NEVER_HELD_OUT) == [not line.strip() for line in lines]).all()
     assert records["document"].tolist() == [0, 0, 0, 0, 0, 1, 2, 3, 4, 4]
 
 

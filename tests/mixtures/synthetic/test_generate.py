@@ -52,11 +52,11 @@ def test_layout_sizes_and_json(tmp_path):
 def test_rendered_byte_counts_are_those_of_the_text():
     world = generate.make_world()
     content = synthetic_text.draw_content(
-        synthetic_text.content_process(world), synthetic_languages.generator(1, "t"), 700
+        synthetic_text.content_process(world), synthetic_languages.random_generator(1, "t"), 700
     )
     for code in ("aa", "ba"):
-        forms = synthetic_text.word_forms(world, synthetic_languages.language(world, code))
-        lines, ends, text_bytes = synthetic_text.render(forms, content)
+        forms = synthetic_text.word_forms(world, synthetic_languages.synthetic_language(world, code))
+        lines, ends, text_bytes = synthetic_text.render_json_lines(forms, content)
         rows = lines.tobytes().splitlines(keepends=True)
         assert np.cumsum([len(row) for row in rows]).tolist() == ends.tolist()
         assert [len(json.loads(row)["text"].encode()) for row in rows] == text_bytes.tolist()
@@ -177,8 +177,8 @@ def world():
 
 def test_sound_changes_are_regular(world):
     for code in ("ab", "ac", "bb", "cd"):
-        parent = synthetic_languages.language(world, code[0] + "a")
-        child = synthetic_languages.language(world, code)
+        parent = synthetic_languages.synthetic_language(world, code[0] + "a")
+        child = synthetic_languages.synthetic_language(world, code)
         maps = [{change[0]: change[1] for change in one.sound_changes} for one in (parent, child)]
         kept = parent.inherited & child.inherited
         names = synthetic_languages.concept_ranges(world.concepts)["name"]
@@ -194,7 +194,8 @@ def test_sound_changes_are_regular(world):
 
 def test_scripts_are_shared_by_some_families_and_order_belongs_to_languages(world):
     languages = [
-        synthetic_languages.language(world, code) for code in synthetic_languages.language_codes(40, 4)
+        synthetic_languages.synthetic_language(world, code)
+        for code in synthetic_languages.language_codes(40, 4)
     ]
     scripts = {one.family: one.script for one in languages}
     assert scripts == {"a": "Latin", "b": "Cyrillic", "c": "Latin", "d": "Greek"}
@@ -209,7 +210,7 @@ def test_scripts_are_shared_by_some_families_and_order_belongs_to_languages(worl
 def test_text_is_in_its_script():
     world = generate.make_world(families=12)
     for code in synthetic_languages.language_codes(12, 12):
-        script = synthetic_languages.language(world, code).script
+        script = synthetic_languages.synthetic_language(world, code).script
         letters = {c for c in world_text(world, code, 5000).decode().lower() if c.isalpha()}
         assert letters <= set(synthetic_languages.ALPHABETS[script].lower()) and len(letters) >= 15
 
@@ -252,7 +253,7 @@ def test_parallel_part_has_the_same_content(tmp_path):
 
 def test_relatedness_is_a_similarity(world):
     codes = synthetic_languages.language_codes(16, 4)
-    languages = [synthetic_languages.language(world, code) for code in codes]
+    languages = [synthetic_languages.synthetic_language(world, code) for code in codes]
     frequencies = synthetic_text.concept_frequencies(world)
     assert frequencies.sum() == pytest.approx(1) and (frequencies >= 0).all()
     matrix = synthetic_languages.relatedness_matrix(languages, frequencies)
@@ -286,8 +287,8 @@ def test_each_knob_moves_relatedness_as_it_says(field, values, pair, rises):
 
 def synthetic_relatedness(one: str, other: str, **parameters) -> float:
     world = generate.make_world(**parameters)
-    pair = [synthetic_languages.language(world, code) for code in (one, other)]
-    return synthetic_languages.relatedness(*pair, synthetic_text.concept_frequencies(world))
+    pair = [synthetic_languages.synthetic_language(world, code) for code in (one, other)]
+    return synthetic_languages.planted_relatedness(*pair, synthetic_text.concept_frequencies(world))
 
 
 # Transfer, measured without a neural network.
@@ -344,7 +345,7 @@ def relative_gain(target: bytes, source: bytes) -> float:
 
 def test_transfer_rises_with_planted_relatedness(world):
     codes = synthetic_languages.language_codes(8, 4)
-    languages = [synthetic_languages.language(world, code) for code in codes]
+    languages = [synthetic_languages.synthetic_language(world, code) for code in codes]
     planted = synthetic_languages.relatedness_matrix(languages, synthetic_text.concept_frequencies(world))
     text = {code: world_text(world, code, 90_000) for code in codes}
     gains, related, kinds = [], [], []
@@ -363,7 +364,7 @@ def test_transfer_rises_with_planted_relatedness(world):
 def test_transfer_inside_a_family_is_graded():
     world = generate.make_world(families=1, replaced=(0.0, 0.7), sound_changes=(0, 6))
     codes = synthetic_languages.language_codes(7, 1)
-    languages = [synthetic_languages.language(world, code) for code in codes]
+    languages = [synthetic_languages.synthetic_language(world, code) for code in codes]
     planted = synthetic_languages.relatedness_matrix(languages, synthetic_text.concept_frequencies(world))
     text = {code: world_text(world, code, 90_000) for code in codes}
     pairs = list(itertools.permutations(codes, 2))

@@ -134,18 +134,18 @@ def test_a_run_that_is_no_longer_done_leaves_the_tables(root):
 
 
 def test_what_missing_cells_make_unanswerable_is_said():
-    from sweeps import studies
     from sweeps.cost import bill
-    from sweeps.cost.identification import unanswerable
+    from sweeps.cost.identification import answers_lost
+    from sweeps.studies.built_in import built_in_study
 
-    study = studies.make("gpu-day")
-    assert unanswerable(study, []) == []
+    study = built_in_study("gpu-day")
+    assert answers_lost(study, []) == []
     gone = [run.id for run in study.runs if run.tag == "repeat"]
-    (line,) = unanswerable(study, gone)
+    (line,) = answers_lost(study, gone)
     assert line.startswith("Does not identify the atlas law") and "lambda" in line
     continued = [run.id for run in study.runs if run.tag == "continue"]
-    assert any("pretrain-or-continue" in line for line in unanswerable(study, continued))
-    assert bill.plan(study).total.runs == len(study.runs)
+    assert any("pretrain-or-continue" in line for line in answers_lost(study, continued))
+    assert bill.study_bill(study).total.runs == len(study.runs)
 
 
 @pytest.mark.slow

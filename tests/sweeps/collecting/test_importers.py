@@ -160,7 +160,7 @@ def test_long_and_wide_layouts_say_the_same(tmp_path):
     ],
 )
 def test_mixtures_as_people_write_them(text, shares):
-    assert import_defaults.shares_of(text, {"en", "es", "zh-Hans"}, "f.csv:2") == shares
+    assert import_defaults.mixture_shares(text, {"en", "es", "zh-Hans"}, "f.csv:2") == shares
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,9 @@ def test_mixtures_as_people_write_them(text, shares):
 )
 def test_mixtures_that_are_none_are_refused(text, message):
     with pytest.raises(MscaleError, match=message):
-        import_defaults.shares_of(text, {"en", "es"}, "f.csv:2")
+        import_defaults.mixture_shares(text, {"en", "es"}, "f.csv:2")
     if text == "unimax":
-        assert import_defaults.shares_of(text, {"en", "es"}, "f.csv:2", told=True) is None
+        assert import_defaults.mixture_shares(text, {"en", "es"}, "f.csv:2", told=True) is None
 
 
 def test_the_phase_follows_from_the_rate_where_it_can():

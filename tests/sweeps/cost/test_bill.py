@@ -14,7 +14,7 @@ from sweeps.cost import plan_table
 def test_bill_is_exact_and_tags_add_up():
     unimax = cell("unimax", mixture="uniform")
     study = make(cell(), cell("pairs", mixture="en+fr"), unimax, cell("continue", init=unimax))
-    plan = planner.plan(study)
+    plan = planner.study_bill(study)
     assert plan.total.runs == len(study.runs) == 16 and plan.total.trunks == 4
     assert plan.total.tokens == sum(run.tokens for run in study.runs)
     assert plan.total.flops == sum(6 * run.params * run.tokens for run in study.runs)
@@ -24,14 +24,14 @@ def test_bill_is_exact_and_tags_add_up():
 
 
 def test_baselines_shared_by_tags_are_billed_once():
-    plan = planner.plan(make(cell(), cell("again")))
+    plan = planner.study_bill(make(cell(), cell("again")))
     assert [(bill.tag, bill.cells, bill.runs) for bill in plan.tags] == [("mono", 3, 4), ("again", 3, 0)]
 
 
 def test_critical_path_runs_through_the_checkpoint():
     unimax = cell("unimax", mixture="uniform")
     study = make(cell(steps=(120,)), unimax, cell("continue", init=unimax))
-    plan = planner.plan(study)
+    plan = planner.study_bill(study)
     assert [study.by_id[run].kind for run in plan.critical_path] == ["trunk", "branch", "trunk", "branch"]
     assert plan.critical_flops == 6 * study.runs[0].params * STEP * 200
 
@@ -42,14 +42,14 @@ def test_wall_clock_is_within_its_bounds(slots, steps):
     unimax = cell("unimax", mixture="uniform", steps=tuple(steps))
     study = make(cell(steps=tuple(steps)), unimax, cell("continue", init=unimax))
     seconds = float(run_graph.makespan(study.runs, slots, lambda run: run.flops))
-    total, critical = planner.plan(study).total.flops, planner.plan(study).critical_flops
+    total, critical = planner.study_bill(study).total.flops, planner.study_bill(study).critical_flops
     assert max(total / slots, critical) - 1 <= seconds <= total / slots + critical + 1
 
 
 def test_schedule_starts_parents_first():
     unimax = cell("unimax", mixture="uniform")
     study = make(cell(), unimax, cell("continue", init=unimax))
-    position = {run.id: index for index, run in enumerate(run_graph.schedule(study.runs))}
+    position = {run.id: index for index, run in enumerate(run_graph.longest_chain_first(study.runs))}
     assert len(position) == len(study.runs)
     assert all(position[run.parent] < position[run.id] for run in study.runs if run.parent)
 

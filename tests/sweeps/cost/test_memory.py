@@ -17,9 +17,13 @@ from sweeps.cost import memory
 SHAPE = scales.get(34)
 
 
+def workload(shape=SHAPE, batch_size=8, sequence_length=2048):
+    return memory.Workload(shape, 64_512, batch_size, sequence_length)
+
+
 def test_state_is_sixteen_bytes_a_parameter():
-    whole = memory.use(SHAPE, 64_512, 8, 2048).total
-    split = memory.use(SHAPE, 64_512, 64, 2048, fsdp=8).total
+    whole = memory.memory_per_chip(workload()).total
+    split = memory.memory_per_chip(workload(batch_size=64), memory.MeshSizes(fsdp=8)).total
     # Eight chips with eight times the batch: the same activations, an eighth of the state and of the block of logits;
     # the embedding and a layer are gathered, in bfloat16, with gradients in float32.
     d, h, k, f = SHAPE.embed, SHAPE.heads, SHAPE.kv, SHAPE.ffw
@@ -47,8 +51,9 @@ COMPILED = {
 @pytest.mark.parametrize("case", COMPILED)
 def test_the_formula_is_within_a_fifth_of_the_compiler(case):
     scale, data, fsdp, tensor, batch, length = case
-    mesh = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    found = memory.use(scales.get(scale), 64_512, batch, length, **mesh, compute_bytes=4, fused=False)
+    mesh = memory.MeshSizes(data, fsdp, tensor)
+    run = workload(scales.get(scale), batch, length)
+    found = memory.memory_per_chip(run, mesh, compute_bytes=4, fused=False)
     assert found.total == pytest.approx(COMPILED[case], rel=0.2)
 
 
@@ -75,7 +80,7 @@ def test_kept_activations_are_one_input_a_layer():
     import dataclasses
 
     deeper = dataclasses.replace(SHAPE, layers=SHAPE.layers + 1)
-    more = memory.use(deeper, 64_512, 8, 2048).total - memory.use(SHAPE, 64_512, 8, 2048).total
+    more = memory.memory_per_chip(workload(deeper)).total - memory.memory_per_chip(workload()).total
     state = 16 * (scales.parameter_count(deeper, 64_512) - scales.parameter_count(SHAPE, 64_512))
     assert more == pytest.approx(1.1 * (state + 2 * 8 * 2048 * SHAPE.embed), rel=1e-6)
 
@@ -86,29 +91,29 @@ def test_kept_activations_are_one_input_a_layer():
     st.sampled_from([64, 256, 512, 2048]),
 )
 def test_a_suggested_mesh_holds_the_run_and_half_of_it_does_not(scale, accelerator, batch):
-    shape = scales.get(scale)
-    found = memory.place(shape, 64_512, batch, 2048, accelerator)
-    room = memory.USABLE * chips.CHIP_BYTES[accelerator]
-    assert found.bytes_per_chip <= room
-    mesh = {"data": found.data, "fsdp": found.fsdp, "tensor": found.tensor}
+    run = workload(scales.get(scale), batch)
+    found = memory.smallest_placement(run, accelerator)
+    mesh, usable = found.mesh, memory.usable_bytes(accelerator)
+    assert usable == pytest.approx(0.9 * chips.CHIP_BYTES[accelerator])
+    assert found.bytes_per_chip <= usable
     fused = accelerator in chips.FUSED
-    assert found.use == memory.use(shape, 64_512, batch, 2048, **mesh, fused=fused)
-    assert batch % (found.data * found.fsdp) == 0
-    if found.chips > 1:
+    assert found.memory == memory.memory_per_chip(run, mesh, fused=fused)
+    assert batch % (mesh.data * mesh.fsdp) == 0
+    if mesh.chips > 1:
         with pytest.raises(MscaleError, match="does not fit on"):
-            memory.place(shape, 64_512, batch, 2048, accelerator, found.chips // 2)
-    if found.fsdp > 1 and found.tensor == 1:  # parameters are not split further than they must be
-        half = {"data": 2 * found.data, "fsdp": found.fsdp // 2}
-        assert memory.use(shape, 64_512, batch, 2048, **half, fused=fused).total > room
+            memory.smallest_placement(run, accelerator, mesh.chips // 2)
+    if mesh.fsdp > 1 and mesh.tensor == 1:  # parameters are not split further than they must be
+        half = memory.MeshSizes(data=2 * mesh.data, fsdp=mesh.fsdp // 2)
+        assert memory.memory_per_chip(run, half, fused=fused).total > usable
 
 
 def test_what_does_not_fit_says_how_much_it_needs():
     with pytest.raises(
         MscaleError, match=r"does not fit on 1 v5e \(needs .* GB on each, 15.5 GB are usable\)"
     ):
-        memory.place(SHAPE, 64_512, 2048, 2048, "v5e", 1)
+        memory.smallest_placement(workload(batch_size=2048), "v5e", 1)
     with pytest.raises(MscaleError, match="unknown accelerator 'tpu9'"):
-        memory.place(SHAPE, 64_512, 2048, 2048, "tpu9")
+        memory.smallest_placement(workload(batch_size=2048), "tpu9")
 
 
 def test_heads_that_tensor_does_not_divide_stay_whole():
@@ -116,7 +121,9 @@ def test_heads_that_tensor_does_not_divide_stay_whole():
     import dataclasses
 
     for_heads = [
-        memory.use(dataclasses.replace(SHAPE, heads=heads), 64_512, 8, 2048, tensor=2).state
+        memory.memory_per_chip(
+            workload(dataclasses.replace(SHAPE, heads=heads)), memory.MeshSizes(tensor=2)
+        ).state
         for heads in (16, 17, 18)
     ]
     assert for_heads[1] > for_heads[2] > for_heads[0]
@@ -129,7 +136,7 @@ def test_the_command_prints_what_fits(capsys):
     cli.main(arguments, standalone_mode=False)
     lines = capsys.readouterr().out.splitlines()
     by_mesh = {line.split("│")[3].strip(): line for line in lines if line.startswith("│")}
-    taken = memory.use(scales.get(46), 64_512, 512, 2048, fsdp=64, fused=False)
+    taken = memory.memory_per_chip(workload(scales.get(46), 512), memory.MeshSizes(fsdp=64), fused=False)
     assert f"{taken.total / 1e9:.2f}" in by_mesh["fsdp=64"] and "│ fits" in by_mesh["fsdp=64"]
     assert "does not fit" in by_mesh["data=64"]
     cli.main([*arguments, "--fsdp", "16", "--tensor", "4"], standalone_mode=False)

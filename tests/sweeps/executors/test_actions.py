@@ -76,7 +76,7 @@ def test_cancelling_a_run_at_work_ends_it_and_leaves_the_others(tmp_path):
 def test_cancelling_the_study_ends_its_runner(tmp_path):
     study, root = make(cell(steps=(100,))), tmp_path / "study"
     runner = start_runner(study, root, workers=1, seconds=60)
-    wait_for(lambda: (root / "study.json").exists() and state.summary(root)["running"], 60)
+    wait_for(lambda: (root / "study.json").exists() and state.state_counts(root)["running"], 60)
     assert actions.cancel(root) == [study.runs[0].id]
     runner.communicate(timeout=60)
     assert runner.returncode == 128 + signal.SIGTERM and not (root / "lease.json").exists()
@@ -101,7 +101,7 @@ def test_a_process_that_lives_and_does_nothing_is_shown_as_stalled(tmp_path):
     atomic_json(folder / "status.json", {"state": "running", "step": 5, "updated": now - 8_000})
     found = state.read_run(study.runs[0], tmp_path)
     assert found.state == "stalled" and "no progress for 8,0" in found.reason
-    atomic_json(folder / "heartbeat.json", {**elsewhere, "when": now - 2 * state.LOST_SECONDS})
+    atomic_json(folder / "heartbeat.json", {**elsewhere, "when": now - 2 * state.HEARTBEAT_EXPIRY_SECONDS})
     assert state.read_run(study.runs[0], tmp_path).state == "interrupted"
 
 

@@ -16,7 +16,7 @@ from mscale.files import atomic_json
 from mscale.training import distributed
 from sweeps import spec
 from sweeps.executors import gke, state
-from sweeps.studies import make as make_built_in
+from sweeps.studies.built_in import built_in_study
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "jobset_4_hosts.json"
 OPTIONS = gke.Options(image="registry.example/mscale:1", bucket="studies", spot=True)
@@ -162,8 +162,8 @@ def test_a_root_with_spaces_and_semicolons_stays_one_argument(study, tmp_path, m
 
 @pytest.mark.parametrize("name", ["gpu-day", "tpu-week", "atlas"])
 def test_names_of_the_built_in_studies_are_rfc_1035_labels(name):
-    for run in make_built_in(name, None).runs:
-        label = gke.name_of(run)
+    for run in built_in_study(name, None).runs:
+        label = gke.jobset_name(run)
         assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", label)
         assert len(f"{label}-slice-99-999-abcde") <= 63
 
@@ -203,7 +203,7 @@ def test_what_makes_no_sense_is_named(study, changes, message):
 
 def test_names_are_labels_and_tell_runs_apart():
     many = make(*(cell(seed=seed, scale=scale) for seed in range(3) for scale in ("nano1", "nano2")))
-    names = [gke.name_of(run) for run in many.runs]
+    names = [gke.jobset_name(run) for run in many.runs]
     assert len(set(names)) == len(names)
     # The pod of host 10 of slice 10 must still fit 63 characters, with the suffix that Kubernetes adds.
     assert all(

@@ -13,7 +13,7 @@ from studies import RECIPE, FakeStore, cell, make
 
 from mscale.errors import MscaleError
 from sweeps import spec
-from sweeps.build import build
+from sweeps.build import build_study
 from sweeps.collecting.collect import collect
 from sweeps.executors import liveness, local, pool, state
 from sweeps.study import Cell
@@ -47,11 +47,14 @@ def test_a_shape_stays_with_the_worker_that_compiled_it():
     by_scale = {name: [one for one in study.runs if name in one.shape] for name in ("nano1", "nano2")}
     remaining = {one.id: one.flops for one in study.runs}
     (one, *_), (other, *_) = by_scale["nano1"], by_scale["nano2"]
-    chosen = pool.choose(study.runs, {one.shape}, {other.shape}, remaining)
+    chosen = pool.next_run_for_worker(study.runs, {one.shape}, {other.shape}, remaining)
     assert chosen.shape == one.shape
-    assert pool.choose(study.runs, set(), {other.shape}, remaining).shape == one.shape
-    assert pool.choose(by_scale["nano2"], {one.shape}, {other.shape}, remaining).shape == other.shape
-    assert pool.choose([], set(), set(), {}) is None
+    assert pool.next_run_for_worker(study.runs, set(), {other.shape}, remaining).shape == one.shape
+    assert (
+        pool.next_run_for_worker(by_scale["nano2"], {one.shape}, {other.shape}, remaining).shape
+        == other.shape
+    )
+    assert pool.next_run_for_worker([], set(), set(), {}) is None
 
 
 def test_failures_are_reported_together_and_their_children_not_begun(tmp_path, monkeypatch):
@@ -178,7 +181,7 @@ def many(seeds: int = 1):
         Cell("continue", one.scale, "hi", (32 * 20, 32 * 40), one.seed, init=one) for one in cells[3::9]
     ]
     cells += [Cell("continue", one.scale, "en", (32 * 20,), one.seed, init=one) for one in cells[4:30:9]]
-    return build("many", cells, RECIPE, FakeStore())
+    return build_study("many", cells, RECIPE, FakeStore())
 
 
 def test_nothing_is_lost_or_counted_twice_when_workers_and_runner_are_killed_at_random(tmp_path):
@@ -260,7 +263,7 @@ def test_real_training_end_to_end(tmp_path):
     )
     unimax = Cell("unimax", "nano0", "unimax", (32 * 10, 32 * 20))
     cells = [unimax, Cell("continue", "nano0", "fr", (32 * 10, 32 * 20), init=unimax, evaluate=("en", "fr"))]
-    study = build("tiny", cells, recipe, store)
+    study = build_study("tiny", cells, recipe, store)
     root = tmp_path / "study"
     summary = local.run(study, root, workers=1)
     assert summary.trained == len(study.runs) == 6

@@ -61,7 +61,7 @@ def test_what_the_queue_holds_and_what_is_done_is_left_alone(tmp_path, fake):
         if len(slurm.read_json(path, what="a")["runs"]) == 1
     ]
     fake("squeue", f'echo "101_0|RUNNING|None|{array.stem}"; echo "7_0|RUNNING|None|someone-else"')
-    assert slurm.queue(root) == {study.runs[0].id: slurm.Job("101_0", "RUNNING", "None")}
+    assert slurm.queued_jobs(root) == {study.runs[0].id: slurm.QueuedJob("101_0", "RUNNING", "None")}
     again = slurm.submit(study, root)
     assert (again.runs, again.queued) == (3, 1)
     assert "--dependency=afterok:101_0" in calls(tmp_path)[-1]
@@ -97,14 +97,17 @@ def test_an_unreachable_scheduler_is_one_clear_error(tmp_path, fake):
     with pytest.raises(MscaleError, match="squeue failed: slurm_load_jobs error: Unable to contact") as error:
         slurm.submit(make(cell()), tmp_path / "study")
     assert "call the same command again" in str(error.value)
-    assert len(calls(tmp_path, "squeue")) == slurm.ATTEMPTS and not (tmp_path / "study/lease.json").exists()
+    assert (
+        len(calls(tmp_path, "squeue")) == slurm.SCHEDULER_ATTEMPTS
+        and not (tmp_path / "study/lease.json").exists()
+    )
 
 
 def test_a_scheduler_that_does_not_answer_is_not_waited_for(tmp_path, fake, monkeypatch):
     monkeypatch.setattr(slurm, "COMMAND_SECONDS", 0.05)
     fake("squeue", "exec sleep 5")
     with pytest.raises(MscaleError, match="no answer within"):
-        slurm.queue(tmp_path)
+        slurm.queued_jobs(tmp_path)
 
 
 def test_a_refused_job_says_why_in_slurms_words(tmp_path, fake):

@@ -58,7 +58,7 @@ def test_the_table_counts_and_names(tmp_path, study):
         console.print(state.status_table(tmp_path))
     text = console.export_text()
     assert f"failed {other.id}: the disk is full" in text and "step 19 of 20" in text and "s left" in text
-    done = state.summary(tmp_path)
+    done = state.state_counts(tmp_path)
     assert (done["done"], done["failed"], done["waiting"], done["interrupted"]) == (1, 1, 5, 1)
     assert done["tokens_done"] == trunk.tokens + 32
 
@@ -71,7 +71,7 @@ def test_damaged_status_counts_as_not_done(tmp_path, study):
 def test_studies_are_read_back(tmp_path, study):
     assert state.load_study(tmp_path) == study
     data = json.loads((spec.workdir(tmp_path, study.runs[0].id) / "spec.json").read_text())
-    assert spec.from_json(data) == study.runs[0]
+    assert spec.spec_from_json(data) == study.runs[0]
 
 
 def test_folder_without_a_study_says_what_to_do(tmp_path):
@@ -83,32 +83,37 @@ def test_folder_without_a_study_says_what_to_do(tmp_path):
 
 
 def test_lease_of_a_dead_or_foreign_owner(tmp_path):
-    with liveness.lease(tmp_path) as renew:
-        mine = liveness.read(tmp_path)
-        assert mine["pid"] == os.getpid() and liveness.is_alive(mine)
-        with pytest.raises(MscaleError, match="another runner works on this study"), liveness.lease(tmp_path):
+    with liveness.study_lease(tmp_path) as renew:
+        mine = liveness.read_lease(tmp_path)
+        assert mine["pid"] == os.getpid() and liveness.lease_holder_is_alive(mine)
+        with (
+            pytest.raises(MscaleError, match="another runner works on this study"),
+            liveness.study_lease(tmp_path),
+        ):
             pass
         renew()
-    assert liveness.read(tmp_path) is None
+    assert liveness.read_lease(tmp_path) is None
     # The pid lives, but it is another process now.
     atomic_json(tmp_path / "lease.json", {**mine, "process_started": mine["process_started"] - 1})
-    with liveness.lease(tmp_path):
+    with liveness.study_lease(tmp_path):
         pass
     foreign = {**mine, "host": "elsewhere", "renewed": time.time()}
     atomic_json(tmp_path / "lease.json", foreign)
-    with pytest.raises(MscaleError, match="on elsewhere"), liveness.lease(tmp_path):
+    with pytest.raises(MscaleError, match="on elsewhere"), liveness.study_lease(tmp_path):
         pass
-    atomic_json(tmp_path / "lease.json", {**foreign, "renewed": time.time() - 2 * liveness.EXPIRY_SECONDS})
-    with liveness.lease(tmp_path):
+    atomic_json(
+        tmp_path / "lease.json", {**foreign, "renewed": time.time() - 2 * liveness.LEASE_EXPIRY_SECONDS}
+    )
+    with liveness.study_lease(tmp_path):
         pass
 
 
 def test_a_runner_whose_lease_was_taken_over_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(liveness, "REFRESH_SECONDS", 0.0)
-    with liveness.lease(tmp_path) as renew:
+    with liveness.study_lease(tmp_path) as renew:
         renew()
-        other = {**liveness.read(tmp_path), "host": "elsewhere"}
+        other = {**liveness.read_lease(tmp_path), "host": "elsewhere"}
         atomic_json(tmp_path / "lease.json", other)
         with pytest.raises(MscaleError, match="took this study over"):
             renew()
-    assert liveness.read(tmp_path)["host"] == "elsewhere"  # and it is not ours to remove
+    assert liveness.read_lease(tmp_path)["host"] == "elsewhere"  # and it is not ours to remove

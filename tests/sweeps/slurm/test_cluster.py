@@ -83,7 +83,7 @@ def test_a_requeued_run_goes_on_where_it_was(root):
     (one,) = study.runs
     slurm.submit(study, root, options("export FAKE_SECONDS=6"), trainer=FAKE)
     wait_for(lambda: state.read_run(one, root).step > 0)
-    subprocess.run(["scontrol", "requeue", slurm.queue(root)[one.id].id], check=True)
+    subprocess.run(["scontrol", "requeue", slurm.queued_jobs(root)[one.id].id], check=True)
     wait_for(lambda: state.read_run(one, root).state == "done")
     assert began(root, one) == 2
     assert collect(root).runs == 1
@@ -94,7 +94,7 @@ def test_the_warning_before_a_time_limit_queues_the_run_again(root):
     (one,) = study.runs
     slurm.submit(study, root, options("export FAKE_SECONDS=6"), trainer=FAKE)
     wait_for(lambda: state.read_run(one, root).step > 0)
-    subprocess.run(["scancel", "--signal=USR1", "--batch", slurm.queue(root)[one.id].id], check=True)
+    subprocess.run(["scancel", "--signal=USR1", "--batch", slurm.queued_jobs(root)[one.id].id], check=True)
     wait_for(lambda: state.read_run(one, root).state == "done")
     assert began(root, one) == 2
 
@@ -111,7 +111,7 @@ def test_a_failure_keeps_its_children_from_starting_until_it_is_mended(root):
             attempts=1,
         )
     assert "was told to fail" in str(error.value) and "blocked" in str(error.value)
-    assert states(study, root).count("done") == 9 and not slurm.queue(root)
+    assert states(study, root).count("done") == 9 and not slurm.queued_jobs(root)
     slurm.run(study, root, options(), trainer=FAKE, poll_seconds=0.5)
     assert set(states(study, root)) == {"done"}
 
@@ -119,9 +119,9 @@ def test_a_failure_keeps_its_children_from_starting_until_it_is_mended(root):
 def test_cancelled_runs_leave_the_queue_and_can_be_submitted_again(root):
     study = small()
     slurm.submit(study, root, options("export FAKE_SECONDS=30"), trainer=FAKE)
-    wait_for(lambda: "RUNNING" in {job.state for job in slurm.queue(root).values()})
+    wait_for(lambda: "RUNNING" in {job.state for job in slurm.queued_jobs(root).values()})
     assert slurm.cancel(root)
-    wait_for(lambda: not slurm.queue(root))
+    wait_for(lambda: not slurm.queued_jobs(root))
     assert "done" not in states(study, root)
     slurm.run(study, root, options(), trainer=FAKE, poll_seconds=0.5)
     assert set(states(study, root)) == {"done"}
@@ -134,13 +134,13 @@ def test_two_studies_in_one_queue_do_not_see_each_other(root, tmp_path):
         assert slurm.submit(study, other, options(), trainer=FAKE).runs == len(study.runs)
     finally:
         slurm.cancel(other)
-    assert slurm.queue(root)
+    assert slurm.queued_jobs(root)
 
 
 def test_real_training_gives_the_same_observations(root, tmp_path):
     import tiny_store
 
-    from sweeps.build import Recipe, build
+    from sweeps.build import Recipe, build_study
     from sweeps.study import Cell
 
     store = tiny_store.write(tmp_path / "store", ("en", "fr"))
@@ -155,7 +155,7 @@ def test_real_training_gives_the_same_observations(root, tmp_path):
         evaluations=2,
         bindings={"EVAL_TOKENS": 256, "PROGRESS": False},
     )
-    study = build("tiny", [Cell("mono", "nano0", "en", (320, 640))], recipe, store)
+    study = build_study("tiny", [Cell("mono", "nano0", "en", (320, 640))], recipe, store)
     local.run(study, tmp_path / "local", workers=1)
     collect(tmp_path / "local")
     # A run's arithmetic depends on its threads: one core, as the local executor gives.

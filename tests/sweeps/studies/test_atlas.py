@@ -7,28 +7,28 @@ import pytest
 
 from mscale import languages, scales
 from mscale.errors import MscaleError
-from sweeps import studies
 from sweeps.cost import bill as planner
 from sweeps.cost import plan_table
-from sweeps.cost.identification import identify, statement
-from sweeps.studies import affordable, assumed
-from sweeps.studies.atlas import L_TARGET, NOT_NAMED, PRINTED, S_PART, atlas
+from sweeps.cost.identification import fisher_information, identification_lines
+from sweeps.studies import affordable, assumed_sizes
+from sweeps.studies.atlas import L_TARGET, PRINTED_CELLS, S_PART, UNNAMED_CELLS, atlas_study
+from sweeps.studies.built_in import built_in_study
 
 
 @pytest.fixture(scope="module")
 def study():
-    return atlas()
+    return atlas_study()
 
 
 def test_cells_are_the_printed_ones(study):
     named = Counter(cell.tag for cell in study.cells)
-    assert sum(PRINTED.values()) == 774
-    assert {tag: named[tag] + NOT_NAMED.get(tag, 0) for tag in PRINTED} == PRINTED
+    assert sum(PRINTED_CELLS.values()) == 774
+    assert {tag: named[tag] + UNNAMED_CELLS.get(tag, 0) for tag in PRINTED_CELLS} == PRINTED_CELLS
     assert len(L_TARGET) == 14 and len(S_PART) == 11  # as printed, where 15 and ten are counted
 
 
 def test_distinct_trainings_follow_from_what_tags_share(study):
-    result = planner.plan(study)
+    result = planner.study_bill(study)
     # Worked out by hand: 7 monolingual runs at scale 34, half of the ordered pairs, 14 of the scaled pairs, and 12
     # of the finetunes are in other tags already.
     trainings = {one.tag: one.trainings for one in result.tags}
@@ -71,20 +71,20 @@ def test_published_rates_enter_the_id_of_every_run_on_them(study, monkeypatch):
     rates = dict(languages.published_rates())
     rates["yo"], rates["sw"] = rates["sw"], rates["yo"]
     monkeypatch.setattr(languages, "published_rates", lambda: rates)
-    changed = atlas()
+    changed = atlas_study()
     same = set(study.by_id) & set(changed.by_id)
     on_rates = {"Unimax", "Finetunes", "Finetunes, scaled"}
     assert all((run.id in same) == (run.tag not in on_rates) for run in study.runs)
 
 
 def test_ids_do_not_depend_on_the_process(study):
-    assert [run.id for run in atlas().runs] == [run.id for run in study.runs]
+    assert [run.id for run in atlas_study().runs] == [run.id for run in study.runs]
 
 
 def test_planning_takes_less_than_five_seconds():
     started = time.process_time()
-    found = atlas()
-    plan_table.plan_table(found, accelerator="v5p", slices=8, printed=PRINTED, statements=False)
+    found = atlas_study()
+    plan_table.plan_table(found, accelerator="v5p", slices=8, printed=PRINTED_CELLS, statements=False)
     assert time.process_time() - started < 5
 
 
@@ -92,7 +92,7 @@ def test_plan_shows_printed_cells_beside_trainings_and_says_what_is_assumed(stud
     from rich.console import Console
 
     console = Console(width=220, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    options = {"accelerator": "v5p", "slices": 8, "printed": PRINTED, "statements": False}
+    options = {"accelerator": "v5p", "slices": 8, "printed": PRINTED_CELLS, "statements": False}
     console.print(plan_table.plan_table(study, **options))
     text = console.export_text()
     total = next(line for line in text.splitlines() if "total" in line)
@@ -103,26 +103,26 @@ def test_plan_shows_printed_cells_beside_trainings_and_says_what_is_assumed(stud
 
 
 def test_fewer_budgets_are_the_bare_minimum():
-    bare = atlas(fractions=(1.0,))
+    bare = atlas_study(fractions=(1.0,))
     assert len(bare.runs) == 686 and {run.kind for run in bare.runs} == {"single"}
-    three = planner.plan(atlas()).total.flops
-    assert three / planner.plan(bare).total.flops == pytest.approx(0.9 + 0.1 * 1.75)
+    three = planner.study_bill(atlas_study()).total.flops
+    assert three / planner.study_bill(bare).total.flops == pytest.approx(0.9 + 0.1 * 1.75)
     with pytest.raises(MscaleError, match="fractions are"):
-        atlas(fractions=(0.5,))
+        atlas_study(fractions=(0.5,))
 
 
 def test_a_store_needs_the_monolingual_ones_beside_it():
-    class Store(assumed.AssumedSizes):
+    class Store(assumed_sizes.AssumedSizes):
         vocabulary = {"size": 64_512}
 
     with pytest.raises(MscaleError, match="own vocabulary for en, fr, ru, zh, hi, sw, yo"):
-        atlas(Store(), fingerprint="f")
+        atlas_study(Store(), fingerprint="f")
 
 
 def test_assumed_sizes_follow_the_published_rates():
-    sizes = assumed.AssumedSizes()
+    sizes = assumed_sizes.AssumedSizes()
     assert len(sizes.languages) == 419
-    assert sizes.train_tokens("en") == sizes.train_tokens("zh") == assumed.PLENTY
+    assert sizes.train_tokens("en") == sizes.train_tokens("zh") == assumed_sizes.UNLIMITED_TOKENS
     rates = languages.published_rates()
     assert 0 < rates["yo"] < rates["sw"] < rates["zh"]
     assert sizes.train_tokens("yo") == round(rates["yo"] * 1e12)
@@ -133,25 +133,25 @@ def test_assumed_sizes_follow_the_published_rates():
     ("name", "size"), [("gpu-day", affordable.GPU_DAY), ("tpu-week", affordable.TPU_WEEK)]
 )
 def test_affordable_studies_use_their_compute_and_identify_the_laws(name, size):
-    study = studies.make(name)
-    assert 0.98 * size.flops < planner.plan(study).total.flops <= size.flops
+    study = built_in_study(name)
+    assert 0.98 * size.flops < planner.study_bill(study).total.flops <= size.flops
     params = [scales.PUBLISHED_COUNTS[scale] for scale in size.scales]
     assert len(params) >= 5 and max(params) / min(params) >= 20
-    assert all(found.identified for found in identify(study).values())
-    lines = statement(study)
+    assert all(found.identified for found in fisher_information(study).values())
+    lines = identification_lines(study)
     assert sum(line.startswith("Identifies the") for line in lines) == 3
     crossover = next(line for line in lines if "pretrain-or-continue" in line)
     assert ("does not identify" in crossover) == (name == "gpu-day")
 
 
 def test_a_day_is_a_day_and_a_week_a_week():
-    day = planner.times(studies.make("gpu-day"), "h200")
-    week = planner.times(studies.make("tpu-week"), "v5e", chips=16)
+    day = planner.estimate_wall_clock(built_in_study("gpu-day"), "h200")
+    week = planner.estimate_wall_clock(built_in_study("tpu-week"), "v5e", chips=16)
     assert 20 < day.hours < 24 and 6.5 * 24 < week.hours <= 7.01 * 24
 
 
 def test_statement_says_what_is_missing():
-    study = studies.make("gpu-day")
+    study = built_in_study("gpu-day")
     import dataclasses
 
     alone = [index for index, cell in enumerate(study.cells) if cell.tag == "mono"]
@@ -160,7 +160,7 @@ def test_statement_says_what_is_missing():
         cells=tuple(study.cells[index] for index in alone),
         ends=tuple(study.ends[index] for index in alone),
     )
-    text = "\n".join(statement(cut))
+    text = "\n".join(identification_lines(cut))
     assert "Identifies the chinchilla law" in text
     assert "Does not identify the atlas law" in text and "lambda" in text
     assert "Does not identify the capacity law" in text and "phi" in text
@@ -169,13 +169,13 @@ def test_statement_says_what_is_missing():
 
 def test_unknown_study_is_named():
     with pytest.raises(MscaleError, match="unknown study 'atlsa'.*did you mean 'atlas'"):
-        studies.make("atlsa")
+        built_in_study("atlsa")
     with pytest.raises(MscaleError, match="give --store"):
-        studies.make("demo")
+        built_in_study("demo")
 
 
 def test_chart_adds_up_to_the_bill(study):
     chart = plan_table.bill_chart(study, "v5p").to_dict()
     hours = sum(row["value"] for row in chart["data"]["values"])
-    assert hours == pytest.approx(planner.device_hours(planner.plan(study).total.flops, "v5p"))
+    assert hours == pytest.approx(planner.device_hours(planner.study_bill(study).total.flops, "v5p"))
     assert len({row["scale"] for row in chart["data"]["values"]}) == 20

@@ -9,15 +9,15 @@ from studies import FakeStore
 
 from mscale.errors import MscaleError
 from sweeps.cost import bill
-from sweeps.cost.identification import identify
-from sweeps.studies.demo import SCALES, TOKENS, choose_pairs, demo
+from sweeps.cost.identification import fisher_information
+from sweeps.studies.demo import DEMO_SCALES, DEMO_TOKENS, choose_pairs, demo_study
 
 SIX = ("aa", "ab", "ac", "ba", "bb", "bc")
 FAMILIES = {language: language[0] for language in SIX}
 
 
 def study(names=SIX, families=FAMILIES, tokens=10**6, **changes):
-    return demo(FakeStore(names, tokens), families=families, fingerprint="f", **changes)
+    return demo_study(FakeStore(names, tokens), families=families, fingerprint="f", **changes)
 
 
 def cells(planned, tag):
@@ -26,13 +26,15 @@ def cells(planned, tag):
 
 def test_cells_are_what_the_issue_lists():
     planned = study()
-    plan = bill.plan(planned)
+    plan = bill.study_bill(planned)
     assert plan.total.runs >= 30 and not planned.notes
     anchors = {cell.mixture for cell in cells(planned, "mono") if cell.scale == "nano0"}
     assert len(anchors) == 2 and len({FAMILIES[one] for one in anchors}) == 2
     for anchor in anchors:
         mine = [cell for cell in cells(planned, "mono") if cell.mixture == anchor]
-        assert {cell.scale for cell in mine} == set(SCALES) and all(len(cell.tokens) >= 3 for cell in mine)
+        assert {cell.scale for cell in mine} == set(DEMO_SCALES) and all(
+            len(cell.tokens) >= 3 for cell in mine
+        )
     assert {cell.mixture for cell in cells(planned, "mono")} == set(SIX)
     capacity = {(len(planned.mixtures[cell.mixture]), cell.scale) for cell in cells(planned, "capacity")}
     assert {count for count, _ in capacity} == {2, 4, 6} and len(capacity) == 9
@@ -88,7 +90,7 @@ def test_without_families_pairs_link_all_languages(count):
 
 @pytest.mark.parametrize("families", [FAMILIES, {}, {one: one[1] for one in SIX}])
 def test_laws_are_identified(families):
-    found = identify(study(families=families))
+    found = fisher_information(study(families=families))
     for law, one in found.items():
         assert one.identified, law
         assert one.condition < 1e9 and max(one.errors.values()) < 1.0
@@ -106,9 +108,9 @@ def test_without_repetition_lambda_is_not_identified():
         cells=tuple(planned.cells[index] for index in keep),
         ends=tuple(planned.ends[index] for index in keep),
     )
-    atlas = identify(fewer)["atlas"]
+    atlas = fisher_information(fewer)["atlas"]
     assert not atlas.identified and atlas.errors["lambda"] == float("inf")
-    assert identify(fewer)["chinchilla"].identified
+    assert fisher_information(fewer)["chinchilla"].identified
 
 
 def test_without_scales_the_size_exponent_is_not_identified():
@@ -119,7 +121,7 @@ def test_without_scales_the_size_exponent_is_not_identified():
         cells=tuple(planned.cells[index] for index in keep),
         ends=tuple(planned.ends[index] for index in keep),
     )
-    found = identify(fewer)
+    found = fisher_information(fewer)
     assert not found["capacity"].identified and found["atlas"].errors["alpha"] == float("inf")
 
 
@@ -129,11 +131,14 @@ def test_any_number_of_languages(count):
     planned = study(languages, {})
     assert len(planned.runs) >= 30
     assert bool(planned.notes) == (count < 6)
-    assert identify(planned)["chinchilla"].identified and identify(planned)["capacity"].identified
+    assert (
+        fisher_information(planned)["chinchilla"].identified
+        and fisher_information(planned)["capacity"].identified
+    )
 
 
 def test_scarce_text_reduces_budgets_instead_of_repeating():
-    planned = study(tokens=TOKENS // 2)
+    planned = study(tokens=DEMO_TOKENS // 2)
     assert any("reduced to as little as" in note for note in planned.notes)
     for cell in planned.cells:
         if not cell.unique_tokens:
@@ -146,7 +151,7 @@ def test_languages_without_text_are_left_out_and_named():
         def train_tokens(self, language):
             return 3_000 if language == "bc" else self.tokens
 
-    planned = demo(Uneven(SIX, 10**6), fingerprint="f")
+    planned = demo_study(Uneven(SIX, 10**6), fingerprint="f")
     assert "bc" not in {cell.mixture for cell in planned.cells} and "bc left out" in planned.notes[0]
     with pytest.raises(MscaleError, match="0 of 6 languages have .* the demo needs two"):
         study(tokens=3_000)
@@ -156,7 +161,7 @@ def test_wrong_languages_and_budgets_are_named():
     with pytest.raises(MscaleError, match="language 'zz' is not in the token store"):
         study(SIX, languages=["aa", "zz"])
     with pytest.raises(MscaleError, match="largest budget is 1,024 tokens"):
-        demo(FakeStore(SIX, 10**6), fingerprint="f", tokens=1024)
+        demo_study(FakeStore(SIX, 10**6), fingerprint="f", tokens=1024)
 
 
 def test_seed_and_languages_do_what_they_say():
