@@ -1,4 +1,4 @@
-"""What a user does to a study that runs: read a log, take failed runs up again, cancel, watch."""
+"""What a user does with a running study: read logs, retry failed runs, cancel runs, watch its state."""
 
 import contextlib
 import os
@@ -19,10 +19,10 @@ _FOLLOW_SECONDS = 1.0
 
 
 def find_run(study: Study, text: str) -> RunSpec:
-    """The run of that id, or the only one whose id begins with, ends with or else holds ``text``.
+    """The run with the id ``text``, or the only one whose id begins with, ends with or contains it.
 
     Raises:
-      MscaleError: none or several do.
+      MscaleError: no run or several match.
     """
     if text in study.by_id:
         return study.by_id[text]
@@ -37,10 +37,10 @@ def find_run(study: Study, text: str) -> RunSpec:
 
 
 def logs(root: str | Path, run: str, lines: int = 40, follow: bool = False) -> Iterator[str]:
-    """Yields the last lines of a run's log, after what is known of its end; ``follow`` goes on until it ends.
+    """Yields the state of a run and the last lines of its log; with ``follow`` also new lines until it ends.
 
     Raises:
-      MscaleError: there is no such run, or it has not begun.
+      MscaleError: there is no such run, or it has no log yet.
     """
     root = Path(root)
     study = state.load_study(root)
@@ -51,15 +51,15 @@ def logs(root: str | Path, run: str, lines: int = 40, follow: bool = False) -> I
     if not path.exists():
         reason = f" ({now.reason})" if now.reason else ""
         raise MscaleError(f"{path}: run {one.id} is {now.state}{reason} and has written no log")
-    place = path.stat().st_size
+    position = path.stat().st_size
     yield f"{one.id}: {now.state}, step {now.step:,} of {one.steps:,}{': ' + now.reason if now.reason else ''}"
     yield from run_folder.log_tail(folder, lines)
     while follow:
         ended = state.read_run(one, root).state not in ("running", "stalled")
         with open(path, encoding="utf-8", errors="replace") as file:
-            file.seek(place)
+            file.seek(position)
             text = file.read()
-            place = file.tell()
+            position = file.tell()
         yield from text.splitlines()
         if ended:
             return
@@ -67,7 +67,10 @@ def logs(root: str | Path, run: str, lines: int = 40, follow: bool = False) -> I
 
 
 def retry(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
-    """Takes failed and cancelled runs (all by default) up again: the next `sweep run` trains them. Returns their ids.
+    """Clears the failure of failed and cancelled runs (all by default), so that the next `sweep run` trains them.
+
+    Returns:
+      Their ids.
 
     Raises:
       MscaleError: there is no such run, or one that is named has not failed.
@@ -89,14 +92,14 @@ def retry(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
 
 
 def cancel(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
-    """Stops runs, or without any named the whole study; what they have saved is kept.
+    """Stops the named runs, or the whole study where none are named; checkpoints are kept.
 
-    Named runs stay cancelled until they are retried, and runs that start from them wait. Their jobs leave the
-    queue of a Slurm cluster; a local runner ends them within seconds. Without names the local runner is asked to end,
-    or all jobs leave the queue, and `sweep run` continues.
+    Named runs stay cancelled until they are retried, and runs that start from them wait. A local runner stops them
+    within seconds; on Slurm their jobs are removed from the queue. Without names the local runner gets SIGTERM, or all
+    jobs are removed from the queue, and `sweep run` continues later.
 
     Returns:
-      The runs cancelled, or those that were at work.
+      The runs cancelled or, without names, those that were running.
 
     Raises:
       MscaleError: there is no such run, one is done, or its runner is on another machine.
@@ -125,16 +128,16 @@ def cancel(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
                 )
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(owner["pid"]), signal.SIGTERM)
-    for one in chosen:  # what runs says so itself once it has ended
+    for one in chosen:  # a run at work records its own failure when it ends
         if state.read_run(one, root).state not in ("running", "stalled", "done"):
             run_folder.write_failure(spec.workdir(root, one.id), run_folder.CANCELLED_REASON)
     return stopped
 
 
 def watch(root: str | Path, seconds: float = 2.0) -> None:
-    """Shows ``state.status_table`` and refreshes it until nothing is left to do, or Ctrl-C.
+    """Shows ``state.status_table``, refreshed every ``seconds`` until all runs have ended, or Ctrl-C.
 
-    Where the output is no terminal the table is printed once.
+    Where the output is not a terminal the table is printed once.
     """
     from rich.console import Console
     from rich.live import Live

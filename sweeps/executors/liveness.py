@@ -1,4 +1,8 @@
-"""A lease on a study's folder, so that two runners do not work on it at once."""
+"""Locks and heartbeats: who works on a study's folder, and which process trains a run.
+
+A lease keeps two runners off one study, a file lock (flock) two processes of one machine off one run. A heartbeat file
+shows other machines that a run's process is alive.
+"""
 
 import contextlib
 import fcntl
@@ -16,79 +20,82 @@ from mscale.files import atomic_json, writing
 
 LEASE_EXPIRY_SECONDS = 90.0
 LEASE_RENEWAL_SECONDS = 10.0
+HEARTBEAT_INTERVAL_SECONDS = 15.0
+_LOCK_TIMEOUT_SECONDS = 30.0
 
 
 @contextlib.contextmanager
 def study_lease(root: str | Path) -> Iterator[Callable[[], None]]:
-    """Holds ``root`` for this process; yields a function to call now and then, which renews the lease.
+    """Holds the lease on a study's folder; yields a function that renews it, to be called regularly.
 
-    An owner on this machine holds it while its process lives; one on another machine for ``EXPIRY_SECONDS``
-    after it last renewed.
+    A lease of a process on this machine is valid while that process lives; one of another machine for
+    ``LEASE_EXPIRY_SECONDS`` after its last renewal.
 
     Raises:
-      MscaleError: another runner holds it (also from the yielded function, if it took over meanwhile).
+      MscaleError: another runner holds the lease. The yielded function raises it where another runner took the lease
+        over after it expired.
     """
     root = Path(root)
     path = root / "lease.json"
-    mine: dict[str, Any] = {
+    holder: dict[str, Any] = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "process_started": _process_start(os.getpid()),
         "since": time.time(),
     }
-    with _guard(root):
+    with _lease_file_locked(root):
         other = read_lease(root)
         if other and lease_holder_is_alive(other):
             raise MscaleError(
                 f"{root}: another runner works on this study (process {other['pid']} on {other['host']}); "
                 "wait for it or stop it first"
             )
-        atomic_json(path, {**mine, "renewed": time.time()})
-    last = time.monotonic()
+        atomic_json(path, {**holder, "renewed": time.time()})
+    last_renewal = time.monotonic()
 
     def renew() -> None:
-        nonlocal last
-        if time.monotonic() - last < LEASE_RENEWAL_SECONDS:
+        nonlocal last_renewal
+        if time.monotonic() - last_renewal < LEASE_RENEWAL_SECONDS:
             return
-        with _guard(root):
-            if not _same(read_lease(root), mine):
+        with _lease_file_locked(root):
+            if not _same_holder(read_lease(root), holder):
                 raise MscaleError(
                     f"{path}: another runner took this study over while this one was stopped; this one ends"
                 )
-            atomic_json(path, {**mine, "renewed": time.time()})
-        last = time.monotonic()
+            atomic_json(path, {**holder, "renewed": time.time()})
+        last_renewal = time.monotonic()
 
     try:
         yield renew
     finally:
-        with contextlib.suppress(OSError, MscaleError), _guard(root):
-            if _same(read_lease(root), mine):
+        with contextlib.suppress(OSError, MscaleError), _lease_file_locked(root):
+            if _same_holder(read_lease(root), holder):
                 path.unlink()
 
 
 def read_lease(root: str | Path) -> dict[str, Any] | None:
-    """The lease as it stands, or None."""
+    """The content of lease.json, or None where there is no readable lease."""
     try:
-        owner = json.loads((Path(root) / "lease.json").read_text(encoding="utf-8"))
-        return owner if {"host", "pid"} <= set(owner) else None
+        lease = json.loads((Path(root) / "lease.json").read_text(encoding="utf-8"))
+        return lease if {"host", "pid"} <= set(lease) else None
     except (OSError, ValueError, TypeError):
         return None
 
 
-def lease_holder_is_alive(owner: dict[str, Any]) -> bool:
-    """Whether the lease's owner still lives, as far as this machine can tell."""
-    if owner["host"] != socket.gethostname():
-        return time.time() - float(owner.get("renewed", 0)) < LEASE_EXPIRY_SECONDS
-    started = _process_start(int(owner["pid"]))
-    return started is not None and started == owner.get("process_started")
+def lease_holder_is_alive(holder: dict[str, Any]) -> bool:
+    """Whether the lease is valid: its process lives, or it is of another machine and has not expired."""
+    if holder["host"] != socket.gethostname():
+        return time.time() - float(holder.get("renewed", 0)) < LEASE_EXPIRY_SECONDS
+    started = _process_start(int(holder["pid"]))
+    return started is not None and started == holder.get("process_started")
 
 
-def _same(owner: dict[str, Any] | None, mine: dict[str, Any]) -> bool:
-    return owner is not None and all(owner.get(name) == value for name, value in mine.items())
+def _same_holder(lease: dict[str, Any] | None, holder: dict[str, Any]) -> bool:
+    return lease is not None and all(lease.get(name) == value for name, value in holder.items())
 
 
 def _process_start(pid: int) -> int | None:
-    """Start of a live process in clock ticks since boot (a reused pid has another), or None."""
+    """Start time of a live process in clock ticks since boot, which tells a reused pid; None if it is dead."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -97,7 +104,7 @@ def _process_start(pid: int) -> int | None:
 
 
 @contextlib.contextmanager
-def _guard(root: Path) -> Iterator[None]:
+def _lease_file_locked(root: Path) -> Iterator[None]:
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         file = open(root / ".lease.lock", "w")  # noqa: SIM115
@@ -106,30 +113,21 @@ def _guard(root: Path) -> Iterator[None]:
         yield
 
 
-_LOCK_TIMEOUT_SECONDS = 30.0
-
-
-HEARTBEAT_INTERVAL_SECONDS = 15.0
-
-
 @contextlib.contextmanager
 def heartbeat(folder: Path, seconds: float = HEARTBEAT_INTERVAL_SECONDS) -> Iterator[None]:
-    """Replaces ``heartbeat.json`` in a run's folder every ``seconds`` while the block runs.
+    """Rewrites ``heartbeat.json`` in a run's folder every ``seconds`` while the block runs.
 
-    It says that the process lives, on which host and as which job, to runners that cannot see it; whether it gets
-    on is told by the trainer's ``status.json``.
+    It shows runners on other machines that the process lives, on which host and as which job. Its progress is in the
+    trainer's ``status.json``.
     """
-    from mscale.errors import MscaleError
-    from mscale.files import atomic_json
-
     job = os.environ.get("SLURM_JOB_ID") or os.environ.get("JOBSET_NAME") or ""
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "began": time.time()}
+    process = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "began": time.time()}
     ended = threading.Event()
 
     def beat() -> None:
         while True:
-            with contextlib.suppress(MscaleError):  # a full disk is the trainer's to report
-                atomic_json(folder / "heartbeat.json", {**mine, "when": time.time()})
+            with contextlib.suppress(MscaleError):  # the trainer reports a full disk
+                atomic_json(folder / "heartbeat.json", {**process, "when": time.time()})
             if ended.wait(seconds):
                 return
 
@@ -143,7 +141,7 @@ def heartbeat(folder: Path, seconds: float = HEARTBEAT_INTERVAL_SECONDS) -> Iter
 
 
 def read_heartbeat(folder: Path) -> dict[str, Any]:
-    """The last heartbeat of a run, or empty."""
+    """The content of ``heartbeat.json`` in a run's folder; empty where there is none that can be read."""
     try:
         found = json.loads((folder / "heartbeat.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -153,13 +151,11 @@ def read_heartbeat(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def run_lock(folder: Path, seconds: float = _LOCK_TIMEOUT_SECONDS) -> Iterator[None]:
-    """Holds the run's folder; the kernel lets go of it when the process dies, however it dies.
+    """Holds an flock on the run's folder, which the kernel releases when the process ends for any reason.
 
     Raises:
-      MscaleError: another process still trains this run after ``seconds``.
+      MscaleError: another process still holds it after ``seconds``.
     """
-    from mscale.errors import MscaleError
-
     with open(folder / ".lock", "w") as file:
         deadline = time.monotonic() + seconds
         while True:
@@ -176,7 +172,7 @@ def run_lock(folder: Path, seconds: float = _LOCK_TIMEOUT_SECONDS) -> Iterator[N
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a live process of this machine is training the run."""
+    """Whether a live process of this machine holds ``run_lock``."""
     try:
         with open(folder / ".lock") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

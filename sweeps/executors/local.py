@@ -1,8 +1,8 @@
-"""Runs a study on this machine: worker processes on their own cores, nothing lost when any of them dies.
+"""Runs a study on this machine, in worker processes that are pinned to their own cores.
 
-Every worker is pinned to its cores before jax starts, so that a run's arithmetic, which depends on the number
-of threads, does not depend on how many runs are going. Runs of one shape go to one worker where possible, so
-that each shape compiles once; at the end idle workers help with the others' shapes.
+A worker is pinned before jax starts: rounding depends on the number of threads, so results do not depend on how many
+runs train at once. Runs of one shape go to one worker where possible, so that each shape compiles once; idle workers
+take other shapes too. A worker that dies is replaced, and its run continues from the last checkpoint.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from mscale.errors import MscaleError
 from mscale.files import atomic_json
@@ -24,7 +25,7 @@ from sweeps.executors.liveness import study_lease
 from sweeps.executors.pool import WorkerPool
 from sweeps.study import Study
 
-_WORKER_BYTES = 1_200_000_000  # memory to set aside for a worker when choosing how many to start
+_WORKER_BYTES = 1_200_000_000  # memory of one worker, to choose how many to start
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class LocalSummary:
 
     Attributes:
       runs: of the study; trained: by this call; skipped: done before it.
-      seconds: wall-clock; peak_memory_bytes: the most that workers and runner held at once.
+      seconds: wall-clock time.
+      peak_memory_bytes: the most that workers and runner held at once.
       deaths: workers that died and were replaced.
     """
 
@@ -56,19 +58,19 @@ def run(
     stall_seconds: float = state.STALL_SECONDS,
     description: str = "Training",
 ) -> LocalSummary:
-    """Trains the runs of a study that are not done yet; called again after any interruption it continues.
+    """Trains the runs of a study that are not done; a later call continues after any interruption.
 
     Args:
       root: the study's folder; run folders are ``<root>/runs/<id>``.
       workers: processes, one core each where there are enough; by default one a core, as memory allows.
       trainer: ``module:function`` that trains one run from its arguments and returns an exit code.
-      attempts: how often a run may lose its worker (killed, out of memory) before it counts as failed.
-      stall_seconds: a worker whose run has not got on for so long is killed, and the run begun again.
+      attempts: how often a run's worker may die (killed, out of memory) before the run counts as failed.
+      stall_seconds: a worker whose run has made no progress for so long is killed, and the run started again.
       description: label of the progress bar.
 
     Raises:
-      MscaleError: runs failed (all others that could be trained are, then), another runner works on the
-        folder, or a different study was begun there.
+      MscaleError: runs failed (after all others were trained), another runner works on the folder, or the folder
+        holds a different study.
     """
     root = local_folder(root, "--root").resolve()
     started = time.monotonic()
@@ -78,7 +80,7 @@ def run(
         todo = [one for one in study.runs if states[one.id].state != "done"]
         if not todo:
             return LocalSummary(len(study.runs), 0, len(study.runs), 0.0, 0, 0, 0)
-        for one in todo:  # a failure is tried again: its cause may be mended
+        for one in todo:  # a failed run is tried again: its cause may be fixed
             (spec.workdir(root, one.id) / "failure.json").unlink(missing_ok=True)
         cores = worker_cores(min(workers or default_workers(), len(todo)))
         pool = WorkerPool(study, root, todo, cores, trainer, attempts, stall_seconds)
@@ -105,7 +107,7 @@ def run(
 
 
 def default_workers() -> int:
-    """One worker a core this process may use, fewer where memory is short."""
+    """One worker for each core that this process may use, fewer where free memory does not suffice."""
     count = len(os.sched_getaffinity(0))
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -115,7 +117,7 @@ def default_workers() -> int:
 
 
 def worker_cores(workers: int) -> list[tuple[int, ...]]:
-    """Cores of each worker: one each, and shared in turn where there are more workers than cores.
+    """Cores of each worker: one each; workers beyond the number of cores share them in turn.
 
     Raises:
       MscaleError: fewer than one worker is asked for.
@@ -128,12 +130,12 @@ def worker_cores(workers: int) -> list[tuple[int, ...]]:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that the workers are stopped and the lease is returned."""
+    """SIGTERM raises SystemExit in the block, so that workers are stopped and the lease is released."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def leave(signum, _frame):
+    def leave(signum: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + signum)
 
     before = signal.signal(signal.SIGTERM, leave)
@@ -144,7 +146,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _record(root: Path, summary: LocalSummary, ended: str) -> None:
-    """Adds this call to ``runner.json``: what it trained, how long, how much memory."""
+    """Adds the summary of this call to ``runner.json``."""
     path = root / "runner.json"
     try:
         sessions = json.loads(path.read_text(encoding="utf-8"))["sessions"]
@@ -157,7 +159,7 @@ def _record(root: Path, summary: LocalSummary, ended: str) -> None:
 
 
 def _failures(study: Study, root: Path, failed: dict[str, str]) -> str:
-    """One message for all failures, those of one reason together."""
+    """One message for all failures, grouped by reason."""
     blocked = [one for one in state.read_states(study.runs, root).values() if one.state == "blocked"]
     lines = [f"{len(failed)} of {len(study.runs)} runs failed"]
     if blocked:

@@ -1,4 +1,4 @@
-"""A pool of worker processes: which run goes to which worker, and what happens when one dies."""
+"""A pool of worker processes: assigns runs to workers, and replaces workers that die or stall."""
 
 import contextlib
 import json
@@ -26,20 +26,38 @@ _STOP_SECONDS = 5.0
 
 @dataclass
 class _Worker:
+    """A worker process and what it is doing.
+
+    Attributes:
+      slot: number of its cores and of its log.
+      shapes: shapes that it has compiled.
+      run: what it trains; None while idle.
+      run_started: time.time() of its assignment.
+      last_status: step and time of the run's last status.json; last_progress: time.monotonic() when that changed.
+      buffer: bytes received after the last whole line.
+    """
+
     process: subprocess.Popen
     connection: socket.socket
     cores: tuple[int, ...]
     slot: int
     shapes: set[tuple] = field(default_factory=set)
     run: RunSpec | None = None
-    started: float = 0.0
-    seen: tuple = ()
-    moved: float = 0.0
+    run_started: float = 0.0
+    last_status: tuple = ()
+    last_progress: float = 0.0
     buffer: bytes = b""
 
 
 class WorkerPool:
-    """The workers, and what is left to do."""
+    """Workers, and the runs that are still to be trained.
+
+    Attributes:
+      todo: runs not done, by id; done: ids of those done.
+      trained, failed: what this pool has trained, and why runs failed.
+      worker_losses: run id to how often its worker died.
+      deaths: workers that died; peak_memory: most bytes that runner and workers held at once.
+    """
 
     def __init__(
         self,
@@ -56,27 +74,27 @@ class WorkerPool:
         self.done: set[str] = {one.id for one in study.runs} - set(self.todo)
         self.trained: list[str] = []
         self.failed: dict[str, str] = {}
-        self.lost: dict[str, int] = {}
-        self.remaining = run_graph.longest_chain_costs(study.runs)
+        self.worker_losses: dict[str, int] = {}
+        self.chain_costs = run_graph.longest_chain_costs(study.runs)
         self.trainer, self.attempts, self.stall_seconds = trainer, attempts, stall_seconds
         self.free_slots = list(enumerate(cores))
         self.workers: list[_Worker] = []
         self.selector = selectors.DefaultSelector()
-        self.earned: dict[str, float] = {}
-        self.gained = 0.0
+        self._flops_shown: dict[str, float] = {}
+        self._new_flops = 0.0
         self.deaths = self.peak_memory = 0
 
     def ready(self) -> list[RunSpec]:
-        """Runs that could start now."""
-        busy = {one.run.id for one in self.workers if one.run}
+        """Runs that could start now: not assigned, and their parent is done."""
+        assigned = {one.run.id for one in self.workers if one.run}
         return [
             one
             for one in self.todo.values()
-            if one.id not in busy and (one.parent is None or one.parent in self.done)
+            if one.id not in assigned and (one.parent is None or one.parent in self.done)
         ]
 
     def work(self, description: str, renew: Callable[[], None]) -> None:
-        """Trains until nothing is left that can be trained."""
+        """Trains until no run is left that can be trained; calls ``renew`` several times a second."""
         total = sum(one.flops for one in self.todo.values())
         unit, factor = next(
             (
@@ -87,40 +105,40 @@ class WorkerPool:
             ("MFLOP", 1e6),
         )
         runs = len(self.todo)
-        looked = 0.0
+        last_check = 0.0
         with progress(description, total / factor, unit) as advance:
             while True:
-                self._hand_out()
+                self._assign_runs()
                 if not any(one.run for one in self.workers):
                     return
                 for key, _ in self.selector.select(_POLL_SECONDS):
-                    self._hear(key.data)
-                self._watch_memory()
+                    self._receive(key.data)
+                self._measure_memory()
                 renew()
-                if time.monotonic() - looked >= _STATUS_SECONDS:
-                    looked = time.monotonic()
-                    self._look_at_running()
-                gained, self.gained = self.gained, 0.0
-                advance(gained / factor, note=f"{len(self.trained)} of {runs} runs")
+                if time.monotonic() - last_check >= _STATUS_SECONDS:
+                    last_check = time.monotonic()
+                    self._check_running()
+                new_flops, self._new_flops = self._new_flops, 0.0
+                advance(new_flops / factor, note=f"{len(self.trained)} of {runs} runs")
 
-    def _hand_out(self) -> None:
+    def _assign_runs(self) -> None:
         ready = self.ready()
         idle = [one for one in self.workers if one.run is None]
         while self.free_slots and len(idle) < len(ready):
             idle.append(self._start_worker())
         for free in idle:
             others = {shape for one in self.workers if one is not free for shape in one.shapes}
-            chosen = next_run_for_worker(ready, free.shapes, others, self.remaining)
+            chosen = next_run_for_worker(ready, free.shapes, others, self.chain_costs)
             while chosen is not None and run_folder.is_cancelled(spec.workdir(self.root, chosen.id)):
                 run_folder.write_failure(spec.workdir(self.root, chosen.id), run_folder.CANCELLED_REASON)
-                self._settle(chosen, run_folder.CANCELLED_REASON)
+                self._finish_run(chosen, run_folder.CANCELLED_REASON)
                 ready.remove(chosen)
-                chosen = next_run_for_worker(ready, free.shapes, others, self.remaining)
+                chosen = next_run_for_worker(ready, free.shapes, others, self.chain_costs)
             if chosen is None:
                 return
             ready.remove(chosen)
-            free.run, free.started = chosen, time.time()
-            free.seen, free.moved = (), time.monotonic()
+            free.run, free.run_started = chosen, time.time()
+            free.last_status, free.last_progress = (), time.monotonic()
             free.shapes.add(chosen.shape)
             command = {
                 "run": chosen.id,
@@ -152,56 +170,56 @@ class WorkerPool:
         self.selector.register(ours, selectors.EVENT_READ, started)
         return started
 
-    def _hear(self, one: _Worker) -> None:
-        """Reads what a worker reports, or that it died."""
+    def _receive(self, one: _Worker) -> None:
+        """Reads a worker's reports; a closed connection means that it died."""
         try:
             data = one.connection.recv(65_536)
         except OSError:
             data = b""
         if not data:
-            self._bury(one)
+            self._handle_death(one)
             return
         *lines, one.buffer = (one.buffer + data).split(b"\n")
         for line in lines:
             report = json.loads(line)
             finished, one.run = one.run, None
             assert finished is not None and finished.id == report["run"]
-            self._settle(finished, report["reason"])
+            self._finish_run(finished, report["reason"])
 
-    def _settle(self, finished: RunSpec, reason: str | None) -> None:
+    def _finish_run(self, finished: RunSpec, reason: str | None) -> None:
         del self.todo[finished.id]
         if reason is None:
             self.done.add(finished.id)
             self.trained.append(finished.id)
-            self._give_credit(finished, 1.0)
+            self._count_flops(finished, 1.0)
             return
         self.failed[finished.id] = reason
         for child in [one.id for one in self.todo.values() if one.parent == finished.id]:
-            self._drop(child)
+            self._remove_descendant(child)
 
-    def _drop(self, run_id: str) -> None:
-        """Gives up a run whose ancestor failed, and its own children."""
+    def _remove_descendant(self, run_id: str) -> None:
+        """Removes a run whose ancestor failed, and the runs that start from it."""
         del self.todo[run_id]
         for child in [one.id for one in self.todo.values() if one.parent == run_id]:
-            self._drop(child)
+            self._remove_descendant(child)
 
-    def _bury(self, one: _Worker) -> None:
-        self._dismiss(one)
+    def _handle_death(self, one: _Worker) -> None:
+        self._release_worker(one)
         code = one.process.wait()
         self.deaths += 1
         if one.run is None:
             return
-        lost = one.run
-        if run_folder.read_status(spec.workdir(self.root, lost.id)).get("state") == "done":
-            self._settle(lost, None)  # it finished its run and died before it could say so
+        interrupted = one.run
+        if run_folder.read_status(spec.workdir(self.root, interrupted.id)).get("state") == "done":
+            self._finish_run(interrupted, None)  # it finished the run and died before it reported
             return
-        if run_folder.is_cancelled(spec.workdir(self.root, lost.id)):
-            run_folder.write_failure(spec.workdir(self.root, lost.id), run_folder.CANCELLED_REASON)
-            self._settle(lost, run_folder.CANCELLED_REASON)
+        if run_folder.is_cancelled(spec.workdir(self.root, interrupted.id)):
+            run_folder.write_failure(spec.workdir(self.root, interrupted.id), run_folder.CANCELLED_REASON)
+            self._finish_run(interrupted, run_folder.CANCELLED_REASON)
             return
-        _clear_cache(self.root, since=one.started)
-        self.lost[lost.id] = self.lost.get(lost.id, 0) + 1
-        if self.lost[lost.id] < self.attempts:
+        _clear_cache(self.root, since=one.run_started)
+        self.worker_losses[interrupted.id] = self.worker_losses.get(interrupted.id, 0) + 1
+        if self.worker_losses[interrupted.id] < self.attempts:
             return
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         hint = (
@@ -210,21 +228,21 @@ class WorkerPool:
             else ""
         )
         log = self.root / "logs" / f"worker-{one.slot}.log"
-        reason = f"its worker died {self.lost[lost.id]} times, at last with {how}{hint} (see {log})"
-        run_folder.write_failure(spec.workdir(self.root, lost.id), reason)
-        self._settle(lost, reason)
+        reason = f"its worker died {self.worker_losses[interrupted.id]} times, at last with {how}{hint} (see {log})"
+        run_folder.write_failure(spec.workdir(self.root, interrupted.id), reason)
+        self._finish_run(interrupted, reason)
 
-    def _dismiss(self, one: _Worker) -> None:
+    def _release_worker(self, one: _Worker) -> None:
         self.selector.unregister(one.connection)
         one.connection.close()
         self.workers.remove(one)
         self.free_slots.append((one.slot, one.cores))
 
-    def _watch_memory(self) -> None:
+    def _measure_memory(self) -> None:
         pids = [os.getpid(), *(one.process.pid for one in self.workers)]
         self.peak_memory = max(self.peak_memory, sum(map(resident_bytes, pids)))
 
-    def _look_at_running(self) -> None:
+    def _check_running(self) -> None:
         for one in self.workers:
             if one.run is None:
                 continue
@@ -232,26 +250,26 @@ class WorkerPool:
             if run_folder.is_cancelled(spec.workdir(self.root, one.run.id)):
                 one.process.kill()  # noticed when its socket is read
                 continue
-            if (seen := (status.get("step"), status.get("updated"))) != one.seen:
-                one.seen, one.moved = seen, time.monotonic()
-            elif time.monotonic() - one.moved > self.stall_seconds:
+            if (last_status := (status.get("step"), status.get("updated"))) != one.last_status:
+                one.last_status, one.last_progress = last_status, time.monotonic()
+            elif time.monotonic() - one.last_progress > self.stall_seconds:
                 one.process.kill()  # noticed when its socket is read; the run counts as having lost its worker
                 continue
             steps = one.run.steps - one.run.start_step
             step = int(status.get("step") or 0) - one.run.start_step
-            self._give_credit(one.run, min(1.0, max(0.0, step / steps)) if steps else 0.0)
+            self._count_flops(one.run, min(1.0, max(0.0, step / steps)) if steps else 0.0)
 
-    def _give_credit(self, one: RunSpec, fraction: float) -> None:
-        """Moves the bar by what is new; a run that lost its worker earns nothing for repeating itself."""
-        earned = fraction * one.flops
-        self.gained += max(0.0, earned - self.earned.get(one.id, 0.0))
-        self.earned[one.id] = max(earned, self.earned.get(one.id, 0.0))
+    def _count_flops(self, one: RunSpec, fraction: float) -> None:
+        """Adds a run's new FLOPs to the progress bar; steps that are repeated after a death count once."""
+        flops, shown = fraction * one.flops, self._flops_shown.get(one.id, 0.0)
+        self._new_flops += max(0.0, flops - shown)
+        self._flops_shown[one.id] = max(flops, shown)
 
     def stop(self) -> None:
-        """Stops the workers: asks, waits, insists."""
+        """Stops the workers: SIGTERM, then SIGKILL after ``_STOP_SECONDS``."""
         for one in self.workers:
             if one.run is None:
-                one.connection.close()  # an idle worker leaves when its socket closes
+                one.connection.close()  # an idle worker exits when its socket closes
             else:
                 one.process.terminate()
         deadline = time.monotonic() + _STOP_SECONDS
@@ -267,27 +285,30 @@ class WorkerPool:
 
 
 def next_run_for_worker(
-    ready: Iterable[RunSpec], mine: Collection[tuple], others: Collection[tuple], remaining: dict[str, int]
+    ready: Iterable[RunSpec],
+    compiled: Collection[tuple],
+    compiled_by_others: Collection[tuple],
+    chain_costs: dict[str, int],
 ) -> RunSpec | None:
-    """The run that a free worker takes next.
+    """The run that an idle worker trains next, None where no run is ready.
 
-    First of the shapes it has compiled, then of shapes that nobody has, then of the others' (it would
-    otherwise idle); among equals the one with the longest chain of work behind it.
+    Runs of a shape that this worker has compiled come first, then shapes that no worker has compiled, then those
+    of other workers, rather than leave it idle. Among equals the run with the costliest chain of descendants.
 
     Args:
-      mine, others: shapes that this worker, and any other live one, has compiled.
-      remaining: run id to the cost of the longest chain that starts with it.
+      compiled, compiled_by_others: shapes that this worker, and the other live ones, have compiled.
+      chain_costs: run id to the cost of the longest chain that starts with it.
     """
 
     def rank(one: RunSpec) -> tuple:
-        tier = 0 if one.shape in mine else 1 if one.shape not in others else 2
-        return (tier, -remaining[one.id], one.id)
+        tier = 0 if one.shape in compiled else 1 if one.shape not in compiled_by_others else 2
+        return (tier, -chain_costs[one.id], one.id)
 
     return min(ready, key=rank, default=None)
 
 
 def worker_environment(root: Path, cores: int) -> dict[str, str]:
-    """Environment of a worker: as many threads as cores, and a compile cache that the workers share."""
+    """Environment of a worker: as many threads as cores, and a compilation cache that the workers share."""
     packages = str(Path(__file__).resolve().parent.parent)
     path = [packages, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     threads = str(cores)
@@ -305,7 +326,10 @@ def worker_environment(root: Path, cores: int) -> dict[str, str]:
 
 
 def _clear_cache(root: Path, since: float) -> None:
-    """Removes cache entries as young as the dead worker's run: a torn one would recompile for ever."""
+    """Removes cache entries written since the dead worker's run began.
+
+    jax never overwrites a truncated entry, so the program would be compiled again in every process.
+    """
     for path in (root / "compile-cache").glob("*"):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime >= since - 1:

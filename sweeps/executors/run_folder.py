@@ -1,4 +1,4 @@
-"""What an executor reads and writes in a run's folder: status, failure, the log's last lines."""
+"""Files in a run's folder that executors read and write: status, failure, log."""
 
 import json
 import os
@@ -6,27 +6,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mscale.files import atomic_json
+
 DEFAULT_TRAINER = "mscale.train:main"
-
-
+PREEMPTED_EXIT_CODE = 143  # 128 + SIGTERM: the trainer saved its state; equals mscale.train.PREEMPTED
+CANCELLED_REASON = "cancelled; `mscale sweep retry` takes it up again"
 _LOG_LINES = 20
 
 
-PREEMPTED_EXIT_CODE = 143
-
-
-CANCELLED_REASON = "cancelled; `mscale sweep retry` takes it up again"
-
-
 def is_cancelled(folder: Path) -> bool:
-    """Whether a user cancelled the run and has not taken it up again."""
+    """Whether a user cancelled the run and has not retried it since."""
     return (folder / "cancelled.json").exists()
 
 
 def write_failure(folder: Path, reason: str) -> None:
-    """Records in the run's folder why it failed and the last lines of its log."""
-    from mscale.files import atomic_json
-
+    """Writes ``failure.json``: the reason of the failure and the last lines of the log."""
     atomic_json(folder / "failure.json", {"reason": reason, "when": time.time(), "log": log_tail(folder)})
 
 
@@ -40,7 +34,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def log_tail(folder: Path, lines: int = _LOG_LINES) -> list[str]:
-    """Last lines of a run's log."""
+    """The last ``lines`` lines of a run's log; none where there is no log."""
     try:
         with open(folder / "log.txt", "rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -1,8 +1,8 @@
 """A worker process: trains one run after another in one process, so that each shape compiles once.
 
-It reports only through the run's folder; the pipe to its runner carries what to do next and, as a hint, that
-something ended. When the runner is gone the pipe closes and the worker leaves at once. The same ``train_run``
-is what a cluster job calls, one run a process.
+The run's folder holds all results. The socket to the runner carries the next command, and a line when a run has
+ended. When the runner ends, the socket closes and the worker exits at once. A cluster job calls the same
+``train_run``, one run a process.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ def train_run(folder: Path, arguments: Sequence[str], trainer: Callable[[list[st
     """Trains one run in this process; returns None when it is done, else the reason why it failed.
 
     What the trainer prints goes to ``log.txt`` in the run's folder. A failure is written to ``failure.json``
-    there, with its reason and the log's last lines. A trainer that was asked to stop (SIGTERM) and has saved
-    its state takes the process with it.
+    there, with its reason and the log's last lines. Where the trainer was stopped by SIGTERM and has saved its state,
+    the process exits with ``PREEMPTED_EXIT_CODE``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with run_lock(folder), heartbeat(folder):
@@ -47,7 +47,7 @@ def train_run(folder: Path, arguments: Sequence[str], trainer: Callable[[list[st
                 if type(error).__name__ == "MscaleError":
                     reason = str(error)
         status = read_status(folder)
-        if status.get("state") == "preempted":  # asked to stop, and saved: not a failure
+        if status.get("state") == "preempted":  # stopped and saved: not a failure
             os._exit(PREEMPTED_EXIT_CODE)
         if reason is None and status.get("state") != "done":
             reason = "the trainer returned before the run was done"
@@ -59,7 +59,7 @@ def train_run(folder: Path, arguments: Sequence[str], trainer: Callable[[list[st
 
 @contextlib.contextmanager
 def _output_to(path: Path) -> Iterator[None]:
-    """Sends this process's standard output and error, of C code too, to the end of a file."""
+    """Appends this process's standard output and error, of C code too, to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
@@ -78,17 +78,22 @@ def _output_to(path: Path) -> Iterator[None]:
 
 
 def load_trainer(name: str) -> Callable[[list[str]], int]:
-    """Imports ``module:function``."""
+    """Imports the trainer that ``module:function`` names."""
     module, _, function = name.partition(":")
     return getattr(importlib.import_module(module), function)
 
 
 def main(descriptor: int, cores: Sequence[int], trainer_name: str) -> None:
-    """Serves a runner over a socket until it closes.
+    """Trains the runs that a runner sends over a socket, until it closes.
 
-    Each line in is ``{"run", "folder", "argv"}``, each line out ``{"run", "reason"}``.
+    Each line received is ``{"run", "folder", "argv"}``, each line sent ``{"run", "reason"}``.
+
+    Args:
+      descriptor: file descriptor of the socket.
+      cores: cores to pin this process to; empty for no pinning.
+      trainer_name: ``module:function`` of the trainer.
     """
-    if cores:  # before anything starts threads: jax sizes its pool by the cores it may use
+    if cores:  # before any thread starts: jax sizes its thread pool by the cores available then
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, cores)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the runner decides
@@ -99,7 +104,7 @@ def main(descriptor: int, cores: Sequence[int], trainer_name: str) -> None:
         with contextlib.suppress(OSError), connection.makefile("r", encoding="utf-8") as lines:
             for line in lines:
                 commands.put(json.loads(line))
-        os._exit(0)  # the runner is gone: nobody counts what would still be written
+        os._exit(0)  # the runner has ended
 
     threading.Thread(target=read, daemon=True).start()
     trainer = None

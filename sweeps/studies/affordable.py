@@ -194,8 +194,8 @@ def _cells(design: StudyDesign, tokens: int, seed: int, sizes: Sizes) -> list[Ce
 
 def _notes(design: StudyDesign, store: Store | None) -> Sequence[str]:
     notes = [
-        f"within {design.flops:.3g} FLOP; batches of {design.batch_size} × {design.sequence_length} tokens and a warmup "
-        f"of {_WARMUP_STEPS} steps, smaller than Table B.2's, since the budgets are smaller"
+        f"within {design.flops:.3g} FLOP; batches of {design.batch_size} × {design.sequence_length} tokens and a "
+        f"warmup of {_WARMUP_STEPS} steps, smaller than Table B.2's, since the budgets are smaller"
     ]
     if store is None:
         notes.append("planned without a token store, from published rates; give a store to run it")
