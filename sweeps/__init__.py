@@ -1,1 +1,1 @@
-"""Studies as data: which runs, in what order, what they cost, and where they run."""
+"""Studies as data: their runs, the order and cost of training them, the executors, and the collected tables."""

@@ -1,6 +1,6 @@
-"""A study of one's own, written as a grid in gin or Python.
+"""A user's own study, written as a grid in gin or Python.
 
-In gin, a scope names each group of cells and gives them their tag; values are Python's:
+In gin, the scope of each group of cells is their tag; values are in Python's syntax:
 
     study.name = "swahili"
     study.cells = (@alone/cells(), @together/cells(), @continued/cells())
@@ -16,7 +16,7 @@ In gin, a scope names each group of cells and gives them their tag; values are P
 
     mscale sweep plan swahili.gin --store my-store
 
-In Python, a file defines ``study(store)`` and returns what ``sweeps.grid.study`` or ``sweeps.build.build`` makes.
+In Python, a file defines ``study(store)`` and returns what `sweeps.grid.study` or `sweeps.build.build_study` returns.
 """
 
 import runpy
@@ -48,20 +48,20 @@ def cells(
     vocabulary: str = "",
     tag: str | None = None,
 ) -> tuple[Cell, ...]:
-    """Returns the cells of the grid scales × mixtures × seeds, each cooled at every budget of ``tokens``.
+    """Returns the cells of the grid scales × mixtures × seeds, each with every budget of ``tokens``.
 
     Args:
       mixtures: names that ``mscale.data.mixture.resolve`` knows.
       tokens: budgets of all languages together; ``study`` rounds them to whole steps.
       scales: rungs of ``mscale.scales``.
-      start: cells to continue instead, each at its own scale and seed; ``scales`` and ``seeds`` are then not given.
+      start: cells to continue, each at its own scale and seed; ``scales`` and ``seeds`` are then not given.
       evaluate: languages to evaluate; None for those of the mixture.
-      unique_tokens: language → U, to repeat its first U tokens.
+      unique_tokens: language → U, to train on its first U tokens only.
       vocabulary: one of the study's ``stores``; "" for its own store.
-      tag: which question the cells serve; in gin, the scope where none is given.
+      tag: the question that the cells serve; by default gin's scope.
 
     Raises:
-      MscaleError: both or neither of ``scales`` and ``start``, or a single text where several are expected.
+      MscaleError: both or neither of ``scales`` and ``start``, or a string where a sequence is expected.
     """
     scopes = gin.config.current_scope()
     tag = tag or (scopes[-1] if scopes else "grid")
@@ -79,7 +79,7 @@ def cells(
             tag,
             scale,
             mixture,
-            tuple(tokens),  # type: ignore[arg-type]  # whole steps once the study knows them
+            tuple(tokens),  # type: ignore[arg-type]  # rounded to whole steps by `study`
             seed,
             tuple(sorted((unique_tokens or {}).items())),
             init,
@@ -113,14 +113,14 @@ def study(
       name: of the study.
       cells: as ``cells`` returns them, singly or in groups.
       sequence_length, batch_size, learning_rate, warmup_steps, decay, evaluations: as in ``sweeps.build.Recipe``.
-      unimax_budget: tokens that UniMax mixtures plan for; None for the largest budget of such a cell.
+      unimax_budget: token budget of UniMax mixtures; None for the largest budget of a cell with one.
       bindings: further gin bindings of every run, such as {"EVAL_TOKENS": 65536}.
-      per_scale: scale → bindings that hold for it alone, such as {"20": {"BATCH_SIZE": 256}}.
-      stores: name → folder of the same text in another vocabulary, for cells that say so.
+      per_scale: scale → bindings for that scale alone, such as {"20": {"BATCH_SIZE": 256}}.
+      stores: name → folder of the same text in another vocabulary, for cells that name it as ``vocabulary``.
       gin_files: that every run is launched with.
 
     Raises:
-      MscaleError: as ``sweeps.build.build``.
+      MscaleError: as ``sweeps.build.build_study``.
     """
     grid = _flat(cells)
     if unimax_budget is None:
@@ -147,7 +147,7 @@ def study(
 def load(path: str | Path, store: Store) -> Study:
     """Returns the study that a .gin or .py file describes, over ``store``.
 
-    A .gin file is looked for as those of a launch are: here, else among the project's own.
+    A .gin file is looked up as for a launch: in the working folder, else among the project's own.
 
     Raises:
       MscaleError: the file is missing, is neither, does not parse, or defines no study.
@@ -186,7 +186,7 @@ def _flat(groups: Iterable[Any]) -> list[Cell]:
 
 
 def _whole_steps(cell: Cell, recipe: Recipe) -> Cell:
-    """Budgets to the nearest whole step, of the cell and of those it continues."""
+    """The cell, and those it continues, with budgets rounded to whole steps."""
     step_tokens = recipe.step_tokens(cell.scale)
     steps = {max(1, round(tokens / step_tokens)) for tokens in cell.tokens}
     init = None if cell.init is None else _whole_steps(cell.init, recipe)

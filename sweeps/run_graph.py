@@ -1,4 +1,4 @@
-"""The graph of runs by parent: what depends on what, an order to train in, and the time that it takes."""
+"""The graph of runs by parent: dependencies, critical paths, an order to train in, and its wall-clock time."""
 
 import heapq
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from sweeps.spec import RunSpec
 
 
 def children_of(runs: Sequence[RunSpec]) -> dict[str, list[str]]:
-    """Run id to the ids of the runs that start from it."""
+    """Run id to the ids of the runs that start from it; runs without any are absent."""
     children: dict[str, list[str]] = {}
     for run in runs:
         if run.parent is not None:
@@ -20,7 +20,10 @@ def children_of(runs: Sequence[RunSpec]) -> dict[str, list[str]]:
 def longest_chain_costs(
     runs: Sequence[RunSpec], cost: Callable[[RunSpec], float] = lambda run: run.flops
 ) -> dict[str, Any]:
-    """Cost (exact FLOPs unless given) of the longest chain that starts with each run, itself included."""
+    """Run id to the cost of the longest chain of descendants, the run itself included.
+
+    In scheduling this is the bottom level (upward rank). ``cost`` is exact FLOPs by default.
+    """
     result: dict[str, Any] = {}
     longest: dict[str, Any] = {}
     for run in reversed(topological_order(runs)):
@@ -31,25 +34,25 @@ def longest_chain_costs(
 
 
 def longest_chain_first(runs: Sequence[RunSpec]) -> list[RunSpec]:
-    """Runs in the order to start them: parents first, else the longest chain first."""
-    remaining, children = longest_chain_costs(runs), children_of(runs)
+    """Runs in the order to start them: of the runs whose parents come earlier, the longest chain first."""
+    chain_costs, children = longest_chain_costs(runs), children_of(runs)
     by_id = {run.id: run for run in runs}
-    ready = [(-remaining[run.id], run.id) for run in runs if run.parent not in by_id]
+    ready = [(-chain_costs[run.id], run.id) for run in runs if run.parent not in by_id]
     heapq.heapify(ready)
     order = []
     while ready:
         _, run_id = heapq.heappop(ready)
         order.append(by_id[run_id])
         for child in children.get(run_id, ()):
-            heapq.heappush(ready, (-remaining[child], child))
+            heapq.heappush(ready, (-chain_costs[child], child))
     return order
 
 
 def makespan(runs: Sequence[RunSpec], slots: int, seconds: Callable[[RunSpec], float]) -> float:
-    """Wall-clock seconds on ``slots`` equal devices, each taking the longest chain as soon as it is free."""
-    remaining, children = longest_chain_costs(runs, seconds), children_of(runs)
+    """Wall-clock seconds on ``slots`` equal devices by list scheduling: a free device starts the longest chain."""
+    chain_costs, children = longest_chain_costs(runs, seconds), children_of(runs)
     by_id = {run.id: run for run in runs}
-    ready = [(-remaining[run.id], run.id) for run in runs if run.parent not in by_id]
+    ready = [(-chain_costs[run.id], run.id) for run in runs if run.parent not in by_id]
     heapq.heapify(ready)
     running: list[tuple[float, str]] = []
     now = 0.0
@@ -59,12 +62,12 @@ def makespan(runs: Sequence[RunSpec], slots: int, seconds: Callable[[RunSpec], f
             heapq.heappush(running, (now + seconds(by_id[run_id]), run_id))
         now, run_id = heapq.heappop(running)
         for child in children.get(run_id, ()):
-            heapq.heappush(ready, (-remaining[child], child))
+            heapq.heappush(ready, (-chain_costs[child], child))
     return now
 
 
 def topological_order(runs: Sequence[RunSpec]) -> list[RunSpec]:
-    """Runs with parents before children, otherwise as given.
+    """Runs with parents before children, otherwise in the order given.
 
     Raises:
       MscaleError: there is a cycle between parents.

@@ -1,9 +1,9 @@
 """Studies as data: cells of a grid, and the run specs that follow from them.
 
-A cell is one line of a study's table: a scale, a mixture, a seed, a starting point and the token budgets at
-which a cooled model is wanted. Budgets of a cell share one warmup-stable-decay trunk that runs to 0.9 of the
-largest budget; every budget is a branch off it that decays over that budget's last 10%. Cells of different
-tags that ask for the same training share its trunk, so that monolingual baselines are trained once.
+A cell is one line of a study's table: a scale, a mixture, a seed, a starting point and token budgets. At each budget
+the learning rate has decayed (the model is *cooled*). The budgets of a cell share one warmup-stable-decay trunk, which
+runs to 0.9 of the largest budget; each budget is a branch off the trunk that decays over its last 10%. Cells of
+different tags with the same training share its trunk, so that monolingual baselines are trained once.
 """
 
 import json
@@ -20,18 +20,18 @@ from sweeps.spec import RunSpec
 
 @dataclass(frozen=True)
 class Cell:
-    """One training configuration with the budgets at which it is cooled.
+    """One training configuration, with the token budgets at which its learning rate has decayed.
 
     Attributes:
-      tag: which question of the study it serves.
+      tag: the question of the study that it serves.
       scale: a rung of ``mscale.scales``.
       mixture: a name that ``mscale.data.mixture.resolve`` knows.
       tokens: total token budgets of all languages together; each must be whole steps.
-      seed: of the initial parameters and of the schedule.
-      unique_tokens: ``(language, U)`` pairs limiting a language to its first U tokens, to repeat it.
-      init: the cell whose cooled checkpoint (of its largest budget) this one continues, or None.
-      evaluate: languages to evaluate; None means those of the mixture.
-      vocabulary: which token store, a name of the recipe's ``sources``; "" is the study's own.
+      seed: of the initial parameters and of the data schedule.
+      unique_tokens: ``(language, U)`` pairs that limit a language to its first U tokens, so that it repeats.
+      init: the cell whose final checkpoint (of its largest budget) this one starts from, or None.
+      evaluate: languages to evaluate; None for those of the mixture.
+      vocabulary: name of a token store in the recipe's ``sources``; "" is the study's own store.
     """
 
     tag: str
@@ -46,7 +46,7 @@ class Cell:
 
     @property
     def training(self) -> tuple:
-        """What two cells must agree on to share a trunk."""
+        """The fields in which two cells must agree to share a trunk."""
         init = (self.init.training, max(self.init.tokens)) if self.init else None
         return (str(self.scale), self.mixture, self.seed, self.unique_tokens, init, self.vocabulary)
 
@@ -56,11 +56,11 @@ class Study:
     """A named set of runs, parents first.
 
     Attributes:
-      cells: what was asked for; may be empty in a study put together by hand.
-      ends: per cell, per budget, the id of the run that cools it.
+      cells: what the runs follow from; may be empty in a study built run by run.
+      ends: for each cell and budget, the id of the run that ends at it.
       mixtures: mixture name to the sampling rate of each of its languages.
       unique: unique tokens U of each language of the store, in whole windows.
-      notes: what was reduced or left out, and why; to be shown with the plan.
+      notes: what was reduced or left out, and why; shown with the plan.
     """
 
     name: str
@@ -82,10 +82,11 @@ class Study:
 
 
 def check_study(study: Study) -> None:
-    """Checks a study, whoever put it together.
+    """Checks that a study's runs form a graph that can be trained.
 
     Raises:
-      MscaleError: no runs, two runs of one id, a parent that is not there, or a cycle between parents.
+      MscaleError: no runs, two runs with one id, a parent that is not in the study, a branch point outside its trunk,
+        or a cycle between parents.
     """
     if not study.runs:
         raise MscaleError(f"study {study.name}: it has no runs; add cells")
@@ -109,7 +110,7 @@ def check_study(study: Study) -> None:
 
 
 def study_to_json(study: Study) -> dict[str, Any]:
-    """Returns the study as JSON-serialisable data; ``from_json`` inverts it."""
+    """Returns the study as JSON-serialisable data; ``study_from_json`` inverts it."""
     return json.loads(
         json.dumps(
             {
@@ -126,10 +127,10 @@ def study_to_json(study: Study) -> dict[str, Any]:
 
 
 def study_from_json(data: Mapping[str, Any], *, where: str = "study.json") -> Study:
-    """Reads what ``to_json`` wrote.
+    """Reads what ``study_to_json`` wrote.
 
     Raises:
-      MscaleError: a field is missing, or the runs do not make a study.
+      MscaleError: a field is missing, or the runs do not pass ``check_study``; ``where`` names the file.
     """
     try:
         study = Study(

@@ -1,4 +1,4 @@
-"""Run folders, and other people's tables, to one table of observations.
+"""One table of observations, from run folders or from other people's tables.
 
 What other folders import from here:
 

@@ -1,4 +1,4 @@
-"""The contract's tables as Arrow columns: merged, sorted and written, a million rows in seconds."""
+"""Observations and exposure as Arrow tables: merged, sorted and written; a million rows take seconds."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ def _need_arrow() -> None:
 
 
 def arrow_schema(columns: Mapping[str, type]) -> Any:
-    """The Arrow schema of the contract's columns."""
+    """The Arrow schema of named columns of str, int and float."""
     _need_arrow()
     types = {str: pa.string(), int: pa.int64(), float: pa.float64()}
     return pa.schema([(name, types[kind]) for name, kind in columns.items()])
@@ -35,10 +35,12 @@ def merge_rows(
     columns: Mapping[str, type],
     key: Sequence[str],
 ) -> Any:
-    """Rows of an earlier table whose run is in ``kept``, and new ones, sorted by ``key``.
+    """Returns the rows of ``before`` whose run is in ``kept`` and the new ``rows``, sorted by ``key``.
 
     Args:
-      rows: checked against the contract.
+      before: an earlier table of the same columns, or None.
+      rows: already validated.
+      columns: name to Python type.
     """
     arrays = [
         pa.array([None if row[name] is None else kind(row[name]) for row in rows], type=field.type)
@@ -52,13 +54,17 @@ def merge_rows(
 
 
 def read_parquet(path: Path) -> Any:
-    """A Parquet table; raises what pyarrow raises (OSError, ValueError) where it is damaged."""
+    """Reads a Parquet table.
+
+    Raises:
+      OSError, ValueError: the file is missing or damaged.
+    """
     _need_arrow()
     return pq.read_table(path)
 
 
 def write_table(table: Any, path: Path) -> None:
-    """Writes .parquet or .csv, atomically."""
+    """Writes a table as .csv or .parquet, atomically."""
     with atomic_writer(path) as file:
         if path.suffix == ".csv":
             options = pyarrow.csv.WriteOptions(quoting_style="needed")

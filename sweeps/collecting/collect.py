@@ -1,8 +1,8 @@
-"""Run folders to one observations dataset, checked against the contract and against the study.
+"""Run folders to one observations table, checked against the columns' contract and against the study.
 
-Only runs that are done are collected: what is missing stays missing, and is listed with its reason. The order
-of rows depends on their keys alone, so that a study gives the same tables however often it was interrupted.
-Runs whose files have not changed since the last call are taken from its tables.
+Only runs that are done are collected; the others are listed with the reason. Rows are sorted by their keys, so that a
+study gives the same tables however often it was interrupted. Runs whose files have not changed since the last call are
+taken from the tables of that call.
 """
 
 import json
@@ -31,11 +31,11 @@ class Collected:
     """What was collected.
 
     Attributes:
-      rows, exposure: counts of the two tables.
+      rows, exposure: rows of the two tables.
       runs: runs collected.
       missing: run id to the reason why it is not in the tables.
-      cells: descriptions of the study's cells that have no cooled observation, with the reason.
-      unanswerable: what the whole study would tell and, for want of those cells, this data does not.
+      cells: descriptions of the study's cells without a final loss, with the reason.
+      answers_lost: lines about questions that the whole study would answer and the collected runs do not.
     """
 
     rows: int
@@ -56,7 +56,7 @@ def collect(root: str | Path) -> Collected:
     study = state.load_study(root)
     states = state.read_states(study.runs, root)
     before = _before(root)
-    seen: dict[str, list] = {}
+    stamps: dict[str, list] = {}
     missing: dict[str, str] = {}
     rows: list[Row] = []
     exposure: list[Row] = []
@@ -66,9 +66,9 @@ def collect(root: str | Path) -> Collected:
             missing[run.id] = states[run.id].state + (f": {reason}" if reason else "")
             continue
         folder = specs.workdir(root, run.id)
-        mark = _mark(folder)
-        if before.seen.get(run.id) == mark:
-            seen[run.id] = mark
+        stamp = _file_stamps(folder)
+        if before.stamps.get(run.id) == stamp:
+            stamps[run.id] = stamp
             continue
         try:
             of_run = observations.read_rows(folder / "observations.jsonl")
@@ -77,14 +77,13 @@ def collect(root: str | Path) -> Collected:
         except MscaleError as error:
             missing[run.id] = f"unusable: {error}"
             continue
-        seen[run.id] = mark
+        stamps[run.id] = stamp
         rows += of_run
         exposure += exposed
     new = {row["run"] for row in exposure} | {row["run"] for row in rows}
-    kept = set(seen) - new
-    (root / _RECORD).unlink(
-        missing_ok=True
-    )  # while tables are replaced one by one, none of them is to be trusted
+    kept = set(stamps) - new
+    # While the tables are replaced one by one, no later call may take rows from them.
+    (root / _RECORD).unlink(missing_ok=True)
     counts = []
     for name, fresh, columns, key in (
         ("observations", rows, observations.COLUMNS, observations.KEY),
@@ -103,23 +102,25 @@ def collect(root: str | Path) -> Collected:
     )
     lost = tuple(answers_lost(study, missing)) if cells else ()
     atomic_json(root / "missing.json", {"runs": missing, "cells": list(cells), "unanswerable": list(lost)})
-    atomic_json(root / _RECORD, {"version": _RECORD_VERSION, "runs": seen, "tables": _mark(root, _TABLES)})
-    return Collected(counts[0], counts[1], len(seen), missing, cells, lost)
+    atomic_json(
+        root / _RECORD, {"version": _RECORD_VERSION, "runs": stamps, "tables": _file_stamps(root, _TABLES)}
+    )
+    return Collected(counts[0], counts[1], len(stamps), missing, cells, lost)
 
 
 @dataclass(frozen=True)
 class _Before:
-    """What an earlier call collected: the marks of its runs' files, and its tables."""
+    """What an earlier call collected: size and time of its runs' files, and its tables."""
 
-    seen: dict[str, list]
+    stamps: dict[str, list]
     tables: dict[str, Any]
 
 
 def _before(root: Path) -> _Before:
-    """The earlier tables, if they are whole and as they were left; else nothing, and all is read again."""
+    """The earlier tables, if their files are unchanged; otherwise nothing, and all runs are read again."""
     try:
         record = json.loads((root / _RECORD).read_text(encoding="utf-8"))
-        if record["version"] != _RECORD_VERSION or record["tables"] != _mark(root, _TABLES):
+        if record["version"] != _RECORD_VERSION or record["tables"] != _file_stamps(root, _TABLES):
             return _Before({}, {})
         found = {name.partition(".")[0]: arrow_tables.read_parquet(root / name) for name in _TABLES}
     except (OSError, ValueError, KeyError, TypeError):
@@ -127,24 +128,26 @@ def _before(root: Path) -> _Before:
     return _Before(record["runs"], found)
 
 
-def _mark(folder: Path, names: Sequence[str] = ("observations.jsonl", "exposure.jsonl", "spec.json")) -> list:
-    """Sizes and times of files: what tells that they have not changed."""
-    marks: list[list[int] | None] = []
+def _file_stamps(
+    folder: Path, names: Sequence[str] = ("observations.jsonl", "exposure.jsonl", "spec.json")
+) -> list:
+    """Size and modification time of each file, to see whether it has changed; None where it is missing."""
+    stamps: list[list[int] | None] = []
     for name in names:
         try:
             found = (folder / name).stat()
-            marks.append([found.st_size, found.st_mtime_ns])
+            stamps.append([found.st_size, found.st_mtime_ns])
         except FileNotFoundError:
-            marks.append(None)
-    return marks
+            stamps.append(None)
+    return stamps
 
 
 def check_rows(run: RunSpec, rows: Sequence[Row], exposure: Sequence[Row], folder: Path) -> None:
     """Checks a done run's rows against its spec and each other.
 
     Raises:
-      MscaleError: a row of another run or filed otherwise, a count that the schedule does not give, a step
-        after the end, or no cooled row at the end of a run that has one.
+      MscaleError: a row of another run, tag, group or size; token counts that differ from the schedule's; a step
+        outside the run; or no loss of a language at the end of a run that decays.
     """
     where = folder / "observations.jsonl"
     step_tokens = int(run.bindings["BATCH_SIZE"]) * int(run.bindings["SEQUENCE_LENGTH"])

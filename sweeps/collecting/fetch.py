@@ -1,4 +1,4 @@
-"""Run folders that lie elsewhere (gs://, s3://): what reading a study needs of them, brought to a local folder."""
+"""Copies the small files of remote run folders (gs://, s3://) to a local folder, to read the study from there."""
 
 import json
 from collections.abc import Mapping
@@ -11,23 +11,23 @@ from mscale.progress import progress
 from mscale.remote import Url, connect, listing, location, retried
 
 _RECORD = "fetched.json"
-# Last the file that says a run is done: whatever it vouches for is here by then.
+# status.json is written last: a run that is done here has all its other files here.
 _RUN_FILES = ("spec.json", "failure.json", "heartbeat.json", "observations.jsonl", "exposure.jsonl")
 _STATUS = "status.json"
 
 
 def fetch(source: str, root: str | Path) -> int:
-    """Copies a remote study, checkpoints and logs aside, into ``root``; returns how many runs had changed.
+    """Copies a remote study without checkpoints and logs into ``root``; returns how many runs had changed.
 
-    A run is read again where its status has changed; its status is read before its other files and written after
-    them, so that a run that is done here has all its rows here, though it trains meanwhile.
+    A run is read again when its status has changed. Its status is read before its other files and written after them,
+    so that a run that is done here has all its rows here even if it trains during the copy.
 
     Args:
       source: URL of the study's folder.
-      root: local folder, made or brought up to date; ``collect``, ``status_table`` and the report read it.
+      root: local folder, created or updated; ``collect``, ``status_table`` and the report read it.
 
     Raises:
-      MscaleError: not a URL, no study there, or reading failed for good.
+      MscaleError: not a URL, no study there, or reading failed repeatedly.
     """
     place, root = location(source), Path(root)
     if not isinstance(place, Url):
@@ -45,11 +45,11 @@ def fetch(source: str, root: str | Path) -> int:
         return retried(lambda: system.cat_file(prefix + name), f"read {place / name}")
 
     atomic_write(root / "study.json", read("study.json"))
-    seen = _seen(root, place)
+    fetched = _fetched_before(root, place)
     folders = sorted(
         {name.rsplit("/", 1)[0] for name in stamps if name.startswith("runs/") and name.count("/") == 2}
     )
-    changed = [folder for folder in folders if seen.get(folder) != stamps.get(f"{folder}/{_STATUS}")]
+    changed = [folder for folder in folders if fetched.get(folder) != stamps.get(f"{folder}/{_STATUS}")]
     with progress("fetch", len(changed), "runs") as advance:
         for folder in changed:
             status = read(f"{folder}/{_STATUS}") if f"{folder}/{_STATUS}" in stamps else None
@@ -61,14 +61,14 @@ def fetch(source: str, root: str | Path) -> int:
                     path.unlink(missing_ok=True)
             if status is not None:
                 atomic_write(root / folder / _STATUS, status)
-                seen[folder] = stamps[f"{folder}/{_STATUS}"]
+                fetched[folder] = stamps[f"{folder}/{_STATUS}"]
             advance()
-    atomic_json(root / _RECORD, {"source": str(place), "runs": seen})
+    atomic_json(root / _RECORD, {"source": str(place), "runs": fetched})
     return len(changed)
 
 
-def _seen(root: Path, place: Url) -> dict[str, Any]:
-    """Stamps of the statuses fetched before.
+def _fetched_before(root: Path, place: Url) -> dict[str, Any]:
+    """Run folder to the version of its status that was fetched last.
 
     Raises:
       MscaleError: the folder holds another study.

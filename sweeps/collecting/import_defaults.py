@@ -1,6 +1,6 @@
-"""What a table from elsewhere leaves unsaid, where it follows from the rest: shares, phases, steps.
+"""Fills in the columns that an imported table lacks and that follow from its others: shares, phases, steps.
 
-Filled in only where it follows, or where `observations.UNSAID` takes what most tables mean; either way it is told.
+Columns that do not follow get the defaults of `observations.UNSAID`, where it has one. Both are reported as notes.
 """
 
 import re
@@ -12,26 +12,26 @@ from mscale import languages, observations
 from mscale.errors import MscaleError, nearest
 from mscale.observations import COLUMNS, NULLABLE, UNSAID, Row
 
-# A rate within this of a run's highest is at its plateau; at or below the other of it, cooled.
+# Fractions of a run's highest learning rate: at or above the first it is the plateau, at or below the second decayed.
 _PLATEAU_RATE, _COOLED_RATE = 0.999, 0.2
-# A run of fewer tokens than this share of its parameters is counted in another unit.
+# A run with fewer tokens a parameter is assumed to be counted in another unit.
 _MIN_TOKENS_PER_PARAMETER = 1e-3
-_APART = re.compile(r"\s*[+,;/|&\s]\s*")
+_SEPARATORS = re.compile(r"\s*[+,;/|&\s]\s*")
 
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row as the file gives it, and the place it was found."""
+    """A row as the file gives it, and its place in the file for messages."""
 
     where: str
     row: Row
 
 
 def fill_missing_columns(found: Sequence[SourceRow], source: str) -> tuple[list[Row], list[str]]:
-    """The rows of the contract, in the same order, and notes on what was taken to be so.
+    """Returns the rows with all columns of observations, in the same order, and notes on what was assumed.
 
     Raises:
-      MscaleError: something that the contract needs is neither said nor follows.
+      MscaleError: a required column is neither given nor follows from others.
     """
     notes: list[str] = []
     rows = [dict(each.row) for each in found]
@@ -63,7 +63,7 @@ def fill_missing_columns(found: Sequence[SourceRow], source: str) -> tuple[list[
 
 
 def _steps(rows: list[Row], found: Sequence[SourceRow], source: str, notes: list[str]) -> None:
-    """Tokens grow with the step in every run, and are counted one by one."""
+    """Fills in steps, and checks that tokens grow with the step in every run and are counted one by one."""
     for row, each in zip(rows, found, strict=True):
         if "tokens" not in row:
             raise MscaleError(
@@ -97,7 +97,7 @@ def _steps(rows: list[Row], found: Sequence[SourceRow], source: str, notes: list
 
 
 def _mixtures(rows: list[Row], found: Sequence[SourceRow], source: str, notes: list[str]) -> None:
-    """`languages` and `target_tokens` from the mixture, such as ``en``, ``en+es`` or ``en:0.7 es:0.3``."""
+    """Fills in `languages` and `target_tokens` from the mixture, such as ``en``, ``en+es`` or ``en:0.7 es:0.3``."""
     evaluated = {row["language"] for row in rows}
     parsed: dict[str, dict[str, float] | None] = {}
     halves: set[str] = set()
@@ -134,22 +134,25 @@ def _mixtures(rows: list[Row], found: Sequence[SourceRow], source: str, notes: l
         notes.append(f"two languages without shares taken as half and half: {shown}")
 
 
-def mixture_shares(text: str, evaluated: set[str], where: str, told: bool = False) -> dict[str, float] | None:
-    """A mixture's languages with their shares, summing to one; NaN where it names several and no shares.
+def mixture_shares(
+    text: str, evaluated: set[str], where: str, tokens_given: bool = False
+) -> dict[str, float] | None:
+    """A mixture's languages with their shares, which sum to one; NaN where it names several without shares.
 
     Args:
       evaluated: languages that the table has losses on. `en-es` is two languages where both are among them.
-      told: the row says its tokens itself, so that a name which lists no languages is no error: None.
+      tokens_given: the row has its own `target_tokens`; then a name that lists no languages is allowed and gives
+        None.
 
     Raises:
-      MscaleError: a name that is no language, or shares that are not.
+      MscaleError: a name that is not a language, or shares that are not positive numbers.
     """
-    bare = re.sub(r"\s*([:=])\s*", r"\1", re.sub(r"[\[\](){}'\"]", " ", text)).strip()
-    parts = [part for part in _APART.split(bare) if part]
-    named = [re.fullmatch(r"(.+?)[:=]([0-9.eE+-]+)%?", part) for part in parts]
-    if parts and all(named):
+    text_without_brackets = re.sub(r"\s*([:=])\s*", r"\1", re.sub(r"[\[\](){}'\"]", " ", text)).strip()
+    parts = [part for part in _SEPARATORS.split(text_without_brackets) if part]
+    weighted = [re.fullmatch(r"(.+?)[:=]([0-9.eE+-]+)%?", part) for part in parts]
+    if parts and all(weighted):
         weights = {}
-        for match in named:
+        for match in weighted:
             assert match is not None
             try:
                 weights[match[1]] = float(match[2])
@@ -165,7 +168,7 @@ def mixture_shares(text: str, evaluated: set[str], where: str, told: bool = Fals
                 parts = parts[0].split(mark)
     unknown = [part for part in parts if part not in known]
     if unknown or len(set(parts)) < len(parts) or not parts:
-        if told:
+        if tokens_given:
             return None
         what = (
             f"{unknown[0]!r} is no language of the table{nearest(unknown[0], evaluated)}"
@@ -180,33 +183,33 @@ def mixture_shares(text: str, evaluated: set[str], where: str, told: bool = Fals
 
 
 def _phases(rows: list[Row], source: str, notes: list[str]) -> None:
-    """The phase of rows that do not say it, read off the rate of their run."""
-    silent = [row for row in rows if "phase" not in row]
-    if not silent:
+    """Fills in the phase from the learning rates of the run."""
+    without_phase = [row for row in rows if "phase" not in row]
+    if not without_phase:
         return
-    if any(row.get("lr") is None for row in silent):
+    if any(row.get("lr") is None for row in without_phase):
         raise MscaleError(
             f"{source}: nothing says phase: whether a model was at a constant rate (stable) or cooled (end). Losses of "
             "the two are not compared, the second being lower by as much as the effects looked for. Give --constant "
             "phase=stable (or end) where all rows are alike, a column of phases, or one of rates (--column lr=THEIRS)"
         )
     by_run: dict[str, dict[int, float]] = {}
-    for row in silent:
+    for row in without_phase:
         by_run.setdefault(row["run"], {})[row["step"]] = row["lr"]
-    phases = {run: _phases_of(run, rates, source) for run, rates in by_run.items()}
+    phases = {run: phases_from_rates(run, rates, source) for run, rates in by_run.items()}
     counts: dict[str, int] = {}
-    for row in silent:
+    for row in without_phase:
         row["phase"] = phases[row["run"]][row["step"]]
         counts[row["phase"]] = counts.get(row["phase"], 0) + 1
     shown = ", ".join(f"{counts[name]:,} {name}" for name in observations.PHASES if name in counts)
     notes.append(f"phases read off the rate: {shown} rows")
 
 
-def _phases_of(run: str, rates: Mapping[int, Any], source: str) -> dict[int, str]:
-    """Phase by step. The plateau is where two evaluations or more are at the run's highest rate."""
+def phases_from_rates(run: str, rates: Mapping[int, Any], source: str) -> dict[int, str]:
+    """Step to phase. The plateau (stable) is where two or more evaluations are at the run's highest rate."""
     steps = sorted(rates)
     highest = max(rates.values())
-    top = [step for step in steps if rates[step] >= _PLATEAU_RATE * highest]
+    plateau = [step for step in steps if rates[step] >= _PLATEAU_RATE * highest]
     if highest > 0 and len(steps) == 1:
         raise MscaleError(
             f"{source}: run {run!r} was evaluated once, at rate {highest:g}: whether that is constant or cooled the "
@@ -216,9 +219,9 @@ def _phases_of(run: str, rates: Mapping[int, Any], source: str) -> dict[int, str
     for step in steps:
         if highest == 0:
             found[step] = "end"
-        elif step < top[0]:
+        elif step < plateau[0]:
             found[step] = "warmup"
-        elif step in top and len(top) > 1:
+        elif step in plateau and len(plateau) > 1:
             found[step] = "stable"
         else:
             found[step] = "end" if step == steps[-1] and rates[step] <= _COOLED_RATE * highest else "decay"

@@ -1,8 +1,7 @@
 """Other people's runs as observations: a CSV with a column map, long or wide, or a chart exported from W&B.
 
-A cell that is empty stays missing. What follows from other columns is filled in
-(`sweeps.collecting.import_defaults`), and every such thing is told; what the contract needs and nothing says is an
-error.
+An empty cell stays missing. Columns that follow from others are filled in (`sweeps.collecting.import_defaults`) and
+reported as notes; a required column that neither exists nor follows is an error.
 """
 
 import csv
@@ -11,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mscale import observations
 from mscale.errors import MscaleError, nearest
@@ -24,7 +23,7 @@ _PLACEHOLDER = "{language}"
 
 @dataclass(frozen=True)
 class ImportSummary:
-    """What was written: rows, runs, and what was taken, left out or filled in on the way."""
+    """Rows and runs written, and notes on what was assumed, left out or filled in."""
 
     rows: int
     runs: int
@@ -42,12 +41,12 @@ def import_csv(
     """Writes the observations table ``target`` (.parquet or .csv) from a CSV.
 
     Args:
-      columns: contract column to the source's column, where their names differ; ``"tokens_B*1e9"`` multiplies.
-      constants: contract column to a value for every row; text is read as a cell would be.
-      wide: name of the columns of losses where each evaluated language has one: ``"loss_{language}"``.
+      columns: observations column to the source's column, where their names differ; ``"tokens_B*1e9"`` multiplies.
+      constants: observations column to a value for every row; a string is parsed as a cell is.
+      wide: name pattern of the loss columns where each evaluated language has one: ``"loss_{language}"``.
 
     Raises:
-      MscaleError: a column is unknown or missing, or a cell is not of its type: file, line and column are named.
+      MscaleError: a column is unknown or missing, or a cell is not of its type; the file, line and column are named.
     """
     columns, constants = dict(columns or {}), dict(constants or {})
     for name in (*columns, *constants):
@@ -55,18 +54,18 @@ def import_csv(
             raise MscaleError(f"{name!r} is no column of observations{nearest(name, COLUMNS)}")
     for name, value in constants.items():
         if isinstance(value, str):
-            constants[name] = _value(value, name, "constant", 1)
+            constants[name] = _parse_cell(value, name, "constant", 1)
     with _opened(source) as file:
         reader = _reader(file)
         header = list(reader.fieldnames or ())
-        place = {name: (name, 1.0) for name in COLUMNS if name in header}
+        source_columns = {name: (name, 1.0) for name in COLUMNS if name in header}
         for name, theirs in columns.items():
-            place[name] = _factor(theirs, header, name, source)
-        losses = {} if wide is None else _wide(wide, header, source)
+            source_columns[name] = _column_and_factor(theirs, header, name, source)
+        losses = {} if wide is None else _loss_columns(wide, header, source)
         if "loss" in constants:
             raise MscaleError("--constant loss: a loss is measured; map a column to it")
-        told = {*place, *constants, *(("language", "loss") if losses else ())}
-        if absent := [name for name in ("run", "params", "language", "loss") if name not in told]:
+        given_columns = {*source_columns, *constants, *(("language", "loss") if losses else ())}
+        if absent := [name for name in ("run", "params", "language", "loss") if name not in given_columns]:
             raise MscaleError(
                 f"{source}: nothing says {', '.join(absent)}; map a column to each (--column {absent[0]}=THEIRS), or "
                 f"give a constant; it has {', '.join(header)}"
@@ -78,21 +77,21 @@ def import_csv(
             if None in cells or None in cells.values():
                 raise MscaleError(f"{where}: not {len(header)} cells, as the header has; mend the line")
             given = constants | {
-                name: _value(cells[theirs], name, source, number, factor)
-                for name, (theirs, factor) in place.items()
+                name: _parse_cell(cells[theirs], name, source, number, factor)
+                for name, (theirs, factor) in source_columns.items()
                 if name != "loss"
             }
             if losses:
                 measured = [(language, cells[name]) for language, name in losses.items()]
             else:
-                measured = [(str(given["language"]), cells[place["loss"][0]])]
-            factor = 1.0 if losses else place["loss"][1]
+                measured = [(str(given["language"]), cells[source_columns["loss"][0]])]
+            factor = 1.0 if losses else source_columns["loss"][1]
             for language, cell in measured:
-                if _unmeasured(cell):
+                if _is_missing_loss(cell):
                     if not losses or cell.strip():
                         left_out[given["run"]] = left_out.get(given["run"], 0) + 1
                     continue
-                loss = {"language": language, "loss": _value(cell, "loss", source, number, factor)}
+                loss = {"language": language, "loss": _parse_cell(cell, "loss", source, number, factor)}
                 rows.append(SourceRow(where, {**given, **loss}))
     return _write(rows, source, target, left_out)
 
@@ -109,14 +108,14 @@ def import_wandb(
     """Writes observations from the CSV that a W&B chart exports: a ``Step`` and a column "RUN - METRIC" a curve.
 
     Args:
-      runs: run's name in W&B to its other contract columns (params, mixture, phase, ...), the same at every step.
-      shared: contract columns that all runs have alike.
-      tokens_per_step: batch × sequence, of all runs or by run. W&B's counters reset where a run resumed; steps
-        times this do not.
+      runs: name of the run in W&B to its other columns (params, mixture, phase, ...), equal at every step.
+      shared: columns with the same value for all runs.
+      tokens_per_step: batch × sequence, of all runs or by run. Tokens are step times this, since W&B's own counters
+        restart when a run resumes.
       metric: regular expression on METRIC whose group ``language`` names the language.
 
     Raises:
-      MscaleError: no curve is of a run in ``runs``, a run lacks a column, or a cell is not a number.
+      MscaleError: no column belongs to a run in ``runs``, a run lacks a required column, or a cell is not a number.
     """
     described = {run: {**(shared or {}), **about} for run, about in runs.items()}
     for run, about in described.items():
@@ -151,10 +150,10 @@ def import_wandb(
                 f"{', '.join(header[:8])}"
             )
         for number, cells in enumerate(reader, start=2):
-            step = _value(cells["Step"], "step", source, number)
+            step = _parse_cell(cells["Step"], "step", source, number)
             for name, run, language in curves:
                 cell = cells[name] or ""
-                if _unmeasured(cell):
+                if _is_missing_loss(cell):
                     if cell.strip():
                         left_out[run] = left_out.get(run, 0) + 1
                     continue
@@ -169,27 +168,27 @@ def import_wandb(
                     "step": step,
                     "tokens": step * size,
                     "language": language,
-                    "loss": _value(cell, "loss", source, number),
+                    "loss": _parse_cell(cell, "loss", source, number),
                 }
                 rows.append(SourceRow(f"{source}:{number}, {name}", row))
     return _write(rows, source, target, left_out)
 
 
-def _opened(source: str | Path):
+def _opened(source: str | Path) -> TextIO:
     try:
         return open(source, encoding="utf-8-sig", newline="")
     except OSError as error:
         raise MscaleError(f"cannot read {source}: {error.strerror or error}") from None
 
 
-def _reader(file) -> csv.DictReader:
-    """Cells apart by what is most frequent in the header: commas, semicolons or tabs."""
+def _reader(file: TextIO) -> csv.DictReader:
+    """A CSV reader whose delimiter is the most frequent of comma, semicolon and tab in the header."""
     header = file.readline()
     file.seek(0)
     return csv.DictReader(file, delimiter=max(",;\t", key=header.count))
 
 
-def _factor(theirs: str, header: list[str], name: str, source: str | Path) -> tuple[str, float]:
+def _column_and_factor(theirs: str, header: list[str], name: str, source: str | Path) -> tuple[str, float]:
     """``tokens_B*1e9`` as (column, factor)."""
     if theirs in header:
         return theirs, 1.0
@@ -210,8 +209,8 @@ def _factor(theirs: str, header: list[str], name: str, source: str | Path) -> tu
     return column, factor
 
 
-def _wide(template: str, header: list[str], source: str | Path) -> dict[str, str]:
-    """Evaluated language to the column of its losses."""
+def _loss_columns(template: str, header: list[str], source: str | Path) -> dict[str, str]:
+    """Evaluated language to the column with its losses."""
     if template.count(_PLACEHOLDER) != 1:
         raise MscaleError(
             f"--wide {template}: expected a column name with {_PLACEHOLDER} once, such as loss_{_PLACEHOLDER}"
@@ -223,13 +222,13 @@ def _wide(template: str, header: list[str], source: str | Path) -> dict[str, str
     return found
 
 
-def _unmeasured(cell: str) -> bool:
-    """Whether a cell of losses holds none: empty, or what a diverged run logs."""
+def _is_missing_loss(cell: str) -> bool:
+    """Whether a cell holds no loss: it is empty, or what a diverged run logs."""
     return cell.strip().lower() in ("", "nan", "none", "null", "na", "n/a", "inf", "-inf", "infinity")
 
 
-def _value(text: str, name: str, source: str | Path, number: int, factor: float = 1.0) -> Any:
-    """A cell as the contract's type, times a factor; None where it is empty and may be. ``1.5B`` is 1.5e9."""
+def _parse_cell(text: str, name: str, source: str | Path, number: int, factor: float = 1.0) -> Any:
+    """A cell as the type of its column, times a factor; None where an empty cell is allowed. ``1.5B`` is 1.5e9."""
     kind = COLUMNS[name]
     text = text.strip()
     if not text and name in NULLABLE:
@@ -253,7 +252,7 @@ def _value(text: str, name: str, source: str | Path, number: int, factor: float 
             raise ValueError
         if kind is float:
             return value
-        # Times a factor, decimals end near an integer, not at it.
+        # A product of decimals may differ from the integer by rounding.
         whole = round(value)
         if abs(value - whole) > (1e-6 * abs(value) if scaled != 1 else 0):
             raise ValueError

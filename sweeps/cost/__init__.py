@@ -1,4 +1,4 @@
-"""What a study costs before anyone pays: tokens, FLOPs, hours, memory; and what it would identify.
+"""What a study costs before it runs (tokens, FLOPs, hours, memory), and which laws it would identify.
 
 What other folders import from here:
 

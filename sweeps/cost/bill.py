@@ -1,7 +1,7 @@
 """What a study costs before it runs: tokens, FLOPs, the savings of shared trunks, and the critical path.
 
-All counts are exact integers; C = 6·N·D with N all parameters (ATLAS.md). Hours are an estimate for a named
-accelerator at a stated share of its peak (model FLOPs utilisation).
+All counts are exact integers; C = 6·N·D with N all parameters, embeddings included. Hours are an estimate for a named
+accelerator at a stated share of its peak (model FLOPs utilisation, MFU).
 """
 
 from dataclasses import dataclass, fields
@@ -17,14 +17,15 @@ from sweeps.study import Study
 
 @dataclass(frozen=True)
 class Bill:
-    """Counts of a part of a study.
+    """Counts of one tag of a study, or of the whole study.
 
     Attributes:
-      configurations: lines of the study's table (a scale, a mixture, a seed, a start); cells: those at each of
-        their budgets.
-      trainings: distinct among the configurations, billed to the tag that names them first.
-      runs: calls of the trainer: trunks, branches and whole runs.
-      naive_tokens, naive_flops: of training every cell from its own start, sharing nothing.
+      configurations: lines of the study's table (a scale, a mixture, a seed, a start).
+      cells: configurations times their budgets.
+      trainings: distinct configurations, counted for the tag that names them first.
+      runs: calls of the trainer: trunks, branches and whole runs; trunks: those that are trunks.
+      tokens, flops: that these runs compute.
+      naive_tokens, naive_flops: of training every cell from its start, without shared trunks.
     """
 
     tag: str
@@ -44,10 +45,12 @@ class StudyBill:
     """The bill of a study.
 
     Attributes:
-      tags: one bill a tag, in the study's order; a run that tags share is billed to the first.
-      total: of all tags; ``naive`` counts train every cell from its own start, sharing nothing.
-      critical_flops: FLOPs of the longest chain of runs that must follow each other.
-      critical_path: ids of that chain.
+      study: its name.
+      tags: one bill a tag, in the study's order; a run that several tags share is on the first one's bill.
+      total: of all tags.
+      critical_flops: FLOPs of the critical path, the longest chain of dependent runs.
+      critical_path: ids of its runs.
+      notes: of the study.
     """
 
     study: str
@@ -59,26 +62,26 @@ class StudyBill:
 
     @property
     def saving(self) -> float:
-        """Fraction of the naive FLOPs that sharing saves."""
+        """Fraction of the naive FLOPs that shared trunks save."""
         return 1 - self.total.flops / self.total.naive_flops if self.total.naive_flops else 0.0
 
 
 def study_bill(study: Study) -> StudyBill:
-    """Works out the bill of a study, without touching a disk or an accelerator."""
+    """Returns the bill of a study; reads no files and needs no accelerator."""
     tags = dict.fromkeys([cell.tag for cell in study.cells] + [run.tag for run in study.runs])
     bills = tuple(_bill(study, tag) for tag in tags)
     total = Bill(
         "total",
         *(sum(getattr(bill, name) for bill in bills) for name in [item.name for item in fields(Bill)][1:]),
     )
-    remaining = longest_chain_costs(study.runs)
+    chain_costs = longest_chain_costs(study.runs)
     path: list[str] = []
     children = children_of(study.runs)
     level = [run.id for run in study.runs if run.parent is None]
     while level:
-        path.append(max(level, key=lambda run_id: remaining[run_id]))
+        path.append(max(level, key=lambda run_id: chain_costs[run_id]))
         level = children.get(path[-1], [])
-    return StudyBill(study.name, bills, total, max(remaining.values(), default=0), tuple(path), study.notes)
+    return StudyBill(study.name, bills, total, max(chain_costs.values(), default=0), tuple(path), study.notes)
 
 
 def _bill(study: Study, tag: str) -> Bill:
@@ -103,8 +106,8 @@ def _bill(study: Study, tag: str) -> Bill:
     )
 
 
-# Of one 2-GHz-class server core, measured: a line through the five rungs at 128 tokens a sequence (141,000
-# tokens/s at nano0 to 22,000 at nano4), evaluations apart, and what a run and a first run of a shape cost.
+# Measured on one 2-GHz-class server core: a line through the five nano scales at 128 tokens a sequence (141,000
+# tokens/s at nano0 to 22,000 at nano4) without evaluations, a constant for each run, and compilation for each shape.
 NANO_SECONDS_PER_TOKEN = 6e-6
 NANO_SECONDS_PER_TOKEN_AND_PARAMETER = 1.25e-10
 NANO_RUN_SECONDS = 0.5
@@ -112,13 +115,13 @@ NANO_COMPILE_SECONDS = 6.5
 
 
 def nano_seconds(run: RunSpec) -> float:
-    """Seconds of a nano run on one CPU core, once its shape is compiled."""
+    """Seconds of a nano run on one CPU core, without compilation."""
     per_token = NANO_SECONDS_PER_TOKEN + NANO_SECONDS_PER_TOKEN_AND_PARAMETER * run.params
     return NANO_RUN_SECONDS + run.tokens * per_token
 
 
 def nano_study_seconds(study: Study, slots: int) -> float:
-    """Wall-clock seconds of a nano study on ``slots`` CPU cores, its compiling included."""
+    """Wall-clock seconds of a nano study on ``slots`` CPU cores, compilation included."""
     compiling = NANO_COMPILE_SECONDS * len({run.shape for run in study.runs})
     return makespan(study.runs, slots, nano_seconds) + compiling / slots
 
@@ -140,15 +143,15 @@ def device_hours(flops: float, accelerator: str, mfu: float = 0.4) -> float:
 
 
 def is_nano(study: Study) -> bool:
-    """Whether every run is a nano rung, so that ``nano_seconds`` applies."""
+    """Whether every run is of a nano scale, so that ``nano_seconds`` applies."""
     return all(str(run.bindings.get("SCALE")) in scales.NANO for run in study.runs)
 
 
 def run_placement(run: RunSpec, accelerator: str, chips: int | None = None) -> memory.Placement:
-    """The mesh to suggest for a run, on ``chips`` chips or on as few as hold it.
+    """The suggested mesh for a run, of ``chips`` chips or of the fewest that hold it.
 
     Raises:
-      MscaleError: it does not fit.
+      MscaleError: the run does not fit.
     """
     shape = scales.get(run.bindings["SCALE"])
     vocabulary = (run.params - scales.parameter_count_nonembedding(shape)) // shape.embed
@@ -158,12 +161,14 @@ def run_placement(run: RunSpec, accelerator: str, chips: int | None = None) -> m
 
 @dataclass(frozen=True)
 class WallClock:
-    """Where a study would run and how long that takes.
+    """Slices on which a study would run, and for how long.
 
     Attributes:
-      chips: of each slice; slices: how many work at once.
+      accelerator, mfu: kind of chip and model FLOPs utilisation.
+      chips: of each slice; slices: that train at once.
       largest: tag to the placement of its most demanding run.
-      hours: wall-clock on all slices; critical_hours: of the longest chain of runs, a bound however many slices.
+      hours: wall-clock time on all slices.
+      critical_hours: of the critical path, a lower bound for any number of slices.
     """
 
     accelerator: str
@@ -178,20 +183,21 @@ class WallClock:
 def estimate_wall_clock(
     study: Study, accelerator: str, *, mfu: float = 0.4, slices: int = 1, chips: int | None = None
 ) -> WallClock:
-    """Works out placements and wall-clock; ``chips`` a slice is by default the fewest that hold every run.
+    """Returns placements and wall-clock time; ``chips`` a slice is by default the fewest that hold every run.
 
     Raises:
-      MscaleError: a run does not fit on ``chips``, or slices, mfu or accelerator make no sense.
+      MscaleError: a run does not fit on ``chips``, fewer than one slice, an unknown accelerator, or an MFU outside
+        (0, 1].
     """
     if slices < 1:
         raise MscaleError(f"slices is {slices}: expected at least 1")
     device_hours(1, accelerator, mfu)
     shapes = {run.shape: run for run in study.runs}
     count = chips or max(run_placement(run, accelerator).mesh.chips for run in shapes.values())
-    placed = {shape: run_placement(run, accelerator, count) for shape, run in shapes.items()}
+    placements = {shape: run_placement(run, accelerator, count) for shape, run in shapes.items()}
     largest: dict[str, memory.Placement] = {}
     for run in study.runs:
-        one = placed[run.shape]
+        one = placements[run.shape]
         if run.tag not in largest or (one.mesh.fsdp * one.mesh.tensor, one.bytes_per_chip) > (
             largest[run.tag].mesh.fsdp * largest[run.tag].mesh.tensor,
             largest[run.tag].bytes_per_chip,

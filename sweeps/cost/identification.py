@@ -1,9 +1,9 @@
 """Which laws a study identifies: rank and conditioning of the Fisher information at planted parameters.
 
-A law is fitted to the cooled losses of a study. At assumed parameters, the Jacobian of the predicted losses
-says how well those runs tell the parameters apart, before any of them is trained: the information JᵀJ must
-have full rank, and its inverse gives the standard errors that a loss noise of ``noise`` nats would leave.
-Positive parameters enter as their logarithms, so that an error of 0.1 is 10%.
+A law is fitted to the final losses of a study's runs, after learning-rate decay. The Jacobian J of the predicted
+losses at assumed parameters shows, before any run is trained, whether the runs identify the law: the information JᵀJ
+must have full rank, and its inverse gives the standard errors for a loss noise of ``noise`` nats. Positive
+parameters enter as their logarithms, so that an error of 0.1 is 10%.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 
 from sweeps.study import Study
 
-# Of the size that nano models on bytes have: E and the two terms of Chinchilla at 80k parameters, 80k tokens.
+# Typical of nano models on bytes: E and the two terms of the Chinchilla law at 80k parameters and 80k tokens.
 NANO_PARAMETERS = {
     "E": 0.9,
     "A": 26.0,
@@ -24,15 +24,15 @@ NANO_PARAMETERS = {
     "phi": 0.11,
     "psi": -0.04,
 }
-# Of the size that models of millions to billions of parameters have: Hoffmann et al. 2022, equation 10.
+# Typical of models of millions to billions of parameters: Hoffmann et al. 2022, equation 10.
 HOFFMANN_PARAMETERS = {**NANO_PARAMETERS, "E": 1.69, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28}
 ASSUMED_TAU = 0.3
-_TRANSFER_LANGUAGES = 3  # languages with a τ of their own, K_t
+_TRANSFER_LANGUAGES = 3  # size of K_t: languages with a τ of their own
 
 
 @dataclass(frozen=True)
 class DesignPoint:
-    """One cooled loss: N, the language, tokens D and unique tokens U of every language trained on."""
+    """One final loss of the design: N, the language evaluated, and D and U of every language trained on."""
 
     params: int
     language: str
@@ -42,11 +42,11 @@ class DesignPoint:
 
 @dataclass(frozen=True)
 class Identification:
-    """What a study tells about a law's parameters.
+    """How well a study identifies a law's parameters.
 
     Attributes:
-      rows: losses used; names: parameters; rank: of the information.
-      condition: of the information with each parameter scaled by its planted size (its logarithm).
+      rows: losses used; names: parameters; rank: of the information matrix.
+      condition: condition number of the information matrix, for positive parameters in their logarithms.
       errors: standard error of each parameter at the assumed noise; infinite where it is not identified.
     """
 
@@ -59,12 +59,12 @@ class Identification:
 
     @property
     def identified(self) -> bool:
-        """Whether all parameters can be told apart."""
+        """Whether the information matrix has full rank."""
         return self.rank == len(self.names)
 
 
 def design_points(study: Study) -> list[DesignPoint]:
-    """Cooled losses that the study will have, of languages that the run trained on from scratch."""
+    """Final losses that the study will have, of runs from scratch on languages of their own mixture."""
     rows: dict[tuple[str, str], DesignPoint] = {}
     for cell, ends in zip(study.cells, study.ends, strict=True):
         if cell.init is not None:
@@ -95,19 +95,19 @@ def fisher_information(
     """Fisher information of the Chinchilla, ATLAS and capacity laws, α, β and λ shared by all languages.
 
     Args:
-      noise: standard deviation of a cooled loss, in nats.
-      planted: parameters to assume; by default those of nano models, or of large ones, by the study's sizes.
+      noise: standard deviation of a final loss, in nats.
+      planted: parameters to assume; by default typical ones of nano models or of large models, by the study's scales.
     """
     rows = design_points(study)
     if planted is None:
         planted = (
             NANO_PARAMETERS if max((row.params for row in rows), default=0) < 2e6 else HOFFMANN_PARAMETERS
         )
-    alone = [row for row in rows if len(row.tokens) == 1]
+    monolingual = [row for row in rows if len(row.tokens) == 1]
     scales_of: dict[str, set[int]] = {}
-    for row in alone:
+    for row in monolingual:
         scales_of.setdefault(row.language, set()).add(row.params)
-    anchored = [row for row in alone if len(scales_of[row.language]) > 1 and not _repeats(row)]
+    anchored = [row for row in monolingual if len(scales_of[row.language]) > 1 and not _repeats(row)]
     uniform = [row for row in rows if not _repeats(row) and len({round(v) for v in row.tokens.values()}) == 1]
     return {
         "chinchilla": _fisher(
@@ -142,7 +142,7 @@ def _capacity(row: DesignPoint, p: dict[str, float]) -> float:
 
 
 def most_cosampled(rows: Sequence[DesignPoint]) -> dict[str, list[str]]:
-    """K_t: for each target the languages most co-sampled with it, by tokens over all runs."""
+    """K_t: for each target language the languages with most tokens in its mixtures, over all runs."""
     together: dict[str, dict[str, float]] = {}
     for row in rows:
         sums = together.setdefault(row.language, {})
@@ -166,11 +166,11 @@ def _atlas_names(rows: Sequence[DesignPoint]) -> list[str]:
 
 
 class _Atlas:
-    """The ATLAS law with the K_t of one study."""
+    """Predicted losses of the ATLAS law, with the K_t of one study."""
 
     def __init__(self, rows: Sequence[DesignPoint]):
         self.sources = most_cosampled(rows)
-        # Coefficient, tokens and unique tokens of each term: a row of 400 languages is summed once.
+        # Name of τ, tokens and unique tokens of each transfer term; the "other" languages of a row are summed once.
         self.terms = {id(row): self._terms(row) for row in rows}
 
     def _terms(self, row: DesignPoint) -> list[tuple[str, float, float]]:
@@ -204,13 +204,13 @@ def _fisher(
     planted = {
         name: ASSUMED_TAU if name.startswith("tau") else values[name.partition("[")[0]] for name in names
     }
-    # E[t], tau[t,s]: such a parameter moves the losses of language t alone.
+    # E[t] and tau[t,s] change the losses of language t alone.
     of_language: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         of_language.setdefault(row.language, []).append(index)
     jacobian = np.zeros((len(rows), len(names)))
     for column, name in enumerate(names):
-        # Additive parameters (τ, φ, ψ) may be of either sign; the others are positive: steps of their log.
+        # τ, φ and ψ may have either sign; the others are positive, and the derivative is by their logarithm.
         additive = name.startswith(("tau", "phi", "psi"))
         step = 1e-5 if additive else 1e-5 * planted[name]
         scale = 1.0 if additive else planted[name]
@@ -219,7 +219,7 @@ def _fisher(
         for index in of_language[owner] if owner else range(len(rows)):
             row = rows[index]
             jacobian[index, column] = (predict(row, up) - predict(row, down)) / (2 * step) * scale
-    if len(rows) > len(names):  # the same singular values and directions, of a much smaller matrix
+    if len(rows) > len(names):  # R has the same singular values and right singular vectors, and fewer rows
         jacobian = np.linalg.qr(jacobian).R
     _, singular, directions = np.linalg.svd(jacobian, full_matrices=True)
     singular = np.concatenate([singular, np.zeros(len(names) - len(singular))])
@@ -228,39 +228,41 @@ def _fisher(
     condition = float((largest / singular.min()) ** 2) if len(singular) and singular.min() > 0 else np.inf
     errors = {}
     for column, name in enumerate(names):
-        lost = np.abs(directions[~kept, column]).max(initial=0.0) > 1e-3
+        unidentified = np.abs(directions[~kept, column]).max(initial=0.0) > 1e-3
         variance = np.sum((directions[kept, column] / singular[kept]) ** 2)
-        errors[name] = float("inf") if lost else noise * float(np.sqrt(variance))
+        errors[name] = float("inf") if unidentified else noise * float(np.sqrt(variance))
     return Identification(law, len(rows), tuple(names), int(kept.sum()), condition, errors)
 
 
 # ---------------------------------------------------------------------------------------------------------
-# In words
+# Sentences of the plan
 
 _CROSSOVER_LAW_SCALES = 3
 
 
 def identification_lines(study: Study, noise: float = 0.01) -> list[str]:
-    """Says which laws and which other questions the study answers, and which it cannot, a line each."""
+    """One line for each law and each other question: whether the study answers it, and how well."""
     lines = []
     for name, found in fisher_information(study, noise).items():
-        told = f"rank {found.rank} of {len(found.names)} from {found.rows:,} losses"
+        rank = f"rank {found.rank} of {len(found.names)} from {found.rows:,} losses"
         exponents = [one for one in ("alpha", "beta", "lambda", "phi", "psi") if one in found.errors]
         if found.identified and found.rows:
             errors = ", ".join(f"{one} ±{found.errors[one]:.2g}" for one in exponents)
             lines.append(
-                f"Identifies the {name} law: {told}, condition {found.condition:.1e}; at a noise of {noise:g} nats "
+                f"Identifies the {name} law: {rank}, condition {found.condition:.1e}; at a noise of {noise:g} nats "
                 f"{errors} (α, β, λ as a fraction)."
             )
         else:
-            lost = [one for one, error in found.errors.items() if not np.isfinite(error)]
-            shown = ", ".join(lost[:6]) + (f" and {len(lost) - 6} more" if len(lost) > 6 else "")
-            lines.append(f"Does not identify the {name} law: {told}; undetermined: {shown or 'all of it'}.")
+            undetermined = [one for one, error in found.errors.items() if not np.isfinite(error)]
+            shown = ", ".join(undetermined[:6]) + (
+                f" and {len(undetermined) - 6} more" if len(undetermined) > 6 else ""
+            )
+            lines.append(f"Does not identify the {name} law: {rank}; undetermined: {shown or 'all of it'}.")
     return lines + [_transfer_line(study), _crossover_line(study), _noise_line(study)]
 
 
 def answers_lost(study: Study, missing: Collection[str], noise: float = 0.01) -> list[str]:
-    """What the whole study would tell and what is left of it, without the runs in ``missing``, does not."""
+    """Lines about questions that the whole study answers, and the study without the runs ``missing`` does not."""
     cells, ends = [], []
     for cell, ids in zip(study.cells, study.ends, strict=True):
         kept = [
@@ -269,19 +271,19 @@ def answers_lost(study: Study, missing: Collection[str], noise: float = 0.01) ->
         if kept:
             cells.append(replace(cell, tokens=tuple(tokens for tokens, _ in kept)))
             ends.append(tuple(one for _, one in kept))
-    left = replace(study, cells=tuple(cells), ends=tuple(ends))
+    remaining = replace(study, cells=tuple(cells), ends=tuple(ends))
     return [
         after
         for before, after in zip(
-            identification_lines(study, noise), identification_lines(left, noise), strict=True
+            identification_lines(study, noise), identification_lines(remaining, noise), strict=True
         )
         if after.startswith("Does not") and not before.startswith("Does not")
     ]
 
 
 def _transfer_line(study: Study) -> str:
-    """A transfer score of t needs t alone and in a 50/50 pair, at one scale."""
-    alone = {
+    """A transfer score needs its target language alone and in a 50/50 pair, at one scale."""
+    monolingual = {
         (str(cell.scale), language)
         for cell in study.cells
         for language in study.mixtures[cell.mixture]
@@ -293,14 +295,14 @@ def _transfer_line(study: Study) -> str:
         if pair.init is not None or len(rates) != 2 or len(set(rates.values())) != 1:
             continue
         for target in rates:
-            scores += (str(pair.scale), target) in alone
+            scores += (str(pair.scale), target) in monolingual
     if not scores:
         return "Does not identify transfer scores: no 50/50 pair with its target alone at the same scale."
     return f"Identifies transfer scores of {scores} ordered pairs, at references up to half of the pairs' tokens."
 
 
 def _crossover_line(study: Study) -> str:
-    """Pretrain or continue: runs of one language both ways, at one scale for a point, at three for the law."""
+    """Pretrain or continue needs one language both ways at one scale; its power law in N needs three scales."""
     scratch = {
         (str(cell.scale), cell.mixture)
         for cell in study.cells

@@ -1,9 +1,15 @@
 """A study's plan as a table for the terminal and a chart of the bill."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sweeps.cost import bill as planner
 from sweeps.study import Study
+
+if TYPE_CHECKING:
+    import altair as alt
+    from rich.table import Table
 
 
 def plan_table(
@@ -16,15 +22,16 @@ def plan_table(
     chips: int | None = None,
     printed: Mapping[str, int] | None = None,
     statements: bool = True,
-):
-    """Returns the plan as a ``rich`` table; its caption says what sharing saves, how long it takes, what it tells.
+) -> "Table":
+    """Returns the plan as a ``rich`` table; its caption is ``plan_lines``.
 
     Args:
       slots: CPU cores, for the time of a nano study.
-      accelerator, mfu: for device-hours, memory and meshes, where a name of ``planner.ACCELERATORS`` is given.
-      slices, chips: how many slices work at once, and chips of each (default: as few as hold every run).
-      printed: tag to the number of cells that a paper prints, shown beside those the study names.
-      statements: also say which laws the study identifies; for hundreds of cells that takes seconds.
+      accelerator: name in ``mscale.chips``, for device-hours, memory and meshes; None leaves these out.
+      mfu: model FLOPs utilisation.
+      slices, chips: slices that train at once, and chips of each (default: the fewest that hold every run).
+      printed: tag to the number of cells in a paper's table, for a column of its own.
+      statements: also say which laws the study identifies; with hundreds of cells that takes seconds.
 
     Raises:
       MscaleError: an unknown accelerator, or a run that does not fit.
@@ -33,7 +40,7 @@ def plan_table(
     from rich.table import Table
 
     result = planner.study_bill(study)
-    where = (
+    clock = (
         planner.estimate_wall_clock(study, accelerator, mfu=mfu, slices=slices, chips=chips)
         if accelerator
         else None
@@ -43,8 +50,8 @@ def plan_table(
     names = ["printed"] * (printed is not None) + ["cells", "distinct", "budgets", "runs", "trunks"]
     for name in (*names, "tokens", "FLOPs"):
         table.add_column(name, justify="right")
-    if where:
-        for name in (f"{accelerator} hours", "GB a chip", f"mesh of {where.chips}"):
+    if clock:
+        for name in (f"{accelerator} hours", "GB a chip", f"mesh of {clock.chips}"):
             table.add_column(name, justify="right")
     for bill in (*result.tags, result.total):
         if bill is result.total:
@@ -54,30 +61,30 @@ def plan_table(
         if printed is not None:
             total = sum(printed.values())
             row.insert(1, f"{total if bill is result.total else printed.get(bill.tag, 0):,}")
-        if where:
+        if clock:
             row.append(f"{planner.device_hours(bill.flops, accelerator or '', mfu):,.3g}")
-            if bill.tag in where.largest:
-                most = where.largest[bill.tag]
-                row += [f"{most.bytes_per_chip / 1e9:.1f}", str(most.mesh)]
+            if bill.tag in clock.largest:
+                largest = clock.largest[bill.tag]
+                row += [f"{largest.bytes_per_chip / 1e9:.1f}", str(largest.mesh)]
         table.add_row(*row)
-    table.caption = escape("\n".join(plan_lines(study, result, where, slots, printed, statements)))
+    table.caption = escape("\n".join(plan_lines(study, result, clock, slots, printed, statements)))
     return table
 
 
 def _tokens(count: int) -> str:
-    """Exact where it fits a column."""
+    """The exact count, or four digits where that is too wide for a column."""
     return f"{count:,}" if count < 10**10 else f"{count:.3e}"
 
 
 def plan_lines(
     study: Study,
     result: planner.StudyBill,
-    where: planner.WallClock | None,
+    clock: planner.WallClock | None,
     slots: int,
     printed: Mapping[str, int] | None,
     statements: bool,
 ) -> list[str]:
-    """What the table cannot say: savings, dependencies, wall-clock, laws and assumptions."""
+    """Lines below the table: savings, critical path, wall-clock time, laws identified, and notes."""
     total = result.total
     lines = []
     if printed is not None:
@@ -91,11 +98,11 @@ def plan_lines(
         f"Longest chain of dependent runs: {len(result.critical_path)} runs, "
         f"{result.critical_flops:.3g} FLOPs.",
     ]
-    if where:
+    if clock:
         lines.append(
-            f"On {where.slices} slice{'s' * (where.slices > 1)} of {where.chips} {where.accelerator} at "
-            f"{where.mfu:.0%} of their peak: about {_time(where.hours)}; never less than "
-            f"{_time(where.critical_hours)}, the longest chain."
+            f"On {clock.slices} slice{'s' * (clock.slices > 1)} of {clock.chips} {clock.accelerator} at "
+            f"{clock.mfu:.0%} of their peak: about {_time(clock.hours)}; never less than "
+            f"{_time(clock.critical_hours)}, the longest chain."
         )
     elif planner.is_nano(study):
         lines.append(f"On {slots} CPU cores: about {planner.nano_study_seconds(study, slots):,.0f} s.")
@@ -110,7 +117,7 @@ def _time(hours: float) -> str:
     return f"{hours:,.3g} hours" if hours < 100 else f"{hours / 24:,.4g} days"
 
 
-def bill_chart(study: Study, accelerator: str | None = None, mfu: float = 0.4):
+def bill_chart(study: Study, accelerator: str | None = None, mfu: float = 0.4) -> "alt.Chart":
     """Returns an Altair chart of the bill by scale and tag: FLOPs, or hours of ``accelerator``.
 
     Raises:
@@ -154,8 +161,8 @@ def bill_chart(study: Study, accelerator: str | None = None, mfu: float = 0.4):
     )
 
 
-def save_bill(study: Study, path, accelerator: str | None = None, mfu: float = 0.4) -> None:
-    """Writes ``bill_chart`` as .html, .json, .svg or .png, told by the ending."""
+def save_bill(study: Study, path: str | Path, accelerator: str | None = None, mfu: float = 0.4) -> None:
+    """Writes ``bill_chart`` as .html, .json, .svg or .png, by the file name."""
     bill_chart(study, accelerator, mfu).save(str(path))
 
 

@@ -120,14 +120,14 @@ def cancel(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
     elif not chosen:
         states = state.read_states(study.runs, root).values()
         stopped = [one.spec.id for one in states if one.state in ("running", "stalled")]
-        owner = liveness.read_lease(root)
-        if owner and liveness.lease_holder_is_alive(owner):
-            if owner["host"] != socket.gethostname():
+        holder = liveness.read_lease(root)
+        if holder and liveness.lease_holder_is_alive(holder):
+            if holder["host"] != socket.gethostname():
                 raise MscaleError(
-                    f"{root}: its runner is process {owner['pid']} on {owner['host']}; cancel it there"
+                    f"{root}: its runner is process {holder['pid']} on {holder['host']}; cancel it there"
                 )
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(owner["pid"]), signal.SIGTERM)
+                os.kill(int(holder["pid"]), signal.SIGTERM)
     for one in chosen:  # a run at work records its own failure when it ends
         if state.read_run(one, root).state not in ("running", "stalled", "done"):
             run_folder.write_failure(spec.workdir(root, one.id), run_folder.CANCELLED_REASON)

@@ -1,14 +1,14 @@
-"""Runs a study on TPU slices of a GKE cluster: one JobSet a run, printed with a dry run or applied with ``kubectl``.
+"""Runs a study on TPU slices of a GKE cluster: one JobSet a run, printed by a dry run or applied with ``kubectl``.
 
 A slice is one replica of a Job with one pod a host; several slices of one run are several replicas. The processes
-of a run find each other through ``jax.distributed``: pod 0 of slice 0 is the coordinator, and a process's number is
-slice × hosts + host. Between slices libtpu takes the MEGASCALE variables.
+of a run are joined by ``jax.distributed``: pod 0 of slice 0 is the coordinator, and a process's number is slice × hosts
++ host. Between slices libtpu reads the MEGASCALE variables.
 
-A pod that is evicted (spot capacity, maintenance) fails its Job by ``podFailurePolicy``, which restarts the whole
-JobSet without counting; any other failure counts towards ``maxRestarts``. Every restart continues from the last
-checkpoint. Kubernetes knows no dependencies between JobSets, so a runner applies a run once its parent is done;
-it may die at any time, and called again it goes on from the run folders, which lie on a volume that runner and
-pods share (a bucket mounted with the Cloud Storage FUSE driver, or Filestore).
+An evicted pod (spot capacity, maintenance) fails its Job by ``podFailurePolicy``, which restarts the whole JobSet
+without counting the restart; any other failure counts towards ``maxRestarts``. Every restart continues from the last
+checkpoint. Kubernetes has no dependencies between JobSets, so a runner applies a run once its parent is done. The
+runner may die at any time: called again it continues from the run folders, which are on a volume that runner and pods
+share (a bucket mounted with the Cloud Storage FUSE driver, or Filestore).
 """
 
 import json
@@ -31,8 +31,8 @@ from sweeps.study import Study
 COORDINATOR_PORT = 8476
 MEGASCALE_PORT = 8477
 _KUBECTL_TIMEOUT_SECONDS = 120.0
-GRACE_SECONDS = 90  # spot pods get up to that long to save
-# Chips of one host by GKE's name of the slice type (multi-host slices), and our name of the accelerator.
+GRACE_SECONDS = 90  # in which a spot pod may save its state
+# GKE's label of the slice type → chips of one host of a multi-host slice.
 CHIPS_PER_HOST = {
     "tpu-v4-podslice": 4,
     "tpu-v5-lite-podslice": 4,
@@ -43,15 +43,16 @@ CHIPS_PER_HOST = {
 
 @dataclass(frozen=True)
 class Options:
-    """Where runs go.
+    """Container, slice and volume of every run.
 
     Attributes:
       image: container image with mscale[tpu] installed.
       accelerator, topology: GKE's labels, such as "tpu-v5-lite-podslice" and "4x4".
       root: the study's folder as the pods see it, below ``mount``.
-      claim: name of the PersistentVolumeClaim that holds it; bucket: or of a Cloud Storage bucket, mounted by FUSE.
+      claim: name of the PersistentVolumeClaim that holds the study's folder; bucket: name of a Cloud Storage bucket,
+        mounted by FUSE, in its place.
       slices: of each run; spot: whether on spot capacity.
-      max_restarts: of a run for reasons other than eviction.
+      max_restarts: of a run, for reasons other than eviction.
       queue: a Kueue local queue; priority: a PriorityClass; service_account: of the pods.
     """
 
@@ -98,9 +99,9 @@ class Options:
 
 
 def jobset_name(run: RunSpec) -> str:
-    """The JobSet of a run: its id as an RFC 1035 label, short enough for the names of its pods.
+    """The name of a run's JobSet: its id as an RFC 1035 label, short enough for the names of its pods.
 
-    JobSet refuses a name that begins with a digit, as the ids of ladder scales do; these get a prefix.
+    Such a label begins with a letter, so ids that begin with a digit (those of ladder scales) get a prefix.
     """
     digest = run.id.rpartition("-")[2]
     label = spec.slug(run.id.removesuffix(digest).replace(".", "-"), 28) + "-" + digest
@@ -111,7 +112,7 @@ def manifest(run: RunSpec, options: Options) -> dict[str, Any]:
     """The JobSet that trains one run.
 
     Raises:
-      MscaleError: the slice makes no sense, or no volume, or two, are given for the run folders.
+      MscaleError: an unknown accelerator or topology, or not exactly one of claim and bucket is given.
     """
     name, hosts = jobset_name(run), options.hosts
     if bool(options.claim) == bool(options.bucket):
@@ -160,7 +161,7 @@ def manifest(run: RunSpec, options: Options) -> dict[str, Any]:
 def _job(name: str, run: RunSpec, options: Options, hosts: int, labels: dict[str, str]) -> dict[str, Any]:
     evicted = [
         {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        {  # saved when it was asked to stop
+        {  # stopped, with its state saved
             "action": "FailJob",
             "onExitCodes": {
                 "containerName": "train",
@@ -217,7 +218,7 @@ def _pod(name: str, run: RunSpec, options: Options, hosts: int) -> dict[str, Any
             {
                 "name": "train",
                 "image": options.image,
-                # exec: the process, not a shell, gets the signal to stop. MSCALE_PROCESS_ID = slice × hosts + host.
+                # exec: SIGTERM reaches the process instead of a shell. MSCALE_PROCESS_ID = slice × hosts + host.
                 "command": [
                     "/bin/sh",
                     "-c",
@@ -254,8 +255,10 @@ def _environment(name: str, options: Options, hosts: int) -> list[dict[str, Any]
 
 
 def dry_run(study: Study, options: Options, root: str | Path | None = None) -> str:
-    """The manifests of all runs that are not done (all, without a folder), parents first: a stream of YAML documents
-    that ``kubectl apply -f -`` takes (each is JSON, which YAML includes)."""
+    """The manifests of all runs that are not done (of all runs without a folder), parents first.
+
+    The text is a stream of YAML documents for ``kubectl apply -f -``; each is JSON, which is valid YAML.
+    """
     done = set()
     if root is not None and (Path(root) / "study.json").exists():
         states = state.read_states(study.runs, root)
@@ -278,11 +281,11 @@ def run(
     poll_seconds: float = 30.0,
     context: str | None = None,
 ) -> None:
-    """Applies runs as their parents are done, ``at_once`` JobSets at a time, until all are done or have failed.
+    """Applies each run once its parent is done, at most ``at_once`` JobSets at a time, until all have ended.
 
     Args:
       root: the study's folder as this machine sees it (the same volume that ``options.root`` names in the pods).
-      context: kubectl's, where it is not the current one.
+      context: of kubectl; None for the current one.
 
     Raises:
       MscaleError: kubectl or the cluster cannot be reached or refuses; runs failed; another runner works on it.
@@ -294,13 +297,13 @@ def run(
     with study_lease(root) as renew:
         state.save_study(study, root)
         _clear_ended(study, root, options, context)
-        earned = 0
+        shown = 0
         order = run_graph.longest_chain_first(study.runs)
         with progress(f"GKE: {study.name}", 1000, "‰") as advance:
             while True:
                 states = state.read_states(study.runs, root)
-                there = jobsets(study, options, context)
-                failed = {one.id for one in order if there.get(jobset_name(one)) == "Failed"}
+                found = jobsets(study, options, context)
+                failed = {one.id for one in order if found.get(jobset_name(one)) == "Failed"}
                 for one in order:
                     if one.id in failed and states[one.id].state not in ("done", "failed"):
                         run_folder.write_failure(
@@ -310,14 +313,14 @@ def run(
                         states = state.read_states(study.runs, root)
                 share = 1000 * sum(state.flops_done(one) for one in states.values()) // max(1, total)
                 count = sum(one.state == "done" for one in states.values())
-                advance(share - earned, note=f"{count} of {len(order)} runs")
-                earned = share
-                active = [name for name, how in there.items() if how == "Active"]
+                advance(share - shown, note=f"{count} of {len(order)} runs")
+                shown = share
+                active = [name for name, condition in found.items() if condition == "Active"]
                 ready = [
                     one
                     for one in order
                     if states[one.id].state in ("waiting", "interrupted")
-                    and jobset_name(one) not in there
+                    and jobset_name(one) not in found
                     and not run_folder.is_cancelled(spec.workdir(root, one.id))
                     and (one.parent is None or states[one.parent].state == "done")
                 ]
@@ -327,32 +330,32 @@ def run(
                     break
                 renew()
                 time.sleep(poll_seconds)
-    left = [one for one in states.values() if one.state != "done"]
-    if left:
-        lines = [f"{len(left)} of {len(order)} runs are not done"]
-        lines += [f"  {one.spec.id}: {one.state} {one.reason}".rstrip() for one in left[:12]]
+    unfinished = [one for one in states.values() if one.state != "done"]
+    if unfinished:
+        lines = [f"{len(unfinished)} of {len(order)} runs are not done"]
+        lines += [f"  {one.spec.id}: {one.state} {one.reason}".rstrip() for one in unfinished[:12]]
         raise MscaleError(
             "\n".join([*lines, "Mend the cause, `retry` them, and call the same command again."])
         )
 
 
 def _clear_ended(study: Study, root: Path, options: Options, context: str | None) -> None:
-    """Deletes ended JobSets of runs that are not done, to apply them again: the cause may be mended."""
+    """Deletes the ended JobSets of runs that are not done, so that they are applied again."""
     states = state.read_states(study.runs, root)
-    there = jobsets(study, options, context)
-    again = [
+    found = jobsets(study, options, context)
+    ended = [
         one
         for one in study.runs
-        if states[one.id].state != "done" and there.get(jobset_name(one), "Active") != "Active"
+        if states[one.id].state != "done" and found.get(jobset_name(one), "Active") != "Active"
     ]
-    cancel(study, options, [one.id for one in again], context)
+    cancel(study, options, [one.id for one in ended], context)
     for one in study.runs:
         if states[one.id].state == "failed":
             (spec.workdir(root, one.id) / "failure.json").unlink(missing_ok=True)
 
 
 def jobsets(study: Study, options: Options, context: str | None = None) -> dict[str, str]:
-    """JobSet to Active, Completed or Failed, of this study.
+    """JobSet name to Active, Completed or Failed, for the JobSets of this study.
 
     Raises:
       MscaleError: the cluster cannot be reached.
@@ -364,8 +367,8 @@ def jobsets(study: Study, options: Options, context: str | None = None) -> dict[
         terminal = item.get("status", {}).get("terminalState")
         conditions = item.get("status", {}).get("conditions", ())
         ended = [one["type"] for one in conditions if one.get("status") == "True"]
-        how = terminal or next((one for one in ended if one in ("Completed", "Failed")), "Active")
-        found[item["metadata"]["name"]] = how
+        condition = terminal or next((one for one in ended if one in ("Completed", "Failed")), "Active")
+        found[item["metadata"]["name"]] = condition
     return found
 
 
@@ -377,21 +380,21 @@ def cancel(
     Raises:
       MscaleError: the cluster cannot be reached.
     """
-    there = jobsets(study, options, context)
+    found = jobsets(study, options, context)
     chosen = list(study.runs) if runs is None else [study.by_id[one] for one in runs]
-    present = [one for one in chosen if jobset_name(one) in there]
+    present = [one for one in chosen if jobset_name(one) in found]
     for start in range(0, len(present), 100):
         names = [jobset_name(one) for one in present[start : start + 100]]
         _kubectl(["delete", "jobset", "-n", options.namespace, "--wait=false", *names], context)
     return [one.id for one in present]
 
 
-def _kubectl(arguments: Sequence[str], context: str | None = None, given: str | None = None) -> str:
+def _kubectl(arguments: Sequence[str], context: str | None = None, standard_input: str | None = None) -> str:
     command = ["kubectl", *(["--context", context] if context else []), *arguments]
     try:
         found = subprocess.run(
             command,
-            input=given,
+            input=standard_input,
             capture_output=True,
             text=True,
             timeout=_KUBECTL_TIMEOUT_SECONDS,

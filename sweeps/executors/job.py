@@ -1,8 +1,8 @@
 """One run as one job of a cluster: ``python -m sweeps.executors.job ROOT RUN``, or ``ROOT --array NAME --index I``.
 
-The job reads its spec from the run's folder, trains it with the same ``worker.train_run`` as every executor, and
-reports through that folder alone. Its exit code is 0 when the run is done, 143 when it was asked to stop and has
-saved its state (to be queued again), else 1.
+The job reads its spec from the run's folder and trains it with ``worker.train_run``, as every executor does; all
+results are in that folder. Exit code: 0 when the run is done, 143 when it was stopped and has saved its state (to be
+queued again), else 1.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from sweeps.executors import run_folder, worker
 
 
 def assigned_run(root: Path, run_id: str | None, array: str | None, index: int | None) -> str:
-    """The run that this job is for: named, or the ``index``-th of a submitted array.
+    """The id of the run that this job trains: as named, or the ``index``-th of a submitted array.
 
     Raises:
       MscaleError: neither is given, or the array has no such element.
@@ -34,7 +34,7 @@ def assigned_run(root: Path, run_id: str | None, array: str | None, index: int |
 
 
 def start_distributed() -> None:
-    """Joins the processes of one run where there are several: Slurm's tasks, or what a manifest's variables say."""
+    """Joins the processes of one run, where there are several: Slurm's tasks, or those of a JobSet's variables."""
     if os.environ.get("MSCALE_COORDINATOR"):
         from mscale.training import distributed
 
@@ -46,7 +46,7 @@ def start_distributed() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Trains one run; see the module."""
+    """Trains one run; returns the exit code that the module describes."""
     parser = argparse.ArgumentParser(prog="sweeps.executors.job", description=__doc__)
     parser.add_argument("root", type=Path)
     parser.add_argument("run", nargs="?")
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--index", type=int)
     parser.add_argument("--trainer", default=run_folder.DEFAULT_TRAINER)
     given = parser.parse_args(argv)
-    # Ended before the trainer is there to save: nothing is lost, and it is no failure.
+    # Stopped before the trainer handles the signal: nothing has been computed, and this is not a failure.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(run_folder.PREEMPTED_EXIT_CODE))
     try:
         run_id = assigned_run(given.root, given.run, given.array, given.index)
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         first = os.environ.get("MSCALE_PROCESS_ID", os.environ.get("SLURM_PROCID", "0")) == "0"
         if first:
             reason = worker.train_run(folder, arguments, trainer)
-        else:  # the others compute and write nothing
+        else:  # the other processes write nothing
             code = trainer(arguments)
             reason = f"the trainer returned {code}" if code else None
     except MscaleError as error:

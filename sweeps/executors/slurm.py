@@ -1,12 +1,12 @@
 """Runs a study on a Slurm cluster: plain ``sbatch`` arrays, with Slurm's own dependencies and requeueing.
 
-Runs that start from the same run are one array, which depends on that run's array element (``afterok``): no wave
-waits for another, and nothing of ours has to stay alive on the login node. What is queued is told by ``squeue``
-alone (no accounting is needed), what is done by the run folders; the list of an array's runs is written before it
-is submitted and named in the job's comment, so a runner that dies between the two loses nothing.
+Runs that start from the same run are one array, which depends on that run's array element (``afterok``). So each run
+starts as soon as its parent is done, and no process has to stay alive on the login node. ``squeue`` says what is queued
+(no accounting is needed), the run folders what is done. The list of an array's runs is written before the array is
+submitted and named in the job's comment, so a runner that dies between the two loses nothing.
 
-Preemption: arrays are submitted with ``--requeue``. Before a time limit Slurm signals the job, which saves its
-state and queues itself again; a run continues from its last checkpoint.
+Preemption: arrays are submitted with ``--requeue``. Before a time limit Slurm signals the job, which saves its state
+and queues itself again; the run continues from its last checkpoint.
 """
 
 import hashlib
@@ -27,21 +27,21 @@ from sweeps.executors.liveness import study_lease
 from sweeps.spec import RunSpec
 from sweeps.study import Study
 
-SCHEDULER_ATTEMPTS = 4  # of asking the scheduler, which now and then does not answer in time
+SCHEDULER_ATTEMPTS = 4  # calls of a command of Slurm, which sometimes does not answer in time
 SCHEDULER_TIMEOUT_SECONDS = 60.0
 ARRAY_SIZE = 1000  # Slurm's default MaxArraySize is 1001
-WARNING_SECONDS = 120  # before a time limit, to save in
+WARNING_SECONDS = 120  # of warning before a time limit, in which a run saves its state
 
 
 @dataclass(frozen=True)
 class Options:
-    """Of every job; see sbatch(1). None leaves a choice to the cluster.
+    """Options of every job, see sbatch(1); None leaves a choice to the cluster.
 
     Attributes:
-      time: limit of one job, such as "12:00:00"; a run that needs longer goes on in a new one.
+      time: limit of one job, such as "12:00:00"; a run that needs longer continues in a new job.
       nodes, tasks_per_node: processes of one run; several are joined by ``jax.distributed``.
-      gpus: of each node; cpus: of each task; memory: of each node, such as "64G".
-      running: the most jobs of an array at once.
+      gpus: per node; cpus: per task; memory: per node, such as "64G".
+      running: most jobs of an array that run at once.
       logs: folder of Slurm's own output files; default ``<root>/logs``. Each run's log is in its folder.
       setup: shell lines before the run, such as "module load cuda".
       extra: further arguments of sbatch.
@@ -66,7 +66,7 @@ class Options:
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """One queued array element: ``id`` as 12_3, ``state`` as squeue says it, ``reason`` why it waits."""
+    """One queued array element: its id such as 12_3, its state as squeue prints it, and why it waits."""
 
     id: str
     state: str
@@ -75,7 +75,12 @@ class QueuedJob:
 
 @dataclass(frozen=True)
 class Submission:
-    """What a call of ``submit`` did: runs submitted now, queued before it, done before it; arrays made."""
+    """What a call of ``submit`` did.
+
+    Attributes:
+      runs: submitted by it; queued, done: before it.
+      arrays: job ids of the new arrays.
+    """
 
     runs: int
     queued: int
@@ -90,15 +95,15 @@ def submit(
     *,
     trainer: str = run_folder.DEFAULT_TRAINER,
 ) -> Submission:
-    """Queues every run that is neither done nor queued, parents first; called again it adds what is missing.
+    """Queues every run that is neither done nor queued, parents first.
 
     Args:
       root: the study's folder, on a file system that the nodes see.
       trainer: as for ``local.run``.
 
     Raises:
-      MscaleError: the scheduler cannot be reached or refuses, another runner works on the folder, or another
-        study was begun there.
+      MscaleError: the scheduler cannot be reached or refuses, another runner works on the folder, or the folder
+        holds a different study.
     """
     options = options or Options()
     root = local_folder(root, "--root").resolve()
@@ -107,31 +112,31 @@ def submit(
         states = state.read_states(study.runs, root)
         jobs = queued_jobs(root)
         done = {run.id for run in study.runs if states[run.id].state == "done"}
-        off = {run.id for run in study.runs if run_folder.is_cancelled(spec.workdir(root, run.id))}
-        for run in run_graph.longest_chain_first(study.runs):  # and what starts from a cancelled run
-            if run.parent in off and run.id not in done:
-                off.add(run.id)
-        skipped = {*done, *jobs, *off}
+        cancelled = {run.id for run in study.runs if run_folder.is_cancelled(spec.workdir(root, run.id))}
+        for run in run_graph.longest_chain_first(study.runs):  # and runs that start from a cancelled one
+            if run.parent in cancelled and run.id not in done:
+                cancelled.add(run.id)
+        skipped = {*done, *jobs, *cancelled}
         todo = [run for run in run_graph.longest_chain_first(study.runs) if run.id not in skipped]
-        for run in todo:  # a failure is tried again: its cause may be mended
+        for run in todo:  # a failed run is tried again: its cause may be fixed
             (spec.workdir(root, run.id) / "failure.json").unlink(missing_ok=True)
         script = root / "slurm" / "job.sh"
         atomic_write(script, job_script(root, options, trainer))
         logs = Path(options.logs or root / "logs")
         logs.mkdir(parents=True, exist_ok=True)
-        place = {run_id: job.id for run_id, job in jobs.items()}
+        job_ids = {run_id: job.id for run_id, job in jobs.items()}
         arrays = []
         for parent, siblings in _groups(todo):
             for chunk in [siblings[i : i + ARRAY_SIZE] for i in range(0, len(siblings), ARRAY_SIZE)]:
-                if parent is not None and parent not in done and parent not in place:
+                if parent is not None and parent not in done and parent not in job_ids:
                     raise MscaleError(
                         f"{root}: run {parent} is neither done nor queued; submit the study again"
                     )
-                after = place.get(parent or "")
+                after = job_ids.get(parent or "")
                 array = _array_name(root, chunk)
                 atomic_json(root / "slurm" / f"{array}.json", {"runs": [run.id for run in chunk]})
                 job = _sbatch(array, len(chunk), after, script, logs, options, f"{study.name}-{chunk[0].tag}")
-                place.update({run.id: f"{job}_{index}" for index, run in enumerate(chunk)})
+                job_ids.update({run.id: f"{job}_{index}" for index, run in enumerate(chunk)})
                 arrays.append(job)
                 renew()
     return Submission(len(todo), len(jobs), len(done), tuple(arrays))
@@ -146,9 +151,10 @@ def run(
     attempts: int = 3,
     poll_seconds: float = 10.0,
 ) -> None:
-    """Submits the study and waits for its end, showing progress; interrupting it leaves the jobs queued.
+    """Submits the study and waits until it ends, showing progress; after an interrupt the jobs stay queued.
 
-    Runs whose jobs vanished (a node died, and the cluster does not requeue) are submitted again, up to ``attempts``.
+    Runs whose jobs vanished (a node died and the cluster does not requeue) are submitted again, up to ``attempts``
+    times.
 
     Raises:
       MscaleError: as ``submit``, or runs failed.
@@ -157,8 +163,8 @@ def run(
 
     root = local_folder(root, "--root").resolve()
     submit(study, root, options, trainer=trainer)
-    vanished: dict[str, int] = {}
-    earned = 0
+    resubmissions: dict[str, int] = {}
+    shown = 0
     total = sum(one.flops for one in study.runs)
     with progress(f"Slurm: {study.name}", 1000, "‰") as advance:
         while True:
@@ -166,19 +172,19 @@ def run(
             jobs = queued_jobs(root)
             share = 1000 * sum(state.flops_done(one) for one in states.values()) // max(1, total)
             count = sum(one.state == "done" for one in states.values())
-            advance(share - earned, note=f"{count} of {len(study.runs)} runs, {len(jobs)} queued")
-            earned = share
-            lost = [
+            advance(share - shown, note=f"{count} of {len(study.runs)} runs, {len(jobs)} queued")
+            shown = share
+            vanished = [
                 one.spec.id
                 for one in states.values()
                 if one.spec.id not in jobs and one.state in ("waiting", "interrupted", "stalled")
             ]
             if not jobs:
-                lost = [one for one in lost if vanished.get(one, 0) < attempts]
-                if not lost:
+                vanished = [one for one in vanished if resubmissions.get(one, 0) < attempts]
+                if not vanished:
                     break
-                for one in lost:
-                    vanished[one] = vanished.get(one, 0) + 1
+                for one in vanished:
+                    resubmissions[one] = resubmissions.get(one, 0) + 1
                 submit(study, root, options, trainer=trainer)
             time.sleep(poll_seconds)
     failed = [one for one in states.values() if one.state != "done"]
@@ -189,7 +195,7 @@ def run(
 
 
 def _groups(runs: Sequence[RunSpec]) -> list[tuple[str | None, list[RunSpec]]]:
-    """Runs by the run they start from, a parent's own group first."""
+    """Runs grouped by the run they start from, in the order given."""
     groups: dict[str | None, list[RunSpec]] = {}
     for one in runs:
         groups.setdefault(one.parent, []).append(one)
@@ -202,18 +208,18 @@ def _array_name(root: Path, runs: Sequence[RunSpec]) -> str:
 
 
 def _study_key(root: Path) -> str:
-    """Tells the jobs of this folder from those of others in the same queue."""
+    """A hash of the folder, which distinguishes its jobs from other jobs in the queue."""
     return hashlib.sha256(str(root).encode()).hexdigest()[:10]
 
 
 def job_script(root: Path, options: Options, trainer: str) -> str:
-    """The batch script of every array: its name comes as the first argument, its element from Slurm.
+    """The batch script of every array; its first argument is the array's name, Slurm gives the element.
 
-    ``USR1`` is the warning before a time limit: the run saves and the job queues itself again. ``TERM`` is a
-    preemption or a cancellation: the run saves, and Slurm alone decides whether it comes back.
+    ``USR1`` is the warning before a time limit: the run saves its state and the job queues itself again. ``TERM`` is a
+    preemption or a cancellation: the run saves its state, and Slurm decides whether to requeue the job.
     """
     packages = shlex.quote(str(Path(__file__).resolve().parent.parent))
-    # Interactive srun starts one process a task; a single process needs none.
+    # srun starts one process a task; a single process needs no srun.
     launch = "srun --kill-on-bad-exit=1 " if options.nodes * options.tasks_per_node > 1 else ""
     setup = "\n".join(options.setup)
     return f"""#!/bin/bash
@@ -266,7 +272,7 @@ def _sbatch(
     ):
         if value is not None:
             command.append(f"--{flag}={value}")
-    # Not repeated where no answer comes: it may have been queued, and submitting again finds out.
+    # Not repeated without an answer: the array may have been queued, and the next `submit` sees it.
     answer = _call([*command, *options.extra, str(script), array], attempts=1)
     job = answer.strip().splitlines()[-1].partition(";")[0] if answer.strip() else ""
     if not job.isdecimal():
@@ -275,7 +281,7 @@ def _sbatch(
 
 
 def queued_jobs(root: str | Path) -> dict[str, QueuedJob]:
-    """Run id to its job, of all that are queued or running for the study in ``root``.
+    """Run id to its job, for all queued or running jobs of the study in ``root``.
 
     Raises:
       MscaleError: the scheduler cannot be reached.
@@ -302,7 +308,7 @@ def queued_jobs(root: str | Path) -> dict[str, QueuedJob]:
 
 
 def cancel(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
-    """Takes runs (all of the study by default) out of the queue; returns those that were in it.
+    """Removes runs (all of the study by default) from the queue; returns those that were in it.
 
     Raises:
       MscaleError: the scheduler cannot be reached.
@@ -318,10 +324,10 @@ def cancel(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
 
 
 def _call(command: Sequence[str], *, attempts: int) -> str:
-    """Runs one of Slurm's commands.
+    """Runs one of Slurm's commands and returns its output.
 
     Raises:
-      MscaleError: it is not installed, does not answer or refuses, with its own words.
+      MscaleError: it is not installed, does not answer, or fails; with its own message.
     """
     name, said = command[0], ""
     for attempt in range(attempts):

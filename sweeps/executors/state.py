@@ -1,11 +1,11 @@
-"""Where a study stands, read from the run folders alone.
+"""State of a study, read from its folder alone.
 
-<root>/study.json            the study as it was started
-<root>/runs/<id>/spec.json   what the run is
-<root>/runs/<id>/heartbeat.json  that its process lives, and where
-<root>/runs/<id>/status.json written by the trainer: state, step, speed
-<root>/runs/<id>/failure.json  why it failed, if it did, with the last lines of its log
-<root>/runs/<id>/log.txt     what the trainer printed
+<root>/study.json                the study as it was started
+<root>/runs/<id>/spec.json       the run's spec
+<root>/runs/<id>/heartbeat.json  host and time at which its process was last alive
+<root>/runs/<id>/status.json     written by the trainer: state, step, speed
+<root>/runs/<id>/failure.json    after a failure: the reason and the last lines of the log
+<root>/runs/<id>/log.txt         what the trainer printed
 """
 
 import json
@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, read_json
@@ -23,11 +23,14 @@ from sweeps.executors import liveness, run_folder
 from sweeps.spec import RunSpec
 from sweeps.study import Study
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 STATES = ("done", "running", "stalled", "failed", "blocked", "waiting", "interrupted")
 HEARTBEAT_EXPIRY_SECONDS = (
     8 * liveness.HEARTBEAT_INTERVAL_SECONDS
 )  # without a heartbeat, a process on another host counts as dead
-STALL_SECONDS = 1800.0  # a live process whose status.json has not changed for so long is stuck
+STALL_SECONDS = 1800.0  # a live process is stalled when status.json has not changed for so long
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,11 @@ class RunState:
     """State of one run.
 
     Attributes:
-      state: done; running (a live process holds its folder); stalled (so, but it has not got on for
-        ``STALL_SECONDS``); failed; blocked (an ancestor failed); interrupted (begun, and nobody works on it); or
-        waiting.
-      step: how far it is, between the spec's start_step and steps.
-      reason: why it failed, else "".
+      state: one of ``STATES``. running: a live process trains it. stalled: as running, without progress for
+        ``STALL_SECONDS``. blocked: a run that it starts from failed. interrupted: begun, and no process trains it.
+      step: last step, between the spec's start_step and steps.
+      reason: why it failed, stalls or is blocked, else "".
+      log: of a failed run, the last lines of its log.
     """
 
     spec: RunSpec
@@ -57,7 +60,7 @@ class RunState:
 
 
 def read_run(run: RunSpec, root: str | Path) -> RunState:
-    """Reads one run's folder."""
+    """The state of one run, from its folder."""
     folder = spec.workdir(root, run.id)
     status = run_folder.read_status(folder)
     step = min(int(status.get("step") or run.start_step), run.steps)
@@ -68,9 +71,11 @@ def read_run(run: RunSpec, root: str | Path) -> RunState:
         failure = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         failure = None
-    beat = liveness.read_heartbeat(folder)
-    if liveness.is_locked(folder) or _beats(beat):
-        silent = time.time() - max(float(status.get("updated") or 0), float(beat.get("began") or time.time()))
+    heartbeat = liveness.read_heartbeat(folder)
+    if liveness.is_locked(folder) or _is_alive_elsewhere(heartbeat):
+        silent = time.time() - max(
+            float(status.get("updated") or 0), float(heartbeat.get("began") or time.time())
+        )
         if silent > STALL_SECONDS:
             return RunState(run, "stalled", step, 0.0, f"no progress for {silent:,.0f} s")
         return RunState(run, "running", step, speed, "")
@@ -80,14 +85,14 @@ def read_run(run: RunSpec, root: str | Path) -> RunState:
     return RunState(run, "interrupted" if status else "waiting", step, 0.0, "")
 
 
-def _beats(beat: dict[str, Any]) -> bool:
-    """Whether a process on another host works on the run; one on this host holds the folder's lock."""
-    elsewhere = beat.get("host") not in (None, socket.gethostname())
-    return elsewhere and time.time() - float(beat.get("when") or 0) < HEARTBEAT_EXPIRY_SECONDS
+def _is_alive_elsewhere(heartbeat: dict[str, Any]) -> bool:
+    """Whether a process on another host trains the run; one on this host would hold the folder's lock."""
+    elsewhere = heartbeat.get("host") not in (None, socket.gethostname())
+    return elsewhere and time.time() - float(heartbeat.get("when") or 0) < HEARTBEAT_EXPIRY_SECONDS
 
 
 def read_states(runs: Sequence[RunSpec], root: str | Path) -> dict[str, RunState]:
-    """Run id to state; a run waiting for one that failed is blocked."""
+    """Run id to state; a run that starts from a failed or blocked run is blocked."""
     states = {run.id: read_run(run, root) for run in runs}
     for run in run_graph.topological_order(runs):
         parent = states.get(run.parent or "")
@@ -113,12 +118,11 @@ def load_study(root: str | Path) -> Study:
 
 
 def save_study(planned: Study, root: str | Path) -> None:
-    """Writes the study to ``root``, unless another one was begun there.
-
-    The token store may have moved since; anything else that changed is an error once a run has begun.
+    """Writes the study and the specs of its runs to ``root``.
 
     Raises:
-      MscaleError: a half-run study of another definition lies there.
+      MscaleError: runs of a study with another definition have been started there. The folder of the token store
+        may differ.
     """
     path = Path(root) / "study.json"
     if path.exists():
@@ -137,7 +141,7 @@ def save_study(planned: Study, root: str | Path) -> None:
 
 
 def difference(before: Study, after: Study) -> str:
-    """Says in a few words how two studies differ, the token store's place aside; "" if they do not."""
+    """Describes how two studies differ, apart from the token store's folder; "" if they do not."""
     if before.name != after.name:
         return f"it was study {before.name!r}, now {after.name!r}"
     gone = [run.id for run in before.runs if run.id not in after.by_id]
@@ -172,8 +176,8 @@ def _changed(before: RunSpec, after: RunSpec) -> str:
 # Tables
 
 
-def status_table(root: str | Path):
-    """Returns the state of the study in ``root`` as a ``rich`` table, captioned with what runs and failed."""
+def status_table(root: str | Path) -> "Table":
+    """Returns a ``rich`` table of counts by tag and state; its caption is ``status_lines``."""
     from rich.table import Table
 
     planned = load_study(root)
@@ -193,19 +197,23 @@ def status_table(root: str | Path):
             tag or "total",
             f"{len(chosen):,}",
             *(f"{count:,}" if count else "" for count in counts),
-            _part(sum(state.tokens_done for state in chosen), sum(state.spec.tokens for state in chosen)),
-            _part(sum(flops_done(state) for state in chosen), sum(state.spec.flops for state in chosen)),
+            _share_done(
+                sum(state.tokens_done for state in chosen), sum(state.spec.tokens for state in chosen)
+            ),
+            _share_done(
+                sum(flops_done(state) for state in chosen), sum(state.spec.flops for state in chosen)
+            ),
         )
     table.caption = "\n".join(status_lines(root, states))
     return table
 
 
-def _part(done: int, whole: int) -> str:
+def _share_done(done: int, whole: int) -> str:
     return f"{done / max(whole, 1):.0%} of {whole:.3g}"
 
 
 def status_lines(root: str | Path, states: dict[str, RunState]) -> list[str]:
-    """What runs, how fast, how long yet, and what failed and why."""
+    """Running runs with their speed, the remaining time, failures with their reasons, and the runner."""
     lines = []
     running = [state for state in states.values() if state.state == "running"]
     for state in running:
@@ -220,9 +228,9 @@ def status_lines(root: str | Path, states: dict[str, RunState]) -> list[str]:
     for state in states.values():
         if state.state == "failed":
             lines.append(f"failed {state.spec.id}: {state.reason}")
-    owner = liveness.read_lease(root)
-    if owner and liveness.lease_holder_is_alive(owner):
-        lines.append(f"runner: process {owner['pid']} on {owner['host']}")
+    holder = liveness.read_lease(root)
+    if holder and liveness.lease_holder_is_alive(holder):
+        lines.append(f"runner: process {holder['pid']} on {holder['host']}")
     elif left:
         lines.append("no runner is working on it; `mscale sweep run` continues")
     return lines
@@ -234,7 +242,7 @@ def flops_done(state: RunState) -> int:
 
 
 def state_counts(root: str | Path) -> dict[str, Any]:
-    """Counts by state, and the bill so far, as plain data."""
+    """Runs by state, and tokens and FLOPs done and in all, as plain data."""
     states = read_states(load_study(root).runs, root).values()
     return {
         **{name: sum(state.state == name for state in states) for name in STATES},

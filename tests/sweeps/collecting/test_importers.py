@@ -180,7 +180,7 @@ def test_mixtures_that_are_none_are_refused(text, message):
 
 def test_the_phase_follows_from_the_rate_where_it_can():
     def phases(*rates):
-        return list(import_defaults._phases_of("r", dict(enumerate(rates)), "f.csv").values())
+        return list(import_defaults.phases_from_rates("r", dict(enumerate(rates)), "f.csv").values())
 
     assert phases(1e-4, 2e-4, 2e-4, 1e-4, 0.0) == ["warmup", "stable", "stable", "decay", "end"]
     assert phases(2e-4, 2e-4, 1.5e-4) == ["stable", "stable", "decay"]  # a decay not yet at its end

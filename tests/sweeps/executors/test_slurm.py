@@ -104,7 +104,7 @@ def test_an_unreachable_scheduler_is_one_clear_error(tmp_path, fake):
 
 
 def test_a_scheduler_that_does_not_answer_is_not_waited_for(tmp_path, fake, monkeypatch):
-    monkeypatch.setattr(slurm, "COMMAND_SECONDS", 0.05)
+    monkeypatch.setattr(slurm, "SCHEDULER_TIMEOUT_SECONDS", 0.05)
     fake("squeue", "exec sleep 5")
     with pytest.raises(MscaleError, match="no answer within"):
         slurm.queued_jobs(tmp_path)

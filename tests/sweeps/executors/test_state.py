@@ -109,7 +109,7 @@ def test_lease_of_a_dead_or_foreign_owner(tmp_path):
 
 
 def test_a_runner_whose_lease_was_taken_over_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(liveness, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(liveness, "LEASE_RENEWAL_SECONDS", 0.0)
     with liveness.study_lease(tmp_path) as renew:
         renew()
         other = {**liveness.read_lease(tmp_path), "host": "elsewhere"}
