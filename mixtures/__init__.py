@@ -1,1 +1,1 @@
-"""Corpora to token stores, and the SeqIO registry over them."""
+"""From corpora to token stores; vocabularies; SeqIO tasks and mixtures over both."""

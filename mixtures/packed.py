@@ -1,8 +1,8 @@
-"""Any packed mixture as one SeqIO task: the schedule's windows, in its order, from any step on.
+"""A mixture over a token store as one SeqIO task: the windows of `mscale.data.schedule`, in its order, from any step.
 
-A SeqIO mixture of many tasks keeps a pipeline and a shuffle buffer for each; this is one pipeline that looks
-windows up, so 500 languages cost what one does. Row g of the task is row g mod B of the batch at step g div B
-of `mscale.data.feed`: a batch of B examples is a batch of ours. Host i of n gets rows i, i + n, …
+A SeqIO mixture keeps a pipeline and a shuffle buffer for each of its tasks. This is a single pipeline that looks
+windows up, so its cost does not grow with the number of languages. Row g of the task is row g mod B of the batch at
+step g div B of `mscale.data.feed`, so a batch of B examples is the batch of that feed. Host i of n gets rows i, i + n, …
 """
 
 import tempfile
@@ -24,13 +24,13 @@ _ROWS_AT_ONCE = 64
 
 
 @gin.configurable("packed")  # type: ignore[attr-defined]
-def _start(start_step: int = 0, batch_size: int = 1) -> int:
-    """The first row: gin's ``packed.start_step`` × ``packed.batch_size``, for a run that resumes."""
+def _first_row(start_step: int = 0, batch_size: int = 1) -> int:
+    """The first row, ``packed.start_step`` × ``packed.batch_size`` as bound in gin, for a run that resumes."""
     return start_step * batch_size
 
 
 class PackedSource(seqio.DataSource):
-    """Numbers of rows (split train, endless) or of held-out windows (validation), with the schedule's seed."""
+    """Row numbers (split train, endless) or numbers of held-out windows (validation), with the schedule's seed."""
 
     def __init__(self) -> None:
         super().__init__(splits=("train", "validation"), caching_permitted=False)
@@ -54,26 +54,26 @@ class PackedSource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **_: Any,
     ) -> tf.data.Dataset:
-        """Yields ``{"row": int64, "seed": int64}``; ``shuffle`` changes nothing, the schedule is its own."""
+        """Yields ``{"row": int64, "seed": int64, "held_out": bool}``; ``shuffle`` has no effect, as the schedule
+        determines the order."""
         index, shards = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
-        first = _start() if split == "train" else 0
+        first = _first_row() if split == "train" else 0
         rows = tf.data.Dataset.range(first + index, MAX_ROWS, shards)
-        marked = tf.constant(0 if seed is None else seed, tf.int64)
+        schedule_seed = tf.constant(0 if seed is None else seed, tf.int64)
         held_out = split == "validation"
-        return rows.map(lambda row: {"row": row, "seed": marked, "held_out": held_out})
+        return rows.map(lambda row: {"row": row, "seed": schedule_seed, "held_out": held_out})
 
 
 def packed_task(name: str, mixture: str) -> seqio.Task:
     """The mixture ``mixture`` (a name of `mscale.data.mixture.resolve`) over the token store ``corpora.store``.
 
-    Examples have ``targets`` of exactly the sequence length asked for. The schedule's seed is the one given to
-    ``seqio.get_dataset`` (0 for None); what the mixture needs more, such as UniMax's budget, comes from gin's
-    ``mixture``. The validation split holds each language's held-out text once, cut into windows, the last one
+    Each example's ``targets`` has exactly the requested sequence length. The schedule's seed is the one given to
+    ``seqio.get_dataset`` (0 for None). Options of the mixture, such as UniMax's budget, come from gin's ``mixture``.
+    The validation split holds each language's held-out text once, cut into windows; the last window of a language is
     padded with 0.
 
     Raises:
-      MscaleError: ``corpora.store`` is not set or no store; a mixture that cannot be, when the first dataset
-        is made.
+      MscaleError: ``corpora.store`` is not set or is no store; an invalid mixture, when the first dataset is made.
     """
     store = tasks.bound_store()
 
@@ -85,7 +85,7 @@ def packed_task(name: str, mixture: str) -> seqio.Task:
 
         def look_up(rows: np.ndarray, seeds: np.ndarray, held_out: np.ndarray) -> np.ndarray:
             if held_out[0]:
-                return _held_out(store, resolved.languages, ends, rows, length)
+                return _valid_windows(store, resolved.languages, ends, rows, length)
             schedule = schedules.setdefault(int(seeds[0]), single(resolved, 1, int(seeds[0])))
             return gather_windows(store, schedule, rows, length)
 
@@ -106,7 +106,7 @@ def packed_task(name: str, mixture: str) -> seqio.Task:
 
 
 def gather_windows(store: Store, schedule: Schedule, rows: np.ndarray, sequence_length: int) -> np.ndarray:
-    """Returns the windows of any rows of a schedule with batches of one, (rows, S) int32."""
+    """Returns the windows of the given rows of a schedule with batches of one, (rows, S) int32."""
     batch = np.empty((len(rows), sequence_length), np.int32)
     languages, windows = schedule.rows(rows)
     names = [schedule.languages[one] for one in languages]
@@ -116,7 +116,7 @@ def gather_windows(store: Store, schedule: Schedule, rows: np.ndarray, sequence_
     return batch
 
 
-def _held_out(
+def _valid_windows(
     store: Store, languages: tuple[str, ...], ends: np.ndarray, rows: np.ndarray, sequence_length: int
 ) -> np.ndarray:
     batch = np.full((len(rows), sequence_length), store.vocabulary["pad_id"], np.int32)
@@ -129,7 +129,7 @@ def _held_out(
 
 
 def _vocabulary(store: Store) -> seqio.Vocabulary:
-    """The vocabulary whose copy lies beside store.json."""
+    """SeqIO's form of the vocabulary that is stored with the token store."""
     if store.vocabulary["kind"] == "bytes":
         return seqio.ByteVocabulary()
     if not isinstance(store.path, Url):

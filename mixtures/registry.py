@@ -1,11 +1,11 @@
-"""Names for SeqIO and T5X: importing this module makes every task and mixture below known to SeqIO, lazily.
+"""Names for SeqIO and T5X: importing this module registers the tasks and mixtures below with SeqIO, lazily.
 
     import mixtures.registry
     seqio.get_mixture_or_task("madlad400.unimax")
 
-Nothing is built until its name is asked for, so that 420 languages, their pairs and any rates cost nothing at
-import. What stands after the corpus is mscale's grammar of mixtures (`mscale.data.mixture.resolve`) in characters that
-SeqIO allows: # for +, a colon for =, and a dot for the hyphen of a language's code.
+A task or mixture is built when its name is first looked up, so that 420 languages, their pairs and any rates cost
+nothing at import. The part after the corpus is mscale's mixture name (`mscale.data.mixture.resolve`) in characters
+that SeqIO allows: # for +, a colon for =, and a dot for the hyphen of a language's code.
 
     madlad400.sw  synthetic.aa  mc4.sw  wiki40b.tr     one language: a task
     madlad400.en#sw                                    uniform over those listed: a mixture
@@ -13,12 +13,12 @@ SeqIO allows: # for +, a colon for =, and a dot for the hyphen of a language's c
     madlad400.uniform  madlad400.temperature5:en#sw    keywords, over all languages or a list; proportional, unimax
                                                        and temperature read sizes in ``corpora.store``, their
                                                        options in gin's ``mixture``
-    madlad400.atlas_unimax  madlad400.atlas_8v0        what ATLAS published
+    madlad400.atlas_unimax  madlad400.atlas_8v0        mixtures that ATLAS published
     flores.sw  flores.en:sw                            evaluation; parallel, source and target
     packed.unimax  packed.sw  packed.en:0.7#sw:0.3     the mixture over the token store ``corpora.store`` as one task
 
-Where corpora are is bound in gin (`mixtures.tasks`). A mixture of SeqIO opens a pipeline for each of its languages:
-take ``packed`` beyond about ten.
+The paths of corpora are bound in gin (`mixtures.tasks`). A mixture of SeqIO opens a pipeline for each of its
+languages: use ``packed`` for more than about ten.
 """
 
 from collections.abc import Callable, KeysView
@@ -31,14 +31,14 @@ import seqio
 from mixtures import packed, tasks
 from mscale.data import mixture as mixtures
 
-# Corpus → (one language as a task, its languages)
-_TEXT: dict[str, tuple[Callable[[str, str], seqio.Task], Callable[[], tuple[str, ...]]]] = {
+# Corpus → (function that makes the task of one language, function that lists its languages)
+_TEXT_CORPORA: dict[str, tuple[Callable[[str, str], seqio.Task], Callable[[], tuple[str, ...]]]] = {
     "madlad400": (tasks.madlad400, lambda: tasks.corpus_languages(tasks.bound_setting("madlad400"))),
     "synthetic": (tasks.synthetic, lambda: tasks.corpus_languages(tasks.bound_setting("synthetic"))),
     "mc4": (tasks.mc4, tasks.mc4_languages),
     "wiki40b": (tasks.wiki40b, tasks.wiki40b_languages),
 }
-CORPORA = (*_TEXT, "flores", "packed")
+CORPORA = (*_TEXT_CORPORA, "flores", "packed")
 
 
 def seqio_name(corpus: str, mixture: str) -> str:
@@ -53,7 +53,7 @@ def seqio_name(corpus: str, mixture: str) -> str:
 
 
 def mixture_name(name: str) -> tuple[str, str] | None:
-    """Returns (corpus, name in mscale's grammar) of a SeqIO name, or None if it is not one of ours."""
+    """Returns (corpus, name in mscale's grammar) of a SeqIO name, or None where the name is not of this module."""
     corpus, dot, spec = name.partition(".")
     if corpus not in CORPORA or not dot or not spec:
         return None
@@ -66,14 +66,14 @@ def mixture_name(name: str) -> tuple[str, str] | None:
     )
 
 
-class _Lazy(dict):
-    """A registry of SeqIO that builds a provider of ours when its name is first looked up.
+class _LazyRegistry(dict):
+    """A registry of SeqIO that builds this module's tasks and mixtures when they are looked up.
 
-    Names that depend on what gin binds are built at every look-up: bindings may have changed.
+    They are built at every look-up and not stored, since gin bindings may have changed in between.
     """
 
-    def __init__(self, kept: dict[str, Any], build: Callable[[str], Any]):
-        super().__init__(kept)
+    def __init__(self, registered: dict[str, Any], build: Callable[[str], Any]):
+        super().__init__(registered)
         self._build = build
 
     def __contains__(self, name: object) -> bool:
@@ -86,22 +86,22 @@ class _Lazy(dict):
         return provider()
 
     def keys(self) -> KeysView:  # type: ignore[override]
-        return KeysView(self)  # dict's own would not ask __contains__
+        return KeysView(self)  # dict's own view does not call __contains__
 
 
 def install() -> None:
-    """Makes the names known to SeqIO; importing the module does, and ``TaskRegistry.reset()`` undoes it."""
-    for registry, build in ((seqio.TaskRegistry, _task), (seqio.MixtureRegistry, _mixture)):
-        kept = registry._REGISTRY
-        if not isinstance(kept, _Lazy):
-            registry._REGISTRY = _Lazy(kept, build)
+    """Registers the names with SeqIO. Importing this module does so; ``TaskRegistry.reset()`` undoes it."""
+    for registry, build in ((seqio.TaskRegistry, _task_builder), (seqio.MixtureRegistry, _mixture_builder)):
+        registered = registry._REGISTRY
+        if not isinstance(registered, _LazyRegistry):
+            registry._REGISTRY = _LazyRegistry(registered, build)
 
 
-def _task(name: str) -> Callable[[], seqio.Task] | None:
-    ours = mixture_name(name)
-    if ours is None:
+def _task_builder(name: str) -> Callable[[], seqio.Task] | None:
+    parsed = mixture_name(name)
+    if parsed is None:
         return None
-    corpus, spec = ours
+    corpus, spec = parsed
     if corpus == "packed":
         return partial(packed.packed_task, name, spec)
     if corpus == "flores":
@@ -113,21 +113,21 @@ def _task(name: str) -> Callable[[], seqio.Task] | None:
         )
     if any(character in spec for character in "+=:") or mixtures.is_keyword(spec) or _is_atlas(spec):
         return None
-    return partial(_TEXT[corpus][0], name, spec)
+    return partial(_TEXT_CORPORA[corpus][0], name, spec)
 
 
-def _mixture(name: str) -> Callable[[], seqio.Mixture] | None:
-    ours = mixture_name(name)
-    if ours is None or ours[0] not in _TEXT or _task(name) is not None:
+def _mixture_builder(name: str) -> Callable[[], seqio.Mixture] | None:
+    parsed = mixture_name(name)
+    if parsed is None or parsed[0] not in _TEXT_CORPORA or _task_builder(name) is not None:
         return None
-    return partial(_seqio_mixture, name, *ours)
+    return partial(_seqio_mixture, name, *parsed)
 
 
 def _seqio_mixture(name: str, corpus: str, spec: str) -> seqio.Mixture:
-    make, languages = _TEXT[corpus]
+    make, languages = _TEXT_CORPORA[corpus]
     keyword, listed, _ = mixtures.parse(spec)
     sized = keyword.startswith(("proportional", "temperature", "unimax"))
-    sizes = tasks.bound_store() if sized else _Unsized(tuple(listed) or languages())
+    sizes = tasks.bound_store() if sized else _EqualSizes(tuple(listed) or languages())
     resolved = mixtures.resolve(spec, sizes, 1)
     return seqio.Mixture(
         name,
@@ -139,8 +139,8 @@ def _seqio_mixture(name: str, corpus: str, spec: str) -> seqio.Mixture:
     )
 
 
-class _Unsized:
-    """Languages whose sizes do not matter for the rates."""
+class _EqualSizes:
+    """Languages of equal size, for mixtures whose rates do not depend on sizes."""
 
     def __init__(self, languages: tuple[str, ...]):
         self.languages = languages

@@ -1,11 +1,11 @@
-"""What a mixture is, before money is spent on it: language, script, unique tokens, rate, tokens, epochs.
+"""A mixture as a table and a chart: language, script, unique tokens, rate, tokens and epochs, for a token budget.
 
     mixture = resolve("unimax", store, sequence_length, budget_tokens=budget)
-    rows = show.rows(mixture, budget, store)
-    console.print(show.table(mixture, rows))
-    show.save(show.chart(mixture, rows), "mixture.html")
+    rows = show.mixture_rows(mixture, budget, store)
+    console.print(show.mixture_table(mixture, rows))
+    show.save_chart(show.mixture_chart(mixture, rows), "mixture.html")
 
-The numbers are those of the schedule: whole windows, and a budget that is drawn in them.
+Counts are those of the schedule, in whole windows.
 """
 
 import csv
@@ -27,10 +27,10 @@ from mscale.data.vocabulary import load_vocabulary
 from mscale.errors import MscaleError
 from mscale.files import atomic_write
 
-_SAMPLE_TOKENS = 2_000  # decoded to tell the script
-_MANY_EPOCHS = 4.0  # beyond it a repeated token is worth markedly less (Muennighoff et al. 2023)
+_SAMPLE_TOKENS = 2_000  # decoded to detect the script
+_MANY_EPOCHS = 4.0  # beyond this, repeated tokens are worth much less (Muennighoff et al. 2023)
 
-# What a reader must know of epochs, in colours that the colour-blind tell apart.
+# Classes of epochs, in colours that are safe for colour-blind readers.
 _REPETITION = {
     "not all text": "#56b4e9",
     "1 to 4 epochs": "#009e73",
@@ -46,8 +46,8 @@ class MixtureRow:
       language: its code.
       script: of its train text; "" without a store that holds text.
       unique_tokens: U, in whole windows.
-      rate: its share of the draws.
-      tokens: D, expected of the budget: rate × budget.
+      rate: its sampling rate.
+      tokens: D, expected: rate × budget.
       epochs: D / U.
     """
 
@@ -83,9 +83,9 @@ def mixture_rows(mixture: Mixture, budget_tokens: float, store: Any = None) -> l
 
 
 def mixture_table(mixture: Mixture, rows: Sequence[MixtureRow], limit: int | None = None) -> Table:
-    """Returns a rich table of ``rows`` with the sums below; with ``limit`` the smallest rates are summed up in a line.
+    """Returns a rich table of ``rows`` with sums below; with ``limit`` the smallest rates are summed in one line.
 
-    Epochs above 4 stand out: such repetition is worth markedly less than new text (Muennighoff et al. 2023).
+    More than 4 epochs are highlighted: such repetition is worth much less than new text (Muennighoff et al. 2023).
     """
     shown = list(rows if limit is None else rows[:limit])
     rest = list(rows[len(shown) :])
@@ -131,8 +131,8 @@ def mixture_chart(mixture: Mixture, rows: Sequence[MixtureRow], limit: int = 60)
     """Returns an Altair chart: tokens drawn and unique tokens of each language on a log axis, coloured by repetition.
 
     Args:
-      mixture: what ``rows`` are of.
-      rows: as ``rows`` gives them; the first ``limit`` are drawn, and the title says so.
+      mixture: that ``rows`` describe.
+      rows: as ``mixture_rows`` returns them; the first ``limit`` are drawn, and the title says so.
       limit: most languages drawn.
 
     Raises:
@@ -174,10 +174,10 @@ def mixture_chart(mixture: Mixture, rows: Sequence[MixtureRow], limit: int = 60)
 
 
 def save_chart(chart: Any, path: str | os.PathLike) -> None:
-    """Writes a chart as .png, .svg or .html (with all it needs inside), whole or not at all.
+    """Writes a chart atomically as .png, .svg or self-contained .html.
 
     Raises:
-      MscaleError: another ending, or a file that cannot be written.
+      MscaleError: another file name extension, or a file that cannot be written.
     """
     path = Path(path)
     kind = path.suffix.lstrip(".").lower()
@@ -212,7 +212,7 @@ def _cells(row: MixtureRow) -> tuple[str, ...]:
 
 
 def _script(store: Store, language: str) -> str:
-    # Text from the middle: files often begin in another language.
+    # From the middle of the text: files often begin in another language.
     tokens = store.train(language)
     first = max(len(tokens) - _SAMPLE_TOKENS, 0) // 2
     return inventory.script(

@@ -1,16 +1,16 @@
 """SeqIO tasks over corpora: MADLAD-400's layout (local or remote), mC4 and Wiki-40B through TFDS, FLORES, and
 the generated corpus.
 
-Text tasks feed decoder-only pretraining: ``targets`` are windows of the documents' tokens, each document ended
-by EOS, one after the other and cut without padding, just as a token store's windows are. Without a sequence
-length (None) each example is one document. Where the corpora are, and the vocabulary, comes from gin:
+Text tasks are for decoder-only pretraining: documents are encoded, ended by EOS, concatenated, and cut without padding
+into windows ``targets``, as in a token store. Without a sequence length (None) each example is one document. The paths
+of the corpora and of the vocabulary are bound in gin:
 
     corpora.madlad400 = "gs://bucket/madlad-400"      # data/<lang>/<lang>_clean_NNNN.jsonl.gz below it
-    corpora.synthetic = "work/corpus"                 # made by mixtures.synthetic.generate, same layout
+    corpora.synthetic = "work/corpus"                 # from mixtures.synthetic.generate, same layout
     corpora.flores = "flores200_dataset"              # dev/<code>.dev and devtest/<code>.devtest below it
     corpora.tfds = "gs://tfds-data/datasets"          # None: TFDS's own default
     corpora.vocabulary = "vocabulary.model"           # or "bytes"
-    corpora.store = "work/store"                      # packed tasks, and sizes for rates that depend on them
+    corpora.store = "work/store"                      # for packed tasks, and for rates that depend on sizes
 """
 
 import atexit
@@ -33,7 +33,7 @@ from mscale.data.vocabulary import SentencePieceVocabulary, load_vocabulary
 from mscale.errors import MscaleError, nearest
 from mscale.remote import Url, connect, location
 
-_FILES_AT_ONCE = 8  # read side by side when shuffling
+_FILES_AT_ONCE = 8  # interleaved when shuffling
 
 
 @gin.configurable("corpora")  # type: ignore[attr-defined]  # mypy takes the folder gin/ for it
@@ -45,12 +45,16 @@ def settings(
     vocabulary: str = "bytes",
     store: str | None = None,
 ) -> dict[str, str | None]:
-    """Where things are, as gin binds it (``corpora.madlad400 = …``)."""
+    """Paths of corpora, vocabulary and store, as bound in gin (``corpora.madlad400 = …``)."""
     return dict(locals())
 
 
 def bound_setting(name: str) -> str:
-    """Returns one of ``settings``. Raises a MscaleError if it is not bound."""
+    """Returns one of ``settings``.
+
+    Raises:
+      MscaleError: it is not bound.
+    """
     value = settings()[name]
     if not value:
         raise MscaleError(f"corpora.{name} is not set: bind it in gin, --gin.corpora.{name}='\"…\"'")
@@ -60,8 +64,8 @@ def bound_setting(name: str) -> str:
 class CorpusSource(seqio.DataSource):
     """Documents of one language of a corpus in MADLAD-400's layout; the files are its shards.
 
-    Files are listed when the first dataset is made, and read and checked as packing does it: bad input stops
-    the pipeline with file, line and remedy.
+    Files are listed when the first dataset is made, and read and checked as in packing: bad input stops the pipeline
+    with an error that names file and line.
     """
 
     def __init__(self, root: str, language: str):
@@ -83,7 +87,7 @@ class CorpusSource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **_: Any,
     ) -> tf.data.Dataset:
-        """Yields ``{"text": string}``, the files in another order if ``shuffle``."""
+        """Yields ``{"text": string}``; with ``shuffle`` the files are shuffled and interleaved."""
         files = _files(self.root, self.language)
         chosen = (
             range(len(files))[shard_info.index :: shard_info.num_shards] if shard_info else range(len(files))
@@ -118,40 +122,40 @@ def madlad400(name: str, language: str) -> seqio.Task:
     """One language of MADLAD-400 (Kudugunta et al. 2023, arXiv 2309.04662), by any of its codes.
 
     Raises:
-      MscaleError: ``corpora.madlad400`` is not set. A language that is not there is told when it is read.
+      MscaleError: ``corpora.madlad400`` is not set; or, when it is read, the language is not in the corpus.
     """
-    return _text_task(name, CorpusSource(bound_setting("madlad400"), inventory.canonical(language)))
+    return text_task(name, CorpusSource(bound_setting("madlad400"), inventory.canonical(language)))
 
 
 def synthetic(name: str, language: str) -> seqio.Task:
     """One language of a generated corpus (``mixtures.synthetic.generate``)."""
-    return _text_task(name, CorpusSource(bound_setting("synthetic"), language))
+    return text_task(name, CorpusSource(bound_setting("synthetic"), language))
 
 
 def mc4(name: str, language: str) -> seqio.Task:
     """One language of mC4 (Xue et al. 2021) through TFDS, with its own validation split."""
-    own = _own_code(name, language, mc4_languages())
+    own = _corpus_code(name, language, mc4_languages())
     source = seqio.TfdsDataSource(
         tfds_name="c4/multilingual:3.1.0",
         tfds_data_dir=settings()["tfds"],
         splits={"train": own, "validation": f"{own}-validation"},
     )
-    return _text_task(name, source)
+    return text_task(name, source)
 
 
 def wiki40b(name: str, language: str) -> seqio.Task:
-    """One language of Wiki-40B (Guo et al. 2020) through TFDS, structure markers taken out."""
-    own = _own_code(name, language, wiki40b_languages())
+    """One language of Wiki-40B (Guo et al. 2020) through TFDS, without its structure markers."""
+    own = _corpus_code(name, language, wiki40b_languages())
     source = seqio.TfdsDataSource(
         tfds_name=f"wiki40b/{own}:1.3.0",
         tfds_data_dir=settings()["tfds"],
         splits=("train", "validation", "test"),
     )
-    return _text_task(name, source, before=(_without_wiki_markers,))
+    return text_task(name, source, before=(remove_wiki_markers,))
 
 
 def flores(name: str, language: str) -> seqio.Task:
-    """Sentences of FLORES-200 (or -101) in one language, for evaluation: each an example ended by EOS."""
+    """Sentences of FLORES-200 (or -101) in one language, for evaluation; each is an example that ends with EOS."""
     return seqio.Task(
         name,
         _flores_source(name, {"targets": language}),
@@ -186,22 +190,22 @@ def wiki40b_languages() -> tuple[str, ...]:
 
 def bound_store() -> Store:
     """Returns the token store ``corpora.store``, opened once."""
-    return _opened(bound_setting("store"))
+    return _open_store_once(bound_setting("store"))
 
 
-_opened = cache(open_store)
+_open_store_once = cache(open_store)
 
 
 @cache
 def seqio_vocabulary(path: str) -> seqio.Vocabulary:
     """Returns SeqIO's form of a vocabulary: ``bytes``, a ``.model``, a vocabulary.json or a folder with either.
 
-    Ids are the same as mscale's, but that SeqIO reads U+2581 in a text as a space.
+    Ids are the same as mscale's, except that SeqIO reads U+2581 in a text as a space.
     """
     ours = load_vocabulary(path)
     if not isinstance(ours, SentencePieceVocabulary):
         return seqio.ByteVocabulary()
-    # SeqIO wants a file, at any time later: the model may lie in a folder under any name.
+    # SeqIO reads the model lazily, from a file: keep a copy until the process ends.
     folder = tempfile.mkdtemp(prefix="mscale-vocabulary-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     ours.save(folder)
@@ -212,9 +216,10 @@ def _feature() -> seqio.Feature:
     return seqio.Feature(seqio_vocabulary(bound_setting("vocabulary")), add_eos=True)
 
 
-def _text_task(
+def text_task(
     name: str, source: seqio.DataSource, before: Sequence[Callable[..., tf.data.Dataset]] = ()
 ) -> seqio.Task:
+    """A pretraining task over ``source``, which yields ``{"text": string}``; ``before`` preprocesses the text."""
     return seqio.Task(
         name,
         source,
@@ -230,9 +235,9 @@ def _text_task(
 
 
 def cut_windows(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None) -> tf.data.Dataset:
-    """Puts the documents' ``targets`` one after the other and cuts windows of S; the rest of the end is left out.
+    """Concatenates the documents' ``targets`` and cuts windows of S tokens; a remainder at the end is dropped.
 
-    Without a length for ``targets`` the documents stay as they are.
+    Without a length for ``targets`` the documents are returned unchanged.
     """
     length = (sequence_length or {}).get("targets")
     if not length:
@@ -241,7 +246,9 @@ def cut_windows(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | N
     return dataset.rebatch(length, drop_remainder=True)
 
 
-def _without_wiki_markers(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def remove_wiki_markers(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Replaces Wiki-40B's structure markers (``_START_PARAGRAPH_``, ``_NEWLINE_``, …) in ``text`` by line ends."""
+
     def clean(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         text = tf.strings.regex_replace(example["text"], r"\n?_START_(ARTICLE|SECTION|PARAGRAPH)_\n", "\n")
         return {"text": tf.strings.strip(tf.strings.regex_replace(text, "_NEWLINE_", "\n"))}
@@ -249,7 +256,7 @@ def _without_wiki_markers(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.map(clean, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _own_code(name: str, language: str, known: Sequence[str]) -> str:
+def _corpus_code(name: str, language: str, known: Sequence[str]) -> str:
     found = inventory.find(language, known)
     if not found:
         raise MscaleError(

@@ -1,8 +1,8 @@
-"""Trains a SentencePiece unigram vocabulary on a stated sample of a corpus, in bounded memory.
+"""Trains a SentencePiece unigram vocabulary on a sample of a corpus, in bounded memory.
 
 As in ATLAS (Longpre et al. 2025, arXiv 2510.22037, section 3): temperature sampling over languages, byte
-fallback, 99.9995% character coverage, 64,000 pieces and 512 special ids. Text is not normalised in any way
-(identity rule, no dummy prefix, no collapsed spaces), so that decoding gives back the exact text.
+fallback, 99.9995% character coverage, 64,000 pieces and 512 special ids. Text is not normalised
+(identity rule, no dummy prefix, no collapsed spaces), so that decoding returns the exact text.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ from mscale.files import atomic_json, locked, read_json
 from mscale.progress import progress
 
 _BYTE_PIECES = 256
-_RECIPE = "recipe.json"  # beside vocabulary.json: what it was asked for
-_CUT = re.compile(r"[\n\t\0]+")  # never inside a piece: SentencePiece keeps tab and NUL to itself
-_SENTENCE_CHARACTERS = 4000  # longer lines are cut; SentencePiece would pass over them
-_THREADS = 16  # of the trainer: the model depends on it, in the last digit of its scores
+_RECIPE = "recipe.json"  # beside vocabulary.json: the parameters of the training
+_SENTENCE_ENDS = re.compile(r"[\n\t\0]+")  # never inside a piece: SentencePiece reserves tab and NUL
+_SENTENCE_CHARACTERS = 4000  # longer lines are cut; SentencePiece would skip them
+_THREADS = 16  # of the trainer; the last digits of the model's scores depend on it
 
 
 def train_vocabulary(
@@ -44,31 +44,31 @@ def train_vocabulary(
     """Trains a vocabulary of ``pieces`` + ``special`` ids and saves it in the folder ``path``.
 
     The sample gives language l the share p_l ∝ c_l^(1/T) of ``sample_bytes``, c_l the bytes of its files.
-    A language with more text than its share gives the beginning of each of its files, the same number of
-    bytes from each; one with less gives all, and its sentences count as often as fills the share. So at most
-    ``sample_bytes`` are read and held, whatever the size of the corpus; training takes about 120 times the
-    text read in memory. What was read of each language and how often it counts is in vocabulary.json.
+    Of a language with more text than its share, the beginnings of its files are read, the same number of bytes from
+    each. One with less is read whole, and its sentences are weighted to fill the share. So at most ``sample_bytes``
+    are read and held in memory for a corpus of any size; training needs about 120 times the memory of the text read.
+    vocabulary.json records how much of each language was read, and its weight.
 
-    The same call gives the same model, byte for byte; a second one in the same folder returns at once.
+    The same call gives the same model, byte for byte; a second call in the same folder returns at once.
 
     Args:
       corpus: folder or URL in MADLAD-400's layout.
       path: gets vocabulary.json and vocabulary.model.
       pieces: including the 256 of byte fallback.
-      special: ids 0 (pad, BOS), 1 (EOS), 2 (unknown) and ``<extra_id_0>``, …, which no text encodes to.
+      special: number of ids that no text encodes to: 0 (pad, BOS), 1 (EOS), 2 (unknown) and ``<extra_id_0>``, …
       languages: codes, one for a monolingual vocabulary; None for all of the corpus.
-      temperature: T of the sampling; 1 is proportional to text, infinite is uniform.
+      temperature: T of the sampling; 1 is proportional to bytes, infinity is uniform.
       sample_bytes: UTF-8 bytes of the whole sample, repetitions counted.
-      character_coverage: share of the sample's characters that get a piece; bytes spell the others.
-      threads: of the trainer. Another number gives a model that differs in the last digits of its scores.
+      character_coverage: share of the sample's characters that get a piece; the others are encoded as bytes.
+      threads: of the trainer; the last digits of the model's scores depend on it.
 
     Raises:
       MscaleError: bad input, parameters out of range, a sample too small for so many pieces, another
-        vocabulary in the folder, or another training at work there.
+        vocabulary in the folder, or another process that trains there.
     """
-    _check(pieces, special, temperature, sample_bytes, character_coverage, threads)
+    _check_parameters(pieces, special, temperature, sample_bytes, character_coverage, threads)
     files = dict(sorted(find_inputs(corpus, languages).items()))
-    sizes = {code: sum(one.size for one in files[code]) for code in files}
+    sizes = {code: sum(file.size for file in files[code]) for code in files}
     recipe = {
         "pieces": pieces,
         "special": special,
@@ -81,15 +81,15 @@ def train_vocabulary(
     path = Path(path)
     with _locked(path):
         if (path / _RECIPE).exists():
-            return _made(path, recipe)
+            return _load_trained(path, recipe)
         if (path / "vocabulary.json").exists() or (path / "vocabulary.model").exists():
             raise MscaleError(
                 f"{path}: a vocabulary of unknown origin is here already (no {_RECIPE}); choose another folder"
             )
         started = time.monotonic()
-        shares = _shares(sizes, temperature, sample_bytes)
+        shares = _bytes_by_language(sizes, temperature, sample_bytes)
         used: dict[str, dict[str, float]] = {}
-        model = _train(_sentences(files, shares, used), recipe)
+        model = _train(sample_sentences(files, shares, used), recipe)
         versions = {"sentencepiece": _library().__version__, "seconds": round(time.monotonic() - started, 1)}
         training = {**{key: value for key, value in recipe.items() if key != "file_bytes"}, **versions}
         vocabulary = SentencePieceVocabulary(model, training={**training, "sample": used})
@@ -100,7 +100,7 @@ def train_vocabulary(
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds the folder for one training: of two at once, the last to end would replace the other's model."""
+    """Locks the folder for one training, since a second one would replace its model."""
     made = not path.exists()
     lock_path = path / ".training"
     with locked(lock_path, f"{path}: another training is at work here; wait for it or choose another folder"):
@@ -112,7 +112,7 @@ def _locked(path: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def _check(
+def _check_parameters(
     pieces: int, special: int, temperature: float, sample_bytes: int, coverage: float, threads: int
 ) -> None:
     ranges: list[tuple[str, Any, bool, str]] = [
@@ -128,23 +128,29 @@ def _check(
             raise MscaleError(f"{name} is {value}, expected {expected}")
 
 
-def _shares(sizes: dict[str, int], temperature: float, sample_bytes: int) -> dict[str, float]:
-    """Bytes of the sample per language."""
+def _bytes_by_language(sizes: dict[str, int], temperature: float, sample_bytes: int) -> dict[str, float]:
+    """Language to its bytes of the sample."""
     rates = sampling.temperature(list(sizes.values()), temperature)
     return dict(zip(sizes, (rates * sample_bytes).tolist(), strict=True))
 
 
-def _sentences(
+def sample_sentences(
     files: dict[str, list[InputFile]], shares: dict[str, float], used: dict[str, dict[str, float]]
 ) -> Iterator[str]:
-    """Yields ``sentence<TAB>frequency`` and notes in ``used`` what was read; holds a language at a time."""
+    """Yields ``sentence<TAB>frequency``, one language in memory at a time.
+
+    Args:
+      files: input files of each language.
+      shares: bytes of the sample for each language.
+      used: gets bytes and sentences read of each language, and the weight ``times`` of its sentences.
+    """
     with progress("sample", len(files), "languages") as advance:
         for code, inputs in files.items():
             sentences, size = _beginnings(inputs, shares[code])
             times = max(shares[code] / size, 1.0) if size else 0.0
             used[code] = {"bytes": size, "sentences": len(sentences), "times": round(times, 4)}
             for number, sentence in enumerate(sentences):
-                # Whole frequencies whose sum never strays from `times` per sentence by as much as one.
+                # Integer frequencies whose cumulative sum differs from `times` per sentence by less than one.
                 yield f"{sentence}\t{int((number + 1) * times) - int(number * times)}"
             advance()
     text = sum(one["bytes"] for one in used.values())
@@ -152,28 +158,29 @@ def _sentences(
 
 
 def _beginnings(inputs: Sequence[InputFile], share: float) -> tuple[list[str], int]:
-    """Sentences from the beginning of every file, ``share`` bytes together or all there is."""
+    """Sentences from the beginning of every file, of ``share`` bytes in all or the whole text, and their bytes."""
     sentences: list[str] = []
     size = 0
-    for number, one in enumerate(inputs):
-        until = size + (share - size) / (len(inputs) - number)
-        if size >= until:
+    for number, file in enumerate(inputs):
+        target = size + (share - size) / (len(inputs) - number)
+        if size >= target:
             continue
-        texts = read_documents(one)
+        texts = read_documents(file)
         for text in texts:
-            for sentence in _cut(text):
+            for sentence in split_sentences(text):
                 sentences.append(sentence)
                 size += len(sentence.encode())
-                if size >= until:
+                if size >= target:
                     break
-            if size >= until:
+            if size >= target:
                 texts.close()  # type: ignore[attr-defined]
                 break
     return sentences, size
 
 
-def _cut(text: str) -> Iterator[str]:
-    for line in _CUT.split(text):
+def split_sentences(text: str) -> Iterator[str]:
+    """Yields the lines of a text, split at tabs and NULs too, and lines above 4,000 characters at a space if possible."""
+    for line in _SENTENCE_ENDS.split(text):
         while len(line) > _SENTENCE_CHARACTERS:
             end = line.rfind(" ", 1, _SENTENCE_CHARACTERS)
             end = end if end > 0 else _SENTENCE_CHARACTERS
@@ -204,7 +211,7 @@ def _train(sentences: Iterator[str], recipe: dict[str, Any]) -> bytes:
             bos_id=-1,
             control_symbols=[f"<extra_id_{number}>" for number in range(special - 3)],
             max_sentence_length=4 * _SENTENCE_CHARACTERS + 64,
-            input_sentence_size=0,  # all of it: the sample is ours
+            input_sentence_size=0,  # all of it: the text is sampled already
             shuffle_input_sentence=False,
             train_extremely_large_corpus=recipe["sample_bytes"] > 1 << 30,
             num_threads=recipe["threads"],
@@ -219,7 +226,7 @@ def _train(sentences: Iterator[str], recipe: dict[str, Any]) -> bytes:
 
 
 def _reason(message: str) -> str:
-    """What SentencePiece says, without the place in its source."""
+    """SentencePiece's message without the position in its source code."""
     if high := re.search(r"Vocabulary size (?:is )?too high \((\d+)\).*?<= (\d+)", message):
         return f"its size {int(high[1]):,} is too high, at most {int(high[2]):,} ids can be told apart"
     if low := re.search(r"Vocabulary size is smaller than required_chars\. (\d+) vs (\d+)", message):
@@ -229,7 +236,8 @@ def _reason(message: str) -> str:
     return message.split("] ")[-1].strip() or "no reason given"
 
 
-def _made(path: Path, recipe: dict[str, Any]) -> SentencePieceVocabulary:
+def _load_trained(path: Path, recipe: dict[str, Any]) -> SentencePieceVocabulary:
+    """Loads the vocabulary of a folder; raises MscaleError where it was trained with other parameters."""
     found = read_json(path / _RECIPE, what="vocabulary recipe")
     differ = [key for key, value in recipe.items() if found.get(key) != value]
     if differ:

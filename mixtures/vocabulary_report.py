@@ -1,9 +1,9 @@
-"""What a vocabulary costs each language: whether equal tokens are equal content decides what a comparison
-between languages means.
+"""Tokens that a vocabulary needs for each language: fertility, pieces by script, byte and token premiums.
 
-Fertility is tokens per byte and per word (Rust et al. 2021, arXiv 2012.15613). On parallel text, the byte premium
-is a language's UTF-8 bytes over the reference's for the same content (Arnett et al. 2024, arXiv 2403.00686), the
-token premium the same for tokens (Petrov et al. 2023, arXiv 2305.15425).
+Comparing losses or budgets between languages in tokens presupposes that equal tokens carry equal content. Fertility
+is tokens per byte and per word (Rust et al. 2021, arXiv 2012.15613). On parallel text, the byte premium is a language's
+UTF-8 bytes over the reference's for the same content (Arnett et al. 2024, arXiv 2403.00686), the token premium the same
+ratio of tokens (Petrov et al. 2023, arXiv 2305.15425).
 """
 
 import functools
@@ -24,12 +24,12 @@ from mscale.data.vocabulary import Vocabulary, describe
 from mscale.errors import MscaleError, nearest
 from mscale.progress import progress
 
-# Scripts that do not write a space between words: a "word" of theirs would be a sentence.
+# Scripts without spaces between words, where the text between spaces is a sentence.
 _UNSPACED_SCRIPTS = frozenset(
     ["Han", "Hiragana", "Katakana", "Bopomofo", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan", "Yi"]
     + ["Javanese", "Balinese", "Tai Le", "New Tai Lue", "Tai Tham", "Tai Viet"]
 )
-_WORD_ENDS = re.compile(r"[\s\u1361]+")  # Ethiopic has a sign for the space between words
+_WORD_ENDS = re.compile(r"[\s\u1361]+")  # Ethiopic has its own sign between words
 _REFERENCES = ("en", "eng", "eng_Latn")
 _NAME = re.compile(
     r"(?:SUPERSCRIPT |FULLWIDTH |HALFWIDTH )?(.+?)(?: SCRIPT)? (?:CAPITAL|SMALL|LETTER|SYLLABLE|SYLLABICS|IDEOGRAPH|"
@@ -51,8 +51,8 @@ class VocabularyReport:
     Attributes:
       vocabulary: kind, size, fingerprint, eos_id, pad_id.
       languages: per language: language, script, bytes, characters, words, tokens, tokens_per_byte,
-        tokens_per_character, tokens_per_word (None where words have no spaces between them), byte_tokens
-        (share of tokens that spell single bytes) and pieces (different ids used).
+        tokens_per_character, tokens_per_word (None for scripts without spaces between words), byte_tokens
+        (share of tokens that are single bytes) and pieces (distinct ids used).
       pieces: per script of the vocabulary: script, pieces, share. Special ids, single bytes and pieces without
         letters are rows of their own.
       parallel: per language of the parallel text: language, lines, bytes, tokens, byte_premium, token_premium.
@@ -77,16 +77,17 @@ def vocabulary_report(
     """Measures ``vocabulary`` on text.
 
     Args:
-      vocabulary: byte or SentencePiece.
-      corpus: folder or URL in MADLAD-400's layout, for fertility; None for none.
+      vocabulary: of bytes or SentencePiece.
+      corpus: folder or URL in MADLAD-400's layout, for fertility; may be None.
       languages: of the corpus; None for all.
       parallel: the same text in many languages, line by line: a generated corpus (``parallel/<code>.jsonl.gz``),
-        a folder of such files, or Flores (``devtest/<code>.devtest`` or ``dev/<code>.dev``); None for none.
-      reference: the language whose premiums are 1; None for English, or the first where there is none.
-      sample_bytes: text read per language of the corpus, from its beginning, whole documents.
+        a folder of such files, or Flores (``devtest/<code>.devtest`` or ``dev/<code>.dev``); may be None.
+      reference: the language whose premiums are 1; None for English, or the first language without English.
+      sample_bytes: text read of each language of the corpus, in whole documents from its beginning.
 
     Raises:
-      MscaleError: nothing to measure on, bad input, parallel files of different length, an unknown reference.
+      MscaleError: neither corpus nor parallel text, bad input, parallel files of different length, an unknown
+        reference.
     """
     if corpus is None and parallel is None:
         raise MscaleError("nothing to measure the vocabulary on: give a corpus, parallel text, or both")
@@ -132,7 +133,7 @@ def report_tables(report: VocabularyReport) -> list[Any]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def script_of(character: str) -> str | None:
-    """Unicode script of a letter by its name, "Latin" for "é"; None for what is no letter."""
+    """Unicode script of a letter, from its name: "Latin" for "é"; None for other characters."""
     if unicodedata.category(character)[0] not in "LM":
         return None
     match = _NAME.match(unicodedata.name(character, ""))
@@ -143,7 +144,7 @@ def script_of(character: str) -> str | None:
 
 
 def main_script(text: str) -> str | None:
-    """The script of most letters of ``text``, None without letters."""
+    """The most frequent script of the letters of ``text``; None without letters."""
     counts = Counter(filter(None, map(script_of, text)))
     return min(counts, key=lambda script: (-counts[script], script)) if counts else None
 
@@ -207,7 +208,7 @@ def _premiums(
 
 
 def _pieces(vocabulary: Vocabulary) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Which ids spell single bytes, and how many pieces each script has."""
+    """A mask (ids,) of those that are single bytes, and the rows of pieces by script."""
     is_byte = np.zeros(vocabulary.size, bool)
     counts: Counter[str] = Counter()
     for number, piece in enumerate(vocabulary.pieces()):

@@ -1,4 +1,4 @@
-"""Files hashed on the way to the disk, for the many small ones that packing makes."""
+"""Files that are hashed while they are written, for the many small files of packing."""
 
 import errno
 import hashlib
@@ -13,7 +13,7 @@ from mscale.files import writing
 
 
 class Crc32:
-    """A checksum for files that live as long as packing: five times as fast as BLAKE2b."""
+    """CRC-32 with hashlib's interface, for temporary files: five times as fast as BLAKE2b."""
 
     name = "crc32"
 
@@ -28,22 +28,25 @@ class Crc32:
 
 
 class HashedFile:
-    """A binary file written under a temporary name, hashed on the way, and renamed when the block ends.
+    """A binary file that is written under a temporary name, hashed while written, and renamed when the block ends.
 
-    It is not synced: with hundreds of small languages that takes longer than all else. What a power cut
-    damages is found by its checksum and made again; ``pack`` syncs once, before store.json.
+    It is not synced: with hundreds of small languages an fsync for each takes longer than packing. A file damaged by
+    a power cut is found by its checksum and made again; ``pack`` syncs once, before store.json.
+
+    Attributes:
+      size_and_hash: after the block, ``{"size": bytes, name of the hash: hex digest}``.
     """
 
     def __init__(self, path: Path, digest: Any = None):
         self.path = path
         self._hash = digest or hashlib.blake2b(digest_size=16)
-        self.described: dict[str, Any] = {}
+        self.size_and_hash: dict[str, Any] = {}
 
     def __enter__(self) -> "HashedFile":
         with writing(self.path):
             try:
                 handle, self._name = self._temporary()
-            except FileNotFoundError:  # the first file of its folder
+            except FileNotFoundError:  # the folder does not exist yet
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 handle, self._name = self._temporary()
         self._file: IO[bytes] = os.fdopen(handle, "wb")
@@ -70,21 +73,30 @@ class HashedFile:
         finally:
             if os.path.exists(self._name):
                 os.unlink(self._name)
-        self.described = {"size": self._size, self._hash.name: self._hash.hexdigest()}
+        self.size_and_hash = {"size": self._size, self._hash.name: self._hash.hexdigest()}
 
 
 def write_hashed_folder(
     contents: dict[str, list[Any]], temporary: Path, destination: Path
 ) -> dict[str, dict[str, Any]]:
-    """Writes small files, the parts of each joined, and renames their folder to ``destination`` (file by file
-    where that is there); returns their sizes and hashes. They are not synced, as with ``Output``."""
+    """Writes small files and renames their folder to ``destination``, or file by file where that exists.
+
+    They are not synced, as with ``HashedFile``.
+
+    Args:
+      contents: name to the parts of the file.
+      temporary: folder to write to, on the same file system as ``destination``.
+
+    Returns:
+      Name to size and hash.
+    """
     described = {}
     with writing(destination):
         os.makedirs(temporary, exist_ok=True)
         for name, parts in contents.items():
             data = b"".join(parts)
             with open(f"{temporary}/{name}", "wb", buffering=0) as file:
-                if file.write(data) != len(data):  # what a full disk does to the first write
+                if file.write(data) != len(data):  # a full disk
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             digest = hashlib.blake2b(data, digest_size=16).hexdigest()
             described[name] = {"size": len(data), "blake2b": digest}
@@ -98,7 +110,7 @@ def write_hashed_folder(
 
 
 def files_match(folder: Path, files: dict[str, dict[str, Any]]) -> bool:
-    """Whether all ``files`` are in ``folder`` as their ``described`` says."""
+    """Whether all ``files`` (name to size and hash) are in ``folder`` with that size and hash."""
     try:
         return all(
             (folder / name).stat().st_size == described["size"]

@@ -1,4 +1,4 @@
-"""The input files of a corpus, on a local disk or remote; remote ones are fetched one at a time."""
+"""The input files of a corpus, local or remote; remote files are fetched one at a time."""
 
 import os
 import re
@@ -17,12 +17,12 @@ _NAME = re.compile(r"data/([^/]+)/\1_clean_(\d+)\.jsonl(?:\.gz)?")
 
 @dataclass(frozen=True)
 class InputFile:
-    """One corpus file of a language; size and stamp tell whether it is still the one that was packed."""
+    """One corpus file of a language; size and stamp show whether it has changed since it was packed."""
 
     language: str
     path: Path | Url
     size: int
-    stamp: int  # modification time in ns or, of a remote file, a hash of what its system calls its version
+    stamp: int  # modification time in ns or, for a remote file, a hash of its version
 
 
 def find_inputs(
@@ -32,7 +32,7 @@ def find_inputs(
 
     Args:
       corpus: folder or URL, in MADLAD-400's layout.
-      languages: codes, in this order; None for all, sorted.
+      languages: codes, in the order of the result; None for all, sorted.
 
     Raises:
       MscaleError: as ``mscale.data.corpus.select`` and ``files``.
@@ -49,28 +49,28 @@ def find_inputs(
     return found
 
 
-def read_documents(one: InputFile) -> Iterator[str]:
-    """Yields the documents of a file as ``mscale.data.corpus.documents``; a remote one is on disk meanwhile."""
-    if isinstance(one.path, Path):
-        yield from corpora.documents(one.path)
+def read_documents(file: InputFile) -> Iterator[str]:
+    """Yields the documents of a file as ``mscale.data.corpus.documents``; a remote file is copied to disk first."""
+    if isinstance(file.path, Path):
+        yield from corpora.documents(file.path)
         return
-    system, remote = connect(one.path)
+    system, remote = connect(file.path)
     with tempfile.TemporaryDirectory(prefix="mscale-") as folder:
-        local = Path(folder) / one.path.name
+        local = Path(folder) / file.path.name
 
         def fetch() -> None:
             system.get_file(remote, str(local))
-            if local.stat().st_size != one.size:
-                raise OSError(f"got {local.stat().st_size:,} of {one.size:,} bytes")
+            if local.stat().st_size != file.size:
+                raise OSError(f"got {local.stat().st_size:,} of {file.size:,} bytes")
 
         try:
-            retried(fetch, f"read {one.path}")
+            retried(fetch, f"read {file.path}")
         except FileNotFoundError:
-            raise MscaleError(f"{one.path}: no such file (any more); check the corpus") from None
+            raise MscaleError(f"{file.path}: no such file (any more); check the corpus") from None
         try:
             yield from corpora.documents(local)
         except MscaleError as error:
-            raise MscaleError(str(error).replace(str(local), one.path)) from None
+            raise MscaleError(str(error).replace(str(local), file.path)) from None
 
 
 def _find_remote(place: Url, languages: Sequence[str] | None) -> dict[str, list[InputFile]]:
@@ -80,8 +80,8 @@ def _find_remote(place: Url, languages: Sequence[str] | None) -> dict[str, list[
     for name, (size, version) in listed.items():
         if match := _NAME.fullmatch(f"data/{name}"):
             stamp = int.from_bytes(blake2b(version.encode(), digest_size=7).digest(), "little")
-            one = InputFile(match[1], place / f"data/{name}", size, stamp)
-            numbered.setdefault(match[1], []).append((int(match[2]), one))
+            file = InputFile(match[1], place / f"data/{name}", size, stamp)
+            numbered.setdefault(match[1], []).append((int(match[2]), file))
     if not numbered:
         raise MscaleError(
             f"{place}: found no corpus there; expected files named {corpora.LAYOUT}; check the URL and your credentials"
@@ -94,4 +94,4 @@ def _find_remote(place: Url, languages: Sequence[str] | None) -> dict[str, list[
         numbers = [number for number, _ in numbered[code]]
         if len(numbers) != len(set(numbers)):
             raise MscaleError(f"{place}: {code} has a file both compressed and plain; remove one of them")
-    return {code: [one for _, one in sorted(numbered[code], key=lambda pair: pair[0])] for code in wanted}
+    return {code: [file for _, file in sorted(numbered[code], key=lambda pair: pair[0])] for code in wanted}

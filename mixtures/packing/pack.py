@@ -1,10 +1,9 @@
-"""Packs a corpus into a token store: many processes, resumable, the same bytes whatever the number of
-workers.
+"""Packs a corpus into a token store: in parallel, resumable, the same bytes for any number of processes.
 
-Every input file becomes a shard, then the shards of a language its store files; both steps leave a small
-JSON behind that says what they were made from, so a call after a kill, at any moment, redoes only what is
-not there. A language of one small file, as most are, skips the shard: its store files are made in memory and
-a line in the journal of the process says so. store.json is written last.
+Every input file becomes a shard; the shards of a language are then assembled to its store files. Both steps write a
+small JSON file with what they were made from, so a call after a kill at any moment repeats only what is missing. A
+language of one small file, as most are, has no shard: its store files are made in memory and recorded in the journal
+of the process. store.json is written last.
 """
 
 import json
@@ -13,11 +12,12 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mixtures.packing.inputs import InputFile, find_inputs
-from mixtures.packing.shards import MAX_VALID_FRACTION, MIN_DOCUMENTS, SMALL_INPUT
+from mixtures.packing.shards import MAX_VALID_FRACTION, MIN_DOCUMENTS, SMALL_FILE_BYTES
 from mixtures.packing.workers import (
     PackingJob,
     assemble_language,
@@ -36,8 +36,8 @@ from mscale.files import atomic_write, locked, read_json
 from mscale.progress import progress
 from mscale.remote import Url, location
 
-_SMALL = 8 << 20  # bytes of input that are packed before a second process has started
-_BUNDLE = 1 << 19  # bytes of small languages that a process is given at once
+_SINGLE_PROCESS_BYTES = 8 << 20  # of input: less is packed before a second process has started
+_BUNDLE_BYTES = 1 << 19  # of input of small languages that a process gets at once
 
 
 def pack(
@@ -53,10 +53,10 @@ def pack(
 ) -> Store:
     """Tokenizes ``corpus`` into the token store ``store_dir`` and opens it.
 
-    Of each language min(``valid_tokens``, 20%) tokens are held out, by content hash of documents, or of
-    lines where it has fewer than 100 documents: exact copies are never on both sides. The cutoff is chosen
-    when a language is first packed and reused when files are added, so that no text ever changes sides.
-    Languages already in the store stay; those whose files have not changed cost nothing.
+    Of each language at most min(``valid_tokens``, 20%) tokens are held out, by content hash of documents, or of
+    lines where it has fewer than 100 documents: exact copies are never both in train and held out. The hash cutoff
+    is chosen when a language is first packed and reused when files are added, so that text never moves between the
+    two. Languages already in the store stay; those whose files have not changed are not packed again.
 
     Args:
       corpus: folder or URL in MADLAD-400's layout.
@@ -64,18 +64,18 @@ def pack(
       vocabulary: what encodes the text.
       languages: codes, or None for all of the corpus.
       valid_tokens: most tokens held out per language.
-      processes: worker processes; None for one per core (one in all for a few megabytes). A script that
-        packs with more than one needs the usual ``if __name__ == "__main__":``.
+      processes: worker processes; None for one per core (a single one for a few megabytes). A script that
+        packs with more than one needs ``if __name__ == "__main__":``.
       split_from: another store whose cutoffs are used for the languages it has, so that two vocabularies
         hold out the same text.
-      sequence_length: S that will be trained with: every language must have a window of it. None asks for
+      sequence_length: S of the training runs: every language must have a train window of S tokens. None requires
         one token.
-      drop_short: leave languages with less than that out instead of raising.
+      drop_short: leave out languages with less text instead of raising.
 
     Raises:
       MscaleError: bad input (as ``mscale.data.corpus.documents`` says), languages with less train text than one
-        window (all of them named), a store of another vocabulary or split, another packing at work in the
-        folder, a disk that is full.
+        window (all of them named), a store of another vocabulary or split, another process that packs into the
+        folder, a full disk.
     """
     started = time.monotonic()
     place = location(store_dir)
@@ -98,9 +98,9 @@ def pack(
         "split": {"valid_tokens": valid_tokens, "fraction": MAX_VALID_FRACTION, "lines_below": MIN_DOCUMENTS},
     }
     scratch = store_dir / UNFINISHED
-    busy = f"{store_dir}: another packing is at work here; wait for it or choose another folder"
-    with locked(scratch / "lock", busy):
-        previous = _previous(store_dir, header, vocabulary)
+    locked_message = f"{store_dir}: another packing is at work here; wait for it or choose another folder"
+    with locked(scratch / "lock", locked_message):
+        previous = _previous_entries(store_dir, header, vocabulary)
         entries = dict(previous)
         todo = [
             language
@@ -113,9 +113,11 @@ def pack(
             if (store_dir / MANIFEST).exists():
                 os.replace(store_dir / MANIFEST, scratch / "previous.json")
             vocabulary.save(store_dir)
-            known = dict(open_store(split_from).entries) if split_from else {}
-            known.update(previous)
-            packed, text_bytes = _pack(inputs, todo, known, vocabulary, store_dir, valid_tokens, processes)
+            earlier_entries = dict(open_store(split_from).entries) if split_from else {}
+            earlier_entries.update(previous)
+            packed, text_bytes = _pack_languages(
+                inputs, todo, earlier_entries, vocabulary, store_dir, valid_tokens, processes
+            )
             entries.update(packed)
         short = {
             language: entries[language]["train"]["tokens"]
@@ -123,7 +125,7 @@ def pack(
             if entries[language]["train"]["tokens"] < (sequence_length or 1)
         }
         if short:
-            _refuse(store_dir, short, sequence_length or 1, drop_short and len(short) < len(entries))
+            _check_short(store_dir, short, sequence_length or 1, drop_short and len(short) < len(entries))
             entries = {language: entry for language, entry in entries.items() if language not in short}
             print(f"left out, shorter than one window: {', '.join(sorted(short))}", file=sys.stderr)
         if todo or short or not (store_dir / MANIFEST).exists():
@@ -144,10 +146,10 @@ def pack(
     return store
 
 
-def _pack(
+def _pack_languages(
     inputs: dict[str, list[InputFile]],
     todo: list[str],
-    known: dict[str, Any],
+    earlier_entries: dict[str, Any],
     vocabulary: Vocabulary,
     store_dir: Path,
     valid_tokens: int,
@@ -157,15 +159,17 @@ def _pack(
     scratch = store_dir / UNFINISHED
     size = sum(one.size for language in todo for one in inputs[language])
     if processes is None:
-        processes = 1 if size < _SMALL else usable_cores()
-    cutoffs = {key: int(known[key]["cutoff"], 16) if key in known else None for key in todo}
-    journal = read_journals(scratch)
+        processes = 1 if size < _SINGLE_PROCESS_BYTES else usable_cores()
+    cutoffs = {
+        key: int(earlier_entries[key]["cutoff"], 16) if key in earlier_entries else None for key in todo
+    }
+    journals = read_journals(scratch)
     entries: dict[str, Any] = {}
     units: dict[str, str] = {}
     jobs = {
-        key: (
+        key: PackingJob(
             inputs[key],
-            known[key]["unit"] if key in known else None,
+            earlier_entries[key]["unit"] if key in earlier_entries else None,
             scratch / key,
             store_dir / key,
             valid_tokens,
@@ -175,9 +179,9 @@ def _pack(
     }
     text_bytes = 0
     with packing_processes(processes, vocabulary) as run:
-        small = [key for key in todo if len(inputs[key]) == 1 and inputs[key][0].size <= SMALL_INPUT]
+        small = [key for key in todo if len(inputs[key]) == 1 and inputs[key][0].size <= SMALL_FILE_BYTES]
         for key in small:
-            if entry := packed_before(journal.get(key), jobs[key], vocabulary):
+            if entry := packed_before(journals.get(key), jobs[key], vocabulary):
                 entries[key] = entry
         for language, unit, entry in run(
             find_assembled_language, [jobs[key] for key in sorted(set(todo) - set(small))]
@@ -206,34 +210,34 @@ def _pack(
 
             tokenize_large([key for key in todo if key in units])
             bundles = _bundles([jobs[key] for key in small if key not in entries])
-            surprises = []
+            outgrown = []  # small files whose text is too large for memory
             for bundle in run(pack_small_languages, bundles):
                 for language, entry in bundle:
                     if entry is None:
-                        surprises.append(language)
+                        outgrown.append(language)
                     else:
                         entries[language] = entry
-                        text_bytes_of = entry["train"]["bytes"] + entry["valid"]["bytes"]
-                        report(inputs[language][0].size, text_bytes_of)
+                        language_bytes = entry["train"]["bytes"] + entry["valid"]["bytes"]
+                        report(inputs[language][0].size, language_bytes)
             units |= {
                 language: unit
-                for language, unit, _ in run(find_assembled_language, [jobs[key] for key in surprises])
+                for language, unit, _ in run(find_assembled_language, [jobs[key] for key in outgrown])
             }
-            tokenize_large(surprises)
+            tokenize_large(outgrown)
         todo = [key for key in todo if key not in entries]
         todo.sort(key=lambda key: -sum(one.size for one in inputs[key]))
         with progress("assemble", len(todo), "languages") as advance:
             for language, entry in run(
-                assemble_language, [(jobs[key][0], units[key], *jobs[key][2:]) for key in todo]
+                assemble_language, [replace(jobs[key], unit=units[key]) for key in todo]
             ):
                 entries[language] = entry
                 advance()
-    os.sync()  # once for all: thousands of fsyncs take longer than packing
+    os.sync()  # once at the end: an fsync for each file takes longer than packing
     return entries, text_bytes
 
 
 def _manifest(header: dict[str, Any], languages: dict[str, Any]) -> str:
-    """A line a language: readable, and a tenth of the time of indenting all."""
+    """store.json with one line a language: readable, and written in a tenth of the time of an indented file."""
     lines = [f'"{key}": {json.dumps(value)}' for key, value in header.items()]
     entries = [f"{json.dumps(key)}: {json.dumps(entry, allow_nan=False)}" for key, entry in languages.items()]
     lines.append('"languages": {\n' + ",\n".join(entries) + "\n}")
@@ -241,21 +245,21 @@ def _manifest(header: dict[str, Any], languages: dict[str, Any]) -> str:
 
 
 def _bundles(jobs: list[PackingJob]) -> list[list[PackingJob]]:
-    """Small languages together, the largest first, as telling a process of one takes as long as packing it."""
+    """Groups small languages, the largest first: sending one to a process takes as long as packing it."""
     bundles: list[list[PackingJob]] = []
-    room = 0
-    for job in sorted(jobs, key=lambda job: -job[0][0].size):
-        size = job[0][0].size
-        if size > room or not bundles:
+    space = 0
+    for job in sorted(jobs, key=lambda job: -job.files[0].size):
+        size = job.files[0].size
+        if size > space or not bundles:
             bundles.append([])
-            room = _BUNDLE
+            space = _BUNDLE_BYTES
         bundles[-1].append(job)
-        room -= size
+        space -= size
     return bundles
 
 
-def _refuse(store_dir: Path, short: dict[str, int], least: int, drop: bool) -> None:
-    """Raises unless the languages in ``short`` may be dropped; names all of them."""
+def _check_short(store_dir: Path, short: dict[str, int], least: int, drop: bool) -> None:
+    """Raises an error that names the languages in ``short``, unless they may be dropped."""
     if drop:
         return
     listed = ", ".join(f"{language} ({tokens:,})" for language, tokens in sorted(short.items()))
@@ -267,8 +271,8 @@ def _refuse(store_dir: Path, short: dict[str, int], least: int, drop: bool) -> N
     )
 
 
-def _previous(store_dir: Path, header: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
-    """Entries of the store that is there, or was when a packing that did not end began."""
+def _previous_entries(store_dir: Path, header: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+    """Entries of the existing store, or of the one that existed when an interrupted packing began."""
     manifest = store_dir / MANIFEST
     if manifest.exists():
         open_store(store_dir)

@@ -1,11 +1,10 @@
-"""The two steps of packing, each a pure function of files: tokenize one input file, then assemble one
-language.
+"""The two steps of packing, each a pure function of files: tokenize one input file, then assemble a language.
 
-A shard is what one input file became, in the folder of its language under ``.packing``:
+A shard is the result of one input file, in the folder of its language under ``.packing``:
 
     <file>.tokens   ids of all units, one after the other, without EOS
     <file>.units    UNIT records in the same order
-    <file>.json     written last: the shard is whole
+    <file>.json     written last, when the shard is whole
 """
 
 import io
@@ -26,45 +25,46 @@ from mscale.data.store import FILES, token_dtype
 from mscale.data.vocabulary import Vocabulary
 from mscale.files import writing
 
-_FORMAT = 3  # of shards
+_SHARD_FORMAT = 3  # of shards
 MIN_DOCUMENTS = 100  # documents; languages with fewer hold out lines
 MAX_VALID_FRACTION = 0.2
 
-_CHUNK_TOKENS = 1 << 22  # tokens assembled at once
-_CHUNK_UNITS = 1 << 20
-SMALL_INPUT, _SMALL_TEXT = 1 << 22, 1 << 26  # bytes of a file, and of its text, that is packed in memory
+CHUNK_TOKENS = 1 << 22  # tokens assembled at once
+CHUNK_UNITS = 1 << 20
+SMALL_FILE_BYTES, SMALL_TEXT_BYTES = (
+    1 << 22,
+    1 << 26,
+)  # bytes of a file, and of its text, that is packed in memory
 
 
-def held_out_unit(inputs: Sequence[InputFile], folder: Path) -> str:
-    """Returns "line" for a language of fewer than 100 documents, else "document"; remembered in
-    ``folder``."""
-    made_of = {"inputs": [[one.path.name, one.size, one.stamp] for one in inputs]}
-    if seen := _read(folder / "unit.json", made_of):
+def held_out_unit(files: Sequence[InputFile], folder: Path) -> str:
+    """Returns "line" for a language of fewer than 100 documents, else "document"; cached in ``folder``."""
+    recipe = {"inputs": [[file.path.name, file.size, file.stamp] for file in files]}
+    if seen := _read_marker(folder / "unit.json", recipe):
         return seen["unit"]
-    seen_documents = 0
-    for one in inputs:
-        for _ in read_documents(one):
-            seen_documents += 1
-            if seen_documents >= MIN_DOCUMENTS:
+    document_count = 0
+    for file in files:
+        for _ in read_documents(file):
+            document_count += 1
+            if document_count >= MIN_DOCUMENTS:
                 break
-    unit = "line" if seen_documents < MIN_DOCUMENTS else "document"
-    _mark(folder / "unit.json", {**made_of, "unit": unit})
+    unit = "line" if document_count < MIN_DOCUMENTS else "document"
+    _write_marker(folder / "unit.json", {**recipe, "unit": unit})
     return unit
 
 
-def find_assembled(folder: Path, destination: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the entry of a language that an earlier call assembled from the same, if its files are
-    whole."""
-    seen = _read(folder / "done.json", made_of)
+def find_assembled(folder: Path, destination: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the entry of a language that an earlier call assembled by the same recipe, if its files are intact."""
+    seen = _read_marker(folder / "done.json", recipe)
     return seen["entry"] if seen and files_match(destination, seen["entry"]["files"]) else None
 
 
 def assembly_recipe(
-    inputs: Sequence[InputFile], unit: str, vocabulary: Vocabulary, valid_tokens: int, cutoff: int | None
+    files: Sequence[InputFile], unit: str, vocabulary: Vocabulary, valid_tokens: int, cutoff: int | None
 ) -> dict[str, Any]:
-    """Returns all that determines what ``assemble`` makes of a language."""
+    """Returns what determines the store files that ``assemble`` makes of a language."""
     return {
-        "inputs": {one.path.name: [one.size, one.stamp] for one in inputs},
+        "inputs": {file.path.name: [file.size, file.stamp] for file in files},
         "unit": unit,
         "valid_tokens": valid_tokens,
         "vocabulary": vocabulary.fingerprint,
@@ -72,36 +72,36 @@ def assembly_recipe(
     }
 
 
-def tokenize(one: InputFile, unit: str, vocabulary: Vocabulary, folder: Path) -> dict[str, Any]:
-    """Makes the shard of one input file in ``folder``, or finds it made; returns its counts.
+def tokenize(file: InputFile, unit: str, vocabulary: Vocabulary, folder: Path) -> dict[str, Any]:
+    """Makes the shard of one input file in ``folder`` unless it is there; returns its counts.
 
     Memory is bounded by the longest document. Raises MscaleError as ``mscale.data.corpus.documents`` does.
     """
-    marker = folder / f"{one.path.name}.json"
-    made_of = {
-        "input": [one.path.name, one.size, one.stamp],
+    marker = folder / f"{file.path.name}.json"
+    recipe = {
+        "input": [file.path.name, file.size, file.stamp],
         "unit": unit,
         "vocabulary": vocabulary.fingerprint,
-        "format": _FORMAT,
+        "format": _SHARD_FORMAT,
     }
-    if (shard := _read(marker, made_of)) and files_match(folder, shard["files"]):
+    if (shard := _read_marker(marker, recipe)) and files_match(folder, shard["files"]):
         return shard
     counts = dict.fromkeys(COUNT_NAMES, 0)
     with (
-        HashedFile(folder / f"{one.path.name}.tokens", Crc32()) as tokens,
-        HashedFile(folder / f"{one.path.name}.units", Crc32()) as units,
+        HashedFile(folder / f"{file.path.name}.tokens", Crc32()) as tokens,
+        HashedFile(folder / f"{file.path.name}.units", Crc32()) as units,
     ):
-        for records, ids in encode_units(read_documents(one), unit, vocabulary, counts):
+        for records, ids in encode_units(read_documents(file), unit, vocabulary, counts):
             tokens.write(ids)
             units.write(records)
-    files = {output.path.name: output.described for output in (tokens, units)}
-    shard = {**made_of, **counts, "files": files}
-    _mark(marker, shard)
+    files = {output.path.name: output.size_and_hash for output in (tokens, units)}
+    shard = {**recipe, **counts, "files": files}
+    _write_marker(marker, shard)
     return shard
 
 
 def assemble(
-    inputs: Sequence[InputFile],
+    files: Sequence[InputFile],
     unit: str,
     vocabulary: Vocabulary,
     folder: Path,
@@ -112,29 +112,29 @@ def assemble(
     """Joins the shards of a language into its store files and returns its entry in store.json.
 
     Args:
-      inputs: all input files, each with its shard in ``folder``.
+      files: all input files, each with its shard in ``folder``.
       unit: what is held out, "document" or "line".
       vocabulary: that of the shards.
       folder: where the shards are.
       destination: the language's folder in the store.
-      valid_tokens: at most so many tokens are held out, and at most 20% of the language.
+      valid_tokens: most tokens that are held out; also at most 20% of the language.
       cutoff: units whose hash is below it are held out; None to choose it.
     """
-    made_of = assembly_recipe(inputs, unit, vocabulary, valid_tokens, cutoff)
-    shards = [_Shard.open(folder, one, token_dtype(vocabulary.size)) for one in inputs]
-    entry = {**_counted(shards, unit, valid_tokens, cutoff), "inputs": made_of["inputs"]}
-    files = {name: HashedFile(folder / name) for name in FILES}
-    with files["train.bin"] as train, files["valid.bin"] as valid:
-        sides, arrays = _split(shards, int(entry["cutoff"], 16), vocabulary, train.write, valid.write)
+    recipe = assembly_recipe(files, unit, vocabulary, valid_tokens, cutoff)
+    shards = [_Shard.open(folder, file, token_dtype(vocabulary.size)) for file in files]
+    entry = {**_entry_counts(shards, unit, valid_tokens, cutoff), "inputs": recipe["inputs"]}
+    outputs = {name: HashedFile(folder / name) for name in FILES}
+    with outputs["train.bin"] as train, outputs["valid.bin"] as valid:
+        sides, arrays = _write_split(shards, int(entry["cutoff"], 16), vocabulary, train.write, valid.write)
     for name, content in arrays.items():
-        with files[name] as output:
+        with outputs[name] as output:
             output.write(content)
-    entry |= {**sides, "files": {name: files[name].described for name in FILES}}
+    entry |= {**sides, "files": {name: outputs[name].size_and_hash for name in FILES}}
     with writing(destination):
         destination.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             os.replace(folder / name, destination / name)
-    _mark(folder / "done.json", {**made_of, "entry": entry})
+    _write_marker(folder / "done.json", {**recipe, "entry": entry})
     for path in folder.iterdir():
         if path.suffix in (".tokens", ".units"):
             path.unlink()
@@ -142,7 +142,7 @@ def assemble(
 
 
 def pack_small(
-    one: InputFile,
+    file: InputFile,
     unit: str | None,
     vocabulary: Vocabulary,
     folder: Path,
@@ -150,12 +150,12 @@ def pack_small(
     valid_tokens: int,
     cutoff: int | None,
 ) -> dict[str, Any] | None:
-    """Does both steps in memory for a language of one small file, to the same bytes.
+    """Does both steps in memory for a language of one small file; the store files are the same bytes.
 
-    Arguments and result are those of ``assemble``; ``unit`` None chooses it and ``folder`` must be of no other
-    use. None if the file holds more text than its size promised.
+    Arguments and result are those of ``assemble``, except that ``unit`` may be None, to choose it, and ``folder`` must
+    be unused. Returns None where the file's text is larger than ``SMALL_TEXT_BYTES``.
     """
-    texts = read_documents(one)
+    texts = read_documents(file)
     first = list(itertools.islice(texts, MIN_DOCUMENTS))
     unit = unit or ("line" if len(first) < MIN_DOCUMENTS else "document")
     counts = dict.fromkeys(COUNT_NAMES, 0)
@@ -163,7 +163,7 @@ def pack_small(
     batches = []
     for batch in encode_units(itertools.chain(first, texts), unit, vocabulary, counts):
         batches.append(batch)
-        if counts["bytes"] > _SMALL_TEXT:
+        if counts["bytes"] > SMALL_TEXT_BYTES:
             return None
     records = [records for records, _ in batches] or [np.empty(0, UNIT_RECORD)]
     ids = [ids for _, ids in batches] or [np.empty(0, dtype)]
@@ -175,11 +175,11 @@ def pack_small(
             counts=counts,
         )
     ]
-    made_of = assembly_recipe([one], unit, vocabulary, valid_tokens, cutoff)
-    entry = {**_counted(shards, unit, valid_tokens, cutoff), "inputs": made_of["inputs"]}
+    recipe = assembly_recipe([file], unit, vocabulary, valid_tokens, cutoff)
+    entry = {**_entry_counts(shards, unit, valid_tokens, cutoff), "inputs": recipe["inputs"]}
     train: list[Any] = []
     valid: list[Any] = []
-    sides, arrays = _split(shards, int(entry["cutoff"], 16), vocabulary, train.append, valid.append)
+    sides, arrays = _write_split(shards, int(entry["cutoff"], 16), vocabulary, train.append, valid.append)
     contents = {"train.bin": train, "valid.bin": valid} | {name: [data] for name, data in arrays.items()}
     entry |= {
         **sides,
@@ -188,7 +188,9 @@ def pack_small(
     return entry
 
 
-def _counted(shards: Sequence["_Shard"], unit: str, valid_tokens: int, cutoff: int | None) -> dict[str, Any]:
+def _entry_counts(
+    shards: Sequence["_Shard"], unit: str, valid_tokens: int, cutoff: int | None
+) -> dict[str, Any]:
     if cutoff is None:
         cutoff = choose_cutoff(shards, valid_tokens)
     return {
@@ -200,17 +202,17 @@ def _counted(shards: Sequence["_Shard"], unit: str, valid_tokens: int, cutoff: i
     }
 
 
-def _split(
+def _write_split(
     shards: Sequence["_Shard"],
     cutoff: int,
     vocabulary: Vocabulary,
     write_train: Callable[[np.ndarray], Any],
     write_valid: Callable[[np.ndarray], Any],
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Writes the tokens of both sides, EOS after every document; returns their counts and the files that
-    describe them.
+    """Writes the train and valid tokens, EOS after every document; returns their counts and the files that index
+    them.
 
-    In train a document is what is kept of it; in valid every unit is one.
+    In train a document is what remains of it after the held-out units; in valid every unit is a document.
     """
     eos = np.array([vocabulary.eos_id], token_dtype(vocabulary.size))
     train = {"tokens": 0, "bytes": 0, "documents": 0}
@@ -218,25 +220,25 @@ def _split(
     unigram = np.zeros(1, np.int64)
     offset = 0
     for units, ids in (chunk for shard in shards for chunk in shard.chunks()):
-        held = units["hash"] < cutoff
+        is_valid = units["hash"] < cutoff
         lengths = units["tokens"].astype(np.int64)
         ends = np.cumsum(lengths)
-        if held.any():
-            spans = zip((ends - lengths)[held].tolist(), ends[held].tolist(), strict=True)
+        if is_valid.any():
+            spans = zip((ends - lengths)[is_valid].tolist(), ends[is_valid].tolist(), strict=True)
             write_valid(np.concatenate([part for start, stop in spans for part in (ids[start:stop], eos)]))
-            sizes = lengths[held] + 1
+            sizes = lengths[is_valid] + 1
             rows = np.cumsum(sizes) + offset
-            index.append(np.stack([rows - sizes, sizes, units["bytes"][held].astype(np.int64)], axis=1))
+            index.append(np.stack([rows - sizes, sizes, units["bytes"][is_valid].astype(np.int64)], axis=1))
             offset = int(rows[-1])
-        if held.all():
+        if is_valid.all():
             continue
-        # Units that stand together in a document go together, and EOS comes after the last that is kept.
-        kept = np.flatnonzero(~held)
-        documents = units["document"][kept]
+        # Adjacent units of a document are copied together; EOS follows the last kept unit of each document.
+        train_units = np.flatnonzero(~is_valid)
+        documents = units["document"][train_units]
         new_document = np.append(True, documents[1:] != documents[:-1])
-        first = np.flatnonzero(new_document | np.append(True, np.diff(kept) > 1))
-        last = np.append(first[1:], len(kept)) - 1
-        starts, stops = (ends - lengths)[kept[first]], ends[kept[last]]
+        first = np.flatnonzero(new_document | np.append(True, np.diff(train_units) > 1))
+        last = np.append(first[1:], len(train_units)) - 1
+        starts, stops = (ends - lengths)[train_units[first]], ends[train_units[last]]
         closed = np.append(new_document, True)[last + 1]
         parts: list[np.ndarray] = []
         for start, stop, close in zip(starts.tolist(), stops.tolist(), closed.tolist(), strict=True):
@@ -245,11 +247,11 @@ def _split(
                 parts.append(eos)
         text = np.concatenate(parts)
         write_train(text)
-        counts = np.bincount(text, minlength=len(unigram))  # no longer than needed: most languages are small
+        counts = np.bincount(text, minlength=len(unigram))  # as long as the largest id seen needs
         counts[: len(unigram)] += unigram
         unigram = counts
         train["tokens"] += len(text)
-        train["bytes"] += int(units["bytes"][kept].sum(dtype=np.int64))
+        train["bytes"] += int(units["bytes"][train_units].sum(dtype=np.int64))
         train["documents"] += int(new_document.sum())
     rows = np.concatenate(index) if index else np.empty((0, 3), np.int64)
     seen_ids = np.flatnonzero(unigram > 0)
@@ -267,8 +269,8 @@ def _npy(array: np.ndarray) -> bytes:
 def choose_cutoff(shards: Sequence["_Shard"], valid_tokens: int) -> int:
     """Returns the largest cutoff that holds out at most min(``valid_tokens``, 20%) tokens, EOS included.
 
-    Units are taken in the order of their content hash, so equal ones go together. A language whose first
-    unit is already more than that gives it up, if at least as much remains. Memory: the units held out.
+    Units are held out in the order of their content hash, so equal units are on the same side. Where the first unit
+    alone exceeds the limit, it is held out if at least as much text remains. Memory: the units held out.
     """
     total = sum(shard.counts["tokens"] + shard.counts["documents"] for shard in shards)
     limit = min(valid_tokens, int(MAX_VALID_FRACTION * total))
@@ -286,7 +288,7 @@ def choose_cutoff(shards: Sequence["_Shard"], valid_tokens: int) -> int:
         if over < len(hashes):
             cutoff = int(hashes[over])
             hashes, tokens = hashes[: over + 1], tokens[: over + 1]
-    if len(hashes) and cutoff == int(hashes[0]):  # not even the first fits
+    if len(hashes) and cutoff == int(hashes[0]):  # the first unit alone exceeds the limit
         first = sum(
             int((units["tokens"][units["hash"] == cutoff].astype(np.int64) + 1).sum())
             for shard in shards
@@ -298,9 +300,9 @@ def choose_cutoff(shards: Sequence["_Shard"], valid_tokens: int) -> int:
 
 
 def count_duplicates(shards: Sequence["_Shard"]) -> int:
-    """Counts units that are exact copies of an earlier one, a range of hashes at a time to bound memory."""
+    """Counts units that are exact copies of an earlier one, one range of hashes at a time to bound memory."""
     units = sum(shard.counts["units"] for shard in shards)
-    parts = max(-(-units // (4 * _CHUNK_UNITS)), 1)
+    parts = max(-(-units // (4 * CHUNK_UNITS)), 1)
     found = 0
     for part in range(parts):
         low, high = (NEVER_HELD_OUT * part // parts), (NEVER_HELD_OUT * (part + 1) // parts)
@@ -321,24 +323,24 @@ class _Shard:
     counts: dict[str, int]
 
     @classmethod
-    def open(cls, folder: Path, one: InputFile, dtype: np.dtype) -> "_Shard":
-        counts = json.loads((folder / f"{one.path.name}.json").read_text(encoding="utf-8"))
+    def open(cls, folder: Path, file: InputFile, dtype: np.dtype) -> "_Shard":
+        counts = json.loads((folder / f"{file.path.name}.json").read_text(encoding="utf-8"))
         return cls(
-            units=_mapped(folder / f"{one.path.name}.units", UNIT_RECORD, counts["units"]),
-            tokens=_mapped(folder / f"{one.path.name}.tokens", dtype, counts["tokens"]),
+            units=_memory_mapped(folder / f"{file.path.name}.units", UNIT_RECORD, counts["units"]),
+            tokens=_memory_mapped(folder / f"{file.path.name}.tokens", dtype, counts["tokens"]),
             counts=counts,
         )
 
     def unit_chunks(self) -> Iterator[np.ndarray]:
-        for start in range(0, len(self.units), _CHUNK_UNITS):
-            yield self.units[start : start + _CHUNK_UNITS]
+        for start in range(0, len(self.units), CHUNK_UNITS):
+            yield self.units[start : start + CHUNK_UNITS]
 
     def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Units and their tokens, whole documents at a time."""
+        """Yields units and their tokens, in chunks of whole documents."""
         start = offset = 0
         while start < len(self.units):
-            units = self.units[start : start + _CHUNK_UNITS]
-            end = np.searchsorted(np.cumsum(units["tokens"], dtype=np.int64), _CHUNK_TOKENS) + 1
+            units = self.units[start : start + CHUNK_UNITS]
+            end = np.searchsorted(np.cumsum(units["tokens"], dtype=np.int64), CHUNK_TOKENS) + 1
             stop = start + min(int(end), len(units))
             document = self.units[stop - 1]["document"]
             stop += int(np.searchsorted(self.units["document"][stop:], document, side="right"))
@@ -348,21 +350,21 @@ class _Shard:
             start, offset = stop, offset + size
 
 
-def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
+def _memory_mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
     if not count:
         return np.empty(0, dtype)
     return np.asarray(np.memmap(path, dtype, mode="r", shape=(count,)))
 
 
-def _mark(path: Path, value: dict[str, Any]) -> None:
+def _write_marker(path: Path, value: dict[str, Any]) -> None:
     with HashedFile(path) as file:
         file.write(json.dumps(value).encode())
 
 
-def _read(path: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the marker if it is there, whole, and made from ``made_of``."""
+def _read_marker(path: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the marker if it exists, is valid JSON, and was made by ``recipe``; else None."""
     try:
         marker = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    return marker if all(marker.get(key) == value for key, value in made_of.items()) else None
+    return marker if all(marker.get(key) == value for key, value in recipe.items()) else None

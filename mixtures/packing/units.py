@@ -1,5 +1,7 @@
-"""The units of text that are held out or not, a document each, or a line of one where a language has few
-documents: their hashes, sizes and token ids."""
+"""The units of text that are held out: hashes, sizes and token ids.
+
+A unit is a document or, in a language with few documents, a line of one.
+"""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -11,19 +13,26 @@ from mscale.data.vocabulary import Vocabulary
 
 UNIT_RECORD = np.dtype([("hash", "<u8"), ("tokens", "<u4"), ("bytes", "<u4"), ("document", "<u4")])
 COUNT_NAMES = ("documents", "empty_documents", "units", "tokens", "bytes")
-NEVER_HELD_OUT = (1 << 64) - 1  # hash of units that are never held out (blank lines); no cutoff is above it
+NEVER_HELD_OUT = (1 << 64) - 1  # hash of units that are never held out (blank lines); no cutoff exceeds it
 
 _NEVER_BYTES = NEVER_HELD_OUT.to_bytes(8, "little")
-_BATCH_BYTES = 1 << 20  # text encoded at once
+BATCH_BYTES = 1 << 20  # of text encoded at once
 
 
 def encode_units(
     texts: Iterable[str], unit: str, vocabulary: Vocabulary, counts: dict[str, int]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields about a megabyte of documents at a time, the UNIT records of their units and the ids without EOS,
-    and counts them.
+    """Yields, for about a megabyte of documents at a time, the records of their units and the ids without EOS.
 
-    Documents are encoded whole, so the ids are those that the vocabulary's own ``encode`` gives.
+    Documents are encoded whole, so the ids equal those of the vocabulary's ``encode``.
+
+    Args:
+      texts: documents.
+      unit: "document" or "line".
+      counts: the counts ``COUNT_NAMES`` of what has been read are added to it.
+
+    Yields:
+      records (units,) of ``UNIT_RECORD``, and the token ids of all these units, one after the other.
     """
     dtype = token_dtype(vocabulary.size)
     for documents in _batches(texts, counts):
@@ -33,7 +42,9 @@ def encode_units(
             split = [_lines(document) for document in documents]
             units = [line for lines in split for line in lines]
             numbers = np.repeat(numbers, list(map(len, split)))
-            digests = [_NEVER_BYTES if _blank(line) else _digest(line.removesuffix(b"\n")) for line in units]
+            digests = [
+                _NEVER_BYTES if _is_blank(line) else _digest(line.removesuffix(b"\n")) for line in units
+            ]
             ids, lengths = _encode_lines(documents, units, vocabulary)
         else:
             digests = list(map(_digest, documents))
@@ -51,7 +62,7 @@ def encode_units(
 
 
 def _batches(texts: Iterable[str], counts: dict[str, int]) -> Iterator[list[bytes]]:
-    """The UTF-8 of the documents that are not empty, about a megabyte at a time."""
+    """Non-empty documents in UTF-8, about a megabyte at a time."""
     documents: list[bytes] = []
     size = 0
     for text in texts:
@@ -60,7 +71,7 @@ def _batches(texts: Iterable[str], counts: dict[str, int]) -> Iterator[list[byte
             continue
         documents.append(text.encode("utf-8"))
         size += len(documents[-1])
-        if size >= _BATCH_BYTES:
+        if size >= BATCH_BYTES:
             yield documents
             documents, size = [], 0
     if documents:
@@ -70,8 +81,8 @@ def _batches(texts: Iterable[str], counts: dict[str, int]) -> Iterator[list[byte
 def _encode_lines(
     documents: list[bytes], lines: list[bytes], vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As ``encode_batch`` of the lines, but of whole documents where line ends are tokens of their own, as is
-    usual: that is faster."""
+    """As ``encode_batch(lines)``. Where a line end is a token of its own, as usual, whole documents are encoded,
+    which is faster."""
     newline = vocabulary.encode("\n")
     if len(newline) == 1:
         ids, lengths = vocabulary.encode_batch(documents)
@@ -82,18 +93,17 @@ def _encode_lines(
 
 
 def _lines(text: bytes) -> list[bytes]:
-    """Lines with their line ends, so that they join to ``text`` exactly (str.splitlines knows more
-    ends)."""
+    """Lines with their line ends, so that they join to ``text`` exactly; only \\n ends a line."""
     parts = text.split(b"\n")
     return [part + b"\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
 
 
-def _blank(line: bytes) -> bool:
-    """Whether it holds nothing but white space, as Unicode has it."""
+def _is_blank(line: bytes) -> bool:
+    """Whether a line is empty or only Unicode white space."""
     first = line.lstrip()[:1]
     return not first or not (b" " < first < b"\x7f" or line.decode("utf-8").strip())
 
 
 def _digest(text: bytes) -> bytes:
-    """Returns the 64-bit BLAKE2b hash by which a unit is held out, whatever vocabulary encodes it."""
+    """The 64-bit BLAKE2b hash of a unit's text, which decides whether it is held out under any vocabulary."""
     return hashlib.blake2b(text, digest_size=8).digest()

@@ -1,4 +1,4 @@
-"""Generated text in related languages, with the truth about their relatedness.
+"""Generated text in related languages, with their true relatedness.
 
 What other folders import from here:
 

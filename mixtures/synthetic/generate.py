@@ -1,9 +1,9 @@
-"""Generates a corpus of any size in which transfer between languages is planted, with its ground truth.
+"""Generates a corpus of any size in which the relatedness of languages, hence transfer, is known.
 
-All languages talk about the same world (``mixtures.synthetic.text``) in words, order and script of their own
-(``mixtures.synthetic.languages``). Their documents differ; only the small part under ``parallel/`` has the same
-content in all. Everything follows from the seed: a language's text is the same bytes however many languages,
-shards or processes there are, and a smaller corpus is the beginning of a larger one.
+The content of all languages comes from one process (``mixtures.synthetic.text``); each has its own words, word order
+and script (``mixtures.synthetic.languages``). Their documents differ; only the small part under ``parallel/`` has the
+same content in all. Everything follows from the seed: the text of a language is the same bytes for any number of languages,
+shards or processes, and a smaller corpus is the beginning of a larger one.
 """
 
 import gzip
@@ -38,7 +38,7 @@ from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_writer, read_json
 from mscale.progress import progress
 
-_CORPUS_FORMAT = 1  # of the text and of truth.json: raise it when the same parameters give other bytes
+_CORPUS_FORMAT = 1  # of the text and of truth.json; increment it when the same parameters give other bytes
 SHARD_BYTES = 1 << 25  # of text in one file
 _CHUNK_SENTENCES = 4096  # drawn and rendered at a time
 
@@ -57,33 +57,33 @@ def generate(
     parallel_documents: int = 200,
     processes: int = 1,
 ) -> dict:
-    """Writes a corpus in MADLAD-400's layout with ``truth.json`` beside it, and returns that truth.
+    """Writes a corpus in MADLAD-400's layout and its ground truth ``truth.json``; returns the ground truth.
 
-    A corpus that is already whole is left as it is; an interrupted one is continued.
+    A complete corpus is left unchanged; an interrupted one is continued.
 
     Args:
       corpus_dir: gets ``data/<code>/<code>_clean_NNNN.jsonl.gz``, ``parallel/<code>.jsonl.gz`` and ``truth.json``.
       languages: how many, or their codes (family letter and index letter: ``aa``, ``ab``, ``ba``, …).
-      families: of languages; language i belongs to family i modulo this. Families 0 and 2 write in Latin, 1 in
+      families: number of families; language i belongs to family i modulo this. Families 0 and 2 write in Latin, 1 in
         Cyrillic, 3 in Greek, and so on through ``FAMILY_SCRIPTS``.
-      bytes_per_language: UTF-8 bytes of text, one number or one per code; exceeded by less than one document.
-      seed: of everything.
+      bytes_per_language: UTF-8 bytes of text, one number or one per code; the text exceeds it by less than a document.
+      seed: of all random choices.
       concepts: words of a lexicon.
-      replaced: share of its family's words that a language has replaced, or the range its languages are spread
-        over: this sets the relatedness inside families.
+      replaced: share of its family's words that a language has replaced, or the range of this share over the
+        languages: it sets the relatedness inside families.
       sound_changes: number of sound changes of a language, or the range.
-      borrowed: share of words that the families of one script have in common: relatedness across families.
+      borrowed: share of words that the families of one script have in common; it sets the relatedness across families.
       parallel_documents: documents with the same content in every language, line by line; not under ``data/``.
-      processes: to generate with; the bytes do not depend on it.
+      processes: number of processes; the bytes do not depend on it.
 
     Raises:
-      MscaleError: a parameter is out of range, or the folder holds anything but this very corpus.
+      MscaleError: a parameter is out of range, or the folder holds another corpus.
     """
     world = make_world(
         seed, families, concepts=concepts, replaced=replaced, sound_changes=sound_changes, borrowed=borrowed
     )
     codes = _codes(world, languages)
-    sizes = _sizes(codes, bytes_per_language)
+    sizes = _bytes_by_code(codes, bytes_per_language)
     _require_count("parallel_documents", parallel_documents, 0)
     _require_count("processes", processes, 1)
     parameters = {
@@ -95,14 +95,14 @@ def generate(
         "parallel_documents": parallel_documents,
     }
     corpus = Path(corpus_dir)
-    truth = _claim(corpus, parameters)
+    truth = _claim_folder(corpus, parameters)
     if truth is not None:
         return truth
 
     tasks = [
         (corpus, world, code, shard, size)
         for code in codes
-        for shard, size in enumerate(_shards(sizes[code]))
+        for shard, size in enumerate(_shard_sizes(sizes[code]))
     ]
     with progress("generating text", round(sum(sizes.values()) / 1e6, 3), "MB") as advance:
         for size in _in_processes(tasks, processes):
@@ -119,7 +119,9 @@ def generate(
         "languages": {one.code: one.describe() for one in made},
         "relatedness": relatedness_matrix(made, concept_frequencies(world)),
         "relatedness_formula": RELATEDNESS_FORMULA,
-        "files": {name: (corpus / name).stat().st_size for name in _names(codes, sizes, parallel_documents)},
+        "files": {
+            name: (corpus / name).stat().st_size for name in _file_names(codes, sizes, parallel_documents)
+        },
     }
     atomic_json(corpus / "truth.json", truth)
     (corpus / "generating.json").unlink(missing_ok=True)
@@ -135,7 +137,7 @@ def make_world(
     sound_changes: int | tuple[int, int] = (0, 2),
     borrowed: float = 0.5,
 ) -> World:
-    """The ``World`` of ``generate`` called with these parameters."""
+    """The ``World`` of a call of ``generate`` with these parameters."""
     shares = replaced if isinstance(replaced, Sequence) else (replaced, replaced)
     changes = sound_changes if isinstance(sound_changes, Sequence) else (sound_changes, sound_changes)
     for field, pair in (("replaced", shares), ("sound_changes", changes)):
@@ -145,7 +147,7 @@ def make_world(
 
 
 def parallel_texts(world: World, codes: Sequence[str], documents: int) -> dict[str, list[str]]:
-    """Returns ``{code: texts}``: the same ``documents`` documents in every language, as for byte premiums."""
+    """Returns ``{code: texts}``: the same ``documents`` documents in every language, such as for byte premiums."""
     process, rng = content_process(world), random_generator(world.seed, "parallel")
     chunks, drawn = [], 0
     while drawn < documents:
@@ -165,7 +167,7 @@ def parallel_texts(world: World, codes: Sequence[str], documents: int) -> dict[s
 
 
 def text_chunks(world: World, code: str, size: int, shard: int = 0) -> Iterator[np.ndarray]:
-    """Yields JSON lines (uint8 arrays of whole lines) until their texts have ``size`` bytes or just over."""
+    """Yields JSON lines (uint8 arrays of whole lines), up to the document whose text reaches ``size`` bytes in all."""
     process, forms = content_process(world), word_forms(world, synthetic_language(world, code))
     rng = random_generator(world.seed, "text", code, shard)
     while size > 0:
@@ -178,13 +180,13 @@ def text_chunks(world: World, code: str, size: int, shard: int = 0) -> Iterator[
 
 
 def _in_processes(tasks: list[tuple], processes: int) -> Iterator[int]:
-    """Writes the shards and yields the size of each one that is done."""
+    """Writes the shards and yields the size of each when it is done."""
     if processes == 1:
         for task in tasks:
             _write_shard(*task)
             yield task[-1]
         return
-    # Spawned: a fork of a process that runs jax may deadlock.
+    # Spawned, because a fork of a process that runs jax may deadlock.
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(_write_shard, *task): task[-1] for task in tasks}
         try:
@@ -198,7 +200,7 @@ def _in_processes(tasks: list[tuple], processes: int) -> Iterator[int]:
 
 def _write_shard(corpus: Path, world: World, code: str, shard: int, size: int) -> None:
     path = corpus / _shard_name(code, shard)
-    if not path.exists():  # an interrupted call wrote it, whole, with these parameters
+    if not path.exists():  # an interrupted call has written it, with the same parameters
         _write_gzip(path, text_chunks(world, code, size, shard))
 
 
@@ -211,8 +213,8 @@ def _write_gzip(path: Path, chunks: Iterable[np.ndarray] | Iterable[bytes]) -> N
             packed.write(chunk)  # type: ignore[arg-type]
 
 
-def _claim(corpus: Path, parameters: dict) -> dict | None:
-    """Returns the truth of a corpus that is whole; else marks the folder as this corpus in the making.
+def _claim_folder(corpus: Path, parameters: dict) -> dict | None:
+    """Returns the ground truth of a complete corpus; otherwise records the parameters in the folder and returns None.
 
     Raises:
       MscaleError: the folder holds another corpus, or files of unknown origin where this one would write.
@@ -271,7 +273,7 @@ def _codes(world: World, languages: int | Sequence[str]) -> list[str]:
     return codes
 
 
-def _sizes(codes: list[str], wanted: int | Mapping[str, int]) -> dict[str, int]:
+def _bytes_by_code(codes: list[str], wanted: int | Mapping[str, int]) -> dict[str, int]:
     sizes = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(codes, wanted)
     if sorted(sizes) != sorted(codes):
         raise MscaleError(
@@ -290,7 +292,7 @@ def _require_count(field: str, value: object, least: int) -> None:
         )
 
 
-def _shards(size: int) -> list[int]:
+def _shard_sizes(size: int) -> list[int]:
     """Sizes of the shards of a language of ``size`` bytes."""
     whole, rest = divmod(size, SHARD_BYTES)
     return [SHARD_BYTES] * whole + [rest] * (rest > 0)
@@ -300,8 +302,8 @@ def _shard_name(code: str, shard: int) -> str:
     return f"data/{code}/{code}_clean_{shard:04d}.jsonl.gz"
 
 
-def _names(codes: list[str], sizes: dict[str, int], parallel_documents: int) -> list[str]:
-    names = [_shard_name(code, shard) for code in codes for shard in range(len(_shards(sizes[code])))]
+def _file_names(codes: list[str], sizes: dict[str, int], parallel_documents: int) -> list[str]:
+    names = [_shard_name(code, shard) for code in codes for shard in range(len(_shard_sizes(sizes[code])))]
     return names + [f"parallel/{code}.jsonl.gz" for code in codes if parallel_documents]
 
 

@@ -1,9 +1,9 @@
-"""The languages of the generated corpus: families, sound changes, scripts, word order, planted relatedness.
+"""The languages of the generated corpus: families, sound changes, scripts, word order, relatedness.
 
-A family is a proto-lexicon: a word of phonemes for every concept, some of them borrowed by all families that write
-in one script. A language replaces a share of those words by words of its own, applies its regular sound changes
-(phoneme → phoneme, everywhere) to the rest, and spells the result in the family's script. A language depends on the
-``World`` and its code alone, so it stays the same however many others are generated.
+A family is a proto-lexicon: a word of phonemes for every concept, some of them borrowed by all families of one script.
+A language replaces a share of those words by its own, applies its regular sound changes (phoneme → phoneme, in every
+position) to the others, and spells the result in the family's script. A language depends on the ``World`` and its code
+alone, whatever other languages are generated.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ ALPHABETS = {
     "Arabic": "قتكبدجمنسزفغهلراعيحو",
 }
 CASELESS = {"Georgian", "Hebrew", "Arabic"}
-# Of the family with this index (cyclically): every script but the last ones serves more than one family.
+# Script of the family with this index (cyclically); most scripts serve several families.
 FAMILY_SCRIPTS = ("Latin", "Cyrillic", "Latin", "Greek", "Cyrillic", "Armenian", "Latin", "Georgian", "Greek",
                   "Hebrew", "Armenian", "Arabic")  # fmt: skip
 
@@ -59,18 +59,18 @@ RELATEDNESS_FORMULA = (
 
 @dataclass(frozen=True)
 class World:
-    """What all languages of a generated corpus have in common, and the ranges they are drawn from.
+    """Parameters that all languages of a generated corpus share, and the ranges of those that differ.
 
-    The defaults are for models of 20k to 300k parameters on a few 100 kB of text, which gain from a source in
-    whose words they recognise most of their own; larger models tell more distant relatives apart from strangers.
+    The defaults are for models of 20k to 300k parameters on a few 100 kB of text. These gain only from closely related
+    languages, with most words in common; larger models also gain from more distant ones.
 
     Attributes:
-      seed: of everything.
+      seed: of all random choices.
       families: number of families, 1 to 26; family i writes in ``FAMILY_SCRIPTS[i % 12]``.
       concepts: words in a language's lexicon; function words and names take 40 of them.
       replaced: least and largest share of its family's words that a language has replaced by its own.
       sound_changes: least and largest number of sound changes of a language.
-      borrowed: share of words that all families of a script have from one source, before their sound changes.
+      borrowed: share of words that all families of a script have in common, before their sound changes.
     """
 
     seed: int = 0
@@ -98,7 +98,7 @@ class World:
 
 @dataclass(frozen=True, eq=False)
 class SyntheticLanguage:
-    """One language: its place, its grammar, and its words as phonemes by concept (and by suffix)."""
+    """One language: family, script, grammar, and its words (by concept) and suffixes in phonemes."""
 
     code: str
     family: str
@@ -111,10 +111,10 @@ class SyntheticLanguage:
     words: tuple[str, ...]
     suffixes: dict[str, str]
     inherited: np.ndarray  # bool (concepts,): from the proto-lexicon, or a name
-    borrowed: np.ndarray  # bool (concepts,): whether inherited words are those of all families of the script
+    borrowed: np.ndarray  # bool (concepts,): the inherited word is common to all families of the script
 
     def describe(self) -> dict:
-        """Returns what ``truth.json`` says about the language."""
+        """Returns the language's entry in ``truth.json``."""
         return {
             "family": self.family,
             "script": self.script,
@@ -127,7 +127,10 @@ class SyntheticLanguage:
 
 
 def random_generator(seed: int, *parts: object) -> np.random.Generator:
-    """A generator of its own for every purpose; only ``random`` of it is used, whose stream NumPy keeps fixed."""
+    """A random generator for one purpose, seeded by ``seed`` and ``parts``.
+
+    Only its method ``random`` is used, whose stream NumPy guarantees across versions.
+    """
     name = "/".join(map(str, (seed, *parts))).encode()
     return np.random.Generator(
         np.random.PCG64(int.from_bytes(hashlib.blake2b(name, digest_size=16).digest()))
@@ -152,7 +155,7 @@ def language_codes(count: int, families: int) -> list[str]:
 
 
 def concept_ranges(concepts: int) -> dict[str, range]:
-    """Class of words → its concept ids; classes follow one another and fill ``range(concepts)``."""
+    """Word class → its concept ids; the classes partition ``range(concepts)`` in order."""
     sizes = dict(CLOSED_CLASSES)
     rest = concepts - sum(sizes.values())
     sizes |= {name: int(share * rest) for name, share in OPEN_CLASSES.items()}
@@ -165,14 +168,14 @@ def concept_ranges(concepts: int) -> dict[str, range]:
 
 
 def synthetic_language(world: World, code: str) -> SyntheticLanguage:
-    """Makes the language ``code``; depends on nothing but its two arguments.
+    """Makes the language ``code``; a pure function of its arguments.
 
     Raises:
       MscaleError: the code is not one of ``language_code`` for the world's families.
     """
-    family, index = _place(world, code)
+    family, index = _family_and_index(world, code)
     rng = random_generator(world.seed, "language", code)
-    age = 0.5 * ((0.618034 * family) % 1) + 0.5 * ((0.618034 * index) % 1)  # spread, so that any few differ
+    age = 0.5 * ((0.618034 * family) % 1) + 0.5 * ((0.618034 * index) % 1)  # evenly spread for any number
     replaced = world.replaced[0] + (world.replaced[1] - world.replaced[0]) * age
     fewest, most = world.sound_changes
     changes = _draw_changes(rng, round(fewest + (most - fewest) * age))
@@ -213,7 +216,7 @@ def spell(word: str, script: str) -> str:
 
 
 def planted_relatedness(one: SyntheticLanguage, other: SyntheticLanguage, frequencies: np.ndarray) -> float:
-    """The planted relatedness of two languages, in [0, 1]: see ``RELATEDNESS_FORMULA``.
+    """The true relatedness of two languages, in [0, 1], by ``RELATEDNESS_FORMULA``.
 
     Args:
       frequencies: shape (concepts,), share of running words of each concept, summing to 1.
@@ -230,11 +233,11 @@ def planted_relatedness(one: SyntheticLanguage, other: SyntheticLanguage, freque
     cognate = one.inherited & other.inherited
     if one.family != other.family:
         cognate &= one.borrowed
-    alike = np.zeros(len(one.words))
+    shared_letters = np.zeros(len(one.words))
     for k in np.flatnonzero(cognate):
         pairs = list(zip(one.words[k], other.words[k], strict=True))  # sound changes keep the length
-        alike[k] = sum(a == b for a, b in pairs) / len(pairs)
-    return LEXICAL_WEIGHT * float(frequencies @ alike**2) + SCRIPT_WEIGHT + ORDER_WEIGHT * order
+        shared_letters[k] = sum(a == b for a, b in pairs) / len(pairs)
+    return LEXICAL_WEIGHT * float(frequencies @ shared_letters**2) + SCRIPT_WEIGHT + ORDER_WEIGHT * order
 
 
 def relatedness_matrix(
@@ -249,7 +252,7 @@ def relatedness_matrix(
     return {code: {other: row[other] for other in matrix} for code, row in matrix.items()}
 
 
-def _place(world: World, code: str) -> tuple[int, int]:
+def _family_and_index(world: World, code: str) -> tuple[int, int]:
     """Family and index of a code."""
     letters = string.ascii_lowercase
     last = letters[world.families - 1]
@@ -263,7 +266,7 @@ def _place(world: World, code: str) -> tuple[int, int]:
 
 
 def _draw_changes(rng: np.random.Generator, count: int) -> tuple[str, ...]:
-    """``count`` changes of different phonemes, in the order of ``SOUND_CHANGES``; they apply at the same time."""
+    """``count`` changes of different phonemes, in the order of ``SOUND_CHANGES``; they apply simultaneously."""
     drawn: dict[str, str] = {}
     for i in np.argsort(rng.random(len(SOUND_CHANGES)), kind="stable"):
         if len(drawn) < count:
@@ -272,7 +275,7 @@ def _draw_changes(rng: np.random.Generator, count: int) -> tuple[str, ...]:
 
 
 def _word_order(world: World, code: str, rng: np.random.Generator) -> tuple[str, bool, bool]:
-    """Clause order, adjective before noun, prepositions: the family's, each drawn anew by a quarter of languages."""
+    """Clause order, adjective before noun, prepositions: of the family; each differs in a quarter of languages."""
     inherited = random_generator(world.seed, "order", code[0]).random(3)
     own, kept = rng.random(3), rng.random(3) < 0.75
     draw = np.where(kept, inherited, own)
@@ -283,10 +286,10 @@ def _word_order(world: World, code: str, rng: np.random.Generator) -> tuple[str,
 def _lexicon(
     world: World, ranges: dict[str, range], script: str, owner: str, avoid: Sequence[str] = ()
 ) -> tuple[list[str], dict[str, str]]:
-    """Distinct words for all concepts, short for frequent ones, in the sounds of the script's area; and suffixes."""
-    taste = random_generator(world.seed, "sounds", script)
-    sounds = np.exp(2.0 * (taste.random(len(PHONEMES)) - 0.5))
-    coda = 0.15 + 0.4 * taste.random()
+    """Distinct words for all concepts (short for frequent ones) and suffixes, with the script's phoneme frequencies."""
+    sound_rng = random_generator(world.seed, "sounds", script)
+    sounds = np.exp(2.0 * (sound_rng.random(len(PHONEMES)) - 0.5))
+    coda = 0.15 + 0.4 * sound_rng.random()
     rng = random_generator(world.seed, "words", script, owner)
     words: dict[str, None] = {}  # ordered and distinct
     taken = set(avoid)
@@ -296,7 +299,7 @@ def _lexicon(
             syllables = 1 if short else 2 if rank < 0.7 * len(ids) else 3
             word, tries = "", 0
             while not word or word in words or word in taken:
-                tries += 1  # where short words run out, a longer one
+                tries += 1  # longer after 100 failed tries
                 word = _word(rng, sounds, syllables + tries // 100, 0.7 if short else coda)
             words[word] = None
     suffixes: dict[str, str] = {}
@@ -308,7 +311,7 @@ def _lexicon(
 
 
 def _names(world: World, count: int) -> list[str]:
-    """Names of people and places: the same phonemes in all languages, untouched by sound change."""
+    """Names of people and places: the same phonemes in all languages, without sound changes."""
     rng = random_generator(world.seed, "names")
     names: dict[str, None] = {}
     while len(names) < count:

@@ -1,9 +1,9 @@
-"""What the generated corpus says, and how each of its languages says it.
+"""The content of the generated corpus, and its rendering as text in each language.
 
-The content process is the same for all languages: a document has a topic and three main characters, and within a
-clause the agent decides which verbs are likely, the topic and the verb which patients, the noun which adjectives.
-Rendering inflects the words and lays them out in the language's word order for thousands of sentences at a time:
-a text is one gather from the bytes of all word forms.
+The content process is the same for all languages: a document has a topic and three main characters. Within a clause the
+agent determines the probabilities of the verb, topic and verb those of the patient, and a noun those of its adjective.
+Rendering inflects the words and puts them in the language's word order, thousands of sentences at a time: a text is one
+gather from the bytes of all word forms.
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from mixtures.synthetic.languages import (
     spell,
 )
 
-OPEN, CLOSE = '{"text": "', '"}\n'  # around a document; no letter or mark of the text needs escaping
+OPEN, CLOSE = '{"text": "', '"}\n'  # around a document; no character of the text needs escaping
 PARAGRAPH = "\\n"  # a line end inside JSON
 
 _TOPICS = 8
-_CLASSES = 10  # of agents and of verbs, by which the next word is chosen
-_TABLE = 4096  # resolution of the tables that turn a uniform number into a concept
+_CLASSES = 10  # of agents and of verbs, on which the next word depends
+_TABLE = 4096  # entries of a table that maps a uniform number to a concept
 _MAX_SENTENCES = 40  # of a document
 _NUMBERS = 19  # 2 to 20, in digits in every language
 
@@ -40,10 +40,10 @@ SLOTS = ("connective", "time", "subject_count", "subject_adjective", "subject", 
 
 @dataclass(frozen=True, eq=False)
 class ContentProcess:
-    """Tables of the content process: row r lists T concept ids, each as often as it is likely given r."""
+    """Tables of the content process: row r has T concept ids, each in proportion to its probability given r."""
 
     ranges: dict[str, range]
-    plain: dict[str, np.ndarray]  # class of words → (1, T)
+    plain: dict[str, np.ndarray]  # word class → (1, T), without a condition
     noun: np.ndarray  # (topics, T)
     verb: np.ndarray  # (classes of agents, T)
     patient: np.ndarray  # (topics × classes of verbs, T)
@@ -52,13 +52,13 @@ class ContentProcess:
 
 
 def content_process(world: World) -> ContentProcess:
-    """Draws the tables of the world: Zipf within each class of words, sharpened by what came before."""
+    """Draws the tables of the world: Zipf's law in each word class, with conditional preferences."""
     rng = random_generator(world.seed, "content")
     ranges = concept_ranges(world.concepts)
     zipf = {name: 1.0 / (np.arange(len(ids)) + 1.0) for name, ids in ranges.items()}
 
     def preferring(rows: int, name: str, strength: float, share: float) -> np.ndarray:
-        """Zipf, but each row has a ``share`` of words that are ``strength`` times as likely: (rows, words)."""
+        """Zipf weights (rows, words), where a ``share`` of the words of each row is ``strength`` times as likely."""
         return zipf[name] * np.where(rng.random((rows, len(zipf[name]))) < share, strength, 1.0)
 
     topic = preferring(_TOPICS, "noun", 10.0, 1 / _TOPICS)
@@ -102,10 +102,10 @@ def draw_content(process: ContentProcess, rng: np.random.Generator, sentences: i
     document = np.cumsum(first) - 1
 
     topic = (rng.random(sentences) * _TOPICS).astype(np.int32)[document]
-    cast = [draw(process.noun, topic)[document] for _ in range(3)]  # the main characters of the document
+    cast = [draw(process.noun, topic)[document] for _ in range(3)]  # main characters
     character = np.choose((rng.random(sentences) * 3).astype(np.int32), cast)
 
-    subject = np.where(chance(0.5), character, draw(process.noun, topic))  # the concept that decides the verb
+    subject = np.where(chance(0.5), character, draw(process.noun, topic))  # determines the verb
     verb = draw(process.verb, (subject - noun) % _CLASSES)
     patient = draw(process.patient, topic * _CLASSES + (verb - ranges["verb"].start) % _CLASSES)
     patient = np.where(chance(0.25), character, patient)
@@ -150,7 +150,7 @@ def draw_content(process: ContentProcess, rng: np.random.Generator, sentences: i
 
 
 def concept_frequencies(world: World, sentences: int = 20_000) -> np.ndarray:
-    """Share of running words of each concept, shape (concepts,): counted over content drawn with the seed."""
+    """Relative frequency of each concept, (concepts,), counted over content drawn with the world's seed."""
     content = draw_content(content_process(world), random_generator(world.seed, "frequencies"), sentences)
     ids = np.concatenate([content[slot] for slot in SLOTS])
     counts = np.bincount(ids[(ids >= 0) & (ids < world.concepts)], minlength=world.concepts)
@@ -159,11 +159,11 @@ def concept_frequencies(world: World, sentences: int = 20_000) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class WordForms:
-    """All byte strings a language's text is made of: the empty one, marks, then words × inflections × variants."""
+    """All byte strings of a language's text: the empty string, marks, then words × inflections × variants."""
 
     language: SyntheticLanguage
-    pool: np.ndarray  # uint8: all forms, one after the other
-    start: np.ndarray  # int64 (forms,): where in the pool
+    pool: np.ndarray  # uint8: all forms concatenated
+    start: np.ndarray  # int64 (forms,): offset in the pool
     length: np.ndarray  # int64 (forms,)
     text_length: np.ndarray  # int64 (forms,): bytes of the document's text, without JSON
 

@@ -159,7 +159,7 @@ def test_a_mixture_mixes(corpus):
 def test_bad_input_stops_with_file_and_line(corpus, tmp_path):
     tiny_corpus.write(tmp_path, {"aa": ["good"]})
     (tmp_path / "data/aa/aa_clean_0001.jsonl").write_text('{"text": "fine"}\n{"txt": 1}\n')
-    task = tasks._text_task("broken", tasks.CorpusSource(str(tmp_path), "aa"))
+    task = tasks.text_task("broken", tasks.CorpusSource(str(tmp_path), "aa"))
     with pytest.raises(tf.errors.OpError, match=r"aa_clean_0001.jsonl:2: found an object without 'text'"):
         list(task.get_dataset({"targets": 4}, "train", shuffle=False))
     with pytest.raises(MscaleError, match="cc"):
@@ -189,7 +189,7 @@ def test_tfds_tasks_name_the_right_dataset_and_split(corpus):
 
 def test_wiki_markers_are_taken_out():
     text = "\n_START_ARTICLE_\nTitle\n_START_SECTION_\nPart\n_START_PARAGRAPH_\nOne._NEWLINE_Two."
-    (found,) = tasks._without_wiki_markers(tf.data.Dataset.from_tensors({"text": text}))
+    (found,) = tasks.remove_wiki_markers(tf.data.Dataset.from_tensors({"text": text}))
     assert found["text"].numpy().decode() == "Title\nPart\nOne.\nTwo."
 
 

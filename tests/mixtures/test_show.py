@@ -1,3 +1,5 @@
+"""The table and the chart of a mixture: arithmetic, sums, full precision in CSV, whole files."""
+
 import csv
 import io
 

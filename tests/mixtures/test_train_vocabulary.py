@@ -1,3 +1,5 @@
+"""Training a vocabulary: exact round trips, the sample's shares, the same model from the same call."""
+
 import subprocess
 import sys
 
@@ -7,9 +9,9 @@ import tiny_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("sentencepiece")
+sentencepiece = pytest.importorskip("sentencepiece")
 
-from mixtures import train_vocabulary as module
+from mixtures.packing.inputs import find_inputs
 from mixtures.packing.pack import pack
 from mixtures.train_vocabulary import train_vocabulary
 from mscale.data import corpus as corpora
@@ -92,7 +94,7 @@ def test_the_same_call_gives_the_same_model_and_a_finished_one_returns(
     )
     subprocess.run([sys.executable, "-c", code, str(corpus), str(tmp_path)], check=True, capture_output=True)
     assert (tmp_path / "vocabulary.model").read_bytes() == vocabulary.model
-    monkeypatch.setattr(module, "_train", None)
+    monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", None)  # nothing is trained again
     again = train_vocabulary(corpus, folder, pieces=350, special=20, sample_bytes=60_000, threads=2)
     assert again == vocabulary
     with pytest.raises(MscaleError, match="pieces was 350, now 360"):
@@ -110,14 +112,14 @@ def test_monolingual(corpus, tmp_path):
 
 def sample(files, shares):
     used = {}
-    lines = [line.rsplit("\t", 1) for line in module._sentences(files, shares, used)]
+    lines = [line.rsplit("\t", 1) for line in module.sample_sentences(files, shares, used)]
     return [(sentence, int(times)) for sentence, times in lines], used
 
 
 @given(st.floats(1_000, 100_000), st.floats(1_000, 100_000))
 @settings(max_examples=5)
 def test_each_language_gets_its_share_and_no_more_is_read(corpus, en, ru):
-    files = module.find(corpus)
+    files = find_inputs(corpus)
     lines, used = sample(files, {"en": en, "ru": ru})
     assert all("\n" not in sentence and "\t" not in sentence and sentence for sentence, _ in lines)
     counts = {"en": 0, "ru": 0}
@@ -131,14 +133,14 @@ def test_each_language_gets_its_share_and_no_more_is_read(corpus, en, ru):
 def test_every_file_of_a_language_gives_its_beginning(tmp_path):
     for shard in range(4):
         tiny_corpus.write(tmp_path, {"aa": [f"{shard} {number}" for number in range(1000)]}, shard=shard)
-    lines, used = sample(module.find(tmp_path), {"aa": 400})
+    lines, used = sample(find_inputs(tmp_path), {"aa": 400})
     assert {sentence.split()[0] for sentence, _ in lines} == {"0", "1", "2", "3"}
     assert used["aa"]["bytes"] == pytest.approx(400, abs=10)
 
 
 def test_long_lines_are_cut_and_not_lost():
     line = ("word " * 3000).strip()
-    parts = list(module._cut(line + "\n" + "日" * 9000 + "\0x"))
+    parts = list(module.split_sentences(line + "\n" + "日" * 9000 + "\0x"))
     assert "".join(parts) == line + "日" * 9000 + "x"
     assert max(map(len, parts)) <= 4000
 

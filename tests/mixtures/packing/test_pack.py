@@ -1,3 +1,5 @@
+"""Packing: all text is kept once, the split is stable, and any interruption continues to the same bytes."""
+
 import json
 import os
 import signal
@@ -114,9 +116,9 @@ def test_the_same_bytes_whatever_the_number_of_workers(corpus, store, tmp_path):
 
 @pytest.mark.parametrize("small", [0, 1 << 22])
 def test_chunks_batches_and_shards_do_not_show(corpus, store, tmp_path, monkeypatch, small):
-    monkeypatch.setattr("mixtures.packing.pack.SMALL_INPUT", small)
-    monkeypatch.setattr(units, "_BATCH_BYTES", 300)
-    for name, size in {"_CHUNK_TOKENS": 700, "_CHUNK_UNITS": 13}.items():
+    monkeypatch.setattr("mixtures.packing.pack.SMALL_FILE_BYTES", small)
+    monkeypatch.setattr(units, "BATCH_BYTES", 300)
+    for name, size in {"CHUNK_TOKENS": 700, "CHUNK_UNITS": 13}.items():
         monkeypatch.setattr(shards, name, size)
     pack(corpus, tmp_path, byte_vocabulary())
     assert contents(tmp_path) == contents(store.path)
@@ -128,7 +130,7 @@ def test_finished_it_does_nothing_and_languages_add_up(corpus, store, tmp_path, 
     both = pack(corpus, tmp_path, byte_vocabulary())
     assert both.languages == ("aa", "bb", "cc")
     assert contents(tmp_path) == contents(store.path)
-    monkeypatch.setattr("mixtures.packing.pack._pack", None)
+    monkeypatch.setattr("mixtures.packing.pack.packing_processes", None)  # no process is started
     assert pack(corpus, tmp_path, byte_vocabulary(), languages=["bb"]).languages == ("aa", "bb", "cc")
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     assert not (tmp_path / UNFINISHED).exists()
@@ -160,7 +162,7 @@ KILLED = """
 import os, sys, signal
 from mixtures.packing import pack as module, shards
 from mscale.data.vocabulary import byte_vocabulary
-calls, module.SMALL_INPUT = int(sys.argv[3]), int(sys.argv[4])
+calls, module.SMALL_FILE_BYTES = int(sys.argv[3]), int(sys.argv[4])
 def counted(function):
     def call(*args, **kwargs):
         global calls
@@ -191,7 +193,7 @@ def test_killed_at_any_rename_it_continues_to_the_same_store(corpus, store, tmp_
         assert not (tmp_path / MANIFEST).exists()
         with pytest.raises(MscaleError):
             open_store(tmp_path)
-        calls += 1 if small else 3  # each call gets further than the last, from what it left
+        calls += 1 if small else 3  # each call continues from the last one and gets further
     assert killed >= 3
     assert contents(tmp_path) == expected
 
@@ -235,7 +237,7 @@ def test_a_damaged_shard_of_an_interrupted_packing_is_made_again(corpus, store, 
     def stop(*_args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mixtures.packing.pack.SMALL_INPUT", 0)
+    monkeypatch.setattr("mixtures.packing.pack.SMALL_FILE_BYTES", 0)
     with monkeypatch.context() as patch:
         patch.setattr("mixtures.packing.workers.assemble", stop)
         with pytest.raises(KeyboardInterrupt):
@@ -271,8 +273,8 @@ def test_a_damaged_small_language_of_an_interrupted_packing_is_made_again(
 
 
 def test_more_text_than_a_small_file_promised_is_packed_in_steps(corpus, store, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "_SMALL_TEXT", 5000)
-    monkeypatch.setattr(units, "_BATCH_BYTES", 1000)
+    monkeypatch.setattr(shards, "SMALL_TEXT_BYTES", 5000)
+    monkeypatch.setattr(units, "BATCH_BYTES", 1000)
     pack(corpus, tmp_path, byte_vocabulary())
     assert contents(tmp_path) == contents(store.path)
 

@@ -107,7 +107,7 @@ def test_a_whole_corpus_is_left_alone_and_an_unfinished_one_continued(tmp_path, 
 
     other = tmp_path / "other"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(generate, "parallel", die)
+        patch.setattr(generate, "parallel_texts", die)
         generate.generate(other, 3, **SMALL)
     assert not (other / "truth.json").exists()
     with pytest.raises(MscaleError, match="other parameters"):
