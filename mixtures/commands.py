@@ -1,4 +1,4 @@
-"""Text to tokens to one run: corpus, vocabulary, pack, mixture, train."""
+"""The commands from text to tokens: corpus, vocabulary, pack, mixture."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def corpus(
 
 
 def generated_languages(names: list[str] | None) -> int | list[str]:
-    """What ``--languages`` means for a generated corpus: how many, or which."""
+    """``--languages`` of a generated corpus: their number, or their codes; 6 by default."""
     if names is None:
         return 6
     return int(names[0]) if len(names) == 1 and names[0].isdecimal() else names

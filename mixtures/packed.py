@@ -2,7 +2,8 @@
 
 A SeqIO mixture keeps a pipeline and a shuffle buffer for each of its tasks. This is a single pipeline that looks
 windows up, so its cost does not grow with the number of languages. Row g of the task is row g mod B of the batch at
-step g div B of `mscale.data.feed`, so a batch of B examples is the batch of that feed. Host i of n gets rows i, i + n, …
+step g div B of `mscale.data.feed`, so a batch of B examples is the batch of that feed. Host i of n gets the rows
+i, i + n, …
 """
 
 import tempfile

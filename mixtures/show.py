@@ -15,17 +15,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
 
 from mscale import languages as inventory
-from mscale.data.mixture import Mixture
+from mscale.data.mixture import Mixture, Sizes
 from mscale.data.store import Store
-from mscale.data.vocabulary import load_vocabulary
+from mscale.data.vocabulary import Vocabulary, load_vocabulary
 from mscale.errors import MscaleError
 from mscale.files import atomic_write
+
+if TYPE_CHECKING:
+    import altair as alt
 
 _SAMPLE_TOKENS = 2_000  # decoded to detect the script
 _MANY_EPOCHS = 4.0  # beyond this, repeated tokens are worth much less (Muennighoff et al. 2023)
@@ -59,7 +62,7 @@ class MixtureRow:
     epochs: float
 
 
-def mixture_rows(mixture: Mixture, budget_tokens: float, store: Any = None) -> list[MixtureRow]:
+def mixture_rows(mixture: Mixture, budget_tokens: float, store: Sizes | None = None) -> list[MixtureRow]:
     """Returns a row for each language, by falling rate, then by size.
 
     Args:
@@ -77,7 +80,11 @@ def mixture_rows(mixture: Mixture, budget_tokens: float, store: Any = None) -> l
     found = []
     for language, rate in zip(mixture.languages, mixture.rates, strict=True):
         unique, tokens = mixture.unique_tokens[language], rate * budget_tokens
-        script = _script(store, language) if isinstance(store, Store) and isinstance(store.path, Path) else ""
+        script = (
+            _script(store, store.path, language)
+            if isinstance(store, Store) and isinstance(store.path, Path)
+            else ""
+        )
         found.append(MixtureRow(language, script, unique, rate, tokens, tokens / unique if unique else 0.0))
     return sorted(found, key=lambda row: (-row.rate, -row.unique_tokens, row.language))
 
@@ -127,7 +134,7 @@ def rows_to_csv(rows: Sequence[MixtureRow]) -> str:
     return text.getvalue()
 
 
-def mixture_chart(mixture: Mixture, rows: Sequence[MixtureRow], limit: int = 60) -> Any:
+def mixture_chart(mixture: Mixture, rows: Sequence[MixtureRow], limit: int = 60) -> "alt.LayerChart":
     """Returns an Altair chart: tokens drawn and unique tokens of each language on a log axis, coloured by repetition.
 
     Args:
@@ -173,7 +180,7 @@ def mixture_chart(mixture: Mixture, rows: Sequence[MixtureRow], limit: int = 60)
     return (between + unique + tokens).properties(title=title, width=480)
 
 
-def save_chart(chart: Any, path: str | os.PathLike) -> None:
+def save_chart(chart: "alt.LayerChart", path: str | os.PathLike) -> None:
     """Writes a chart atomically as .png, .svg or self-contained .html.
 
     Raises:
@@ -191,7 +198,10 @@ def save_chart(chart: Any, path: str | os.PathLike) -> None:
         atomic_write(path, image.getvalue())
     else:
         text = io.StringIO()
-        chart.save(text, format=kind, **({"inline": True} if kind == "html" else {}))
+        if kind == "html":
+            chart.save(text, format="html", inline=True)
+        else:
+            chart.save(text, format="svg")
         atomic_write(path, text.getvalue())
 
 
@@ -211,15 +221,13 @@ def _cells(row: MixtureRow) -> tuple[str, ...]:
     )
 
 
-def _script(store: Store, language: str) -> str:
+def _script(store: Store, path: Path, language: str) -> str:
     # From the middle of the text: files often begin in another language.
     tokens = store.train(language)
     first = max(len(tokens) - _SAMPLE_TOKENS, 0) // 2
-    return inventory.script(
-        _vocabulary(store.path).decode(np.asarray(tokens[first : first + _SAMPLE_TOKENS]))
-    )
+    return inventory.script(_vocabulary(path).decode(np.asarray(tokens[first : first + _SAMPLE_TOKENS])))
 
 
 @cache
-def _vocabulary(path: Any) -> Any:
+def _vocabulary(path: Path) -> Vocabulary:
     return load_vocabulary(path)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -179,7 +180,7 @@ def _beginnings(inputs: Sequence[InputFile], share: float) -> tuple[list[str], i
 
 
 def split_sentences(text: str) -> Iterator[str]:
-    """Yields the lines of a text, split at tabs and NULs too, and lines above 4,000 characters at a space if possible."""
+    """Yields the lines of a text, split at tabs and NULs too; lines above 4,000 characters are cut at a space."""
     for line in _SENTENCE_ENDS.split(text):
         while len(line) > _SENTENCE_CHARACTERS:
             end = line.rfind(" ", 1, _SENTENCE_CHARACTERS)
@@ -252,7 +253,7 @@ def _load_trained(path: Path, recipe: dict[str, Any]) -> SentencePieceVocabulary
     return vocabulary
 
 
-def _library() -> Any:
+def _library() -> ModuleType:
     try:
         import sentencepiece
     except ImportError:

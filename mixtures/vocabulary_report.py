@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from mscale.data.parallel_text import parallel_text
 from mscale.data.vocabulary import Vocabulary, describe
 from mscale.errors import MscaleError, nearest
 from mscale.progress import progress
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # Scripts without spaces between words, where the text between spaces is a sentence.
 _UNSPACED_SCRIPTS = frozenset(
@@ -108,7 +111,7 @@ def vocabulary_report(
     return VocabularyReport(describe(vocabulary), rows, pieces, premiums, reference if premiums else None)
 
 
-def report_tables(report: VocabularyReport) -> list[Any]:
+def report_tables(report: VocabularyReport) -> list["Table"]:
     """The report as rich tables."""
     from rich.table import Table
 

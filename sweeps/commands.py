@@ -1,15 +1,18 @@
-"""Many runs: plan, run, status, collect."""
+"""The commands of studies: plan, run, status, logs, retry, cancel, collect, import, and the memory of a run."""
 
 import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mscale.commands import FOLDER, LANGUAGES, STORE, Commands, comma_list
 from mscale.errors import MscaleError, nearest
+
+if TYPE_CHECKING:
+    from sweeps.study import Study
 
 
 @click.command("memory")
@@ -65,7 +68,9 @@ def plan_memory(
                 f"scale {name}: no mesh of {chips or 'these'} chips splits {rows} sequences with {wanted}; "
                 f"data x fsdp must divide the batch, tensor the MLP width {shape.ffw}, all three multiply to the chips"
             )
-        if len(names) > 1:  # of several scales the simplest mesh that holds it, or the one that comes closest
+        if (
+            len(names) > 1
+        ):  # of several scales the simplest mesh that holds the run, or the one with the least memory
             fitting = [one for one in found if one.bytes_per_chip <= usable]
             found = fitting[:1] or [min(found, key=lambda one: one.bytes_per_chip)]
         for one in found:
@@ -93,8 +98,8 @@ def sweep() -> None:
 
 
 STUDIES = ("demo", "gpu-day", "tpu-week", "atlas")
-# Accelerator and chips that a built-in study's plan is priced on; None for as few as hold every run.
-MEANT_FOR = {"gpu-day": ("h200", 1), "tpu-week": ("v5e", 16), "atlas": ("h200", None)}
+# Accelerator and chips for the plan of a built-in study; None for the fewest that hold every run.
+_PLAN_HARDWARE = {"gpu-day": ("h200", 1), "tpu-week": ("v5e", 16), "atlas": ("h200", None)}
 
 
 class StudyName(click.ParamType):
@@ -102,7 +107,7 @@ class StudyName(click.ParamType):
 
     name = "study"
 
-    def convert(self, value: str, param: Any, ctx: Any) -> str:
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value not in STUDIES and not value.endswith((".gin", ".py")):
             listed = ", ".join(STUDIES)
             self.fail(
@@ -112,7 +117,7 @@ class StudyName(click.ParamType):
 
 
 def study_options(command: Callable) -> Callable:
-    """The arguments that say which study is meant."""
+    """Adds the options that define a study."""
     for option in (
         click.option("--seed", default=0, show_default=True),
         LANGUAGES,
@@ -126,8 +131,8 @@ def study_options(command: Callable) -> Callable:
 
 def make_study(
     name: str, store: Path | None, truth: Path | None, languages: list[str] | None, seed: int
-) -> Any:
-    """A study over a token store: built in, which all but the demo can be planned without, or from a file."""
+) -> "Study":
+    """The study of that name or file over a token store; built-in studies other than the demo need none."""
     from mscale.data.store import open_store
     from mscale.files import read_json
     from sweeps import grid
@@ -177,7 +182,7 @@ def sweep_plan(
 
     chips = None
     if accelerator is None:
-        accelerator, chips = MEANT_FOR.get(study, (None, None))
+        accelerator, chips = _PLAN_HARDWARE.get(study, (None, None))
     made = make_study(study, store, truth, languages, seed)
     table = plan_table(
         made, accelerator=accelerator, mfu=mfu, slices=slices, chips=chips, printed=printed_cells(study)
@@ -233,7 +238,7 @@ def sweep_run(
 
 
 def parsed(options: tuple[str, ...], kind: type) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs as arguments of an executor's options; whole numbers and true/false become such."""
+    """``NAME=VALUE`` pairs as keyword arguments of an executor's options; integers, true and false are converted."""
     import dataclasses
 
     names = {field.name for field in dataclasses.fields(kind)}
@@ -392,6 +397,7 @@ def pairs(flag: str, given: tuple[str, ...]) -> dict[str, str]:
 
 
 def print_collected(root: Path) -> None:
+    """Collects a study's tables and prints what they hold and lack."""
     from sweeps.collecting.collect import collect
 
     collected = collect(root)

@@ -35,6 +35,9 @@ from sweeps import spec
 from sweeps.build import Recipe, Source, build_study
 from sweeps.study import Cell, Study
 
+# A cell, or cells in groups of any depth.
+CellGroup = Cell | Iterable["CellGroup"]
+
 
 @gin.configurable(module="sweeps.grid")
 def cells(
@@ -94,7 +97,7 @@ def cells(
 def study(
     store: Store,
     name: str,
-    cells: Iterable[Any],
+    cells: Iterable[CellGroup],
     sequence_length: int = 128,
     batch_size: int = 8,
     learning_rate: float = 0.005,
@@ -181,7 +184,7 @@ def _source(store: Store) -> Source:
     return Source(str(store.path), spec.store_fingerprint(store), int(store.vocabulary["size"]), store)
 
 
-def _flat(groups: Iterable[Any]) -> list[Cell]:
+def _flat(groups: Iterable[CellGroup]) -> list[Cell]:
     return [one for group in groups for one in ([group] if isinstance(group, Cell) else _flat(group))]
 
 

@@ -76,7 +76,7 @@ class RunSpec:
         return (*(str(self.bindings.get(name)) for name in names), self.params)
 
 
-def canonical(value: Any) -> Any:
+def canonical_value(value: Any) -> Any:
     """Returns ``value`` with lists as tuples, mapping keys sorted and NumPy scalars as Python's.
 
     Raises:
@@ -84,15 +84,15 @@ def canonical(value: Any) -> Any:
         sequences or mappings of these.
     """
     if isinstance(value, (list, tuple)):
-        return tuple(canonical(item) for item in value)
+        return tuple(canonical_value(item) for item in value)
     if isinstance(value, Mapping):
-        return {str(key): canonical(value[key]) for key in sorted(value, key=str)}
+        return {str(key): canonical_value(value[key]) for key in sorted(value, key=str)}
     if isinstance(value, float) and not math.isfinite(value):
         raise MscaleError(f"a run's binding is {value}: only finite numbers can be written to a gin file")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if hasattr(value, "item"):  # a NumPy scalar
-        return canonical(value.item())
+        return canonical_value(value.item())
     raise MscaleError(
         f"a run's binding holds {value!r} ({type(value).__name__}): use numbers, strings, tuples and dicts"
     )
@@ -118,7 +118,7 @@ def spec_from_json(data: Mapping[str, Any], *, where: str = "run spec") -> RunSp
         )
     values = dict(data)
     values["gin_files"] = tuple(values["gin_files"])
-    values["bindings"] = canonical(values["bindings"])
+    values["bindings"] = canonical_value(values["bindings"])
     return RunSpec(**values)
 
 
@@ -185,7 +185,7 @@ def make_run(
         raise MscaleError(f"run kind is {kind!r}: expected one of {', '.join(RUN_KINDS)}")
     if clash := sorted(set(bindings) & set(PLACEMENT)):
         raise MscaleError(f"binding {clash[0]} is set by the executor, not by a study: leave it out")
-    bindings = canonical(bindings)
+    bindings = canonical_value(bindings)
     identity: dict[str, Any] = {
         "bindings": bindings,
         "gin": list(inputs.gin_digests or [gin_digest(name) for name in inputs.gin_files]),

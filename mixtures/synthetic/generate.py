@@ -2,8 +2,8 @@
 
 The content of all languages comes from one process (``mixtures.synthetic.text``); each has its own words, word order
 and script (``mixtures.synthetic.languages``). Their documents differ; only the small part under ``parallel/`` has the
-same content in all. Everything follows from the seed: the text of a language is the same bytes for any number of languages,
-shards or processes, and a smaller corpus is the beginning of a larger one.
+same content in all. Everything follows from the seed: the text of a language is the same bytes for any number of
+languages, shards or processes, and a smaller corpus is the beginning of a larger one.
 """
 
 import gzip

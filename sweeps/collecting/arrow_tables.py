@@ -21,7 +21,7 @@ def _need_arrow() -> None:
         raise MscaleError("tables need pyarrow; install mscale[analysis]")
 
 
-def arrow_schema(columns: Mapping[str, type]) -> Any:
+def arrow_schema(columns: Mapping[str, type]) -> "pa.Schema":
     """The Arrow schema of named columns of str, int and float."""
     _need_arrow()
     types = {str: pa.string(), int: pa.int64(), float: pa.float64()}
@@ -29,12 +29,12 @@ def arrow_schema(columns: Mapping[str, type]) -> Any:
 
 
 def merge_rows(
-    before: Any | None,
+    before: "pa.Table | None",
     kept: Collection[str],
     rows: Sequence[Mapping[str, Any]],
     columns: Mapping[str, type],
     key: Sequence[str],
-) -> Any:
+) -> "pa.Table":
     """Returns the rows of ``before`` whose run is in ``kept`` and the new ``rows``, sorted by ``key``.
 
     Args:
@@ -53,7 +53,7 @@ def merge_rows(
     return table.sort_by([(name, "ascending") for name in key]).combine_chunks()
 
 
-def read_parquet(path: Path) -> Any:
+def read_parquet(path: Path) -> "pa.Table":
     """Reads a Parquet table.
 
     Raises:
@@ -63,7 +63,7 @@ def read_parquet(path: Path) -> Any:
     return pq.read_table(path)
 
 
-def write_table(table: Any, path: Path) -> None:
+def write_arrow_table(table: "pa.Table", path: Path) -> None:
     """Writes a table as .csv or .parquet, atomically."""
     with atomic_writer(path) as file:
         if path.suffix == ".csv":

@@ -90,8 +90,8 @@ def collect(root: str | Path) -> Collected:
         ("exposure", exposure, observations.EXPOSURE_COLUMNS, observations.EXPOSURE_KEY),
     ):
         table = arrow_tables.merge_rows(before.tables.get(name), kept, fresh, columns, key)
-        arrow_tables.write_table(table, root / f"{name}.parquet")
-        arrow_tables.write_table(table, root / f"{name}.csv")
+        arrow_tables.write_arrow_table(table, root / f"{name}.parquet")
+        arrow_tables.write_arrow_table(table, root / f"{name}.csv")
         counts.append(table.num_rows)
     cells = tuple(
         f"{cell.tag}: {cell.mixture} at scale {cell.scale}, {tokens:,} tokens, seed {cell.seed} "

@@ -9,11 +9,13 @@ import tiny_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sentencepiece = pytest.importorskip("sentencepiece")
+pytest.importorskip("sentencepiece")
+
+import sentencepiece
 
 from mixtures.packing.inputs import find_inputs
 from mixtures.packing.pack import pack
-from mixtures.train_vocabulary import train_vocabulary
+from mixtures.train_vocabulary import sample_sentences, split_sentences, train_vocabulary
 from mscale.data import corpus as corpora
 from mscale.data.store import open_store
 from mscale.data.vocabulary import SentencePieceVocabulary, byte_vocabulary, load_vocabulary
@@ -112,7 +114,7 @@ def test_monolingual(corpus, tmp_path):
 
 def sample(files, shares):
     used = {}
-    lines = [line.rsplit("\t", 1) for line in module.sample_sentences(files, shares, used)]
+    lines = [line.rsplit("\t", 1) for line in sample_sentences(files, shares, used)]
     return [(sentence, int(times)) for sentence, times in lines], used
 
 
@@ -140,7 +142,7 @@ def test_every_file_of_a_language_gives_its_beginning(tmp_path):
 
 def test_long_lines_are_cut_and_not_lost():
     line = ("word " * 3000).strip()
-    parts = list(module.split_sentences(line + "\n" + "日" * 9000 + "\0x"))
+    parts = list(split_sentences(line + "\n" + "日" * 9000 + "\0x"))
     assert "".join(parts) == line + "日" * 9000 + "x"
     assert max(map(len, parts)) <= 4000
 

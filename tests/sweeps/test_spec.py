@@ -118,7 +118,7 @@ def test_placement_cannot_be_bound_by_a_study():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
 def test_values_that_gin_cannot_hold_are_refused(value):
     with pytest.raises(MscaleError):
-        specs.canonical({"A": [value]})
+        specs.canonical_value({"A": [value]})
 
 
 values = st.recursive(
@@ -138,7 +138,7 @@ def test_specs_survive_json(value):
 def test_gin_literals_are_python_literals(value):
     import ast
 
-    value = specs.canonical(value)
+    value = specs.canonical_value(value)
     assert ast.literal_eval(specs.gin_literal(value)) == value
 
 

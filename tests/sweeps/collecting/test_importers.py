@@ -175,7 +175,7 @@ def test_mixtures_that_are_none_are_refused(text, message):
     with pytest.raises(MscaleError, match=message):
         import_defaults.mixture_shares(text, {"en", "es"}, "f.csv:2")
     if text == "unimax":
-        assert import_defaults.mixture_shares(text, {"en", "es"}, "f.csv:2", told=True) is None
+        assert import_defaults.mixture_shares(text, {"en", "es"}, "f.csv:2", tokens_given=True) is None
 
 
 def test_the_phase_follows_from_the_rate_where_it_can():
