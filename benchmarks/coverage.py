@@ -1,4 +1,4 @@
-"""How often intervals hold what was planted: for each law, number of groups and kind of noise, as a table.
+"""Coverage of intervals in simulations: for each law, number of groups and kind of noise, as a table.
 
     python benchmarks/coverage.py --studies 1000 --out coverage.json  # half an hour; keeps the cells in the file
     python benchmarks/coverage.py --laws chinchilla --groups 8 16 --studies 100 --seed 12345
@@ -45,7 +45,7 @@ DRAWS = 500
 
 @dataclass(frozen=True)
 class Case:
-    """A planted law: its design for a number of groups, its truth, and the variables that a prediction scales."""
+    """A law, its design for a number of groups, its true parameters, and the variables that a prediction scales."""
 
     law: str
     truth: dict[str, float]
@@ -60,7 +60,7 @@ class Case:
 
 
 def trunks(groups: int, build: Callable[[float, int], pd.DataFrame]) -> tuple[pd.DataFrame, None]:
-    """`groups` trunks over five sizes (more seeds where there are more groups)."""
+    """`groups` trunks over five sizes, with further seeds for more than five groups."""
     chosen = np.resize(np.geomspace(2e4, 4e5, 5), groups)
     return pd.concat([build(N, number) for number, N in enumerate(chosen)], ignore_index=True), None
 
@@ -75,7 +75,7 @@ def chinchilla(groups: int):
 
 
 def single(groups: int):
-    """Every run a group of its own: sizes and budgets crossed."""
+    """Sizes × budgets, each run a group of its own."""
     N, D = np.resize(np.geomspace(2e4, 4e5, 5), groups), np.resize(np.geomspace(1e6, 1.6e7, 4), groups)
     frame = pd.DataFrame({"params": N, "target_tokens": D})
     return frame.assign(run=[f"g{row}" for row in range(groups)]), None
@@ -109,7 +109,7 @@ def power(groups: int):
 
 
 def mixing(groups: int):
-    """Proportions of three domains spread over the simplex, a mixture a trunk, three seeds of evaluation each."""
+    """Proportions of three domains, spread over the simplex; one mixture a trunk, three evaluation seeds each."""
     r = np.random.default_rng(0).dirichlet(np.ones(3), groups)
     r[:3] = np.eye(3) * 0.8 + 0.2 / 3
     names = ("web", "code", "books")
@@ -122,7 +122,7 @@ def bimix(groups: int):
 
 
 def atlas(groups: int):
-    """A target alone and in 50/50 pairs with each of two sources, and together with both; some trunks repeat data."""
+    """A target alone, in 50/50 pairs with each of two sources, and with both; some trunks repeat data."""
     mixes = (("t",), ("t", "a"), ("t", "b"), ("t", "a", "b"), ("t",), ("t", "c"), ("t", "a", "c"))
     rows, seen = [], []
     for number, N in enumerate(np.resize(np.geomspace(2e4, 4e5, 5), groups)):
@@ -174,7 +174,7 @@ CASES = (
 
 
 def cell(case: Case, groups: int, noise: str, studies: int, seed: int) -> dict[str, Any]:
-    """One cell of the table, or why it is refused."""
+    """One cell of the table, or the reason why the fit is refused."""
     head = {"law": case.label, "groups": groups, "noise": noise}
     design, exposure = case.design(groups)
     trunk, checkpoint = NOISES[noise]
@@ -243,7 +243,7 @@ def intervals(problem: Any, wanted: list, y: np.ndarray, seed: int) -> tuple[np.
 
 
 def scalars(case: Case, planted: Any) -> tuple[list, list[str]]:
-    """What is asked of every fit, and its names."""
+    """The quantities estimated by every fit, and their names."""
     parameters = planted.parameters_and_constants()
     constants = [
         name for name, q in zip(planted.names, planted.problem.fitted_parameters, strict=True) if q.reference
@@ -278,7 +278,7 @@ def places(case: Case, x: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def recovered(planted: Any, case: Case, labels: list[str]) -> np.ndarray:
-    """(m,): False for a parameter that the noiseless design does not give back."""
+    """(m,): False for a parameter that a fit to noiseless data does not recover."""
     found = planted.params
     lost = set()
     for name in found.index:
@@ -289,7 +289,7 @@ def recovered(planted: Any, case: Case, labels: list[str]) -> np.ndarray:
 
 
 def cramer_rao(problem: Any, theta: np.ndarray, wanted: list, trunk: float, checkpoint: float) -> np.ndarray:
-    """(m,) widths of 90% intervals if the noise were known and the law linear about the truth theta (P,)."""
+    """(m,) widths of 90% intervals for known noise and the law linearised at the true theta (P,)."""
     squares = dataclasses.replace(problem, delta=None, penalised=tuple(wanted))
     m = sum(map(len, wanted))
     plain = dataclasses.replace(squares, penalised=())

@@ -1,4 +1,4 @@
-"""Fitting laws: ours beside the published scipy recipe, in one run, as JSON.
+"""Time and accuracy of fitting laws, against the published scipy recipe, as JSON.
 
     python benchmarks/fit.py --points chinchilla_points.csv [--out fit.json]       # four minutes on two cores
     python benchmarks/fit.py --points chinchilla_points.csv --sample 1             # scipy's recipe to its end
@@ -126,12 +126,12 @@ def ours_once(table, bootstraps: int) -> tuple[float, float, float]:
 
 
 def cold(path: str, bootstraps: int) -> dict:
-    """One fit in a fresh process, after imports."""
+    """One fit in a fresh process, without imports."""
     return alone("--points", path, "--bootstraps", str(bootstraps), "--once")
 
 
 def alone(*arguments: str) -> dict:
-    """This script in a process of its own, so that time after imports and peak memory are its own."""
+    """Runs this script in a process of its own, so that its time after imports and its peak memory are separate."""
     command = [sys.executable, __file__, *arguments]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
@@ -202,7 +202,7 @@ def bootstrap_agreement(path: str, count: int, starts: int = 9) -> dict:
 
 
 def atlas(rows: int, bootstraps: int, seed: int) -> dict:
-    """ATLAS on planted observations of 8 languages: seconds, memory, and how many intervals hold the truth."""
+    """The ATLAS law on simulated observations of 8 languages: seconds, memory, and coverage of the intervals."""
     import analysis
     from analysis.validation import simulate
 

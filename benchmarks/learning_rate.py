@@ -1,4 +1,4 @@
-"""The learning-rate rule shown: final loss against base learning rate for several sizes, under both rules.
+"""Final loss against base learning rate for several sizes, under both learning-rate rules.
 
     python benchmarks/learning_rate.py [--steps 300] [--json out.json] [--figure docs/learning_rate.svg]
 
@@ -27,7 +27,7 @@ RULES = ("mup", "constant")
 
 
 def final_loss(folder: Path, scale: str, rule: str, rate: float, steps: int) -> dict[str, Any]:
-    """Trains one run and returns its point: nats per token held out, at the end of the decay."""
+    """Trains one run; returns its held-out loss in nats per token at the end of the decay."""
     workdir = folder / f"{rule}-{scale}-{rate}"
     values: dict[str, Any] = {
         "SCALE": scale,
@@ -54,7 +54,7 @@ def final_loss(folder: Path, scale: str, rule: str, rate: float, steps: int) -> 
 
 
 def best_rates(points: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The rate of least loss by rule and scale."""
+    """The learning rate with the lowest loss, for each rule and scale."""
     found: dict[str, dict[str, float]] = {rule: {} for rule in RULES}
     for rule in RULES:
         for scale in SCALES:
@@ -64,7 +64,7 @@ def best_rates(points: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def draw(points: list[dict[str, Any]], path: Path) -> None:
-    """Loss against rate, a line a size, the two rules side by side, each line's lowest point ringed."""
+    """Loss against learning rate, one line a size, one panel a rule; the lowest point of each line is circled."""
     import altair as alt
     import pandas as pd
 

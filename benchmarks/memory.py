@@ -1,12 +1,12 @@
-"""What a rung takes on each chip of a mesh: ``sweeps.cost.memory``'s figure beside that of the XLA compiler.
+"""Memory of a run on each chip of a mesh: the estimate of ``sweeps.cost.memory`` and the figure of the XLA compiler.
 
-The step is compiled for simulated CPU devices and not run, so no accelerator and little memory is needed:
+The step is compiled for simulated CPU devices and not run, which needs no accelerator and little memory:
 
     python benchmarks/memory.py --scale 46 --mesh 1 64 1 --batch 512
 
-XLA's figure is that of one device: arguments and temporaries, the state being updated in place. On the CPU bfloat16
-products are computed in float32, so float32 is what is compared by default; attention is not fused there, so it holds
-its scores, as the formula is told.
+XLA's figure is for one device: arguments and temporaries, with the state updated in place. The CPU computes bfloat16
+products in float32, so float32 is compared by default. Attention is not fused on the CPU and holds its scores, which
+the estimate includes.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Feeding a mixture: ours beside SeqIO and Grain on the same text, and how far from what memory allows.
+"""Feeding a mixture: mscale, SeqIO and Grain on the same text, and the bound set by memory bandwidth.
 
     python benchmarks/mixture_feed.py [--corpus DIR] [--seconds 5] [--only NAME …] > mixture_feed.json
 
@@ -47,7 +47,7 @@ def anonymous_bytes() -> int:
 
 
 class Peak:
-    """The peak of anonymous memory, looked at every 5 ms."""
+    """The peak of anonymous memory, sampled every 5 ms."""
 
     def __init__(self) -> None:
         self.base = self.peak = anonymous_bytes()
@@ -307,7 +307,7 @@ CONTESTANTS: dict[str, Callable[[str, str, float], dict[str, Any]]] = {
 
 
 def run(name: str, store: str, corpus: str, seconds: float) -> dict[str, Any]:
-    """Runs one contestant in a process of its own."""
+    """Measures one library in a process of its own."""
     command = [sys.executable, __file__, "--contestant", name, "--store", store, "--corpus", corpus]
     environment = {
         **os.environ,

@@ -1,4 +1,4 @@
-"""How close packing comes to the bare tokenizer: both on the same text, in the same run, on 1 core and on all.
+"""Throughput of packing relative to the tokenizer alone: same text, same run, on one core and on all.
 
     python benchmarks/pack.py --corpus ../shared/corpora/madlad_mini --vocabulary my-vocabulary --out pack.json
 
@@ -27,7 +27,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "corpora" / "madlad_mi
 
 
 def cpu_seconds() -> float:
-    """Of this process and of all that it started and that ended."""
+    """CPU seconds of this process and of its ended children."""
     return sum(
         used.ru_utime + used.ru_stime
         for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -42,7 +42,7 @@ def measured(function, *arguments) -> tuple[float, float]:
 
 
 def encode_raw(vocabulary: Vocabulary, files: list, results) -> None:
-    """Reads its share of the text, then times nothing but the encoder."""
+    """Reads its share of the text, then times the encoder alone."""
     texts = [text for one in files for text in read_documents(one) if text]
     processor = getattr(vocabulary, "_processor", None)
     found: dict[str, float] = {"bytes": sum(len(text.encode()) for text in texts)}
@@ -109,7 +109,7 @@ def compare(
     files: list[InputFile],
     stores: str,
 ) -> dict:
-    """Packs and encodes in turn; the figures."""
+    """Packs and encodes in turn; returns the figures."""
     result: dict = {"vocabulary": vocabulary.fingerprint, "languages": len(files), "rounds": options.rounds}
     for processes in map(int, options.processes.split(",")):
         best: dict[str, list[float]] = {}

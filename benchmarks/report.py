@@ -1,4 +1,4 @@
-"""A report from the observations of a study as large as ATLAS's: the time of every stage, as JSON.
+"""A report on a simulated study as large as ATLAS's: the time of every stage, as JSON.
 
     python benchmarks/report.py [--languages 20] [--seed 0] [--keep FOLDER]       # half a minute
 
@@ -36,7 +36,7 @@ from analysis.vega import scripts
 
 
 def plant(folder: Path, languages: int, pairs: float, seed: int) -> None:
-    """Writes observations.csv and exposure.csv of a planted study; pairs: the share of pairs that were run."""
+    """Writes observations.csv and exposure.csv of a simulated study; ``pairs`` is the share of pairs that were run."""
     codes = ["".join(code) for code in itertools.product("abc", "mnopqrst", "uvwxyz")]
     planted_study.LANGUAGES = tuple(codes[:: len(codes) // languages][:languages])
     tables = planted_study.study(seed=seed)[:2]
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Of `mscale report FOLDER`, a command of its own: wall clock, processor time and memory of both processes."""
+    """Wall-clock time, CPU time and memory of `mscale report FOLDER`, over both of its processes."""
     code = "from mscale.cli import main; main()"
     began = time.perf_counter()
     with open(folder / "log", "w") as log:
@@ -91,7 +91,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that a process and those it started hold."""
+    """Memory in bytes of a process and its children."""
     try:
         parent = psutil.Process(pid)
         return sum(one.memory_info().rss for one in [parent, *parent.children(recursive=True)])
@@ -100,7 +100,7 @@ def resident(pid: int) -> int:
 
 
 def stages(folder: Path) -> dict[str, Any]:
-    """Wall clock that the first process spends on each stage, or waits for the second to finish it."""
+    """Wall-clock time that the first process spends on each stage, or waits for the second process to finish it."""
     seconds: dict[str, float] = {}
     last = began = time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""What a run of a sweep costs beside its steps: start, evaluation, checkpoint, records, and the pool's own work.
+"""Overhead of a run in a sweep, beyond its training steps: start, evaluation, checkpoint, records, worker pool.
 
     python benchmarks/sweep_overhead.py [--runs 12] > sweep_overhead.json
 
@@ -28,7 +28,7 @@ BATCH, SEQUENCE = 4, 128
 
 
 def seconds(store: Store, root: Path, runs: int, steps: int) -> float:
-    """Wall seconds of a study of ``runs`` runs, the seeds of one cell, on one worker."""
+    """Wall seconds of a study with ``runs`` seeds of one cell, on one worker."""
     tokens = (steps * BATCH * SEQUENCE,)
     cells = grid.cells([store.languages[0]], tokens, ("nano0",), range(runs), tag="overhead")
     study = grid.study(store, "overhead", cells, sequence_length=SEQUENCE, batch_size=BATCH)

@@ -1,4 +1,4 @@
-"""Train-step speed: tokens/s and model FLOP/s as a share of this machine's best matrix-product rate.
+"""Speed of a train step: tokens/s, and model FLOP/s as a share of this machine's best matrix-product rate.
 
     python benchmarks/train_step.py [--seconds 3] [--cases nano2,gpt-0.13M] [--json out.json] [--torch]
 
@@ -59,7 +59,7 @@ Step = Callable[[], Any]
 
 
 def best_times(steps: list[Step], seconds: float) -> list[float]:
-    """Shortest call of each, after one that is not counted: each gets its ``seconds`` in four turns."""
+    """Shortest call of each function after one warm-up call; each is measured for ``seconds`` in four turns."""
     times: list[list[float]] = [[] for _ in steps]
     for step in steps:
         step()
@@ -167,7 +167,7 @@ def make_torch_step(case: Case, dtype: str) -> tuple[Step, int]:
 
 
 def torch_matrix_rate(seconds: float = 0.5) -> float:
-    """Best FLOP/s of PyTorch's matrix product on the CPU, where it uses another library."""
+    """Best FLOP/s of PyTorch's matrix product on the CPU, which is of another library."""
     import torch
 
     rates = []

@@ -53,18 +53,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--array")
     parser.add_argument("--index", type=int)
     parser.add_argument("--trainer", default=run_folder.DEFAULT_TRAINER)
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     # Stopped before the trainer handles the signal: nothing has been computed, and this is not a failure.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(run_folder.PREEMPTED_EXIT_CODE))
     try:
-        run_id = assigned_run(given.root, given.run, given.array, given.index)
-        folder = spec.workdir(given.root, run_id)
+        run_id = assigned_run(options.root, options.run, options.array, options.index)
+        folder = spec.workdir(options.root, run_id)
         one = spec.spec_from_json(
             read_json(folder / "spec.json", what="run spec"), where=str(folder / "spec.json")
         )
         start_distributed()
-        trainer = worker.load_trainer(given.trainer)
-        arguments = spec.argv(one, given.root)
+        trainer = worker.load_trainer(options.trainer)
+        arguments = spec.argv(one, options.root)
         first = os.environ.get("MSCALE_PROCESS_ID", os.environ.get("SLURM_PROCID", "0")) == "0"
         if first:
             reason = worker.train_run(folder, arguments, trainer)

@@ -208,8 +208,8 @@ def status_table(root: str | Path) -> "Table":
     return table
 
 
-def _share_done(done: int, whole: int) -> str:
-    return f"{done / max(whole, 1):.0%} of {whole:.3g}"
+def _share_done(done: int, total: int) -> str:
+    return f"{done / max(total, 1):.0%} of {total:.3g}"
 
 
 def status_lines(root: str | Path, states: dict[str, RunState]) -> list[str]:
@@ -221,17 +221,19 @@ def status_lines(root: str | Path, states: dict[str, RunState]) -> list[str]:
             f"running {state.spec.id}: step {state.step:,} of {state.spec.steps:,}, "
             f"{state.tokens_per_second:,.0f} tokens/s"
         )
-    left = sum(state.spec.flops - flops_done(state) for state in states.values() if state.state != "failed")
+    remaining = sum(
+        state.spec.flops - flops_done(state) for state in states.values() if state.state != "failed"
+    )
     speed = sum(6 * state.spec.params * state.tokens_per_second for state in running)
     if running and speed:
-        lines.append(f"{speed:.3g} FLOP/s; about {left / speed:,.0f} s left")
+        lines.append(f"{speed:.3g} FLOP/s; about {remaining / speed:,.0f} s left")
     for state in states.values():
         if state.state == "failed":
             lines.append(f"failed {state.spec.id}: {state.reason}")
     holder = liveness.read_lease(root)
     if holder and liveness.lease_holder_is_alive(holder):
         lines.append(f"runner: process {holder['pid']} on {holder['host']}")
-    elif left:
+    elif remaining:
         lines.append("no runner is working on it; `mscale sweep run` continues")
     return lines
 

@@ -1,6 +1,7 @@
-"""A trainer that trains nothing: it reads its arguments, takes its time and writes what a real run writes.
+"""A trainer without a model: it writes the files of a real run, with made-up losses, for tests of executors.
 
-Failures are asked for by the environment: FAKE_FAIL and FAKE_DIE name a part of the run's id.
+Environment variables: FAKE_SECONDS is the duration of a run; FAKE_FAIL and FAKE_DIE are a part of the ids of runs that
+raise an error or kill their process.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""Studies run on this machine by a trainer that trains nothing, and a runner in a process of its own."""
+"""Runs studies on this machine with the fake trainer, also by a runner in a process of its own."""
 
 import os
 import subprocess
@@ -12,16 +12,16 @@ from studies import cell, make
 FAKES = Path(__file__).resolve().parent
 
 
-FAKE = "fake_train:main"
+FAKE_TRAINER = "fake_train:main"
 
 
 @pytest.fixture(autouse=True)
 def fake_trainer_on_path(monkeypatch):
-    """Worker processes find the trainer."""
+    """Lets worker processes import the fake trainer."""
     monkeypatch.setenv("PYTHONPATH", str(FAKES))
 
 
-def small():
+def small_study():
     unimax = cell("unimax", mixture="en+fr", steps=(50,))
     return make(cell(), unimax, cell("continue", init=unimax), cell(scale="nano1"))
 
@@ -59,4 +59,4 @@ def wait_for(condition, seconds=20.0):
         if value := condition():
             return value
         time.sleep(0.02)
-    raise AssertionError("waited in vain")
+    raise AssertionError(f"nothing happened within {seconds} s")

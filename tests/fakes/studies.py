@@ -1,4 +1,4 @@
-"""Small studies over a store that knows sizes only."""
+"""Small studies over a fake token store that has sizes but no text."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ STEP = 32
 
 
 class FakeStore:
-    """A store that knows sizes only."""
+    """A token store that has sizes but no text."""
 
     def __init__(self, languages=LANGUAGES, tokens=8_000):
         self.path, self.languages, self.tokens = "/store", tuple(languages), tokens

@@ -1,4 +1,4 @@
-"""SeqIO's view of the project: names, tasks, mixtures, and the packed task against the feed."""
+"""Tasks and mixtures in SeqIO: their names and examples, and the packed task against the feed."""
 
 import subprocess
 import sys

@@ -216,7 +216,7 @@ def of_all_languages(many_languages, tmp_path_factory):
 
 
 def not_exact(vocabulary: SentencePieceVocabulary, corpus, size: float) -> list[str]:
-    """Languages of which some document, up to ``size`` bytes in all, does not come back."""
+    """Languages with a document, within the first ``size`` bytes, that encoding and decoding changes."""
     found = []
     codes = corpora.languages(corpus)
     assert len(codes) in (456, 502)  # generated, real

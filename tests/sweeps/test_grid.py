@@ -1,4 +1,4 @@
-"""Studies of one's own, from a gin file or a Python one."""
+"""Users' own studies, from a gin file or a Python file."""
 
 import pytest
 import tiny_corpus

@@ -1,4 +1,4 @@
-"""Run specs: the id hashes what determines a result and nothing else."""
+"""Run specs: the id hashes all that determines a result and nothing else."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Studies: trunks and branches from cells, and one clear error for each way to get a study wrong."""
+"""Studies: trunks and branches follow from cells, and each kind of wrong study gives its own error."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ def test_budgets_share_one_trunk():
 
 @given(st.lists(st.integers(10, 500), min_size=2, max_size=6, unique=True))
 def test_trunk_sharing_costs_what_the_design_says(tens):
-    """0.9·D_k + 0.1·ΣD_i where every budget is a multiple of ten steps."""
+    """The tokens trained are 0.9·D_k + 0.1·ΣD_i where every budget is a multiple of ten steps."""
     steps = [10 * count for count in tens]
     study = make(cell(steps=tuple(steps)))
     assert sum(run.tokens for run in study.runs) * 10 == STEP * (9 * max(steps) + sum(steps))

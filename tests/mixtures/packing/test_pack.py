@@ -226,7 +226,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process is there and no zombie, which has closed its files, the lock among them."""
+    """Whether a process exists and is not a zombie, which has released its files and locks."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:

@@ -1,4 +1,4 @@
-"""The generated corpus: what is planted is there, and its bytes follow from the seed alone."""
+"""The generated corpus: its relatedness gives transfer as planted, and its bytes follow from the seed alone."""
 
 import itertools
 import json
@@ -98,7 +98,7 @@ def test_a_whole_corpus_is_left_alone_and_an_unfinished_one_continued(tmp_path, 
     assert generate.generate(tmp_path, 3, **SMALL) == truth
     assert [path.stat().st_mtime_ns for path in tmp_path.rglob("*.gz")] == times
 
-    corpus.files(tmp_path, "ba")[0].unlink()  # someone deleted one
+    corpus.files(tmp_path, "ba")[0].unlink()  # as if a user deleted it
     generate.generate(tmp_path, 3, **SMALL)
     assert contents(tmp_path) == before
 
@@ -324,7 +324,7 @@ def probabilities(train: bytes, test: bytes) -> np.ndarray:
 
 
 def transfer_gain(target: bytes, source: bytes, test: bytes) -> float:
-    """Bits per byte won on the test text by a model that may use the source's text beside the target's.
+    """Bits per byte that a model gains on the test text by training on the source's text in addition to the target's.
 
     It mixes the model of the target's text with one of both texts; the weight is fitted on half of the test text. So
     it, like a neural model and unlike added counts, can tell the languages apart.
@@ -338,7 +338,7 @@ def transfer_gain(target: bytes, source: bytes, test: bytes) -> float:
 
 
 def relative_gain(target: bytes, source: bytes) -> float:
-    """What 50 kB of the source win beside 12 kB of the target, over what as much more of the target wins."""
+    """Gain of 50 kB of the source added to 12 kB of the target, over the gain of 50 kB more of the target."""
     few, more, test = target[:12_000], target[12_000:62_000], target[-20_000:]
     return transfer_gain(few, source[-50_000:], test) / transfer_gain(few, more, test)
 
@@ -373,7 +373,7 @@ def test_transfer_inside_a_family_is_graded():
 
 
 def test_speed(world):
-    """Far below what one core does (about 45 MB/s before gzip, 30 after), since test machines are shared."""
+    """The bound is far below the speed of one core (45 MB/s before gzip, 30 after), since test machines are shared."""
     start = time.process_time()
     size = sum(len(chunk) for chunk in generate.text_chunks(world, "aa", 4_000_000))
     assert size / 1e6 / (time.process_time() - start) > 5

@@ -1,11 +1,11 @@
-"""Collecting: a done run's rows are checked against its spec; what is missing is listed, never made up."""
+"""Collecting: the rows of a done run are checked against its spec, and missing runs are listed."""
 
 import csv
 import json
 
 import pyarrow.parquet as pq
 import pytest
-from local_runs import FAKE, fake_trainer_on_path, small  # noqa: F401
+from local_runs import FAKE_TRAINER, fake_trainer_on_path, small_study  # noqa: F401
 
 from mscale.observations import COLUMNS, EXPOSURE_COLUMNS, read_jsonl
 from sweeps import spec
@@ -15,7 +15,7 @@ from sweeps.executors import local, state
 
 @pytest.fixture
 def root(tmp_path):
-    local.run(small(), tmp_path, workers=2, trainer=FAKE)
+    local.run(small_study(), tmp_path, workers=2, trainer=FAKE_TRAINER)
     return tmp_path
 
 

@@ -1,11 +1,11 @@
-"""A study that lies on a remote file system is read as a local one is."""
+"""A study on a remote file system gives the same tables as a local one."""
 
 import json
 import uuid
 
 import fsspec
 import pytest
-from local_runs import FAKE, fake_trainer_on_path, small  # noqa: F401
+from local_runs import FAKE_TRAINER, fake_trainer_on_path, small_study  # noqa: F401
 
 from mscale.errors import MscaleError
 from mscale.remote import upload
@@ -17,7 +17,7 @@ from sweeps.executors import local, state
 
 @pytest.fixture
 def there(tmp_path):
-    local.run(small(), tmp_path / "there", workers=2, trainer=FAKE)
+    local.run(small_study(), tmp_path / "there", workers=2, trainer=FAKE_TRAINER)
     url = f"memory://study-{uuid.uuid4().hex}"
     upload(tmp_path / "there", url)
     return tmp_path / "there", url

@@ -1,4 +1,4 @@
-"""Importers: what other people's files say becomes observations; nothing is made up, and errors name the cell."""
+"""Importers: other people's files become observations without invented values, and errors name the cell."""
 
 import csv
 
@@ -124,14 +124,14 @@ MAPPED = {"run": "name", "mixture": "mix", "tokens": "billions*1e9"}
 
 
 def test_long_and_wide_layouts_say_the_same(tmp_path):
-    """With units, shares of a pair and the phase taken from what there is; all of it told."""
+    """Units, shares of a pair and phases are inferred, and each inference is in the notes."""
     wide = write(tmp_path / "wide.csv", ["name", "mix", "billions", "lr", "loss_en", "loss_es"], *CURVES)
     params = {"params": "1.2B"}
     made = import_csv(wide, tmp_path / "w.parquet", MAPPED, params, wide="loss_{language}")
     assert (made.rows, made.runs) == (5, 2)
-    told = " | ".join(made.notes)
+    notes = " | ".join(made.notes)
     for part in ("half and half: en+es", "5 stable rows", "1 rows without a finite loss left out: ab (1)"):
-        assert part in told
+        assert part in notes
     lines = [
         (*row[:4], language, loss)
         for row in CURVES

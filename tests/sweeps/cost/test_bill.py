@@ -1,4 +1,4 @@
-"""The bill of a study: exact counts, the design's saving, and the critical path."""
+"""The bill of a study: exact counts, the saving of shared trunks, and the critical path."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""Memory of a run: what the formula must give in cases worked out by hand, and that a suggested mesh holds the run."""
+"""Memory of a run: the formula in cases worked out by hand, and a suggested mesh that holds the run."""
 
 import json
 import os
@@ -24,8 +24,8 @@ def workload(shape=SHAPE, batch_size=8, sequence_length=2048):
 def test_state_is_sixteen_bytes_a_parameter():
     whole = memory.memory_per_chip(workload()).total
     split = memory.memory_per_chip(workload(batch_size=64), memory.MeshSizes(fsdp=8)).total
-    # Eight chips with eight times the batch: the same activations, an eighth of the state and of the block of logits;
-    # the embedding and a layer are gathered, in bfloat16, with gradients in float32.
+    # Eight chips with eight times the batch have the same activations, an eighth of the state and of the logits block,
+    # and gather the embedding and a layer in bfloat16, with gradients in float32.
     d, h, k, f = SHAPE.embed, SHAPE.heads, SHAPE.kv, SHAPE.ffw
     gathered = 6 * (64_512 * d + 4 * d * h * k + 3 * d * f)
     logits = 2 * 4 * memory.GPU_LOSS_BLOCK
@@ -117,7 +117,7 @@ def test_what_does_not_fit_says_how_much_it_needs():
 
 
 def test_heads_that_tensor_does_not_divide_stay_whole():
-    """Scale 34 has 17 heads: two chips of tensor save less of it than the same shape with 16 or 18 would."""
+    """Scale 34 has 17 heads: two chips of tensor save less memory than with 16 or 18 heads."""
     import dataclasses
 
     for_heads = [

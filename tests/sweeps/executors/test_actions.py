@@ -1,11 +1,11 @@
-"""Logs, retry, cancel and stalls: what a user does to a study that runs."""
+"""Logs, retry and cancel of a running study, and stalled runs."""
 
 import os
 import signal
 import time
 
 import pytest
-from local_runs import FAKE, fake_trainer_on_path, small, start_runner, wait_for  # noqa: F401
+from local_runs import FAKE_TRAINER, fake_trainer_on_path, small_study, start_runner, wait_for  # noqa: F401
 from studies import cell, make
 
 from mscale.errors import MscaleError
@@ -15,10 +15,10 @@ from sweeps.executors import actions, local, state
 
 
 def test_a_log_begins_with_how_the_run_ended(tmp_path, monkeypatch):
-    study = small()
+    study = small_study()
     monkeypatch.setenv("FAKE_FAIL", "nano1-en-trunk")
     with pytest.raises(MscaleError):
-        local.run(study, tmp_path, workers=2, trainer=FAKE)
+        local.run(study, tmp_path, workers=2, trainer=FAKE_TRAINER)
     lines = list(actions.logs(tmp_path, "nano1-en-trunk"))
     assert ": failed, step 0 of" in lines[0] and "told to fail" in lines[0]
     assert any(line.startswith("training nano1") for line in lines)
@@ -31,10 +31,10 @@ def test_a_log_begins_with_how_the_run_ended(tmp_path, monkeypatch):
 
 
 def test_retry_takes_failures_up_again(tmp_path, monkeypatch):
-    study = small()
+    study = small_study()
     monkeypatch.setenv("FAKE_FAIL", "nano1-en-trunk")
     with pytest.raises(MscaleError):
-        local.run(study, tmp_path, workers=2, trainer=FAKE)
+        local.run(study, tmp_path, workers=2, trainer=FAKE_TRAINER)
     (failed,) = actions.retry(tmp_path)
     assert failed.startswith("nano1-en-trunk")
     found = [one.state for one in state.read_states(study.runs, tmp_path).values()]
@@ -45,15 +45,15 @@ def test_retry_takes_failures_up_again(tmp_path, monkeypatch):
 
 
 def test_a_cancelled_run_stays_so_until_it_is_retried(tmp_path):
-    study = small()
+    study = small_study()
     state.save_study(study, tmp_path)
     assert len(actions.cancel(tmp_path, ["nano1-en-trunk"])) == 1
     with pytest.raises(MscaleError, match="1 of 13 runs failed, and 3 that start from them"):
-        local.run(study, tmp_path, workers=2, trainer=FAKE)
+        local.run(study, tmp_path, workers=2, trainer=FAKE_TRAINER)
     trunk = actions.find_run(study, "nano1-en-trunk")
     assert not (spec.workdir(tmp_path, trunk.id) / "began.txt").exists()
     assert actions.retry(tmp_path) == [trunk.id]
-    assert local.run(study, tmp_path, workers=2, trainer=FAKE).trained == 4
+    assert local.run(study, tmp_path, workers=2, trainer=FAKE_TRAINER).trained == 4
 
 
 def test_cancelling_a_run_at_work_ends_it_and_leaves_the_others(tmp_path):
@@ -86,7 +86,7 @@ def test_a_run_that_does_not_get_on_is_begun_again(tmp_path, monkeypatch):
     study = make(cell(steps=(100,)))
     monkeypatch.setenv("FAKE_SECONDS", "1000")
     with pytest.raises(MscaleError, match="its worker died 2 times, at last with signal 9"):
-        local.run(study, tmp_path, workers=1, trainer=FAKE, attempts=2, stall_seconds=2.0)
+        local.run(study, tmp_path, workers=1, trainer=FAKE_TRAINER, attempts=2, stall_seconds=2.0)
 
 
 def test_a_process_that_lives_and_does_nothing_is_shown_as_stalled(tmp_path):
@@ -108,7 +108,7 @@ def test_a_process_that_lives_and_does_nothing_is_shown_as_stalled(tmp_path):
 def test_a_full_disk_is_named_and_loses_nothing(tmp_path, monkeypatch):
     import errno
 
-    study = small()
+    study = small_study()
     real = os.replace
 
     def full(source, target):
@@ -120,7 +120,7 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path, monkeypatch):
     with pytest.raises(
         MscaleError, match="study.json: No space left on device; the disk is full: free some space"
     ):
-        local.run(study, tmp_path, workers=1, trainer=FAKE)
+        local.run(study, tmp_path, workers=1, trainer=FAKE_TRAINER)
     monkeypatch.undo()
     assert not list(tmp_path.glob("*.tmp")) and not (tmp_path / "lease.json").exists()
 

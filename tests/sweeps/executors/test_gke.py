@@ -1,4 +1,4 @@
-"""JobSets for TPU slices: the Job part against the kubernetes client's models, the rest field by field."""
+"""JobSets for TPU slices: the Job is checked by the kubernetes client's models, the rest field by field."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def test_golden_file_of_one_slice_of_four_hosts(study):
 
 
 def strict(models, kind: str, value, path: str = ""):
-    """Checks a value against a model of the kubernetes client: known fields, right types, required ones there."""
+    """Checks a value against a model of the kubernetes client: known fields, right types, no required field missing."""
     if kind.lower().startswith("list["):
         assert isinstance(value, list), path
         for index, item in enumerate(value):
@@ -59,7 +59,9 @@ def strict(models, kind: str, value, path: str = ""):
         assert isinstance(value, dict) and not set(value) - set(fields), (path, set(value) - set(fields))
         for wire, item in value.items():
             strict(models, model.openapi_types[fields[wire]], item, f"{path}.{wire}")
-        model(**{fields[wire]: item for wire, item in value.items()})  # refuses what is required and missing
+        model(
+            **{fields[wire]: item for wire, item in value.items()}
+        )  # raises where a required field is missing
 
 
 @pytest.mark.parametrize("options", [OPTIONS, gke.Options(image="i", claim="c", slices=2, priority="p")])
@@ -114,7 +116,7 @@ def test_processes_find_each_other_over_slices_and_hosts(study, tmp_path, monkey
 
 
 def joined_as(container, field_refs, tmp_path, monkeypatch) -> tuple[int, int]:
-    """Runs a container's command under the environment it is given, and joins as `distributed.join` then would.
+    """Runs a container's command in its environment, then `distributed.join` in the environment that it set.
 
     Returns (processes, process id), as ``jax.distributed.initialize`` gets them.
     """

@@ -1,4 +1,4 @@
-"""The local executor: dependencies, pinning, deaths, failures, signals, and nothing lost or done twice."""
+"""The local executor: dependencies, pinning, failures, killed processes, signals; no run is lost or done twice."""
 
 import dataclasses
 import os
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from local_runs import FAKE, FAKES, fake_trainer_on_path, small, start_runner, wait_for  # noqa: F401
+from local_runs import FAKE_TRAINER, FAKES, fake_trainer_on_path, small_study, start_runner, wait_for  # noqa: F401
 from studies import RECIPE, FakeStore, cell, make
 
 from mscale.errors import MscaleError
@@ -24,26 +24,26 @@ def began(root, run) -> list[str]:
 
 
 def test_every_run_is_trained_once_with_parents_first(tmp_path):
-    study = small()
-    summary = local.run(study, tmp_path, workers=2, trainer=FAKE)
+    study = small_study()
+    summary = local.run(study, tmp_path, workers=2, trainer=FAKE_TRAINER)
     assert summary.trained == len(study.runs) and summary.deaths == 0
     assert all(one.state == "done" for one in state.read_states(study.runs, tmp_path).values())
     assert all(len(began(tmp_path, one)) == 1 for one in study.runs)
     assert summary.peak_memory_bytes > 1e6
-    again = local.run(study, tmp_path, workers=2, trainer=FAKE)
+    again = local.run(study, tmp_path, workers=2, trainer=FAKE_TRAINER)
     assert (again.trained, again.skipped) == (0, len(study.runs))
     assert not (tmp_path / "lease.json").exists()
 
 
 def test_workers_are_pinned_to_cores_of_their_own(tmp_path):
-    study = small()
-    local.run(study, tmp_path, workers=2, trainer=FAKE)
+    study = small_study()
+    local.run(study, tmp_path, workers=2, trainer=FAKE_TRAINER)
     places = {line.split(" ", 1)[1] for one in study.runs for line in began(tmp_path, one)}
     assert places == {f"[{core}]" for core in sorted(os.sched_getaffinity(0))[:2]}
 
 
 def test_a_shape_stays_with_the_worker_that_compiled_it():
-    study = small()
+    study = small_study()
     by_scale = {name: [one for one in study.runs if name in one.shape] for name in ("nano1", "nano2")}
     remaining = {one.id: one.flops for one in study.runs}
     (one, *_), (other, *_) = by_scale["nano1"], by_scale["nano2"]
@@ -58,24 +58,24 @@ def test_a_shape_stays_with_the_worker_that_compiled_it():
 
 
 def test_failures_are_reported_together_and_their_children_not_begun(tmp_path, monkeypatch):
-    study = small()
+    study = small_study()
     monkeypatch.setenv("FAKE_FAIL", "nano1-en-trunk")
     with pytest.raises(MscaleError, match="1 of 13 runs failed, and 3 that start from them") as error:
-        local.run(study, tmp_path, workers=2, trainer=FAKE)
+        local.run(study, tmp_path, workers=2, trainer=FAKE_TRAINER)
     assert "was told to fail" in str(error.value) and "log.txt" in str(error.value)
     states = state.read_states(study.runs, tmp_path).values()
     assert [sum(one.state == name for one in states) for name in ("done", "failed", "blocked")] == [9, 1, 3]
     failed = next(one for one in states if one.state == "failed")
     assert any("training nano1" in line for line in failed.log)
     monkeypatch.delenv("FAKE_FAIL")
-    assert local.run(study, tmp_path, workers=2, trainer=FAKE).trained == 4
+    assert local.run(study, tmp_path, workers=2, trainer=FAKE_TRAINER).trained == 4
 
 
 def test_a_run_that_kills_its_workers_fails_after_three(tmp_path, monkeypatch):
-    study = small()
+    study = small_study()
     monkeypatch.setenv("FAKE_DIE", "nano1-en-trunk")
     with pytest.raises(MscaleError, match="its worker died 3 times, at last with signal 9"):
-        local.run(study, tmp_path, workers=2, trainer=FAKE)
+        local.run(study, tmp_path, workers=2, trainer=FAKE_TRAINER)
     trunk = next(one for one in study.runs if one.id.startswith("nano1-en-trunk"))
     assert len(began(tmp_path, trunk)) == 3
     assert sum(one.state == "done" for one in state.read_states(study.runs, tmp_path).values()) == 9
@@ -90,27 +90,27 @@ def test_changed_study_is_refused_once_begun(tmp_path):
     before, after = make(cell()), make(cell(), learning_rate=0.02)
     state.save_study(before, tmp_path)
     state.save_study(after, tmp_path)  # nothing has been trained yet
-    local.run(after, tmp_path, workers=1, trainer=FAKE)
+    local.run(after, tmp_path, workers=1, trainer=FAKE_TRAINER)
     with pytest.raises(MscaleError, match="LEARNING_RATE was 0.02, now 0.01"):
-        local.run(before, tmp_path, workers=1, trainer=FAKE)
+        local.run(before, tmp_path, workers=1, trainer=FAKE_TRAINER)
     moved = make(cell(), learning_rate=0.02, store="/elsewhere")
-    assert local.run(moved, tmp_path, workers=1, trainer=FAKE).skipped == len(moved.runs)
+    assert local.run(moved, tmp_path, workers=1, trainer=FAKE_TRAINER).skipped == len(moved.runs)
     retagged = dataclasses.replace(
         after, runs=tuple(dataclasses.replace(one, tag="other") for one in after.runs)
     )
     with pytest.raises(MscaleError, match="was 'mono', now 'other'"):
-        local.run(retagged, tmp_path, workers=1, trainer=FAKE)
+        local.run(retagged, tmp_path, workers=1, trainer=FAKE_TRAINER)
 
 
 def test_workers_must_be_positive(tmp_path):
     with pytest.raises(MscaleError, match="at least 1"):
-        local.run(make(cell()), tmp_path, workers=-1, trainer=FAKE)
+        local.run(make(cell()), tmp_path, workers=-1, trainer=FAKE_TRAINER)
 
 
 def test_unwritable_folder_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(MscaleError, match="cannot write .*file"):
-        local.run(make(cell()), tmp_path / "file", workers=1, trainer=FAKE)
+        local.run(make(cell()), tmp_path / "file", workers=1, trainer=FAKE_TRAINER)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_workers_leave_with_their_runner(tmp_path, how):
-    root, study = tmp_path / "study", small()
+    root, study = tmp_path / "study", small_study()
     runner = start_runner(study, root, seconds=30)
     workers = wait_for(lambda: any(root.glob("runs/*/began.txt")) and children(runner.pid))
     runner.send_signal(how)
@@ -146,15 +146,15 @@ def test_workers_leave_with_their_runner(tmp_path, how):
 
 
 def test_two_runners_on_one_folder_keep_apart(tmp_path):
-    root, study = tmp_path / "study", small()
+    root, study = tmp_path / "study", small_study()
     runner = start_runner(study, root, seconds=30)
     wait_for(lambda: any(root.glob("runs/*/began.txt")))
     with pytest.raises(MscaleError, match=f"another runner works on this study \\(process {runner.pid}"):
-        local.run(study, root, workers=1, trainer=FAKE)
+        local.run(study, root, workers=1, trainer=FAKE_TRAINER)
     assert any(one.state == "running" for one in state.read_states(study.runs, root).values())
     runner.kill()
     runner.communicate()
-    assert local.run(study, root, workers=2, trainer=FAKE).trained == len(study.runs)
+    assert local.run(study, root, workers=2, trainer=FAKE_TRAINER).trained == len(study.runs)
 
 
 def test_a_folder_that_is_being_trained_is_locked(tmp_path):
@@ -169,7 +169,7 @@ def test_a_folder_that_is_being_trained_is_locked(tmp_path):
 
 
 def many(seeds: int = 1):
-    """Some 200 runs a seed: 5 scales × 9 mixtures of trunk and branches, and runs that continue checkpoints."""
+    """About 200 runs for each seed: 5 scales × 9 mixtures of trunk and branches, and runs that continue checkpoints."""
     names = ["en", "fr", "hi", "en+fr", "en+hi", "fr+hi", "en=0.7+fr=0.3", "en=0.2+hi=0.8", "en+fr+hi"]
     cells = [
         Cell("grid", f"nano{scale}", name, tuple(32 * steps for steps in (20, 50, 100)), seed)
@@ -198,9 +198,9 @@ def test_nothing_is_lost_of_a_thousand_runs(tmp_path):
 
 
 def disturb(study, tmp_path, deaths: int) -> None:
-    """Runs the study twice, once killing workers and runner ``deaths`` times, and compares the tables."""
+    """Runs the study twice, the second time killing workers and runner ``deaths`` times, and compares the tables."""
     undisturbed, root = tmp_path / "undisturbed", tmp_path / "disturbed"
-    local.run(study, undisturbed, workers=3, trainer=FAKE)
+    local.run(study, undisturbed, workers=3, trainer=FAKE_TRAINER)
     whole = collect(undisturbed)
     assert whole.runs == len(study.runs) and not whole.missing
 
@@ -209,8 +209,8 @@ def disturb(study, tmp_path, deaths: int) -> None:
     def done() -> int:
         return sum(one.state == "done" for one in state.read_states(study.runs, root).values())
 
-    # Kills come by progress, not by the clock: all fall whatever the machine's speed. The runner itself
-    # is every third victim.
+    # Kills are triggered by progress, not by time, so that all happen on machines of any speed. Every third one
+    # kills the runner itself.
     kills, runner, at = 0, start_runner(study, root, workers=3), 0
     while runner.poll() is None:
         if kills < deaths and done() >= at:
@@ -234,7 +234,7 @@ def disturb(study, tmp_path, deaths: int) -> None:
 
 
 def test_real_training_end_to_end(tmp_path):
-    """Two trunks of the smallest model, with the real trainer: a branch off each, and one that continues."""
+    """Two trunks of the smallest model with the real trainer, two branches off each; one trunk continues the other."""
     import gzip
     import json
 

@@ -1,4 +1,4 @@
-"""The Slurm executor without a Slurm: scripts in its place say what a scheduler may say."""
+"""The Slurm executor without Slurm: scripts in place of its commands give a scheduler's possible answers."""
 
 import stat
 import subprocess
@@ -13,7 +13,7 @@ from sweeps.executors import job, slurm, state
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """Puts a script in the place of a command of Slurm; what it was called with is in calls.txt."""
+    """Replaces a command of Slurm by a script; calls.txt lists its calls."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")

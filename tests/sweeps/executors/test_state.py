@@ -1,4 +1,4 @@
-"""Where a study stands is read from its run folders, and shown."""
+"""The state of a study is read from its run folders and shown."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def states(planned, root):
 def test_every_state_is_told_apart(tmp_path, study):
     trunk, first, second, third, other, *rest = study.runs
     write(tmp_path, trunk, state="done")
-    write(tmp_path, first, state="running")  # and nobody holds it
+    write(tmp_path, first, state="running")  # and no process holds its lock
     write(tmp_path, other, state="failed")
     run_folder.write_failure(spec.workdir(tmp_path, other.id), "the loss became non-finite")
     with liveness.run_lock(spec.workdir(tmp_path, second.id)):
@@ -84,8 +84,8 @@ def test_folder_without_a_study_says_what_to_do(tmp_path):
 
 def test_lease_of_a_dead_or_foreign_owner(tmp_path):
     with liveness.study_lease(tmp_path) as renew:
-        mine = liveness.read_lease(tmp_path)
-        assert mine["pid"] == os.getpid() and liveness.lease_holder_is_alive(mine)
+        holder = liveness.read_lease(tmp_path)
+        assert holder["pid"] == os.getpid() and liveness.lease_holder_is_alive(holder)
         with (
             pytest.raises(MscaleError, match="another runner works on this study"),
             liveness.study_lease(tmp_path),
@@ -93,11 +93,11 @@ def test_lease_of_a_dead_or_foreign_owner(tmp_path):
             pass
         renew()
     assert liveness.read_lease(tmp_path) is None
-    # The pid lives, but it is another process now.
-    atomic_json(tmp_path / "lease.json", {**mine, "process_started": mine["process_started"] - 1})
+    # The pid exists, but belongs to another process now.
+    atomic_json(tmp_path / "lease.json", {**holder, "process_started": holder["process_started"] - 1})
     with liveness.study_lease(tmp_path):
         pass
-    foreign = {**mine, "host": "elsewhere", "renewed": time.time()}
+    foreign = {**holder, "host": "elsewhere", "renewed": time.time()}
     atomic_json(tmp_path / "lease.json", foreign)
     with pytest.raises(MscaleError, match="on elsewhere"), liveness.study_lease(tmp_path):
         pass
@@ -116,4 +116,4 @@ def test_a_runner_whose_lease_was_taken_over_ends(tmp_path, monkeypatch):
         atomic_json(tmp_path / "lease.json", other)
         with pytest.raises(MscaleError, match="took this study over"):
             renew()
-    assert liveness.read_lease(tmp_path)["host"] == "elsewhere"  # and it is not ours to remove
+    assert liveness.read_lease(tmp_path)["host"] == "elsewhere"  # and another runner's lease is not removed

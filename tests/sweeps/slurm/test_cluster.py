@@ -18,7 +18,7 @@ if "mscale-slurm" not in os.environ.get("SLURM_CONF", ""):
     pytest.skip("no test cluster; run make test-slurm", allow_module_level=True)
 
 FAKES = Path(__file__).resolve().parents[2] / "fakes"
-FAKE = "fake_train:main"
+FAKE_TRAINER = "fake_train:main"
 TABLES = ("observations.parquet", "observations.csv", "exposure.parquet", "exposure.csv")
 
 
@@ -58,30 +58,30 @@ def root(tmp_path):
 def test_a_study_gives_the_tables_that_the_local_executor_gives(root, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(FAKES))
     study = small()
-    local.run(study, tmp_path / "local", workers=2, trainer=FAKE)
+    local.run(study, tmp_path / "local", workers=2, trainer=FAKE_TRAINER)
     collect(tmp_path / "local")
-    slurm.run(study, root, options(), trainer=FAKE, poll_seconds=0.5)
+    slurm.run(study, root, options(), trainer=FAKE_TRAINER, poll_seconds=0.5)
     assert set(states(study, root)) == {"done"} and all(began(root, one) == 1 for one in study.runs)
     collect(root)
     for name in TABLES:
         assert (root / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
     assert list((root / "logs").glob("slurm-*.out"))
-    again = slurm.submit(study, root, options(), trainer=FAKE)
+    again = slurm.submit(study, root, options(), trainer=FAKE_TRAINER)
     assert (again.runs, again.done, again.arrays) == (0, len(study.runs), ())
 
 
 def test_what_is_queued_is_not_submitted_again(root):
     study = small()
-    first = slurm.submit(study, root, options("export FAKE_SECONDS=1"), trainer=FAKE)
+    first = slurm.submit(study, root, options("export FAKE_SECONDS=1"), trainer=FAKE_TRAINER)
     assert first.runs == len(study.runs)
-    again = slurm.submit(study, root, options("export FAKE_SECONDS=1"), trainer=FAKE)
+    again = slurm.submit(study, root, options("export FAKE_SECONDS=1"), trainer=FAKE_TRAINER)
     assert again.runs == 0 and again.queued + again.done == len(study.runs)
 
 
 def test_a_requeued_run_goes_on_where_it_was(root):
     study = make(cell(steps=(100,)))
     (one,) = study.runs
-    slurm.submit(study, root, options("export FAKE_SECONDS=6"), trainer=FAKE)
+    slurm.submit(study, root, options("export FAKE_SECONDS=6"), trainer=FAKE_TRAINER)
     wait_for(lambda: state.read_run(one, root).step > 0)
     subprocess.run(["scontrol", "requeue", slurm.queued_jobs(root)[one.id].id], check=True)
     wait_for(lambda: state.read_run(one, root).state == "done")
@@ -92,7 +92,7 @@ def test_a_requeued_run_goes_on_where_it_was(root):
 def test_the_warning_before_a_time_limit_queues_the_run_again(root):
     study = make(cell(steps=(100,)))
     (one,) = study.runs
-    slurm.submit(study, root, options("export FAKE_SECONDS=6"), trainer=FAKE)
+    slurm.submit(study, root, options("export FAKE_SECONDS=6"), trainer=FAKE_TRAINER)
     wait_for(lambda: state.read_run(one, root).step > 0)
     subprocess.run(["scancel", "--signal=USR1", "--batch", slurm.queued_jobs(root)[one.id].id], check=True)
     wait_for(lambda: state.read_run(one, root).state == "done")
@@ -106,32 +106,32 @@ def test_a_failure_keeps_its_children_from_starting_until_it_is_mended(root):
             study,
             root,
             options("export FAKE_FAIL=nano1-en-trunk"),
-            trainer=FAKE,
+            trainer=FAKE_TRAINER,
             poll_seconds=0.5,
             attempts=1,
         )
     assert "was told to fail" in str(error.value) and "blocked" in str(error.value)
     assert states(study, root).count("done") == 9 and not slurm.queued_jobs(root)
-    slurm.run(study, root, options(), trainer=FAKE, poll_seconds=0.5)
+    slurm.run(study, root, options(), trainer=FAKE_TRAINER, poll_seconds=0.5)
     assert set(states(study, root)) == {"done"}
 
 
 def test_cancelled_runs_leave_the_queue_and_can_be_submitted_again(root):
     study = small()
-    slurm.submit(study, root, options("export FAKE_SECONDS=30"), trainer=FAKE)
+    slurm.submit(study, root, options("export FAKE_SECONDS=30"), trainer=FAKE_TRAINER)
     wait_for(lambda: "RUNNING" in {job.state for job in slurm.queued_jobs(root).values()})
     assert slurm.cancel(root)
     wait_for(lambda: not slurm.queued_jobs(root))
     assert "done" not in states(study, root)
-    slurm.run(study, root, options(), trainer=FAKE, poll_seconds=0.5)
+    slurm.run(study, root, options(), trainer=FAKE_TRAINER, poll_seconds=0.5)
     assert set(states(study, root)) == {"done"}
 
 
 def test_two_studies_in_one_queue_do_not_see_each_other(root, tmp_path):
     study, other = make(cell()), tmp_path / "other"
-    slurm.submit(study, root, options("export FAKE_SECONDS=5"), trainer=FAKE)
+    slurm.submit(study, root, options("export FAKE_SECONDS=5"), trainer=FAKE_TRAINER)
     try:
-        assert slurm.submit(study, other, options(), trainer=FAKE).runs == len(study.runs)
+        assert slurm.submit(study, other, options(), trainer=FAKE_TRAINER).runs == len(study.runs)
     finally:
         slurm.cancel(other)
     assert slurm.queued_jobs(root)

@@ -1,4 +1,4 @@
-"""ATLAS's study beside Table B.1, and the two affordable ones: counts, sharing, ids, and what they identify."""
+"""ATLAS's study against Table B.1, and the two affordable studies: counts, shared runs, ids, laws identified."""
 
 import time
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The demo study: its cells are those the laws need, and at planted parameters the laws are identified."""
+"""The demo study has the cells that the laws need, and identifies the laws at planted parameters."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def test_cells_are_what_the_issue_lists():
 
 
 def test_bilingual_runs_are_long_enough_to_see_harm():
-    """2.5 d tokens for the d at half of the monolingual budget: a score of −0.5 is still a number."""
+    """Pairs train for 2.5 times the reference (half of the monolingual budget), so a score of −0.5 is measurable."""
     planned = study()
     alone = {cell.mixture: cell.tokens for cell in cells(planned, "mono") if cell.scale == "nano2"}
     for cell in cells(planned, "pairs"):
@@ -100,7 +100,7 @@ def test_laws_are_identified(families):
 
 
 def test_without_repetition_lambda_is_not_identified():
-    """The check can fail: taking cells away loses the parameters that they were for."""
+    """The check can fail: without some cells, the parameters that they determine are not identified."""
     planned = study()
     keep = [index for index, cell in enumerate(planned.cells) if cell.tag != "repeat"]
     fewer = dataclasses.replace(
