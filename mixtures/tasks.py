@@ -202,13 +202,13 @@ def seqio_vocabulary(path: str) -> seqio.Vocabulary:
 
     Ids are the same as mscale's, except that SeqIO reads U+2581 in a text as a space.
     """
-    ours = load_vocabulary(path)
-    if not isinstance(ours, SentencePieceVocabulary):
+    loaded = load_vocabulary(path)
+    if not isinstance(loaded, SentencePieceVocabulary):
         return seqio.ByteVocabulary()
     # SeqIO reads the model lazily, from a file: keep a copy until the process ends.
     folder = tempfile.mkdtemp(prefix="mscale-vocabulary-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    ours.save(folder)
+    loaded.save(folder)
     return seqio.SentencePieceVocabulary(str(Path(folder) / "vocabulary.model"))
 
 

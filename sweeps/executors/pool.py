@@ -150,24 +150,24 @@ class WorkerPool:
 
     def _start_worker(self) -> _Worker:
         slot, cores = self.free_slots.pop(0)
-        ours, theirs = socket.socketpair()
-        with theirs:
+        connection, worker_end = socket.socketpair()
+        with worker_end:
             log = self.root / "logs" / f"worker-{slot}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             code = "import sys; from sweeps.executors.worker import main; "
-            code += f"main({theirs.fileno()}, {list(cores)!r}, {self.trainer!r})"
+            code += f"main({worker_end.fileno()}, {list(cores)!r}, {self.trainer!r})"
             with open(log, "ab") as output:
                 process = subprocess.Popen(
                     [sys.executable, "-c", code],
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[worker_end.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
                     env=worker_environment(self.root, len(cores)),
                 )
-        started = _Worker(process, ours, cores, slot)
+        started = _Worker(process, connection, cores, slot)
         self.workers.append(started)
-        self.selector.register(ours, selectors.EVENT_READ, started)
+        self.selector.register(connection, selectors.EVENT_READ, started)
         return started
 
     def _receive(self, one: _Worker) -> None:
@@ -309,7 +309,7 @@ def next_run_for_worker(
 
 def worker_environment(root: Path, cores: int) -> dict[str, str]:
     """Environment of a worker: as many threads as cores, and a compilation cache that the workers share."""
-    packages = str(Path(__file__).resolve().parent.parent)
+    packages = str(Path(__file__).resolve().parents[2])  # the folder that holds mscale and sweeps
     path = [packages, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     threads = str(cores)
     values = {

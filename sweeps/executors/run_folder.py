@@ -9,7 +9,7 @@ from typing import Any
 from mscale.files import atomic_json
 
 DEFAULT_TRAINER = "mscale.train:main"
-PREEMPTED_EXIT_CODE = 143  # 128 + SIGTERM: the trainer saved its state; equals mscale.train.PREEMPTED
+PREEMPTED_EXIT_CODE = 143  # 128 + SIGTERM, as mscale.train: the trainer was stopped and has saved its state
 CANCELLED_REASON = "cancelled; `mscale sweep retry` takes it up again"
 _LOG_LINES = 20
 

@@ -218,7 +218,9 @@ def job_script(root: Path, options: Options, trainer: str) -> str:
     ``USR1`` is the warning before a time limit: the run saves its state and the job queues itself again. ``TERM`` is a
     preemption or a cancellation: the run saves its state, and Slurm decides whether to requeue the job.
     """
-    packages = shlex.quote(str(Path(__file__).resolve().parent.parent))
+    packages = shlex.quote(
+        str(Path(__file__).resolve().parents[2])
+    )  # the folder that holds mscale and sweeps
     # srun starts one process a task; a single process needs no srun.
     launch = "srun --kill-on-bad-exit=1 " if options.nodes * options.tasks_per_node > 1 else ""
     setup = "\n".join(options.setup)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 from pathlib import Path
@@ -180,9 +181,8 @@ def test_spot_and_eviction(study):
     assert [len(pod["tolerations"]) for pod in pods] == [2, 1]
     rules = spot["podFailurePolicy"]["rules"]
     assert rules[0]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
-    assert rules[1]["onExitCodes"]["values"] == [
-        143
-    ]  # what sweeps.executors.job exits with once it has saved
+    # The exit code of sweeps.executors.job after the trainer was stopped and has saved its state.
+    assert rules[1]["onExitCodes"]["values"] == [128 + signal.SIGTERM]
     assert pods[0]["restartPolicy"] == "Never" and pods[0]["terminationGracePeriodSeconds"] == 90
 
 

@@ -42,6 +42,11 @@ def test_workers_are_pinned_to_cores_of_their_own(tmp_path):
     assert places == {f"[{core}]" for core in sorted(os.sched_getaffinity(0))[:2]}
 
 
+def test_workers_find_the_packages_from_any_folder(tmp_path):
+    first, *_ = pool.worker_environment(tmp_path, 1)["PYTHONPATH"].split(os.pathsep)
+    assert all((Path(first) / name / "__init__.py").is_file() for name in ("mscale", "sweeps"))
+
+
 def test_a_shape_stays_with_the_worker_that_compiled_it():
     study = small_study()
     by_scale = {name: [one for one in study.runs if name in one.shape] for name in ("nano1", "nano2")}

@@ -1,7 +1,9 @@
 """The Slurm executor without Slurm: scripts in place of its commands give a scheduler's possible answers."""
 
+import re
 import stat
 import subprocess
+from pathlib import Path
 
 import pytest
 from studies import cell, make
@@ -82,6 +84,8 @@ def test_options_reach_sbatch(tmp_path, fake):
     ):
         assert part in line
     script = (tmp_path / "study/slurm/job.sh").read_text()
+    packages = re.search(r"^export PYTHONPATH=([^$\n]+)", script, re.MULTILINE)[1]
+    assert all((Path(packages) / name / "__init__.py").is_file() for name in ("mscale", "sweeps"))
     assert (
         "module load cuda" in script
         and "srun --kill-on-bad-exit=1 /env/python -m sweeps.executors.job" in script
