@@ -67,7 +67,7 @@ def test_special_ids_come_from_no_text_and_vanish_from_it(trained):
         vocabulary.decode([3, 370])
 
 
-def test_saved_it_says_what_it_was_trained_on(trained, corpus):
+def test_a_saved_vocabulary_describes_its_training(trained, corpus):
     vocabulary, folder = trained
     loaded = load_vocabulary(folder)
     assert loaded == vocabulary == load_vocabulary(folder / "vocabulary.model")

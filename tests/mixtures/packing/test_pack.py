@@ -104,7 +104,7 @@ def test_the_held_out_part_is_at_most_what_was_asked_for_and_a_fifth(corpus, tmp
     assert store.valid_tokens("aa") > min(limit, 0.2 * total) - 250
 
 
-def test_where_nothing_fits_one_unit_is_held_out_unless_none_is_wanted(corpus, tmp_path):
+def test_a_first_unit_above_the_limit_is_held_out_alone(corpus, tmp_path):
     store = pack(corpus, tmp_path, byte_vocabulary(), languages=["aa"], valid_tokens=1)
     assert len(texts_of(store, "aa")[1]) == 1
 
@@ -115,7 +115,7 @@ def test_the_same_bytes_whatever_the_number_of_workers(corpus, store, tmp_path):
 
 
 @pytest.mark.parametrize("small", [0, 1 << 22])
-def test_chunks_batches_and_shards_do_not_show(corpus, store, tmp_path, monkeypatch, small):
+def test_chunk_and_batch_sizes_do_not_change_the_store(corpus, store, tmp_path, monkeypatch, small):
     monkeypatch.setattr("mixtures.packing.pack.SMALL_FILE_BYTES", small)
     monkeypatch.setattr(units, "BATCH_BYTES", 300)
     for name, size in {"CHUNK_TOKENS": 700, "CHUNK_UNITS": 13}.items():
@@ -124,7 +124,7 @@ def test_chunks_batches_and_shards_do_not_show(corpus, store, tmp_path, monkeypa
     assert contents(tmp_path) == contents(store.path)
 
 
-def test_finished_it_does_nothing_and_languages_add_up(corpus, store, tmp_path, monkeypatch):
+def test_a_finished_store_is_left_unchanged_and_languages_accumulate(corpus, store, tmp_path, monkeypatch):
     pack(corpus, tmp_path, byte_vocabulary(), languages=["aa"])
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.bin")}
     both = pack(corpus, tmp_path, byte_vocabulary())
@@ -272,14 +272,14 @@ def test_a_damaged_small_language_of_an_interrupted_packing_is_made_again(
     assert again == {"aa", json.loads(lines[-1])["language"]}
 
 
-def test_more_text_than_a_small_file_promised_is_packed_in_steps(corpus, store, tmp_path, monkeypatch):
+def test_a_small_file_with_much_text_is_packed_by_shards(corpus, store, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SMALL_TEXT_BYTES", 5000)
     monkeypatch.setattr(units, "BATCH_BYTES", 1000)
     pack(corpus, tmp_path, byte_vocabulary())
     assert contents(tmp_path) == contents(store.path)
 
 
-def test_a_bad_file_leaves_no_store_and_mended_it_continues(tmp_path):
+def test_a_bad_file_leaves_no_store_and_a_fixed_one_continues(tmp_path):
     corpus = tiny_corpus.write(tmp_path / "c", {"aa": TEXTS["aa"], "bb": TEXTS["bb"]})
     path = corpus / "data" / "bb" / "bb_clean_0000.jsonl.gz"
     whole = path.read_bytes()

@@ -133,7 +133,7 @@ def test_a_run_that_is_no_longer_done_leaves_the_tables(root):
     assert collect(root).rows == rows
 
 
-def test_what_missing_cells_make_unanswerable_is_said():
+def test_questions_lost_by_missing_cells_are_listed():
     from sweeps.cost import bill
     from sweeps.cost.identification import answers_lost
     from sweeps.studies.built_in import built_in_study

@@ -40,7 +40,7 @@ def test_what_is_fetched_gives_the_same_tables_and_only_changes_are_read_again(t
     assert state.read_run(run, here).state != "done" and run.id in collect(here).missing
 
 
-def test_a_run_that_ends_meanwhile_is_never_done_here_without_its_rows(there, tmp_path, monkeypatch):
+def test_a_run_that_ends_during_the_copy_is_not_done_without_its_rows(there, tmp_path, monkeypatch):
     folder, url = there
     system = fsspec.filesystem("memory")
     run = state.load_study(folder).runs[0]
@@ -70,7 +70,7 @@ def _no_such_folder(system, root, **_):
     raise FileNotFoundError(root)
 
 
-def test_bad_places_are_named(there, tmp_path, monkeypatch):
+def test_bad_sources_and_folders_are_named(there, tmp_path, monkeypatch):
     folder, url = there
     with pytest.raises(MscaleError, match="expected a URL"):
         fetch(str(folder), tmp_path / "here")

@@ -59,7 +59,7 @@ def test_plain_csv_with_a_column_map(tmp_path):
         ({}, ["a", "1", "", "3"], "runs.csv:2: language is empty"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, columns, row, message):
+def test_invalid_columns_and_cells_are_named(tmp_path, columns, row, message):
     source = write(tmp_path / "runs.csv", ["run", "step", "language", "loss"], row)
     constants = {**ATTRIBUTES, "tokens": 10**5, "target_tokens": 10**5}
     with pytest.raises(MscaleError, match=message):
@@ -67,7 +67,7 @@ def test_what_is_wrong_is_named(tmp_path, columns, row, message):
     assert not (tmp_path / "o.csv").exists()
 
 
-def test_what_nobody_says_is_listed(tmp_path):
+def test_missing_required_columns_are_listed(tmp_path):
     source = write(tmp_path / "runs.csv", ["run", "step", "language", "loss"], ["a", "1", "en", "3"])
     with pytest.raises(MscaleError, match="nothing says tokens, those of all languages"):
         import_csv(source, tmp_path / "o.csv", {}, ATTRIBUTES)
@@ -171,7 +171,7 @@ def test_mixtures_as_people_write_them(text, shares):
         ("en:1 es:-1", "a positive share of each language, once"),
     ],
 )
-def test_mixtures_that_are_none_are_refused(text, message):
+def test_invalid_mixture_names_are_refused(text, message):
     with pytest.raises(MscaleError, match=message):
         import_defaults.mixture_shares(text, {"en", "es"}, "f.csv:2")
     if text == "unimax":
@@ -198,7 +198,7 @@ def test_the_phase_follows_from_the_rate_where_it_can():
         ([("a", "1", "0.5")], "counted in billions"),
     ],
 )
-def test_tokens_that_cannot_be_are_refused(tmp_path, rows, message):
+def test_impossible_tokens_are_refused(tmp_path, rows, message):
     source = write(tmp_path / "runs.csv", ["run", "step", "tokens"], *rows)
     constants = {**ATTRIBUTES, "language": "en"}
     with open(source) as file:
@@ -208,7 +208,7 @@ def test_tokens_that_cannot_be_are_refused(tmp_path, rows, message):
         import_csv(source, tmp_path / "o.csv", {}, constants)
 
 
-def test_an_empty_cell_of_what_need_not_be_said_is_as_if_not_said(tmp_path):
+def test_an_empty_cell_of_an_optional_column_counts_as_missing(tmp_path):
     source = write(
         tmp_path / "runs.csv",
         ["run", "mixture", "tokens", "language", "loss", "init", "seed"],
@@ -221,7 +221,7 @@ def test_an_empty_cell_of_what_need_not_be_said_is_as_if_not_said(tmp_path):
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
-def test_cells_apart_by_commas_semicolons_or_tabs(tmp_path, mark):
+def test_delimiters_are_commas_semicolons_or_tabs(tmp_path, mark):
     lines = ["run,mixture,tokens,language,loss", "a,en,100000,en,3.0"]
     (tmp_path / "runs.csv").write_text(
         "\n".join(line.replace(",", mark) for line in lines), encoding="utf-8-sig"

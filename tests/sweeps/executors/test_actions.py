@@ -30,7 +30,7 @@ def test_a_log_begins_with_how_the_run_ended(tmp_path, monkeypatch):
         list(actions.logs(tmp_path, "nano9"))
 
 
-def test_retry_takes_failures_up_again(tmp_path, monkeypatch):
+def test_retry_clears_failures(tmp_path, monkeypatch):
     study = small_study()
     monkeypatch.setenv("FAKE_FAIL", "nano1-en-trunk")
     with pytest.raises(MscaleError):
@@ -82,14 +82,14 @@ def test_cancelling_the_study_ends_its_runner(tmp_path):
     assert runner.returncode == 128 + signal.SIGTERM and not (root / "lease.json").exists()
 
 
-def test_a_run_that_does_not_get_on_is_begun_again(tmp_path, monkeypatch):
+def test_a_stalled_run_is_started_again(tmp_path, monkeypatch):
     study = make(cell(steps=(100,)))
     monkeypatch.setenv("FAKE_SECONDS", "1000")
     with pytest.raises(MscaleError, match="its worker died 2 times, at last with signal 9"):
         local.run(study, tmp_path, workers=1, trainer=FAKE_TRAINER, attempts=2, stall_seconds=2.0)
 
 
-def test_a_process_that_lives_and_does_nothing_is_shown_as_stalled(tmp_path):
+def test_a_live_process_without_progress_is_shown_as_stalled(tmp_path):
     study = make(cell(steps=(100,)))
     folder = spec.workdir(tmp_path, study.runs[0].id)
     state.save_study(study, tmp_path)

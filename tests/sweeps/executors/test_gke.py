@@ -196,14 +196,14 @@ def test_spot_and_eviction(study):
         ({"claim": "too"}, "either a volume claim or a bucket"),
     ],
 )
-def test_what_makes_no_sense_is_named(study, changes, message):
+def test_invalid_options_are_named(study, changes, message):
     import dataclasses
 
     with pytest.raises(MscaleError, match=message):
         gke.manifest(study.runs[0], dataclasses.replace(OPTIONS, **changes))
 
 
-def test_names_are_labels_and_tell_runs_apart():
+def test_names_are_distinct_labels():
     many = make(*(cell(seed=seed, scale=scale) for seed in range(3) for scale in ("nano1", "nano2")))
     names = [gke.jobset_name(run) for run in many.runs]
     assert len(set(names)) == len(names)
@@ -264,7 +264,7 @@ def cluster(tmp_path, monkeypatch):
     return home, root
 
 
-def test_a_study_is_applied_in_order_and_a_failure_again_when_mended(cluster, monkeypatch):
+def test_a_study_is_applied_in_order_and_a_failed_run_again(cluster, monkeypatch):
     home, root = cluster
     study = make(cell(steps=(20, 50)))
     monkeypatch.setenv("FAKE_FAIL", "trunk")

@@ -62,7 +62,7 @@ def test_a_shape_stays_with_the_worker_that_compiled_it():
     assert pool.next_run_for_worker([], set(), set(), {}) is None
 
 
-def test_failures_are_reported_together_and_their_children_not_begun(tmp_path, monkeypatch):
+def test_failures_are_reported_together_and_their_children_not_started(tmp_path, monkeypatch):
     study = small_study()
     monkeypatch.setenv("FAKE_FAIL", "nano1-en-trunk")
     with pytest.raises(MscaleError, match="1 of 13 runs failed, and 3 that start from them") as error:
@@ -137,7 +137,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_workers_leave_with_their_runner(tmp_path, how):
+def test_workers_exit_with_their_runner(tmp_path, how):
     root, study = tmp_path / "study", small_study()
     runner = start_runner(study, root, seconds=30)
     workers = wait_for(lambda: any(root.glob("runs/*/began.txt")) and children(runner.pid))
@@ -150,7 +150,7 @@ def test_workers_leave_with_their_runner(tmp_path, how):
     assert not any(one.state in ("running", "done") for one in states)
 
 
-def test_two_runners_on_one_folder_keep_apart(tmp_path):
+def test_a_second_runner_on_one_folder_is_refused(tmp_path):
     root, study = tmp_path / "study", small_study()
     runner = start_runner(study, root, seconds=30)
     wait_for(lambda: any(root.glob("runs/*/began.txt")))

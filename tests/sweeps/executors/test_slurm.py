@@ -54,7 +54,7 @@ def test_siblings_are_one_array_that_depends_on_their_parent_alone(tmp_path, fak
     assert sorted(sum(listed, [])) == sorted(run.id for run in study.runs)
 
 
-def test_what_the_queue_holds_and_what_is_done_is_left_alone(tmp_path, fake):
+def test_queued_and_done_runs_are_not_submitted_again(tmp_path, fake):
     study, root = make(cell()), tmp_path / "study"
     slurm.submit(study, root)
     (array,) = [
@@ -107,7 +107,7 @@ def test_an_unreachable_scheduler_is_one_clear_error(tmp_path, fake):
     )
 
 
-def test_a_scheduler_that_does_not_answer_is_not_waited_for(tmp_path, fake, monkeypatch):
+def test_a_scheduler_without_an_answer_times_out(tmp_path, fake, monkeypatch):
     monkeypatch.setattr(slurm, "SCHEDULER_TIMEOUT_SECONDS", 0.05)
     fake("squeue", "exec sleep 5")
     with pytest.raises(MscaleError, match="no answer within"):
@@ -121,13 +121,13 @@ def test_a_refused_job_says_why_in_slurms_words(tmp_path, fake):
     assert len(calls(tmp_path)) == 1  # not tried again: it may have been queued
 
 
-def test_without_slurm_the_way_out_is_named(tmp_path, monkeypatch):
+def test_without_slurm_the_error_names_the_local_executor(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MscaleError, match="squeue is not installed here: .* --executor local"):
         slurm.submit(make(cell()), tmp_path / "study")
 
 
-def test_large_arrays_are_cut(tmp_path, fake, monkeypatch):
+def test_large_arrays_are_split(tmp_path, fake, monkeypatch):
     monkeypatch.setattr(slurm, "ARRAY_SIZE", 2)
     slurm.submit(make(*(cell(seed=seed, steps=(20,)) for seed in range(5))), tmp_path / "study")
     assert [line.split("--array=")[1].split()[0] for line in calls(tmp_path)] == ["0-1", "0-1", "0-0"]

@@ -29,7 +29,7 @@ def states(planned, root):
     return {name: one.state for name, one in state.read_states(planned.runs, root).items()}
 
 
-def test_every_state_is_told_apart(tmp_path, study):
+def test_every_state_is_recognised(tmp_path, study):
     trunk, first, second, third, other, *rest = study.runs
     write(tmp_path, trunk, state="done")
     write(tmp_path, first, state="running")  # and no process holds its lock

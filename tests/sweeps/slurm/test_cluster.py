@@ -78,7 +78,7 @@ def test_what_is_queued_is_not_submitted_again(root):
     assert again.runs == 0 and again.queued + again.done == len(study.runs)
 
 
-def test_a_requeued_run_goes_on_where_it_was(root):
+def test_a_requeued_run_continues_from_its_checkpoint(root):
     study = make(cell(steps=(100,)))
     (one,) = study.runs
     slurm.submit(study, root, options("export FAKE_SECONDS=6"), trainer=FAKE_TRAINER)
@@ -99,7 +99,7 @@ def test_the_warning_before_a_time_limit_queues_the_run_again(root):
     assert began(root, one) == 2
 
 
-def test_a_failure_keeps_its_children_from_starting_until_it_is_mended(root):
+def test_children_of_a_failed_run_start_after_it_is_fixed(root):
     study = small()
     with pytest.raises(MscaleError, match="4 of 13 runs are not done") as error:
         slurm.run(

@@ -144,13 +144,13 @@ def test_affordable_studies_use_their_compute_and_identify_the_laws(name, size):
     assert ("does not identify" in crossover) == (name == "gpu-day")
 
 
-def test_a_day_is_a_day_and_a_week_a_week():
+def test_the_affordable_studies_take_a_day_and_a_week():
     day = planner.estimate_wall_clock(built_in_study("gpu-day"), "h200")
     week = planner.estimate_wall_clock(built_in_study("tpu-week"), "v5e", chips=16)
     assert 20 < day.hours < 24 and 6.5 * 24 < week.hours <= 7.01 * 24
 
 
-def test_statement_says_what_is_missing():
+def test_the_plan_says_what_is_not_identified():
     study = built_in_study("gpu-day")
     import dataclasses
 

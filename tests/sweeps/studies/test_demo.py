@@ -24,7 +24,7 @@ def cells(planned, tag):
     return [cell for cell in planned.cells if cell.tag == tag]
 
 
-def test_cells_are_what_the_issue_lists():
+def test_cells_are_those_that_the_laws_need():
     planned = study()
     plan = bill.study_bill(planned)
     assert plan.total.runs >= 30 and not planned.notes
