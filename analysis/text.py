@@ -1,29 +1,30 @@
-"""Numbers, lists and durations as text, for messages and for the report."""
+"""Formats numbers, lists and durations as text, for messages and for the report."""
 
 import re
+from collections.abc import Callable
 
 _SUPERSCRIPT = str.maketrans("0123456789+-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻")
 
 
-def chance(p: float) -> str:
-    """A probability as printed: 0.072, or < 0.001."""
+def p_value(p: float) -> str:
+    """A p-value with three decimals, or "< 0.001"."""
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def few(names: list[str], most: int = 4) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def first_few(names: list[str], limit: int = 4) -> str:
+    """The first `limit` names of a list, and how many more there are: a, b and 3 more."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
-def listed(names: list[str]) -> str:
-    """Names in a row: a, b and c."""
+def join_names(names: list[str]) -> str:
+    """The distinct names joined as in a sentence: a, b and c."""
     unique = list(dict.fromkeys(names))
     return unique[0] if len(unique) == 1 else f"{', '.join(unique[:-1])} and {unique[-1]}" if unique else ""
 
 
 def count(value: float | None, unit: str = "") -> str:
-    """A count for people: 72k, 2.4M, 41.9B; scientific from 10¹⁵ on."""
+    """A count with three digits and a suffix: 72k, 2.4M, 41.9B; in scientific notation from 10¹⁵ on."""
     if value is None:
         return "–"
     if abs(value) >= 1e15:
@@ -40,7 +41,7 @@ def count(value: float | None, unit: str = "") -> str:
 
 
 def signed(value: float | None, digits: int = 2) -> str:
-    """A signed number with a true minus: +0.31, −0.12."""
+    """A number with its sign and the minus sign U+2212: +0.31, −0.12."""
     if value is None:
         return "–"
     text = f"{abs(value):.{digits}f}"
@@ -48,28 +49,26 @@ def signed(value: float | None, digits: int = 2) -> str:
 
 
 def minus(value: float, digits: int = 3) -> str:
-    """A number with so many decimals and a true minus."""
+    """A number with `digits` decimals and the minus sign U+2212."""
     return f"{value:.{digits}f}".replace("-", "−")
 
 
-def brief(reason: str) -> str:
-    """A refusal of `analysis.fit` without its list of parameters and its ways round."""
+def short_reason(reason: str) -> str:
+    """The first sentence of an error of `analysis.fit`, without the list of parameters in brackets."""
     return re.sub(r" \([^()]*\[.*?\)", "", reason).split(". ")[0]
 
 
-def span(low: float | None, high: float | None, show=signed) -> str:
-    """An interval; an open side is shown as such."""
-    if low is None and high is None:
-        return "open on both sides"
+def span(low: float | None, high: float | None, show: Callable[[float], str] = signed) -> str:
+    """An interval, its ends formatted by `show`; None is an open end."""
     if low is None:
-        return f"below {show(high)}"
+        return "open on both sides" if high is None else f"below {show(high)}"
     if high is None:
         return f"above {show(low)}"
     return f"{show(low)} to {show(high)}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number to so many significant digits, plain where it can be."""
+    """A number with `digits` significant digits; in scientific notation only below 10⁻³ and from 10⁵ on."""
     if value is None:
         return "–"
     if value != 0 and (abs(value) >= 1e5 or abs(value) < 1e-3):
@@ -79,7 +78,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people say them: 3 min 51 s."""
+    """Seconds as hours, minutes and seconds: 3 min 51 s."""
     if seconds is None:
         return "–"
     minutes, rest = divmod(round(seconds), 60)

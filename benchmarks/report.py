@@ -116,7 +116,7 @@ def stages(folder: Path) -> dict[str, Any]:
     analyse.progress = laps
     tables = read_study(folder, None)
     lap("reading")
-    results = analyse.analyse(
+    results = analyse.analyse_tables(
         tables.observations, tables.exposure, notes=tables.notes, exclusions=tables.exclusions
     )
     report.write_results(results, folder / "laws.json")

@@ -1,10 +1,10 @@
-"""All stages, one after the other."""
+"""`mscale demo`: every stage from a corpus to the report, on one machine."""
 
 from pathlib import Path
 
 import click
 
-from analysis.commands.laws import analyse
+from analysis.commands.laws import analyse_and_print
 from mixtures.commands import generated_languages
 from mscale.commands import FOLDER, comma_list
 from mscale.errors import MscaleError
@@ -44,13 +44,13 @@ def demo(
 def run_demo(
     workdir: Path, corpus: Path | None, languages: list[str] | None, seed: int, workers: int | None
 ) -> str:
-    """Runs the stages one after the other, each of which skips what is done; returns what it took."""
+    """Runs the stages in order; each skips what is already done. Returns the time and memory they took, as text."""
     import resource
     import shutil
     import time
 
     from analysis.report.report import write_report
-    from analysis.second_process import Beside
+    from analysis.second_process import SecondProcess
     from analysis.vega import scripts
     from mixtures.packing.pack import pack as pack_store
     from mixtures.synthetic.generate import generate
@@ -80,8 +80,8 @@ def run_demo(
     if truth is not None:
         shutil.copyfile(truth, root / "truth.json")
     print("5/6 fitting the laws")
-    bundle = Beside(True)(scripts)  # of the report
-    results = analyse(
+    vega_scripts = SecondProcess(True).submit(scripts)  # in parallel with the fits
+    results = analyse_and_print(
         root,
         workdir / "laws.json",
         truth,
@@ -89,7 +89,7 @@ def run_demo(
         premiums=None if truth is None else byte_premiums(corpus),
     )
     print("6/6 drawing the report")
-    write_report(results, workdir / "report.html", bundle())
+    write_report(results, workdir / "report.html", vega_scripts())
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak = max(ran_now.peak_memory_bytes, kilobytes * 1024)
     return f"{time.monotonic() - began:,.0f} s, peak memory {peak / 1e9:.2f} GB"

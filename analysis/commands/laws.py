@@ -1,4 +1,4 @@
-"""Laws, transfer, and the report."""
+"""`mscale fit`, `mscale report` and `mscale transfer`."""
 
 import sys
 from pathlib import Path
@@ -8,9 +8,9 @@ import click
 
 from mscale.commands import FOLDER, STORE, numbers_of
 
-# More languages than this do not fit a terminal as a matrix.
-MOST_SHOWN = 10
-MOST_REASONS = 6
+# A matrix of more languages than this is too wide for a terminal.
+MAX_MATRIX_LANGUAGES = 10
+MAX_REASONS = 6
 
 SPLIT = click.option("--split", help="Of the evaluation, where the table has several.")
 VOCABULARY = click.option("--vocabulary", help="Where the table has several.")
@@ -49,12 +49,12 @@ def fit(
     if law is None:
         if target is not None:
             raise click.UsageError("--target needs --law")
-        about = {
+        language_data = {
             "overlap": None if store is None else shared_vocabulary(store),
             "premiums": None if parallel is None else byte_premiums(parallel),
         }
         out = out or folder / "laws.json"
-        analyse(observations, out, truth, split=split, vocabulary=vocabulary, **about)
+        analyse_and_print(observations, out, truth, split=split, vocabulary=vocabulary, **language_data)
     else:
         fit_one(observations, law, target, out or folder / f"{law}.json", split, vocabulary)
 
@@ -67,7 +67,7 @@ def fit_one(
     split: str | None = None,
     vocabulary: str | None = None,
 ) -> None:
-    """Fits one law to a study or to anyone's table: a summary here, JSON and a figure in files."""
+    """Fits one law to a study or a table; prints a summary and writes the fit as JSON and a figure as SVG."""
     import analysis
     from analysis.study.read import one_evaluation
     from analysis.tables.observations import read_table
@@ -76,10 +76,9 @@ def fit_one(
     folder = observations if observations.is_dir() else observations.parent
     path = folder / "observations.parquet" if observations.is_dir() else observations
     table = one_evaluation(read_table(path), path, split, vocabulary)
-    beside = next(
-        (path for path in (folder / "exposure.parquet", folder / "exposure.csv") if path.exists()), None
-    )
-    exposure = None if beside is None else read_table(beside)
+    exposure_files = [folder / name for name in ("exposure.parquet", "exposure.csv")]
+    exposure_file = next((file for file in exposure_files if file.exists()), None)
+    exposure = None if exposure_file is None else read_table(exposure_file)
     found = analysis.fit(law, table, exposure=exposure, target=target)
     print(found.summary())
     atomic_write(out, found.to_json())
@@ -88,18 +87,23 @@ def fit_one(
     print(f"{out}, {figure}")
 
 
-def analyse(observations: Path, out: Path, truth: Path | None = None, **options: Any) -> dict:
-    """Answers all that a study can answer, into the JSON file ``out`` and as a table on the terminal.
+def analyse_and_print(observations: Path, out: Path, truth: Path | None = None, **options: Any) -> dict:
+    """Analyses a study: all results into the JSON file `out`, and a summary table on the terminal.
 
-    ``options``: of `analysis.report.analyse_study`.
+    Args:
+      options: of `analysis.report.report.analyse_study`.
+
+    Returns:
+      The results, as in `out`.
     """
     from importlib import import_module
 
     from rich.console import Console
 
-    from analysis.second_process import Beside
+    from analysis.second_process import SecondProcess
 
-    Beside(True)(import_module, "analysis.report")  # what a second process needs, while the first reads
+    # The worker process imports what it needs while this one reads the tables.
+    SecondProcess(True).submit(import_module, "analysis.report")
     from analysis.report.report import analyse_study, summary_table, write_results
 
     results = analyse_study(observations, truth, **options)
@@ -119,11 +123,11 @@ def report(
     source: Path, truth: Path | None, split: str | None, vocabulary: str | None, out: Path | None
 ) -> None:
     """Draw one self-contained HTML page from SOURCE: laws.json of mscale fit, observations, or a study."""
-    from analysis.second_process import Beside
+    from analysis.second_process import SecondProcess
     from analysis.vega import scripts
     from mscale.files import read_json
 
-    bundle = Beside(True)(scripts)  # while the rest is read and analysed
+    vega_scripts = SecondProcess(True).submit(scripts)  # in parallel with reading and analysing
     from analysis.report.report import write_report
 
     folder = source if source.is_dir() else source.parent
@@ -135,8 +139,8 @@ def report(
             )
         results = read_json(source, what="results of mscale fit")
     else:
-        results = analyse(source, folder / "laws.json", truth, split=split, vocabulary=vocabulary)
-    write_report(results, out, bundle())
+        results = analyse_and_print(source, folder / "laws.json", truth, split=split, vocabulary=vocabulary)
+    write_report(results, out, vega_scripts())
     print(f"{out}: open it in a browser")
 
 
@@ -174,7 +178,7 @@ def transfer(
 ) -> None:
     """Read the transfer matrix off SOURCE, a table of curves or a study: shown here, every pair into a CSV."""
     from analysis.tables.observations import read_study
-    from analysis.transfer.table import curves as scores_over_d
+    from analysis.transfer.table import scores_over_d as scores_over_d
     from analysis.transfer.table import transfer_table
     from mscale.data.parallel_text import byte_premiums
     from mscale.files import atomic_write
@@ -208,13 +212,13 @@ def transfer(
 
 
 def print_matrix(table: Any, about: dict[str, Any], phase: str) -> None:
-    """The matrix of the scale with most pairs, target by source, and how to read it."""
+    """Prints the matrix (target by source) of the scale with most pairs, its legend, the noise and what is missing."""
     from rich.console import Console
     from rich.table import Table
 
     from analysis.text import count
-    from analysis.transfer.matrix import GIVEN
-    from analysis.transfer.table import cell as shown
+    from analysis.transfer.matrix import EXACT_DEGREES
+    from analysis.transfer.table import format_score
 
     rows = table[(table["scale"] == about["scale"]) & (table["unit"] == "tokens")]
     names = sorted(set(rows["target"]) | set(rows["source"]))
@@ -224,41 +228,43 @@ def print_matrix(table: Any, about: dict[str, Any], phase: str) -> None:
         f" of the target alone ({'at a constant rate' if phase == 'stable' else 'cooled'}):"
     )
     console = Console(width=None if sys.stdout.isatty() else 110)
-    if len(names) <= MOST_SHOWN:
-        by = {(row["target"], row["source"]): shown(row) for row in rows.to_dict("records")}
-        drawn = Table("target \\ source", *names, box=None, pad_edge=False)
+    if len(names) <= MAX_MATRIX_LANGUAGES:
+        scores = {(row["target"], row["source"]): format_score(row) for row in rows.to_dict("records")}
+        printed = Table("target \\ source", *names, box=None, pad_edge=False)
         for target in names:
-            drawn.add_row(target, *(by.get((target, source), "") for source in names))
+            printed.add_row(target, *(scores.get((target, source), "") for source in names))
     else:
-        drawn = Table(
+        printed = Table(
             "target", "best source", "score", "measured", "bounds", "missing", box=None, pad_edge=False
         )
         for target, part in rows.groupby("target"):
             counts = [str((part["status"] == status).sum()) for status in ("measured", "bound", "missing")]
             best = part[part["status"] == "measured"].nlargest(1, "score").to_dict("records")
-            drawn.add_row(
-                str(target), *([best[0]["source"], shown(best[0])] if best else ["-", "-"]), *counts
+            printed.add_row(
+                str(target), *([best[0]["source"], format_score(best[0])] if best else ["-", "-"]), *counts
             )
-    console.print(drawn)
+    console.print(printed)
     level = f"{table['level'].iloc[0]:.0%}"
     print(
         f"* its {level} interval leaves out 0; ≤ ≥ a bound: never reached, or before the data; · missing; ( ) predicted"
     )
     noise = about["noise"]
-    told = f"measured on {noise.run_degrees} repeated runs"
-    if noise.run_degrees == GIVEN:
-        told = "as given"
+    noise_source = f"measured on {noise.run_degrees} repeated runs"
+    if noise.run_degrees == EXACT_DEGREES:
+        noise_source = "as given"
     elif not noise.run_degrees:
-        told = (
+        noise_source = (
             "only assumed, as large as that of checkpoints: repeat a run or two, or give it with --run-noise, and "
             "intervals narrow to what it is"
         )
-    print(f"- noise: {noise.checkpoint:.4f} nats between checkpoints, {noise.run:.4f} between runs ({told})")
+    print(
+        f"- noise: {noise.checkpoint:.4f} nats between checkpoints, {noise.run:.4f} between runs ({noise_source})"
+    )
     reasons = rows.loc[rows["status"] == "missing", "reason"].value_counts()
-    for reason, number in reasons.head(MOST_REASONS).items():
+    for reason, number in reasons.head(MAX_REASONS).items():
         print(f"- missing, {number}: {reason}")
-    if len(reasons) > MOST_REASONS:
-        print(f"- missing, {reasons.iloc[MOST_REASONS:].sum()} more, each with its reason in the table")
+    if len(reasons) > MAX_REASONS:
+        print(f"- missing, {reasons.iloc[MAX_REASONS:].sum()} more, each with its reason in the table")
     for note in about["left_out"]:
         print(f"- {note}")
     for unit, reason in about["units_missing"].items():

@@ -1,4 +1,4 @@
-"""Decisions: ``mscale plan``."""
+"""`mscale plan`: decisions from the results of a study or from the published figures."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ from mscale.commands import FOLDER, Commands, comma_list, numbers_of
 from mscale.errors import MscaleError
 from sweeps.commands import plan_memory
 
-# From here on a number is a count: 33.6B.
-MANY = 1e4
-# More rows than this do not help at a glance.
-MOST_ROWS = 20
+# Numbers from here on are printed with a suffix: 33.6B.
+COUNTS_FROM = 1e4
+# Rows of a table that are printed; --json prints all.
+MAX_ROWS = 20
 
 RESULTS = click.option("--results", "source", type=FOLDER, help="laws.json of your own study (mscale fit).")
 PRIOR = click.option("--prior", type=click.Choice(["atlas"]), help="The published figures.")
@@ -26,16 +26,16 @@ def plan() -> None:
     """Decide: which languages together, how large, from where, which mixture."""
 
 
-def basis(source: Path | None, prior: str | None) -> dict | None:
-    """The results of a study, or None for the published figures; one of the two must be named."""
+def results_or_published(source: Path | None, prior: str | None) -> dict | None:
+    """The results of a study, or None for the published figures; raises a usage error where neither is named."""
     if source is None and prior is None:
         raise click.UsageError("say what to answer from: --results my-study/laws.json, or --prior atlas")
     return None if source is None else results_of(source)
 
 
 def results_of(source: Path) -> dict:
-    """The results that ``mscale fit`` wrote; of a study's folder, those beside its tables."""
-    from analysis.study.analyse import FORMAT
+    """Reads the results that `mscale fit` wrote: `source` is the JSON file, or a folder with laws.json in it."""
+    from analysis.study.analyse import RESULTS_FORMAT
     from mscale.files import read_json
 
     path = source / "laws.json" if source.is_dir() else source
@@ -46,22 +46,22 @@ def results_of(source: Path) -> dict:
         )
     results = read_json(path, what="results of mscale fit")
     found = results.get("format") if isinstance(results, dict) else None
-    if found != FORMAT:
+    if found != RESULTS_FORMAT:
         raise MscaleError(
-            f"{path}: not results of this mscale (format {found}, expected {FORMAT}): run `mscale fit` again"
+            f"{path}: not results of this mscale (format {found}, expected {RESULTS_FORMAT}): run `mscale fit` again"
         )
     return results
 
 
 def need_results(source: Path | None, what: str, why: str) -> dict:
-    """The results of a study where the published figures cannot answer; says what is missing of them."""
+    """The results of a study; raises MscaleError with `why` the published figures cannot answer `what`."""
     if source is None:
         raise MscaleError(f"{what}: {why}; fit your own runs: --results my-study/laws.json")
     return results_of(source)
 
 
 def print_answer(answer: Any, as_json: bool = False) -> None:
-    """The decision, the rows behind it, and the reasons."""
+    """Prints the decision, the tables behind it and the reasons; or all of them as JSON."""
     import dataclasses
     import json
 
@@ -78,46 +78,46 @@ def print_answer(answer: Any, as_json: bool = False) -> None:
     for title, rows in (("", answer.rows), *answer.more):
         if rows:
             console.print(table_of(rows, title))
-            if len(rows) > MOST_ROWS:
-                console.print(f"and {len(rows) - MOST_ROWS} more rows: --json shows all")
+            if len(rows) > MAX_ROWS:
+                console.print(f"and {len(rows) - MAX_ROWS} more rows: --json shows all")
     console.print(f"From: {answer.basis}")
     for reason in answer.reasons:
         console.print(f"- {escape(reason)}")
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
-    """Rows as a table: one line each, or, where they are few and long, one column each; empty columns left out."""
+    """Rows as a table without empty columns. One or two rows of many columns are transposed."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    look: Any = {"title": title or None, "title_justify": "left", "box": box.SIMPLE_HEAD, "pad_edge": False}
+    style: Any = {"title": title or None, "title_justify": "left", "box": box.SIMPLE_HEAD, "pad_edge": False}
     names = [
         name
         for name in dict.fromkeys(name for row in rows for name in row)
         if any(row.get(name) not in (None, "") for row in rows)
     ]
     if len(rows) <= 2 and len(names) > 4:
-        table = Table(show_header=False, **look)
+        table = Table(show_header=False, **style)
         for name in names:
-            table.add_row(heading(name), *(escape(cell(name, row.get(name))) for row in rows))
+            table.add_row(heading(name), *(escape(format_value(name, row.get(name))) for row in rows))
         return table
-    table = Table(**look)
+    table = Table(**style)
     for name in names:
-        # A number cut short would be another number.
+        # Wrap long numbers: a truncated number would be a wrong one.
         table.add_column(heading(name), overflow="fold", min_width=12 if name == names[0] else None)
-    for row in rows[:MOST_ROWS]:
-        table.add_row(*(escape(cell(name, row.get(name))) for name in names))
+    for row in rows[:MAX_ROWS]:
+        table.add_row(*(escape(format_value(name, row.get(name))) for name in names))
     return table
 
 
 def heading(name: str) -> str:
-    """A column's name in words."""
+    """The name of a column as its heading."""
     return name.replace("_", " ")
 
 
-def cell(name: str, value: Any) -> str:
-    """A value of a table's column as people read it."""
+def format_value(name: str, value: Any) -> str:
+    """A value of the column `name` as text."""
     from analysis.text import count
 
     if value is None:
@@ -125,10 +125,10 @@ def cell(name: str, value: Any) -> str:
     if name.startswith("chance"):
         return f"{value:.0%}"
     if name == "basis":
-        return str(value).partition(" (")[0]  # what it is exactly, the reasons say
+        return str(value).partition(" (")[0]  # the reasons give the rest
     if not isinstance(value, float):
         return str(value)
-    if abs(value) >= MANY:
+    if abs(value) >= COUNTS_FROM:
         return count(value)
     value += 0.0  # −0.0 + 0.0 is 0.0
     return f"{value:,.4g}" if abs(value) >= 1 else f"{value:.2g}" if abs(value) < 0.01 else f"{value:.3g}"
@@ -157,14 +157,14 @@ def plan_languages(
 ) -> None:
     """Which languages to train together with --target, and how much of them."""
     from analysis.planning.co_training import co_training
-    from analysis.planning.languages import languages
+    from analysis.planning.languages import source_languages
 
-    results = basis(source, prior)
+    results = results_or_published(source, prior)
     if flops is None:
-        print_answer(languages(target, results), as_json)
+        print_answer(source_languages(target, results), as_json)
         return
     if not as_json:
-        print_answer(languages(target, results, decide=results is None))
+        print_answer(source_languages(target, results, decide=results is None))
     if results is None:
         raise MscaleError(
             "plan languages --budget: how much of a source helps needs a fitted ATLAS law (its λ says how repeats "
@@ -193,7 +193,7 @@ def plan_expand(
     """What more languages at the same loss take."""
     from analysis.planning.expand import expand
 
-    print_answer(expand(few, many, params, tokens, basis(source, prior)), as_json)
+    print_answer(expand(few, many, params, tokens, results_or_published(source, prior)), as_json)
 
 
 @plan.command("start")
@@ -209,7 +209,7 @@ def plan_start(
     """From scratch, or from a multilingual checkpoint."""
     from analysis.planning.start import start
 
-    print_answer(start(target, params, tokens, basis(source, prior)), as_json)
+    print_answer(start(target, params, tokens, results_or_published(source, prior)), as_json)
 
 
 @plan.command("mixture")
@@ -238,7 +238,7 @@ def plan_mixture(
     as_json: bool,
 ) -> None:
     """The mixture, size and tokens that minimise the targets' loss; needs a study of your own."""
-    from analysis.planning.mixture import mixture
+    from analysis.planning.mixture import best_mixture
 
     try:
         numbers = None if weights is None else [float(weight) for weight in weights]
@@ -249,7 +249,7 @@ def plan_mixture(
     found = need_results(
         source, "plan mixture", "a mixture needs fitted ATLAS laws, of which the paper prints no parameters"
     )
-    answer = mixture(targets, flops, found, weights=numbers, worst=worst, params=params, unique=unique)
+    answer = best_mixture(targets, flops, found, weights=numbers, worst=worst, params=params, unique=unique)
     print_answer(answer, as_json)
 
 

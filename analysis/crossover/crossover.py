@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.curves.curve import Curve, cell_generator, fit_curves, interval
 from analysis.curves.study import MOST_EPOCHS, StudyCurves, study_curves
-from analysis.transfer.matrix import DRAWS, LEVEL
+from analysis.transfer.matrix import CURVE_DRAWS, INTERVAL_LEVEL
 from mscale.errors import MscaleError
 
 # What is read off the two curves; `gap` at `gap_tokens`, see `crossovers`.
@@ -64,9 +64,9 @@ def crossovers(
     observations: Observations,
     *,
     phase: str = "stable",
-    level: float = LEVEL,
+    level: float = INTERVAL_LEVEL,
     split: str | None = None,
-    draws: int = DRAWS,
+    draws: int = CURVE_DRAWS,
     seed: int = 0,
 ) -> pd.DataFrame:
     """The crossover of every language and scale at which a checkpoint was continued.
@@ -106,9 +106,9 @@ def gap_curves(
     observations: Observations,
     *,
     phase: str = "stable",
-    level: float = LEVEL,
+    level: float = INTERVAL_LEVEL,
     split: str | None = None,
-    draws: int = DRAWS,
+    draws: int = CURVE_DRAWS,
     seed: int = 0,
     points: int = 40,
 ) -> pd.DataFrame:
@@ -138,7 +138,7 @@ def compared(
     *,
     phase: str = "stable",
     split: str | None = None,
-    draws: int = DRAWS,
+    draws: int = CURVE_DRAWS,
     seed: int = 0,
 ) -> Sequence[Compared]:
     """Every (scale, language, checkpoint) continued; what is compared already stays as it is."""
@@ -186,7 +186,9 @@ def compared(
     return found
 
 
-def power_law(table: pd.DataFrame, *, draws: int = 1000, level: float = LEVEL, seed: int = 0) -> PowerLaw:
+def power_law(
+    table: pd.DataFrame, *, draws: int = 1000, level: float = INTERVAL_LEVEL, seed: int = 0
+) -> PowerLaw:
     """C = a·N^b through the measured crossovers of at least three sizes, by least squares in logs.
 
     The interval of b resamples languages' crossovers within their own intervals.

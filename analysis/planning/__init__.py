@@ -1,4 +1,4 @@
-"""Decisions: what to train next, with what, how large, from where. One module a question of `mscale plan`.
+"""Planning decisions: one module for each question of `mscale plan`.
 
 What other folders import from here:
 
@@ -6,7 +6,7 @@ What other folders import from here:
 - `expand`: what more languages cost.
 - `start`: from scratch or from a checkpoint.
 - `mixture`: the best mixture at a budget.
-- `next_runs`: the runs that would tell most.
+- `next_runs`: the runs that would most reduce the uncertainty of a decision.
 - `co_training`: training together against training alone.
 """
 

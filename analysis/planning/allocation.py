@@ -1,8 +1,9 @@
-"""The mixture, size and tokens that minimise the loss of some languages under compute and data limits.
+"""Optimal allocation: the mixture, size and tokens that minimise the loss of some languages at a compute budget.
 
-The losses are those of fitted ATLAS laws, L_t = E + A/N^α + B/D_eff^β with D_eff = Σ_i τ_ti·S(D_i; U_i): data that
-repeat saturate. Rates are a softmax of free numbers, so the descent stays on the simplex; N is free along C = 6·N·D.
-The loss is averaged over draws of the laws, so that no τ is chosen for having been overestimated.
+The losses are those of fitted ATLAS laws, L_t = E + A/N^α + B/D_eff^β with D_eff = Σ_i τ_ti·S(D_i; U_i), where S
+saturates as data repeat. The sampling rates are the softmax of logits, and N varies along C = 6·N·D; both are found by
+L-BFGS-B. The loss is averaged over posterior draws of the laws: the minimum for point estimates would favour sources
+whose τ happens to be overestimated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,18 +17,18 @@ from analysis.laws.atlas import FLOOR
 from mscale.errors import MscaleError, nearest
 from mscale.sampling import temperature, unimax
 
-# How sharp the smooth maximum is that stands for the worst loss: rounds of growing sharpness, per nat.
-SHARPNESS = (50.0, 500.0)
-LOGIT = 14.0  # rates lie within e^∓14 of each other: less than a millionth is none
+# Successive sharpness (per nat) of the log-sum-exp that replaces the maximum over targets.
+_SHARPNESS = (50.0, 500.0)
+_MAX_LOGIT = 14.0  # bound of the logits: rates differ by at most a factor of e²⁸
 
 
 @dataclass(frozen=True)
-class Laws:
-    """R draws of the ATLAS laws of T targets over L languages; the first draw is the estimate.
+class LawDraws:
+    """R draws of the ATLAS laws of T targets with data of L languages; the first draw is the estimate.
 
     Attributes:
-      E, A, B, alpha, beta, lambda_: (R, T). tau: (R, T, L), 1 for a target's own. unique: (L,) tokens that there
-      are of each language, infinite where no limit is known.
+      E, A, B, alpha, beta, lambda_: (R, T). tau: (R, T, L), 1 for the target itself.
+      unique: (L,) unique tokens of each language, infinite where no limit is known.
     """
 
     targets: tuple[str, ...]
@@ -41,28 +42,28 @@ class Laws:
     tau: np.ndarray
     unique: np.ndarray
 
-    def at(self, which: slice) -> "Laws":
-        """Some of the draws."""
+    def select(self, which: slice) -> "LawDraws":
+        """A subset of the draws."""
         fields = ("E", "A", "B", "alpha", "beta", "lambda_", "tau")
         chosen = {name: getattr(self, name)[which] for name in fields}
-        return Laws(self.targets, self.sources, **chosen, unique=self.unique)
+        return LawDraws(self.targets, self.sources, **chosen, unique=self.unique)
 
     def loss(self, rates: np.ndarray, params: float, tokens: float) -> np.ndarray:
-        """(R, T) at sampling rates (L,); NaN where a law has nothing to say (D_eff at its floor)."""
+        """Losses (R, T) at sampling rates (L,); NaN where D_eff is at its floor, below which the law is not defined."""
         effective, own, _ = self._effective(rates, tokens)
         value = self._loss(np.maximum(effective, FLOOR * own), params)
         return np.where(effective > FLOOR * own, value, np.nan)
 
     def loss_and_slope(self, rates: np.ndarray, params: float, tokens: float) -> tuple[np.ndarray, ...]:
-        """Loss (R, T), its slope in the rates (R, T, L), and in log N along C = 6·N·D (R, T)."""
+        """Loss (R, T), its derivatives by the rates (R, T, L), and by log N along C = 6·N·D (R, T)."""
         effective, own, marginal = self._effective(rates, tokens)
         floored = effective <= FLOOR * own
-        # At the floor only the target's own data move the loss; without any of them it has no end.
-        mine = np.array([[name == source for source in self.sources] for name in self.targets])
-        slope = np.where(floored[..., None], FLOOR * marginal * mine, marginal * self.tau)
+        # At the floor D_eff depends on the target's own data only; 1e-3 avoids an infinite loss without any.
+        is_target = np.array([[name == source for source in self.sources] for name in self.targets])
+        slope = np.where(floored[..., None], FLOOR * marginal * is_target, marginal * self.tau)
         effective = np.maximum(np.maximum(effective, FLOOR * own), 1e-3)
-        worth = -self.beta * self.B * effective ** (-self.beta - 1)
-        in_rates = worth[..., None] * slope * tokens
+        by_effective = -self.beta * self.B * effective ** (-self.beta - 1)
+        in_rates = by_effective[..., None] * slope * tokens
         size = -self.alpha * self.A * params**-self.alpha
         return self._loss(effective, params), in_rates, size - (in_rates * rates).sum(axis=-1)
 
@@ -71,26 +72,26 @@ class Laws:
             return self.E + self.A * params**-self.alpha + self.B * effective**-self.beta
 
     def _effective(self, rates: np.ndarray, tokens: float) -> tuple[np.ndarray, ...]:
-        """D_eff and S of the target's own data (R, T), and dS/dD of each language's (R, T, L)."""
+        """D_eff and S of the target's own data (R, T), and dS/dD of each language (R, T, L)."""
         seen = tokens * rates
         lambda_ = self.lambda_[..., None]
         repeats = np.maximum(seen / self.unique - 1.0, 0.0)
-        faded = np.exp(-lambda_ * repeats)
-        again = np.where(repeats > 0, -np.expm1(-lambda_ * repeats) / lambda_, 0.0)
+        marginal = np.exp(-lambda_ * repeats)
+        repeated = np.where(repeats > 0, -np.expm1(-lambda_ * repeats) / lambda_, 0.0)
         whole = np.minimum(seen, self.unique)
-        # 0·inf where there is no limit: nothing is seen again there.
+        # Without a limit nothing is repeated; the inner `where` avoids 0·∞.
         saturated = whole + np.where(
-            again > 0, again * np.where(np.isfinite(self.unique), self.unique, 0.0), 0.0
+            repeated > 0, repeated * np.where(np.isfinite(self.unique), self.unique, 0.0), 0.0
         )
         own = np.stack(
             [saturated[:, t, self.sources.index(name)] for t, name in enumerate(self.targets)], axis=1
         )
-        return (self.tau * saturated).sum(axis=-1), own, np.where(repeats > 0, faded, 1.0)
+        return (self.tau * saturated).sum(axis=-1), own, np.where(repeats > 0, marginal, 1.0)
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """Rates (L,), N, D and the minimised loss (mean over draws)."""
+    """Sampling rates (L,), N, D, and the minimised loss (mean over draws)."""
 
     rates: np.ndarray
     params: float
@@ -98,13 +99,13 @@ class Allocation:
     value: float
 
 
-def laws_of(
+def law_draws(
     fit: Fit, theta: np.ndarray, targets: Sequence[str], unique: Mapping[str, float] | None = None
-) -> Laws:
-    """The laws of ``targets`` at draws theta (R, P) of a fitted ATLAS law.
+) -> LawDraws:
+    """The laws of `targets` at draws theta (R, P) of the parameters of a fitted ATLAS law.
 
     Args:
-      unique: tokens that there are of each language; no limit where it is not named.
+      unique: unique tokens of each language; a language that is not named has no limit.
 
     Raises:
       MscaleError: the fit is of another law, or has none of a target.
@@ -140,7 +141,7 @@ def laws_of(
     def table(name: str, otherwise: float | None = None) -> np.ndarray:
         return np.stack([get(name, target, otherwise) for target in targets], axis=1)
 
-    return Laws(
+    return LawDraws(
         tuple(targets),
         sources,
         table("E"),
@@ -148,37 +149,44 @@ def laws_of(
         table("B"),
         table("alpha"),
         table("beta"),
-        # Without a repeated run λ is held out of the fit; data then count once, which a large λ says.
+        # Without repeated data the fit has no λ. A large λ then means that repeated tokens add nothing.
         table("lambda", 1e3),
         np.stack([np.stack([worth(t, s) for s in sources], axis=1) for t in targets], axis=1),
         np.array([float((unique or {}).get(name, np.inf)) for name in sources]),
     )
 
 
-def objective(losses: np.ndarray, weights: np.ndarray, worst: bool) -> np.ndarray:
-    """(R,): the weighted mean over targets of losses (R, T), or the worst one."""
-    return losses.max(axis=1) if worst else losses @ weights / weights.sum()
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: the mean of the targets' losses by weights (T,), or with `worst` the largest of them."""
+
+    weights: np.ndarray
+    worst: bool = False
+
+    def of(self, losses: np.ndarray) -> np.ndarray:
+        """The objective (R,) of losses (R, T)."""
+        return losses.max(axis=1) if self.worst else losses @ self.weights / self.weights.sum()
 
 
 def best_allocation(
-    laws: Laws,
+    laws: LawDraws,
     flops: float,
-    weights: np.ndarray,
+    objective: Objective,
     *,
-    worst: bool = False,
     params: float | None = None,
     rates: np.ndarray | None = None,
     near: Allocation | None = None,
     starts: int = 4,
     seed: int = 0,
 ) -> Allocation:
-    """The rates and N that minimise the weighted (or the worst) loss at C = 6·N·D FLOPs.
+    """The sampling rates and N that minimise the objective at C = 6·N·D FLOPs.
 
     Args:
-      params, rates: given ones are held (N; the mixture). near: where to start from, in place of several starts.
+      params, rates: fix N or the sampling rates (L,).
+      near: where to start the search, in place of `starts` random starts.
     """
     L = len(laws.sources)
-    weights = np.asarray(weights, dtype=float) / np.sum(weights)
+    weights = np.asarray(objective.weights, dtype=float) / np.sum(objective.weights)
     middle = 0.5 * np.log(flops / 6 / 20)
     bounds = (np.log(1e2), np.log(flops / 6e2))
 
@@ -201,22 +209,22 @@ def best_allocation(
         return total, np.append(in_theta, size)
 
     rng = np.random.default_rng(seed)
-    wanted = np.array([name in laws.targets for name in laws.sources])
+    is_target = np.array([name in laws.targets for name in laws.sources])
     best = None
     for index in range(1 if rates is not None or near is not None else starts):
-        logits = np.where(wanted, 0.0, -2.0) if index == 0 else rng.normal(0, 1.5, L)
+        logits = np.where(is_target, 0.0, -2.0) if index == 0 else rng.normal(0, 1.5, L)
         size = middle + (0 if index == 0 else rng.normal())
         if near is not None:
             logits, size = np.log(np.maximum(near.rates, 1e-4)), np.log(near.params)
         theta = np.append(logits, np.clip(size, *bounds))
-        for sharpness in SHARPNESS if worst else (None,):
+        for sharpness in _SHARPNESS if objective.worst else (None,):
             found = minimize(
                 value,
                 theta,
                 args=(sharpness,),
                 jac=True,
                 method="L-BFGS-B",
-                bounds=[(-LOGIT, LOGIT)] * L + [bounds],
+                bounds=[(-_MAX_LOGIT, _MAX_LOGIT)] * L + [bounds],
                 options={"maxiter": 150, "ftol": 1e-10, "gtol": 1e-8},
             )
             theta = found.x
@@ -226,7 +234,9 @@ def best_allocation(
     chosen = _softmax(best.x[:L]) if rates is None else rates
     n = float(np.exp(best.x[L])) if params is None else params
     losses = laws.loss_and_slope(chosen, n, flops / 6 / n)[0]
-    return Allocation(chosen, n, flops / 6 / n, float(np.mean(objective(losses, weights, worst))))
+    return Allocation(
+        chosen, n, flops / 6 / n, float(np.mean(Objective(weights, objective.worst).of(losses)))
+    )
 
 
 def _softmax(theta: np.ndarray) -> np.ndarray:
@@ -234,19 +244,19 @@ def _softmax(theta: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum()
 
 
-def rivals(laws: Laws, tokens: float) -> dict[str, np.ndarray]:
-    """Rates (L,) that people choose without a law: uniform, temperature and UniMax over the targets.
+def baseline_mixtures(laws: LawDraws, tokens: float) -> dict[str, np.ndarray]:
+    """Sampling rates (L,) of the usual heuristics by name: uniform, proportional, temperature and UniMax.
 
-    Temperature and UniMax need to know how much there is of each target; without that they are left out.
+    Those that depend on the amount of data are left out where it is not known for each target.
     """
-    wanted = np.array([name in laws.targets for name in laws.sources])
-    made = {"uniform over the targets": wanted / wanted.sum()}
-    made["uniform over all languages"] = np.full(len(wanted), 1 / len(wanted))
-    sizes = np.where(wanted, laws.unique, 0.0)
+    is_target = np.array([name in laws.targets for name in laws.sources])
+    mixtures = {"uniform over the targets": is_target / is_target.sum()}
+    mixtures["uniform over all languages"] = np.full(len(is_target), 1 / len(is_target))
+    sizes = np.where(is_target, laws.unique, 0.0)
     if np.isfinite(sizes).all() and sizes.sum() > 0:
-        made["proportional"] = temperature(sizes, 1.0)
-        made["temperature 3.3"] = temperature(sizes, 10 / 3)
-        made["UniMax"] = unimax(sizes, tokens, 4.0)
-    if wanted.all():
-        del made["uniform over all languages"]
-    return made
+        mixtures["proportional"] = temperature(sizes, 1.0)
+        mixtures["temperature 3.3"] = temperature(sizes, 10 / 3)
+        mixtures["UniMax"] = unimax(sizes, tokens, 4.0)
+    if is_target.all():
+        del mixtures["uniform over all languages"]
+    return mixtures

@@ -1,7 +1,7 @@
-"""Decisions from a study's results (`answers.analyse`) or from the published figures, each with its interval.
+"""The answer to a planning question, where its numbers come from, and checks of the question.
 
-Where both can answer, the study does. The published figures carry no intervals, and the answers say so. What
-neither supports is refused with the fit that is missing.
+An answer uses the results of the study where these suffice, else the figures published for ATLAS, which have no
+intervals. A question that neither supports raises MscaleError with the fit that is missing.
 """
 
 from collections.abc import Mapping
@@ -10,24 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from analysis.study.results import results_range
+from analysis.study.results import params_range
 from analysis.text import count
 from mscale.errors import MscaleError
 
-PUBLISHED = "published (Longpre et al. 2026; interval not published)"
-STUDY = "this study"
-PREDICTED = "this study, predicted from other pairs"
-# The published runs reach from 9M to 8B parameters; a decade beyond is flagged, more is refused.
+BASIS_PUBLISHED = "published (Longpre et al. 2026; interval not published)"
+BASIS_STUDY = "this study"
+BASIS_PREDICTED = "this study, predicted from other pairs"
+# Sizes of the published runs. Up to a factor of ten outside an answer is flagged as extrapolated, beyond it is refused.
 PUBLISHED_PARAMS = (9e6, 8e9)
-# Of the published transfer matrix, and the most languages of a uniform mixture.
-PUBLISHED_SIZE, PUBLISHED_TOKENS, PUBLISHED_LANGUAGES = 2e9, 42e9, 50
+# N and d of the published transfer matrix, and the largest published uniform mixture.
+PUBLISHED_MATRIX_PARAMS, PUBLISHED_MATRIX_TOKENS, PUBLISHED_MAX_LANGUAGES = 2e9, 42e9, 50
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A decision: what to do, the rows behind it, where they are from, and the reasons for and against it.
+    """A decision.
 
-    `more`: further tables, (title, rows).
+    Attributes:
+      text: what to do. rows: the table behind it. basis: where the numbers come from, one of `BASIS_…`.
+      reasons: assumptions and caveats. more: further tables, (title, rows).
     """
 
     text: str
@@ -38,15 +40,15 @@ class Answer:
 
 
 def check_positive(what: str, **values: float | None) -> None:
-    """Raises MscaleError where a number that is given is not positive, or not a number at all."""
+    """Raises MscaleError where a value is given that is not a positive finite number."""
     for name, value in values.items():
         if value is not None and not 0 < value < np.inf:
             raise MscaleError(f"{what}: --{name} is {value:g}, expected a positive number")
 
 
-def check_range(params: float, results: Mapping[str, Any], reasons: list[str]) -> None:
-    """Flags a size outside the study's; raises MscaleError where it is hopelessly so."""
-    low, high = results_range(results)
+def check_study_range(params: float, results: Mapping[str, Any], reasons: list[str]) -> None:
+    """Appends a reason where N is outside the sizes of the study; raises MscaleError beyond a factor of 100."""
+    low, high = params_range(results)
     if not low / 100 <= params <= high * 100:
         raise MscaleError(
             f"{count(params)} parameters are more than a hundredfold outside the study's runs, {count(low)} to "
@@ -59,7 +61,8 @@ def check_range(params: float, results: Mapping[str, Any], reasons: list[str]) -
         )
 
 
-def _check_published(params: float, reasons: list[str]) -> None:
+def check_published_range(params: float, reasons: list[str]) -> None:
+    """Appends a reason where N is outside the published sizes; raises MscaleError beyond a factor of 10."""
     low, high = PUBLISHED_PARAMS
     if not low / 10 <= params <= high * 10:
         more = f" ({reasons[0]})" if reasons else ""

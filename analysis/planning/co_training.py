@@ -1,7 +1,7 @@
-"""How much of which other languages to train with one, and where more of them hurts.
+"""Co-training: how much of which other languages to train with a target, and from which share on they hurt.
 
-While a language's own text is not exhausted, any other takes more than it gives (τ < 1): sources pay once repeats
-of one's own text are worth less than fresh text of theirs.
+While the target's own text is not exhausted, a token of another language is worth less than one of its own (τ < 1).
+Other languages help once a repeated token of the target is worth less than a fresh token of theirs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ import numpy as np
 
 from analysis.fitting.result import Fit
 from analysis.planning import allocation
-from analysis.planning.allocation import Allocation, Laws
-from analysis.planning.answer import STUDY, Answer, check_positive, check_range
-from analysis.planning.mixture import AVERAGED, check_told, data_limits, tails
-from analysis.study.results import need_fit
-from analysis.text import few, signed, span
+from analysis.planning.allocation import Allocation, LawDraws
+from analysis.planning.answer import BASIS_STUDY, Answer, check_positive, check_study_range
+from analysis.planning.mixture import AVERAGED_DRAWS, check_identified, tails, unique_token_limits
+from analysis.study.results import required_fit
+from analysis.text import first_few, signed, span
 from analysis.uncertainty.delta_method import delta_interval
 from analysis.uncertainty.posterior import draws
 from mscale.errors import MscaleError
@@ -24,23 +24,23 @@ SHARES = np.concatenate([[0.0], np.geomspace(0.01, 0.95, 40)])
 
 
 def co_training(target: str, results: Mapping[str, Any], flops: float, params: float | None = None) -> Answer:
-    """How much of which languages to train with ``target`` at a compute budget, and where more of them hurts.
+    """How much of which languages to train with `target` at a compute budget, and from which share on they hurt.
 
     Raises:
-      MscaleError: no fitted ATLAS law of the target, or a budget that is no number of FLOPs.
+      MscaleError: there is no fitted ATLAS law of the target, or the budget is not a positive number.
     """
     check_positive("plan languages", flops=flops, params=params)
-    fit = need_fit(results, "atlas", "how much of another language helps")
-    limits = data_limits(results, None, fit)
-    theta = np.concatenate([fit.theta[None], draws(fit, AVERAGED)])
-    laws = allocation.laws_of(fit, theta, [target], limits)
+    fit = required_fit(results, "atlas", "how much of another language helps")
+    limits = unique_token_limits(results, None, fit)
+    theta = np.concatenate([fit.theta[None], draws(fit, AVERAGED_DRAWS)])
+    laws = allocation.law_draws(fit, theta, [target], limits)
     if len(laws.sources) < 2:
         raise MscaleError(f"the study trained {target} with no other language: there is no τ to decide from")
-    one = np.ones(1)
+    objective = allocation.Objective(np.ones(1))
     own = laws.sources.index(target)
     alone_rates = np.eye(len(laws.sources))[own]
-    alone = allocation.best_allocation(laws, flops, one, params=params, rates=alone_rates)
-    best = allocation.best_allocation(laws, flops, one, params=params)
+    alone = allocation.best_allocation(laws, flops, objective, params=params, rates=alone_rates)
+    best = allocation.best_allocation(laws, flops, objective, params=params)
     worth = laws.tau[:, 0, :].mean(axis=0)
     order = [index for index in np.argsort(-worth, kind="stable") if index != own]
     share = 1 - float(best.rates[own])
@@ -51,14 +51,15 @@ def co_training(target: str, results: Mapping[str, Any], flops: float, params: f
         level,
     )
     reasons: list[str] = []
-    check_range(best.params, results, reasons)
-    check_told("plan languages", fit, laws, best, results)
-    own_tau = {
+    check_study_range(best.params, results, reasons)
+    check_identified("plan languages", fit, laws, best, results)
+    with_own_tau = {
         name[len("tau[") : -1].split(",")[1] for name in fit.names if name.startswith(f"tau[{target},")
     }
-    if alike := [name for name in laws.sources if name not in own_tau and name != target]:
+    if sharing_tau := [name for name in laws.sources if name not in with_own_tau and name != target]:
         reasons.append(
-            f"the fit tells no τ of their own of {few(alike, 8)}: they count alike, so which of them is arbitrary"
+            f"the fit tells no τ of their own of {first_few(sharing_tau, 8)}: they count alike, so which of them is "
+            "arbitrary"
         )
     single = _by_share(laws, best, own, order[0])
     counts = _by_count(laws, best, own, order, share)
@@ -114,21 +115,22 @@ def co_training(target: str, results: Mapping[str, Any], flops: float, params: f
         }
         for index in order
     )
-    return Answer(text, rows, STUDY, tuple(reasons), more)
+    return Answer(text, rows, BASIS_STUDY, tuple(reasons), more)
 
 
 def _loss_at(
     fit: Fit, theta: np.ndarray, target: str, limits: Mapping[str, float], at: Allocation
 ) -> np.ndarray:
-    return allocation.laws_of(fit, theta, [target], limits).loss(at.rates, at.params, at.tokens)[:, 0]
+    return allocation.law_draws(fit, theta, [target], limits).loss(at.rates, at.params, at.tokens)[:, 0]
 
 
-def _loss_of(laws: Laws, at: Allocation) -> np.ndarray:
+def _loss_of(laws: LawDraws, at: Allocation) -> np.ndarray:
+    """Loss (R, T) of an allocation under every draw."""
     return laws.loss(at.rates, at.params, at.tokens)
 
 
-def _by_share(laws: Laws, best: Allocation, own: int, source: int) -> dict[str, float]:
-    """The best share of one source, and the share at which it is no better than none."""
+def _by_share(laws: LawDraws, best: Allocation, own: int, source: int) -> dict[str, float]:
+    """The best share of one source ("best"), and the smallest share beyond it that is worse than none ("even")."""
     losses = []
     for share in SHARES:
         rates = np.zeros(len(laws.sources))
@@ -140,9 +142,9 @@ def _by_share(laws: Laws, best: Allocation, own: int, source: int) -> dict[str, 
 
 
 def _by_count(
-    laws: Laws, best: Allocation, own: int, order: Sequence[int], share: float
+    laws: LawDraws, best: Allocation, own: int, order: Sequence[int], share: float
 ) -> list[dict[str, Any]]:
-    """The loss with the first k sources, best first, in equal parts of a share."""
+    """The loss with the first k of the sources in `order`, in equal parts of `share`, for every k."""
     rows = []
     for number in range(len(order) + 1):
         rates = np.zeros(len(laws.sources))
@@ -154,8 +156,8 @@ def _by_count(
     return rows
 
 
-def _own_exhausted(laws: Laws, own: int, source: int, level: float) -> str:
-    """After how many epochs a fresh token of the source is worth more than one more repeat: 1 + ln(1/τ)/λ."""
+def _own_exhausted(laws: LawDraws, own: int, source: int, level: float) -> str:
+    """A sentence on the epochs of the target after which a fresh token of the source is worth more: 1 + ln(1/τ)/λ."""
     tau, lambda_ = laws.tau[:, 0, source], laws.lambda_[:, 0]
     with np.errstate(divide="ignore", invalid="ignore"):
         epochs = np.where(tau > 0, 1 + np.log(1 / np.minimum(tau, 1.0)) / lambda_, np.inf)

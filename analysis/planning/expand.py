@@ -1,4 +1,4 @@
-"""More languages from a start that is not compute-optimal: the cheapest size and tokens that keep the loss."""
+"""Growth to more languages: the parameters, tokens and compute that keep the loss (`mscale plan expand`)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,13 +8,13 @@ import numpy as np
 from analysis.laws import capacity
 from analysis.laws.capacity import Growth, growth_from_ratios
 from analysis.planning.answer import (
-    PUBLISHED,
-    PUBLISHED_LANGUAGES,
-    STUDY,
+    BASIS_PUBLISHED,
+    BASIS_STUDY,
+    PUBLISHED_MAX_LANGUAGES,
     Answer,
-    _check_published,
     check_positive,
-    check_range,
+    check_published_range,
+    check_study_range,
 )
 from analysis.study.results import saved_fit
 from analysis.tables import published
@@ -24,7 +24,7 @@ from mscale.errors import MscaleError
 
 
 def published_growth(ratio: float) -> Growth:
-    """The paper's multipliers at any r, from its printed exponents (intervals not published)."""
+    """The paper's growth at any ratio of languages, from its printed exponents (without intervals)."""
     printed = published.published_exponents()
     return growth_from_ratios(ratio, printed["size"], printed["data"] - 1)
 
@@ -34,7 +34,12 @@ def least_compute(
 ) -> dict[str, Any] | None:
     """Growth of N, D and C to the point of least compute that keeps the mean loss of the fitted languages.
 
-    None where the results hold no saved fit. `why` tells how far the start is from compute-optimal.
+    Args:
+      k_from, params, tokens: languages, N and D (of all languages) at the start. ratio: languages after to before.
+
+    Returns:
+      A row of an answer; its entry "why" says how far the start is from compute-optimal. None where the results hold no
+      capacity fit.
     """
     fit = saved_fit(results, "capacity")
     if fit is None:
@@ -43,7 +48,7 @@ def least_compute(
     levels = [name[2:-1] for name in names if name.startswith("A[")]
 
     def grown(theta: np.ndarray) -> tuple[capacity.Growth, np.ndarray]:
-        """At draws θ (B, P): the growth, fields (B,), and w_N of the start."""
+        """At draws theta (B, P): the growth with fields (B,), and w_N (B,) of the start."""
         values = dict(zip(names, fit.natural(theta).T, strict=True))
         A, B = (
             np.mean([values[f"{name}[{level}]"] for level in levels], axis=0) if levels else values[name]
@@ -85,12 +90,12 @@ def least_compute(
 def expand(
     k_from: float, k_to: float, params: float, tokens: float, results: Mapping[str, Any] | None = None
 ) -> Answer:
-    """Parameters, tokens (of all languages) and compute that keep the loss when K grows.
+    """Parameters, tokens (of all languages) and compute that keep the loss as the number of languages K grows.
 
-    From a fit also the point of least compute, where the start is not compute-optimal.
+    With a fit of the study also the point of least compute, which differs unless the start is compute-optimal.
 
     Raises:
-      MscaleError: numbers that are not positive, or a size too far from any that was measured.
+      MscaleError: numbers that are not positive, or a size too far outside the measured ones.
     """
     check_positive("plan expand", **{"from": k_from, "to": k_to, "params": params, "tokens": tokens})
     if min(k_from, k_to) < 1:
@@ -100,18 +105,21 @@ def expand(
     reasons = []
     if answer and answer["identified"]:
         return _expand_from_fit(k_from, ratio, params, tokens, results or {})
-    growth, basis = published_growth(ratio), PUBLISHED
+    growth, basis = published_growth(ratio), BASIS_PUBLISHED
     if answer:
         reasons.append(f"the study's own growth is not identified: {answer['reason']}")
-    _check_published(params, reasons)
+    check_published_range(params, reasons)
     reasons += ["assumes uniform sampling and a compute-optimal start"]
-    if k_to > PUBLISHED_LANGUAGES:
-        reasons.append(f"the paper fitted mixtures of up to {PUBLISHED_LANGUAGES} languages: extrapolated")
+    if k_to > PUBLISHED_MAX_LANGUAGES:
+        reasons.append(
+            f"the paper fitted mixtures of up to {PUBLISHED_MAX_LANGUAGES} languages: extrapolated"
+        )
     row = _grown(growth, params, tokens)
     return Answer(_grown_text(k_from, ratio, row, basis), (row,), basis, tuple(reasons))
 
 
 def _grown(growth: capacity.Growth, params: float, tokens: float) -> dict[str, Any]:
+    """A row of an answer: the start, multiplied by the growth."""
     return {
         "what": "same balance of size and data",
         "parameters": params * growth.N,
@@ -144,13 +152,13 @@ def _expand_from_fit(
     low, high = row.get("times_flops_low"), row.get("times_flops_high")
     interval = f", {low:.2f} to {high:.2f}" if low is not None else ""
     reasons = ["assumes uniform sampling; exponents are common to the languages"]
-    check_range(params, results, reasons)
+    check_study_range(params, results, reasons)
     ks = [point["K"] for point in results["capacity"]["points"]]
     if ks and not min(ks) <= k_from * ratio <= max(ks):
         reasons.append(
             f"{k_from * ratio:g} languages are outside the mixtures that were run, {min(ks):g} to {max(ks):g}"
         )
-    rows, text = [row], _grown_text(k_from, ratio, row, STUDY, interval)
+    rows, text = [row], _grown_text(k_from, ratio, row, BASIS_STUDY, interval)
     cheapest = least_compute(results, k_from, ratio, params, tokens)
     if cheapest:
         rows.append(cheapest)
@@ -161,4 +169,4 @@ def _expand_from_fit(
             f"(×{cheapest['times_flops']:.2f}, {cheapest['times_flops_low']:.2f} to "
             f"{cheapest['times_flops_high']:.2f})."
         )
-    return Answer(text, tuple(rows), STUDY, tuple(reasons))
+    return Answer(text, tuple(rows), BASIS_STUDY, tuple(reasons))

@@ -1,6 +1,7 @@
-"""Which mixture to run, at which size, on how many tokens.
+"""The best mixture, size and tokens at a compute budget: `mscale plan mixture`, and the advice of a report.
 
-From the fitted ATLAS laws (`allocation`), counting what data there is and how repeats fade.
+The losses are those of the fitted ATLAS laws, with the unique tokens of each language and the saturation of repeated
+data (`allocation`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,46 +12,49 @@ import numpy as np
 
 from analysis.fitting.result import Fit
 from analysis.planning import allocation
-from analysis.planning.allocation import Allocation, Laws
-from analysis.planning.answer import STUDY, Answer, check_positive, check_range
-from analysis.study.results import need_fit
-from analysis.text import count, few, signed, span
+from analysis.planning.allocation import Allocation, LawDraws, Objective
+from analysis.planning.answer import BASIS_STUDY, Answer, check_positive, check_study_range
+from analysis.study.results import required_fit
+from analysis.text import count, first_few, signed, span
 from analysis.uncertainty.delta_method import delta_interval, gradient
 from analysis.uncertainty.posterior import draws, local_posterior
 from mscale.errors import MscaleError, nearest
 
-# Draws that the loss is averaged over, and draws that are each optimised on their own to see how far rates move.
-AVERAGED, REDONE = 32, 20
-ALONE = "bilingual τ do not simply add: mixtures unlike any that was run are the law's word alone"
-ADVISED = 12  # draws that a report's advice is averaged over
+# Posterior draws that the loss is averaged over, and draws that are optimised one by one for intervals of the rates.
+AVERAGED_DRAWS, _REOPTIMISED_DRAWS = 32, 20
+_EXTRAPOLATION_CAVEAT = (
+    "bilingual τ do not simply add: mixtures unlike any that was run are the law's word alone"
+)
+_ADVICE_DRAWS = 12  # the same for a report's advice
 
 
 @dataclass(frozen=True)
-class Aim:
-    """What a mixture is for: targets and their weights (T,) or the worst of them, FLOPs, data (tokens by language)."""
+class MixtureProblem:
+    """The optimisation problem: whose losses are minimised, at which compute, with which data.
+
+    Attributes:
+      params: N, or None to optimise it. limits: unique tokens by language.
+    """
 
     targets: tuple[str, ...]
-    weights: np.ndarray
-    worst: bool
+    objective: Objective
     flops: float
     params: float | None
     limits: Mapping[str, float]
 
-    def best(self, laws: Laws, **given: Any) -> Allocation:
-        """The best allocation under these laws (`given`: rates, near)."""
-        return allocation.best_allocation(
-            laws, self.flops, self.weights, worst=self.worst, params=self.params, **given
-        )
+    def best(self, laws: LawDraws, **options: Any) -> Allocation:
+        """The best allocation under these laws; `options` are those of `best_allocation`."""
+        return allocation.best_allocation(laws, self.flops, self.objective, params=self.params, **options)
 
     def loss(self, fit: Fit, theta: np.ndarray, at: Allocation) -> np.ndarray:
-        """(R,) what is minimised, at draws theta (R, P)."""
-        losses = allocation.laws_of(fit, theta, self.targets, self.limits).loss(
+        """The objective (R,) of an allocation at draws theta (R, P)."""
+        losses = allocation.law_draws(fit, theta, self.targets, self.limits).loss(
             at.rates, at.params, at.tokens
         )
-        return allocation.objective(losses, self.weights, self.worst)
+        return self.objective.of(losses)
 
 
-def mixture(
+def best_mixture(
     targets: Sequence[str],
     flops: float,
     results: Mapping[str, Any],
@@ -60,15 +64,15 @@ def mixture(
     params: float | None = None,
     unique: Mapping[str, float] | None = None,
 ) -> Answer:
-    """The mixture, size and tokens that minimise the targets' loss at a compute budget, beside what people use.
+    """The mixture, size and tokens that minimise the targets' loss at a compute budget, compared with usual mixtures.
 
     Args:
-      weights: of the targets' losses, equal by default. worst: minimise the worst target's loss in their place.
-      params: hold the size. unique: tokens that there are of a language, in place of what the study records.
+      weights: of the targets' losses, equal by default. worst: minimise the largest loss of the targets instead.
+      params: fix N. unique: unique tokens of languages, in place of those that the study records.
 
     Raises:
-      MscaleError: no fitted ATLAS law, or none of a target; weights that do not match the targets; a budget that
-        the study's sizes say nothing of.
+      MscaleError: there is no fitted ATLAS law of a target; the weights do not match the targets; the best size is too
+        far outside the study's; the runs do not identify the loss of a target at that size.
     """
     if len(set(targets)) < len(targets):
         raise MscaleError(f"plan mixture: a target is named twice: {', '.join(targets)}")
@@ -80,61 +84,63 @@ def mixture(
             f"plan mixture: --weights {shown}: {len(targets)} targets need as many weights, none negative, not all zero"
         )
     check_positive("plan mixture", flops=flops, params=params)
-    fit = need_fit(results, "atlas", "mixture")
+    fit = required_fit(results, "atlas", "mixture")
     shares = np.ones(len(targets)) if weights is None else np.asarray(weights, dtype=float)
-    aim = Aim(tuple(targets), shares, worst, flops, params, data_limits(results, unique, fit))
-    theta = np.concatenate([fit.theta[None], draws(fit, AVERAGED)])
-    laws = allocation.laws_of(fit, theta, targets, aim.limits)
-    best = aim.best(laws)
+    limits = unique_token_limits(results, unique, fit)
+    problem = MixtureProblem(tuple(targets), Objective(shares, worst), flops, params, limits)
+    theta = np.concatenate([fit.theta[None], draws(fit, AVERAGED_DRAWS)])
+    laws = allocation.law_draws(fit, theta, targets, limits)
+    best = problem.best(laws)
     level = float(results["level"])
     reasons: list[str] = []
-    check_range(best.params, results, reasons)
-    check_told("plan mixture", fit, laws, best, results)
-    redone = [aim.best(laws.at(slice(index, index + 1)), near=best) for index in range(1, REDONE + 1)]
-    rows = _rates(laws, best, redone, level)
-    compared = _compared(fit, aim, laws, best, level)
-    mine = compared[0]
-    size_low, size_high = np.quantile([one.params for one in redone], tails(level))
+    check_study_range(best.params, results, reasons)
+    check_identified("plan mixture", fit, laws, best, results)
+    single_draws = [laws.select(slice(index, index + 1)) for index in range(1, _REOPTIMISED_DRAWS + 1)]
+    reoptimised = [problem.best(draw, near=best) for draw in single_draws]
+    rows = _rates(laws, best, reoptimised, level)
+    compared = _compared_mixtures(fit, problem, laws, best, level)
+    chosen = compared[0]
+    size_low, size_high = np.quantile([one.params for one in reoptimised], tails(level))
     what = "worst loss" if worst else "weighted loss"
     shown = ", ".join(f"{row['language']} {row['rate']:.0%}" for row in rows[:6] if row["rate"] > 0.005)
     text = (
         f"Train {count(best.params)} parameters ({span(size_low, size_high, count)}) on {count(best.tokens)} tokens "
-        f"of {shown}: {what} {mine['loss']:.4f} ({mine['low']:.4f} to {mine['high']:.4f})."
+        f"of {shown}: {what} {chosen['loss']:.4f} ({chosen['low']:.4f} to {chosen['high']:.4f})."
     )
-    reasons += _reasons(laws, best, compared, aim.limits, misfit(fit))
+    reasons += _reasons(laws, best, compared, limits, misfit(fit))
     rows = [row for row in rows if row["rate"] > 1e-3 or row["high"] > 0.01]
     title = "The same compute, each at its own best size" if params is None else "The same size and compute"
-    return Answer(text, tuple(rows), STUDY, tuple(reasons), ((title, tuple(compared)),))
+    return Answer(text, tuple(rows), BASIS_STUDY, tuple(reasons), ((title, tuple(compared)),))
 
 
 def advice(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What a report recommends: the mixture for all languages alike at the compute of the study's largest run.
+    """The mixture that a report recommends: equal weights, at the compute of the study's largest run.
 
-    Returns: text, because, sure (see `wording.SURE`), flops, rates (records language, rate), compared (as in an answer
-    of `mixture`); or the reason that there is none.
+    Returns:
+      {"text", "because", "sure" (one of `wording.CERTAINTIES`), "flops", "rates" (records language, rate), "compared"
+      (as in an answer of `best_mixture`)}; or {"reason"} where no mixture is recommended.
     """
     try:
-        fit = need_fit(results, "atlas", "mixture")
+        fit = required_fit(results, "atlas", "mixture")
         targets = [name for name in results["study"]["trained_languages"] if name in fit.levels]
-        if lone := _at_one_size(fit, targets):
-            return {
-                "reason": f"{few(lone, 6)}: run at one size alone, so their loss at other sizes is not told"
-            }
+        if at_one_size := _at_one_size(fit, targets):
+            names = first_few(at_one_size, 6)
+            return {"reason": f"{names}: run at one size alone, so their loss at other sizes is not told"}
         rows = [row for row in results["fit_points"] if row["law"] == "atlas"]
         flops = max(6.0 * row["params"] * row["tokens"] for row in rows)
-        aim = Aim(tuple(targets), np.ones(len(targets)), False, flops, None, data_limits(results, None, fit))
-        laws = allocation.laws_of(
-            fit, np.concatenate([fit.theta[None], draws(fit, ADVISED)]), targets, aim.limits
-        )
-        best = aim.best(laws, starts=2)
-        check_range(best.params, results, [])
-        compared = _compared(fit, aim, laws, best, float(results["level"]))
+        limits = unique_token_limits(results, None, fit)
+        problem = MixtureProblem(tuple(targets), Objective(np.ones(len(targets))), flops, None, limits)
+        theta = np.concatenate([fit.theta[None], draws(fit, _ADVICE_DRAWS)])
+        laws = allocation.law_draws(fit, theta, targets, limits)
+        best = problem.best(laws, starts=2)
+        check_study_range(best.params, results, [])
+        compared = _compared_mixtures(fit, problem, laws, best, float(results["level"]))
     except MscaleError as error:
         return {"reason": str(error)}
-    usual = _best_rival(compared)
+    usual = _best_baseline(compared)
     if usual is None:
         return {"reason": "the law says nothing of the usual mixtures at that size"}
-    # Never clear: a mixture unlike any that was run is the law's word alone.
+    # Never "clear": the law is extrapolated to a mixture that was not run.
     sure = "likely" if usual["worse_low"] > 0 and usual["worse_by"] > misfit(fit) else "unclear"
     order = [index for index in np.argsort(-best.rates, kind="stable") if best.rates[index] > 0.005]
     rates = [{"language": laws.sources[at], "rate": round(float(best.rates[at]), 4)} for at in order]
@@ -145,7 +151,7 @@ def advice(results: Mapping[str, Any]) -> dict[str, Any]:
     text = f"For all languages alike, at the {count(flops)} FLOPs of the largest run: "
     size = best.params if sure == "likely" else float(usual["parameters"])
     reasons: list[str] = []
-    check_range(size, results, reasons)
+    check_study_range(size, results, reasons)
     if sure == "unclear":
         text += (
             f"{count(size)} parameters on {count(flops / 6 / size)} tokens, mixed as usual ({usual['mixture']}). "
@@ -156,12 +162,19 @@ def advice(results: Mapping[str, Any]) -> dict[str, Any]:
             f"{count(size)} parameters on {count(best.tokens)} tokens of {shown}. The best of the usual "
             f"mixtures, {usual['mixture']}, is worse by {gain}."
         )
-    about = {"text": text, "because": "; ".join([*reasons, ALONE]), "sure": sure, "flops": flops}
-    return {**about, "rates": rates, "compared": compared}
+    answer = {
+        "text": text,
+        "because": "; ".join([*reasons, _EXTRAPOLATION_CAVEAT]),
+        "sure": sure,
+        "flops": flops,
+    }
+    return {**answer, "rates": rates, "compared": compared}
 
 
-def data_limits(results: Mapping[str, Any], unique: Mapping[str, float] | None, fit: Fit) -> dict[str, float]:
-    """Unique tokens of each language: the study's own, and what is given in their place."""
+def unique_token_limits(
+    results: Mapping[str, Any], unique: Mapping[str, float] | None, fit: Fit
+) -> dict[str, float]:
+    """Unique tokens of each language: `unique`, else those that the study records; raises MscaleError for bad ones."""
     for name, value in (unique or {}).items():
         if name not in fit.levels:
             raise MscaleError(
@@ -173,52 +186,54 @@ def data_limits(results: Mapping[str, Any], unique: Mapping[str, float] | None, 
 
 
 def _at_one_size(fit: Fit, targets: Sequence[str]) -> list[str]:
-    """The targets whose E and A the runs do not tell apart."""
-    moved = {
-        name for name, moves in zip(fit.names, local_posterior(fit).in_flat_directions, strict=True) if moves
-    }
-    return [name for name in targets if {f"E[{name}]", f"A[{name}]"} & moved]
+    """The targets whose E and A are aliased, since they were run at one size only."""
+    aliased = {name for name, moves in zip(fit.names, local_posterior(fit).in_flat_directions, strict=True) if moves}
+    return [name for name in targets if {f"E[{name}]", f"A[{name}]"} & aliased]
 
 
-def untold(fit: Fit, laws: Laws, at: Allocation) -> list[str]:
-    """The targets whose loss at this size the runs do not tell, since they were run at another one alone."""
+def unidentified_targets(fit: Fit, laws: LawDraws, at: Allocation) -> list[str]:
+    """The targets whose loss at this size the runs do not identify: they were run at one other size only."""
     limits = dict(zip(laws.sources, laws.unique, strict=True))
-    left, found = local_posterior(fit), []
+    identifiable, found = local_posterior(fit), []
     for target in _at_one_size(fit, laws.targets):
 
         def loss(theta: np.ndarray, target: str = target) -> np.ndarray:
-            law = allocation.laws_of(fit, theta, [target], limits)
+            law = allocation.law_draws(fit, theta, [target], limits)
             return law.loss(at.rates, at.params, at.tokens)[:, 0]
 
-        if not left.identifies(gradient(fit, loss)):
+        if not identifiable.identifies(gradient(fit, loss)):
             found.append(target)
     return found
 
 
-def check_told(what: str, fit: Fit, laws: Laws, at: Allocation, results: Mapping[str, Any]) -> None:
-    """Raises MscaleError where the runs do not tell the loss of a target at this size."""
-    if targets := untold(fit, laws, at):
+def check_identified(what: str, fit: Fit, laws: LawDraws, at: Allocation, results: Mapping[str, Any]) -> None:
+    """Raises MscaleError where the runs do not identify the loss of a target at the size of this allocation."""
+    if targets := unidentified_targets(fit, laws, at):
         rows = [row for row in results["fit_points"] if row["law"] == "atlas"]
         sizes = sorted({float(row["params"]) for row in rows if row["language"] == targets[0]})
         raise MscaleError(
-            f"{what}: the runs do not tell the loss on {few(targets, 8)} at {count(at.params)} parameters: "
+            f"{what}: the runs do not tell the loss on {first_few(targets, 8)} at {count(at.params)} parameters: "
             f"{targets[0]} was run at {' and '.join(map(count, sizes))} alone, so its E and A cannot be told apart. "
             f"Run it at other sizes too, or hold that size (--params {sizes[-1]:.0f})"
         )
 
 
 def misfit(fit: Fit) -> float:
-    """How far, in nats, the law typically lies from the losses that it was fitted to."""
-    away = fit.problem.residuals(fit.theta[None])[0]
-    return float(np.sqrt(np.mean((away * (fit.problem.y if fit.law.residual == "log" else 1.0)) ** 2)))
+    """Root mean square difference, in nats, between the law and the losses that it was fitted to."""
+    residuals = fit.problem.residuals(fit.theta[None])[0]
+    return float(np.sqrt(np.mean((residuals * (fit.problem.y if fit.law.residual == "log" else 1.0)) ** 2)))
 
 
 def tails(level: float) -> tuple[float, float]:
+    """The quantiles at the ends of a central interval."""
     return (1 - level) / 2, (1 + level) / 2
 
 
-def _rates(laws: Laws, best: Allocation, redone: Sequence[Allocation], level: float) -> list[dict[str, Any]]:
-    low, high = np.quantile([one.rates for one in redone], tails(level), axis=0)
+def _rates(
+    laws: LawDraws, best: Allocation, reoptimised: Sequence[Allocation], level: float
+) -> list[dict[str, Any]]:
+    """Rows of the rates, largest first, with the quantiles of the reoptimised rates as interval."""
+    low, high = np.quantile([one.rates for one in reoptimised], tails(level), axis=0)
     rows = []
     for index in np.argsort(-best.rates, kind="stable"):
         tokens = float(best.rates[index] * best.tokens)
@@ -226,7 +241,7 @@ def _rates(laws: Laws, best: Allocation, redone: Sequence[Allocation], level: fl
         rows.append(
             {
                 "language": laws.sources[index],
-                # A millionth is the softmax's way to say none.
+                # Rounded, since the softmax gives no rate of exactly 0.
                 "rate": round(float(best.rates[index]), 4),
                 "low": round(min(float(low[index]), float(best.rates[index])), 4),
                 "high": round(max(float(high[index]), float(best.rates[index])), 4),
@@ -237,18 +252,20 @@ def _rates(laws: Laws, best: Allocation, redone: Sequence[Allocation], level: fl
     return rows
 
 
-def _compared(fit: Fit, aim: Aim, laws: Laws, best: Allocation, level: float) -> list[dict[str, Any]]:
-    """The chosen mixture and its rivals: loss, and how much worse a rival is, each with its interval."""
-    value, low, high = delta_interval(fit, lambda theta: aim.loss(fit, theta, best), level)
+def _compared_mixtures(
+    fit: Fit, problem: MixtureProblem, laws: LawDraws, best: Allocation, level: float
+) -> list[dict[str, Any]]:
+    """The chosen mixture and the usual ones: their losses, and how much worse the usual ones are, with intervals."""
+    value, low, high = delta_interval(fit, lambda theta: problem.loss(fit, theta, best), level)
     rows = [{"mixture": "this one", "loss": value, "low": low, "high": high, "parameters": best.params}]
-    for name, rates in allocation.rivals(laws, best.tokens).items():
-        other = aim.best(laws, rates=rates)
-        value = float(aim.loss(fit, fit.theta[None], other)[0])
+    for name, rates in allocation.baseline_mixtures(laws, best.tokens).items():
+        other = problem.best(laws, rates=rates)
+        value = float(problem.loss(fit, fit.theta[None], other)[0])
         row: dict[str, Any] = {"mixture": name, "loss": value, "parameters": other.params}
         if np.isfinite(value):
 
             def worse(theta: np.ndarray, at: Allocation = other) -> np.ndarray:
-                return aim.loss(fit, theta, at) - aim.loss(fit, theta, best)
+                return problem.loss(fit, theta, at) - problem.loss(fit, theta, best)
 
             row["worse_by"], row["worse_low"], row["worse_high"] = delta_interval(fit, worse, level)
         else:
@@ -257,24 +274,25 @@ def _compared(fit: Fit, aim: Aim, laws: Laws, best: Allocation, level: float) ->
     return rows
 
 
-def _best_rival(compared: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The best of the usual mixtures that the law says something of, among those that `_compared` gives."""
-    rivals = [row for row in compared[1:] if row.get("worse_by") is not None]
-    return min(rivals, key=lambda row: row["worse_by"], default=None)
+def _best_baseline(compared: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The best of the usual mixtures for which the law is defined, among the rows of `_compared_mixtures`."""
+    usual = [row for row in compared[1:] if row.get("worse_by") is not None]
+    return min(usual, key=lambda row: row["worse_by"], default=None)
 
 
 def _reasons(
-    laws: Laws,
+    laws: LawDraws,
     best: Allocation,
     compared: Sequence[Mapping[str, Any]],
     limits: Mapping[str, float],
-    missed: float,
+    misfit_nats: float,
 ) -> list[str]:
+    """Comparison with the usual mixtures, and caveats."""
     reasons = []
-    if near := _best_rival(compared):
+    if near := _best_baseline(compared):
         sure = "surely" if near["worse_low"] > 0 else "not surely"
-        if near["worse_low"] > 0 and near["worse_by"] < missed:
-            sure = f"not surely, since the law misses the losses that were run by {missed:.4f}"
+        if near["worse_low"] > 0 and near["worse_by"] < misfit_nats:
+            sure = f"not surely, since the law misses the losses that were run by {misfit_nats:.4f}"
         reasons.append(
             f"the best of the usual mixtures, {near['mixture']}, is worse by {near['worse_by']:.4f} nats "
             f"({near['worse_low']:.4f} to {near['worse_high']:.4f}): {sure}"
@@ -282,13 +300,13 @@ def _reasons(
     unknown = [name for name in laws.sources if name not in limits]
     if unknown:
         reasons.append(f"no limit of data is known for {', '.join(unknown)}: give it with --unique")
-    again = [
+    repeated = [
         f"{name} {rate * best.tokens / limit:.1f}"
         for name, rate, limit in zip(laws.sources, best.rates, laws.unique, strict=True)
         if rate * best.tokens > 1.05 * limit
     ]
-    if again:
-        reasons.append(f"epochs over repeated data, whose fading the law counts: {', '.join(again)}")
+    if repeated:
+        reasons.append(f"epochs over repeated data, whose fading the law counts: {', '.join(repeated)}")
     extra = [
         name
         for name, rate in zip(laws.sources, best.rates, strict=True)
@@ -296,5 +314,5 @@ def _reasons(
     ]
     if extra:
         reasons.append(f"{', '.join(extra)} are there for what they give to the targets")
-    reasons.append(ALONE)
+    reasons.append(_EXTRAPOLATION_CAVEAT)
     return reasons

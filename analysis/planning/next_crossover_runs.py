@@ -1,7 +1,8 @@
-"""The runs that would tell most about a crossover, by what the study knows of all (`crossover_process`).
+"""The runs that would most reduce the uncertainty of a crossover: `mscale plan next --decision start`.
 
-What another run adds is known before it is run: it averages the noise of its curve, and shows the crossover with the
-probability that it lies within its tokens.
+The crossovers of the study are modelled as a Gaussian process (`analysis.crossover.gaussian_process`), so the posterior
+variance after a run is known before it is made. A repeated run averages the noise of its curve; a longer one shows the
+crossover with the probability that this lies within its tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,21 +13,27 @@ import numpy as np
 from scipy.special import ndtr
 
 from analysis.crossover.gaussian_process import Z90, Cell, cells_of, key, posterior
-from analysis.planning.answer import STUDY, Answer, check_positive
+from analysis.planning.answer import BASIS_STUDY, Answer, check_positive
 from analysis.text import count
 from mscale.errors import MscaleError
 
-# Tokens that show a crossover well lie this far beyond it; a run to be extended goes to one of these multiples.
-BEYOND, LONGER = 1.4, (1.5, 2.0, 4.0, 8.0)
-# Chance of showing a crossover that a run is told for.
-SURE = 0.8
-# A run that takes away less of the variance is not worth its trouble, however cheap.
-LEAST_GAIN = 0.03
+# A run that is to show a crossover gets this multiple of its expected tokens; a run that is extended gets one of these
+# multiples of the tokens it has.
+CROSSOVER_MARGIN, EXTENSIONS = 1.4, (1.5, 2.0, 4.0, 8.0)
+# The answer names the cheapest run that shows the crossover with at least this probability.
+_MIN_CHANCE = 0.8
+# A run that reduces the variance by less than this share is not proposed, however cheap.
+_MIN_VARIANCE_REDUCTION = 0.03
 
 
 @dataclass(frozen=True)
-class Option:
-    """A run, or two: the cell after it, the tokens trained to, its price, and the chance that the crossover shows."""
+class CrossoverRun:
+    """One or two runs at a cell.
+
+    Attributes:
+      cell: as it is after the runs, if they show the crossover. tokens: trained to.
+      chance: probability that the runs show the crossover.
+    """
 
     name: str
     cell: Cell
@@ -35,17 +42,17 @@ class Option:
     chance: float
 
 
-def next_runs(
+def next_runs_for_crossover(
     results: Mapping[str, Any], target: str, params: float | None, budget: float, runs: int
 ) -> Answer:
-    """The runs that most narrow the crossover of a language at N `params`, per FLOP and within the budget.
+    """The runs that most reduce the variance of a crossover of `target` per FLOP, chosen greedily within the budget.
 
     Args:
-      params: the study's size nearest to it is the one asked about; the largest by default at which the language
-        was both trained from scratch and continued.
+      params: the crossover is that at the size of the study nearest to this N; by default at the largest size at which
+        the language was both trained from scratch and continued.
 
     Raises:
-      MscaleError: a language or size far from the study's, or no run within the budget.
+      MscaleError: the study has no such language or no size within a factor of two, or no run is within the budget.
     """
     check_positive("plan next", params=params)
     scales = {str(one["scale"]): float(one["params"]) for one in results["study"]["scales"]}
@@ -56,13 +63,17 @@ def next_runs(
     total = 0.0
     level, before = posterior(cells, wanted)
     now, cheapest = before, np.inf
-    direct = [one for one in options(cells, target, wanted, spread) if key(one.cell) == key(wanted)]
-    shows = min((one for one in direct if SURE <= one.chance < 1), key=lambda one: one.flops, default=None)
+    direct = [one for one in candidate_runs(cells, target, wanted, spread) if key(one.cell) == key(wanted)]
+    shows = min(
+        (one for one in direct if _MIN_CHANCE <= one.chance < 1), key=lambda one: one.flops, default=None
+    )
     while len(chosen) < runs:
-        offered = options(cells, target, wanted, spread)
+        offered = candidate_runs(cells, target, wanted, spread)
         cheapest = min([cheapest, *(one.flops for one in offered)])
-        worth = [(one, _after(cells, wanted, one)) for one in offered if total + one.flops <= budget]
-        worth = [(one, after) for one, after in worth if after < now * (1 - LEAST_GAIN)]
+        worth = [
+            (one, _expected_variance(cells, wanted, one)) for one in offered if total + one.flops <= budget
+        ]
+        worth = [(one, after) for one, after in worth if after < now * (1 - _MIN_VARIANCE_REDUCTION)]
         if not worth:
             break
         best, after = max(worth, key=lambda pair: (now - pair[1]) / pair[0].flops)
@@ -73,18 +84,18 @@ def next_runs(
                 "tokens": best.tokens,
                 "flops": best.flops,
                 "chance_to_show": best.chance,
-                "interval_before": _times(now),
-                "interval_after": _times(after),
+                "interval_before": _interval_ratio(now),
+                "interval_after": _interval_ratio(after),
                 "flops_so_far": total,
             }
         )
-        # What follows supposes that it showed what it was run for.
-        cells = _with(cells, best.cell)
+        # The runs after it are chosen as if it had shown the crossover.
+        cells = _replaced(cells, best.cell)
         _, now = posterior(cells, wanted)
     if not chosen and cheapest <= budget:
         raise MscaleError(
-            f"plan next --decision start: no run takes {LEAST_GAIN:.0%} off the variance of the crossover of "
-            f"{target} within {'any budget' if np.isinf(budget) else f'{count(budget)} FLOPs'}"
+            f"plan next --decision start: no run takes {_MIN_VARIANCE_REDUCTION:.0%} off the variance of the crossover "
+            f"of {target} within {'any budget' if np.isinf(budget) else f'{count(budget)} FLOPs'}"
         )
     if not chosen:
         raise MscaleError(
@@ -94,6 +105,7 @@ def next_runs(
 
 
 def _wanted(cells: Sequence[Cell], target: str, params: float | None, scales: Mapping[str, float]) -> Cell:
+    """The cell whose crossover is asked about."""
     mine = [cell for cell in cells if cell.language == target]
     known = [cell for cell in mine if cell.seen is not None]
     if params is None:
@@ -108,45 +120,54 @@ def _wanted(cells: Sequence[Cell], target: str, params: float | None, scales: Ma
     return wanted
 
 
-def options(cells: Sequence[Cell], target: str, wanted: Cell, spread: float) -> list[Option]:
-    """Runs of the target that could be made: again, further, or for the first time at a size."""
+def candidate_runs(cells: Sequence[Cell], target: str, wanted: Cell, spread: float) -> list[CrossoverRun]:
+    """The runs of the target that could be made: another seed, an extension, or the first run at a size.
+
+    Args:
+      spread: the `Cell.spread` that a crossover is given which no run has shown yet.
+    """
     found = []
     for cell in cells:
         if cell.language != target:
             continue
-        place, deviation = posterior(cells, cell)
-        deviation = float(np.sqrt(deviation))
+        mean, variance = posterior(cells, cell)
+        deviation = float(np.sqrt(variance))
         where = f"{target} at {cell.scale}"
         if cell.status == "measured":
-            tokens = float(np.exp(place)) * BEYOND
+            tokens = float(np.exp(mean)) * CROSSOVER_MARGIN
             flops = 6 * cell.params * tokens
             for side, name in enumerate(("from scratch", "from the checkpoint")):
                 again = replace(cell, runs=(cell.runs[0] + (side == 0), cell.runs[1] + (side == 1)))
-                found.append(Option(f"{where} {name} again, another seed", again, tokens, flops, 1.0))
+                found.append(CrossoverRun(f"{where} {name} again, another seed", again, tokens, flops, 1.0))
             continue
         runs = max(cell.runs[0], 1), max(cell.runs[1], 1)
         own = spread if cell.seen is None else cell.spread
-        shown = replace(cell, status="measured", seen=place, spread=own, away=0.0, runs=runs)
+        shown = replace(cell, status="measured", seen=mean, spread=own, away=0.0, runs=runs)
         shared = min(cell.reach)
         if cell.status == "bound" and cell.seen is not None and cell.seen < np.log(max(shared, 1.0)):
-            tokens = float(np.exp(cell.seen)) * BEYOND
+            tokens = float(np.exp(cell.seen)) * CROSSOVER_MARGIN
             flops = 2 * 6 * cell.params * tokens
             name = f"{where} from scratch and from the checkpoint again, evaluated from the first steps on"
-            found.append(Option(name, shown, tokens, flops, float(ndtr(np.log(BEYOND) / deviation))))
+            found.append(
+                CrossoverRun(name, shown, tokens, flops, float(ndtr(np.log(CROSSOVER_MARGIN) / deviation)))
+            )
             continue
-        start = float(np.exp(place)) if cell.seen is None else shared
-        for times in (BEYOND, *LONGER[1:]) if cell.seen is None else LONGER:
+        start = float(np.exp(mean)) if cell.seen is None else shared
+        for times in (CROSSOVER_MARGIN, *EXTENSIONS[1:]) if cell.seen is None else EXTENSIONS:
             tokens = start * times
             flops = sum(6 * cell.params * max(tokens - reach, 0.0) for reach in cell.reach)
-            chance = _chance(place, deviation, tokens, shared)
+            chance = chance_to_show(mean, deviation, tokens, shared)
             verb = "" if not shared else "further "
             name = f"{where}, {verb}{_sides(cell, tokens)}, to {count(tokens)} tokens"
             if flops > 0:
-                found.append(Option(name, replace(shown, reach=(tokens, tokens)), tokens, flops, chance))
+                found.append(
+                    CrossoverRun(name, replace(shown, reach=(tokens, tokens)), tokens, flops, chance)
+                )
     return found
 
 
 def _sides(cell: Cell, tokens: float) -> str:
+    """Which of the two runs of a cell have to be trained further to reach `tokens`, in words."""
     needed = [
         name
         for name, reach in zip(("from scratch", "from the checkpoint"), cell.reach, strict=True)
@@ -155,28 +176,33 @@ def _sides(cell: Cell, tokens: float) -> str:
     return " and ".join(needed)
 
 
-def _chance(place: float, deviation: float, tokens: float, shared: float) -> float:
-    """That the crossover lies below so many tokens, given that it lies beyond those shared so far."""
-    below = float(ndtr((np.log(tokens) - place) / deviation))
+def chance_to_show(mean: float, deviation: float, tokens: float, shared: float) -> float:
+    """Probability that a crossover lies below `tokens`, given that it lies above the `shared` tokens of both runs.
+
+    Args:
+      mean, deviation: of the normal distribution of its log tokens.
+    """
+    below = float(ndtr((np.log(tokens) - mean) / deviation))
     if shared <= 0:
         return below
-    before = float(ndtr((np.log(shared) - place) / deviation))
+    before = float(ndtr((np.log(shared) - mean) / deviation))
     return max(below - before, 0.0) / max(1 - before, 1e-9)
 
 
-def _after(cells: Sequence[Cell], wanted: Cell, option: Option) -> float:
-    """The expected variance of the wanted crossover once the option is run."""
+def _expected_variance(cells: Sequence[Cell], wanted: Cell, run: CrossoverRun) -> float:
+    """The expected variance of the log tokens of the wanted crossover after a run."""
     _, now = posterior(cells, wanted)
-    _, shown = posterior(_with(cells, option.cell), wanted)
-    return option.chance * shown + (1 - option.chance) * now
+    _, shown = posterior(_replaced(cells, run.cell), wanted)
+    return run.chance * shown + (1 - run.chance) * now
 
 
-def _with(cells: Sequence[Cell], changed: Cell) -> list[Cell]:
+def _replaced(cells: Sequence[Cell], changed: Cell) -> list[Cell]:
+    """The cells with one of them replaced by its changed version."""
     return [changed if key(cell) == key(changed) else cell for cell in cells]
 
 
-def _times(variance: float) -> float:
-    """Upper over lower end of the 90% interval of the crossover's tokens."""
+def _interval_ratio(variance: float) -> float:
+    """Upper over lower end of the 90% interval of a crossover's tokens, from the variance of their logarithm."""
     return float(np.exp(min(2 * Z90 * np.sqrt(variance), 50.0)))
 
 
@@ -187,9 +213,14 @@ def _answer(
     level: float,
     variances: tuple[float, float],
     results: Mapping[str, Any],
-    sure: Option | None,
+    sure: CrossoverRun | None,
 ) -> Answer:
-    """`variances`: of the crossover's log tokens, now and once every run showed what it is for."""
+    """The answer in words.
+
+    Args:
+      rows: of the chosen runs. level: log tokens of the crossover. variances: of these, now and after all runs.
+      sure: the cheapest run that shows the crossover almost surely, if any.
+    """
     before, last = variances
     where = f"{target} at {count(wanted.params)} parameters"
     first = rows[0]
@@ -218,7 +249,7 @@ def _answer(
     text = (
         f"{now}. Run {first['run']} next ({count(first['flops'])} FLOPs){shows}: the factor falls to "
         f"{first['interval_after']:.2f}; all {len(rows)} below, {count(rows[-1]['flops_so_far'])} FLOPs, "
-        f"bring it to {_times(last):.2f}{supposed}."
+        f"bring it to {_interval_ratio(last):.2f}{supposed}."
     )
     reasons = [
         "the factor is the upper end of its 90% interval over the lower, expected after the run by its chance to show "
@@ -241,4 +272,4 @@ def _answer(
         reasons.append(
             "the study continued no checkpoint: a multilingual one is needed, and its price is not counted"
         )
-    return Answer(text, tuple(rows), STUDY, tuple(reasons))
+    return Answer(text, tuple(rows), BASIS_STUDY, tuple(reasons))

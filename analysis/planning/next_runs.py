@@ -1,9 +1,9 @@
-"""The runs that would most reduce the uncertainty of a decision, per FLOP.
+"""The runs that would most reduce the uncertainty of a decision per FLOP: `mscale plan next`.
 
-A decision hangs on one or more numbers that follow from a fitted law. What a new trunk would add is known before it
-is run: the law's slopes at its rows give its Fisher information, and the fit its noise within and between trunks.
-So the variance of the numbers after the run is known too, to first order, and runs are added greedily by how much
-of it they take away for their price (sequential c-optimal design).
+A decision depends on one or more numbers that follow from a fitted law. The Fisher information of a trunk is known
+before it is run: from the derivatives of the law at its rows and the noise of the fit within and between trunks. So the
+variance of the numbers after the run is known to first order (delta method), and runs are chosen greedily by its
+reduction per FLOP (sequential c-optimal design).
 """
 
 import itertools
@@ -16,25 +16,25 @@ import numpy as np
 from analysis.estimation.quantities import Derived
 from analysis.fitting.result import Fit
 from analysis.planning import allocation, next_crossover_runs
-from analysis.planning.answer import STUDY, Answer, check_positive
-from analysis.planning.mixture import data_limits, untold
-from analysis.study.results import main_matrix, need_fit
+from analysis.planning.answer import BASIS_STUDY, Answer, check_positive
+from analysis.planning.mixture import unidentified_targets, unique_token_limits
+from analysis.study.results import main_matrix, required_fit
 from analysis.tables import languages as inventory
-from analysis.text import count, few
+from analysis.text import count, first_few
 from analysis.transfer import pair_selection
 from analysis.uncertainty.delta_method import covariance, gradient
 from mscale.errors import MscaleError, nearest
 
 DECISIONS = ("languages", "expand", "start", "mixture", "pairs")
-RUNS = 5
-# Of a trunk with a constant rate: budgets as shares of the largest, each cooled over its last tenth.
-BUDGETS = (0.25, 0.5, 1.0)
-COOLED = 0.1
+_DEFAULT_RUNS = 5
+# Token budgets of a trunk as shares of the largest, and the share of each over which the learning rate decays.
+BUDGET_SHARES = (0.25, 0.5, 1.0)
+_DECAY_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A trunk that could be run: its languages (sampled uniformly), N, the tokens of its largest budget, its price."""
+class CandidateTrunk:
+    """A trunk that could be run: its languages (sampled uniformly), N, and the tokens of its largest budget."""
 
     languages: tuple[str, ...]
     scale: str
@@ -43,12 +43,13 @@ class Candidate:
 
     @property
     def flops(self) -> float:
-        """6·N·D of the trunk up to its last decay, and of each budget's decay."""
-        trained = (1 - COOLED) * self.tokens + COOLED * sum(BUDGETS) * self.tokens
+        """6·N·D of the trunk without its last decay, plus those of the decay of each budget."""
+        trained = (1 - _DECAY_SHARE) * self.tokens + _DECAY_SHARE * sum(BUDGET_SHARES) * self.tokens
         return 6 * self.params * trained
 
     @property
     def name(self) -> str:
+        """Languages and scale, in words."""
         what = "+".join(self.languages) if len(self.languages) <= 4 else f"{len(self.languages)} languages"
         return f"{what} at {self.scale}"
 
@@ -61,19 +62,19 @@ def next_runs(
     flops: float | None = None,
     params: float | None = None,
     budget: float = np.inf,
-    runs: int = RUNS,
+    runs: int = _DEFAULT_RUNS,
 ) -> Answer:
-    """The runs to make next for a decision, best first, with what each would do to its uncertainty and its price.
+    """The runs to make next for a decision, best first, with their price and the uncertainty after each.
 
     Args:
-      decision: "languages" (the worth τ of each source to the targets), "expand" (compute that more languages
-        take), "start" (the crossover of the target at N `params`, see `crossover_plan`), "mixture" (the gain of the
-        best mixture of the targets over the uniform one, at `flops`), or "pairs" (transfer scores of all pairs, of
-        the targets alone where they are named).
-      budget: FLOPs that the runs may take in all.
+      decision: which numbers are to be known better: "languages" (τ of each source for the targets), "expand" (growth
+        of compute with the number of languages), "start" (the crossover of the target at N `params`, see
+        `next_crossover_runs`), "mixture" (the gain of the best mixture of the targets over the uniform one, at
+        `flops`), or "pairs" (all transfer scores, or those of the targets).
+      budget: FLOPs of all runs together. runs: how many, at most.
 
     Raises:
-      MscaleError: an unknown decision, or the fit that it hangs on is missing.
+      MscaleError: an unknown decision, the fit that it depends on is missing, or no run is within the budget.
     """
     if decision not in DECISIONS:
         raise MscaleError(
@@ -85,26 +86,26 @@ def next_runs(
     if decision == "start":
         if len(targets) != 1:
             raise MscaleError("plan next --decision start: name the one language it is about with --target")
-        return next_crossover_runs.next_runs(results, targets[0], params, budget, runs)
+        return next_crossover_runs.next_runs_for_crossover(results, targets[0], params, budget, runs)
     if decision == "pairs":
         return _pairs(results, targets, budget, runs)
     reasons: list[str] = []
     if decision == "expand":
-        fit = need_fit(results, "capacity", "plan next --decision expand")
+        fit = required_fit(results, "capacity", "plan next --decision expand")
         names, slopes = ["log compute of twice the languages"], gradient(fit, _growth(fit))[None]
     else:
         if not targets:
             raise MscaleError(
                 f"plan next --decision {decision}: name the languages it is about with --target"
             )
-        fit = need_fit(results, "atlas", f"plan next --decision {decision}")
+        fit = required_fit(results, "atlas", f"plan next --decision {decision}")
         for name in targets:
             if name not in fit.levels:
                 raise MscaleError(
                     f"plan next: no ATLAS law of {name!r}{nearest(name, fit.levels)}; fitted: {', '.join(fit.levels)}"
                 )
         if decision == "languages":
-            names, slopes = _worths(fit, targets)
+            names, slopes = _taus(fit, targets)
         else:
             if flops is None:
                 raise MscaleError("plan next --decision mixture: give the compute it is about with --flops")
@@ -112,13 +113,14 @@ def next_runs(
             gain, reasons = _gain(fit, results, targets, flops)
             slopes = gradient(fit, gain)[None]
     candidates = _candidates(fit, results, decision, targets)
-    limits = data_limits(results, None, fit)
-    rows = {run: found for run in candidates if len(found := slopes_of(fit, run, limits))}
+    limits = unique_token_limits(results, None, fit)
+    rows = {run: found for run in candidates if len(found := residual_slopes(fit, run, limits))}
     answer = _answer(fit, names, slopes, rows, budget, runs)
     return replace(answer, reasons=(*reasons, *answer.reasons))
 
 
 def _growth(fit: Fit) -> Callable[[np.ndarray], np.ndarray]:
+    """Log growth of compute for twice the languages (capacity law), as a function of draws theta (B, P)."""
     names = list(fit.params.index)
 
     def log_compute(theta: np.ndarray) -> np.ndarray:
@@ -128,7 +130,8 @@ def _growth(fit: Fit) -> Callable[[np.ndarray], np.ndarray]:
     return log_compute
 
 
-def _worths(fit: Fit, targets: Sequence[str]) -> tuple[list[str], np.ndarray]:
+def _taus(fit: Fit, targets: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Names of the τ of the targets, and their gradients (number of τ, P)."""
     at = [
         index
         for index, name in enumerate(fit.names)
@@ -145,35 +148,36 @@ def _worths(fit: Fit, targets: Sequence[str]) -> tuple[list[str], np.ndarray]:
 def _gain(
     fit: Fit, results: Mapping[str, Any], targets: Sequence[str], flops: float
 ) -> tuple[Callable[[np.ndarray], np.ndarray], list[str]]:
-    """What the best mixture gains over the uniform one, at θ (B, P), and what is to be said of it."""
-    limits = data_limits(results, None, fit)
-    here = allocation.laws_of(fit, fit.theta[None], targets, limits)
-    best = allocation.best_allocation(here, flops, np.ones(len(targets)))
-    even = np.array([name in targets for name in here.sources]) / len(targets)
-    plain = allocation.best_allocation(here, flops, np.ones(len(targets)), rates=even)
+    """The gain of the best mixture over the uniform one as a function of draws theta (B, P), and caveats."""
+    limits = unique_token_limits(results, None, fit)
+    estimate = allocation.law_draws(fit, fit.theta[None], targets, limits)
+    objective = allocation.Objective(np.ones(len(targets)))
+    best = allocation.best_allocation(estimate, flops, objective)
+    even = np.array([name in targets for name in estimate.sources]) / len(targets)
+    uniform = allocation.best_allocation(estimate, flops, objective, rates=even)
 
     def gain(theta: np.ndarray) -> np.ndarray:
-        laws = allocation.laws_of(fit, theta, targets, limits)
+        laws = allocation.law_draws(fit, theta, targets, limits)
         return np.mean(
-            laws.loss(plain.rates, plain.params, plain.tokens)
+            laws.loss(uniform.rates, uniform.params, uniform.tokens)
             - laws.loss(best.rates, best.params, best.tokens),
             axis=1,
         )
 
-    lone = untold(fit, here, best)
+    at_one_size = unidentified_targets(fit, estimate, best)
     first = (
-        f"first run {few(lone, 8)} at other sizes: run at one alone, their loss at {count(best.params)} parameters is "
-        "not told, and no size can be chosen"
+        f"first run {first_few(at_one_size, 8)} at other sizes: run at one alone, their loss at {count(best.params)} "
+        "parameters is not told, and no size can be chosen"
     )
-    return gain, [first] if lone else []
+    return gain, [first] if at_one_size else []
 
 
 def _candidates(
     fit: Fit, results: Mapping[str, Any], decision: str, targets: Sequence[str]
-) -> list[Candidate]:
-    """Trunks of one language, of pairs with the targets, and uniform ones of more, at the study's sizes.
+) -> list[CandidateTrunk]:
+    """Trunks of single languages, of pairs with the targets and of all languages, at every size of the study.
 
-    Their largest budget is the study's own at that size, and twice that.
+    Their largest budget is the longest run of the study at that size, or twice that.
     """
     languages = fit.levels
     if decision == "expand":
@@ -186,7 +190,7 @@ def _candidates(
     for point in results["fit_points"]:
         longest[point["scale"]] = max(longest.get(point["scale"], 0.0), float(point["tokens"]))
     return [
-        Candidate(mixture, scale["scale"], float(scale["params"]), longest[scale["scale"]] * times)
+        CandidateTrunk(mixture, scale["scale"], float(scale["params"]), longest[scale["scale"]] * times)
         for mixture, scale, times in itertools.product(
             dict.fromkeys(mixtures), results["study"]["scales"], (1, 2)
         )
@@ -194,27 +198,31 @@ def _candidates(
     ]
 
 
-def slopes_of(fit: Fit, run: Candidate, unique: Mapping[str, float]) -> np.ndarray:
-    """(rows, P): how the residual of each row of a trunk moves with θ; a row a budget and language that is fitted."""
+def residual_slopes(fit: Fit, trunk: CandidateTrunk, unique: Mapping[str, float]) -> np.ndarray:
+    """Derivatives (rows, P) of the residuals of a trunk by theta; one row for each fitted language and budget.
+
+    Args:
+      unique: unique tokens of each language; a language that is not named has no limit.
+    """
     rows = []
     sources: Mapping[str, Sequence[str]] = fit.spec["options"].get("sources") or {}
-    budgets = run.tokens * np.array(BUDGETS)
-    for language in run.languages:
+    budgets = trunk.tokens * np.array(BUDGET_SHARES)
+    for language in trunk.languages:
         if language not in fit.levels:
             continue
-        each = budgets / len(run.languages)
+        each = budgets / len(trunk.languages)
         x = {
-            "N": np.full(len(budgets), run.params),
+            "N": np.full(len(budgets), trunk.params),
             "D_t": each,
             "D": each,
-            "K": np.full(len(budgets), len(run.languages)),
+            "K": np.full(len(budgets), len(trunk.languages)),
         }
         x["U_t"] = np.minimum(each, unique.get(language, np.inf))
         named = list(sources.get(language, ()))
         for number, source in enumerate(named, start=1):
-            seen = each * (source in run.languages)
+            seen = each * (source in trunk.languages)
             x |= {f"D_{number}": seen, f"U_{number}": np.minimum(seen, unique.get(source, np.inf))}
-        others = [name for name in run.languages if name != language and name not in named]
+        others = [name for name in trunk.languages if name != language and name not in named]
         seen = each * len(others)
         x |= {
             "D_other": seen,
@@ -228,15 +236,17 @@ def slopes_of(fit: Fit, run: Candidate, unique: Mapping[str, float]) -> np.ndarr
     found = np.concatenate(rows) if rows else np.zeros((0, len(fit.theta)))
     if not np.isfinite(found).all():
         raise MscaleError(
-            f"plan next: the {fit.law.name} law says nothing of {run.name}, {count(run.tokens)} tokens"
+            f"plan next: the {fit.law.name} law says nothing of {trunk.name}, {count(trunk.tokens)} tokens"
         )
     return found
 
 
-def after(spread: np.ndarray, slopes: np.ndarray, sigma2: float, ratio: float) -> np.ndarray:
-    """The covariance (P, P) once a trunk with rows `slopes` (n, P) is run.
+def covariance_after(spread: np.ndarray, slopes: np.ndarray, sigma2: float, ratio: float) -> np.ndarray:
+    """The covariance (P, P) of theta after a trunk is run whose residuals have the derivatives `slopes` (n, P).
 
-    sigma2: variance of a row's own noise; `ratio` times it is shared by the trunk's rows.
+    Args:
+      spread: covariance before it.
+      sigma2: variance of the noise of a row; `ratio` times it is the variance of the noise that all rows share.
     """
     across = slopes @ spread
     inner = across @ slopes.T + sigma2 * (np.eye(len(slopes)) + ratio)
@@ -247,11 +257,15 @@ def _answer(
     fit: Fit,
     names: Sequence[str],
     wanted: np.ndarray,
-    slopes: dict[Candidate, np.ndarray],
+    slopes: dict[CandidateTrunk, np.ndarray],
     budget: float,
     runs: int,
 ) -> Answer:
-    """Greedily: the run that takes away most of the summed variance of the wanted numbers per FLOP, then the next."""
+    """Chooses trunks greedily by the reduction of the summed variance of the wanted numbers per FLOP.
+
+    Args:
+      wanted: gradients (q, P) of the numbers `names`. slopes: of each candidate, see `residual_slopes`.
+    """
     noise = fit.noise
     sigma2, ratio = float(noise.at_best(noise.sigma2)[0]), float(noise.ratio[noise.best[0]])
     spread = covariance(fit)
@@ -260,16 +274,16 @@ def _answer(
     def deviation(covariance_: np.ndarray) -> float:
         return float(np.sqrt(np.einsum("qi,ij,qj->", wanted, covariance_, wanted) / len(wanted)))
 
-    start, total, left = deviation(spread), 0.0, budget
+    start, total, remaining = deviation(spread), 0.0, budget
     rows: list[dict[str, Any]] = []
     while slopes and len(rows) < runs:
-        slopes = {run: value for run, value in slopes.items() if run.flops <= left}
+        slopes = {run: value for run, value in slopes.items() if run.flops <= remaining}
         if not slopes:
             break
         now = deviation(spread) ** 2
-        better = {run: after(spread, value, sigma2, ratio) for run, value in slopes.items()}
+        better = {run: covariance_after(spread, value, sigma2, ratio) for run, value in slopes.items()}
         best = max(better, key=lambda run: (now - deviation(better[run]) ** 2) / run.flops)
-        spread, left, total = better[best], left - best.flops, total + best.flops
+        spread, remaining, total = better[best], remaining - best.flops, total + best.flops
         rows.append(
             {
                 "run": best.name,
@@ -298,11 +312,11 @@ def _answer(
         "to first order, and only as true as the law; a run is a trunk with three cooled budgets, priced at 6ND",
         "the order is greedy, by variance taken away per FLOP: the same run twice means another seed",
     )
-    return Answer(text, tuple(rows), STUDY, reasons)
+    return Answer(text, tuple(rows), BASIS_STUDY, reasons)
 
 
 def _pairs(results: Mapping[str, Any], targets: Sequence[str], budget: float, runs: int) -> Answer:
-    """Which pairs to run next to know the scores of all."""
+    """The pairs to run next so that all transfer scores, or those of the targets, are known best."""
     transfer, cells = results["transfer"], main_matrix(dict(results))
     if not cells:
         raise MscaleError(
@@ -316,14 +330,18 @@ def _pairs(results: Mapping[str, Any], targets: Sequence[str], budget: float, ru
                 f"plan next: no language {name!r}{nearest(name, languages)} among the study's pairs"
             )
     planted = (results.get("truth") or {}).get("languages")
-    process, scores = pair_selection.of_matrix(cells, lambda names: inventory.pair_features(names, planted))
+    process, scores = pair_selection.pair_model_of_matrix(
+        cells, lambda names: inventory.pair_features(names, planted)
+    )
     price = 6 * float(transfer["params"]) * 2.5 * float(transfer["d"])
     weight = np.array([[float(not targets or name in targets)] * len(languages) for name in languages])
     prices = {(a, b): price for a, b in itertools.combinations(languages, 2)}
-    ran = pair_selection.pairs_run(cells)
-    chosen = pair_selection.choose(process, scores, runs, price=prices, budget=budget, weight=weight, ran=ran)
-    short = [f"{row['source']}→{row['target']}" for row in cells if row["status"] == "bound"]
-    longer = f"; {few(short)} only bound their scores: train those pairs longer" if short else ""
+    ran = pair_selection.pairs_already_run(cells)
+    chosen = pair_selection.select_pairs(
+        process, scores, runs, price=prices, budget=budget, weight=weight, ran=ran
+    )
+    bounds = [f"{row['source']}→{row['target']}" for row in cells if row["status"] == "bound"]
+    longer = f"; {first_few(bounds)} only bound their scores: train those pairs longer" if bounds else ""
     if not chosen:
         raise MscaleError(
             f"plan next --decision pairs: every pair was run{longer}"
@@ -331,7 +349,7 @@ def _pairs(results: Mapping[str, Any], targets: Sequence[str], budget: float, ru
             else f"plan next: no pair fits into {count(budget)} FLOPs; one takes {count(price)}"
         )
     rows = tuple(
-        {"pair": "+".join(choice.pair), "flops": choice.price, "variance_left": choice.left}
+        {"pair": "+".join(choice.pair), "flops": choice.price, "variance_left": choice.remaining_variance}
         for choice in chosen
     )
     first = ", ".join("+".join(choice.pair) for choice in chosen[:3])
@@ -344,6 +362,6 @@ def _pairs(results: Mapping[str, Any], targets: Sequence[str], budget: float, ru
         "a Gaussian process over pairs: languages' own effects, what a pair has in common, related pairs",
         f"a 50/50 run of {count(2.5 * float(transfer['d']))} tokens at scale {transfer['scale']}, which measures both "
         "directions; languages not yet run alone need that too",
-        *([longer[2:]] if short else []),
+        *([longer[2:]] if bounds else []),
     )
-    return Answer(text, rows, STUDY, reasons)
+    return Answer(text, rows, BASIS_STUDY, reasons)

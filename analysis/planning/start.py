@@ -1,4 +1,4 @@
-"""Whether to train from scratch or from a multilingual checkpoint: `mscale plan start`."""
+"""Whether to train from scratch or to continue a multilingual checkpoint: `mscale plan start`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,29 +6,39 @@ from typing import Any
 import numpy as np
 
 from analysis.crossover import crossover, gaussian_process
-from analysis.planning.answer import PUBLISHED, STUDY, Answer, _check_published, check_positive, check_range
+from analysis.planning.answer import (
+    BASIS_PUBLISHED,
+    BASIS_STUDY,
+    Answer,
+    check_positive,
+    check_published_range,
+    check_study_range,
+)
 from analysis.tables import languages as inventory
 from analysis.tables import published as reference
 from analysis.text import count, signed, span
 
 
 def start(target: str, params: float, tokens: float, results: Mapping[str, Any] | None = None) -> Answer:
-    """From scratch or from a multilingual checkpoint, for so many tokens of ``target`` at N ``params``.
+    """Whether to train from scratch or from a multilingual checkpoint, on `tokens` of `target` at N `params`.
+
+    The answer is from the crossover of the study at a size within a factor of two, else from its other crossovers
+    (`gaussian_process`), else from the published figures.
 
     Raises:
       MscaleError: a size too far from any that was measured.
     """
     check_positive("plan start", params=params, tokens=tokens)
-    mine = [
+    near = [
         row
         for row in (results["crossover"]["table"] if results else [])
         if row["language"] == target and row["status"] != "missing" and 0.5 <= row["params"] / params <= 2
     ]
-    if mine:
-        row = min(mine, key=lambda row: abs(np.log(row["params"] / params)))
+    if near:
+        row = min(near, key=lambda row: abs(np.log(row["params"] / params)))
         low, high = row["low"] or 0.0, row["high"] or np.inf
         if row["status"] == "bound":
-            # Noise may hide a crossover just before a bound: its own end counts where that is nearer.
+            # Noise may hide a crossover just before the bound: use the end of its interval where that is nearer.
             low = min(row["low"] or row["tokens"], row["tokens"]) if row["bound"] == "at least" else 0.0
             high = np.inf if row["bound"] == "at least" else max(row["high"] or row["tokens"], row["tokens"])
         close = low < tokens < high
@@ -51,13 +61,13 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
                 f"by the trend of the gap and the study's other crossovers it lies {_between(*others)} tokens"
             )
         shown = {name: row[name] for name in ("scale", *crossover.MEASURES)}
-        return Answer(text, (shown,), STUDY, ("one multilingual checkpoint was continued", *reasons))
+        return Answer(text, (shown,), BASIS_STUDY, ("one multilingual checkpoint was continued", *reasons))
     if results and (read := gaussian_process.between(results, target, params)):
         return _from_others(target, params, tokens, results, *read)
     reasons = []
     if results:
         reasons.append(_no_crossover(target, params, results))
-    _check_published(params, reasons)
+    check_published_range(params, reasons)
     law = float(crossover.PUBLISHED.tokens(params))
     other = float(crossover.PUBLISHED_LEGEND.tokens(params))
     table = reference.published_crossovers().set_index("language")["tokens"].astype(float)
@@ -89,15 +99,15 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
         f"{count(law)} tokens{both if ends[1] > 1.01 * ends[0] else ''}."
     )
     row = {"crossover_tokens": law, "other_constants": other, "tokens_over_crossover": closeness}
-    return Answer(text, (row,), PUBLISHED, tuple(reasons))
+    return Answer(text, (row,), BASIS_PUBLISHED, tuple(reasons))
 
 
 def _from_others(
     target: str, params: float, tokens: float, results: Mapping[str, Any], low: float, high: float
 ) -> Answer:
-    """The answer for a size or language whose crossover was not read, by a power law through those that were."""
+    """The answer for a size or language without a crossover, from the study's other ones; `low`, `high` in tokens."""
     reasons: list[str] = [_no_crossover(target, params, results)]
-    check_range(params, results, reasons)
+    check_study_range(params, results, reasons)
     reasons.append(
         "read off those by a power law in N near the published exponent, languages differing by a third"
     )
@@ -108,17 +118,18 @@ def _from_others(
         f"{target} at {count(params)} parameters and {count(tokens)} tokens: {what}. By the study's other crossovers "
         f"this one lies {_between(low, high)} tokens."
     )
-    return Answer(text, ({"low": low, "high": high},), STUDY, tuple(reasons))
+    return Answer(text, ({"low": low, "high": high},), BASIS_STUDY, tuple(reasons))
 
 
 def _between(low: float, high: float) -> str:
+    """An interval of tokens in words; 0 and ∞ are open ends."""
     if low > 0 and np.isfinite(high):
         return f"between {count(low)} and {count(high)}"
     return span(low or None, high if np.isfinite(high) else None, count)
 
 
 def _gap(results: Mapping[str, Any], row: Mapping[str, Any], tokens: float) -> tuple[str, list[str]]:
-    """How close the call is: the loss from scratch minus that of continuing at so many tokens, and its interval."""
+    """A sentence on the loss from scratch minus that of continuing at `tokens`, with its interval; and caveats."""
     curve = [
         point
         for point in results["crossover"].get("gaps", ())
@@ -149,6 +160,7 @@ def _gap(results: Mapping[str, Any], row: Mapping[str, Any], tokens: float) -> t
 
 
 def _no_crossover(target: str, params: float, results: Mapping[str, Any]) -> str:
+    """Says that the study has no crossover of the target near N `params`, and which ones it has."""
     found = sorted(
         {
             f"{row['language']} at {count(row['params'])}"

@@ -1,22 +1,22 @@
-"""Plain sentences from the results: what was found, what to do, and how sure it is.
+"""The report's headlines (findings in one sentence) and recommendations, with their certainty.
 
-A sentence is what `wording.sentence` makes; how sure it is follows from intervals, not from taste.
+Each is a record made by `wording.finding`. Its certainty follows from intervals and p-values.
 """
 
 import math
 from typing import Any
 
-from analysis.report.transfer_findings import partners, transfer_headlines
-from analysis.report.wording import sentence
+from analysis.report.transfer_findings import partner_recommendations, transfer_headlines
+from analysis.report.wording import finding
 from analysis.study.results import main_matrix
-from analysis.text import brief, count, listed, minus, signed, span
+from analysis.text import count, join_names, minus, short_reason, signed, span
 
-# Times the noise of runs that a law may miss by before its form is in doubt.
-FAR = 2.5
+# A law whose misfit exceeds the noise between runs by this factor is reported as misspecified.
+_MISFIT_OVER_NOISE = 2.5
 
 
-def parameter(results: dict, law: str, name: str) -> dict | None:
-    """The record of one parameter of a fitted law, or None."""
+def law_parameter(results: dict, law: str, name: str) -> dict | None:
+    """The record of a parameter of a fitted law, or None."""
     for entry in results["laws"].get(law, {}).get("parameters", ()):
         if entry["name"] == name:
             return entry
@@ -24,23 +24,24 @@ def parameter(results: dict, law: str, name: str) -> dict | None:
 
 
 def headlines(results: dict) -> list[dict]:
-    """The findings, most useful first."""
+    """The findings that the report begins with, most useful first."""
     found = [*_law_headline(results), *transfer_headlines(results)]
     return [*found, *_capacity_headline(results), *_crossover_headline(results)]
 
 
 def _law_headline(results: dict) -> list[dict]:
+    """Parameters of the fitted law, and whether ATLAS predicts held-out runs better than Chinchilla."""
     output = []
     scores = {(row["law"], row["split"]): row for row in results["heldout"] if row["r2"] is not None}
     law = "atlas" if results["laws"]["atlas"]["fitted"] else "chinchilla"
-    alpha, beta = parameter(results, law, "alpha"), parameter(results, law, "beta")
-    # The variant that the study's runs could carry: a larger one would be judged with more τ than they tell.
+    alpha, beta = law_parameter(results, law, "alpha"), law_parameter(results, law, "beta")
+    # Compare the variant that was fitted: the runs do not identify the τ of a larger one.
     own = str(results["laws"]["atlas"].get("variant") or "").startswith("τ of its own")
     fitted = "ATLAS, + K_t" if own else "ATLAS, + D_other"
     if alpha and beta:
         name = "ATLAS" if law == "atlas" else "Chinchilla"
         pieces = []
-        for symbol, entry in (("α", alpha), ("β", beta), ("λ", parameter(results, law, "lambda"))):
+        for symbol, entry in (("α", alpha), ("β", beta), ("λ", law_parameter(results, law, "lambda"))):
             if entry and entry["identified"]:
                 pieces.append(
                     f"{symbol} = {entry['estimate']:.2g} ({entry['low']:.2g} to {entry['high']:.2g})"
@@ -52,11 +53,11 @@ def _law_headline(results: dict) -> list[dict]:
         sure = "clear" if narrow else "unclear" if known else "not identified"
         share = scores.get((fitted if law == "atlas" else "Chinchilla", "R2"))
         tail = f" R² {share['r2']:.3f} on held-out runs." if share and share["r2"] > 0 else ""
-        if far := misses_by_far(results, law):
-            tail += f" But {far}."
+        if warning := misfit_warning(results, law):
+            tail += f" But {warning}."
             sure = "likely" if sure == "clear" else sure
         output.append(
-            sentence(
+            finding(
                 f"Loss follows {name}: {', '.join(pieces)}.{tail}",
                 sure,
                 f"{results['laws'][law]['points']} cooled losses of {results['laws'][law]['groups']} trunks",
@@ -72,7 +73,7 @@ def _law_headline(results: dict) -> list[dict]:
         verb = "helps to predict" if better else "does not help to predict"
         verb = verb if better or worse else "makes no difference beyond noise in predicting"
         output.append(
-            sentence(
+            finding(
                 f"{counted} {verb} held-out runs: R² {minus(best['r2'])} with ATLAS, {minus(plain['r2'])} with "
                 "Chinchilla.",
                 "clear" if better or worse else "unclear",
@@ -84,56 +85,60 @@ def _law_headline(results: dict) -> list[dict]:
 
 
 def _counted(results: dict, best: dict, own: dict | None, plain: dict) -> str:
-    """What sets ATLAS apart from Chinchilla on a study: other languages' data, or only how it counts repeats."""
+    """What lets ATLAS predict better on this study: how it counts repeated data, or other languages' data."""
     if own and own["r2"] - plain["r2"] > (best["r2"] - plain["r2"]) / 2 > 0:
         return "Counting repeats of a language's own text"
-    return "Counting the other languages' data" if _mixed(results) else ""
+    return "Counting the other languages' data" if _has_multilingual_runs(results) else ""
 
 
-def _mixed(results: dict) -> bool:
+def _has_multilingual_runs(results: dict) -> bool:
     """Whether any run trains on several languages."""
     kinds = ("two languages", "uniform", "other mixture")
     return any(cell["kind"].startswith(kinds) for cell in results["study"]["cells"])
 
 
-def missed(results: dict, law: str) -> float | None:
-    """Nats by which a law typically misses the losses that it was fitted to; None where it was not fitted."""
-    away = [
+def typical_misfit(results: dict, law: str) -> float | None:
+    """Root mean square residual, in nats, of a law on the losses it was fitted to; None where it was not fitted."""
+    residuals = [
         row["observed"] - row["predicted"]
         for row in results["fit_points"]
         if row["law"] == law and row["predicted"] is not None
     ]
-    return math.sqrt(sum(value**2 for value in away) / len(away)) if away else None
+    return math.sqrt(sum(value**2 for value in residuals) / len(residuals)) if residuals else None
 
 
-def misses_by_far(results: dict, law: str) -> str:
-    """Says so where a law misses by far more than repeated runs differ: its form is not true then, and its intervals,
-    which take it for true, are too narrow. Empty where it does not, or no run was repeated."""
+def misfit_warning(results: dict, law: str) -> str:
+    """A warning where the residuals of a law are much larger than the differences between repeated runs.
+
+    The law is then misspecified, and its intervals, which assume that it holds, are too narrow. Empty where this is not
+    the case, or no run was repeated.
+    """
     noise = results["transfer"].get("noise", {}).get("end")
-    typical = missed(results, law)
+    typical = typical_misfit(results, law)
     if not noise or not noise["repeated_runs"] or typical is None:
         return ""
-    alike = math.hypot(noise["run"], noise["checkpoint"])
-    if typical < FAR * alike:
+    noise_nats = math.hypot(noise["run"], noise["checkpoint"])
+    if typical < _MISFIT_OVER_NOISE * noise_nats:
         return ""
     return (
-        f"it misses the losses by {typical:.3f} nats where repeated runs differ by {alike:.3f}: its form is not all of "
-        "the truth here, and its intervals, which take it for true, are too narrow"
+        f"it misses the losses by {typical:.3f} nats where repeated runs differ by {noise_nats:.3f}: its form is not "
+        "all of the truth here, and its intervals, which take it for true, are too narrow"
     )
 
 
 def _usable(entry: dict | None) -> bool:
-    """Identified, and its interval does not span more than a factor of four or cross zero by much."""
+    """Whether a parameter is identified and positive, with an interval within a factor of four."""
     if not entry or not entry["identified"] or entry["low"] is None or entry["high"] is None:
         return False
     return entry["low"] > 0 and entry["high"] < 4 * entry["low"]
 
 
 def _capacity_headline(results: dict) -> list[dict]:
+    """The growth for twice the languages, or why it is not identified."""
     answer = results["capacity"]
     if not answer["multipliers"] or not answer["identified"]:
         return [
-            sentence(
+            finding(
                 "What more languages cost is not identified by this study.",
                 "not identified",
                 answer["reason"],
@@ -147,7 +152,7 @@ def _capacity_headline(results: dict) -> list[dict]:
 
     narrow = row["C_high"] / row["C_low"] < 1.5
     return [
-        sentence(
+        finding(
             f"Twice the languages at unchanged loss cost {times('N')} parameters and {times('D_tot')} tokens in "
             f"all, {times('C')} compute. The paper has ×1.18, ×1.66 and ×1.96.",
             "clear" if narrow else "likely",
@@ -158,11 +163,12 @@ def _capacity_headline(results: dict) -> list[dict]:
 
 
 def _crossover_headline(results: dict) -> list[dict]:
+    """When training from scratch overtakes continuing a checkpoint."""
     rows = [row for row in results["crossover"]["table"] if row["status"] != "missing"]
     if not rows:
         reason = "no run continues a checkpoint on a language that was also trained from scratch"
         text = "Whether to start from a checkpoint was not studied."
-        return [sentence(text, "not identified", reason, "Scratch or checkpoint")]
+        return [finding(text, "not identified", reason, "Scratch or checkpoint")]
     measured = [row for row in rows if row["status"] == "measured"]
     several = len({row["scale"] for row in rows}) > 1
 
@@ -182,38 +188,40 @@ def _crossover_headline(results: dict) -> list[dict]:
             f"A model from scratch overtakes the continued checkpoint on {', '.join(pieces)} tokens{more}. "
         )
     if later:
-        names = listed([name(row) for row in later])
+        names = join_names([name(row) for row in later])
         last = count(min(row["tokens"] for row in later))
         text += (
             f"On {names} continuing is still ahead at {last} tokens: that crossover is not within the data. "
         )
     if sooner:
-        names = listed([name(row) for row in sooner])
+        names = join_names([name(row) for row in sooner])
         text += f"On {names} scratch is ahead from the first tokens compared."
     sharp = [row for row in measured if row["low"] and row["high"] and row["high"] < 3 * row["low"]]
     sure = "clear" if measured and len(sharp) == len(measured) and not later else "likely"
-    return [sentence(text.strip(), sure, "stable phase against stable phase", "Scratch or checkpoint")]
+    return [finding(text.strip(), sure, "stable phase against stable phase", "Scratch or checkpoint")]
 
 
 def recommendations(results: dict) -> list[dict]:
-    """What to do: partners of each language, scratch or checkpoint, growth, and the runs to make next."""
-    output = [*partners(results), *_mixture(results), *_start(results), *_growth(results)]
+    """What to do: partners of each language, mixture, scratch or checkpoint, growth, and the runs to make next."""
+    output = [*partner_recommendations(results), *_mixture(results), *_start(results), *_growth(results)]
     return [*output, *_next_runs(results)]
 
 
 def _mixture(results: dict) -> list[dict]:
+    """The recommended mixture, or why there is none."""
     found = results.get("mixture")
     if not found or not results["laws"]["atlas"]["fitted"]:
         return []
     group = "Which mixture"
     if "text" not in found:
-        text = f"No mixture is recommended: {brief(found['reason'])}."
-        return [{**sentence(text.replace("..", "."), "not identified"), "group": group}]
+        text = f"No mixture is recommended: {short_reason(found['reason'])}."
+        return [{**finding(text.replace("..", "."), "not identified"), "group": group}]
     because = f"{found['because']}; for other targets or budgets ask mscale plan mixture"
-    return [{**sentence(found["text"], found["sure"], because), "group": group}]
+    return [{**finding(found["text"], found["sure"], because), "group": group}]
 
 
 def _start(results: dict) -> list[dict]:
+    """For each crossover, below which tokens to continue the checkpoint."""
     output = []
     for row in results["crossover"]["table"]:
         language = row["language"]
@@ -236,11 +244,12 @@ def _start(results: dict) -> list[dict]:
             sure = "clear" if (row["gap_high"] or 1) < 0 else "unclear"
         else:
             continue
-        output.append({**sentence(text, sure), "group": "Scratch or checkpoint"})
+        output.append({**finding(text, sure), "group": "Scratch or checkpoint"})
     return output
 
 
 def _growth(results: dict) -> list[dict]:
+    """Growth of parameters and tokens for more languages."""
     answer = results["capacity"]
     group = "More languages"
     if not answer["identified"]:
@@ -249,7 +258,7 @@ def _growth(results: dict) -> list[dict]:
             f"Your own growth factors are not identified ({answer['reason']}). The published ones, for twice the "
             f"languages: ×{first['N']:.2f} parameters, ×{first['D_tot']:.2f} tokens (interval not published)."
         )
-        return [{**sentence(text, "not identified"), "group": group}]
+        return [{**finding(text, "not identified"), "group": group}]
     output = []
     for row in answer["multipliers"][:2]:
         text = (
@@ -257,16 +266,17 @@ def _growth(results: dict) -> list[dict]:
             f"×{row['C']:.2f} compute ({row['C_low']:.2f} to {row['C_high']:.2f})."
         )
         sure = "clear" if row["C_high"] < 1.5 * row["C_low"] else "likely"
-        output.append({**sentence(text, sure), "group": group})
+        output.append({**finding(text, sure), "group": group})
     return output
 
 
 def _next_runs(results: dict) -> list[dict]:
+    """The runs that the study lacks."""
     group = "What to run next"
     output: list[dict[str, Any]] = []
 
     def add(text: str, because: str) -> None:
-        output.append({**sentence(text, "likely", because), "group": group})
+        output.append({**finding(text, "likely", because), "group": group})
 
     noise = results["transfer"].get("noise", {}).get("stable")
     if noise and noise["repeated_runs"] < 3:
@@ -274,7 +284,7 @@ def _next_runs(results: dict) -> list[dict]:
             "Repeat two or three trunks at the middle scale with another seed.",
             f"the noise of runs rests on {noise['repeated_runs']} repeated run(s); every interval here uses it",
         )
-    if len(results["study"]["trained_languages"]) > 1 and not _mixed(results):
+    if len(results["study"]["trained_languages"]) > 1 and not _has_multilingual_runs(results):
         add(
             "Train pairs of the languages half and half at one size, and all of them together.",
             "no run trains on several languages: who helps whom, and what more of them cost, need such runs",
@@ -287,13 +297,17 @@ def _next_runs(results: dict) -> list[dict]:
     cells = main_matrix(results)
     late = [row for row in cells if row["status"] == "bound" and row["bound"] == "at most"]
     if late:
-        names = listed([f"{row['target']}+{row['source']}" for row in late][:4])
+        names = join_names([f"{row['target']}+{row['source']}" for row in late][:4])
         add(f"Train longer: {names}.", "these bilingual runs never reached the monolingual loss: only bounds")
     missing = [row for row in cells if row["status"] == "missing"]
     if missing:
         best = ["+".join(row["pair"]) for row in results["transfer"].get("next_pairs", ())][:3]
         some = [f"{row['source']}→{row['target']}" for row in missing][:4]
-        first = f"first {listed(best)}, which tell most of all scores" if best else f"such as {listed(some)}"
+        first = (
+            f"first {join_names(best)}, which tell most of all scores"
+            if best
+            else f"such as {join_names(some)}"
+        )
         add(f"Measure {len(missing)} missing scores: {first}.", missing[0]["reason"])
     straddle = [
         row
@@ -309,7 +323,7 @@ def _next_runs(results: dict) -> list[dict]:
         )
     beyond = [row for row in results["crossover"]["table"] if row["bound"] == "at least"]
     if beyond:
-        names = listed([row["language"] for row in beyond])
+        names = join_names([row["language"] for row in beyond])
         add(
             f"Train {names} longer, from scratch and from the checkpoint.",
             "their crossover is beyond the data",
@@ -319,5 +333,5 @@ def _next_runs(results: dict) -> list[dict]:
     for name, title in (("chinchilla", "Chinchilla"), ("atlas", "ATLAS"), ("capacity", "the capacity law")):
         law = results["laws"][name]
         if not law["fitted"]:
-            add(f"Run what {title} lacks.", brief(law["reason"]))
+            add(f"Run what {title} lacks.", short_reason(law["reason"]))
     return output

@@ -1,4 +1,4 @@
-"""Figures of losses and laws: learning curves, and fits with their points."""
+"""Figures of loss curves and of fitted laws with their points."""
 
 import math
 from typing import Any
@@ -12,34 +12,42 @@ from analysis.report.plots import (
     Figure,
     Palette,
     Panel,
-    categories,
+    categorical_palette,
     loss_axis,
-    sizes_of,
-    tips,
+    size_palette,
     token_axis,
-    with_size,
+    tooltips,
+    with_size_label,
 )
 from analysis.text import count
 
-KINDS = ("alone", "50/50 pair", "uniform mixture", "repeated data", "UniMax", "continued", "other mixture")
+_MIXTURE_KINDS = (
+    "alone",
+    "50/50 pair",
+    "uniform mixture",
+    "repeated data",
+    "UniMax",
+    "continued",
+    "other mixture",
+)
 
 
-def loss_curves(results: dict) -> Figure | None:
-    """Trunks (lines) and cooled branches (dots) of the chosen language, a panel a size."""
+def loss_curves_figure(results: dict) -> Figure | None:
+    """Trunks (lines) and cooled branches (dots) of the chosen language; one panel for each size."""
     frame = pd.DataFrame(results["loss_curves"])
     if frame.empty:
         return None
     languages = sorted(frame["language"].unique())
-    kinds = [kind for kind in KINDS if kind in set(frame["kind"])]
+    kinds = [kind for kind in _MIXTURE_KINDS if kind in set(frame["kind"])]
     main = max(languages, key=lambda name: len(frame[frame["language"] == name]))
     columns = ["language", "kind", "mixture", "run", "tokens", "loss", "phase", "bits_per_byte"]
     panels = []
-    palette = categories("kind", kinds)
+    palette = categorical_palette("kind", kinds)
     x = token_axis("tokens", "tokens, all languages", frame["tokens"])
     for scale, part in sorted(frame.groupby("scale"), key=lambda item: item[1]["params"].iloc[0]):
         chosen = alt.param(name="language", value=main)
         base = alt.Chart(part[columns]).transform_filter("datum.language === language")
-        hover = tips(
+        hover = tooltips(
             "mixture",
             ("kind", "run"),
             "tokens:.3s",
@@ -77,13 +85,13 @@ def loss_curves(results: dict) -> Figure | None:
     )
 
 
-def predicted_observed(results: dict) -> Figure | None:
-    """Every cooled loss against what each fitted law says of it."""
+def predicted_observed_figure(results: dict) -> Figure | None:
+    """Observed against predicted cooled losses; one panel for each law."""
     frame = pd.DataFrame(results["fit_points"])
     if frame.empty:
         return None
-    frame = with_size(frame)
-    palette = sizes_of(frame)
+    frame = with_size_label(frame)
+    palette = size_palette(frame)
     marks = Palette(
         "mixed", ("alone", "mixture", "repeated"), ("#3a4350",) * 3, ("circle", "diamond", "triangle-up")
     )
@@ -128,7 +136,7 @@ def predicted_observed(results: dict) -> Figure | None:
                 y=alt.Y("observed:Q", title="observed loss", scale=scale, axis=alt.Axis(tickCount=7)),
                 color=palette.colour(),
                 shape=marks.shape(),
-                tooltip=tips(
+                tooltip=tooltips(
                     "language",
                     "mixture",
                     ("size", "parameters"),
@@ -149,20 +157,20 @@ def predicted_observed(results: dict) -> Figure | None:
         "Each mark is a cooled loss of one language. On the dashed line the law is exact.",
         tuple(panels),
         frame.drop(columns=["size"]),
-        keys=(*palette.legend(), *marks.legend()),
+        legend=(*palette.legend(), *marks.legend()),
         width=360,
     )
 
 
-def isoparams(results: dict) -> Figure | None:
-    """Chinchilla's curves through the cooled losses of the languages that ran alone, a panel a language."""
+def chinchilla_figure(results: dict) -> Figure | None:
+    """The Chinchilla law over tokens for each size, with the cooled losses; one panel for each language."""
     law = results["laws"]["chinchilla"]
     frame = pd.DataFrame([row for row in results["fit_points"] if row["law"] == "chinchilla"])
     if frame.empty or not law["fitted"]:
         return None
     values = {entry["name"]: entry["estimate"] for entry in law["parameters"]}
-    frame = with_size(frame)
-    palette = sizes_of(frame)
+    frame = with_size_label(frame)
+    palette = size_palette(frame)
     panels = []
     shared_y = alt.Scale(
         zero=False, domain=[float(frame["observed"].min()) * 0.97, float(frame["observed"].max()) * 1.03]
@@ -185,7 +193,7 @@ def isoparams(results: dict) -> Figure | None:
             )
             for params in sorted(part["params"].unique())
         )
-        lines = with_size(lines)
+        lines = with_size_label(lines)
         colour = palette.colour()
         x = token_axis("target_tokens", "tokens", frame["target_tokens"])
         curve = (
@@ -200,7 +208,9 @@ def isoparams(results: dict) -> Figure | None:
                 x=x,
                 y=alt.Y("observed:Q", scale=shared_y, title="cooled loss"),
                 color=colour,
-                tooltip=tips(("size", "parameters"), ("target_tokens:.3s", "tokens"), "observed:.4f", "run"),
+                tooltip=tooltips(
+                    ("size", "parameters"), ("target_tokens:.3s", "tokens"), "observed:.4f", "run"
+                ),
             )
         )
         panels.append(Panel((curve + dots).properties(height=230), str(language)))
@@ -210,9 +220,9 @@ def isoparams(results: dict) -> Figure | None:
         "Dots are cooled losses, lines the Chinchilla law with α and β shared by the languages.",
         tuple(panels),
         frame.drop(columns=["size"]),
-        keys=palette.legend(),
+        legend=palette.legend(),
         width=300,
     )
 
 
-FIGURES = (loss_curves, predicted_observed, isoparams)
+LAW_FIGURES = (loss_curves_figure, predicted_observed_figure, chinchilla_figure)

@@ -1,20 +1,20 @@
-"""The words and tables of the report: results in, what the template shows out."""
+"""The variables of the report's template: texts and tables made from the results."""
 
 from typing import Any
 
-from analysis.report.findings import missed, misses_by_far
+from analysis.report.findings import misfit_warning, typical_misfit
 from analysis.report.transfer_page import (
-    adaptation,
-    kinship,
+    adaptation_table,
+    kinship_table,
+    page_table,
     prediction_text,
-    predictions,
-    table,
+    predictions_table,
     transfer_text,
 )
-from analysis.report.wording import equation, methods, pretty, subscripts
-from analysis.study.law_comparison import SPLITS
+from analysis.report.wording import equation, methods_section, subscripts, with_symbols
+from analysis.study.law_comparison import COMPARED_SPLITS
 from analysis.tables import published as reference
-from analysis.text import brief, count, duration, minus, number, signed, span
+from analysis.text import count, duration, minus, number, short_reason, signed, span
 
 SECTIONS = (
     ("findings", "Findings"),
@@ -30,8 +30,8 @@ SECTIONS = (
 TITLES = {"chinchilla": "Chinchilla", "atlas": "ATLAS", "capacity": "Capacity law (ATLAS eq. 7)"}
 
 
-def context(results: dict) -> dict[str, Any]:
-    """Everything that the template names, but for figures and scripts."""
+def page_context(results: dict) -> dict[str, Any]:
+    """The variables of the template, without figures and scripts."""
     study = results["study"]
     level = f"{results['level']:.0%}"
     advice: dict[str, list[dict]] = {}
@@ -39,7 +39,7 @@ def context(results: dict) -> dict[str, Any]:
         advice.setdefault(item["group"], []).append(item)
     return {
         "title": study["title"],
-        "lede": _lede(study),
+        "lede": _introduction(study),
         "tiles": _tiles(study),
         "sections": SECTIONS,
         "level": level,
@@ -56,14 +56,14 @@ def context(results: dict) -> dict[str, Any]:
         "prediction_text": prediction_text(results),
         "capacity_text": _capacity_text(results),
         "crossover_text": _crossover_text(results),
-        "methods": methods(results, level),
+        "methods": methods_section(results, level),
         "tables": {
             "cells": _cells(study),
             "scales": _scales(results),
             "heldout": _heldout(results),
-            "kinship": kinship(results),
-            "predictions": predictions(results),
-            "adaptation": adaptation(results),
+            "kinship": kinship_table(results),
+            "predictions": predictions_table(results),
+            "adaptation": adaptation_table(results),
             "multipliers": _multipliers(results),
             "crossover": _crossovers(results),
             "exclusions": _exclusions(results),
@@ -72,7 +72,7 @@ def context(results: dict) -> dict[str, Any]:
     }
 
 
-def _lede(study: dict) -> str:
+def _introduction(study: dict) -> str:
     languages = study["trained_languages"]
     names = ", ".join(languages) if len(languages) <= 12 else f"{len(languages)} languages"
     sizes = study["scales"]
@@ -124,19 +124,19 @@ def _cells(study: dict) -> dict:
         names = ("mixtures", "scales", "trunks", "runs", "cooled", "seeds")
         kind = cell["kind"][:1].upper() + cell["kind"][1:]
         rows.append([kind, *(str(cell[name]) for name in names), tokens, count(cell["flops"])])
-    return table(head, rows)
+    return page_table(head, rows)
 
 
 def _scales(results: dict) -> dict:
     head = ["Size", "parameters", "runs", "languages trained"]
     rows = []
     for scale in results["study"]["scales"]:
-        mine = [row for row in results["loss_curves"] if row["scale"] == scale["scale"]]
-        runs = len({row["run"] for row in mine})
+        points = [row for row in results["loss_curves"] if row["scale"] == scale["scale"]]
+        runs = len({row["run"] for row in points})
         rows.append(
-            [scale["scale"], f"{scale['params']:,}", str(runs), str(len({row["language"] for row in mine}))]
+            [scale["scale"], f"{scale['params']:,}", str(runs), str(len({row["language"] for row in points}))]
         )
-    return table(head, rows)
+    return page_table(head, rows)
 
 
 def _heldout_refusal(results: dict) -> str:
@@ -150,7 +150,7 @@ def _heldout_refusal(results: dict) -> str:
 
 def _heldout(results: dict) -> dict:
     if all(row["r2"] is None for row in results["heldout"]):
-        return table([], [])
+        return page_table([], [])
     splits = list(dict.fromkeys(row["split"] for row in results["heldout"]))
     found = {(row["law"], row["split"]): row for row in results["heldout"]}
     counts = {
@@ -158,7 +158,7 @@ def _heldout(results: dict) -> dict:
     }
     head = [
         "Law, fitted to the same rows",
-        *(f"{SPLITS.get(split, split)} (n = {counts[split]})" for split in splits),
+        *(f"{COMPARED_SPLITS.get(split, split)} (n = {counts[split]})" for split in splits),
     ]
     rows = []
     published = reference.published_heldout()
@@ -173,12 +173,12 @@ def _heldout(results: dict) -> dict:
             cells.append(f"{shown} ({minus(paper, 2)})" if paper is not None else shown)
         rows.append(cells)
     title = "R² on held-out losses, in brackets the paper's on its own runs (Table 1, multilingual)"
-    return table(head, rows, title)
+    return page_table(head, rows, title)
 
 
 def _law(results: dict, name: str) -> dict[str, Any]:
     law = results["laws"][name]
-    view = {"title": TITLES[name], "fitted": law["fitted"], "reason": brief(law["reason"]).rstrip(".")}
+    view = {"title": TITLES[name], "fitted": law["fitted"], "reason": short_reason(law["reason"]).rstrip(".")}
     if not law["fitted"]:
         return view
     shared = [
@@ -189,9 +189,9 @@ def _law(results: dict, name: str) -> dict[str, Any]:
         shared, rest = rest, []
     counts = f"{law['points']} cooled losses of {law['groups']} trunks"
     about = f"{law['source']}. {counts}; R² {law['r2']:.3f} on them, {law['r2_within']:.3f} within languages."
-    typical = missed(results, name)
+    typical = typical_misfit(results, name)
     if typical is not None:
-        far = misses_by_far(results, name)
+        far = misfit_warning(results, name)
         about += (
             f" {far[:1].upper()}{far[1:]}." if far else f" It typically misses them by {typical:.3f} nats."
         )
@@ -205,16 +205,21 @@ def _law(results: dict, name: str) -> dict[str, Any]:
         **view,
         "pretty": equation(law["equation"]),
         "about": about.replace("..", "."),
-        "shared": table(head, [_parameter(row) for row in shared], caption, (0, 3)),
-        "rest": table(head, [_parameter(row) for row in rest], "", (0, 3)),
+        "shared": page_table(head, [_parameter(row) for row in shared], caption, (0, 3)),
+        "rest": page_table(head, [_parameter(row) for row in rest], "", (0, 3)),
         "rest_title": f"{len(rest)} parameters of single languages",
     }
 
 
 def _parameter(row: dict) -> list[str]:
     if not row["identified"]:
-        return [pretty(row["name"]), "–", "–", f"not identified: {pretty(row['reason'])}"]
-    return [pretty(row["name"]), number(row["estimate"]), span(row["low"], row["high"], number), row["unit"]]
+        return [with_symbols(row["name"]), "–", "–", f"not identified: {with_symbols(row['reason'])}"]
+    return [
+        with_symbols(row["name"]),
+        number(row["estimate"]),
+        span(row["low"], row["high"], number),
+        row["unit"],
+    ]
 
 
 def _capacity_text(results: dict) -> str:
@@ -230,7 +235,7 @@ def _capacity_text(results: dict) -> str:
     )
     if not results["capacity"]["identified"]:
         text += (
-            f" The growth factors are not identified: {pretty(results['capacity']['reason'])}. Published "
+            f" The growth factors are not identified: {with_symbols(results['capacity']['reason'])}. Published "
             "growth is shown instead."
         )
         return text
@@ -253,17 +258,17 @@ def _multipliers(results: dict) -> dict:
         "compute",
     ]
     rows = []
-    for mine, paper in zip(answer["multipliers"] or [{}] * 4, answer["published"], strict=False):
+    for fitted, paper in zip(answer["multipliers"] or [{}] * 4, answer["published"], strict=False):
         cells = [f"×{paper['ratio']}"]
         for name in ("N", "D_tot", "C"):
-            known = answer["identified"] and mine
+            known = answer["identified"] and fitted
             cells.append(
-                f"×{mine[name]:.2f} ({mine[name + '_low']:.2f} to {mine[name + '_high']:.2f})"
+                f"×{fitted[name]:.2f} ({fitted[name + '_low']:.2f} to {fitted[name + '_high']:.2f})"
                 if known
                 else "not identified"
             )
         rows.append([*cells, *(f"×{paper[name]:.2f}" for name in ("N", "D_tot", "C"))])
-    return table(head, rows, "Growth that keeps the loss")
+    return page_table(head, rows, "Growth that keeps the loss")
 
 
 def _crossover_text(results: dict) -> str:
@@ -312,9 +317,9 @@ def _crossovers(results: dict) -> dict:
     ]
     if rows and not any(row[-1] for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
-    return table(head, rows, "", (0, 1, 6))
+    return page_table(head, rows, "", (0, 1, 6))
 
 
 def _exclusions(results: dict) -> dict:
     rows = [[item["what"], str(item["rows"] or "–"), item["why"]] for item in results["exclusions"]]
-    return table(["Left out", "rows", "why"], rows, "Exclusions", (0, 2))
+    return page_table(["Left out", "rows", "why"], rows, "Exclusions", (0, 2))

@@ -1,4 +1,4 @@
-"""Figures of what to plan with: what more languages cost, iso-loss frontiers, pretrain or continue."""
+"""Figures for planning: cost of more languages, iso-loss frontiers, training from scratch against continuing."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,15 +7,26 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis.report.plots import Figure, Panel, categories, log_ticks, loss_axis, tips, token_axis, zero_line
+from analysis.report.plots import (
+    Figure,
+    Panel,
+    categorical_palette,
+    log_ticks,
+    loss_axis,
+    token_axis,
+    tooltips,
+    zero_line,
+)
 from analysis.text import count
 
 
 @dataclass(frozen=True)
-class Together:
-    """Uniform mixtures of one size: mean loss over the languages that all of them hold, and the law's.
+class UniformMixtures:
+    """Uniform mixtures of one size.
 
-    `mean` and `line` have columns K, tokens (of all languages, as text), loss.
+    Attributes:
+      mean: mean loss over the languages that all of the mixtures hold; columns K, tokens (of all languages, as text),
+        loss. line: the same by the fitted capacity law.
     """
 
     title: str
@@ -23,8 +34,8 @@ class Together:
     line: pd.DataFrame
 
 
-def _together(answer: dict) -> tuple[list[Together], list[str]]:
-    """Of every size that ran mixtures of several K on the same tokens; and those totals of tokens, as text."""
+def _uniform_mixtures(answer: dict) -> tuple[list[UniformMixtures], list[str]]:
+    """The mixtures of every size with several K on the same total tokens; and these totals, as text."""
     frame, lines = pd.DataFrame(answer["points"]), pd.DataFrame(answer["lines"])
     if frame.empty or frame["K"].nunique() < 2:
         return [], []
@@ -36,10 +47,10 @@ def _together(answer: dict) -> tuple[list[Together], list[str]]:
     found = []
     for scale, part in sorted(frame.groupby("scale"), key=lambda item: item[1]["params"].iloc[0]):
         common = set.intersection(*part.groupby("K")["language"].agg(set))
-        if len(lines):  # the law leaves out languages of one size: a mean over others would be another mean
+        if len(lines):  # average the points over the languages that the law is fitted to
             common &= set(lines.loc[lines["scale"] == scale, "language"])
         part = part[part["language"].isin(common)]
-        # Budgets that several mixtures share; a lone budget compares with nothing.
+        # Keep budgets with two or more K.
         spread = part.groupby("budget")["K"].nunique()
         part = part[part["budget"].isin(spread[spread >= 2].index)]
         mean = part.groupby(["K", "budget"], as_index=False).agg(
@@ -56,34 +67,34 @@ def _together(answer: dict) -> tuple[list[Together], list[str]]:
             line["tokens"] = line["budget"].map(count)
         names = ", ".join(sorted(common)[:4]) + ("…" if len(common) > 4 else "")
         title = f"{scale} · {count(part['params'].iloc[0])} · mean of {names}"
-        found.append(Together(title, mean.assign(tokens=mean["budget"].map(count)), line))
+        found.append(UniformMixtures(title, mean.assign(tokens=mean["budget"].map(count)), line))
     return found, [count(value) for value in budgets]
 
 
-def _over_languages(part: Together, palette: Any, y: Any, tooltip: list) -> Panel:
-    """Points and the law over K, a colour for each total of tokens."""
+def _over_languages(part: UniformMixtures, palette: Any, y: Any, tooltip: list) -> Panel:
+    """Points and the fitted law over K, with one colour for each total of tokens."""
     x = alt.X(
         "K:Q",
         title="languages K, uniform",
         axis=alt.Axis(tickMinStep=1),
         scale=alt.Scale(nice=False, padding=10),
     )
-    how = {"x": x, "y": y, "color": palette.colour()}
+    encoding = {"x": x, "y": y, "color": palette.colour()}
     dots = alt.Chart(part.mean).mark_point(filled=True, size=60, opacity=1)
-    layers = [dots.encode(**how, shape=palette.shape(), tooltip=tooltip)]
+    layers = [dots.encode(**encoding, shape=palette.shape(), tooltip=tooltip)]
     if len(part.line):
-        layers.insert(0, alt.Chart(part.line).mark_line(strokeWidth=1.6, clip=True).encode(**how))
+        layers.insert(0, alt.Chart(part.line).mark_line(strokeWidth=1.6, clip=True).encode(**encoding))
     return Panel(alt.layer(*layers).properties(height=230), part.title)
 
 
-def capacity_points(results: dict) -> Figure | None:
-    """Loss over the number of languages, averaged over the languages that all mixtures of a size hold."""
+def capacity_figure(results: dict) -> Figure | None:
+    """Loss over the number of languages K, averaged over the languages that all mixtures of a size hold."""
     answer = results["capacity"]
-    sizes, budgets = _together(answer)
+    sizes, budgets = _uniform_mixtures(answer)
     if not sizes:
         return None
-    palette = categories("tokens", budgets)
-    tooltip = tips("K:", ("tokens", "tokens in all"), "loss:.4f")
+    palette = categorical_palette("tokens", budgets)
+    tooltip = tooltips("K:", ("tokens", "tokens in all"), "loss:.4f")
     return Figure(
         "capacity",
         "Loss over the number of languages",
@@ -91,14 +102,14 @@ def capacity_points(results: dict) -> Figure | None:
         + ("." if answer["lines"] else ", which was not fitted."),
         tuple(_over_languages(part, palette, loss_axis(title="mean cooled loss"), tooltip) for part in sizes),
         pd.DataFrame(answer["points"]),
-        keys=palette.legend(" tokens in all"),
+        legend=palette.legend(" tokens in all"),
         width=300,
     )
 
 
-def relative_loss(results: dict) -> Figure | None:
-    """How much higher the loss is than with fewest languages on the same tokens: over K, a panel for each N."""
-    sizes, budgets = _together(results["capacity"])
+def relative_loss_figure(results: dict) -> Figure | None:
+    """Loss relative to that with the fewest languages on the same total tokens, over K; one panel for each N."""
+    sizes, budgets = _uniform_mixtures(results["capacity"])
     sizes = [part for part in sizes if len(part.line)]
     if not sizes:
         return None
@@ -110,8 +121,8 @@ def relative_loss(results: dict) -> Figure | None:
             table.assign(relative=table["loss"] / table["tokens"].map(first) - 1)
             for table in (part.mean, part.line)
         )
-        made.append(Together(part.title, mean, line))
-    palette = categories("tokens", budgets)
+        made.append(UniformMixtures(part.title, mean, line))
+    palette = categorical_palette("tokens", budgets)
     less = "one language" if fewest == 1 else f"{fewest:g} languages"
     y = alt.Y(
         "relative:Q",
@@ -119,7 +130,7 @@ def relative_loss(results: dict) -> Figure | None:
         axis=alt.Axis(format="+.0%"),
         scale=alt.Scale(zero=False),
     )
-    tooltip = tips("K:", ("tokens", "tokens in all"), "relative:+.1%", "loss:.4f")
+    tooltip = tooltips("K:", ("tokens", "tokens in all"), "relative:+.1%", "loss:.4f")
     columns = ["size", "K", "tokens", "loss", "relative"]
     data = pd.concat([part.mean.assign(size=part.title.split(" · ")[0]) for part in made])
     return Figure(
@@ -129,20 +140,20 @@ def relative_loss(results: dict) -> Figure | None:
         "has its Kth part of them.",
         tuple(_over_languages(part, palette, y, tooltip) for part in made),
         data[columns],
-        keys=palette.legend(" tokens in all"),
+        legend=palette.legend(" tokens in all"),
         width=300,
     )
 
 
-def multipliers(results: dict) -> Figure | None:
-    """Growth of parameters, tokens and compute that keeps the loss, beside the published growth."""
+def multipliers_figure(results: dict) -> Figure | None:
+    """Growth of parameters, tokens and compute that keeps the loss, of the study and as published."""
     answer = results["capacity"]
     rows = [{**row, "whose": "published (2B)"} for row in answer["published"]]
     if answer["identified"]:
         rows += [{**row, "whose": "this study"} for row in answer["multipliers"]]
     frame = pd.DataFrame(rows)
-    # Published keeps its colour where it stands alone.
-    palette = categories("whose", ["this study", "published (2B)"])
+    # Both levels, so that "published" has the same colour where it is the only one.
+    palette = categorical_palette("whose", ["this study", "published (2B)"])
     panels = []
     for name, title in (("N", "parameters"), ("D_tot", "tokens in all"), ("C", "compute")):
         x = alt.X(
@@ -178,7 +189,7 @@ def multipliers(results: dict) -> Figure | None:
             y=y,
             color=colour,
             shape=palette.shape(),
-            tooltip=tips("whose", ("ratio:", "times the languages"), "value:.3f", "low:.3f", "high:.3f"),
+            tooltip=tooltips("whose", ("ratio:", "times the languages"), "value:.3f", "low:.3f", "high:.3f"),
         )
         panels.append(Panel(alt.layer(line, bar, dot).properties(height=220), title.capitalize()))
     return Figure(
@@ -188,22 +199,22 @@ def multipliers(results: dict) -> Figure | None:
         "assumed.",
         tuple(panels),
         frame,
-        keys=palette.legend() if answer["identified"] else palette.legend()[1:],
+        legend=palette.legend() if answer["identified"] else palette.legend()[1:],
         width=240,
     )
 
 
-def iso_loss(results: dict) -> Figure | None:
-    """Trading parameters for tokens at unchanged loss, with the limit below which nothing helps."""
+def iso_loss_figure(results: dict) -> Figure | None:
+    """Iso-loss curves of parameters against tokens, with the size below which no amount of data keeps the loss."""
     frame = pd.DataFrame(results["capacity"]["iso"])
     if frame.empty:
         return None
     frame = frame[frame["D_tot"] < 40]
     frame["languages"] = "×" + frame["ratio"].astype(str)
     order = [f"×{ratio}" for ratio in sorted(frame["ratio"].unique())]
-    palette = categories("languages", order)
+    palette = categorical_palette("languages", order)
     colour = palette.colour()
-    # A limit far below every curve would squeeze them into a corner: it is left out of view.
+    # A limit far below all curves stays out of the range of the axis.
     domain = [max(float(frame["limit"].min()), float(frame["s"].min()) / 4), float(frame["s"].max())]
     x = alt.X(
         "s:Q",
@@ -224,7 +235,7 @@ def iso_loss(results: dict) -> Figure | None:
             x=x,
             y=y,
             color=colour,
-            tooltip=tips(
+            tooltip=tooltips(
                 "languages", ("s:.2f", "parameters ×"), ("D_tot:.2f", "tokens ×"), ("C:.2f", "compute ×")
             ),
         )
@@ -247,18 +258,18 @@ def iso_loss(results: dict) -> Figure | None:
         f"compute-optimal start it would be {start['optimal']:.0%}, and the marks the growth given above.",
         (Panel(alt.layer(rule, line, dot).properties(height=300)),),
         frame.drop(columns=["languages"]),
-        keys=palette.legend(" languages"),
+        legend=palette.legend(" languages"),
     )
 
 
-def crossover_gaps(results: dict) -> Figure | None:
-    """Loss from scratch minus continued, over tokens: above zero continuing is ahead. A panel a size."""
+def crossover_figure(results: dict) -> Figure | None:
+    """Loss from scratch minus that of continuing over tokens; one panel for each size."""
     frame = pd.DataFrame(results["crossover"]["gaps"])
     if frame.empty:
         return None
     languages = sorted(frame["language"].unique())
     found = pd.DataFrame([row for row in results["crossover"]["table"] if row["status"] == "measured"])
-    palette = categories("language", languages)
+    palette = categorical_palette("language", languages)
     panels = []
     sizes = {row["scale"]: row["params"] for row in results["crossover"]["table"]}
     for scale, part in sorted(frame.groupby("scale"), key=lambda item: sizes.get(item[0], 0)):
@@ -273,7 +284,7 @@ def crossover_gaps(results: dict) -> Figure | None:
             x=x,
             y=alt.Y("gap:Q", title=y_title),
             color=colour,
-            tooltip=tips("language", "tokens:.3s", "gap:+.4f", "low:+.4f", "high:+.4f"),
+            tooltip=tooltips("language", "tokens:.3s", "gap:+.4f", "low:+.4f", "high:+.4f"),
         )
         layers = [zero_line(), band, line]
         if len(found):
@@ -285,7 +296,7 @@ def crossover_gaps(results: dict) -> Figure | None:
                     x=x,
                     y="zero:Q",
                     color=colour,
-                    tooltip=tips("language", ("tokens:.3s", "crossover"), "low:.3s", "high:.3s"),
+                    tooltip=tooltips("language", ("tokens:.3s", "crossover"), "low:.3s", "high:.3s"),
                 )
             )
         panels.append(
@@ -301,9 +312,15 @@ def crossover_gaps(results: dict) -> Figure | None:
         f"from scratch overtakes it. Bands are {results['level']:.0%} intervals.",
         tuple(panels),
         frame,
-        keys=palette.legend(),
+        legend=palette.legend(),
         width=360,
     )
 
 
-FIGURES = (capacity_points, relative_loss, multipliers, iso_loss, crossover_gaps)
+PLANNING_FIGURES = (
+    capacity_figure,
+    relative_loss_figure,
+    multipliers_figure,
+    iso_loss_figure,
+    crossover_figure,
+)

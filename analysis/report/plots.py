@@ -1,7 +1,7 @@
-"""What the report's figures are made of: `Figure`, axes, palettes, legends.
+"""Building blocks of the report's figures: `Figure`, axes, palettes, legends.
 
-Palettes are safe for colour-blind readers: cividis and viridis for magnitude, purple to orange for signed
-values, Okabe and Ito's eight colours for categories, with shapes or labels beside the colour.
+The palettes are safe for colour-blind readers: viridis for magnitudes, purple to orange for signed values, the eight
+colours of Okabe and Ito for categories, with a shape or label beside the colour.
 """
 
 import math
@@ -50,7 +50,7 @@ CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Control:
-    """A drop-down above a figure: it sets the signal `name` of all its charts."""
+    """A drop-down above a figure, which sets the Vega signal `name` of all its charts."""
 
     name: str
     label: str
@@ -59,15 +59,15 @@ class Control:
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart of a figure, with a heading of its own where there are several."""
+    """One chart of a figure, with its heading."""
 
     chart: Any  # alt.Chart or alt.LayerChart
     title: str = ""
 
 
 @dataclass(frozen=True)
-class Key:
-    """An entry of a figure's legend, which all its panels share."""
+class LegendEntry:
+    """An entry of the legend that all panels of a figure share."""
 
     label: str
     colour: str
@@ -76,7 +76,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: panels laid out in a grid that folds on narrow screens, its data, caption and controls."""
+    """A figure: panels in a grid that adapts to the width of the screen, with caption, data, controls and legend."""
 
     name: str
     title: str
@@ -84,7 +84,7 @@ class Figure:
     panels: tuple[Panel, ...]
     data: pd.DataFrame
     controls: tuple[Control, ...] = ()
-    keys: tuple[Key, ...] = ()
+    legend: tuple[LegendEntry, ...] = ()
     width: int = 320  # least width of a panel in pixels
 
     def specs(self) -> list[dict]:
@@ -93,6 +93,7 @@ class Figure:
 
 
 def spec_of(chart: Any) -> dict:
+    """The Vega-Lite specification of a chart, with the report's style and rounded data."""
     with alt.data_transformers.enable("default", max_rows=None, consolidate_datasets=True):
         spec = chart.to_dict(validate=False)
     spec.pop("$schema", None)
@@ -104,7 +105,7 @@ def spec_of(chart: Any) -> dict:
 
 
 def _rounded(value: Any) -> Any:
-    """The data with six significant digits: what a figure shows, in a third of the space."""
+    """The data rounded to six significant digits, which takes a third of the space."""
     if isinstance(value, dict):
         return {name: _rounded(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -112,33 +113,34 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def log_ticks(values: Any, most: int = 6) -> list[float]:
-    """Round tick values over the range of positive ``values``: 1-2-5 steps, or powers of ten."""
+def log_ticks(values: Any, max_ticks: int = 6) -> list[float]:
+    """Round tick values over the range of positive `values`: at most `max_ticks`, or else the powers of ten."""
     low, high = float(np.min(values)), float(np.max(values))
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1, 2, 3, 4, 5, 6, 8), (1, 2, 4, 6), (1, 2, 5), (1, 3), (1,)):
         ticks = [step * 10.0**power for power in powers for step in steps]
         ticks = [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
-        if len(ticks) <= most:
+        if len(ticks) <= max_ticks:
             break
     return ticks
 
 
 def token_axis(name: str, title: str, values: Any) -> alt.X:
-    """A log axis of token counts over the range of ``values``."""
+    """A log axis of token counts over the range of `values`."""
     values = np.asarray(values, dtype=float)
     domain = [float(values.min()) * 0.97, float(values.max()) * 1.03]
-    # As in the text: 33.6B, not 33.6G.
+    # Billions as in the text: 33.6B, where d3 writes 33.6G.
     label = "replace(format(datum.value, '~s'), 'G', 'B')"
     axis = alt.Axis(labelExpr=label, values=log_ticks(values), labelFlush=True)
     return alt.X(f"{name}:Q", title=title, scale=alt.Scale(type="log", nice=False, domain=domain), axis=axis)
 
 
 def loss_axis(name: str = "loss", title: str = "loss, nats per token", **scale: Any) -> alt.Y:
+    """A linear axis of losses that need not start at zero; `scale` are options of `alt.Scale`."""
     return alt.Y(f"{name}:Q", title=title, scale=alt.Scale(zero=False, nice=True, **scale))
 
 
-# Viridis at eight points of its range, without its palest end, which white paper swallows.
+# Viridis at seven points of its range, without the palest ones, which are hard to see on white.
 _VIRIDIS = (
     (68, 1, 84),
     (70, 50, 127),
@@ -151,7 +153,7 @@ _VIRIDIS = (
 
 
 def viridis(number: int) -> list[str]:
-    """So many colours from dark to light."""
+    """`number` colours from dark to light."""
     at = np.linspace(0, len(_VIRIDIS) - 1, number) if number > 1 else np.array([2.0])
     channels = [np.interp(at, range(len(_VIRIDIS)), [colour[i] for colour in _VIRIDIS]) for i in range(3)]
     return ["#" + "".join(f"{round(float(v)):02x}" for v in colour) for colour in zip(*channels, strict=True)]
@@ -159,7 +161,7 @@ def viridis(number: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours and shapes of the levels of one field, the same in all panels; the legend is the figure's."""
+    """Colours and shapes of the levels of one field, the same in all panels of a figure."""
 
     field: str
     levels: tuple[str, ...]
@@ -167,20 +169,22 @@ class Palette:
     shapes: tuple[str, ...]
 
     def colour(self) -> alt.Color:
+        """The colour encoding of the field, without a legend of its own."""
         scale = alt.Scale(domain=list(self.levels), range=list(self.colours))
         return alt.Color(f"{self.field}:N", legend=None, scale=scale)
 
     def shape(self) -> alt.Shape:
+        """The shape encoding of the field, without a legend of its own."""
         scale = alt.Scale(domain=list(self.levels), range=list(self.shapes))
         return alt.Shape(f"{self.field}:N", legend=None, scale=scale)
 
-    def legend(self, suffix: str = "") -> tuple[Key, ...]:
-        """The entries of the figure's legend."""
+    def legend(self, suffix: str = "") -> tuple[LegendEntry, ...]:
+        """The entries of the figure's legend; `suffix` is added to each label."""
         entries = zip(self.levels, self.colours, self.shapes, strict=True)
-        return tuple(Key(f"{level}{suffix}", colour, shape) for level, colour, shape in entries)
+        return tuple(LegendEntry(f"{level}{suffix}", colour, shape) for level, colour, shape in entries)
 
 
-# Vega's shapes as SVG paths, for legends.
+# Vega's shapes as SVG paths, for the legend.
 SHAPE_PATHS = {
     "circle": "M-4.5,0a4.5,4.5 0 1,0 9,0a4.5,4.5 0 1,0 -9,0",
     "square": "M-4,-4h8v8h-8z",
@@ -191,30 +195,31 @@ SHAPE_PATHS = {
     "triangle-left": "M-5,0L4,5v-10z",
     "hatch": "M-5,3L3,-5H4L-5,4zM-5,-1L-1,-5H0L-5,0zM-1,5L5,-1V0L0,5z",
 }
-# Diagonal lines over a cell, within Vega's unit square: what is drawn over values that were not measured.
+# Diagonal lines in Vega's unit square, drawn over cells that were predicted and not measured.
 HATCH = "M-1,0.2L0.2,-1M-1,1L1,-1M-0.2,1L1,-0.2"
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "triangle-right", "triangle-left")
 
 
-def categories(field: str, levels: Sequence[str]) -> Palette:
-    """Okabe and Ito's colours, repeated with other shapes where levels are many."""
+def categorical_palette(field: str, levels: Sequence[str]) -> Palette:
+    """Okabe and Ito's colours; more than eight levels repeat the colours with other shapes."""
     colours = tuple(OKABE_ITO[index % len(OKABE_ITO)] for index in range(len(levels)))
     shapes = tuple(_SHAPES[(index + index // len(OKABE_ITO)) % len(_SHAPES)] for index in range(len(levels)))
     return Palette(field, tuple(levels), colours, shapes)
 
 
-def sizes_of(frame: pd.DataFrame) -> Palette:
-    """Model sizes in order on viridis, for the column that `_with_size` adds."""
+def size_palette(frame: pd.DataFrame) -> Palette:
+    """Model sizes in ascending order on viridis, for the column "size" that `with_size_label` adds."""
     levels = tuple(count(params) for params in sorted(frame["params"].unique()))
     return Palette("size", levels, tuple(viridis(len(levels))), ("circle",) * len(levels))
 
 
-def with_size(frame: pd.DataFrame) -> pd.DataFrame:
+def with_size_label(frame: pd.DataFrame) -> pd.DataFrame:
+    """Adds the column "size": the parameters as text."""
     return frame.assign(size=frame["params"].map(count))
 
 
-def tips(*fields: str | tuple[str, str]) -> list[alt.Tooltip]:
-    """Tooltips: "language" (text), "loss:.4f" (a number so formatted), or a pair of such and its title."""
+def tooltips(*fields: str | tuple[str, str]) -> list[alt.Tooltip]:
+    """Tooltips of fields: "language" (text), "loss:.4f" (a number and its format), or a pair of these and a title."""
     shown = []
     for entry in fields:
         text, title = entry if isinstance(entry, tuple) else (entry, "")
@@ -226,4 +231,5 @@ def tips(*fields: str | tuple[str, str]) -> list[alt.Tooltip]:
 
 
 def zero_line() -> alt.Chart:
+    """A dashed horizontal line at zero."""
     return alt.Chart(pd.DataFrame({"y": [0]})).mark_rule(color="#7d8793", strokeDash=[4, 3]).encode(y="y:Q")

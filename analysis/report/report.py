@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page, and a summary for the terminal."""
+"""Analyses a study, writes the results, and draws them as one self-contained HTML page and a terminal summary."""
 
 import json
 from collections.abc import Mapping
@@ -13,8 +13,7 @@ from rich.table import Table
 from analysis.planning.mixture import advice
 from analysis.report import law_figures, page, planning_figures, plots, transfer_figures
 from analysis.report.findings import headlines, recommendations
-from analysis.study.analyse import FORMAT
-from analysis.study.analyse import analyse as study_results
+from analysis.study.analyse import RESULTS_FORMAT, analyse_tables
 from analysis.study.read import read_inputs
 from analysis.tables.records import plain
 from analysis.text import count
@@ -29,12 +28,12 @@ def analyse(
     truth: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> dict:
-    """Everything a page says: the numbers of a study, the recommended mixture, and the sentences made of both.
+    """The results that the page shows: all analyses, the recommended mixture, headlines and recommendations.
 
     Args:
-      observations, exposure, truth, options: as for `analysis.study.analyse`.
+      observations, exposure, truth, options: as for `analysis.study.analyse.analyse_tables`.
     """
-    results = study_results(observations, exposure, truth, advise=advice, **options)
+    results = analyse_tables(observations, exposure, truth, advise=advice, **options)
     results["headlines"] = plain(headlines(results))
     results["recommendations"] = plain(recommendations(results))
     return results
@@ -49,16 +48,16 @@ def analyse_study(
     vocabulary: str | None = None,
     **options: Any,
 ) -> dict:
-    """Analyses a study as it lies in files: a table of observations, or the folder of a study.
+    """Analyses a study in files: a table of observations, or the folder of a study.
 
     Args:
-      path: of the table or folder. truth: truth.json of a generated corpus.
+      path: of the table or folder. truth: of truth.json of a generated corpus.
       study: what the executor knows, in place of what it recorded beside the tables.
-      split, vocabulary: the one to take, where the table has several; the other rows are counted as left out.
-      options: as for `analysis.study.analyse`, such as overlap and premiums.
+      split, vocabulary: the one to use, where the table has several; the other rows are counted as exclusions.
+      options: as for `analysis.study.analyse.analyse_tables`, such as overlap and premiums.
 
     Raises:
-      MscaleError: tables that break the contract, or several splits or vocabularies and none named.
+      MscaleError: invalid tables, or several splits or vocabularies and none named.
     """
     inputs = read_inputs(Path(path), None if truth is None else Path(truth), split, vocabulary)
     return analyse(
@@ -77,37 +76,43 @@ def write_results(results: dict, path: str | Path) -> None:
     atomic_json(path, results)
 
 
-def write_report(results: dict, out_html: str | Path, bundle: str | None = None) -> None:
-    """Draws results into one HTML file that needs no network, written atomically.
+def write_report(results: dict, out_html: str | Path, vega_scripts: str | None = None) -> None:
+    """Draws results as one HTML file that needs no network, written atomically.
 
-    bundle: the charting scripts, where they are made already (`analysis.vega.scripts`).
+    Args:
+      vega_scripts: the charting scripts, if they are made already (`analysis.vega.scripts`).
 
     Raises:
       MscaleError: the file cannot be written.
     """
-    atomic_write(out_html, render(results, bundle))
+    atomic_write(out_html, render_page(results, vega_scripts))
 
 
-def draw(results: dict) -> dict[str, plots.Figure]:
-    """All figures that the results hold data for, by name."""
+def draw_figures(results: dict) -> dict[str, plots.Figure]:
+    """The figures for which the results hold data, by name."""
     made = (
         build(results)
-        for build in (*law_figures.FIGURES, *transfer_figures.FIGURES, *planning_figures.FIGURES)
+        for build in (
+            *law_figures.LAW_FIGURES,
+            *transfer_figures.TRANSFER_FIGURES,
+            *planning_figures.PLANNING_FIGURES,
+        )
     )
     return {figure.name: figure for figure in made if figure is not None}
 
 
-def render(results: dict, bundle: str | None = None) -> str:
-    """The page as text: results and figures into the template, the charting scripts inlined once.
+def render_page(results: dict, vega_scripts: str | None = None) -> str:
+    """The page as HTML text, with figures and charting scripts inlined.
 
     Raises:
       MscaleError: results of another version of mscale.
     """
-    if results.get("format") != FORMAT:
+    if results.get("format") != RESULTS_FORMAT:
         raise MscaleError(
-            f"these results have format {results.get('format')}, this mscale draws {FORMAT}: run `mscale fit` again"
+            f"these results have format {results.get('format')}, this mscale draws {RESULTS_FORMAT}: run `mscale fit` "
+            "again"
         )
-    figures = draw(results)
+    figures = draw_figures(results)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("analysis.report"),
         autoescape=True,
@@ -123,15 +128,15 @@ def render(results: dict, bundle: str | None = None) -> str:
         for name, figure in figures.items()
     }
     return environment.get_template("report.html.j2").render(
-        **page.context(results),
+        **page.page_context(results),
         figures=figures,
         shapes=plots.SHAPE_PATHS,
-        # The matrix and the truth stand side by side, unless the matrix needs the width.
+        # Matrix and comparison side by side, unless the matrix needs the whole width.
         pair=bool({"planted", "beside-published"} & set(figures))
         and len(results["study"]["trained_languages"]) <= 12,
         # "</" would end the script element whatever the quotes around it.
         figures_json=json.dumps(embedded, allow_nan=False, separators=(",", ":")).replace("</", "<\\/"),
-        bundle=bundle or scripts(),
+        bundle=vega_scripts or scripts(),
         css=source("report.css"),
         js=source("report.js"),
         version=_version(),
@@ -139,7 +144,7 @@ def render(results: dict, bundle: str | None = None) -> str:
 
 
 def summary_table(results: dict) -> Table:
-    """The findings as a table for the terminal."""
+    """The headlines, and the first runs to make next, as a table for the terminal."""
     study = results["study"]
     table = Table(
         title=f"{study['title']}: {study['runs']} runs, {count(study['tokens'])} tokens, "

@@ -1,4 +1,4 @@
-"""Figures of transfer: the matrix, the score over d, and both beside the planted and the published truth."""
+"""Figures of transfer: the matrix, scores over d, and scores against planted relatedness and published scores."""
 
 import math
 from typing import Any
@@ -16,11 +16,11 @@ from analysis.report.plots import (
     SIGNED,
     Control,
     Figure,
-    Key,
+    LegendEntry,
     Panel,
-    categories,
-    tips,
+    categorical_palette,
     token_axis,
+    tooltips,
     zero_line,
 )
 from analysis.tables import languages as inventory
@@ -31,8 +31,8 @@ MOST_CURVE_POINTS = 8000
 UNIT_TEXTS = {"tokens": "tokens", "bytes": "bytes", "content": "content (byte premium)"}
 
 
-def transfer_heatmap(results: dict) -> Figure | None:
-    """The matrix at the main scale: row = target, column = source."""
+def matrix_figure(results: dict) -> Figure | None:
+    """The matrix at the main scale as a heat map: row = target, column = source."""
     transfer = results["transfer"]
     frame = _cells(transfer)
     if frame.empty:
@@ -43,7 +43,7 @@ def transfer_heatmap(results: dict) -> Figure | None:
     for key, names in orders.items():
         place = {name: index for index, name in enumerate(names)}
         frame[f"t_{key}"], frame[f"s_{key}"] = frame["target"].map(place), frame["source"].map(place)
-    # A few extreme cells would bleach all others: colours saturate beyond the 97th percentile.
+    # Colours saturate beyond the 97th percentile, so that a few extreme cells do not make all others pale.
     sizes = frame["score_tokens"].astype(float).abs().dropna()
     limit = float(np.clip(np.quantile(sizes, 0.97), 0.3, 1.5)) if len(sizes) else 1.0
     order = alt.param(name="order", value=next(iter(orders)))
@@ -71,7 +71,7 @@ def transfer_heatmap(results: dict) -> Figure | None:
                 sort=alt.EncodingSortField(field="rank_t", op="min"),
                 axis=alt.Axis(domain=False, ticks=False, grid=False),
             ),
-            tooltip=tips(
+            tooltip=tooltips(
                 "target",
                 "source",
                 "score:+.3f",
@@ -90,23 +90,23 @@ def transfer_heatmap(results: dict) -> Figure | None:
             legend=alt.Legend(gradientLength=180, format="+.1f"),
         )
     )
-    # Cells without a number have no colour on the scale, hence a layer of their own.
+    # Cells without a number have no colour on the scale: draw them in a layer of their own.
     rectangle: dict[str, Any] = {"stroke": "white", "strokeWidth": 2, "cornerRadius": 3, "fill": "#dfe3e8"}
     layers: list[Any] = [cells, base.transform_filter("!isValid(datum.score)").mark_rect(**rectangle)]
     height = min(max(38 * len(languages), 150), 620) if len(languages) <= 16 else 18 * len(languages)
-    keys = [Key("no number", "#dfe3e8", "square")] if frame["score_tokens"].isna().any() else []
+    legend = [LegendEntry("no number", "#dfe3e8", "square")] if frame["score_tokens"].isna().any() else []
     predicted = bool((frame["status"] == "predicted").any())
     if predicted:
         hatch = base.transform_filter("datum.status === 'predicted' && isValid(datum.score)")
         size = (0.8 * height / len(languages)) ** 2
-        # White below ink: seen on pale and on dark cells.
+        # Dark lines on white ones are visible on pale and on dark cells.
         for stroke, width in (("white", 3), (INK, 1)):
             layers.append(
                 hatch.mark_point(
                     shape=HATCH, size=size, stroke=stroke, strokeWidth=width, filled=False, opacity=0.6
                 )
             )
-        keys.insert(0, Key("predicted, not measured", INK, "hatch"))
+        legend.insert(0, LegendEntry("predicted, not measured", INK, "hatch"))
     if len(languages) <= 16:
         size = _label_size(11, len(languages))
         text = {
@@ -147,22 +147,22 @@ def transfer_heatmap(results: dict) -> Figure | None:
         (Panel(alt.layer(*layers).add_params(order, unit).properties(height=height)),),
         frame[columns],
         tuple(control for control in controls if len(control.options) > 1),
-        tuple(keys),
+        tuple(legend),
     )
 
 
 def _dark(limit: float) -> str:
-    """Where a cell is dark enough for white: purples darken sooner than oranges."""
+    """A Vega expression that is true for cells dark enough for white text; purple is darker than orange."""
     return f"datum.score > {0.72 * limit} || datum.score < {-0.55 * limit}"
 
 
 def _label_size(largest: int, columns: int) -> Any:
-    """Of a cell's label: what fits its width, which is a phone's or a page's."""
+    """A Vega expression for the font size of cell labels: as large as fits the width of the chart."""
     return alt.expr(f"min({largest}, width / {columns} / 3.4)")
 
 
 def _cells(transfer: dict) -> pd.DataFrame:
-    """A row a cell of the main scale: its status, and for each unit its score, label and interval."""
+    """One row for each cell of the main scale: its status, and for each unit its score, label and interval."""
     rows = [dict(row) for row in transfer["matrix"] if row["scale"] == transfer["scale"]]
     predicted = {(cell["target"], cell["source"]): cell for cell in transfer["predicted"]["cells"]}
     for row in rows:
@@ -173,20 +173,21 @@ def _cells(transfer: dict) -> pd.DataFrame:
     if frame.empty:
         return frame
     for unit, table in {"tokens": rows, **transfer["units"]}.items():
-        by = {(row["target"], row["source"]): row for row in table}
-        mine = [by.get((row["target"], row["source"]), row) for row in rows]
-        # A prediction is one of tokens: it is not carried over to other units.
-        mine = [row if row["status"] != "missing" else {**row, "score": None} for row in mine]
-        frame[f"score_{unit}"] = [row["score"] for row in mine]
-        frame[f"label_{unit}"] = [_label(row) for row in mine]
-        frame[f"interval_{unit}"] = [_interval_text(row["low"], row["high"]) for row in mine]
+        in_unit = {(row["target"], row["source"]): row for row in table}
+        shown = [in_unit.get((row["target"], row["source"]), row) for row in rows]
+        # Predictions are per token; other units have none.
+        shown = [row if row["status"] != "missing" else {**row, "score": None} for row in shown]
+        frame[f"score_{unit}"] = [row["score"] for row in shown]
+        frame[f"label_{unit}"] = [_label(row) for row in shown]
+        frame[f"interval_{unit}"] = [_interval_text(row["low"], row["high"]) for row in shown]
         frame[f"what_{unit}"] = [
-            f"bound: {row['bound']} this" if row["status"] == "bound" else row["status"] for row in mine
+            f"bound: {row['bound']} this" if row["status"] == "bound" else row["status"] for row in shown
         ]
     return frame
 
 
 def _label(row: dict) -> str:
+    """The score in a cell, with ≤ or ≥ for a bound; empty where there is none."""
     if row["score"] is None or math.isnan(row["score"]):
         return ""
     mark = {"at most": "≤", "at least": "≥"}.get(row.get("bound") or "", "")
@@ -201,7 +202,7 @@ def _interval_text(low: float | None, high: float | None) -> str:
 
 
 def _orders(results: dict, frame: pd.DataFrame, languages: list[str]) -> dict[str, list[str]]:
-    """Orders of the languages: by family and script where the truth tells them, by similarity of scores."""
+    """Orders of the languages: by family and by script where known, by similarity of scores, and by name."""
     orders: dict[str, list[str]] = {}
     known = inventory.describe(languages, (results.get("truth") or {}).get("languages"))
     for key in ("family", "script"):
@@ -223,12 +224,12 @@ def _orders(results: dict, frame: pd.DataFrame, languages: list[str]) -> dict[st
     return orders
 
 
-def transfer_curves(results: dict) -> Figure | None:
-    """The score over d for the chosen target, a line a source, with its interval."""
+def transfer_curves_figure(results: dict) -> Figure | None:
+    """Scores over d for the chosen target with intervals; one line for each source."""
     frame = pd.DataFrame(results["transfer"]["curves"])
     if frame.empty or not (frame["status"] == "measured").any():
         return None
-    # What no curve of the figure needs stays out of it, and many curves are drawn through fewer points.
+    # Keep the page small: only the columns that are drawn, and fewer points where there are many curves.
     columns = ["target", "source", "d", "score", "low", "high"]
     frame = frame.loc[frame["status"] == "measured", columns]
     step = min(math.ceil(len(frame) / MOST_CURVE_POINTS), 4)
@@ -237,7 +238,7 @@ def transfer_curves(results: dict) -> Figure | None:
     chosen = alt.param(name="target", value=targets[0])
     base = alt.Chart(frame).transform_filter("datum.target === target")
     x = token_axis("d", "reference tokens d", frame["d"])
-    palette = categories("source", sources)
+    palette = categorical_palette("source", sources)
     colour = palette.colour()
     band = (
         base.transform_filter("isValid(datum.low) && isValid(datum.high)")
@@ -250,7 +251,7 @@ def transfer_curves(results: dict) -> Figure | None:
         y="score:Q",
         color=colour,
         shape=palette.shape(),
-        tooltip=tips("target", "source", "d:.3s", "score:+.3f", "low:+.2f", "high:+.2f"),
+        tooltip=tooltips("target", "source", "d:.3s", "score:+.3f", "low:+.2f", "high:+.2f"),
     )
     chart = alt.layer(zero_line(), band, line, dots).add_params(chosen).properties(height=300)
     known = (results.get("truth") or {}).get("languages", {})
@@ -271,14 +272,14 @@ def transfer_curves(results: dict) -> Figure | None:
     )
 
 
-def planted(results: dict) -> Figure | None:
-    """Measured transfer against planted relatedness."""
+def planted_figure(results: dict) -> Figure | None:
+    """Measured scores against the planted relatedness of a generated corpus."""
     agreement = results["transfer"].get("agreement")
     if not agreement or not agreement["table"]:
         return None
     frame = pd.DataFrame(agreement["table"])
     frame["family"] = np.where(frame["same_family"].astype(bool), "same family", "different families")
-    # Pairs share few planted values: spread them a little, by a fixed pattern, so that all can be seen.
+    # Pairs share few planted values: shift the marks sideways in a fixed pattern, so that all are visible.
     width = max(float(np.ptp(frame["relatedness"])), 0.1) * 0.012
     rank = (
         frame.groupby("relatedness").cumcount()
@@ -293,7 +294,7 @@ def planted(results: dict) -> Figure | None:
         scale=alt.Scale(zero=False, nice=True, padding=12),
         axis=alt.Axis(tickCount=6),
     )
-    palette = categories("family", kinds)
+    palette = categorical_palette("family", kinds)
     colour = palette.colour()
     columns = ["target", "source", "at", "relatedness", "score", "low", "high", "family"]
     base = alt.Chart(frame[columns])
@@ -307,7 +308,7 @@ def planted(results: dict) -> Figure | None:
         y=alt.Y("score:Q", title="measured transfer score"),
         color=colour,
         shape=palette.shape(),
-        tooltip=tips("source", "target", "relatedness:.2f", "score:+.3f", "low:+.2f", "high:+.2f"),
+        tooltip=tooltips("source", "target", "relatedness:.2f", "score:+.3f", "low:+.2f", "high:+.2f"),
     )
     return Figure(
         "planted",
@@ -316,12 +317,12 @@ def planted(results: dict) -> Figure | None:
         "little to be told apart.",
         (Panel(alt.layer(zero_line(), bars, dots).properties(height=320)),),
         frame.drop(columns=["at", "family"]),
-        keys=palette.legend(),
+        legend=palette.legend(),
     )
 
 
-def beside_published(results: dict) -> Figure | None:
-    """A user's scores of natural languages beside the paper's: its matrix in the user's order, and cell by cell."""
+def published_figure(results: dict) -> Figure | None:
+    """The published matrix in the order of the study's languages, and both scores cell by cell."""
     found = results["transfer"].get("published")
     if not found:
         return None
@@ -341,7 +342,7 @@ def beside_published(results: dict) -> Figure | None:
     base = alt.Chart(paper).encode(
         x=alt.X("source:N", title="source", sort=names, axis=across),
         y=alt.Y("target:N", title="target", sort=names, axis=alt.Axis(**look)),
-        tooltip=tips("target", "source", "score:+.1f"),
+        tooltip=tooltips("target", "source", "score:+.1f"),
     )
     scale = alt.Scale(scheme=alt.SchemeParams(SIGNED), domain=[-limit, limit], domainMid=0, clamp=True)
     legend = alt.Legend(gradientLength=140, format="+.1f")
@@ -356,7 +357,7 @@ def beside_published(results: dict) -> Figure | None:
         .encode(
             x=alt.X("published:Q", title="published score (2B)", scale=alt.Scale(nice=True, padding=12)),
             y=alt.Y("score:Q", title="this study", scale=alt.Scale(nice=True, padding=12)),
-            tooltip=tips("source", "target", "score:+.3f", "published:+.1f"),
+            tooltip=tooltips("source", "target", "score:+.3f", "published:+.1f"),
         )
     )
     low, high = found.get("low"), found.get("high")
@@ -376,4 +377,4 @@ def beside_published(results: dict) -> Figure | None:
     )
 
 
-FIGURES = (transfer_heatmap, transfer_curves, planted, beside_published)
+TRANSFER_FIGURES = (matrix_figure, transfer_curves_figure, planted_figure, published_figure)

@@ -1,22 +1,23 @@
-"""What was found of transfer between languages, in sentences."""
+"""The headlines on transfer, and the recommendation of partners for each language."""
 
-from analysis.report.wording import sentence
+from analysis.report.wording import finding
 from analysis.study.results import main_matrix
-from analysis.text import chance, count, listed, minus, signed, span
+from analysis.text import count, join_names, minus, p_value, signed, span
 
 
 def transfer_headlines(results: dict) -> list[dict]:
-    """What is measured, whether it is as planted, what kinship makes of it, and what is predicted of the rest."""
+    """Headlines on measured scores, planted relatedness, kinship, and predicted pairs."""
     found = [*_measured(results), *_planted(results)]
     return [*found, *_kinship(results), *_predicted(results)]
 
 
 def _measured(results: dict) -> list[dict]:
+    """How many pairs help and interfere beyond noise, and the strongest one."""
     cells = [row for row in main_matrix(results) if row["status"] == "measured"]
     bounds = [row for row in main_matrix(results) if row["status"] == "bound"]
     if not cells:
         return [
-            sentence(
+            finding(
                 "Transfer between languages could not be read from this study.",
                 "not identified",
                 results["transfer"].get("error") or "no pair has both curves at the same schedule phase",
@@ -34,7 +35,7 @@ def _measured(results: dict) -> list[dict]:
         f"{best['source']}→{best['target']}: {signed(best['score'])} ({span(best['low'], best['high'])}).{more}"
     )
     return [
-        sentence(
+        finding(
             text,
             "clear"
             if len(helps) + len(hurts) >= len(cells) / 3
@@ -49,15 +50,16 @@ def _measured(results: dict) -> list[dict]:
 
 
 def _planted(results: dict) -> list[dict]:
+    """Rank correlation with the planted relatedness of a generated corpus."""
     agreement = results["transfer"].get("agreement")
     if not agreement or agreement["spearman"] is None:
         return []
     p, floor = agreement["p"], agreement["smallest_p"]
     sure = "clear" if p < 0.05 else "likely" if p <= max(0.1, 1.5 * floor) else "unclear"
     return [
-        sentence(
+        finding(
             f"Measured transfer ranks the pairs as planted: Spearman {signed(agreement['spearman'])} over "
-            f"{agreement['pairs']} pairs (p = {p:.3f}{_limit(p, floor)}).",
+            f"{agreement['pairs']} pairs (p = {p:.3f}{_permutation_limit(p, floor)}).",
             sure,
             "p by permuting whole languages, since pairs share them",
             "Planted truth",
@@ -65,12 +67,13 @@ def _planted(results: dict) -> list[dict]:
     ]
 
 
-def _limit(p: float, smallest: float) -> str:
-    """Said of a p that could hardly be lower: so few languages have few permutations."""
+def _permutation_limit(p: float, smallest: float) -> str:
+    """A remark on a p-value near the smallest one that the permutations of this few languages can give."""
     return ", the least that so few languages can give" if 0.01 < p <= 1.2 * smallest else ""
 
 
 def _kinship(results: dict) -> list[dict]:
+    """The effects of family and script, and the correlation of the two directions of a pair."""
     statistics = results["transfer"].get("statistics") or {}
     pieces, least = [], 1.0
     for key, name in (("family", "family"), ("script", "script")):
@@ -79,8 +82,8 @@ def _kinship(results: dict) -> list[dict]:
             pieces.append(
                 f"pairs of one {name} score {signed(effect['same'])} on average, others "
                 f"{signed(effect['different'])} (difference {signed(effect['difference'])}, "
-                f"{span(effect['low'], effect['high'])}, p {_sign(effect['p'])}"
-                f"{_limit(effect['p'], effect['smallest_p'])})"
+                f"{span(effect['low'], effect['high'])}, p {_p_text(effect['p'])}"
+                f"{_permutation_limit(effect['p'], effect['smallest_p'])})"
             )
             least = min(least, effect["p"])
     symmetry = statistics.get("symmetry")
@@ -89,16 +92,17 @@ def _kinship(results: dict) -> list[dict]:
             f"the two directions of a pair correlate {signed(symmetry['correlation'])} "
             f"({span(symmetry['low'], symmetry['high'])})"
         )
-        least = symmetry["p"] if not pieces[:-1] else least  # where nothing is known of script and family
+        least = symmetry["p"] if not pieces[:-1] else least  # where script and family are unknown
     if not pieces:
         return []
     text = "; ".join(pieces)
     sure = "clear" if least < 0.01 else "likely" if least < 0.05 else "unclear"
     because = "p by permuting whole languages, intervals by leaving one out: cells of a language are not independent"
-    return [sentence(f"{text[0].upper()}{text[1:]}.", sure, because, "Kinship")]
+    return [finding(f"{text[0].upper()}{text[1:]}.", sure, because, "Kinship")]
 
 
 def _predicted(results: dict) -> list[dict]:
+    """How well the missing scores are predicted, and the most promising of them."""
     predicted = results["transfer"].get("predicted") or {}
     cells = predicted.get("cells")
     if not cells:
@@ -111,12 +115,12 @@ def _predicted(results: dict) -> list[dict]:
         f"{signed(best['score'])} ({span(best['low'], best['high'])})."
     )
     sure = "likely" if (predicted["r2_low"] or -1) > 0.5 else "unclear"
-    because = f"a forest on {predicted['pairs']} pairs, from {listed(predicted['groups'])}"
-    return [sentence(text, sure, because, "Pairs not run")]
+    because = f"a forest on {predicted['pairs']} pairs, from {join_names(predicted['groups'])}"
+    return [finding(text, sure, because, "Pairs not run")]
 
 
-def _sign(p: float) -> str:
-    shown = chance(p)
+def _p_text(p: float) -> str:
+    shown = p_value(p)
     return shown if shown.startswith("<") else f"= {shown}"
 
 
@@ -124,21 +128,22 @@ def _share(value: float | None) -> str:
     return "–" if value is None else minus(value, 2)
 
 
-def partners(results: dict) -> list[dict]:
-    """Which languages to train each with, and which to keep apart."""
+def partner_recommendations(results: dict) -> list[dict]:
+    """Which languages to train each language with, and which to keep apart from it."""
     cells = [row for row in main_matrix(results) if row["status"] == "measured"]
     known = [row for row in main_matrix(results) if row["status"] != "missing"]
     output = []
     best_first = sorted({row["target"] for row in cells})
-    if len(best_first) > 12:  # a long list starts with what can be acted on
+    if len(best_first) > 12:  # a long list starts with the largest sure gains
         gain = {name: max(row["low"] or -9 for row in cells if row["target"] == name) for name in best_first}
         best_first.sort(key=lambda name: -gain[name])
     for target in best_first:
-        mine = [row for row in cells if row["target"] == target]
+        of_target = [row for row in cells if row["target"] == target]
         helps = sorted(
-            (row for row in mine if row["low"] is not None and row["low"] > 0), key=lambda row: -row["score"]
+            (row for row in of_target if row["low"] is not None and row["low"] > 0),
+            key=lambda row: -row["score"],
         )
-        # A bound counts as interference where even its upper end lies below zero.
+        # A bound counts as interference where its upper end is below zero.
         hurts = [
             row for row in known if row["target"] == target and row["high"] is not None and row["high"] < 0
         ]
@@ -147,7 +152,7 @@ def partners(results: dict) -> list[dict]:
             text = f"{target}: train it with {shown}."
             sure = "clear" if helps[0]["low"] > 0.1 else "likely"
         else:
-            best = max(mine, key=lambda row: row["score"])
+            best = max(of_target, key=lambda row: row["score"])
             text = f"{target}: no partner helps beyond noise; the best guess is {best['source']}."
             sure = "unclear"
         if hurts:
@@ -155,6 +160,6 @@ def partners(results: dict) -> list[dict]:
             names = [row["source"] for row in worst[:3]] + (
                 [f"{len(worst) - 3} more"] if len(worst) > 3 else []
             )
-            text += f" Keep it apart from {listed(names)}."
-        output.append({**sentence(text, sure, "", "Train together"), "group": "Which languages together"})
+            text += f" Keep it apart from {join_names(names)}."
+        output.append({**finding(text, sure, "", "Train together"), "group": "Which languages together"})
     return output

@@ -1,21 +1,21 @@
-"""Words and tables of the report's section on transfer."""
+"""Texts and tables of the report's section on transfer."""
 
 from analysis.study.results import main_matrix
-from analysis.text import chance, count, minus, signed, span
+from analysis.text import count, minus, p_value, signed, span
 
 
-def table(head: list[str], rows: list[list], caption: str = "", text: tuple[int, ...] = (0,)) -> dict:
-    """A table of the report; `text` are the columns that hold words."""
+def page_table(head: list[str], rows: list[list], caption: str = "", text: tuple[int, ...] = (0,)) -> dict:
+    """A table of the report; `text`: indices of the columns that hold text and not numbers."""
     return {"head": head, "rows": rows, "caption": caption, "text": text}
 
 
 def transfer_text(results: dict, level: str) -> str:
-    """What a score is, and how many pairs have one."""
+    """The definition of the score, how many pairs have one, and the units it is known in."""
     transfer = results["transfer"]
     if transfer.get("error"):
         return f"Not measured: {transfer['error']}."
     cells = main_matrix(results)
-    by = {
+    counts = {
         status: sum(row["status"] == status for row in cells) for status in ("measured", "bound", "missing")
     }
     return (
@@ -23,15 +23,15 @@ def transfer_text(results: dict, level: str) -> str:
         "reach the loss "
         "that the monolingual model of the target has at d tokens: BTS = −(σ(L(d)) − 2d)/d. 0 is no "
         "transfer; 1 means that "
-        f"the source's tokens are worth as much as the target's own. At this size {by['measured']} "
+        f"the source's tokens are worth as much as the target's own. At this size {counts['measured']} "
         "ordered pairs are "
-        f"measured, {by['bound']} are bounds and {by['missing']} are missing. Intervals are {level}."
+        f"measured, {counts['bound']} are bounds and {counts['missing']} are missing. Intervals are {level}."
         + _units_text(transfer)
     )
 
 
 def _units_text(transfer: dict) -> str:
-    """How to count in bytes and content, and why not where the study does not tell enough."""
+    """Which other units the matrix is known in, and why not in the rest."""
     missing = transfer["units_missing"]
     text = " Scores count tokens; languages differ in how much text a token is."
     if "bytes" in missing:
@@ -41,15 +41,15 @@ def _units_text(transfer: dict) -> str:
     return text + " The matrix can also count bytes, and content by the languages' byte premium."
 
 
-def kinship(results: dict) -> dict:
-    """Symmetry, script and family, beside what the paper found."""
+def kinship_table(results: dict) -> dict:
+    """Symmetry and the effects of script and family, with the published values."""
     found = results["transfer"].get("statistics") or {}
     paper = found.get("published", {})
     rows = []
     symmetry = found.get("symmetry")
     if symmetry:
         about = _interval(symmetry["correlation"], symmetry["low"], symmetry["high"])
-        cells = ["correlation of A→B with B→A", str(symmetry["pairs"]), about, "", chance(symmetry["p"])]
+        cells = ["correlation of A→B with B→A", str(symmetry["pairs"]), about, "", p_value(symmetry["p"])]
         rows.append([*cells, "", signed(paper["symmetry"])])
     for key in ("script", "family"):
         effect = found.get(key)
@@ -67,13 +67,13 @@ def kinship(results: dict) -> dict:
                 f"{effect['pairs_same']} and {effect['pairs_different']}",
                 _interval(effect["difference"], effect["low"], effect["high"]),
                 "–" if effect["size"] is None else signed(effect["size"], 1),
-                chance(effect["p"]),
+                p_value(effect["p"]),
                 _interval(effect["adjusted"], effect["adjusted_low"], effect["adjusted_high"]),
                 published,
             ]
         )
     head = ["Scores of the measured cells", "cells", "estimate", "in deviations", "p", "adjusted", "paper"]
-    return table(head, rows, "Is transfer symmetric, and does kinship matter?")
+    return page_table(head, rows, "Is transfer symmetric, and does kinship matter?")
 
 
 def _interval(value: float | None, low: float | None, high: float | None) -> str:
@@ -82,11 +82,11 @@ def _interval(value: float | None, low: float | None, high: float | None) -> str
     return f"{signed(value)} ({span(low, high)})"
 
 
-def predictions(results: dict) -> dict:
-    """How well held-out pairs are predicted, by the features used."""
+def predictions_table(results: dict) -> dict:
+    """Held-out accuracy of predicted pairs, for each set of feature groups."""
     found = results["transfer"]["predicted"]
     if found["reason"]:
-        return table([], [])
+        return page_table([], [])
     gains = {row["group"]: row for row in found["gains"]}
     rows = [
         [
@@ -102,7 +102,7 @@ def predictions(results: dict) -> dict:
     whole = _share(found["r2"], found["r2_low"], found["r2_high"])
     rows.append(["the choice made anew for each fold", whole, signed(found["spearman"]), ""])
     head = ["Features", "R² on held-out pairs", "Spearman", "adds to all others, R²"]
-    return table(head, rows, "Predicting pairs that were not run")
+    return page_table(head, rows, "Predicting pairs that were not run")
 
 
 def _share(value: float, low: float | None, high: float | None) -> str:
@@ -110,10 +110,10 @@ def _share(value: float, low: float | None, high: float | None) -> str:
 
 
 def prediction_text(results: dict) -> str:
-    """What is predicted and from what, or why nothing is."""
+    """How pairs that were not run are predicted, or why they are not."""
     found = results["transfer"]["predicted"]
     if found["reason"]:
-        # Where every pair was run there is nothing to predict, whatever could not have been.
+        # No reason is needed where every pair was run.
         gaps = any(row["status"] == "missing" for row in main_matrix(results))
         return f"No pair is predicted: {found['reason']}." if gaps else ""
     names = [*found["features"]["adaptation"], *found["features"]["language"]]
@@ -128,16 +128,16 @@ def prediction_text(results: dict) -> str:
     )
 
 
-def adaptation(results: dict) -> dict:
-    """The adaptation scores, a row a language continued on."""
+def adaptation_table(results: dict) -> dict:
+    """The adaptation scores; one row for each language that the checkpoint was continued on."""
     rows = [row for row in results["transfer"].get("adaptation", []) if row["status"] == "measured"]
     if not rows:
-        return table([], [])
+        return page_table([], [])
     sources = sorted({row["source"] for row in rows})
     targets = sorted({row["target"] for row in rows})
     scores = {(row["source"], row["target"]): row for row in rows}
     if len(targets) > 14:
-        return table([], [])
+        return page_table([], [])
 
     def cell(source: str, target: str) -> str:
         row = scores.get((source, target))
@@ -151,4 +151,4 @@ def adaptation(results: dict) -> dict:
         "Adaptation score: mean loss gained on the column's language while the checkpoint continues on "
         f"the row's ({size}, {d_max} tokens), ± half its {results['level']:.0%} interval"
     )
-    return table(["continued on", *targets], body, caption)
+    return page_table(["continued on", *targets], body, caption)

@@ -1,21 +1,21 @@
-"""Numbers, equations and the methods section as the report words them."""
+"""Findings, symbols, equations and the methods section of the report."""
 
 import re
 
 from markupsafe import Markup, escape
 
 GREEK = {"alpha": "α", "beta": "β", "lambda": "λ", "phi": "φ", "psi": "ψ", "tau": "τ"}
-SURE = ("clear", "likely", "unclear", "not identified")
+CERTAINTIES = ("clear", "likely", "unclear", "not identified")
 
 
-def sentence(text: str, sure: str, because: str = "", title: str = "") -> dict:
-    """A finding: `sure` is one of SURE, `because` the ground for it."""
-    assert sure in SURE
+def finding(text: str, sure: str, because: str = "", title: str = "") -> dict:
+    """The record of a finding: its sentence, its certainty (one of `CERTAINTIES`), the ground for it, and its title."""
+    assert sure in CERTAINTIES
     return {"text": text, "sure": sure, "because": because, "title": title}
 
 
-def pretty(text: str) -> str:
-    """Names and equations as they are printed: alpha becomes α, tau[es,pt] τ(pt→es)."""
+def with_symbols(text: str) -> str:
+    """Names and equations with symbols: alpha becomes α, tau[es,pt] becomes τ(pt→es)."""
     match = re.fullmatch(r"tau\[([^,\]]+),([^\]]+)\]", text)
     if match:
         return f"τ({match[2]}→{match[1]})"
@@ -25,23 +25,23 @@ def pretty(text: str) -> str:
 
 
 def subscripts(text: str) -> Markup:
-    """Text as HTML with lowered indices: D_t."""
+    """Text as HTML with subscripts: D_t."""
     return Markup(re.sub(r"_([A-Za-z]+)", r"<sub>\1</sub>", str(escape(text))))
 
 
 def equation(text: str) -> Markup:
-    """An equation as HTML, with raised exponents and lowered indices."""
-    text = str(escape(pretty(text)))
+    """An equation as HTML with superscripts and subscripts."""
+    text = str(escape(with_symbols(text)))
     text = re.sub(r"_([A-Za-zτ]+)", r"<sub>\1</sub>", text)
     text = re.sub(r"\^(\([^)]*\)|-?[A-Za-zα-ω0-9]+)", r"<sup>\1</sup>", text)
     return Markup(text.replace("sum ", "Σ "))
 
 
-def methods(results: dict, level: str) -> list[tuple[str, str]]:
-    """The methods section: terms and what was done, from the results' own counts."""
+def methods_section(results: dict, level: str) -> list[tuple[str, str]]:
+    """The methods section: pairs of a term and its text, filled in from the results."""
     study, transfer = results["study"], results["transfer"]
     noise = transfer.get("noise", {}).get("stable")
-    listed = [
+    sections = [
         (
             "Losses",
             "Nats per token on held-out text; vocabularies: "
@@ -71,7 +71,7 @@ def methods(results: dict, level: str) -> list[tuple[str, str]]:
             if repeated
             else "assumed equal to that of checkpoints, since no cell was repeated"
         )
-        listed.append(
+        sections.append(
             (
                 "Noise",
                 f"Between neighbouring checkpoints {noise['checkpoint']:.4f} nats; between runs "
@@ -79,7 +79,7 @@ def methods(results: dict, level: str) -> list[tuple[str, str]]:
                 "Both enter every interval of a score or crossover.",
             )
         )
-    listed += [
+    sections += [
         (
             "Intervals",
             f"{level}. Laws: the runs of one trunk share their noise, so trunks, not rows, are the unit. "
@@ -98,7 +98,7 @@ def methods(results: dict, level: str) -> list[tuple[str, str]]:
     ]
     predicted = transfer["predicted"]
     if not predicted["reason"]:
-        listed.append(
+        sections.append(
             (
                 "Pairs not run",
                 f"Predicted from {predicted['pairs']} measured pairs; bounds are not trained on. Intervals are the "
@@ -107,7 +107,7 @@ def methods(results: dict, level: str) -> list[tuple[str, str]]:
             )
         )
     if transfer["statistics"].get("symmetry"):
-        listed.append(
+        sections.append(
             (
                 "Symmetry and kinship",
                 "Over measured cells. Intervals leave out one language at a time; p permutes whole languages "
@@ -116,16 +116,16 @@ def methods(results: dict, level: str) -> list[tuple[str, str]]:
             )
         )
     if results.get("truth"):
-        listed.append(
+        sections.append(
             (
                 "Planted truth",
                 "The corpus was generated; relatedness comes from the generator's parameters, not from text.",
             )
         )
     if results["notes"]:
-        listed.append(
+        sections.append(
             ("Notes on the data", " ".join(note[:1].upper() + note[1:] + "." for note in results["notes"]))
         )
     if not results["exclusions"]:
-        listed.append(("Exclusions", "No row was left out and no run failed."))
-    return listed
+        sections.append(("Exclusions", "No row was left out and no run failed."))
+    return sections

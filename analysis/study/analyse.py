@@ -1,6 +1,6 @@
-"""Everything the report says, computed once: observations in, one JSON-serialisable dictionary out.
+"""All analyses of a study: from tables of observations to one JSON-serialisable dictionary (laws.json).
 
-A number that the study does not identify is None beside the reason, never a guess.
+A number that the study does not identify is None, with the reason beside it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,20 +13,20 @@ from analysis.crossover import crossover
 from analysis.curves.study import StudyCurves, study_curves
 from analysis.estimation.objective import one_blas_thread
 from analysis.laws.atlas import partners
-from analysis.second_process import Beside
-from analysis.study.law_comparison import SPLITS, compare
-from analysis.study.laws import atlas_answer, capacity_answer, cooled, find_atlas, fit_chinchilla
-from analysis.study.transfer import matrix_answer, measured_matrix, transfer_answer
+from analysis.second_process import SecondProcess
+from analysis.study.law_comparison import COMPARED_SPLITS, compare_laws
+from analysis.study.laws import atlas_results, capacity_results, cooled_rows, fit_atlas, fit_chinchilla
+from analysis.study.transfer import matrix_results, measured_matrix, transfer_results
 from analysis.tables.mixtures import describe_mixtures, one_split
 from analysis.tables.observations import validate_exposure, validate_observations
 from analysis.tables.records import plain, records
-from analysis.transfer.forest import Overlap
+from analysis.transfer.forest import VocabularyOverlap
+from analysis.transfer.matrix import INTERVAL_LEVEL
 from mscale.errors import MscaleError
 from mscale.progress import progress
 
-FORMAT = 3
-LEVEL = 0.9
-STAGES = (
+RESULTS_FORMAT = 3
+_STAGES = (
     "matrix",
     "atlas",
     "curves",
@@ -39,87 +39,95 @@ STAGES = (
     "held out",
     "mixture",
 )
-ENOUGH = 2_000  # losses from which a second process pays
+SECOND_PROCESS_MIN_ROWS = 2_000  # with fewer losses the start of a second process costs more than it saves
 
 
-def analyse(
+def analyse_tables(
     observations: pd.DataFrame,
     exposure: pd.DataFrame | None = None,
     truth: Mapping[str, Any] | None = None,
     *,
     study: Mapping[str, Any] | None = None,
-    level: float = LEVEL,
+    level: float = INTERVAL_LEVEL,
     seed: int = 0,
-    splits: Sequence[str] = tuple(SPLITS),
+    splits: Sequence[str] = tuple(COMPARED_SPLITS),
     notes: tuple[str, ...] = (),
     exclusions: tuple[dict, ...] = (),
-    overlap: Overlap | None = None,
+    overlap: VocabularyOverlap | None = None,
     premiums: Mapping[str, float] | None = None,
     advise: Callable[[dict], dict] | None = None,
 ) -> dict:
-    """Answers everything that a study can answer.
+    """Runs all analyses of a study; the larger ones in parallel in a second process.
 
     Args:
-      observations, exposure: tables of the contract (checked here).
-      truth: planted relatedness of a generated corpus, to set transfer against.
+      observations, exposure: the tables, which are validated here.
+      truth: truth.json of a generated corpus, whose relatedness the transfer scores are compared with.
       study: what only the executor knows, all optional: "title", "seconds", "flops", "peak_memory_bytes",
         "failed" ([{"run", "reason"}]), "workers", "command".
-      level: of all intervals. splits: names of `analysis.validation.compare` for held-out R².
-      overlap, premiums: shared vocabulary and byte premiums of languages (`transfer_answers`).
-      advise: recommends a mixture from the level, the study and its ATLAS fit, in the second process.
-      notes, exclusions: what reading the tables left out (`tables.StudyTables`), to be reported too.
+      level: of all intervals. splits: of `analysis.validation.splits`, for held-out R².
+      overlap, premiums: shared vocabulary and byte premiums of languages.
+      advise: recommends a mixture, called with the level, the study and its ATLAS fit.
+      notes, exclusions: from reading the tables (`study.read.StudyInputs`); they become part of the results.
 
     Returns:
-      The results, JSON-serialisable (`laws.json`): study, noise, loss_curves, laws, fit_points, heldout,
-      transfer, capacity, crossover, mixture, notes, exclusions.
+      The results, JSON-serialisable (laws.json): format, level, seed, study, loss_curves, laws, fits, fit_points,
+      heldout, transfer, capacity, crossover, mixture, notes, exclusions, truth.
 
     Raises:
-      MscaleError: tables that break the contract. Laws that cannot be fitted are reported, not raised.
+      MscaleError: invalid tables. For laws that cannot be fitted the results hold the reason.
     """
     observations, more_notes, more_exclusions = validate_observations(observations)
     exposure = None if exposure is None or exposure.empty else validate_exposure(exposure)
     rows = one_split(observations, None)
     runs = describe_mixtures(rows)
     curves = study_curves(rows, runs=runs)
-    results: dict[str, Any] = {"format": FORMAT, "level": level, "seed": seed}
-    with one_blas_thread(), progress("Analysing", len(STAGES), "steps") as advance:
+    results: dict[str, Any] = {"format": RESULTS_FORMAT, "level": level, "seed": seed}
+    with one_blas_thread(), progress("Analysing", len(_STAGES), "steps") as advance:
 
         def stage(name: str, compute: Callable[[], Any]) -> Any:
             found = compute()
             advance(1, name)
             return found
 
-        beside = Beside(len(rows) >= ENOUGH)
-        ended = cooled(rows)  # all that laws are fitted to: a worker is given no more, since it is pickled
-        chinchilla = beside(fit_chinchilla, ended, runs, level, seed)
+        second = SecondProcess(len(rows) >= SECOND_PROCESS_MIN_ROWS)
+        cooled = cooled_rows(rows)  # laws are fitted to these only; fewer rows to pickle for the worker
+        chinchilla = second.submit(fit_chinchilla, cooled, runs, level, seed)
         measured = stage("matrix", lambda: measured_matrix(curves, level, seed))
-        known = (truth or {}).get("languages")
-        shape = beside(matrix_answer, measured.shown, measured.adapted, known, overlap, level, seed)
+        planted = (truth or {}).get("languages")
+        pairs = second.submit(
+            matrix_results, measured.main_matrix, measured.adaptation, planted, overlap, level, seed
+        )
         sources = partners(rows, runs, exposure, measured.matrix)
-        atlas = stage("atlas", lambda: find_atlas(ended, exposure, sources, seed))
-        heldout = beside(compare, atlas.table, exposure, atlas.sources or sources, level, seed, splits)
+        atlas = stage("atlas", lambda: fit_atlas(cooled, exposure, sources, seed))
+        heldout = second.submit(
+            compare_laws, atlas.table, exposure, atlas.sources or sources, level, seed, splits
+        )
         results["study"] = _study(rows, runs, study or {})
         results["loss_curves"] = stage("curves", lambda: _loss_curves(rows, runs))
-        law, points = stage("intervals", lambda: atlas_answer(atlas, exposure, level))
+        law, points = stage("intervals", lambda: atlas_results(atlas, exposure, level))
         fitted = {"laws": {"atlas": law}, "fits": {"atlas": law.get("saved")}, "fit_points": points}
-        mixture = beside(advise or _no_advice, {"level": level, "study": results["study"], **fitted})
-        results["capacity"] = stage("capacity", lambda: capacity_answer(ended, level, seed))
+        mixture = second.submit(advise or _no_advice, {"level": level, "study": results["study"], **fitted})
+        results["capacity"] = stage("capacity", lambda: capacity_results(cooled, level, seed))
         results["transfer"] = stage(
-            "transfer", lambda: transfer_answer(curves, measured, truth, level, seed, premiums)
+            "transfer", lambda: transfer_results(curves, measured, truth, level, seed, premiums)
         )
         results["crossover"] = stage("crossover", lambda: _crossover(curves, level, seed))
-        alone, more_points = stage("chinchilla", chinchilla)
-        results["transfer"] |= stage("pairs", shape)
-        results["laws"] = {"chinchilla": alone, "atlas": law, "capacity": results["capacity"].pop("law")}
-        results["fit_points"] = more_points + points
+        chinchilla_law, chinchilla_points = stage("chinchilla", chinchilla)
+        results["transfer"] |= stage("pairs", pairs)
+        results["laws"] = {
+            "chinchilla": chinchilla_law,
+            "atlas": law,
+            "capacity": results["capacity"].pop("law"),
+        }
+        results["fit_points"] = chinchilla_points + points
         results["heldout"] = stage("held out", heldout)
         results["mixture"] = stage("mixture", mixture)
         results["fits"] = {name: law.pop("saved") for name, law in results["laws"].items() if "saved" in law}
-        # Once each: what was read from files was validated there already.
+        # Each note once: tables from files were validated when they were read, too.
         results["notes"] = list(dict.fromkeys([*notes, *more_notes]))
         results["exclusions"] = [*exclusions, *more_exclusions, *curves.exclusions, *_failed(study or {})]
         results["truth"] = dict(truth) if truth else None
-    # As JSON holds them: an end that is open is None.
+    # As JSON: an infinite or missing end of an interval is None.
     return plain(results)
 
 
@@ -128,6 +136,7 @@ def _no_advice(_: dict) -> dict[str, str]:
 
 
 def _study(rows: pd.DataFrame, runs: pd.DataFrame, extra: Mapping[str, Any]) -> dict:
+    """What was run: counts, languages, scales, tokens, FLOPs, and a record for each kind of cell."""
     scales = runs.groupby("scale")["params"].first().sort_values()
     trunks = runs.groupby("group")["tokens"].max()
     first = rows.groupby("run")["tokens"].min()
@@ -177,29 +186,32 @@ def _study(rows: pd.DataFrame, runs: pd.DataFrame, extra: Mapping[str, Any]) -> 
 
 
 def _unique_tokens(rows: pd.DataFrame) -> dict[str, int]:
-    """Unique tokens that there are of each trained language: the most that any run could draw from.
+    """Unique tokens of each trained language: the largest `target_unique` of its rows.
 
-    A table that never tells them apart from the tokens seen does not know them: such languages are left out.
+    Languages whose `target_unique` always equals `target_tokens` are left out: no run repeated data, so that the table
+    does not hold their limit.
     """
     trained = rows.loc[rows["target_tokens"] > 0, ["language", "target_tokens", "target_unique"]]
-    told = trained[trained["target_unique"] != trained["target_tokens"]]
-    most = trained[trained["language"].isin(told["language"])].groupby("language")["target_unique"].max()
+    repeated = trained[trained["target_unique"] != trained["target_tokens"]]
+    most = trained[trained["language"].isin(repeated["language"])].groupby("language")["target_unique"].max()
     return {str(name): int(value) for name, value in most.items()}
 
 
 def _trained_flops(first: pd.Series, runs: pd.DataFrame) -> float:
     """Compute spent, 6ND: each trunk once, and each branch from where it left its trunk.
 
-    first: tokens at the first evaluation of each run. It may come late in a branch, which is taken to hold at least the
-    last tenth of its tokens.
+    Args:
+      first: tokens at the first evaluation of each run, taken as those where a branch left its trunk; at most 90% of
+        the tokens of the branch.
     """
     trunk = runs["end_phase"] != "end"
     branch = ~trunk & trunk.groupby(runs["group"]).transform("any")
-    left = runs["run"].map(first).clip(upper=0.9 * runs["tokens"])
-    return float((6.0 * runs["params"] * (runs["tokens"] - left.where(branch, 0.0))).sum())
+    branched_at = runs["run"].map(first).clip(upper=0.9 * runs["tokens"])
+    return float((6.0 * runs["params"] * (runs["tokens"] - branched_at.where(branch, 0.0))).sum())
 
 
 def _failed(extra: Mapping[str, Any]) -> list[dict]:
+    """An exclusion for each run that failed."""
     return [
         {
             "what": f"run {entry.get('run', '?')}",
@@ -213,7 +225,7 @@ def _failed(extra: Mapping[str, Any]) -> list[dict]:
 def _loss_curves(
     rows: pd.DataFrame, runs: pd.DataFrame, most_points: int = 40, most_rows: int = 9000
 ) -> list[dict]:
-    """Points of every trunk and cooled branch on the languages that it trains on, thinned for drawing."""
+    """Points of every trunk and cooled branch on the languages that it trains on, thinned for the figure."""
     names = {
         "mono": "alone",
         "bilingual": "50/50 pair",
@@ -224,7 +236,7 @@ def _loss_curves(
     kind = kind.where(~runs["mixture"].astype(str).str.contains("unimax", case=False), "UniMax")
     kind = kind.where(runs["repeats"] <= 1.5, "repeated data").where(runs["init"] == "scratch", "continued")
     rows = rows[(rows["target_tokens"] > 0) & rows["phase"].isin(["stable", "end"])].sort_values("tokens")
-    # Thinned evenly within each run and language, its last point kept; cooled points are all kept.
+    # Thin evenly within each run and language, keeping its last point; keep all cooled points.
     curve = [rows["run"], rows["language"], rows["phase"] == "end"]
     size, place = rows.groupby(curve)["loss"].transform("size"), rows.groupby(curve).cumcount()
     curves = rows.groupby(curve).ngroups
@@ -237,6 +249,7 @@ def _loss_curves(
 
 
 def _crossover(curves: pd.DataFrame | StudyCurves, level: float, seed: int) -> dict:
+    """Crossovers of the stable and the cooled curves, the gap over tokens, and power laws in N."""
     stable = crossover.compared(curves, seed=seed)
     table = crossover.crossovers(stable, level=level)
     cooled = crossover.crossovers(curves, level=level, seed=seed, phase="end")

@@ -1,7 +1,7 @@
-"""How well the laws predict runs they were not fitted to: the comparison of ATLAS's Table 1, on a study.
+"""Held-out R² of the laws side by side: the comparison of Table 1 of ATLAS (Longpre et al. 2026), on a study.
 
-Every law is fitted to the same cooled rows and asked for the same held-out rows. R² is pooled over languages
-about each language's own mean, so that languages' different levels earn nothing.
+Every law is fitted to the same cooled rows and predicts the same held-out rows. R² is computed within languages, so
+that differences in difficulty between languages do not raise it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,34 +14,34 @@ from analysis.validation.compare import judge
 from analysis.validation.splits import folds
 from mscale.errors import MscaleError
 
-SPLITS = {
+COMPARED_SPLITS = {
     "R2": "each random fifth of the trunks in turn",
     "R2_M": "unseen mixtures",
     "leave_one_scale_out": "each size in turn",
 }
-# Mean and deviation of a prior on τ: where the runs that tell two sources apart are held out, their τ would otherwise
-# run off in opposite directions. The published scores imply τ from −0.4 to 0.3.
-TAU = (0.0, 0.5)
-DRAWS = 400
-LEAST_TESTED = 12
+# Mean and standard deviation of a prior on τ. Without it the τ of two sources diverge in opposite directions where the
+# runs that distinguish them are held out. The published scores imply τ from −0.4 to 0.3.
+_TAU_PRIOR = (0.0, 0.5)
+_BOOTSTRAP_DRAWS = 400
+_MIN_HELD_OUT = 12
 
 
-def compare(
+def compare_laws(
     rows: pd.DataFrame,
     exposure: pd.DataFrame | None,
     sources: Mapping[str, Sequence[str]],
     level: float,
     seed: int = 0,
-    splits: Sequence[str] = tuple(SPLITS),
+    splits: Sequence[str] = tuple(COMPARED_SPLITS),
 ) -> list[dict]:
-    """Held-out R² of each law on each of `analysis.validation.compare`' splits.
+    """Held-out R² of each law on each of the splits of `analysis.validation.splits`.
 
-    Languages whose training rows cannot tell their A and E apart (one size) are left out of a split, of every
-    law alike; a split that leaves nothing is left out whole.
+    Languages whose A and E the training rows do not identify (one size) are left out of a split, for all laws. A split
+    without any other languages is left out.
 
     Returns:
       Records law, split, r2 (within languages) with low and high, difference from Chinchilla with difference_low and
-      difference_high, n (losses held out), reason. Intervals resample the trunks that were held out.
+      difference_high, n (losses held out), reason. Intervals resample the held-out trunks.
     """
     table = atlas_rows(rows)
     contenders: dict[str, dict[str, Any]] = {
@@ -50,39 +50,48 @@ def compare(
     }
     if exposure is not None:
         how: dict[str, Any] = {"law": "atlas", "exposure": exposure}
-        contenders["ATLAS, + D_other"] = {**how, "variant": "D_other", "priors": {"tau_other": TAU}}
-        priors = {"tau": TAU, "tau_other": TAU}
+        contenders["ATLAS, + D_other"] = {**how, "variant": "D_other", "priors": {"tau_other": _TAU_PRIOR}}
+        priors = {"tau": _TAU_PRIOR, "tau_other": _TAU_PRIOR}
         contenders["ATLAS, + K_t"] = {**how, "variant": "K_t", "sources": sources, "priors": priors}
-    tellable = {split: set(_tellable(table, split)["language"]) for split in splits}
-    shown = {split: languages for split, languages in tellable.items() if languages}
-    if not shown:
+    identifiable = {split: set(identifiable_rows(table, split)["language"]) for split in splits}
+    languages = {split: names for split, names in identifiable.items() if names}
+    if not languages:
         return []
-    found = judge(contenders, table, [*shown], level=level, within=True, draws=DRAWS, shown=shown, seed=seed)
+    found = judge(
+        contenders,
+        table,
+        [*languages],
+        level=level,
+        within=True,
+        draws=_BOOTSTRAP_DRAWS,
+        shown=languages,
+        seed=seed,
+    )
     found = found.rename(columns={"tested": "n"})
     found["reason"] = found["reason"].fillna("") if "reason" in found else ""
-    # R² over a handful of losses is an accident, not a measurement.
-    few = found["n"].fillna(0) < LEAST_TESTED
+    # R² over this few losses has no meaning.
+    few = found["n"].fillna(0) < _MIN_HELD_OUT
     numbers = ["r2", "low", "high", "difference", "difference_low", "difference_high"]
     found.loc[few, [name for name in numbers if name in found]] = float("nan")
-    found.loc[few & (found["reason"] == ""), "reason"] = f"fewer than {LEAST_TESTED} losses held out"
+    found.loc[few & (found["reason"] == ""), "reason"] = f"fewer than {_MIN_HELD_OUT} losses held out"
     return found.reindex(columns=["law", "split", *numbers, "n", "reason"]).to_dict("records")
 
 
-def _tellable(table: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The rows of languages that every fold still trains at two sizes or more, one of them at three (for α).
+def identifiable_rows(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The rows of the languages whose parameters the training rows of every fold identify.
 
-    None where nothing is held out, or too little is left.
+    In every fold such a language has two sizes or more, and some language three (for α). No rows where the split cannot
+    be made, with all languages or with those that remain.
     """
     try:
         masks = list(folds(table, split).values())
     except MscaleError:
         return table.head(0)
-    good = set(table["language"])
+    identified = set(table["language"])
     for held in masks:
         sizes = table[~held].groupby("language")["params"].nunique()
-        good &= set(sizes[sizes >= 2].index) if sizes.max() >= 3 else set()
-    shown = table[table["language"].isin(good)]
-    # Fewer languages may leave nothing to hold out.
+        identified &= set(sizes[sizes >= 2].index) if sizes.max() >= 3 else set()
+    shown = table[table["language"].isin(identified)]
     try:
         folds(shown, split)
     except MscaleError:

@@ -1,4 +1,4 @@
-"""The laws of a report, each fitted to the rows that identify it, with parameters as plain records."""
+"""Fits the laws of a report, each to the rows that identify it, and turns the fits into records of laws.json."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,15 @@ from analysis.fitting.result import Fit
 from analysis.laws import capacity
 from analysis.tables import published
 from analysis.tables.mixtures import describe_mixtures, one_split
-from analysis.text import brief
+from analysis.text import short_reason
 from analysis.transfer.matrix import MOST_EPOCHS
 from mscale.errors import MscaleError
 
 
 def capacity_rows(observations: pd.DataFrame, *, split: str | None = None) -> pd.DataFrame:
-    """The cooled rows that the law describes: from scratch, no repeats, uniform over K ≥ 1 languages.
+    """The cooled rows that the capacity law describes: from scratch, no repeated data, uniform over K ≥ 1 languages.
 
-    Only languages that are trained on are rows; a column `K` is added.
+    The rows are those of languages that the run trains on; a column `K` is added.
     """
     rows = one_split(observations, split)
     runs = describe_mixtures(rows).set_index("run")
@@ -34,8 +34,8 @@ def capacity_rows(observations: pd.DataFrame, *, split: str | None = None) -> pd
     return rows.assign(K=rows["run"].map(chosen["K"]))
 
 
-def unidentified(rows: pd.DataFrame) -> str:
-    """Why `capacity_rows` cannot identify the law, or the empty string where they can."""
+def why_not_identifiable(rows: pd.DataFrame) -> str:
+    """Why these `capacity_rows` do not identify the capacity law, or the empty string."""
     if rows["K"].nunique() < 3:
         return f"mixtures of {rows['K'].nunique()} different K: the law needs three or more"
     spread = rows.groupby("K")["params"].nunique()
@@ -46,58 +46,72 @@ def unidentified(rows: pd.DataFrame) -> str:
     return ""
 
 
-RATIOS = (2, 4, 8, 16)
-# A language alone at fewer sizes cannot tell its A and E apart.
-LEAST_SIZES = 3
+_RATIOS = (2, 4, 8, 16)
+# At fewer sizes the monolingual runs of a language do not identify its A and E.
+_MIN_SIZES = 3
 
 
 def fit_chinchilla(
     rows: pd.DataFrame, runs: pd.DataFrame, level: float, seed: int
 ) -> tuple[dict, list[dict]]:
-    """Chinchilla on the monolingual runs, α and β shared by the languages."""
+    """Fits the Chinchilla law to the monolingual runs, with α and β shared by the languages.
+
+    Returns:
+      The record of the law, and one for each point.
+    """
     alone = runs[(runs["kind"] == "mono") & (runs["init"] == "scratch") & (runs["repeats"] <= MOST_EPOCHS)]
-    table = cooled(rows[rows["run"].isin(alone["run"])])
+    table = cooled_rows(rows[rows["run"].isin(alone["run"])])
     sizes = table.groupby("language")["params"].nunique()
-    enough = sorted(sizes[sizes >= LEAST_SIZES].index)
-    left = sorted(set(sizes.index) - set(enough))
-    notes = [f"left out, run at fewer than {LEAST_SIZES} sizes: {', '.join(left)}"] if left else []
+    enough = sorted(sizes[sizes >= _MIN_SIZES].index)
+    too_few = sorted(set(sizes.index) - set(enough))
+    notes = [f"left out, run at fewer than {_MIN_SIZES} sizes: {', '.join(too_few)}"] if too_few else []
     if not enough:
-        return unfitted("chinchilla", f"no language was run alone at {LEAST_SIZES} sizes or more, cooled"), []
+        return unfitted_record(
+            "chinchilla", f"no language was run alone at {_MIN_SIZES} sizes or more, cooled"
+        ), []
     table = table[table["language"].isin(enough)]
     share = ("alpha", "beta") if len(enough) > 1 else None
     try:
-        return describe(fit("chinchilla", table, share=share, seed=seed), table, level, notes)
+        return law_record(fit("chinchilla", table, share=share, seed=seed), table, level, notes)
     except MscaleError as error:
-        return unfitted("chinchilla", str(error)), []
+        return unfitted_record("chinchilla", str(error)), []
 
 
 @dataclasses.dataclass(frozen=True)
-class Atlas:
-    """The ATLAS law fitted, not described yet: `found` is None where no variant could be, for the reason given."""
+class AtlasFit:
+    """A fitted ATLAS law and the rows it is fitted to.
 
-    found: Fit | None
+    Attributes:
+      fit: None where no variant could be fitted, with the reason. options: "variant" in words and "sources", if any.
+    """
+
+    fit: Fit | None
     table: pd.DataFrame
     reason: str = ""
     notes: tuple[str, ...] = ()
-    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def sources(self) -> Mapping[str, Sequence[str]] | None:
-        """K_t of each language as it was fitted; None where no source has a τ of its own."""
-        return self.about.get("sources")
+        """The sources K_t of each language with a τ of their own; None where there are none."""
+        return self.options.get("sources")
 
 
-def find_atlas(
+def fit_atlas(
     rows: pd.DataFrame, exposure: pd.DataFrame | None, sources: Mapping[str, Sequence[str]], seed: int
-) -> Atlas:
-    """ATLAS with its own τ for each of K_t and one for the rest; α, β and λ shared by the languages."""
+) -> AtlasFit:
+    """Fits the ATLAS law with α, β and λ shared by the languages and as many τ as the runs identify.
+
+    Args:
+      sources: of each language, in descending order of importance. Up to three get a τ of their own (K_t), the other
+        languages share one. Where that is refused, fewer get one, down to the language's own tokens alone.
+    """
     table = atlas_rows(rows)
     if exposure is None:
-        return Atlas(None, table, "no exposure table: what else a run trained on is not known")
+        return AtlasFit(None, table, "no exposure table: what else a run trained on is not known")
     if table.empty:
-        return Atlas(None, table, "no cooled run from scratch")
-    # The law with the most sources of its own that the runs can carry; which one it is, is said.
-    refused = ""
+        return AtlasFit(None, table, "no cooled run from scratch")
+    first_error = ""
     for count in (3, 2, 1, 0, None):
         fewer = {target: list(found)[:count] for target, found in sources.items()} if count else None
         options: dict[str, Any] = {"variant": "K_t", "sources": fewer} if count else {"variant": "D_other"}
@@ -105,45 +119,50 @@ def find_atlas(
         try:
             found = fit("atlas", table, exposure=exposure, seed=seed, **options)
         except MscaleError as error:
-            refused = refused or str(error)
+            first_error = first_error or str(error)
             continue
-        about: dict[str, Any] = {"sources": fewer} if fewer else {}
-        about["variant"] = {
+        described: dict[str, Any] = {"sources": fewer} if fewer else {}
+        described["variant"] = {
             None: "the language's own tokens alone",
             0: "one τ for all other languages",
             1: "τ of its own for the language most co-sampled with each, one for the rest",
         }.get(count, f"τ of its own for the {count} languages most co-sampled with each, one for the rest")
-        notes = () if count == 3 else (f"more τ would be too many for the runs: {brief(refused)}",)
-        return Atlas(found, table, "", notes, about)
-    return Atlas(None, table, refused)
+        notes = () if count == 3 else (f"more τ would be too many for the runs: {short_reason(first_error)}",)
+        return AtlasFit(found, table, "", notes, described)
+    return AtlasFit(None, table, first_error)
 
 
-def atlas_answer(
-    atlas: Atlas, exposure: pd.DataFrame | None, level: float
+def atlas_results(
+    atlas: AtlasFit, exposure: pd.DataFrame | None, level: float
 ) -> tuple[dict[str, Any], list[dict]]:
-    """The fitted law as a record, and a record for each point."""
-    if atlas.found is None:
-        return unfitted("atlas", atlas.reason), []
+    """The record of the ATLAS law, and one for each point."""
+    if atlas.fit is None:
+        return unfitted_record("atlas", atlas.reason), []
     try:
-        law, points = describe(atlas.found, atlas.table, level, [*atlas.notes], exposure)
+        law, points = law_record(atlas.fit, atlas.table, level, [*atlas.notes], exposure)
     except MscaleError as error:
-        return unfitted("atlas", str(error)), []
-    return {**law, **atlas.about}, points
+        return unfitted_record("atlas", str(error)), []
+    return {**law, **atlas.options}, points
 
 
 def atlas_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Cooled rows of runs from scratch on languages they train on: what all compared laws are fitted to."""
-    rows = cooled(rows)
+    """The cooled rows of runs from scratch, on the languages that the run trains on."""
+    rows = cooled_rows(rows)
     return rows[rows["init"] == "scratch"]
 
 
-def cooled(rows: pd.DataFrame) -> pd.DataFrame:
-    """The cooled rows on languages that the run trains on."""
+def cooled_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """The cooled rows, on the languages that the run trains on."""
     return rows[(rows["phase"] == "end") & (rows["target_tokens"] > 0)]
 
 
-def capacity_answer(rows: pd.DataFrame, level: float, seed: int) -> dict:
-    """Eq. 7 with φ, ψ, α and β shared by the languages; the multipliers with intervals, if identified."""
+def capacity_results(rows: pd.DataFrame, level: float, seed: int) -> dict:
+    """Fits the capacity law (ATLAS eq. 7) with φ, ψ, α and β shared by the languages.
+
+    Returns:
+      The section "capacity" of laws.json: points, multipliers of N, D and C with intervals, iso-loss curves, fitted
+      lines, the published multipliers, "identified" with the "reason" if not, and "law", the record of the law.
+    """
     table = capacity_rows(rows)
     points: list[dict] = []
     if len(table):
@@ -163,28 +182,30 @@ def capacity_answer(rows: pd.DataFrame, level: float, seed: int) -> dict:
         "identified": False,
         "reason": "" if len(table) else "no cooled uniform mixture",
     }
-    # As in the comparison on held-out rows: a language at one size cannot tell its A and E apart.
+    # As in the comparison on held-out rows: at one size a language's A and E are not identified.
     sizes = table.groupby("language")["params"].nunique()
-    left = sorted(sizes[sizes < 2].index)
-    table = table[~table["language"].isin(left)]
-    answer["reason"] = answer["reason"] or unidentified(table)
-    notes = [f"left out, run at one size only: {', '.join(left)}"] if left else []
+    too_few = sorted(sizes[sizes < 2].index)
+    table = table[~table["language"].isin(too_few)]
+    answer["reason"] = answer["reason"] or why_not_identifiable(table)
+    notes = [f"left out, run at one size only: {', '.join(too_few)}"] if too_few else []
     if answer["reason"]:
-        return {**answer, "law": unfitted("capacity", answer["reason"])}
+        return {**answer, "law": unfitted_record("capacity", answer["reason"])}
     try:
         found = fit("capacity", table, seed=seed)
     except MscaleError as error:
-        return {**answer, "reason": str(error), "law": unfitted("capacity", str(error))}
-    law, _ = describe(found, table, level, notes)
+        return {**answer, "reason": str(error), "law": unfitted_record("capacity", str(error))}
+    law, _ = law_record(found, table, level, notes)
     answer["law"] = law
     names = ("phi", "psi", "alpha", "beta")
     params = {name: float(found.params[name]) for name in names}
     reasons = found.identification()
     bad = [name for name in names if name in reasons]
-    # The exponents of r, whose intervals are those of the multipliers at any r; they are the same in every language.
-    wanted = [Derived(0, exponent, {}, 1) for exponent in (_size, _data, _compute)]
-    exponents = pd.DataFrame(dict(zip(("estimate", "low", "high"), found.ends(wanted, level), strict=True)))
-    for ratio in RATIOS:
+    # Multipliers are powers of the ratio r: the interval of an exponent gives that of its multiplier at any r.
+    derived = [
+        Derived(0, exponent, {}, 1) for exponent in (_size_exponent, _data_exponent, _compute_exponent)
+    ]
+    exponents = pd.DataFrame(dict(zip(("estimate", "low", "high"), found.ends(derived, level), strict=True)))
+    for ratio in _RATIOS:
         point = capacity.growth(ratio, **params)
         row: dict[str, Any] = {"ratio": ratio, "N": point.N, "D_tot": point.D_tot, "C": point.C}
         for name, exponent in zip(("N", "D_tot", "C"), exponents.to_dict("records"), strict=True):
@@ -195,18 +216,18 @@ def capacity_answer(rows: pd.DataFrame, level: float, seed: int) -> dict:
         answer["multipliers"].append(row)
     answer["exponents"] = dict(zip(("N", "D_tot", "C"), exponents.to_dict("records"), strict=True))
     answer["reason"] = (
-        f"{', '.join(bad)}: {reasons[bad[0]]}" if bad else _untrustworthy(answer["multipliers"])
+        f"{', '.join(bad)}: {reasons[bad[0]]}" if bad else why_unreliable(answer["multipliers"])
     )
     answer["identified"] = not answer["reason"]
     answer["lines"] = _capacity_lines(found, table)
     if answer["identified"]:
         middle = table.loc[table["params"] == table["params"].median(), :]
         middle = middle if len(middle) else table
-        weights = _weight(found, middle)
-        # The share of the reducible loss that is due to size: where the curves start, and where compute is least.
+        weights = _weight_of_size(found, middle)
+        # The share of the reducible loss that is due to size: at the start of the curves, and at a compute-optimal one.
         optimal = params["beta"] / (params["alpha"] + params["beta"])
         answer["start"] = {"share": weights, "optimal": optimal}
-        for ratio in RATIOS[:3]:
+        for ratio in _RATIOS[:3]:
             powers = (params["phi"], params["psi"], params["alpha"], params["beta"])
             curve = capacity.iso_loss(ratio, weights, *powers)
             limit = capacity.feasibility_limit(ratio, weights, params["phi"], params["alpha"])
@@ -214,32 +235,32 @@ def capacity_answer(rows: pd.DataFrame, level: float, seed: int) -> dict:
     return answer
 
 
-def _size(p: Any, _x: Any) -> Any:
+def _size_exponent(p: Any, _x: Any) -> Any:
     return p.phi / p.alpha
 
 
-def _data(p: Any, _x: Any) -> Any:
+def _data_exponent(p: Any, _x: Any) -> Any:
     return 1.0 + p.psi / p.beta
 
 
-def _compute(p: Any, _x: Any) -> Any:
+def _compute_exponent(p: Any, _x: Any) -> Any:
     return 1.0 + p.phi / p.alpha + p.psi / p.beta
 
 
-def _untrustworthy(multipliers: list[dict]) -> str:
-    """Why the multipliers' intervals cannot be believed, or the empty string."""
+def why_unreliable(multipliers: list[dict]) -> str:
+    """Why the intervals of the multipliers (rows by ratio) are unreliable, or the empty string."""
     for row in multipliers:
         for name in ("N", "D_tot", "C"):
             if not row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]:
                 return "the estimate lies outside its own interval: the fit did not settle"
-    # Multipliers are ratios of exponents: they mean something only where their interval is not absurd.
+    # Exponents of multipliers are quotients: near a zero denominator their intervals are too wide to mean anything.
     last = multipliers[-1]
     wide = max(last[f"{name}_high"] / max(last[f"{name}_low"], 1e-9) for name in ("N", "D_tot"))
     return "" if np.isfinite(wide) and wide < 30 else "the intervals are too wide"
 
 
-def _weight(found: Fit, table: pd.DataFrame) -> float:
-    """w_N averaged over rows, from the law's own terms."""
+def _weight_of_size(found: Fit, table: pd.DataFrame) -> float:
+    """w_N, the share of the reducible loss that is due to size, averaged over rows."""
     params = found.params
     values = []
     for row in table.to_dict("records"):
@@ -252,9 +273,9 @@ def _weight(found: Fit, table: pd.DataFrame) -> float:
 
 
 def _capacity_lines(found: Fit, table: pd.DataFrame) -> list[dict]:
-    """The fitted loss over K for the languages, sizes and token totals that were run."""
+    """The fitted loss over K, for the languages, sizes and total tokens that were run."""
     cells = table[["scale", "params", "tokens", "language"]].drop_duplicates()
-    # Total tokens within 3% (a schedule's rounding) are one budget.
+    # Totals that are equal to two digits are one budget: schedules round the tokens.
     budget = cells["tokens"].map(lambda tokens: float(f"{tokens:.2g}"))
     cells = cells.assign(budget=budget).drop_duplicates(["scale", "budget", "language"])
     ks = np.unique(np.round(np.linspace(table["K"].min(), table["K"].max(), 21), 2))
@@ -265,13 +286,13 @@ def _capacity_lines(found: Fit, table: pd.DataFrame) -> list[dict]:
     return grid[["scale", "params", "tokens", "language", "K", "loss"]].to_dict("records")
 
 
-def describe(
+def law_record(
     found: Fit, table: pd.DataFrame, level: float, notes: list[str], exposure: pd.DataFrame | None = None
 ) -> tuple[dict, list[dict]]:
-    """The fit as a record: parameters with intervals, R², counts, notes; and a record for each point."""
+    """The record of a fitted law (parameters with intervals, R², counts, notes, saved fit), and one for each point."""
     name = found.law.name
     parameters = [
-        _settled({"name": str(label), **row})
+        _checked_interval({"name": str(label), **row})
         for label, row in found.interval(level).to_dict(orient="index").items()
     ]
     predicted = found.predict(table, exposure=exposure)["prediction"].to_numpy()
@@ -301,8 +322,8 @@ def describe(
     return law, points.to_dict("records")
 
 
-def _settled(parameter: dict) -> dict:
-    """The record, not identified where its interval does not hold its own estimate: the fit did not settle."""
+def _checked_interval(parameter: dict) -> dict:
+    """The record of a parameter; not identified where the interval excludes the estimate: the fit did not converge."""
     if parameter["identified"] and not parameter["low"] <= parameter["estimate"] <= parameter["high"]:
         reason = "its interval does not hold the estimate: some direction of the fit is flat"
         return {**parameter, "identified": False, "reason": reason}
@@ -310,13 +331,13 @@ def _settled(parameter: dict) -> dict:
 
 
 def within_r2(language: Any, observed: Any, predicted: Any) -> float:
-    """R² pooled over languages about each language's own mean: languages' different levels earn nothing."""
+    """R² within languages: about the mean of each language, so that differences between languages do not raise it."""
     frame = pd.DataFrame({"language": np.asarray(language), "y": observed, "p": predicted})
     centre = frame.groupby("language")["y"].transform("mean")
     total = float(((frame["y"] - centre) ** 2).sum())
     return float(1 - ((frame["y"] - frame["p"]) ** 2).sum() / total) if total > 0 else float("nan")
 
 
-def unfitted(name: str, reason: str) -> dict:
+def unfitted_record(name: str, reason: str) -> dict:
     """The record of a law that this study cannot fit."""
     return {"name": name, "fitted": False, "reason": reason, "parameters": [], "notes": [], "points": 0}

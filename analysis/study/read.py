@@ -1,4 +1,4 @@
-"""A study as it lies in files: its tables, the evaluation that is analysed, and what its executor recorded."""
+"""Reads a study from files: its tables, the rows of one evaluation, and what its executor recorded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from mscale.files import read_json
 
 @dataclass(frozen=True)
 class StudyInputs:
-    """What `analyse` takes: rows of one vocabulary and split, their exposure, and what was left out."""
+    """The arguments of `analyse_tables`: rows of one vocabulary and split, their exposure, what was left out."""
 
     observations: pd.DataFrame
     exposure: pd.DataFrame
@@ -31,7 +31,7 @@ def read_inputs(
     """Reads a table of observations or the folder of a study.
 
     Args:
-      split, vocabulary: the one to take, where the table has several; the other rows are counted as left out.
+      split, vocabulary: the one to use, where the table has several; the other rows are counted as exclusions.
 
     Raises:
       MscaleError: as for `read_study` and `one_evaluation`.
@@ -61,11 +61,10 @@ def read_inputs(
 def one_evaluation(
     table: pd.DataFrame, path: Path, split: str | None, vocabulary: str | None
 ) -> pd.DataFrame:
-    """The rows of one vocabulary and one evaluation split: those named, or the only ones that there are.
+    """The rows of one vocabulary and one evaluation split: those named, or the only ones.
 
     Raises:
-      MscaleError: the table has no such split or vocabulary, does not say what its rows are of, or has several and none
-        is named.
+      MscaleError: the table has no such split or vocabulary, has no such column, or has several and none is named.
     """
     for name, value in (("split", split), ("vocabulary", vocabulary)):
         if value is not None and name not in table.columns:
@@ -84,7 +83,7 @@ def one_evaluation(
 
 
 def executor_record(observations: Path) -> dict[str, Any]:
-    """What the executor recorded beside a study's tables: time, workers, memory, failed runs."""
+    """What the executor recorded beside the tables of a study: time, workers, memory, failed runs; empty if nothing."""
     folder = observations if observations.is_dir() else observations.parent
     if not (folder / "runner.json").exists():
         return {}

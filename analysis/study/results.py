@@ -1,4 +1,4 @@
-"""The fits that a study's results carry, so that decisions can be taken from laws.json alone."""
+"""Reads the results of a study (laws.json): its fits, its range of sizes, its transfer matrix."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +14,8 @@ def saved_fit(results: Mapping[str, Any], law: str) -> Fit | None:
     return None if text is None else from_json(text)
 
 
-def need_fit(results: Mapping[str, Any], law: str, what: str) -> Fit:
-    """As `saved_fit`; raises MscaleError saying which fit `what` needs and why it is missing."""
+def required_fit(results: Mapping[str, Any], law: str, what: str) -> Fit:
+    """The fitted law of that name; raises MscaleError that says which fit `what` needs and why it is missing."""
     title = {"atlas": "ATLAS", "capacity": "capacity", "chinchilla": "Chinchilla"}[law]
     record = results["laws"].get(law, {})
     if not record.get("fitted"):
@@ -31,12 +31,12 @@ def need_fit(results: Mapping[str, Any], law: str, what: str) -> Fit:
     return found
 
 
-def results_range(results: Mapping[str, Any]) -> tuple[float, float]:
-    """The smallest and largest N of a study."""
+def params_range(results: Mapping[str, Any]) -> tuple[float, float]:
+    """The smallest and the largest N of a study."""
     sizes = [scale["params"] for scale in results["study"]["scales"]]
     return float(min(sizes)), float(max(sizes))
 
 
 def main_matrix(results: dict) -> list[dict]:
-    """The cells of the matrix at the scale that the report shows."""
+    """The cells of the transfer matrix at the scale that the report shows."""
     return [row for row in results["transfer"]["matrix"] if row["scale"] == results["transfer"]["scale"]]

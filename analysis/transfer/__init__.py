@@ -4,9 +4,9 @@ What other folders import from here:
 
 - `matrix`: scores of all pairs with intervals (BTS).
 - `adaptation`: scores from continued runs (FAS).
-- `statistics`: symmetry, kinship, agreement: jackknife and permutation tests.
+- `statistics`: symmetry, kinship and planted relatedness: jackknife intervals and Mantel tests.
 - `forest`: pairs that were not run, by a random forest.
-- `pair_selection`: which pairs to run next.
+- `pair_selection`: which pairs to run next (optimal design).
 - `units`: scores per token, byte and content.
 - `table`: the table that `mscale transfer` writes.
 """

@@ -1,93 +1,100 @@
-"""Scores of a pair read off pairs of languages that fare alike: who transfers to the same languages, and from them.
+"""Collaborative filtering: the transfer score of a pair predicted from pairs of similar languages.
 
-Two languages are alike where their scores, less the mean of all, agree with the same third languages: both as targets
-and as sources. The score of s for t is then that of languages like t with s, and of t with languages like s. This is
-neighbourhood-based collaborative filtering, with likeness amplified (Breese, Heckerman & Kadie 1998, sections 2.1 and
-2.2.3), and with both directions of a pair left out.
+The similarity of two languages is the cosine of their centred scores with the same third languages, as targets and as
+sources. The score of s for t is predicted from the scores of languages similar to t with s, and of t with languages
+similar to s. This is neighbourhood-based collaborative filtering with case amplification (Breese, Heckerman & Kadie
+1998, sections 2.1 and 2.2.3); both directions of the pair itself are left out.
 """
 
 import dataclasses
 
 import numpy as np
 
-SHRINK = 4.0  # scores in common, below which agreement is mostly discounted
-AMPLIFIED = 2.5  # power of likeness: who is much alike counts far more than who is a little
-BLOCK = 200_000  # numbers worked on at once
-TINY = 1e-9  # what rounding may leave of nothing
+SHRINKAGE = 4.0  # a similarity from n common scores is multiplied by n/(n + SHRINKAGE)
+AMPLIFICATION = 2.5  # exponent of the similarity in the weights (case amplification)
+_BLOCK_NUMBERS = 200_000  # numbers of a block that is computed at once
+_TINY = 1e-9  # sums below this are zero but for rounding
 
 
-def by_likeness(scores: np.ndarray, given: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """(B, m): for cells (m, 2) of target and source, what languages like the two score; NaN where none is known.
+def neighbourhood_scores(scores: np.ndarray, known: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Scores (B, m) predicted for `cells` (m, 2) of target and source; NaN where no similar language has a score.
 
-    Nothing of a cell's own pair enters, in either direction.
+    The scores of a cell's own pair, in both directions, are left out of its prediction.
 
     Args:
-      scores: (T, T), row = target and column = source. given: (B, T, T) bool, which of them are known.
+      scores: (T, T), row = target and column = source.
+      known: (B, T, T) bool, the scores that each of B predictors may use.
     """
-    known = _Known.of(scores, given)
+    sums = _PairSums.of(scores, known)
     t, s = cells.T
-    found = known.elsewhere()[:, t, s]
-    own = np.argwhere(given[:, t, s] | given[:, s, t])
-    size = max(BLOCK // len(scores), 1)
+    found = sums.predictions()[:, t, s]
+    own = np.argwhere(known[:, t, s] | known[:, s, t])
+    size = max(_BLOCK_NUMBERS // len(scores), 1)
     for start in range(0, len(own), size):
         b, cell = own[start : start + size].T
-        found[b, cell] = known.without(b, t[cell], s[cell])
+        found[b, cell] = sums.leaving_pairs_out(b, t[cell], s[cell])
     return found
 
 
 @dataclasses.dataclass(frozen=True)
-class _Known:
-    """Scores S and which are given u, (B, T, T), and of every two languages over what both have in common: how many,
-    the products, and the sums and squares of the first's.
+class _PairSums:
+    """Sums over the third languages with which two languages both have scores, for all pairs of languages (B, T, T).
+
+    Attributes:
+      S: scores, 0 where not known. u: 1.0 where known. counts: how many scores the two have in common. products: sum
+        of the products of their scores. sums, squares: sum of the first language's scores, and of their squares.
     """
 
     S: np.ndarray
     u: np.ndarray
-    numbers: np.ndarray
+    counts: np.ndarray
     products: np.ndarray
     sums: np.ndarray
     squares: np.ndarray
 
     @classmethod
-    def of(cls, scores: np.ndarray, given: np.ndarray) -> "_Known":
-        u, S = given.astype(float), np.where(given, scores, 0.0)
-        turned, turned_u = S.swapaxes(1, 2), u.swapaxes(1, 2)
+    def of(cls, scores: np.ndarray, known: np.ndarray) -> "_PairSums":
+        u, S = known.astype(float), np.where(known, scores, 0.0)
+        S_T, u_T = S.swapaxes(1, 2), u.swapaxes(1, 2)
 
         def common(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-            """As targets of the same sources, and as sources of the same targets."""
+            """Sum over common sources (as targets) plus sum over common targets (as sources)."""
             return first @ second.swapaxes(1, 2) + first.swapaxes(1, 2) @ second
 
-        return cls(S, u, common(u, u), common(S, S), S @ turned_u + turned @ u, common(S**2, u))
+        return cls(S, u, common(u, u), common(S, S), S @ u_T + S_T @ u, common(S**2, u))
 
-    def elsewhere(self) -> np.ndarray:
-        """(B, T, T): what is said of pairs that are not given."""
+    def predictions(self) -> np.ndarray:
+        """Predicted scores (B, T, T); for pairs that are known themselves use `leaving_pairs_out`."""
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = (self.S.sum(axis=(1, 2)) / self.u.sum(axis=(1, 2)))[:, None, None]
-        its = (table.swapaxes(1, 2) for table in (self.sums, self.squares))
-        like = _likeness(mean, self.numbers, self.products, self.sums, self.squares, *its)
-        np.einsum("btt->bt", like)[...] = 0.0
-        away, turned = self.S - mean * self.u, like.swapaxes(1, 2)
-        return _average(mean, like @ away + away @ turned, np.abs(like) @ self.u + self.u @ np.abs(turned))
+        second = (table.swapaxes(1, 2) for table in (self.sums, self.squares))
+        similarity = _similarity(mean, self.counts, self.products, self.sums, self.squares, *second)
+        np.einsum("btt->bt", similarity)[...] = 0.0
+        centred, similarity_T = self.S - mean * self.u, similarity.swapaxes(1, 2)
+        weighted = similarity @ centred + centred @ similarity_T
+        weight = np.abs(similarity) @ self.u + self.u @ np.abs(similarity_T)
+        return _weighted_mean(mean, weighted, weight)
 
-    def without(self, b: np.ndarray, t: np.ndarray, s: np.ndarray) -> np.ndarray:
-        """(n,): what is said of cells (t, s) by the rest of the scores b, their own pair left out."""
+    def leaving_pairs_out(self, b: np.ndarray, t: np.ndarray, s: np.ndarray) -> np.ndarray:
+        """Predictions (n,) of cells (t, s) by the predictors b, without the scores of the cell's own pair."""
         S, u = self.S, self.u
-        row, a, back, a_u, back_u = np.arange(len(b)), S[b, t, s], S[b, s, t], u[b, t, s], u[b, s, t]
-        total, count = S.sum(axis=(1, 2))[b] - a - back, u.sum(axis=(1, 2))[b] - a_u - back_u
+        row = np.arange(len(b))
+        total = S.sum(axis=(1, 2))[b] - S[b, t, s] - S[b, s, t]
+        count = u.sum(axis=(1, 2))[b] - u[b, t, s] - u[b, s, t]
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = (total / count)[:, None]
 
-        def like(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-            """(n, T): how language `one` of each cell agrees with all, without its scores with `other`."""
+        def similarity_to_all(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+            """(n, T): similarity of language `one` of each cell to all, without its scores with `other`."""
             x, y, x_u, y_u = (
                 table[b, p, q][:, None] for table in (S, u) for p, q in ((one, other), (other, one))
             )
             column, line, column_u, line_u = (
                 part for table in (S, u) for part in (table[b, :, other], table[b, other])
             )
-            found = _likeness(
+            found = _similarity(
                 mean,
-                self.numbers[b, one] - x_u * column_u - y_u * line_u,
+                self.counts[b, one] - x_u * column_u - y_u * line_u,
                 self.products[b, one] - x * column - y * line,
                 self.sums[b, one] - x * column_u - y * line_u,
                 self.squares[b, one] - x**2 * column_u - y**2 * line_u,
@@ -97,30 +104,36 @@ class _Known:
             found[row, one] = found[row, other] = 0.0
             return found
 
-        like_t, like_s = like(t, s), like(s, t)
-        above = (like_t * (S[b, :, s] - mean * u[b, :, s])).sum(axis=1)
-        above += (like_s * (S[b, t] - mean * u[b, t])).sum(axis=1)
+        like_t, like_s = similarity_to_all(t, s), similarity_to_all(s, t)
+        weighted = (like_t * (S[b, :, s] - mean * u[b, :, s])).sum(axis=1)
+        weighted += (like_s * (S[b, t] - mean * u[b, t])).sum(axis=1)
         weight = (np.abs(like_t) * u[b, :, s]).sum(axis=1) + (np.abs(like_s) * u[b, t]).sum(axis=1)
-        return _average(mean[:, 0], above, weight)
+        return _weighted_mean(mean[:, 0], weighted, weight)
 
 
-def _likeness(
+def _similarity(
     mean: np.ndarray,
-    number: np.ndarray,
+    count: np.ndarray,
     product: np.ndarray,
-    mine: np.ndarray,
-    my_squares: np.ndarray,
-    its: np.ndarray,
-    its_squares: np.ndarray,
+    first: np.ndarray,
+    first_squares: np.ndarray,
+    second: np.ndarray,
+    second_squares: np.ndarray,
 ) -> np.ndarray:
-    """The cosine of scores less their mean, shrunk where few are in common, and amplified."""
-    agreement = product - mean * (mine + its) + mean**2 * number
-    my_size = np.maximum(my_squares - mean * (2 * mine - mean * number), 0.0)
-    size = np.sqrt(my_size * np.maximum(its_squares - mean * (2 * its - mean * number), 0.0))
-    cosine = np.where(size > TINY, agreement / np.where(size > TINY, size, 1.0), 0.0)
-    found = cosine * number / (number + SHRINK)
-    return found * np.abs(found) ** (AMPLIFIED - 1)
+    """The cosine of centred scores, shrunk where few are in common, and amplified.
+
+    Args:
+      count, product: number of common scores of two languages, and sum of their products.
+      first, first_squares, second, second_squares: sums of each language's common scores, and of their squares.
+    """
+    covariance = product - mean * (first + second) + mean**2 * count
+    first_norm = np.maximum(first_squares - mean * (2 * first - mean * count), 0.0)
+    norm = np.sqrt(first_norm * np.maximum(second_squares - mean * (2 * second - mean * count), 0.0))
+    cosine = np.where(norm > _TINY, covariance / np.where(norm > _TINY, norm, 1.0), 0.0)
+    found = cosine * count / (count + SHRINKAGE)
+    return found * np.abs(found) ** (AMPLIFICATION - 1)
 
 
-def _average(mean: np.ndarray, above: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    return np.where(weight > TINY, mean + above / np.where(weight > TINY, weight, 1.0), np.nan)
+def _weighted_mean(mean: np.ndarray, weighted: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """`mean` plus the weighted mean of centred scores; NaN where all weights are zero."""
+    return np.where(weight > _TINY, mean + weighted / np.where(weight > _TINY, weight, 1.0), np.nan)

@@ -1,16 +1,18 @@
-"""Transfer of pairs that were not run: a random forest, as in ATLAS (Longpre et al. 2026, section 4).
+"""Predicts the transfer scores of pairs that were not run: a random forest, as in ATLAS (Longpre et al. 2026, sec. 4).
 
-300 trees of unlimited depth. The paper's features of a pair are what continuing a checkpoint on each language
-shows (standardised adaptation gains of source and target, their difference, and how the source's run ends on the
-target); added are what is known of the languages (script, family, genealogy, shared vocabulary) and how the two, and
-languages like them (`likeness`), fare in the other pairs. Which of the three groups are used is chosen by
-cross-validation, and the whole, that choice included, is scored on pairs held out from the choice too: where some are
-held out, the choice is made by the errors that trees make on the pairs left which they have not drawn (out of bag,
-Breiman 2001).
+300 trees of unlimited depth. The features of a pair are in three groups:
 
-A 50/50 run measures both directions of a pair, so pairs, not cells, are drawn for a tree and held out. How languages
-fare in other pairs is counted for each tree over the pairs that it has drawn: a score is in no feature of a tree that
-is to predict it.
+- "adaptation" (those of the paper): the standardised adaptation gains of source and target, their difference, and the
+  final loss on the target of the run continued on the source;
+- "language": script, family, genealogical distance, shared vocabulary;
+- "other pairs": the mean scores of the target and of the source in other pairs, and the scores of similar languages
+  (`collaborative_filtering`).
+
+The groups that are used are chosen by cross-validation. The score of the whole procedure (nested cross-validation)
+makes this choice anew for each fold, by the out-of-bag error (Breiman 2001) on the training pairs of the fold.
+
+A 50/50 run measures both directions of a pair. So pairs, not cells, are resampled for a tree and held out. The features
+of other pairs are computed for each tree from the pairs in its bootstrap sample: no tree predicts a score from itself.
 """
 
 import itertools
@@ -26,7 +28,7 @@ from analysis.tables import languages as inventory
 from analysis.tables.records import records
 from analysis.text import minus
 from analysis.transfer import statistics
-from analysis.transfer.collaborative_filtering import by_likeness
+from analysis.transfer.collaborative_filtering import neighbourhood_scores
 from analysis.transfer.statistics import jackknife
 from mscale.errors import MscaleError
 
@@ -34,19 +36,19 @@ if TYPE_CHECKING:
     from sklearn.tree import DecisionTreeRegressor
 
 TREES = 300
-# Trees of each forest that is only scored: more change R² by less than its own interval.
-SCORED_TREES = 30
+# Trees of the forests that are fitted for cross-validation only: more change R² by less than its own interval.
+CV_TREES = 30
 FOLDS = 10
-LEAST_PAIRS = 8
-GROUPS = ("adaptation", "language", "other pairs")
-OTHER_PAIRS = ("target with others", "source with others", "languages alike")
-# A value that no standardised feature takes: "not known" is something a tree may split off.
-UNKNOWN = -99.0
+MIN_PAIRS = 8
+FEATURE_GROUPS = ("adaptation", "language", "other pairs")
+OTHER_PAIR_FEATURES = ("target with others", "source with others", "languages alike")
+# In place of an unknown feature: outside the range of all features, so that a tree can split on "unknown".
+MISSING_VALUE = -99.0
 
 
 @dataclass(frozen=True)
-class Known:
-    """Features (T, T) of all pairs by group, row = target and column = source; NaN where not known."""
+class PairFeatures:
+    """Features (T, T) of all pairs, by group and name; row = target and column = source, NaN where unknown."""
 
     languages: tuple[str, ...]
     adaptation: Mapping[str, np.ndarray]
@@ -55,14 +57,16 @@ class Known:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predicted scores (T, T) of pairs that were not run (NaN elsewhere) with their interval, and how well such
-    predictions did on held-out pairs.
+    """Predicted scores (T, T) of pairs that were not run (NaN elsewhere), with intervals and their held-out accuracy.
 
     Attributes:
-      groups: the feature groups chosen. r2, spearman: of held-out pairs, the choice of features included; r2_low,
-        r2_high by leaving out languages. ablation: a record for each set of groups, scored the same way. gains: for
-        each group what it adds to all others in R², with its interval.
-      importance: share of the forest's reduction of variance by feature.
+      groups: the feature groups that were chosen.
+      r2, spearman: on held-out pairs, by nested cross-validation; the interval r2_low to r2_high is a jackknife over
+        languages.
+      pairs: number of measured pairs.
+      ablation: the cross-validation scores of each set of feature groups.
+      gains: for each group the increase of R² when it is added to all others, with its interval.
+      importance: share of each feature in the forest's reduction of variance.
     """
 
     score: np.ndarray
@@ -80,10 +84,13 @@ class Predictions:
 
 
 def adaptation_features(rows: Sequence[Mapping[str, Any]], languages: Sequence[str]) -> dict[str, np.ndarray]:
-    """The paper's four features from adaptation scores (`adaptation.adaptation_scores`) of one scale.
+    """The paper's four features, from the adaptation scores of one scale (`adaptation.adaptation_scores`).
 
-    g_l = FAS(l→l), standardised over all languages; δ(s→t) is the final loss on t after continuing on s,
+    The gain of a language l is FAS(l→l), standardised over all languages. The final loss on t after continuing on s is
     standardised over the sources of each target.
+
+    Returns:
+      Tables (T, T) by name; empty where fewer than two languages have a gain.
     """
     place = {name: index for index, name in enumerate(languages)}
     gain = np.full(len(languages), np.nan)
@@ -105,69 +112,79 @@ def adaptation_features(rows: Sequence[Mapping[str, Any]], languages: Sequence[s
     }
 
 
-def predict(
+def predict_scores(
     scores: np.ndarray,
-    known: Known,
+    features: PairFeatures,
     *,
     trees: int = TREES,
-    scored_trees: int = SCORED_TREES,
+    cv_trees: int = CV_TREES,
     repeats: int = 1,
     level: float = 0.9,
     seed: int = 0,
 ) -> Predictions:
     """Predicts the pairs that were not run from the scores (T, T) of those that were (NaN elsewhere).
 
+    Args:
+      trees: of the forest that predicts. cv_trees: of each forest in the cross-validation.
+      repeats: how often the cross-validation is repeated with other folds.
+      level: of all intervals. Those of predicted scores are the quantile of the held-out errors (conformal).
+
     Raises:
       MscaleError: too few pairs, or held-out pairs are predicted no better than by the mean.
     """
-    # Here, since importing it takes as long as many a prediction.
+    # Imported here, since the import of scikit-learn takes about as long as a prediction.
     from sklearn import config_context
 
     pairs = np.argwhere(np.triu(np.isfinite(scores) | np.isfinite(scores.T), 1))
-    if len(pairs) < LEAST_PAIRS:
-        raise MscaleError(f"{len(pairs)} pairs were measured; predicting others needs {LEAST_PAIRS} or more")
-    sets = _feature_sets(known)
+    if len(pairs) < MIN_PAIRS:
+        raise MscaleError(f"{len(pairs)} pairs were measured; predicting others needs {MIN_PAIRS} or more")
+    sets = _feature_sets(features)
     count = min(FOLDS, len(pairs))
-    folds = [fold for repeat in range(repeats) for fold in _folds(len(pairs), count, seed + repeat)]
+    folds = [fold for repeat in range(repeats) for fold in pair_folds(len(pairs), count, seed + repeat)]
+    # Held-out predictions by each set of feature groups; None: by the set that is chosen anew for each fold.
     found = {chosen: np.full((repeats, *scores.shape), np.nan) for chosen in [*sets, None]}
     with config_context(skip_parameter_validation=True):
-        for number, held in enumerate(folds):
-            training = pairs[np.setdiff1d(np.arange(len(pairs)), held)]
-            cells = _cells(scores, pairs[held])
+        for number, held_out in enumerate(folds):
+            training = pairs[np.setdiff1d(np.arange(len(pairs)), held_out)]
+            cells = measured_cells(scores, pairs[held_out])
             place = (number // count, *cells.T)
             out_of_bag = {}
-            bag = _Bag.draw(scores, training, scored_trees, (seed, number))
+            samples = _BootstrapSamples.draw(scores, training, cv_trees, (seed, number))
             for chosen in sets:
-                forest = _grow(bag, known, chosen)
+                forest = _fit_forest(samples, features, chosen)
                 found[chosen][place] = forest.predict(cells)
-                out_of_bag[chosen] = forest.error()
+                out_of_bag[chosen] = forest.out_of_bag_error()
             found[None][place] = found[min(sets, key=lambda chosen: out_of_bag[chosen])][place]
         errors = {chosen: np.nanmean((found[chosen] - scores) ** 2) for chosen in sets}
         chosen = min(sets, key=lambda name: errors[name])
-        forest = _grow(_Bag.draw(scores, pairs, trees, (seed, len(folds))), known, chosen)
+        forest = _fit_forest(
+            _BootstrapSamples.draw(scores, pairs, trees, (seed, len(folds))), features, chosen
+        )
         missing = np.argwhere(np.isnan(scores) & ~np.eye(len(scores), dtype=bool))
         predicted = np.full_like(scores, np.nan)
         if len(missing):
             predicted[tuple(missing.T)] = forest.predict(missing)
-    ablation = [{"groups": list(name), **_judge(scores, found[name], level)} for name in sets]
+    ablation = [{"groups": list(name), **_held_out_scores(scores, found[name], level)} for name in sets]
     gains = []
     for group in sets[-1] if len(sets) > 1 else ():
         rest = tuple(name for name in sets[-1] if name != group)
-        value, low, high = jackknife(_gain(scores, found[sets[-1]], found[rest]), len(scores), level)
+        value, low, high = jackknife(_r2_gain(scores, found[sets[-1]], found[rest]), len(scores), level)
         gains.append({"group": group, "r2": value, "low": low, "high": high})
-    whole = _judge(scores, found[None], level)
+    whole = _held_out_scores(scores, found[None], level)
     if not whole["r2"] > 0:
         raise MscaleError(
             f"held-out pairs are predicted no better than by their mean (R² {minus(whole['r2'], 2)} over {len(pairs)} "
             "pairs): measure more pairs, or continue a checkpoint on every language"
         )
-    # Conformal: errors of predictions that never saw the pair, the choice of features included.
-    misses = np.sort(abs(found[None] - scores)[np.isfinite(found[None])])
-    reach = misses[min(int(np.ceil((len(misses) + 1) * level)) - 1, len(misses) - 1)]
+    # Conformal intervals: the quantile of the held-out errors, those of the choice of features included.
+    held_out_errors = np.sort(abs(found[None] - scores)[np.isfinite(found[None])])
+    half_width = held_out_errors[
+        min(int(np.ceil((len(held_out_errors) + 1) * level)) - 1, len(held_out_errors) - 1)
+    ]
     return Predictions(
         predicted,
-        predicted - reach,
-        predicted + reach,
+        predicted - half_width,
+        predicted + half_width,
         chosen,
         whole["r2"],
         whole["r2_low"],
@@ -181,180 +198,197 @@ def predict(
 
 
 @dataclass(frozen=True)
-class _Bag:
-    """What each of B trees has drawn, for forests of any features.
+class _BootstrapSamples:
+    """The bootstrap samples of pairs of B trees, shared by forests of different features.
 
     Attributes:
-      scores (T, T): of the P pairs given, NaN elsewhere. pair (T, T): which of them a cell is of, −1 for none.
-      drawn (B, P): how often. ties: a generator of the forests' own.
+      scores (T, T): of the P pairs, NaN elsewhere. pair (T, T): index of the pair that a cell belongs to, −1 for none.
+      draws (B, P): how often each tree has drawn each pair.
+      tree_seed: seed of the generator by which trees break ties between splits.
+      cache: features of other pairs, by the cells that they are of.
     """
 
     scores: np.ndarray
     pair: np.ndarray
-    drawn: np.ndarray
-    ties: int
+    draws: np.ndarray
+    tree_seed: int
     cache: dict[bytes, np.ndarray]
 
     @classmethod
-    def draw(cls, scores: np.ndarray, pairs: np.ndarray, trees: int, seed: tuple[int, int]) -> "_Bag":
+    def draw(
+        cls, scores: np.ndarray, pairs: np.ndarray, trees: int, seed: tuple[int, int]
+    ) -> "_BootstrapSamples":
         rng = np.random.default_rng([11, *seed])
         pair = np.full(scores.shape, -1)
         pair[tuple(pairs.T)] = pair[tuple(pairs.T[::-1])] = np.arange(len(pairs))
-        draws = rng.integers(len(pairs), size=(trees, len(pairs)))
-        drawn = np.array([np.bincount(draw, minlength=len(pairs)) for draw in draws])
-        ties = int(rng.integers(2**31 - 1))
-        return cls(np.where(pair >= 0, scores, np.nan), pair, drawn, ties, {})
+        samples = rng.integers(len(pairs), size=(trees, len(pairs)))
+        draws = np.array([np.bincount(sample, minlength=len(pairs)) for sample in samples])
+        tree_seed = int(rng.integers(2**31 - 1))
+        return cls(np.where(pair >= 0, scores, np.nan), pair, draws, tree_seed, {})
 
     @property
     def cells(self) -> np.ndarray:
-        """(m, 2): target and source of the cells that are known."""
+        """Target and source (m, 2) of the cells whose score is known."""
         return np.argwhere(np.isfinite(self.scores))
 
-    def others(self, cells: np.ndarray) -> np.ndarray:
-        """Features (B, m, 3) of cells (m, 2) from the other pairs that each tree has drawn."""
+    def other_pair_features(self, cells: np.ndarray) -> np.ndarray:
+        """Features (B, m, 3) of cells (m, 2) from the other pairs in each tree's sample."""
         key = cells.tobytes()
         if key not in self.cache:
-            self.cache[key] = other_pairs(self.scores, self.pair, self.drawn > 0, cells)
+            self.cache[key] = other_pair_features(self.scores, self.pair, self.draws > 0, cells)
         return self.cache[key]
 
 
 @dataclass(frozen=True)
 class _Forest:
-    """B trees over the features of one choice: those of the table (T, T, F), and with `others` those of other pairs."""
+    """B trees on the features of `table` (T, T, F) and, with `others`, of the other pairs in each tree's sample."""
 
-    bag: _Bag
+    samples: _BootstrapSamples
     table: np.ndarray
     names: tuple[str, ...]
     others: bool
     trees: "list[DecisionTreeRegressor]"
 
     def features(self, cells: np.ndarray) -> Iterator[np.ndarray]:
-        """Features (m, F) of cells (m, 2) of target and source, for one tree after the other."""
+        """Yields, tree by tree, the features (m, F) of cells (m, 2) of target and source."""
         X = self.table[tuple(cells.T)]
         if self.others:
-            yield from (np.concatenate([X, own], axis=1) for own in self.bag.others(cells))
+            yield from (np.concatenate([X, own], axis=1) for own in self.samples.other_pair_features(cells))
         else:
-            yield from [X] * len(self.bag.drawn)
+            yield from [X] * len(self.samples.draws)
 
     def predict(self, cells: np.ndarray) -> np.ndarray:
-        """(m,) for cells (m, 2) of target and source."""
-        return self._each(cells).mean(axis=0)
+        """Predicted scores (m,) of cells (m, 2) of target and source: the mean over trees."""
+        return self._tree_predictions(cells).mean(axis=0)
 
-    def error(self) -> float:
-        """Mean squared error on the given pairs, each predicted by the trees that have not drawn it."""
-        cells, bag = self.bag.cells, self.bag
-        unseen = bag.drawn[:, bag.pair[tuple(cells.T)]] == 0
-        at = unseen.any(axis=0)
-        predicted = np.average(self._each(cells)[:, at], axis=0, weights=unseen[:, at])
-        return float(np.mean((predicted - bag.scores[tuple(cells[at].T)]) ** 2))
+    def out_of_bag_error(self) -> float:
+        """Mean squared error on the known cells, each predicted by the trees whose sample lacks its pair."""
+        cells, samples = self.samples.cells, self.samples
+        out_of_bag = samples.draws[:, samples.pair[tuple(cells.T)]] == 0
+        at = out_of_bag.any(axis=0)
+        predicted = np.average(self._tree_predictions(cells)[:, at], axis=0, weights=out_of_bag[:, at])
+        return float(np.mean((predicted - samples.scores[tuple(cells[at].T)]) ** 2))
 
     def importance(self) -> dict[str, float]:
+        """Share of each feature in the reduction of variance, averaged over trees."""
         shares = np.mean([tree.feature_importances_ for tree in self.trees], axis=0)
         return {name: float(share) for name, share in zip(self.names, shares, strict=True)}
 
-    def _each(self, cells: np.ndarray) -> np.ndarray:
-        """(B, m): what each tree says."""
+    def _tree_predictions(self, cells: np.ndarray) -> np.ndarray:
+        """Predictions (B, m) of each tree."""
         both = zip(self.trees, self.features(cells), strict=True)
         return np.array([tree.tree_.predict(X)[:, 0] for tree, X in both])
 
 
-def _grow(bag: _Bag, known: Known, chosen: tuple[str, ...]) -> _Forest:
+def _fit_forest(samples: _BootstrapSamples, known: PairFeatures, groups: tuple[str, ...]) -> _Forest:
+    """Fits a tree to each bootstrap sample, on the features of these groups."""
     from sklearn.tree import DecisionTreeRegressor
 
     features: dict[str, np.ndarray] = {}
-    if "adaptation" in chosen:
+    if "adaptation" in groups:
         features |= known.adaptation
-    if "language" in chosen:
+    if "language" in groups:
         features |= known.language
-    table = np.array(list(features.values())).reshape(-1, *bag.scores.shape).transpose(1, 2, 0)
-    table = np.where(np.isfinite(table), table, UNKNOWN).astype(np.float32)
-    others = "other pairs" in chosen
-    forest = _Forest(bag, table, (*features, *(OTHER_PAIRS if others else ())), others, [])
-    cells = bag.cells
-    y, times = bag.scores[tuple(cells.T)], bag.drawn[:, bag.pair[tuple(cells.T)]].astype(float)
-    # One generator for all trees: making one takes longer than growing a small tree.
-    ties = np.random.RandomState(bag.ties)
-    for X, weight in zip(forest.features(cells), times, strict=True):
+    table = np.array(list(features.values())).reshape(-1, *samples.scores.shape).transpose(1, 2, 0)
+    table = np.where(np.isfinite(table), table, MISSING_VALUE).astype(np.float32)
+    others = "other pairs" in groups
+    forest = _Forest(samples, table, (*features, *(OTHER_PAIR_FEATURES if others else ())), others, [])
+    cells = samples.cells
+    y = samples.scores[tuple(cells.T)]
+    weights = samples.draws[:, samples.pair[tuple(cells.T)]].astype(float)
+    # One generator for all trees: to make one takes longer than to fit a small tree.
+    generator = np.random.RandomState(samples.tree_seed)
+    for X, weight in zip(forest.features(cells), weights, strict=True):
         at = np.flatnonzero(weight)
-        tree = DecisionTreeRegressor(random_state=ties)
+        tree = DecisionTreeRegressor(random_state=generator)
         forest.trees.append(tree.fit(X[at], y[at], sample_weight=weight[at], check_input=False))
     return forest
 
 
-def other_pairs(scores: np.ndarray, pair: np.ndarray, drawn: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Features (B, m, 3) of cells (m, 2): the mean score of the target with its other sources, and of the source with
-    its other targets, over the pairs drawn (B, P) and without the pair itself; and what languages like them score.
+def other_pair_features(
+    scores: np.ndarray, pair: np.ndarray, in_bag: np.ndarray, cells: np.ndarray
+) -> np.ndarray:
+    """Features (B, m, 3) of cells (m, 2) of target and source, from the other pairs in each tree's sample.
+
+    They are the mean score of the target with its other sources, the mean score of the source with its other targets,
+    and the scores of similar languages (`neighbourhood_scores`). The scores of the cell's own pair enter none of them.
 
     Args:
-      scores (T, T), pair (T, T): see `_Bag`.
+      scores: (T, T), NaN where not measured. pair: (T, T), the index of the pair of each cell, −1 for none.
+      in_bag: (B, P) bool, the pairs in each tree's sample.
     """
     at = np.argwhere(np.isfinite(scores))
-    there = drawn[:, pair[tuple(at.T)]]
-    values = there * scores[tuple(at.T)]
-    own = (drawn[:, pair[tuple(cells.T)]] > 0) & np.isfinite(scores[tuple(cells.T)])
+    used = in_bag[:, pair[tuple(at.T)]]
+    values = used * scores[tuple(at.T)]
+    own = (in_bag[:, pair[tuple(cells.T)]] > 0) & np.isfinite(scores[tuple(cells.T)])
     score = np.where(own, scores[tuple(cells.T)], 0.0)
     features = []
     for side in (0, 1):
-        of = (np.arange(len(drawn))[:, None] * len(scores) + at[:, side]).ravel()
+        of = (np.arange(len(in_bag))[:, None] * len(scores) + at[:, side]).ravel()
         total, count = (
-            np.bincount(of, table.ravel(), len(drawn) * len(scores)).reshape(-1, len(scores))
-            for table in (values, there)
+            np.bincount(of, table.ravel(), len(in_bag) * len(scores)).reshape(-1, len(scores))
+            for table in (values, used)
         )
         total, count = total[:, cells[:, side]], count[:, cells[:, side]]
         with np.errstate(invalid="ignore"):
             features.append((total - score) / (count - own))
-    given = np.zeros((len(drawn), *scores.shape), bool)
-    given[:, at[:, 0], at[:, 1]] = there
-    found = np.stack([*features, by_likeness(scores, given, cells)], axis=-1)
-    return np.where(np.isfinite(found), found, UNKNOWN).astype(np.float32)
+    known = np.zeros((len(in_bag), *scores.shape), bool)
+    known[:, at[:, 0], at[:, 1]] = used
+    found = np.stack([*features, neighbourhood_scores(scores, known, cells)], axis=-1)
+    return np.where(np.isfinite(found), found, MISSING_VALUE).astype(np.float32)
 
 
-def _feature_sets(known: Known) -> list[tuple[str, ...]]:
+def _feature_sets(known: PairFeatures) -> list[tuple[str, ...]]:
+    """All combinations of the feature groups that hold features; the last is that of all groups."""
     groups = [
         group
-        for group in GROUPS
+        for group in FEATURE_GROUPS
         if group == "other pairs" or (known.adaptation if group == "adaptation" else known.language)
     ]
-    return [chosen for count in range(1, len(groups) + 1) for chosen in itertools.combinations(groups, count)]
+    counts = range(1, len(groups) + 1)
+    return [chosen for count in counts for chosen in itertools.combinations(groups, count)]
 
 
-def _folds(pairs: int, count: int, seed: int) -> list[np.ndarray]:
+def pair_folds(pairs: int, count: int, seed: int) -> list[np.ndarray]:
+    """A random partition of the indices of `pairs` pairs into `count` folds, each sorted."""
     order = np.random.default_rng([7, seed]).permutation(pairs)
     return [np.sort(part) for part in np.array_split(order, count)]
 
 
-def _cells(scores: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """(m, 2): target and source of the measured cells of the pairs, both directions."""
+def measured_cells(scores: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Target and source (m, 2) of the measured cells of pairs (n, 2), in both directions."""
     both = np.concatenate([pairs, pairs[:, ::-1]])
     return both[np.isfinite(scores[tuple(both.T)])]
 
 
 def _r2(scores: np.ndarray, predicted: np.ndarray) -> Callable[[np.ndarray], float]:
-    """R² of held-out predictions (repeats, T, T) as a function of the languages that are kept."""
+    """R² of held-out predictions (repeats, T, T) as a function of the languages that are kept (for the jackknife)."""
 
     def r2(keep: np.ndarray) -> float:
         at = np.ix_(keep, keep)
         truth = scores[at]
-        there = np.isfinite(predicted[0][at])
-        total = np.sum((truth[there] - truth[there].mean()) ** 2) if there.any() else 0.0
+        known = np.isfinite(predicted[0][at])
+        total = np.sum((truth[known] - truth[known].mean()) ** 2) if known.any() else 0.0
         if total == 0:
             return float("nan")
-        return float(1 - np.mean([np.sum((one[at][there] - truth[there]) ** 2) for one in predicted]) / total)
+        residual = np.mean([np.sum((one[at][known] - truth[known]) ** 2) for one in predicted])
+        return float(1 - residual / total)
 
     return r2
 
 
-def _gain(scores: np.ndarray, one: np.ndarray, other: np.ndarray) -> Callable[[np.ndarray], float]:
+def _r2_gain(scores: np.ndarray, one: np.ndarray, other: np.ndarray) -> Callable[[np.ndarray], float]:
+    """R² of predictions `one` minus that of `other`, as a function of the languages that are kept."""
     better, worse = _r2(scores, one), _r2(scores, other)
     return lambda keep: better(keep) - worse(keep)
 
 
-def _judge(scores: np.ndarray, predicted: np.ndarray, level: float) -> dict[str, float]:
-    """R² over all held-out cells with its interval, and Spearman's correlation, averaged over repeats."""
+def _held_out_scores(scores: np.ndarray, predicted: np.ndarray, level: float) -> dict[str, float]:
+    """R² over all held-out cells with its interval, and Spearman correlation; both averaged over repeats."""
     value, low, high = jackknife(_r2(scores, predicted), len(scores), level)
-    there = np.isfinite(predicted[0])
-    ranks = rankdata(scores[there])
-    spearman = [np.corrcoef(ranks, rankdata(one[there]))[0, 1] for one in predicted if np.ptp(one[there]) > 0]
+    known = np.isfinite(predicted[0])
+    ranks = rankdata(scores[known])
+    spearman = [np.corrcoef(ranks, rankdata(one[known]))[0, 1] for one in predicted if np.ptp(one[known]) > 0]
     return {
         "r2": value,
         "r2_low": float(low),
@@ -364,37 +398,48 @@ def _judge(scores: np.ndarray, predicted: np.ndarray, level: float) -> dict[str,
 
 
 def _standardise(values: np.ndarray) -> np.ndarray:
-    """Rows (n, m) to mean 0 and deviation 1 over what is known of each; 0 where a row does not vary."""
-    there = np.isfinite(values)
-    count = np.maximum(there.sum(1, keepdims=True), 1)
-    mean = np.where(there, values, 0).sum(1, keepdims=True) / count
-    spread = np.sqrt(np.where(there, (values - mean) ** 2, 0).sum(1, keepdims=True) / count)
-    return np.where(there, (values - mean) / np.where(spread > 0, spread, 1.0), np.nan)
+    """Rows of values (n, m) with mean 0 and standard deviation 1; NaN stays NaN, a constant row becomes 0."""
+    known = np.isfinite(values)
+    count = np.maximum(known.sum(1, keepdims=True), 1)
+    mean = np.where(known, values, 0).sum(1, keepdims=True) / count
+    deviation = np.sqrt(np.where(known, (values - mean) ** 2, 0).sum(1, keepdims=True) / count)
+    return np.where(known, (values - mean) / np.where(deviation > 0, deviation, 1.0), np.nan)
 
 
-Overlap = Mapping[str, Mapping[str, float]]
+# Shared vocabulary of two languages, in [0, 1], by the codes of both.
+VocabularyOverlap = Mapping[str, Mapping[str, float]]
 
 
-def predicted(
+def predict_missing_pairs(
     matrix: pd.DataFrame,
     adapted: pd.DataFrame,
     planted: Mapping[str, Mapping[str, Any]] | None,
-    overlap: Overlap | None,
+    overlap: VocabularyOverlap | None,
     level: float,
     seed: int,
 ) -> dict[str, Any]:
-    """Scores of the pairs that were not run, flagged as predicted, and how good such predictions are."""
+    """Predicts the missing cells of a transfer matrix at one scale, and says how accurate the predictions are.
+
+    Args:
+      matrix: columns `matrix.SCORE_COLUMNS`. adapted: of `adaptation.adaptation_scores`.
+      planted: the languages of a generated corpus. overlap: shared vocabulary of languages.
+
+    Returns:
+      A record with "cells" (status "predicted"), "reason" (why there are none) and, where there are predictions, the
+      fields of `Predictions` and the names of the features.
+    """
     languages = tuple(sorted(set(matrix["target"]) | set(matrix["source"])))
-    scores = statistics.to_matrix(records(matrix[matrix["status"] == "measured"]), languages)
+    scores = statistics.score_matrix(records(matrix[matrix["status"] == "measured"]), languages)
     counts = adapted[adapted["status"] == "measured"].groupby("scale").size()
-    mine = adapted[adapted["scale"] == counts.idxmax()] if len(counts) else adapted.head(0)
-    known = Known(
+    # The adaptation scores of the scale that has most of them.
+    adapted = adapted[adapted["scale"] == counts.idxmax()] if len(counts) else adapted.head(0)
+    features = PairFeatures(
         languages,
-        adaptation_features(records(mine), languages),
+        adaptation_features(records(adapted), languages),
         inventory.pair_features(languages, planted, overlap),
     )
     try:
-        found = predict(scores, known, level=level, seed=seed)
+        found = predict_scores(scores, features, level=level, seed=seed)
     except MscaleError as error:
         return {"cells": [], "reason": str(error)}
     missing = matrix[matrix["status"] == "missing"]
@@ -416,7 +461,7 @@ def predicted(
         "cells": cells,
         "reason": "",
         "groups": list(found.groups),
-        "features": {"adaptation": list(known.adaptation), "language": list(known.language)},
+        "features": {"adaptation": list(features.adaptation), "language": list(features.language)},
         "r2": found.r2,
         "r2_low": found.r2_low,
         "r2_high": found.r2_high,

@@ -1,12 +1,12 @@
-"""Transfer between languages: the bilingual transfer score as a curve over the reference budget.
+"""The bilingual transfer score (BTS) of ordered pairs of languages, as a curve over the reference tokens d.
 
 ATLAS (Longpre et al. 2026, section 4):
 
     BTS(s→t) = −(σ(L_t(d)) − 2d)/d
 
-with d tokens of the monolingual model of t, L_t(d) its loss there, and σ(ℓ) the total tokens that the 50/50
-bilingual model needs to first reach ℓ on t. 0: no transfer; above: the source helps; below: it interferes.
-A single number misleads, since the score drifts with d: here it is a curve over d with an interval.
+L_t(d) is the loss on t of the monolingual model of t after d tokens; σ(ℓ) are the total tokens after which the 50/50
+bilingual model first reaches the loss ℓ on t. The score is 0 without transfer, positive where the source helps and
+negative where it interferes. It changes with d, so it is reported as a curve over d, with intervals.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,16 +14,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from analysis.curves.curve import Curve, Noise, Points, cell_generator, fit_curves
 from analysis.curves.study import MOST_EPOCHS, PHASES, StudyCurves, study_curves
-from analysis.text import few
-from analysis.transfer.score import nothing, scores_of
+from analysis.text import first_few
+from analysis.transfer.score import missing_scores, pair_scores
 from mscale.errors import MscaleError
 
-LEVEL = 0.9
-DRAWS = 200
-COLUMNS = [
+INTERVAL_LEVEL = 0.9
+CURVE_DRAWS = 200
+SCORE_COLUMNS = [
     "scale",
     "params",
     "target",
@@ -38,20 +39,23 @@ COLUMNS = [
     "phase",
     "reason",
 ]
-# Degrees of freedom of a noise of runs that is given, not measured: it counts as exact.
-GIVEN = 1_000_000
-Key = tuple[str, tuple[str, ...]]
+# Degrees of freedom of a noise between runs that the user gives: it is taken as exactly known.
+EXACT_DEGREES = 1_000_000
+CellKey = tuple[str, tuple[str, ...]]  # scale, languages in order
 
 
 @dataclass(frozen=True)
-class Cells:
-    """The cells of a study that transfer needs, and the noise of their curves.
+class TransferCells:
+    """The monolingual and bilingual cells of a study, with the noise of their curves.
 
-    `points` holds, by (scale, languages in order), the points of each of those languages by phase; `left_out` says
-    which runs of one or two languages are no reference, and why.
+    Attributes:
+      points: of each cell, by language and phase. params: N of each scale. noise: of each phase.
+      seed, draws: of the bootstrap draws of curves.
+      left_out: sentences on the runs of one or two languages that are not used, with the reasons.
+      cache: curves fitted so far.
     """
 
-    points: Mapping[Key, Mapping[str, Mapping[str, Points]]]
+    points: Mapping[CellKey, Mapping[str, Mapping[str, Points]]]
     params: dict[str, int]
     noise: dict[str, Noise]
     seed: int
@@ -60,12 +64,12 @@ class Cells:
     cache: dict = field(default_factory=dict, repr=False, compare=False)
 
     def at(self, scale: str, languages: tuple[str, ...], target: str) -> Mapping[str, Points]:
-        """The points of a cell on one language by phase; none where it was not run."""
+        """The points of a cell on the target, by phase; empty where it was not run."""
         return self.points.get((scale, tuple(sorted(languages))), {}).get(target, {})
 
-    def curves(self, asked: Sequence[tuple[str, tuple[str, ...], str]], phase: str) -> list[Curve | None]:
-        """The curve of each (scale, languages, target), or None where it was not run."""
-        keys = [(scale, tuple(sorted(languages)), target, phase) for scale, languages, target in asked]
+    def curves(self, wanted: Sequence[tuple[str, tuple[str, ...], str]], phase: str) -> list[Curve | None]:
+        """The smoothed curve of each (scale, languages, target), or None where it was not run."""
+        keys = [(scale, tuple(sorted(languages)), target, phase) for scale, languages, target in wanted]
         new = [key for key in dict.fromkeys(keys) if key not in self.cache and phase in self.at(*key[:3])]
         generators = [cell_generator(self.seed, *key) for key in new]
         points = [self.at(*key[:3])[phase] for key in new]
@@ -75,64 +79,68 @@ class Cells:
         return [self.cache.get(key) for key in keys]
 
 
-def cells(
+def transfer_cells(
     observations: pd.DataFrame | StudyCurves,
     *,
     split: str | None = None,
     run_noise: float | None = None,
-    draws: int = DRAWS,
+    draws: int = CURVE_DRAWS,
     seed: int = 0,
-) -> Cells:
-    """Groups the monolingual and 50/50 bilingual runs from scratch, without repeated data, by scale.
+) -> TransferCells:
+    """Groups the monolingual and 50/50 bilingual runs from scratch, without repeated data, into cells.
 
     Args:
-      run_noise: standard deviation in nats between runs that differ in the seed alone, where it is known from
-        elsewhere; else it is measured on repeated runs.
+      run_noise: standard deviation in nats between runs that differ in the seed only; by default it is measured on
+        repeated runs.
 
     Raises:
-      MscaleError: a noise that is none, losses of several vocabularies, or several splits with none chosen.
+      MscaleError: `run_noise` is negative or not finite; losses of several vocabularies; several splits and none named.
     """
     study = study_curves(observations, split=split)
     runs = study.runs
-    fit = (
+    chosen = (
         runs["kind"].isin(["mono", "bilingual"])
         & (runs["init"] == "scratch")
         & ((runs["kind"] != "mono") | (runs["repeats"] <= MOST_EPOCHS))
     )
-    if runs.loc[fit, "vocabulary"].nunique() > 1:
+    if runs.loc[chosen, "vocabulary"].nunique() > 1:
         raise MscaleError(
             "transfer compares losses per token: found runs of the vocabularies "
-            f"{', '.join(sorted(map(str, runs.loc[fit, 'vocabulary'].unique())))}; analyse one at a time (mscale "
+            f"{', '.join(sorted(map(str, runs.loc[chosen, 'vocabulary'].unique())))}; analyse one at a time (mscale "
             "transfer --vocabulary), or keep the rows of one"
         )
     noise = study.noise
     if run_noise is not None:
         if not 0 <= run_noise < np.inf:
             raise MscaleError(f"transfer: run noise is {run_noise:g}, expected nats, 0 or more")
-        noise = {phase: replace(one, run=run_noise, run_degrees=GIVEN) for phase, one in noise.items()}
+        noise = {
+            phase: replace(one, run=run_noise, run_degrees=EXACT_DEGREES) for phase, one in noise.items()
+        }
     first = study.observations.drop_duplicates("scale")
     params = {str(scale): int(value) for scale, value in zip(first["scale"], first["params"], strict=True)}
     said = tuple(f"{one['rows']} {one['what']} left out: {one['why']}" for one in study.exclusions)
-    return Cells(_points(study, fit.to_numpy()), params, noise, seed, draws, (*_left_out(runs), *said))
+    return TransferCells(
+        _points(study, chosen.to_numpy()), params, noise, seed, draws, (*_excluded_runs(runs), *said)
+    )
 
 
-def _points(study: StudyCurves, fit: np.ndarray) -> dict[Key, dict[str, dict[str, Points]]]:
-    """The points of the cells of the runs `fit` (R,), on the languages that each trains on."""
+def _points(study: StudyCurves, chosen: np.ndarray) -> dict[CellKey, dict[str, dict[str, Points]]]:
+    """The points of the cells of the runs `chosen` (R,) bool, on the languages that each trains on."""
     place = {name: index for index, name in enumerate(study.languages)}
-    cell = np.full(len(fit), -1)
-    inside = np.zeros((len(fit), len(place)), dtype=bool)
-    keys: dict[Key, int] = {}
+    cell = np.full(len(chosen), -1)
+    trained_on = np.zeros((len(chosen), len(place)), dtype=bool)
+    keys: dict[CellKey, int] = {}
     names = zip(study.runs["scale"], study.runs["languages"], strict=True)
     for run, (scale, languages) in enumerate(names):
-        if fit[run]:
+        if chosen[run]:
             cell[run] = keys.setdefault((str(scale), tuple(sorted(languages))), len(keys))
-            inside[run, [place[language] for language in languages if language in place]] = True
+            trained_on[run, [place[language] for language in languages if language in place]] = True
     curve = cell[study.run] * len(place) + study.language
-    which = inside[study.run, study.language]
-    found: dict[Key, dict[str, dict[str, Points]]] = {}
+    which = trained_on[study.run, study.language]
+    found: dict[CellKey, dict[str, dict[str, Points]]] = {}
     numbers = list(keys)
     for phase in PHASES:
-        # Cells that were evaluated on other languages only are there too, with no points.
+        # Include cells that were evaluated on other languages only, without points.
         for number in np.unique(cell[study.run[study.phases[phase]]]):
             if number >= 0:
                 found.setdefault(numbers[number], {})
@@ -142,71 +150,78 @@ def _points(study: StudyCurves, fit: np.ndarray) -> dict[Key, dict[str, dict[str
     return found
 
 
-def _left_out(runs: pd.DataFrame) -> tuple[str, ...]:
+def _excluded_runs(runs: pd.DataFrame) -> tuple[str, ...]:
+    """Sentences on the runs of one or two languages that no score uses, with the reason."""
     reasons = {
         "two languages, but not half and half": (runs["K"] == 2) & (runs["kind"] == "mixed"),
         "one language, its data repeated": (runs["kind"] == "mono") & (runs["repeats"] > MOST_EPOCHS),
         "continued from a checkpoint": (runs["K"] <= 2) & (runs["init"] != "scratch"),
     }
     return tuple(
-        f"{int(which.sum())} runs left out ({why}): {few(list(map(str, runs.loc[which, 'run'])))}"
+        f"{int(which.sum())} runs left out ({why}): {first_few(list(map(str, runs.loc[which, 'run'])))}"
         for why, which in reasons.items()
         if which.any()
     )
 
 
 def transfer_curve(
-    observations: pd.DataFrame | StudyCurves | Cells,
+    observations: pd.DataFrame | StudyCurves | TransferCells,
     target: str,
     source: str,
     *,
     scale: str,
-    d=None,
+    d: ArrayLike | None = None,
     phase: str = "stable",
-    level: float = LEVEL,
+    level: float = INTERVAL_LEVEL,
 ) -> pd.DataFrame:
-    """The bilingual transfer score over d, with its interval.
+    """The bilingual transfer score of one ordered pair over d, with its interval.
 
     Args:
-      d: reference token counts (m,); by default 24 of them, evenly in log tokens over the range in which
-        the score can be read. With cooled runs (`phase="end"`) that is one d for every cooled bilingual
-        budget: the d at which the monolingual curve has the same loss.
+      d: reference tokens (m,); by default 24 values, evenly spaced in log tokens over the monolingual curve. With
+        cooled runs (`phase="end"`) the default is one d for every cooled bilingual budget: the d at which the
+        monolingual curve has the same loss.
+      level: of the intervals.
 
     Returns:
-      A row for each d with the columns of `COLUMNS`. `status` is `measured`, `bound` (the bilingual curve
-      never reaches the loss, or lies below it from its first point on: `bound` is then "at most" or
-      "at least" and `score` is that bound) or `missing` (with the reason; no number).
+      A row for each d with the columns `SCORE_COLUMNS`. `status` is `measured`; `bound` (the bilingual curve never
+      reaches the loss, or lies below it from its first point on: `bound` is then "at most" or "at least", and `score`
+      is the bound); or `missing` (with the reason, without a score).
     """
-    table = observations if isinstance(observations, Cells) else cells(observations)
-    given = None if d is None else np.atleast_1d(np.asarray(d, dtype=float))
-    return _rows(table, [(scale, target, source, given)], phase, level)[0]
+    table = observations if isinstance(observations, TransferCells) else transfer_cells(observations)
+    tokens = None if d is None else np.atleast_1d(np.asarray(d, dtype=float))
+    return _score_rows(table, [(scale, target, source, tokens)], phase, level)[0]
 
 
 def transfer_curves(
-    table: Cells, pairs: Iterable[tuple[str, str]], *, scale: str, phase: str = "stable", level: float = LEVEL
+    table: TransferCells,
+    pairs: Iterable[tuple[str, str]],
+    *,
+    scale: str,
+    phase: str = "stable",
+    level: float = INTERVAL_LEVEL,
 ) -> pd.DataFrame:
-    """The curves of many pairs (target, source) below one another, each as `transfer_curve` gives it."""
-    return _rows(table, [(scale, *pair, None) for pair in pairs], phase, level)[0]
+    """The curves of many pairs (target, source) in one table; see `transfer_curve`."""
+    return _score_rows(table, [(scale, *pair, None) for pair in pairs], phase, level)[0]
 
 
-def _rows(
-    table: Cells, asked: Sequence[tuple[str, str, str, np.ndarray | None]], phase: str, level: float
+def _score_rows(
+    table: TransferCells, wanted: Sequence[tuple[str, str, str, np.ndarray | None]], phase: str, level: float
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """The rows of each (scale, target, source, d), below one another, and how many each has, one or more."""
-    alone = table.curves([(scale, (target,), target) for scale, target, _, _ in asked], phase)
-    both = table.curves([(scale, (target, source), target) for scale, target, source, _ in asked], phase)
+    """The rows of all (scale, target, source, d) in one table, and the number of rows of each (one or more)."""
+    alone = table.curves([(scale, (target,), target) for scale, target, _, _ in wanted], phase)
+    both = table.curves([(scale, (target, source), target) for scale, target, source, _ in wanted], phase)
     reasons, pairs = [], []
-    for (scale, target, source, d), one, two in zip(asked, alone, both, strict=True):
+    for (scale, target, source, d), one, two in zip(wanted, alone, both, strict=True):
         reasons.append(_why_missing(table, scale, one, two, target, source, phase))
         if not reasons[-1] and one and two:
             pairs.append((one, two, d))
-    found = iter(scores_of(pairs, phase, level))
-    columns: dict[str, list] = {name: [] for name in COLUMNS}
+    found = iter(pair_scores(pairs, phase, level))
+    columns: dict[str, list] = {name: [] for name in SCORE_COLUMNS}
     counts = []
-    for (scale, target, source, d), one, reason in zip(asked, alone, reasons, strict=True):
-        scores = nothing(d) if reason else next(found)
+    for (scale, target, source, d), one, reason in zip(wanted, alone, reasons, strict=True):
+        scores = missing_scores(d) if reason else next(found)
         if not len(scores.d):
-            scores, reason = nothing(None), "the cooled losses of the two never meet"
+            scores, reason = missing_scores(None), "the cooled losses of the two never meet"
         if one and not reason:
             reason = f"the monolingual curve of {target} covers {one.first:.3g} to {one.last:.3g} tokens"
         counts.append(len(scores.d))
@@ -216,44 +231,44 @@ def _rows(
         for name, values in vars(scores).items():
             columns[name] += values.tolist()
         columns["reason"] += [reason if status == "missing" else "" for status in scores.status]
-    return pd.DataFrame(columns, columns=COLUMNS), np.array(counts, dtype=int)
+    return pd.DataFrame(columns, columns=SCORE_COLUMNS), np.array(counts, dtype=int)
 
 
 def transfer_matrix(
-    observations: pd.DataFrame | StudyCurves | Cells,
+    observations: pd.DataFrame | StudyCurves | TransferCells,
     *,
     d: float | None = None,
-    scales=None,
+    scales: Iterable[str] | None = None,
     phase: str = "stable",
-    level: float = LEVEL,
+    level: float = INTERVAL_LEVEL,
 ) -> pd.DataFrame:
-    """Every ordered pair at every scale that has a bilingual run: a long table with the columns `COLUMNS`.
+    """The score of every ordered pair at every scale: one row each, with the columns `SCORE_COLUMNS`.
 
     Args:
-      d: the reference tokens; by default one per scale, see `reference_tokens`.
-      scales: which scales; all with a bilingual run by default.
+      d: reference tokens; by default one value per scale, see `reference_tokens`.
+      scales: by default all with a bilingual run.
 
-    Pairs of languages that never ran together at a scale are rows of status `missing`: they stay missing.
+    Pairs that were not run at a scale have the status `missing`.
     """
-    table = observations if isinstance(observations, Cells) else cells(observations)
+    table = observations if isinstance(observations, TransferCells) else transfer_cells(observations)
     pairs = [(scale, languages) for scale, languages in table.points if len(languages) == 2]
-    wanted = sorted({scale for scale, _ in pairs} if scales is None else set(scales))
-    asked = []
-    for scale in wanted:
+    scales = sorted({scale for scale, _ in pairs} if scales is None else set(scales))
+    wanted = []
+    for scale in scales:
         here = sorted({language for at, languages in pairs if at == scale for language in languages})
         reference = d if d is not None else reference_tokens(table, scale, phase)
         at = None if reference is None else np.array([float(reference)])
-        asked += [(scale, target, source, at) for target in here for source in here if source != target]
-    rows, counts = _rows(table, asked, phase, level)
-    # Without a reference a pair stands by the last row of its curve.
+        wanted += [(scale, target, source, at) for target in here for source in here if source != target]
+    rows, counts = _score_rows(table, wanted, phase, level)
+    # Without reference tokens a pair is represented by the last row of its curve.
     return rows.iloc[np.cumsum(counts) - 1].reset_index(drop=True)
 
 
-def reference_tokens(table: Cells, scale: str, phase: str = "stable") -> float | None:
-    """The d of a scale at which most pairs can be read: where interference to −0.5 is still in the data.
+def reference_tokens(table: TransferCells, scale: str, phase: str = "stable") -> float | None:
+    """The d of a scale at which scores of most pairs down to −0.5 can be measured; None where no pair has both curves.
 
-    The bilingual runs must have 2.5 d tokens for a score of −0.5 to be a number and not a bound, and the
-    monolingual ones d. None where no pair has both curves.
+    A score of −0.5 is measured and not a bound where the bilingual run has 2.5·d tokens and the monolingual one d: d is
+    the median over pairs of the largest such value.
     """
     limits, floors = [], []
     for at, languages in table.points:
@@ -271,21 +286,28 @@ def reference_tokens(table: Cells, scale: str, phase: str = "stable") -> float |
     return float(max(np.median(limits), np.median(floors)))
 
 
-def effective_transfer(score):
-    """τ of a score, τ = BTS/(2 − BTS): what one token of the source is worth in tokens of the target."""
+def effective_transfer(score: ArrayLike) -> np.ndarray:
+    """τ = BTS/(2 − BTS): the worth of one token of the source in tokens of the target."""
     score = np.asarray(score, dtype=float)
     return score / (2 - score)
 
 
 def _why_missing(
-    table: Cells, scale: str, alone: Curve | None, both: Curve | None, target: str, source: str, phase: str
+    table: TransferCells,
+    scale: str,
+    alone: Curve | None,
+    both: Curve | None,
+    target: str,
+    source: str,
+    phase: str,
 ) -> str:
+    """Why a pair has no score at this phase, or the empty string."""
     for curve, languages, what in (
         (alone, (target,), f"monolingual run of {target}"),
         (both, (target, source), f"50/50 run of {target} with {source}"),
     ):
         if curve is None:
-            # Runs of the other state are no stand-in: a cooled model's lead is as large as most effects.
+            # Never compare across phases: decay alone lowers the loss by as much as most transfer effects.
             other = table.at(scale, languages, target)
             state, otherwise = (
                 ("in the stable phase", "cooled") if phase == "stable" else ("cooled", "stable")
@@ -298,8 +320,8 @@ def _why_missing(
     return ""
 
 
-def main_scale(matrix: pd.DataFrame, cells: Cells) -> str:
-    """The scale with most pairs; of several, the largest, since scores rise with N."""
+def main_scale(matrix: pd.DataFrame, cells: TransferCells) -> str:
+    """The scale with most pairs that were run; of several, the one of the largest N, since scores rise with N."""
     counts = matrix[matrix["status"] != "missing"].groupby("scale").size()
     most = counts[counts == counts.max()].index if len(counts) else matrix["scale"].unique()
     return str(max(most, key=lambda scale: cells.params.get(scale) or 0))

@@ -1,9 +1,9 @@
-"""Which pairs to run next: those that tell most about the scores of all pairs, for their price.
+"""Optimal design: which pairs to run next so that the scores of all pairs are known best for the price.
 
-Scores of pairs are modelled as a Gaussian process: what all share, an effect of each language as target and as
-source, what the pair's languages have in common (`inventory.pair_features`), what related pairs share, and noise.
-Running a pair measures both its directions. Pairs are added greedily by how much they lessen the summed variance
-of the scores asked about per unit of price (Krause, Singh & Guestrin 2008, on greedy design with such processes).
+The scores are modelled as a Gaussian process. Its covariance is the sum of a constant, an effect of each language as
+target and as source, a linear effect of features of the pair (`inventory.pair_features`), an effect that pairs of
+related languages share, and independent noise. A run of a pair measures both its directions. Pairs are chosen greedily
+by the reduction of the summed posterior variance per unit of price (Krause, Singh & Guestrin 2008).
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,34 +14,42 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
 
-from analysis.transfer.statistics import to_matrix
+from analysis.transfer.statistics import score_matrix
 from mscale.errors import MscaleError
 
-# More languages than this make the covariance of all pairs too large for memory.
-MOST_LANGUAGES = 90
-# Cells used to fit the variances: more take long and change little.
-MOST_CELLS = 500
-# Standard deviations of the parts before any score is known, of the size found in the published matrix.
-START = {"shared": 0.4, "target": 0.25, "source": 0.12, "kin": 0.15, "related": 0.08, "own": 0.1}
+# The covariance of all cells of more languages does not fit into memory.
+MAX_LANGUAGES = 90
+# Cells that the variances are fitted to: more take longer and change little.
+MAX_FITTED_CELLS = 500
+# Prior standard deviations of the covariance components; their sizes are those in the published matrix.
+PRIOR_DEVIATIONS = {
+    "shared": 0.4,
+    "target": 0.25,
+    "source": 0.12,
+    "features": 0.15,
+    "related": 0.08,
+    "residual": 0.1,
+}
 
 
 @dataclass(frozen=True)
-class Model:
-    """The process over the cells (m, 2) of target and source of T languages.
+class PairModel:
+    """The Gaussian process over the cells (m, 2), target and source, of T languages.
 
     Attributes:
-      covariance (m, m) of the true scores; noise: standard deviation of a measured score; spread: standard
-      deviations of the parts.
+      covariance: prior covariance (m, m) of the true scores.
+      noise: standard deviation of a measured score about the true one.
+      deviations: standard deviations of the covariance components.
     """
 
     languages: tuple[str, ...]
     cells: np.ndarray
     covariance: np.ndarray
     noise: float
-    spread: Mapping[str, float]
+    deviations: Mapping[str, float]
 
     def posterior(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation (T, T) of the true scores given measured ones (T, T), NaN elsewhere."""
+        """Posterior mean and standard deviation (T, T) of the true scores given `scores` (T, T), NaN where unknown."""
         values = scores[tuple(self.cells.T)]
         at = np.flatnonzero(np.isfinite(values))
         mean, variance = np.zeros(len(values)), np.diag(self.covariance).copy()
@@ -57,71 +65,78 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A pair to run next: its price, and the share of the variance asked about that is left after it."""
+class SelectedPair:
+    """A pair to run next.
+
+    Attributes:
+      remaining_variance: summed posterior variance of the scores asked about, expected once this pair and those before
+        it are run, as a share of the prior variance.
+    """
 
     pair: tuple[str, str]
     price: float
-    left: float
+    remaining_variance: float
 
 
-def model(
+def fit_pair_model(
     languages: Sequence[str],
     features: Mapping[str, np.ndarray],
     scores: np.ndarray | None = None,
     noise: float = 0.1,
-) -> Model:
-    """The process for T languages, its variances fitted to the measured scores (T, T) where there are enough.
+) -> PairModel:
+    """The process for T languages. Variances are fitted to the measured scores (T, T) if these are 12 or more.
 
     Args:
-      features: what pairs have in common, (T, T) each (`inventory.pair_features`).
-      noise: standard deviation of a measured score, known from its interval.
+      features: of pairs, (T, T) each (`inventory.pair_features`).
+      noise: standard deviation of a measured score.
 
     Raises:
       MscaleError: too few languages to choose pairs of, or too many.
     """
-    if not 3 <= len(languages) <= MOST_LANGUAGES:
+    if not 3 <= len(languages) <= MAX_LANGUAGES:
         raise MscaleError(
-            f"pairs of {len(languages)} languages: choosing needs 3 to {MOST_LANGUAGES}; name fewer languages"
+            f"pairs of {len(languages)} languages: choosing needs 3 to {MAX_LANGUAGES}; name fewer languages"
         )
     cells = np.argwhere(~np.eye(len(languages), dtype=bool))
-    parts = _parts(cells, features, len(languages))
-    spread = {name: START[name] for name in parts}
+    components = _covariance_components(cells, features)
+    deviations = {name: PRIOR_DEVIATIONS[name] for name in components}
     values = np.zeros(0) if scores is None else scores[tuple(cells.T)]
     at = np.flatnonzero(np.isfinite(values))
     if len(at) >= 12:
-        at = at[np.linspace(0, len(at) - 1, min(len(at), MOST_CELLS)).astype(int)]
-        spread = _fitted({name: part[np.ix_(at, at)] for name, part in parts.items()}, values[at], noise)
-    covariance = sum((spread[name] ** 2 * part for name, part in parts.items()), np.zeros(()))
-    return Model(tuple(languages), cells, np.asarray(covariance), noise, spread)
+        at = at[np.linspace(0, len(at) - 1, min(len(at), MAX_FITTED_CELLS)).astype(int)]
+        some = {name: component[np.ix_(at, at)] for name, component in components.items()}
+        deviations = _fitted_deviations(some, values[at], noise)
+    scaled = (deviations[name] ** 2 * component for name, component in components.items())
+    return PairModel(tuple(languages), cells, np.asarray(sum(scaled, np.zeros(()))), noise, deviations)
 
 
-def of_matrix(
+def pair_model_of_matrix(
     rows: Sequence[Mapping], features: Callable[[Sequence[str]], Mapping[str, np.ndarray]]
-) -> tuple[Model, np.ndarray]:
-    """The process for the cells of a transfer matrix, and its measured scores (T, T).
+) -> tuple[PairModel, np.ndarray]:
+    """The process for the languages of a transfer matrix, and its measured scores (T, T).
 
     Args:
-      rows: records of the matrix (`transfer.COLUMNS`) at one scale. features: of so many languages' pairs.
+      rows: records of the matrix (`matrix.SCORE_COLUMNS`) at one scale.
+      features: gives the features of all pairs of the languages it is called with.
     """
     languages = sorted({row["target"] for row in rows} | {row["source"] for row in rows})
     measured = [row for row in rows if row["status"] == "measured"]
     ends = np.array([[row["low"], row["high"]] for row in measured], dtype=float).reshape(-1, 2)
     width = np.diff(ends, axis=1)[np.isfinite(ends).all(axis=1)]
     # A 90% interval is 3.3 standard deviations wide.
-    noise = max(float(np.median(width)) / 3.3, 1e-3) if len(width) else START["own"]
-    scores = to_matrix(measured, languages)
-    return model(languages, features(languages), scores, noise), scores
+    noise = max(float(np.median(width)) / 3.3, 1e-3) if len(width) else PRIOR_DEVIATIONS["residual"]
+    scores = score_matrix(measured, languages)
+    return fit_pair_model(languages, features(languages), scores, noise), scores
 
 
-def pairs_run(rows: Sequence[Mapping]) -> set[tuple[str, str]]:
-    """Pairs, names in order, of which a score or a bound is known in both directions."""
-    told = {(row["target"], row["source"]) for row in rows if row["status"] in ("measured", "bound")}
-    return {(a, b) for a, b in told if a < b and (b, a) in told}
+def pairs_already_run(rows: Sequence[Mapping]) -> set[tuple[str, str]]:
+    """Pairs (names in alphabetical order) with a score or a bound in both directions."""
+    known = {(row["target"], row["source"]) for row in rows if row["status"] in ("measured", "bound")}
+    return {(a, b) for a, b in known if a < b and (b, a) in known}
 
 
-def choose(
-    process: Model,
+def select_pairs(
+    process: PairModel,
     scores: np.ndarray,
     count: int,
     *,
@@ -129,20 +144,20 @@ def choose(
     budget: float = np.inf,
     weight: np.ndarray | None = None,
     ran: Collection[tuple[str, str]] = (),
-) -> list[Choice]:
-    """The pairs to run next, at most `count`, in order.
+) -> list[SelectedPair]:
+    """The pairs to run next, best first, at most `count`.
 
     Args:
-      scores (T, T): measured so far, NaN elsewhere. price: of each pair (names in the order of the languages),
-        1 by default; their sum stays within `budget`.
-      weight (T, T): how much each score matters; all alike by default.
-      ran: pairs (names in the order of the languages) that are not to be chosen: those run before, whose loss the
-        same run would again not reach.
+      scores: (T, T) measured so far, NaN elsewhere.
+      price: of each pair (names in the order of the languages), 1 by default. The sum stays within `budget`.
+      weight: (T, T) of the variance of each score; 1 by default.
+      ran: pairs that were run before (names in the order of the languages) and are not chosen again, also those that
+        gave only a bound: the same run would give the same bound.
     """
     place = {tuple(cell): index for index, cell in enumerate(process.cells)}
     importance = np.ones(len(process.cells)) if weight is None else weight[tuple(process.cells.T)]
     known = np.isfinite(scores[tuple(process.cells.T)])
-    covariance = _given(process.covariance.copy(), np.flatnonzero(known), process.noise)
+    covariance = posterior_covariance(process.covariance.copy(), np.flatnonzero(known), process.noise)
     pairs = [
         (place[i, j], place[j, i])
         for i in range(len(process.languages))
@@ -152,8 +167,8 @@ def choose(
     ]
     names = {pair: tuple(process.languages[index] for index in process.cells[pair[0]]) for pair in pairs}
     cost = {pair: (price or {}).get(names[pair], 1.0) for pair in pairs}  # type: ignore[call-overload]
-    whole = float(importance @ np.diag(process.covariance))
-    chosen: list[Choice] = []
+    prior_variance = float(importance @ np.diag(process.covariance))
+    chosen: list[SelectedPair] = []
     while pairs and len(chosen) < count:
         pairs = [pair for pair in pairs if cost[pair] <= budget]
         if not pairs:
@@ -162,20 +177,20 @@ def choose(
         across = covariance[both]  # (p, 2, m)
         own = covariance[both[:, :, None], both[:, None, :]] + process.noise**2 * np.eye(2)
         gain = np.einsum("pim,m,pjm->pij", across, importance, across, optimize=True)
-        lessened = np.einsum("pij,pji->p", np.linalg.inv(own), gain)
-        worth = lessened / np.array([cost[pair] for pair in pairs])
-        # Of pairs that are worth the same but for rounding, the first.
-        best = pairs[int(np.argmax(worth >= worth.max() * (1 - 1e-9)))]
-        covariance = _given(covariance, np.array(best), process.noise)
+        reduction = np.einsum("pij,pji->p", np.linalg.inv(own), gain)
+        per_cost = reduction / np.array([cost[pair] for pair in pairs])
+        # Of pairs that are equal but for rounding, the first.
+        best = pairs[int(np.argmax(per_cost >= per_cost.max() * (1 - 1e-9)))]
+        covariance = posterior_covariance(covariance, np.array(best), process.noise)
         budget -= cost[best]
         pairs.remove(best)
-        left = float(importance @ np.diag(covariance)) / whole
-        chosen.append(Choice(names[best], cost[best], left))  # type: ignore[arg-type]
+        remaining = float(importance @ np.diag(covariance)) / prior_variance
+        chosen.append(SelectedPair(names[best], cost[best], remaining))  # type: ignore[arg-type]
     return chosen
 
 
-def _given(covariance: np.ndarray, at: np.ndarray, noise: float) -> np.ndarray:
-    """The covariance once the cells `at` are measured."""
+def posterior_covariance(covariance: np.ndarray, at: np.ndarray, noise: float) -> np.ndarray:
+    """The covariance (m, m) conditioned on measurements of the cells `at` with standard deviation `noise`."""
     if not len(at):
         return covariance
     across = covariance[:, at]
@@ -183,31 +198,32 @@ def _given(covariance: np.ndarray, at: np.ndarray, noise: float) -> np.ndarray:
     return covariance - across @ inverse @ across.T
 
 
-def _parts(cells: np.ndarray, features: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    """Covariances (m, m) of unit variance that the process is a sum of."""
+def _covariance_components(cells: np.ndarray, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The covariance components (m, m), each of unit variance, by name."""
     t, s = cells.T
-    parts = {
+    components = {
         "shared": np.ones((len(cells), len(cells))),
         "target": (t[:, None] == t).astype(float),
         "source": (s[:, None] == s).astype(float),
-        "own": (np.arange(len(cells))[:, None] == np.arange(len(cells))).astype(float),
+        "residual": (np.arange(len(cells))[:, None] == np.arange(len(cells))).astype(float),
     }
-    alike = [table for table in features.values() if np.isfinite(table).any()]
-    if alike:
+    known = [table for table in features.values() if np.isfinite(table).any()]
+    if known:
         standard = []
-        for table in alike:
+        for table in known:
             values = table[t, s]
-            there = np.isfinite(values)
-            deviation = values[there].std() or 1.0
-            standard.append(np.where(there, (values - values[there].mean()) / deviation, 0.0))
-        parts["kin"] = sum((np.outer(value, value) for value in standard), np.zeros(())) / len(standard)
-        close = np.mean([_similarity(table) for table in alike], axis=0)
-        parts["related"] = close[np.ix_(t, t)] * close[np.ix_(s, s)]
-    return parts
+            finite = np.isfinite(values)
+            deviation = values[finite].std() or 1.0
+            standard.append(np.where(finite, (values - values[finite].mean()) / deviation, 0.0))
+        outer = (np.outer(value, value) for value in standard)
+        components["features"] = sum(outer, np.zeros(())) / len(standard)
+        close = np.mean([_language_similarity(table) for table in known], axis=0)
+        components["related"] = close[np.ix_(t, t)] * close[np.ix_(s, s)]
+    return components
 
 
-def _similarity(table: np.ndarray) -> np.ndarray:
-    """A feature of pairs as a similarity of languages in [0, 1], 1 with oneself; distances are turned round."""
+def _language_similarity(table: np.ndarray) -> np.ndarray:
+    """A feature of pairs as a similarity in [0, 1], with 1 on the diagonal; a distance is reversed."""
     values = np.where(np.isfinite(table), table, np.nanmean(table))
     off = ~np.eye(len(values), dtype=bool)
     if np.diag(values).mean() < values[off].mean():
@@ -217,11 +233,16 @@ def _similarity(table: np.ndarray) -> np.ndarray:
     return values
 
 
-def _fitted(parts: Mapping[str, np.ndarray], values: np.ndarray, noise: float) -> dict[str, float]:
-    """Standard deviations of the parts of highest marginal likelihood, held near their start by a wide prior."""
-    names = list(parts)
-    start = np.log([START[name] for name in names])
-    stacked = np.stack([parts[name] for name in names])
+def _fitted_deviations(
+    components: Mapping[str, np.ndarray], values: np.ndarray, noise: float
+) -> dict[str, float]:
+    """Standard deviations of the components of maximal marginal likelihood, with a log-normal prior.
+
+    The prior has its median at `PRIOR_DEVIATIONS` and unit standard deviation in the logarithm.
+    """
+    names = list(components)
+    start = np.log([PRIOR_DEVIATIONS[name] for name in names])
+    stacked = np.stack([components[name] for name in names])
 
     def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
         variance = np.exp(2 * theta)
@@ -231,13 +252,13 @@ def _fitted(parts: Mapping[str, np.ndarray], values: np.ndarray, noise: float) -
         except np.linalg.LinAlgError:
             return 1e12, np.zeros_like(theta)
         solved = cho_solve(factor, values)
-        half = dpotri(factor[0], lower=True)[0]
-        inverse = np.tril(half) + np.tril(half, -1).T
+        lower = dpotri(factor[0], lower=True)[0]
+        inverse = np.tril(lower) + np.tril(lower, -1).T
         value = 0.5 * values @ solved + np.log(np.diag(factor[0])).sum()
         outer = np.outer(solved, solved) - inverse
-        slope = -variance * np.einsum("kij,ij->k", stacked, outer)
-        away = theta - start
-        return float(value + 0.5 * away @ away), slope + away
+        gradient = -variance * np.einsum("kij,ij->k", stacked, outer)
+        deviation = theta - start
+        return float(value + 0.5 * deviation @ deviation), gradient + deviation
 
     found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=[(-7.0, 1.5)] * len(names))
     return {name: float(np.exp(value)) for name, value in zip(names, found.x, strict=True)}

@@ -1,4 +1,4 @@
-"""Bilingual transfer scores read off pairs of curves, many pairs at once: `transfer` says what a score is."""
+"""Bilingual transfer scores from pairs of loss curves, many pairs at once; `matrix` defines the score."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -7,9 +7,9 @@ import numpy as np
 
 from analysis.curves.curve import Curve, interval, reach, read
 
-# Reference budgets of a curve of scores.
-POINTS = 24
-# Numbers of a block that is computed at once: more would not stay in a core's cache.
+# Values of d of a curve of scores.
+CURVE_POINTS = 24
+# Numbers of a block that is computed at once: larger blocks do not fit into the cache of a core.
 _BLOCK = 32_768
 
 
@@ -17,7 +17,8 @@ _BLOCK = 32_768
 class Scores:
     """Scores (m,) of a pair at reference tokens d (m,), with their interval and τ; NaN where there is none.
 
-    `status` is measured, bound or missing; `bound`, of bounds, at most or at least.
+    Attributes:
+      status: "measured", "bound" or "missing". bound: "at most" or "at least" where the status is "bound".
     """
 
     d: np.ndarray
@@ -29,29 +30,31 @@ class Scores:
     bound: np.ndarray
 
 
-def nothing(d: np.ndarray | None) -> Scores:
-    """No score at all at d, or at no particular d: all missing."""
+def missing_scores(d: np.ndarray | None) -> Scores:
+    """The result of a pair without scores: status "missing" at each d (None: one row without d)."""
     d = np.array([np.nan]) if d is None else d
     empty, none = np.full(len(d), np.nan), np.full(len(d), "")
     return Scores(d, empty, empty, empty, empty, np.full(len(d), "missing"), none)
 
 
-def scores_of(
+def pair_scores(
     pairs: Sequence[tuple[Curve, Curve, np.ndarray | None]], phase: str, level: float
 ) -> list[Scores]:
-    """The scores of pairs: curves of the target alone and of both, and d (m,) or None for the default.
+    """The scores of pairs of curves, in their order.
 
-    By default d is `POINTS` budgets over the curve alone; of cooled curves those at which it has the loss of each
-    cooled budget of both (none, where they never meet).
+    Args:
+      pairs: the curve of the target alone, the curve of both languages, and d (m,). None for d takes `CURVE_POINTS`
+        values over the curve alone; of cooled curves (`phase="end"`) those at which the curve alone has the loss of
+        each cooled budget of the other, if any.
     """
-    alike: dict[tuple, list[int]] = {}
+    same_knots: dict[tuple, list[int]] = {}
     for index, (alone, both, d) in enumerate(pairs):
         key = (alone.knots.tobytes(), both.knots.tobytes(), None if d is None else d.tobytes())
-        alike.setdefault(key, []).append(index)
+        same_knots.setdefault(key, []).append(index)
     found: dict[int, Scores] = {}
-    for indices in alike.values():
+    for indices in same_knots.values():
         alone, both, d = pairs[indices[0]]
-        points = len(d) if d is not None else len(both.knots) if phase == "end" else POINTS
+        points = len(d) if d is not None else len(both.knots) if phase == "end" else CURVE_POINTS
         size = max(_BLOCK // (len(alone.values) * points), 1)
         for start in range(0, len(indices), size):
             part = indices[start : start + size]
@@ -61,15 +64,15 @@ def scores_of(
 
 
 def _block(
-    alone: Sequence[Curve], both: Sequence[Curve], given: np.ndarray | None, phase: str, level: float
+    alone: Sequence[Curve], both: Sequence[Curve], tokens: np.ndarray | None, phase: str, level: float
 ) -> Iterator[Scores]:
-    """The scores of pairs whose curves have the same knots."""
-    if given is not None:
-        d = np.tile(given, (len(alone), 1))
+    """The scores of pairs whose curves have the same knots; σ(L(d)) is +∞ where never reached, 0 where below."""
+    if tokens is not None:
+        d = np.tile(tokens, (len(alone), 1))
     elif phase == "end":
         d = _same_loss(alone, both)
     else:
-        d = np.tile(np.geomspace(alone[0].first, alone[0].last, POINTS), (len(alone), 1))
+        d = np.tile(np.geomspace(alone[0].first, alone[0].last, CURVE_POINTS), (len(alone), 1))
     losses = read(alone, d)
     sigma = reach(both, losses)
     with np.errstate(invalid="ignore"):
@@ -81,7 +84,7 @@ def _block(
     measured = ~(outside | never | early)
     most, least = 2 - both[0].last / d, 2 - both[0].first / d
     score = np.select([outside, never, early], [np.nan, most, least], score)
-    # A draw that never reaches the loss bounds the score from above only: that side stays open.
+    # A draw that never reaches the loss only bounds the score from above: the lower end of the interval stays open.
     bottom = np.where(low < 2, np.minimum(low, least), least)
     low = np.where(early, bottom, np.where(np.isfinite(low) & measured, low, np.nan))
     top = np.where(np.isfinite(high), np.maximum(high, most), most)
@@ -92,12 +95,12 @@ def _block(
     status = np.select([outside, never | early], ["missing", "bound"], "measured")
     bound = np.select([never, early], ["at most", "at least"], "")
     for row in range(len(d)):
-        there = slice(None) if given is not None or phase != "end" else np.isfinite(d[row])
-        yield Scores(*(table[row][there] for table in (d, score, low, high, tau, status, bound)))
+        rows = slice(None) if tokens is not None or phase != "end" else np.isfinite(d[row])
+        yield Scores(*(table[row][rows] for table in (d, score, low, high, tau, status, bound)))
 
 
 def _same_loss(alone: Sequence[Curve], both: Sequence[Curve]) -> np.ndarray:
-    """d (B, m) at which each curve alone has the loss of each point of both; NaN where it never has."""
+    """d (B, m) at which each curve alone has the loss of each point of its partner curve; NaN where it has not."""
     alone, both = (
         [replace(curve, values=curve.values[:1], slopes=curve.slopes[:1]) for curve in curves]
         for curves in (alone, both)

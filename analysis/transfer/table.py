@@ -1,4 +1,4 @@
-"""The transfer matrix of a study as one plain table: every pair, in every unit, measured, bounded or predicted."""
+"""The transfer matrix of a study as one table: every pair in every unit, measured, bounded, predicted or missing."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,24 @@ import pandas as pd
 from analysis.curves.study import study_curves
 from analysis.transfer import adaptation, units
 from analysis.transfer import matrix as transfer
-from analysis.transfer.forest import Overlap, predicted
+from analysis.transfer.forest import VocabularyOverlap, predict_missing_pairs
 from analysis.transfer.matrix import main_scale
 from mscale.errors import MscaleError, nearest
 
-COLUMNS = ["unit", "scale", "params", "target", "source", "d", "phase", "status", "score", "low", "high"]
-COLUMNS += ["bound", "censored", "tau", "level", "reason"]
+TRANSFER_TABLE_COLUMNS = [
+    "unit",
+    "scale",
+    "params",
+    "target",
+    "source",
+    "d",
+    "phase",
+    "status",
+    "score",
+    "low",
+    "high",
+]
+TRANSFER_TABLE_COLUMNS += ["bound", "censored", "tau", "level", "reason"]
 
 
 def transfer_table(
@@ -27,35 +39,38 @@ def transfer_table(
     run_noise: float | None = None,
     premiums: Mapping[str, float] | None = None,
     fertility: Mapping[str, float] | None = None,
-    overlap: Overlap | None = None,
+    overlap: VocabularyOverlap | None = None,
     planted: Mapping[str, Mapping[str, Any]] | None = None,
-    level: float = transfer.LEVEL,
+    level: float = transfer.INTERVAL_LEVEL,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The bilingual transfer score of every ordered pair, per token, and per byte and content where that is known.
+    """The bilingual transfer score of every ordered pair, per token and, where known, per byte and per content.
 
     Args:
-      rows: observations (`tables.read_study`). d: reference tokens, by default what each scale allows most pairs.
-      scale: that one alone. phase: "stable" or "end" (cooled with cooled). split, vocabulary: the one to take, where
-        there are several.
-      run_noise: see `transfer.cells`.
-      fertility: bytes per token of languages, where the observations do not tell.
-      premiums, overlap, planted: what else is known of the languages, see `transfer_answers`.
+      rows: observations (`tables.observations.read_study`).
+      d: reference tokens; by default `matrix.reference_tokens` of each scale.
+      scale: one scale only; by default all.
+      phase: "stable" (runs at a constant rate) or "end" (cooled runs).
+      split, vocabulary: the one to use, where the rows have several.
+      run_noise: see `matrix.transfer_cells`.
+      premiums: byte premium of each language. fertility: bytes per token of languages, in place of the observations'.
+      overlap: shared vocabulary of languages. planted: languages of a generated corpus' truth.json.
+      level: of the intervals.
 
     Returns:
-      A row for each unit, scale and ordered pair with the columns of `COLUMNS`: `status` is measured, bound,
-      predicted or missing, `censored` whether the score is a bound. And what goes with it: {"scale" (the one with
-      most pairs), "noise" (of the curves), "predicted" (of the pairs not run, at that scale), "units_missing" (why
-      there are no bytes or content), "left_out" (runs, and why), "cells" (what `curves` reads)}.
+      A table with the columns `TRANSFER_TABLE_COLUMNS`, one row for each unit, scale and ordered pair. `status` is
+      measured, bound, predicted or missing; `censored` is true for bounds. And a dictionary: "scale" (the one with most
+      pairs), "noise" (of the curves), "predicted" (of the predictions at that scale), "units_missing" (why there are no
+      bytes or content), "left_out" (which runs, and why) and "cells" (for `scores_over_d`).
 
     Raises:
-      MscaleError: no 50/50 run, no such scale, or tables that mix what cannot be compared.
+      MscaleError: there is no 50/50 run or no such scale, or the rows are of several vocabularies or splits.
     """
     if d is not None and not 0 < d < float("inf"):
         raise MscaleError(f"transfer: d is {d:g}, expected a positive number of tokens")
     study = study_curves(one_vocabulary(rows, vocabulary), split=split)
     rows = study.observations
-    cells = transfer.cells(study, run_noise=run_noise, seed=seed)
+    cells = transfer.transfer_cells(study, run_noise=run_noise, seed=seed)
     paired = sorted({at for at, languages in cells.points if len(languages) == 2})
     if not paired:
         raise MscaleError(
@@ -69,17 +84,19 @@ def transfer_table(
     )
     main = main_scale(matrix, cells)
     chosen = matrix["scale"] == main
-    others: dict[str, Any] = {"cells": [], "reason": "every pair was run"}
+    predicted: dict[str, Any] = {"cells": [], "reason": "every pair was run"}
     if (matrix.loc[chosen, "status"] == "missing").any():
-        others = predicted(matrix[chosen], adaptation.adaptation_scores(study), planted, overlap, level, seed)
+        predicted = predict_missing_pairs(
+            matrix[chosen], adaptation.adaptation_scores(study), planted, overlap, level, seed
+        )
     frames = [matrix.assign(unit="tokens")]
-    counted, reasons = units.all_units(matrix, rows, premiums, fertility)
+    counted, reasons = units.scores_in_all_units(matrix, rows, premiums, fertility)
     frames += [table.assign(unit=name) for name, table in counted.items()]
     table = pd.concat(frames, ignore_index=True)
-    place = {(row["target"], row["source"]): row for row in others["cells"]}
+    predictions = {(row["target"], row["source"]): row for row in predicted["cells"]}
     fill = (table["unit"] == "tokens") & (table["scale"] == main) & (table["status"] == "missing")
     for index in table.index[fill]:
-        row = place.get((table.at[index, "target"], table.at[index, "source"]))
+        row = predictions.get((table.at[index, "target"], table.at[index, "source"]))
         if row is not None:
             for name in ("score", "low", "high", "status"):
                 table.at[index, name] = row[name]
@@ -89,16 +106,16 @@ def transfer_table(
     about = {
         "scale": main,
         "noise": cells.noise[phase],
-        "predicted": {name: value for name, value in others.items() if name != "cells"},
+        "predicted": {name: value for name, value in predicted.items() if name != "cells"},
         "units_missing": reasons,
         "left_out": cells.left_out,
         "cells": cells,
     }
-    return table.reindex(columns=COLUMNS), about
+    return table.reindex(columns=TRANSFER_TABLE_COLUMNS), about
 
 
 def one_vocabulary(rows: pd.DataFrame, vocabulary: str | None) -> pd.DataFrame:
-    """The rows of one vocabulary; raises MscaleError where the table has none of that name."""
+    """The rows of one vocabulary, or all for None; raises MscaleError where there is none of that name."""
     if vocabulary is None:
         return rows
     found = sorted(set(map(str, rows["vocabulary"])))
@@ -109,19 +126,23 @@ def one_vocabulary(rows: pd.DataFrame, vocabulary: str | None) -> pd.DataFrame:
     return rows[rows["vocabulary"].astype(str) == vocabulary]
 
 
-def curves(cells: transfer.Cells, table: pd.DataFrame) -> pd.DataFrame:
-    """The scores over d of every pair of a `transfer_table` that was run, with the columns of `transfer.COLUMNS`."""
+def scores_over_d(cells: transfer.TransferCells, table: pd.DataFrame) -> pd.DataFrame:
+    """The curves of scores over d of all pairs of a `transfer_table` that were run (`matrix.SCORE_COLUMNS`).
+
+    Args:
+      cells: entry "cells" of what `transfer_table` returns. table: the table that it returns.
+    """
     run = table[(table["unit"] == "tokens") & table["status"].isin(["measured", "bound"])]
     columns = ("target", "source", "scale", "phase", "level")
     frames = [
         transfer.transfer_curve(cells, target, source, scale=scale, phase=phase, level=level)
         for target, source, scale, phase, level in run[list(columns)].itertuples(index=False, name=None)
     ]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=transfer.COLUMNS)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=transfer.SCORE_COLUMNS)
 
 
-def cell(row: Mapping[str, Any]) -> str:
-    """A score as a matrix shows it: +0.21* where its interval leaves out zero, ≤ or ≥ a bound, (predicted)."""
+def format_score(row: Mapping[str, Any]) -> str:
+    """A score as text: +0.21, with * where its interval excludes 0, ≤ or ≥ for a bound, brackets for a prediction."""
     if row["status"] == "missing" or row["score"] != row["score"]:
         return "·"
     text = f"{row['score']:+.2f}".replace("-", "−")

@@ -22,14 +22,17 @@ def test_answers_are_the_same_with_one_process_and_with_two(monkeypatch, two):
     found = []
     for least in (0, 10**9):
         monkeypatch.setattr(analyse, "ENOUGH", least)
-        found.append(analyse.analyse(observations, exposure, splits=("R2_M",)))
+        found.append(analyse.analyse_tables(observations, exposure, splits=("R2_M",)))
     assert found[0] == found[1]
     assert all(found[0]["laws"][name]["fitted"] for name in ("atlas", "capacity")) and found[0]["heldout"]
 
 
 def test_work_goes_on_beside_in_another_process(two):
     started = time.perf_counter()
-    process, slept = second_process.Beside(True)(os.getpid), second_process.Beside(True)(time.sleep, 0.5)
+    process, slept = (
+        second_process.SecondProcess(True)(os.getpid),
+        second_process.SecondProcess(True)(time.sleep, 0.5),
+    )
     assert process() != os.getpid()
     waited = time.perf_counter()
     slept()
@@ -37,20 +40,20 @@ def test_work_goes_on_beside_in_another_process(two):
 
 
 def test_without_a_second_core_or_enough_work_all_is_done_here(monkeypatch, two):
-    assert second_process.Beside(False)(os.getpid)() == os.getpid()
+    assert second_process.SecondProcess(False)(os.getpid)() == os.getpid()
     monkeypatch.setattr(second_process, "cpu_count", lambda: 1)
-    assert second_process.Beside(True)(os.getpid)() == os.getpid()
+    assert second_process.SecondProcess(True)(os.getpid)() == os.getpid()
 
 
 def test_what_fails_there_is_raised_here(two):
     with pytest.raises(ZeroDivisionError):
-        second_process.Beside(True)(operator.truediv, 1, 0)()
+        second_process.SecondProcess(True)(operator.truediv, 1, 0)()
 
 
 def test_a_process_ended_from_outside_is_told_and_the_next_one_works(two):
     with pytest.raises(MscaleError, match="want of memory"):
-        second_process.Beside(True)(os._exit, 1)()
-    assert second_process.Beside(True)(operator.add, 1, 2)() == 3
+        second_process.SecondProcess(True)(os._exit, 1)()
+    assert second_process.SecondProcess(True)(operator.add, 1, 2)() == 3
 
 
 def test_where_no_process_can_be_started_all_is_done_here(monkeypatch, two):
@@ -63,4 +66,4 @@ def test_where_no_process_can_be_started_all_is_done_here(monkeypatch, two):
 
     for started in (lambda **_: Full(), without_semaphores):
         monkeypatch.setattr(second_process, "get_reusable_executor", started)
-        assert second_process.Beside(True)(os.getpid)() == os.getpid()
+        assert second_process.SecondProcess(True)(os.getpid)() == os.getpid()

@@ -36,7 +36,7 @@ def true_laws(params, unique=UNIQUE):
     tau = [[1.0 if t == s else params[f"tau[{t},{s}]"] for s in NAMES] for t in NAMES]
     limits = np.array([unique.get(name, np.inf) for name in NAMES])
     rows = [row(name) for name in ("E", "A", "B", "alpha", "beta", "lambda")]
-    return allocation.Laws(NAMES, NAMES, *rows, tau=np.array([tau]), unique=limits)
+    return allocation.LawDraws(NAMES, NAMES, *rows, tau=np.array([tau]), unique=limits)
 
 
 def design(lone=""):

@@ -5,7 +5,7 @@ import json
 import planted_mixtures
 import pytest
 
-from analysis.study.analyse import FORMAT
+from analysis.study.analyse import RESULTS_FORMAT
 from mscale.cli import main
 
 
@@ -14,7 +14,7 @@ def laws(tmp_path_factory):
     path = tmp_path_factory.mktemp("results") / "laws.json"
     results = planted_mixtures.results(0)
     results |= {
-        "format": FORMAT,
+        "format": RESULTS_FORMAT,
         "transfer": {"scale": None, "matrix": [], "predicted": {"cells": []}},
         "crossover": {"table": [], "gaps": []},
         "capacity": {"identified": False, "reason": "one K", "points": []},

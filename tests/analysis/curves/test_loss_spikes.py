@@ -64,6 +64,6 @@ def test_they_are_left_out_of_curves_and_said():
     assert 0.7 * hit.sum() <= exclusions[0]["rows"] <= hit.sum() and len(kept) + exclusions[0]["rows"] == len(
         rows
     )
-    cells = matrix.cells(rows)
+    cells = matrix.transfer_cells(rows)
     assert cells.noise["stable"].checkpoint < 0.015
     assert any("a loss spike, far above" in note for note in cells.left_out)

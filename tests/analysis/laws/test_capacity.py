@@ -77,6 +77,6 @@ def test_rows_are_cooled_uniform_unrepeated_and_trained_on():
     assert set(rows["phase"]) == {"end"} and set(rows["K"]) == {1, 2, 4, 6}
     assert set(rows["init"]) == {"scratch"} and "repeat" not in set(rows["tag"])
     assert np.allclose(rows["target_tokens"] * rows["K"], rows["tokens"], rtol=1e-3)
-    assert laws.unidentified(rows) == ""
-    assert "different K" in laws.unidentified(rows[rows["K"] == 1])
-    assert "sizes" in laws.unidentified(rows[rows["scale"] == "nano2"])
+    assert laws.why_not_identifiable(rows) == ""
+    assert "different K" in laws.why_not_identifiable(rows[rows["K"] == 1])
+    assert "sizes" in laws.why_not_identifiable(rows[rows["scale"] == "nano2"])

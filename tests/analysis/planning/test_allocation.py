@@ -86,13 +86,13 @@ def test_from_noisy_fits_it_beats_what_people_use_on_the_planted_truth(worst):
     for seed in range(3):
         fit = planted_mixtures.fitted(seed)
         theta = np.concatenate([fit.theta[None], draws(fit, 12)])
-        laws = allocation.laws_of(fit, theta, planted_mixtures.NAMES, planted_mixtures.UNIQUE)
+        laws = allocation.law_draws(fit, theta, planted_mixtures.NAMES, planted_mixtures.UNIQUE)
         truth = planted_mixtures.true_laws(planted_mixtures.planted(seed))
         found = allocation.best_allocation(laws, FLOPS, WEIGHTS, worst=worst, starts=2)
         mine = loss(truth, found.rates, found.params, WEIGHTS, worst)
         ideal = allocation.best_allocation(truth, FLOPS, WEIGHTS, worst=worst, starts=2).value
         lost.append(mine - ideal)
-        rivals = allocation.rivals(laws, found.tokens)
+        rivals = allocation.baseline_mixtures(laws, found.tokens)
         assert {"uniform over the targets", "temperature 3.3", "UniMax"} <= set(rivals)
         for rates in rivals.values():
             other = allocation.best_allocation(laws, FLOPS, WEIGHTS, worst=worst, rates=rates)
@@ -102,7 +102,7 @@ def test_from_noisy_fits_it_beats_what_people_use_on_the_planted_truth(worst):
 
 def test_laws_of_a_fit_are_its_laws():
     fit = planted_mixtures.fitted(0)
-    laws = allocation.laws_of(fit, fit.theta[None], ["b", "d"])
+    laws = allocation.law_draws(fit, fit.theta[None], ["b", "d"])
     rows = {"params": [1e5], "D_t": [2e6], "U_t": [2e6], "language": ["b"]}
     rows |= {"D_1": [1e6], "U_1": [1e6], "D_2": [0.0], "U_2": [0.0], "D_3": [5e5], "U_3": [5e5]}
     rows |= {"D_other": [0.0], "U_other": [0.0]}
@@ -110,7 +110,7 @@ def test_laws_of_a_fit_are_its_laws():
     rates = np.array([1e6, 2e6, 0.0, 5e5]) / 3.5e6  # SOURCES["b"] is a, c, d
     assert laws.loss(rates, 1e5, 3.5e6)[0, 0] == pytest.approx(expected)
     with pytest.raises(MscaleError, match="no ATLAS law of 'e'"):
-        allocation.laws_of(fit, fit.theta[None], ["e"])
+        allocation.law_draws(fit, fit.theta[None], ["e"])
 
 
 def test_at_the_floor_a_law_says_nothing():

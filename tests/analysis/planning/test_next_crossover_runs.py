@@ -117,7 +117,7 @@ def test_recommended_runs_narrow_the_crossover_more_than_others_of_equal_price()
         cells, paid, others = gaussian_process.cells_of(results, "aa", SIZES), 0.0, []
         while paid < spent:
             cell = cells[rng.integers(len(cells))]
-            tokens = float(np.exp(cell.seen)) * next_crossover_runs.BEYOND
+            tokens = float(np.exp(cell.seen)) * next_crossover_runs.CROSSOVER_MARGIN
             paid += 6 * cell.params * tokens
             others.append(
                 trunk(rng, cell.language, cell.scale, int(rng.integers(2)), tokens, f"other-{len(others)}")
@@ -134,10 +134,10 @@ def surprise(cells, wanted, true):
     level, variance = gaussian_process.posterior(cells, wanted)
     end = min(wanted.reach)
     told = [
-        next_crossover_runs._chance(level, np.sqrt(variance), end * by, end)
-        for by in next_crossover_runs.LONGER
+        next_crossover_runs.chance_to_show(level, np.sqrt(variance), end * by, end)
+        for by in next_crossover_runs.EXTENSIONS
     ]
-    came = [true < end * by for by in next_crossover_runs.LONGER]
+    came = [true < end * by for by in next_crossover_runs.EXTENSIONS]
     return np.mean([-np.log(max(p if yes else 1 - p, 1e-3)) for p, yes in zip(told, came, strict=True)])
 
 
@@ -234,7 +234,7 @@ def test_start_answers_at_other_sizes_from_the_crossovers_that_there_are():
         assert "from scratch. By the study's other" in start.start("aa", asked, 2 * high, known).text
         assert "from the checkpoint. By" in start.start("aa", asked, low / 2, known).text
         answer = start.start("aa", asked, np.sqrt(low * high), known)
-        assert "too close to call" in answer.text and answer.basis == answer_.STUDY
+        assert "too close to call" in answer.text and answer.basis == answer_.BASIS_STUDY
         assert any("no crossover of aa within a factor of two" in reason for reason in answer.reasons)
     assert any("outside the study's" in reason for reason in answer.reasons)
     with pytest.raises(MscaleError, match="more than a hundredfold outside"):

@@ -11,8 +11,14 @@ from analysis.planning import expand, start
 from analysis.planning import languages as languages_
 from analysis.planning import mixture as mixture_plan
 from analysis.planning.co_training import co_training
-from analysis.planning.mixture import mixture
-from analysis.planning.next_runs import BUDGETS, Candidate, after, next_runs, slopes_of
+from analysis.planning.mixture import best_mixture
+from analysis.planning.next_runs import (
+    BUDGET_SHARES,
+    CandidateTrunk,
+    covariance_after,
+    next_runs,
+    residual_slopes,
+)
 from analysis.text import count
 from analysis.uncertainty.delta_method import covariance
 from analysis.validation import simulate
@@ -20,9 +26,9 @@ from mscale.errors import MscaleError
 
 
 def test_published_answers():
-    answer = languages_.languages("es")
+    answer = languages_.source_languages("es")
     assert answer.text.startswith("Train es with pt: score +0.50")
-    helps = languages_.languages("es", decide=False).text
+    helps = languages_.source_languages("es", decide=False).text
     assert helps.startswith("Trained half and half with es, pt helps most: score +0.50")
     assert answer.rows[0]["source"] == "pt" and answer.rows[0]["tau"] == pytest.approx(0.5 / 1.5)
     assert "interval not published" in answer.basis
@@ -46,7 +52,7 @@ def test_published_answers():
 
 def test_refusals_say_what_is_missing():
     with pytest.raises(MscaleError, match="no transfer score for 'qqq'"):
-        languages_.languages("qqq")
+        languages_.source_languages("qqq")
     with pytest.raises(MscaleError, match="tenfold outside"):
         expand.expand(8, 16, 1e13, 4e11)
     with pytest.raises(MscaleError, match="tenfold outside"):
@@ -70,7 +76,7 @@ def test_refusals_say_what_is_missing():
             co_training("a", planted_mixtures.results(0), flops, params)
     unfitted = {"laws": {"atlas": {"fitted": False, "reason": "no exposure"}}}
     with pytest.raises(MscaleError, match="ATLAS law, which is not fitted: no exposure"):
-        mixture(["a"], 1e14, unfitted)
+        best_mixture(["a"], 1e14, unfitted)
     with pytest.raises(MscaleError, match="ATLAS law, which is not fitted: no exposure"):
         co_training("a", unfitted, 1e14)
     with pytest.raises(MscaleError, match="ATLAS law, which is not fitted: no exposure"):
@@ -79,7 +85,7 @@ def test_refusals_say_what_is_missing():
         next_runs("mixtures", unfitted)
     older = {"laws": {"atlas": {"fitted": True, "reason": ""}}}
     with pytest.raises(MscaleError, match="run `mscale fit` again"):
-        mixture(["a"], 1e14, older)
+        best_mixture(["a"], 1e14, older)
 
 
 def test_a_study_comes_before_the_paper():
@@ -93,20 +99,20 @@ def test_a_study_comes_before_the_paper():
         "high": 0.3,
     }
     results = {"transfer": {"scale": "s", "matrix": [{**row, "tau": 0.111}]}}
-    answer = languages_.languages("es", results)
-    assert answer.rows[0]["source"] == "xx" and answer.basis == answer_.STUDY
-    assert any(other["basis"] == answer_.PUBLISHED for other in answer.rows)
+    answer = languages_.source_languages("es", results)
+    assert answer.rows[0]["source"] == "xx" and answer.basis == answer_.BASIS_STUDY
+    assert any(other["basis"] == answer_.BASIS_PUBLISHED for other in answer.rows)
 
 
 def test_a_pair_that_never_reached_the_loss_is_said_to_score_at_most_its_bound():
     row = {"scale": "s", "target": "es", "source": "pt", "status": "bound", "bound": "at most", "tau": None}
     cells = [{**row, "score": -0.5, "low": None, "high": -0.2}]
     results = {"transfer": {"scale": "s", "matrix": cells}}
-    answer = languages_.languages("es", results)
+    answer = languages_.source_languages("es", results)
     assert "No source is known to help es; the best is pt, at most −0.50." in answer.text
     # The paper's figure for a pair that the study ran stays out.
-    assert [one["basis"] for one in answer.rows if one["source"] == "pt"] == [answer_.STUDY]
-    early = languages_.languages(
+    assert [one["basis"] for one in answer.rows if one["source"] == "pt"] == [answer_.BASIS_STUDY]
+    early = languages_.source_languages(
         "es", {"transfer": {"scale": "s", "matrix": [{**cells[0], "bound": "at least", "score": 0.4}]}}
     )
     assert early.text.startswith("Train es with pt: score at least +0.40")
@@ -114,7 +120,7 @@ def test_a_pair_that_never_reached_the_loss_is_said_to_score_at_most_its_bound()
     open_ = {**cells[0], "status": "measured", "bound": "", "score": 0.1, "high": 0.4, "tau": 0.05}
     assert (
         "No source is known"
-        in languages_.languages("es", {"transfer": {"scale": "s", "matrix": [open_]}}).text
+        in languages_.source_languages("es", {"transfer": {"scale": "s", "matrix": [open_]}}).text
     )
 
 
@@ -123,7 +129,7 @@ FLOPS = 6 * 3e5 * 1.2e7
 
 def test_the_mixture_is_said_with_intervals_rivals_and_reasons():
     results = planted_mixtures.results(0)
-    answer = mixture(["a", "b", "c", "d"], FLOPS, results, weights=[2, 1, 1, 1])
+    answer = best_mixture(["a", "b", "c", "d"], FLOPS, results, weights=[2, 1, 1, 1])
     rates = {row["language"]: row for row in answer.rows}
     assert sum(row["rate"] for row in answer.rows) == pytest.approx(1, abs=1e-3)
     assert all(row["low"] <= row["rate"] <= row["high"] for row in answer.rows)
@@ -138,7 +144,7 @@ def test_the_mixture_is_said_with_intervals_rivals_and_reasons():
     assert mine["low"] <= true <= mine["high"]
     assert len(rivals) == 4 and all(row["worse_by"] > 0 for row in rivals)
     assert any("extrapolated" in reason for reason in answer.reasons) == (size > planted_mixtures.SIZES[-1])
-    held = mixture(["a"], FLOPS, results, params=1e5, unique={"a": 1e9})
+    held = best_mixture(["a"], FLOPS, results, params=1e5, unique={"a": 1e9})
     assert held.rows[0]["rate"] == pytest.approx(1, abs=1e-3) and "100k parameters" in held.text
 
 
@@ -161,7 +167,7 @@ def test_the_mixture_refuses_what_makes_no_sense():
         ({"targets": ["a"], "flops": 1e24}, "more than a hundredfold outside"),
     ):
         with pytest.raises(MscaleError, match=message):
-            mixture(results=results, **wrong)
+            best_mixture(results=results, **wrong)
 
 
 def test_a_size_that_a_target_was_not_run_at_is_refused_with_what_to_run():
@@ -169,7 +175,7 @@ def test_a_size_that_a_target_was_not_run_at_is_refused_with_what_to_run():
     results = planted_mixtures.results(0, lone="d")
     middle = planted_mixtures.SIZES[2]
     for decide in (
-        lambda **held: mixture(["a", "d"], FLOPS, results, **held),
+        lambda **held: best_mixture(["a", "d"], FLOPS, results, **held),
         lambda **held: co_training("d", results, FLOPS, **held),
     ):
         with pytest.raises(
@@ -177,14 +183,14 @@ def test_a_size_that_a_target_was_not_run_at_is_refused_with_what_to_run():
         ):
             decide()
         assert decide(params=middle).text
-    held = mixture(["a", "d"], FLOPS, results, params=middle)
+    held = best_mixture(["a", "d"], FLOPS, results, params=middle)
     mine = held.more[0][1][0]
     rates = {row["language"]: row["rate"] for row in held.rows}
     truth = planted_mixtures.true_laws(planted_mixtures.planted(0))
     chosen = np.array([rates.get(name, 0.0) for name in planted_mixtures.NAMES])
     true = truth.loss(chosen / chosen.sum(), middle, FLOPS / 6 / middle)[0, [0, 3]].mean()
     assert mine["low"] <= true <= mine["high"] and mine["high"] - mine["low"] < 0.1
-    assert mixture(["a", "b"], FLOPS, results).text  # other targets are not held back
+    assert best_mixture(["a", "b"], FLOPS, results).text  # other targets are not held back
     for targets, first in (["a", "d"], True), (["a", "b"], False):
         reasons = next_runs("mixture", results, targets=targets, flops=FLOPS, runs=1).reasons
         assert any("first run d at other sizes" in reason for reason in reasons) == first
@@ -192,10 +198,10 @@ def test_a_size_that_a_target_was_not_run_at_is_refused_with_what_to_run():
 
 def test_a_gain_smaller_than_what_the_law_misses_is_not_sure(monkeypatch):
     results = planted_mixtures.results(0)
-    sure = mixture(["a", "b", "c", "d"], FLOPS, results, weights=[1, 0, 0, 3]).reasons
+    sure = best_mixture(["a", "b", "c", "d"], FLOPS, results, weights=[1, 0, 0, 3]).reasons
     assert any(reason.endswith(": surely") for reason in sure)
     monkeypatch.setattr(mixture_plan, "misfit", lambda fit: 1.0)
-    reasons = mixture(["a", "b", "c", "d"], FLOPS, results, weights=[1, 0, 0, 3]).reasons
+    reasons = best_mixture(["a", "b", "c", "d"], FLOPS, results, weights=[1, 0, 0, 3]).reasons
     assert any("not surely, since the law misses" in reason for reason in reasons)
 
 
@@ -207,7 +213,7 @@ def test_a_report_advises_the_best_mixture_or_a_usual_one_where_none_is_surely_b
     assert found["flops"] == largest and sum(row["rate"] for row in found["rates"]) == pytest.approx(
         1, abs=0.02
     )
-    asked = mixture(list("abcd"), largest, results)
+    asked = best_mixture(list("abcd"), largest, results)
     rates = {row["language"]: row["rate"] for row in asked.rows}
     assert all(row["rate"] == pytest.approx(rates[row["language"]], abs=0.05) for row in found["rates"])
     monkeypatch.setattr(mixture_plan, "misfit", lambda fit: 1.0)
@@ -243,12 +249,12 @@ def test_sources_help_once_ones_own_text_is_exhausted():
 def test_information_after_a_run_is_that_of_the_run_really_added():
     """The covariance that `next` predicts is the one of a fit with the trunk's rows added, at the same noise."""
     found = planted_mixtures.fitted(0)
-    run = Candidate(("a", "b"), "s", planted_mixtures.SIZES[2], 6e6)
-    slopes = slopes_of(found, run, planted_mixtures.UNIQUE)
-    assert slopes.shape == (2 * len(BUDGETS), len(found.theta))
+    run = CandidateTrunk(("a", "b"), "s", planted_mixtures.SIZES[2], 6e6)
+    slopes = residual_slopes(found, run, planted_mixtures.UNIQUE)
+    assert slopes.shape == (2 * len(BUDGET_SHARES), len(found.theta))
     noise = found.noise
     sigma2, ratio = noise.at_best(noise.sigma2)[0], noise.ratio[noise.best[0]]
-    predicted = after(covariance(found), slopes, sigma2, ratio)
+    predicted = covariance_after(covariance(found), slopes, sigma2, ratio)
     shared = np.eye(len(slopes)) + ratio
     information = np.linalg.inv(covariance(found)) + slopes.T @ np.linalg.inv(shared) @ slopes / sigma2
     assert np.allclose(predicted, np.linalg.inv(information), rtol=1e-6, atol=1e-12)
@@ -350,12 +356,12 @@ def test_predicted_pairs_are_flagged_and_generated_languages_are_not_the_papers(
         },
         "truth": {"languages": {}},
     }
-    answer = languages_.languages("es", results)
-    assert [row["source"] for row in answer.rows] == ["zz"] and answer.basis == answer_.PREDICTED
-    answer = languages_.languages("es", {**results, "truth": None})
-    assert answer.rows[0]["basis"] == answer_.PREDICTED and answer.rows[1]["source"] == "pt"
+    answer = languages_.source_languages("es", results)
+    assert [row["source"] for row in answer.rows] == ["zz"] and answer.basis == answer_.BASIS_PREDICTED
+    answer = languages_.source_languages("es", {**results, "truth": None})
+    assert answer.rows[0]["basis"] == answer_.BASIS_PREDICTED and answer.rows[1]["source"] == "pt"
     with pytest.raises(MscaleError, match="no transfer score for 'pt'"):
-        languages_.languages("pt", results)
+        languages_.source_languages("pt", results)
 
 
 def test_sources_without_a_worth_of_their_own_are_said_to_count_alike():

@@ -17,7 +17,7 @@ from analysis.report import findings, report
 from analysis.report.findings import headlines, recommendations
 from analysis.report.report import analyse
 from analysis.study.results import main_matrix
-from analysis.study.transfer import beside_published
+from analysis.study.transfer import published_comparison
 from analysis.tables.published import published_transfer
 from mscale.errors import MscaleError
 
@@ -35,7 +35,7 @@ def results():
 
 @pytest.fixture(scope="module")
 def page(results):
-    return report.render(results)
+    return report.render_page(results)
 
 
 class Elements(html.parser.HTMLParser):
@@ -61,14 +61,14 @@ class Elements(html.parser.HTMLParser):
 def test_results_survive_json_and_draw_the_same_page(results, page):
     again = json.loads(json.dumps(results, allow_nan=False))
     assert again == results
-    assert report.render(again) == page
+    assert report.render_page(again) == page
 
 
 def test_results_of_another_version_are_refused(results):
     with pytest.raises(
         MscaleError, match=f"format 1, this mscale draws {report.FORMAT}: run `mscale fit` again"
     ):
-        report.render({**results, "format": 1})
+        report.render_page({**results, "format": 1})
 
 
 def test_the_page_is_whole_and_needs_no_network(results, page):
@@ -93,7 +93,7 @@ def test_the_page_is_whole_and_needs_no_network(results, page):
 
 
 def test_every_figure_has_a_place_data_and_panels(results, page):
-    figures = report.draw(results)
+    figures = report.draw_figures(results)
     assert {
         "loss-curves",
         "predicted-observed",
@@ -112,7 +112,7 @@ def test_every_figure_has_a_place_data_and_panels(results, page):
 
 
 def test_relative_losses_are_the_losses_over_those_of_one_language(results, page):
-    figures = report.draw(results)
+    figures = report.draw_figures(results)
     data, lines = figures["relative-loss"].data, pd.DataFrame(results["capacity"]["lines"])
     assert len(data) > 3 and (data["relative"] > 0).all()
     for row in data.to_dict("records"):
@@ -134,7 +134,7 @@ def test_the_published_matrix_stands_beside_with_its_correlation(results):
     for row in transfer["matrix"]:
         row["target"], row["source"] = natural[row["target"]], natural[row["source"]]
     mine = pd.DataFrame(main_matrix(changed))
-    transfer["published"] = found = beside_published(mine, 0.9)
+    transfer["published"] = found = published_comparison(mine, 0.9)
     paper = published_transfer().set_index(["target", "source"])["score"]
     measured = mine[mine["status"] == "measured"].replace({"iw": "he"})
     pairs = [
@@ -145,7 +145,7 @@ def test_the_published_matrix_stands_beside_with_its_correlation(results):
     ]
     assert found["pairs"] == len(pairs) > 3 and found["correlation"] == pytest.approx(expected)
     assert -1 <= found["low"] < found["correlation"] < found["high"] <= 1
-    figure = report.draw(changed)["beside-published"]
+    figure = report.draw_figures(changed)["beside-published"]
     assert f"over {len(pairs)} pairs" in figure.caption and len(figure.panels) == 2
     drawn = pd.DataFrame(next(iter(figure.specs()[0]["datasets"].values())))
     assert set(drawn["target"]) <= {"en", "es", "he", "ru", "fr", "zh"} and len(drawn) >= len(pairs)
@@ -189,7 +189,7 @@ def test_planted_truths_are_found_and_said(results):
 
 def test_a_law_that_misses_by_far_more_than_runs_differ_is_not_called_clear(results):
     """Its intervals take its form for true. Here all other languages share one τ, so that kin count like strangers."""
-    assert "its form is not all of the truth" in findings.misses_by_far(results, "atlas")
+    assert "its form is not all of the truth" in findings.misfit_warning(results, "atlas")
 
     def missing_by(nats):
         changed = copy.deepcopy(results)
@@ -197,14 +197,14 @@ def test_a_law_that_misses_by_far_more_than_runs_differ_is_not_called_clear(resu
             row["predicted"] = row["observed"] + (nats if number % 2 else -nats)
         return changed
 
-    assert not findings.misses_by_far(missing_by(0.001), "atlas")
+    assert not findings.misfit_warning(missing_by(0.001), "atlas")
     off = missing_by(0.1)
-    assert findings.missed(off, "atlas") == pytest.approx(0.1)
+    assert findings.typical_misfit(off, "atlas") == pytest.approx(0.1)
     law = next(item for item in headlines(off) if item["title"] == "The law")
     assert "misses the losses by 0.100 nats" in law["text"] and law["sure"] != "clear"
-    assert "misses the losses by 0.100 nats" in report.render(off, "")
+    assert "misses the losses by 0.100 nats" in report.render_page(off, "")
     off["transfer"]["noise"]["end"]["repeated_runs"] = 0  # how runs differ is only assumed then
-    assert not findings.misses_by_far(off, "atlas")
+    assert not findings.misfit_warning(off, "atlas")
 
 
 def test_symmetry_alone_is_as_sure_as_its_own_p(results):
@@ -244,9 +244,9 @@ def test_what_atlas_gains_is_credited_to_what_the_study_has(results):
 def test_where_every_pair_was_run_nothing_is_said_to_be_unpredicted(results):
     changed = copy.deepcopy(results)
     changed["transfer"]["predicted"] = {"cells": [], "reason": "held-out pairs are predicted no better"}
-    assert "No pair is predicted: held-out pairs are" in report.render(changed)
+    assert "No pair is predicted: held-out pairs are" in report.render_page(changed)
     changed["transfer"]["matrix"] = [row for row in main_matrix(changed) if row["status"] != "missing"]
-    assert "No pair is predicted" not in report.render(changed)
+    assert "No pair is predicted" not in report.render_page(changed)
 
 
 def test_a_p_that_so_few_languages_cannot_better_says_so(results):
@@ -272,7 +272,7 @@ def test_a_study_that_identifies_nothing_says_so_and_prints_no_number():
     results = analyse(pd.DataFrame(rows), None)
     assert not any(law["fitted"] for law in results["laws"].values())
     assert all(item["sure"] == "not identified" for item in results["headlines"])
-    page = report.render(results)
+    page = report.render_page(results)
     assert "is not fitted" in page and "No transfer matrix" in page
     assert "No R² on held-out runs is given: no law is fitted." in page
     Elements(page)
@@ -297,7 +297,7 @@ def test_a_matrix_of_38_languages_stays_within_bounds(results):
     transfer["units"] = {"bytes": transfer["matrix"], "content": transfer["matrix"]}
     transfer["curves"] = [row | pair for pair in pairs for row in (curve * 24)[:24]]
     began = time.process_time()
-    page = report.render(changed)
+    page = report.render_page(changed)
     assert len(transfer["curves"]) > 33_000 and len(page.encode()) < 5e6
     assert time.process_time() - began < 10
 
@@ -386,7 +386,7 @@ def test_in_a_browser_it_draws_without_errors_or_network_and_its_controls_work(r
     if not browser:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
     results = with_predictions(results)
-    page = report.render(results)
+    page = report.render_page(results)
     probed = page.replace("<head>", "<head>" + PROBE, 1)
     probed = probed[: probed.rindex("</body>")] + EXERCISE + "</body></html>"
     (tmp_path / "page.html").write_text(probed, encoding="utf-8")

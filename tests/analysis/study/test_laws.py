@@ -21,18 +21,18 @@ def test_intervals_that_mean_nothing_are_told(planted):
     row = {"ratio": 2}
     for name in ("N", "D_tot", "C"):
         row |= {name: 1.5, f"{name}_low": 1.2, f"{name}_high": 2.0}
-    assert laws._untrustworthy([row]) == ""
-    assert "outside" in laws._untrustworthy([{**row, "N": 1.0}])
-    assert "wide" in laws._untrustworthy([{**row, "N_low": 0.01, "N_high": 3.0}])
-    assert "wide" in laws._untrustworthy([{**row, "C_high": np.inf, "N_high": np.inf}])
+    assert laws.why_unreliable([row]) == ""
+    assert "outside" in laws.why_unreliable([{**row, "N": 1.0}])
+    assert "wide" in laws.why_unreliable([{**row, "N_low": 0.01, "N_high": 3.0}])
+    assert "wide" in laws.why_unreliable([{**row, "C_high": np.inf, "N_high": np.inf}])
 
 
 def test_without_exposure_or_cooled_rows_atlas_is_refused_with_the_reason(planted):
     observations, exposure = planted
-    law, points = laws.atlas_answer(laws.find_atlas(observations, None, {}, 0), None, 0.9)
+    law, points = laws.atlas_results(laws.fit_atlas(observations, None, {}, 0), None, 0.9)
     assert not law["fitted"] and "exposure" in law["reason"] and points == []
     hot = observations[observations["phase"] != "end"]
-    law, _ = laws.atlas_answer(laws.find_atlas(hot, exposure, {}, 0), exposure, 0.9)
+    law, _ = laws.atlas_results(laws.fit_atlas(hot, exposure, {}, 0), exposure, 0.9)
     assert not law["fitted"] and "cooled" in law["reason"]
 
 

@@ -10,7 +10,7 @@ from analysis.transfer import adaptation, matrix, statistics
 
 def test_agreement_with_planted_relatedness():
     observations, _, truth = planted_study.study(seed=3)
-    cells = matrix.cells(validate_observations(observations)[0])
+    cells = matrix.transfer_cells(validate_observations(observations)[0])
     result = statistics.relatedness_agreement(matrix.transfer_matrix(cells, scales=["nano2"]), truth)
     assert result["pairs"] == 30 and result["spearman"] > 0.6
     assert result["p"] < 2 * result["smallest_p"] < 0.2
@@ -41,12 +41,12 @@ def test_the_weights_of_evaluations_are_the_scores_derivatives():
         np.array([2.5, 2.0, 2.1, 1.5, 2.9, 2.7, 2.6]),
     )
     base, limit = np.array([3.0, 3.0]), np.array([5.5, 7.0])
-    score, _, squares = adaptation._integrate(curve, tokens, losses, base, limit)
+    score, _, squares = adaptation.integrate_gain(curve, tokens, losses, base, limit)
     found = np.zeros(2)
     for values in (losses, base):
         for index in range(len(values)):
             values[index] += 1e-4
-            found += ((adaptation._integrate(curve, tokens, losses, base, limit)[0] - score) / 1e-4) ** 2
+            found += ((adaptation.integrate_gain(curve, tokens, losses, base, limit)[0] - score) / 1e-4) ** 2
             values[index] -= 1e-4
     assert squares == pytest.approx(found, rel=1e-6)
 
@@ -61,11 +61,11 @@ def test_intervals_of_adaptation_scores_cover():
     losses = clean + checkpoint * rng.standard_normal(len(clean)) + (run * rng.standard_normal(count))[curve]
     base = 3.0 + checkpoint * rng.standard_normal(count)
     whole = np.full(count, limit)
-    score, _, squares = adaptation._integrate(curve, tokens, losses, base, whole)
-    truth = adaptation._integrate(curve, tokens, clean, np.full(count, 3.0), whole)[0]
-    away = adaptation._half_widths(squares, Noise(checkpoint, run, run_degrees=1_000_000), 0.9)
+    score, _, squares = adaptation.integrate_gain(curve, tokens, losses, base, whole)
+    truth = adaptation.integrate_gain(curve, tokens, clean, np.full(count, 3.0), whole)[0]
+    away = adaptation.interval_half_widths(squares, Noise(checkpoint, run, run_degrees=1_000_000), 0.9)
     assert 0.88 < np.mean(np.abs(score - truth) <= away) < 0.92
-    few = adaptation._half_widths(squares, Noise(checkpoint, run, run_degrees=1), 0.9)
+    few = adaptation.interval_half_widths(squares, Noise(checkpoint, run, run_degrees=1), 0.9)
     assert (few > away).all()
 
 
@@ -73,7 +73,7 @@ def test_without_a_noise_there_are_no_intervals_and_with_it_the_study_has_them()
     observations = validate_observations(planted_study.study(seed=3, small=True)[0])[0]
     plain = adaptation.adaptation_scores(observations)
     assert plain["low"].isna().all() and (plain["status"] == "measured").any()
-    noise = matrix.cells(observations).noise["stable"]
+    noise = matrix.transfer_cells(observations).noise["stable"]
     known = adaptation.adaptation_scores(observations, noise=noise)
     assert np.array_equal(known["score"], plain["score"], equal_nan=True)
     measured = known[known["status"] == "measured"]

@@ -11,7 +11,7 @@ from analysis.transfer import adaptation, collaborative_filtering, forest, stati
 from analysis.transfer.matrix import transfer_matrix
 from mscale.errors import MscaleError
 
-KIN = forest.Known(LANGUAGES, {}, inventory.pair_features(LANGUAGES, KNOWN))
+KIN = forest.PairFeatures(LANGUAGES, {}, inventory.pair_features(LANGUAGES, KNOWN))
 QUICK = {"trees": 100, "scored_trees": 30, "repeats": 1}
 
 
@@ -20,7 +20,7 @@ def test_what_is_promised_of_held_out_pairs_holds_for_pairs_never_shown():
     for seed in range(4):
         scores, _ = planted(seed)
         part, gone = hide(scores, 0.3, seed)
-        found = forest.predict(part, KIN, **QUICK, seed=seed)
+        found = forest.predict_scores(part, KIN, **QUICK, seed=seed)
         error = np.mean((found.score[gone] - scores[gone]) ** 2)
         promised.append(found.r2)
         real.append(1 - error / np.var(scores[gone]))
@@ -32,7 +32,7 @@ def test_what_is_promised_of_held_out_pairs_holds_for_pairs_never_shown():
 
 def test_the_ablation_shows_which_group_helps():
     scores, _ = planted(5, effects=0.15)
-    found = forest.predict(scores, KIN, **QUICK)
+    found = forest.predict_scores(scores, KIN, **QUICK)
     by = {tuple(row["groups"]): row for row in found.ablation}
     assert set(by) == {("language",), ("other pairs",), ("language", "other pairs")}
     gains = {row["group"]: row for row in found.gains}
@@ -41,26 +41,26 @@ def test_the_ablation_shows_which_group_helps():
         by["other pairs",]["r2"] + gains["language"]["r2"], abs=1e-9
     )
     noise, _ = planted(5, kin=0, effects=0.3)
-    useless = {row["group"]: row for row in forest.predict(noise, KIN, **QUICK).gains}
+    useless = {row["group"]: row for row in forest.predict_scores(noise, KIN, **QUICK).gains}
     assert useless["language"]["low"] < 0.02 and useless["language"]["r2"] < 0.05
 
 
 def test_pure_noise_is_refused():
     scores, _ = planted(0, kin=0, effects=0, noise=1)
     with pytest.raises(MscaleError, match="no better than by their mean"):
-        forest.predict(scores, KIN, **QUICK)
+        forest.predict_scores(scores, KIN, **QUICK)
     few, _ = hide(scores, 0.95, 0)
     with pytest.raises(MscaleError, match="needs 8 or more"):
-        forest.predict(few, KIN, **QUICK)
+        forest.predict_scores(few, KIN, **QUICK)
 
 
 def test_both_directions_of_a_pair_are_held_out_together():
-    for fold in forest._folds(40, 5, 3):
+    for fold in forest.pair_folds(40, 5, 3):
         pairs = np.argwhere(np.triu(np.ones((14, 14)), 1))[:40][fold]
-        cells = forest._cells(np.ones((14, 14)), pairs)
+        cells = forest.measured_cells(np.ones((14, 14)), pairs)
         assert len(cells) == 2 * len(fold)
         assert {tuple(cell) for cell in cells} == {tuple(cell[::-1]) for cell in cells}
-    held = np.sort(np.concatenate(forest._folds(40, 5, 3)))
+    held = np.sort(np.concatenate(forest.pair_folds(40, 5, 3)))
     assert np.array_equal(held, np.arange(40))
 
 
@@ -72,7 +72,7 @@ def other_pairs(scores, drawn=None):
     drawn = np.ones((1, len(pairs)), dtype=bool) if drawn is None else drawn[None]
     everywhere = np.argwhere(~np.eye(len(scores), dtype=bool))
     table = np.full((*scores.shape, 3), np.nan)
-    table[tuple(everywhere.T)] = forest.other_pairs(scores, pair, drawn, everywhere)[0]
+    table[tuple(everywhere.T)] = forest.other_pair_features(scores, pair, drawn, everywhere)[0]
     return table, pair
 
 
@@ -114,11 +114,11 @@ def alike(scores, given, target, source):
             first, second = (np.concatenate([away[who], away[:, who]])[both] for who in (mine, one))
             size = np.linalg.norm(first) * np.linalg.norm(second)
             like = (
-                first @ second / size * both.sum() / (both.sum() + collaborative_filtering.SHRINK)
+                first @ second / size * both.sum() / (both.sum() + collaborative_filtering.SHRINKAGE)
                 if size
                 else 0.0
             )
-            like *= abs(like) ** (collaborative_filtering.AMPLIFIED - 1)
+            like *= abs(like) ** (collaborative_filtering.AMPLIFICATION - 1)
             above += like * away[cell]
             weight += abs(like) * given[cell]
     return mean + above / weight if weight else np.nan
@@ -131,7 +131,7 @@ def test_likeness_is_what_it_says():
     scores[1, 2] = scores[3, 4] = scores[4, 3] = np.nan
     given = np.isfinite(scores) & (rng.random((3, 7, 7)) < 0.8)
     cells = np.argwhere(~np.eye(7, dtype=bool))
-    found = collaborative_filtering.by_likeness(scores, given, cells)
+    found = collaborative_filtering.neighbourhood_scores(scores, given, cells)
     for number, each in enumerate(given):
         expected = [alike(scores, each, *cell) for cell in cells]
         assert found[number] == pytest.approx(expected, nan_ok=True)
@@ -145,8 +145,8 @@ def test_kin_that_nobody_named_are_found_by_whom_they_transfer_to():
     scores += 0.1 * (rng.normal(size=(21, 1)) + rng.normal(size=(1, 21)))
     np.fill_diagonal(scores, np.nan)
     part, gone = hide(scores, 0.3, 3)
-    unnamed = forest.Known(tuple(map(str, range(21))), {}, {})
-    found = forest.predict(part, unnamed, **QUICK)
+    unnamed = forest.PairFeatures(tuple(map(str, range(21))), {}, {})
+    found = forest.predict_scores(part, unnamed, **QUICK)
     real = 1 - np.mean((found.score[gone] - scores[gone]) ** 2) / np.var(scores[gone])
     assert found.r2 > 0.6 and real > 0.6
     assert max(found.importance, key=lambda name: found.importance[name]) == "languages alike"
@@ -157,9 +157,9 @@ def test_the_published_matrix_is_predicted_as_well_as_the_paper_says():
     """The paper: R² 0.85, Spearman 0.88, from adaptation runs that it does not publish."""
     paper = published.published_transfer().dropna()
     languages = tuple(sorted(set(paper["target"])))
-    scores = statistics.to_matrix(paper.to_dict("records"), languages)
-    known = forest.Known(languages, {}, inventory.pair_features(languages))
-    found = forest.predict(scores, known, trees=40, scored_trees=40, repeats=1)
+    scores = statistics.score_matrix(paper.to_dict("records"), languages)
+    known = forest.PairFeatures(languages, {}, inventory.pair_features(languages))
+    found = forest.predict_scores(scores, known, trees=40, scored_trees=40, repeats=1)
     assert 0.85 < found.r2 < 0.96 and found.spearman == pytest.approx(0.88, abs=0.04)
     assert found.groups == ("language", "other pairs")
 
@@ -167,14 +167,14 @@ def test_the_published_matrix_is_predicted_as_well_as_the_paper_says():
 def test_pairs_hidden_from_the_published_matrix_are_predicted():
     paper = published.published_transfer().dropna()
     languages = tuple(sorted(set(paper["target"])))
-    scores = statistics.to_matrix(paper.to_dict("records"), languages)
+    scores = statistics.score_matrix(paper.to_dict("records"), languages)
     upper = np.argwhere(np.triu(np.isfinite(scores) | np.isfinite(scores.T), 1))
     gone = np.random.default_rng(0).permutation(len(upper))[: round(0.3 * len(upper))]
     part = scores.copy()
     part[tuple(upper[gone].T)] = part[tuple(upper[gone].T[::-1])] = np.nan
     hidden = np.isnan(part) & np.isfinite(scores)
-    known = forest.Known(languages, {}, inventory.pair_features(languages))
-    found = forest.predict(part, known, trees=100)
+    known = forest.PairFeatures(languages, {}, inventory.pair_features(languages))
+    found = forest.predict_scores(part, known, trees=100)
     error = np.mean((found.score[hidden] - scores[hidden]) ** 2)
     assert 1 - error / np.var(scores[hidden]) == pytest.approx(found.r2, abs=0.05) and found.r2 > 0.8
     assert spearmanr(found.score[hidden], scores[hidden]).statistic > 0.82
@@ -204,12 +204,12 @@ def test_a_planted_study_without_some_pairs():
     observations = validate_observations(observations)[0]
     matrix = transfer_matrix(observations, scales=["nano2"])
     matrix = matrix[matrix["status"] == "measured"]
-    scores = statistics.to_matrix(matrix.to_dict("records"), planted_study.LANGUAGES)
+    scores = statistics.score_matrix(matrix.to_dict("records"), planted_study.LANGUAGES)
     part, gone = hide(scores, 1 / 3, 1)
-    known = forest.Known(
+    known = forest.PairFeatures(
         planted_study.LANGUAGES, {}, inventory.pair_features(planted_study.LANGUAGES, truth["languages"])
     )
-    found = forest.predict(part, known, scored_trees=30)
+    found = forest.predict_scores(part, known, scored_trees=30)
     kin = inventory.same(planted_study.LANGUAGES, truth["languages"], "family") == 1
     assert found.score[gone & kin].min() > found.score[gone & ~kin].max()
     assert np.mean((found.low <= scores)[gone] & (scores <= found.high)[gone]) >= 0.8

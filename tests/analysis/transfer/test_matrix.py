@@ -15,7 +15,7 @@ from mscale.errors import MscaleError
 def planted():
     observations, _, truth = planted_study.study(seed=3)
     observations, _, _ = validate_observations(observations)
-    return observations, transfer.cells(observations), truth
+    return observations, transfer.transfer_cells(observations), truth
 
 
 def planted_score(source, target):
@@ -72,7 +72,7 @@ def test_never_reached_is_a_bound_and_early_reached_the_other(planted):
         ~((observations["languages"] == "aka+bek") & (observations["tokens"] > 2_000_000))
         & ~((observations["languages"] == "aka+bil") & (observations["tokens"] < 3_000_000))
     ]
-    cells = transfer.cells(short)
+    cells = transfer.transfer_cells(short)
     late = transfer.transfer_curve(cells, "aka", "bek", scale="nano2", d=[3.5e6]).iloc[0]
     assert (late["status"], late["bound"]) == ("bound", "at most")
     trunk = short[(short["languages"] == "aka+bek") & (short["phase"] == "stable")]
@@ -117,7 +117,7 @@ def test_a_curve_of_one_point_is_no_curve(planted):
 
 def test_repeated_data_are_no_reference(planted):
     observations, _, _ = planted
-    points = transfer.cells(observations).points["nano2", ("aka",)]["aka"]
+    points = transfer.transfer_cells(observations).points["nano2", ("aka",)]["aka"]
     groups = {group for one in points.values() for group in one.groups}
     assert set(observations.loc[observations["group"].isin(groups), "tag"]) == {"mono"}
 
@@ -127,18 +127,18 @@ def test_mixed_vocabularies_are_refused(planted):
     other = observations.copy()
     other.loc[other["languages"] == "aka", "vocabulary"] = "another"
     with pytest.raises(MscaleError, match="vocabularies"):
-        transfer.cells(other)
+        transfer.transfer_cells(other)
 
 
 def test_equal_units_leave_scores_alone_and_fertile_sources_gain(planted):
     _, cells, _ = planted
     matrix = transfer.transfer_matrix(cells, scales=["nano2"])
-    same = units.in_units(matrix, dict.fromkeys(planted_study.LANGUAGES, 3.0))
+    same = units.convert_units(matrix, dict.fromkeys(planted_study.LANGUAGES, 3.0))
     assert np.allclose(same["score"], matrix["score"], equal_nan=True)
     # A source with few bytes a token is worth more per byte.
     content = {language: 4.0 for language in planted_study.LANGUAGES} | {"abo": 2.0}
     row = (matrix["target"] == "aka") & (matrix["source"] == "abo")
-    assert units.in_units(matrix, content).loc[row, "score"].item() > matrix.loc[row, "score"].item()
+    assert units.convert_units(matrix, content).loc[row, "score"].item() > matrix.loc[row, "score"].item()
 
 
 def test_interference_stays_interference_in_any_unit(planted):
@@ -153,9 +153,9 @@ def test_interference_stays_interference_in_any_unit(planted):
     ]
     matrix["tau"] = transfer.effective_transfer(matrix["score"])
     content = dict.fromkeys(planted_study.LANGUAGES, 2.0) | {matrix["target"].iloc[0]: 6.0}
-    changed = units.in_units(matrix, content)
+    changed = units.convert_units(matrix, content)
     assert list(changed["status"]) == ["bound", "measured", "measured", "bound"]
-    assert changed["bound"].iloc[0] == "at most" and changed["score"].iloc[0] == units.LEAST_SCORE
+    assert changed["bound"].iloc[0] == "at most" and changed["score"].iloc[0] == units.MIN_SCORE
     assert np.isnan(changed["low"].iloc[0]) and (np.sign(changed["score"]) == np.sign(matrix["score"])).all()
     assert changed["score"].iloc[1] == pytest.approx(-0.6 / 1.1 / (1 - 0.3 / 1.1))
     assert (changed["low"].iloc[1:3] < changed["score"].iloc[1:3]).all()
@@ -165,7 +165,7 @@ def test_bounds_stay_bounds_in_other_units(planted):
     observations, cells, _ = planted
     late = transfer.transfer_curve(cells, "aka", "bek", scale="nano2", d=[3.5e6])
     late["status"], late["bound"], late["low"], late["high"] = "bound", "at most", np.nan, late["score"]
-    changed = units.in_units(late, {"aka": 2.0, "bek": 4.0}).iloc[0]
+    changed = units.convert_units(late, {"aka": 2.0, "bek": 4.0}).iloc[0]
     assert (changed["status"], changed["bound"]) == ("bound", "at most")
     assert changed["high"] == pytest.approx(changed["score"])
 
@@ -173,20 +173,22 @@ def test_bounds_stay_bounds_in_other_units(planted):
 def test_units_need_what_they_count(planted):
     observations, cells, _ = planted
     matrix = transfer.transfer_matrix(cells, scales=["nano2"])
-    made, reasons = units.all_units(matrix, observations, None)
+    made, reasons = units.scores_in_all_units(matrix, observations, None)
     assert set(made) == {"bytes"} and "no byte premium of abo" in reasons["content"]
-    made, reasons = units.all_units(matrix, observations, dict.fromkeys(planted_study.LANGUAGES, 1.3))
+    made, reasons = units.scores_in_all_units(
+        matrix, observations, dict.fromkeys(planted_study.LANGUAGES, 1.3)
+    )
     assert set(made) == {"bytes", "content"} and not reasons
     assert np.allclose(made["content"]["score"], made["bytes"]["score"], equal_nan=True)
     # Losses in both units tell it too: the planted languages have a byte a token.
     uncounted = observations.assign(eval_tokens=0)
-    made, _ = units.all_units(matrix, uncounted, None)
+    made, _ = units.scores_in_all_units(matrix, uncounted, None)
     assert np.allclose(made["bytes"]["score"], matrix["score"], equal_nan=True)
     untold = uncounted.assign(bits_per_byte=np.nan)
-    _, reasons = units.all_units(matrix, untold, None)
+    _, reasons = units.scores_in_all_units(matrix, untold, None)
     assert "neither eval_bytes and eval_tokens nor bits_per_byte" in reasons["bytes"]
     given = dict.fromkeys(planted_study.LANGUAGES, 4.0)
-    made, reasons = units.all_units(matrix, untold, None, given)
+    made, reasons = units.scores_in_all_units(matrix, untold, None, given)
     assert np.allclose(made["bytes"]["score"], matrix["score"], equal_nan=True) and set(reasons) == {
         "content"
     }
@@ -197,7 +199,7 @@ def test_curves_that_never_overlap_are_missing_with_the_reason_or_a_bound(plante
     observations, _, _ = planted
     alone = (observations["languages"] == "aka") & (observations["tokens"] > 400_000)
     pair = (observations["languages"] == "aka+abo") & (observations["tokens"] < 3_000_000)
-    cells = transfer.cells(observations[~alone & ~pair])
+    cells = transfer.transfer_cells(observations[~alone & ~pair])
     curve = transfer.transfer_curve(cells, "aka", "abo", scale="nano2")
     # What the 50/50 model has at its first point lies below all that the language alone ever reached.
     assert set(curve["status"]) == {"bound"} and set(curve["bound"]) == {"at least"}
@@ -215,7 +217,7 @@ def test_evaluation_sets_that_differ_are_noted_and_splits_are_never_mixed(plante
     other.loc[other["languages"] == "aka", "split"] = "flores"
     other.loc[other["languages"] != "aka", "split"] = "dev"
     with pytest.raises(MscaleError, match="the splits dev, flores, which are not comparable: choose one"):
-        transfer.cells(other)
+        transfer.transfer_cells(other)
 
 
 def test_scores_of_one_billion_parameter_curves_agree_with_an_independent_computation():
@@ -224,7 +226,7 @@ def test_scores_of_one_billion_parameter_curves_agree_with_an_independent_comput
     for seed in range(40, 46):
         table, tau = one_billion.curves(seed)
         observations, _, _ = validate_observations(table.assign(phase="stable"))
-        cells = transfer.cells(observations)
+        cells = transfer.transfer_cells(observations)
         assert cells.noise["stable"].checkpoint == pytest.approx(0.008, rel=0.1)
         assert cells.noise["stable"].run_degrees == len(one_billion.LANGUAGES)
         matrix = transfer.transfer_matrix(cells, d=d)

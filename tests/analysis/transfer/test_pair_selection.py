@@ -24,7 +24,7 @@ def reveal(scores, languages, pairs, shown=None):
 
 def error(part, truth, languages, features):
     """Root mean square error of all scores, from the pairs that were run."""
-    mean, _ = pair_selection.model(languages, features, part, 0.05).posterior(part)
+    mean, _ = pair_selection.fit_pair_model(languages, features, part, 0.05).posterior(part)
     off = ~np.eye(len(languages), dtype=bool)
     return float(np.sqrt(np.mean((mean - truth)[off] ** 2)))
 
@@ -42,8 +42,8 @@ def test_chosen_pairs_tell_more_of_all_scores_than_random_ones(before, more):
         pairs = every_pair(LANGUAGES)
         rng.shuffle(pairs)
         part = reveal(scores, LANGUAGES, pairs[:before])
-        process = pair_selection.model(LANGUAGES, KIN, part, 0.05)
-        picked = [choice.pair for choice in pair_selection.choose(process, part, more)]
+        process = pair_selection.fit_pair_model(LANGUAGES, KIN, part, 0.05)
+        picked = [choice.pair for choice in pair_selection.select_pairs(process, part, more)]
         assert len(set(picked)) == more and not set(map(tuple, pairs[:before])) & set(picked)
         chosen.append(error(reveal(scores, LANGUAGES, picked, part), truth, LANGUAGES, KIN))
         drawn = pairs[before : before + more], pairs[before + more : before + 2 * more]
@@ -64,10 +64,12 @@ def test_on_the_planted_study_it_beats_random_choice():
         observations, _, planted_truth = planted_study.study(seed=seed)
         rows = observations[(observations["scale"] == "nano2") & observations["tag"].isin(["mono", "pairs"])]
         matrix = transfer_matrix(validate_observations(rows)[0])
-        scores = statistics.to_matrix(matrix[matrix["status"] == "measured"].to_dict("records"), names)
+        scores = statistics.score_matrix(matrix[matrix["status"] == "measured"].to_dict("records"), names)
         features = inventory.pair_features(names, planted_truth["languages"])
-        process = pair_selection.model(names, features, noise=0.05)
-        picked = [choice.pair for choice in pair_selection.choose(process, np.full_like(scores, np.nan), 6)]
+        process = pair_selection.fit_pair_model(names, features, noise=0.05)
+        picked = [
+            choice.pair for choice in pair_selection.select_pairs(process, np.full_like(scores, np.nan), 6)
+        ]
         chosen.append(error(reveal(scores, names, picked), truth, names, features))
         rng = np.random.default_rng(seed)
         for _ in range(5):
@@ -79,12 +81,12 @@ def test_on_the_planted_study_it_beats_random_choice():
 def test_uncertainty_falls_with_every_pair_and_prices_and_budgets_are_kept():
     scores, _ = planted(0)
     part, _ = hide(scores, 0.8, 0)
-    process = pair_selection.model(LANGUAGES, KIN, part, 0.05)
-    choices = pair_selection.choose(process, part, 20)
+    process = pair_selection.fit_pair_model(LANGUAGES, KIN, part, 0.05)
+    choices = pair_selection.select_pairs(process, part, 20)
     left = [choice.left for choice in choices]
     assert all(later < earlier for earlier, later in zip(left, left[1:], strict=False)) and left[-1] > 0
     dear = {pair: 1e6 if "a0" in pair else 1.0 for pair in every_pair(LANGUAGES)}
-    cheap = pair_selection.choose(process, part, 20, price=dear, budget=12.0)
+    cheap = pair_selection.select_pairs(process, part, 20, price=dear, budget=12.0)
     assert 1 <= len(cheap) <= 12 and all("a0" not in choice.pair for choice in cheap)
     assert sum(choice.price for choice in cheap) <= 12
 
@@ -92,15 +94,15 @@ def test_uncertainty_falls_with_every_pair_and_prices_and_budgets_are_kept():
 def test_what_is_asked_about_is_what_is_run():
     scores = np.full((len(LANGUAGES),) * 2, np.nan)
     weight = np.array([[float(name == "b4")] * len(LANGUAGES) for name in LANGUAGES])
-    process = pair_selection.model(LANGUAGES, KIN, noise=0.05)
-    picked = [choice.pair for choice in pair_selection.choose(process, scores, 5, weight=weight)]
+    process = pair_selection.fit_pair_model(LANGUAGES, KIN, noise=0.05)
+    picked = [choice.pair for choice in pair_selection.select_pairs(process, scores, 5, weight=weight)]
     assert all("b4" in pair for pair in picked)
 
 
 def test_the_posterior_is_that_of_all_cells_at_once():
     scores, _ = planted(3)
     part, _ = hide(scores, 0.5, 3)
-    process = pair_selection.model(LANGUAGES, KIN, part, 0.05)
+    process = pair_selection.fit_pair_model(LANGUAGES, KIN, part, 0.05)
     mean, deviation = process.posterior(part)
     shown = np.isfinite(part)
     assert np.abs(mean - part)[shown].max() < 0.2 and deviation[shown].max() < 0.05
@@ -110,13 +112,13 @@ def test_the_posterior_is_that_of_all_cells_at_once():
     # Conditioning pair by pair ends at the same uncertainty as all at once.
     chain = process.covariance
     for cell in np.flatnonzero(shown[tuple(process.cells.T)]):
-        chain = pair_selection._given(chain, np.array([cell]), process.noise)
+        chain = pair_selection.posterior_covariance(chain, np.array([cell]), process.noise)
     assert np.allclose(np.sqrt(np.diag(chain)), deviation[tuple(process.cells.T)], atol=1e-6)
 
 
 def test_too_few_languages():
     with pytest.raises(MscaleError, match="3 to 90"):
-        pair_selection.model(("a", "b"), {})
+        pair_selection.fit_pair_model(("a", "b"), {})
 
 
 def test_pairs_that_were_run_are_not_run_again():
@@ -130,9 +132,9 @@ def test_pairs_that_were_run_are_not_run_again():
             ("b4", "a0", "missing"),
         )
     ]
-    assert pair_selection.pairs_run(cells) == {("a0", "a1")}
-    process = pair_selection.model(LANGUAGES, KIN, noise=0.05)
+    assert pair_selection.pairs_already_run(cells) == {("a0", "a1")}
+    process = pair_selection.fit_pair_model(LANGUAGES, KIN, noise=0.05)
     scores = np.full((len(LANGUAGES),) * 2, np.nan)
     every = every_pair(process.languages)
-    picked = pair_selection.choose(process, scores, 3, ran=every[3:])
+    picked = pair_selection.select_pairs(process, scores, 3, ran=every[3:])
     assert {choice.pair for choice in picked} == set(every[:3])

@@ -20,7 +20,7 @@ def matrix(seed, size=12, kin=0.0, effects=0.3, noise=0.1, reciprocity=0.0):
 def published():
     rows = reference.published_transfer().dropna()
     languages = sorted(set(rows["target"]))
-    return statistics.to_matrix(rows.to_dict("records"), languages), languages
+    return statistics.score_matrix(rows.to_dict("records"), languages), languages
 
 
 def test_the_published_matrix_says_what_the_paper_says_of_it():
@@ -29,7 +29,7 @@ def test_the_published_matrix_says_what_the_paper_says_of_it():
     script, family = (inventory.same(languages, known, key) for key in ("script", "family"))
     assert len(known) == 38 and np.isfinite(script).all()
     paper = reference.published_findings()
-    found = statistics.same_or_different(scores, script, [family], permutations=300)
+    found = statistics.kinship_difference(scores, script, [family], permutations=300)
     assert found["same"] == pytest.approx(paper["same_script"], abs=0.01)
     assert found["different"] == pytest.approx(paper["different_script"], abs=0.01)
     assert found["low"] > 0 and found["p"] < 0.05
@@ -45,7 +45,7 @@ def test_a_planted_difference_is_found_and_its_interval_holds_it():
     inside = 0
     for seed in range(30):
         scores, family = matrix(seed, kin=0.2)
-        found = statistics.same_or_different(scores, family, permutations=1)
+        found = statistics.kinship_difference(scores, family, permutations=1)
         inside += found["low"] <= 0.2 <= found["high"]
         assert found["adjusted"] == pytest.approx(0.2, abs=0.08)
     assert 24 <= inside <= 30
@@ -54,7 +54,7 @@ def test_a_planted_difference_is_found_and_its_interval_holds_it():
 def test_nothing_is_found_where_there_is_nothing_as_often_as_p_says():
     """A plain test of cells would call two thirds of these matrices significant: languages differ."""
     small = [
-        statistics.same_or_different(*matrix(seed, noise=0.05), permutations=120, seed=seed)["p"] < 0.1
+        statistics.kinship_difference(*matrix(seed, noise=0.05), permutations=120, seed=seed)["p"] < 0.1
         for seed in range(60)
     ]
     assert np.mean(small) <= 0.2
@@ -74,17 +74,17 @@ def test_missing_cells_and_too_few_languages():
     scores, family = matrix(3, kin=0.5)
     holes = scores.copy()
     holes[np.random.default_rng(0).random(scores.shape) < 0.3] = np.nan
-    found = statistics.same_or_different(holes, family, permutations=200)
+    found = statistics.kinship_difference(holes, family, permutations=200)
     assert found["pairs_same"] + found["pairs_different"] == np.isfinite(holes).sum()
     assert found["p"] < 0.05 and found["smallest_p"] <= found["p"]
-    assert statistics.same_or_different(scores[:3, :3], family[:3, :3]) is None
-    assert statistics.same_or_different(scores, np.full_like(family, np.nan)) is None
+    assert statistics.kinship_difference(scores[:3, :3], family[:3, :3]) is None
+    assert statistics.kinship_difference(scores, np.full_like(family, np.nan)) is None
     assert statistics.symmetry(scores[:3, :3]) is None
 
 
 def test_what_only_follows_languages_has_no_adjusted_difference():
     scores, family = matrix(1)
-    found = statistics.same_or_different(scores, family, [family], permutations=1)
+    found = statistics.kinship_difference(scores, family, [family], permutations=1)
     assert np.isnan(found["adjusted"])
 
 

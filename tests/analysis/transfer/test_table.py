@@ -9,7 +9,7 @@ import planted_study
 import pytest
 
 from analysis.tables.observations import validate_observations
-from analysis.transfer.table import COLUMNS, cell, transfer_table
+from analysis.transfer.table import TRANSFER_TABLE_COLUMNS, format_score, transfer_table
 from mscale.cli import main
 from mscale.errors import MscaleError
 
@@ -22,7 +22,7 @@ def planted():
 
 def test_every_pair_in_every_unit_measured_apart_from_bounds_and_predictions(planted):
     table, about = transfer_table(planted, d=1.5e6, premiums=dict.fromkeys(planted_study.LANGUAGES, 1.0))
-    assert list(table.columns) == COLUMNS and about["scale"] == "nano2"
+    assert list(table.columns) == TRANSFER_TABLE_COLUMNS and about["scale"] == "nano2"
     assert set(table["unit"]) == {"tokens", "bytes", "content"} and not about["units_missing"]
     pairs = len(planted_study.LANGUAGES) * (len(planted_study.LANGUAGES) - 1)
     tokens = table[(table["unit"] == "tokens") & (table["scale"] == "nano2")]
@@ -50,10 +50,13 @@ def test_what_cannot_be_asked_is_refused(planted):
 
 def test_cells_say_what_they_are():
     row = {"status": "measured", "bound": "", "score": 0.214, "low": 0.1, "high": 0.3}
-    assert cell(row) == "+0.21*" and cell({**row, "low": -0.1}) == "+0.21"
-    assert cell({**row, "low": float("nan")}) == "+0.21"
-    assert cell({**row, "status": "bound", "bound": "at most", "score": -0.5}) == "≤−0.50"
-    assert cell({**row, "status": "predicted"}) == "(+0.21)" and cell({**row, "status": "missing"}) == "·"
+    assert format_score(row) == "+0.21*" and format_score({**row, "low": -0.1}) == "+0.21"
+    assert format_score({**row, "low": float("nan")}) == "+0.21"
+    assert format_score({**row, "status": "bound", "bound": "at most", "score": -0.5}) == "≤−0.50"
+    assert (
+        format_score({**row, "status": "predicted"}) == "(+0.21)"
+        and format_score({**row, "status": "missing"}) == "·"
+    )
 
 
 def run(*arguments):

@@ -25,7 +25,7 @@ def curves():
 @pytest.fixture(scope="module")
 def mixtures():
     observations, exposure, _ = planted_study.study(seed=3, small=True)
-    return law_comparison._tellable(atlas_rows(observations), "R2"), exposure
+    return law_comparison.identifiable_rows(atlas_rows(observations), "R2"), exposure
 
 
 def against_fits(law, table, masks, priors=None, **how):
@@ -61,7 +61,7 @@ def test_parts_of_runs(curves):
 def test_priors_weigh_against_the_residuals_of_each_part(mixtures):
     table, exposure = mixtures
     masks = [~test for test in compare.folds(table, "R2").values()]
-    how = {"exposure": exposure, "variant": "D_other", "priors": {"tau_other": law_comparison.TAU}}
+    how = {"exposure": exposure, "variant": "D_other", "priors": {"tau_other": law_comparison._TAU_PRIOR}}
     against_fits("atlas", table, masks, **how)
 
 
