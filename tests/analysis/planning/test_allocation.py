@@ -7,6 +7,7 @@ import pytest
 from scipy.optimize import approx_fprime
 
 from analysis.planning import allocation
+from analysis.planning.allocation import Objective
 from analysis.uncertainty.posterior import draws
 from mscale.errors import MscaleError
 
@@ -14,11 +15,11 @@ FLOPS = 6 * 3e5 * 1.2e7
 WEIGHTS = np.array([2.0, 1.0, 1.0, 1.0])
 
 
-def loss(laws, rates, params, weights, worst):
-    return float(allocation.objective(laws.loss(rates, params, FLOPS / 6 / params), weights, worst)[0])
+def loss(laws, rates, params, objective):
+    return float(objective.of(laws.loss(rates, params, FLOPS / 6 / params))[0])
 
 
-def brute_force(laws, weights, worst, steps=12):
+def brute_force(laws, objective, steps=12):
     """The lowest loss over a grid of the simplex and of N."""
     best = np.inf
     for cut in itertools.product(range(steps + 1), repeat=len(laws.sources) - 1):
@@ -26,7 +27,7 @@ def brute_force(laws, weights, worst, steps=12):
             continue
         rates = np.array([*cut, steps - sum(cut)]) / steps
         for n in np.geomspace(4e4, 1e6, 20):
-            value = loss(laws, rates, n, weights, worst)
+            value = loss(laws, rates, n, objective)
             best = min(best, value if np.isfinite(value) else np.inf)
     return best
 
@@ -34,11 +35,12 @@ def brute_force(laws, weights, worst, steps=12):
 @pytest.mark.parametrize(("seed", "worst"), [(0, False), (1, False), (2, True), (3, True)])
 def test_no_grid_point_is_better_and_some_is_near(seed, worst):
     laws = planted_mixtures.true_laws(planted_mixtures.planted(seed))
-    found = allocation.best_allocation(laws, FLOPS, WEIGHTS, worst=worst)
+    objective = Objective(WEIGHTS, worst)
+    found = allocation.best_allocation(laws, FLOPS, objective)
     assert found.rates.sum() == pytest.approx(1) and (found.rates >= 0).all()
     assert 6 * found.params * found.tokens == pytest.approx(FLOPS)
-    assert found.value == pytest.approx(loss(laws, found.rates, found.params, WEIGHTS, worst))
-    grid = brute_force(laws, WEIGHTS, worst)
+    assert found.value == pytest.approx(loss(laws, found.rates, found.params, objective))
+    grid = brute_force(laws, objective)
     assert grid - 0.02 < found.value <= grid + (1e-4 if worst else 1e-7)
 
 
@@ -56,47 +58,51 @@ def test_slopes_are_those_of_the_loss():
 
 
 def test_repeats_are_counted():
-    """Twice the data of a language draws more to it, and the loss falls."""
-    params = planted_mixtures.planted(0)
+    """With more unique data of a language its rate is higher and the loss lower."""
+    params, only_d = planted_mixtures.planted(0), Objective(np.array([0.0, 0, 0, 1]))
     scarce = planted_mixtures.true_laws(params)
     plenty = planted_mixtures.true_laws(params, planted_mixtures.UNIQUE | {"d": 4e7})
-    some = allocation.best_allocation(scarce, FLOPS, np.array([0.0, 0, 0, 1]))
-    more = allocation.best_allocation(plenty, FLOPS, np.array([0.0, 0, 0, 1]))
+    some = allocation.best_allocation(scarce, FLOPS, only_d)
+    more = allocation.best_allocation(plenty, FLOPS, only_d)
     assert more.value < some.value - 0.01
     assert more.rates[3] == pytest.approx(1, abs=1e-3) and some.rates[3] < 0.9
     unlimited = dataclasses.replace(scarce, unique=np.full(4, np.inf))
-    ends = [allocation.best_allocation(laws, FLOPS, WEIGHTS, starts=2).value for laws in (unlimited, scarce)]
+    ends = [
+        allocation.best_allocation(laws, FLOPS, Objective(WEIGHTS), starts=2).value
+        for laws in (unlimited, scarce)
+    ]
     assert ends[0] < ends[1] - 1e-3
 
 
 def test_a_held_size_or_mixture_is_held():
     laws = planted_mixtures.true_laws(planted_mixtures.planted(1))
-    held = allocation.best_allocation(laws, FLOPS, WEIGHTS, params=7e4)
+    objective = Objective(WEIGHTS)
+    held = allocation.best_allocation(laws, FLOPS, objective, params=7e4)
     assert held.params == 7e4
-    free = allocation.best_allocation(laws, FLOPS, WEIGHTS)
-    given = allocation.best_allocation(laws, FLOPS, WEIGHTS, rates=np.full(4, 0.25))
+    free = allocation.best_allocation(laws, FLOPS, objective)
+    given = allocation.best_allocation(laws, FLOPS, objective, rates=np.full(4, 0.25))
     assert np.array_equal(given.rates, np.full(4, 0.25))
     assert free.value < held.value and free.value < given.value
 
 
 @pytest.mark.parametrize("worst", [False, True])
-def test_from_noisy_fits_it_beats_what_people_use_on_the_planted_truth(worst):
-    """Every seed is a world of its own; all are judged by the true loss, each rival at its own best size."""
-    lost = []
+def test_from_noisy_fits_it_beats_the_usual_mixtures_on_the_planted_truth(worst):
+    """Several planted laws; every mixture is judged by the true loss, each usual one at its own best size."""
+    lost, objective = [], Objective(WEIGHTS, worst)
     for seed in range(3):
         fit = planted_mixtures.fitted(seed)
         theta = np.concatenate([fit.theta[None], draws(fit, 12)])
         laws = allocation.law_draws(fit, theta, planted_mixtures.NAMES, planted_mixtures.UNIQUE)
         truth = planted_mixtures.true_laws(planted_mixtures.planted(seed))
-        found = allocation.best_allocation(laws, FLOPS, WEIGHTS, worst=worst, starts=2)
-        mine = loss(truth, found.rates, found.params, WEIGHTS, worst)
-        ideal = allocation.best_allocation(truth, FLOPS, WEIGHTS, worst=worst, starts=2).value
-        lost.append(mine - ideal)
-        rivals = allocation.baseline_mixtures(laws, found.tokens)
-        assert {"uniform over the targets", "temperature 3.3", "UniMax"} <= set(rivals)
-        for rates in rivals.values():
-            other = allocation.best_allocation(laws, FLOPS, WEIGHTS, worst=worst, rates=rates)
-            assert mine < loss(truth, rates, other.params, WEIGHTS, worst) - 1e-4
+        found = allocation.best_allocation(laws, FLOPS, objective, starts=2)
+        achieved = loss(truth, found.rates, found.params, objective)
+        ideal = allocation.best_allocation(truth, FLOPS, objective, starts=2).value
+        lost.append(achieved - ideal)
+        usual = allocation.baseline_mixtures(laws, found.tokens)
+        assert {"uniform over the targets", "temperature 3.3", "UniMax"} <= set(usual)
+        for rates in usual.values():
+            other = allocation.best_allocation(laws, FLOPS, objective, rates=rates)
+            assert achieved < loss(truth, rates, other.params, objective) - 1e-4
     assert np.mean(lost) < 2e-3
 
 
@@ -113,9 +119,9 @@ def test_laws_of_a_fit_are_its_laws():
         allocation.law_draws(fit, fit.theta[None], ["e"])
 
 
-def test_at_the_floor_a_law_says_nothing():
+def test_below_the_floor_of_effective_data_the_loss_is_undefined():
     laws = planted_mixtures.true_laws(planted_mixtures.planted(0))
     hostile = dataclasses.replace(laws, tau=np.where(laws.tau == 1, 1.0, -2.0))
     assert np.isnan(hostile.loss(np.array([0.1, 0.5, 0.2, 0.2]), 1e5, 1e7)[0, 0])
-    found = allocation.best_allocation(hostile, FLOPS, np.array([1.0, 0, 0, 0]))
+    found = allocation.best_allocation(hostile, FLOPS, Objective(np.array([1.0, 0, 0, 0])))
     assert found.rates[0] > 0.99 and np.isfinite(found.value)

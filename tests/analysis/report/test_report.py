@@ -66,7 +66,7 @@ def test_results_survive_json_and_draw_the_same_page(results, page):
 
 def test_results_of_another_version_are_refused(results):
     with pytest.raises(
-        MscaleError, match=f"format 1, this mscale draws {report.FORMAT}: run `mscale fit` again"
+        MscaleError, match=f"format 1, this mscale draws {report.RESULTS_FORMAT}: run `mscale fit` again"
     ):
         report.render_page({**results, "format": 1})
 

@@ -12,7 +12,7 @@ from analysis.transfer.matrix import transfer_matrix
 from mscale.errors import MscaleError
 
 KIN = forest.PairFeatures(LANGUAGES, {}, inventory.pair_features(LANGUAGES, KNOWN))
-QUICK = {"trees": 100, "scored_trees": 30, "repeats": 1}
+QUICK = {"trees": 100, "cv_trees": 30, "repeats": 1}
 
 
 def test_what_is_promised_of_held_out_pairs_holds_for_pairs_never_shown():
@@ -159,7 +159,7 @@ def test_the_published_matrix_is_predicted_as_well_as_the_paper_says():
     languages = tuple(sorted(set(paper["target"])))
     scores = statistics.score_matrix(paper.to_dict("records"), languages)
     known = forest.PairFeatures(languages, {}, inventory.pair_features(languages))
-    found = forest.predict_scores(scores, known, trees=40, scored_trees=40, repeats=1)
+    found = forest.predict_scores(scores, known, trees=40, cv_trees=40, repeats=1)
     assert 0.85 < found.r2 < 0.96 and found.spearman == pytest.approx(0.88, abs=0.04)
     assert found.groups == ("language", "other pairs")
 
@@ -209,7 +209,7 @@ def test_a_planted_study_without_some_pairs():
     known = forest.PairFeatures(
         planted_study.LANGUAGES, {}, inventory.pair_features(planted_study.LANGUAGES, truth["languages"])
     )
-    found = forest.predict_scores(part, known, scored_trees=30)
+    found = forest.predict_scores(part, known, cv_trees=30)
     kin = inventory.same(planted_study.LANGUAGES, truth["languages"], "family") == 1
     assert found.score[gone & kin].min() > found.score[gone & ~kin].max()
     assert np.mean((found.low <= scores)[gone] & (scores <= found.high)[gone]) >= 0.8

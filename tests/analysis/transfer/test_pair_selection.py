@@ -83,7 +83,7 @@ def test_uncertainty_falls_with_every_pair_and_prices_and_budgets_are_kept():
     part, _ = hide(scores, 0.8, 0)
     process = pair_selection.fit_pair_model(LANGUAGES, KIN, part, 0.05)
     choices = pair_selection.select_pairs(process, part, 20)
-    left = [choice.left for choice in choices]
+    left = [choice.remaining_variance for choice in choices]
     assert all(later < earlier for earlier, later in zip(left, left[1:], strict=False)) and left[-1] > 0
     dear = {pair: 1e6 if "a0" in pair else 1.0 for pair in every_pair(LANGUAGES)}
     cheap = pair_selection.select_pairs(process, part, 20, price=dear, budget=12.0)
