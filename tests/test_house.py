@@ -72,7 +72,7 @@ def test_no_public_name_is_defined_in_two_modules():
 # What a user calls in a notebook or a gin file, and commands, whose parameters are their options.
 PUBLIC_FACES = {
     "analysis/fitting/fit.py:fit",
-    "analysis/study/analyse.py:analyse",
+    "analysis/study/analyse.py:analyse_tables",
     "analysis/transfer/table.py:transfer_table",
     "analysis/validation/power.py:power",
     "analysis/validation/simulate.py:study",

@@ -24,20 +24,20 @@ def demo(
     from mscale.files import atomic_json, read_json
 
     page, record = workdir / "report.html", workdir / "demo.json"
-    asked = {"corpus": str(corpus.resolve()) if corpus else None, "languages": languages, "seed": seed}
+    options = {"corpus": str(corpus.resolve()) if corpus else None, "languages": languages, "seed": seed}
     before = read_json(record, what="record of the demo") if record.exists() else {}
-    differing = [name for name in asked if name in before and before[name] != asked[name]]
+    differing = [name for name in options if name in before and before[name] != options[name]]
     if differing:
         raise MscaleError(
             f"{record}: this folder holds a demo with {differing[0]} {before[differing[0]]}, asked for is "
-            f"{asked[differing[0]]}; choose another --workdir, or delete this one"
+            f"{options[differing[0]]}; choose another --workdir, or delete this one"
         )
     if "finished" in before and page.exists():
         print(f"already done: {page} ({before['finished']}); choose another --workdir to run it again")
         return
-    atomic_json(record, asked)
+    atomic_json(record, options)
     finished = run_demo(workdir, corpus, languages, seed, workers)
-    atomic_json(record, {**asked, "finished": finished})
+    atomic_json(record, {**options, "finished": finished})
     print(f"{page}: open it in a browser ({finished})")
 
 

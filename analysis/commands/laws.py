@@ -184,7 +184,7 @@ def transfer(
     from mscale.files import atomic_write
 
     tables = read_study(source)
-    table, about = transfer_table(
+    table, details = transfer_table(
         tables.observations,
         d=d,
         scale=scale,
@@ -196,7 +196,7 @@ def transfer(
         fertility=fertility,
         planted=(tables.truth or {}).get("languages"),
     )
-    print_matrix(table, about, phase)
+    print_matrix(table, details, phase)
     for note in (
         *tables.notes,
         *(f"{row['what']} left out ({row['rows']}): {row['why']}" for row in tables.exclusions),
@@ -205,13 +205,13 @@ def transfer(
     out = out or (source if source.is_dir() else source.parent) / "transfer.csv"
     atomic_write(out, table.to_csv(index=False, float_format="%.6g"))
     if curves is not None:
-        over_d = scores_over_d(about["cells"], table)
+        over_d = scores_over_d(details["cells"], table)
         atomic_write(curves, over_d.to_csv(index=False, float_format="%.6g"))
         print(f"{curves}: {len(over_d):,} scores over d")
     print(f"{out}: {len(table):,} rows, a row for each pair and unit ({', '.join(table['unit'].unique())})")
 
 
-def print_matrix(table: Any, about: dict[str, Any], phase: str) -> None:
+def print_matrix(table: Any, details: dict[str, Any], phase: str) -> None:
     """Prints the matrix (target by source) of the scale with most pairs, its legend, the noise and what is missing."""
     from rich.console import Console
     from rich.table import Table
@@ -220,7 +220,7 @@ def print_matrix(table: Any, about: dict[str, Any], phase: str) -> None:
     from analysis.transfer.matrix import EXACT_DEGREES
     from analysis.transfer.table import format_score
 
-    rows = table[(table["scale"] == about["scale"]) & (table["unit"] == "tokens")]
+    rows = table[(table["scale"] == details["scale"]) & (table["unit"] == "tokens")]
     names = sorted(set(rows["target"]) | set(rows["source"]))
     d = rows["d"].max()
     print(
@@ -248,7 +248,7 @@ def print_matrix(table: Any, about: dict[str, Any], phase: str) -> None:
     print(
         f"* its {level} interval leaves out 0; ≤ ≥ a bound: never reached, or before the data; · missing; ( ) predicted"
     )
-    noise = about["noise"]
+    noise = details["noise"]
     noise_source = f"measured on {noise.run_degrees} repeated runs"
     if noise.run_degrees == EXACT_DEGREES:
         noise_source = "as given"
@@ -265,7 +265,7 @@ def print_matrix(table: Any, about: dict[str, Any], phase: str) -> None:
         print(f"- missing, {number}: {reason}")
     if len(reasons) > MAX_REASONS:
         print(f"- missing, {reasons.iloc[MAX_REASONS:].sum()} more, each with its reason in the table")
-    for note in about["left_out"]:
+    for note in details["left_out"]:
         print(f"- {note}")
-    for unit, reason in about["units_missing"].items():
+    for unit, reason in details["units_missing"].items():
         print(f"- not in {unit}: {reason}")

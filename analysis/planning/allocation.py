@@ -118,8 +118,8 @@ def law_draws(
                 f"mixture: no ATLAS law of {name!r}{nearest(name, fit.levels)}; fitted: {', '.join(fit.levels)}"
             )
     values = dict(zip(fit.params.index, fit.natural(theta).T, strict=True))
-    named: Mapping[str, Sequence[str]] = fit.spec["options"].get("sources") or {}
-    sources = tuple(sorted({*fit.levels, *(name for found in named.values() for name in found)}))
+    own_sources: Mapping[str, Sequence[str]] = fit.spec["options"].get("sources") or {}
+    sources = tuple(sorted({*fit.levels, *(name for found in own_sources.values() for name in found)}))
     ones = np.ones(len(theta))
 
     def get(name: str, target: str, otherwise: float | None = None) -> np.ndarray:
@@ -132,7 +132,7 @@ def law_draws(
             raise MscaleError(f"mixture: the ATLAS law of {target!r} has no {name}; fit it again")
         return found
 
-    def worth(target: str, source: str) -> np.ndarray:
+    def tau(target: str, source: str) -> np.ndarray:
         if target == source:
             return ones
         found = values.get(f"tau[{target},{source}]")
@@ -151,7 +151,7 @@ def law_draws(
         table("beta"),
         # Without repeated data the fit has no λ. A large λ then means that repeated tokens add nothing.
         table("lambda", 1e3),
-        np.stack([np.stack([worth(t, s) for s in sources], axis=1) for t in targets], axis=1),
+        np.stack([np.stack([tau(t, s) for s in sources], axis=1) for t in targets], axis=1),
         np.array([float((unique or {}).get(name, np.inf)) for name in sources]),
     )
 

@@ -41,8 +41,8 @@ def co_training(target: str, results: Mapping[str, Any], flops: float, params: f
     alone_rates = np.eye(len(laws.sources))[own]
     alone = allocation.best_allocation(laws, flops, objective, params=params, rates=alone_rates)
     best = allocation.best_allocation(laws, flops, objective, params=params)
-    worth = laws.tau[:, 0, :].mean(axis=0)
-    order = [index for index in np.argsort(-worth, kind="stable") if index != own]
+    tau = laws.tau[:, 0, :].mean(axis=0)
+    order = [index for index in np.argsort(-tau, kind="stable") if index != own]
     share = 1 - float(best.rates[own])
     level = float(results["level"])
     gain = delta_interval(
@@ -69,10 +69,10 @@ def co_training(target: str, results: Mapping[str, Any], flops: float, params: f
         text = (
             f"At this budget any share of another language costs {target} more than it gives: its own text is seen "
             f"{epochs:.1f} times, and a fresh token of {partner}, the best source, is worth "
-            f"{worth[order[0]]:.2f} of one of its own."
+            f"{tau[order[0]]:.2f} of one of its own."
             if np.isfinite(laws.unique[own])
             else f"At this budget any share of another language costs {target} more than it gives: no limit of its own "
-            f"text is known, and a token of {partner} is worth {worth[order[0]]:.2f} of one of its own."
+            f"text is known, and a token of {partner} is worth {tau[order[0]]:.2f} of one of its own."
         )
     else:
         picked = [index for index in order if best.rates[index] > 0.01]
@@ -110,7 +110,7 @@ def co_training(target: str, results: Mapping[str, Any], flops: float, params: f
     rows = tuple(
         {
             "source": laws.sources[index],
-            "tau": float(worth[index]),
+            "tau": float(tau[index]),
             "rate": round(float(best.rates[index]), 4),
         }
         for index in order

@@ -78,7 +78,7 @@ def source_languages(target: str, results: Mapping[str, Any] | None = None, *, d
     score_text = f"{best['bound']} {signed(best['score'])}".strip()
     if best["basis"] != BASIS_PUBLISHED and not best["bound"]:
         score_text += f" ({span(best['low'], best['high'])})"
-    worth = (
+    worth_text = (
         ""
         if best["tau"] is None
         else f"; a token of {best['source']} is worth {best['tau']:.2f} tokens of {target}"
@@ -87,7 +87,7 @@ def source_languages(target: str, results: Mapping[str, Any] | None = None, *, d
     if not decide:
         advice = f"Trained half and half with {target}, {best['source']} helps most"
     text = (
-        f"{advice}: score {score_text}{worth}."
+        f"{advice}: score {score_text}{worth_text}."
         if lower_end is not None and lower_end > 0
         else f"No source is known to help {target}; the best is {best['source']}, {score_text}."
     )

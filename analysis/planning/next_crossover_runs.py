@@ -70,13 +70,15 @@ def next_runs_for_crossover(
     while len(chosen) < runs:
         offered = candidate_runs(cells, target, wanted, spread)
         cheapest = min([cheapest, *(one.flops for one in offered)])
-        worth = [
+        affordable = [
             (one, _expected_variance(cells, wanted, one)) for one in offered if total + one.flops <= budget
         ]
-        worth = [(one, after) for one, after in worth if after < now * (1 - _MIN_VARIANCE_REDUCTION)]
-        if not worth:
+        affordable = [
+            (one, after) for one, after in affordable if after < now * (1 - _MIN_VARIANCE_REDUCTION)
+        ]
+        if not affordable:
             break
-        best, after = max(worth, key=lambda pair: (now - pair[1]) / pair[0].flops)
+        best, after = max(affordable, key=lambda pair: (now - pair[1]) / pair[0].flops)
         total += best.flops
         chosen.append(
             {
@@ -106,11 +108,11 @@ def next_runs_for_crossover(
 
 def _wanted(cells: Sequence[Cell], target: str, params: float | None, scales: Mapping[str, float]) -> Cell:
     """The cell whose crossover is asked about."""
-    mine = [cell for cell in cells if cell.language == target]
-    known = [cell for cell in mine if cell.seen is not None]
+    of_target = [cell for cell in cells if cell.language == target]
+    known = [cell for cell in of_target if cell.seen is not None]
     if params is None:
-        return max(known or mine, key=lambda cell: cell.params)
-    wanted = min(mine, key=lambda cell: abs(np.log(cell.params / params)))
+        return max(known or of_target, key=lambda cell: cell.params)
+    wanted = min(of_target, key=lambda cell: abs(np.log(cell.params / params)))
     if not 0.5 <= wanted.params / params <= 2:
         sizes = ", ".join(count(size) for size in sorted(scales.values()))
         raise MscaleError(
@@ -137,8 +139,10 @@ def candidate_runs(cells: Sequence[Cell], target: str, wanted: Cell, spread: flo
             tokens = float(np.exp(mean)) * CROSSOVER_MARGIN
             flops = 6 * cell.params * tokens
             for side, name in enumerate(("from scratch", "from the checkpoint")):
-                again = replace(cell, runs=(cell.runs[0] + (side == 0), cell.runs[1] + (side == 1)))
-                found.append(CrossoverRun(f"{where} {name} again, another seed", again, tokens, flops, 1.0))
+                repeated = replace(cell, runs=(cell.runs[0] + (side == 0), cell.runs[1] + (side == 1)))
+                found.append(
+                    CrossoverRun(f"{where} {name} again, another seed", repeated, tokens, flops, 1.0)
+                )
             continue
         runs = max(cell.runs[0], 1), max(cell.runs[1], 1)
         own = spread if cell.seen is None else cell.spread

@@ -218,11 +218,11 @@ def residual_slopes(fit: Fit, trunk: CandidateTrunk, unique: Mapping[str, float]
             "K": np.full(len(budgets), len(trunk.languages)),
         }
         x["U_t"] = np.minimum(each, unique.get(language, np.inf))
-        named = list(sources.get(language, ()))
-        for number, source in enumerate(named, start=1):
+        own_sources = list(sources.get(language, ()))
+        for number, source in enumerate(own_sources, start=1):
             seen = each * (source in trunk.languages)
             x |= {f"D_{number}": seen, f"U_{number}": np.minimum(seen, unique.get(source, np.inf))}
-        others = [name for name in trunk.languages if name != language and name not in named]
+        others = [name for name in trunk.languages if name != language and name not in own_sources]
         seen = each * len(others)
         x |= {
             "D_other": seen,
@@ -299,11 +299,11 @@ def _answer(
             f"plan next: no run fits into {count(budget)} FLOPs; the cheapest takes "
             f"{count(min(run.flops for run in candidates))}"
         )
-    about = names[0] if len(names) == 1 else f"{', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
+    quantity = names[0] if len(names) == 1 else f"{', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
     first = rows[0]
     text = (
         f"Run {first['run']} next, {count(first['tokens'])} tokens, {count(first['flops'])} FLOPs: the standard error "
-        f"of {about} falls from {start:.3g} to {first['uncertainty_after']:.3g}; all {len(rows)} runs below, "
+        f"of {quantity} falls from {start:.3g} to {first['uncertainty_after']:.3g}; all {len(rows)} runs below, "
         f"{count(total)} FLOPs, bring it to {rows[-1]['uncertainty_after']:.3g}."
     )
     reasons = (
@@ -353,10 +353,10 @@ def _pairs(results: Mapping[str, Any], targets: Sequence[str], budget: float, ru
         for choice in chosen
     )
     first = ", ".join("+".join(choice.pair) for choice in chosen[:3])
-    asked = ", ".join(targets) if targets else "all"
+    about = ", ".join(targets) if targets else "all"
     text = (
         f"Run {first} next ({count(price)} FLOPs each): {len(rows)} pairs leave {rows[-1]['variance_left']:.0%} of "
-        f"what is not known of {asked} scores before any run."
+        f"what is not known of {about} scores before any run."
     )
     reasons = (
         "a Gaussian process over pairs: languages' own effects, what a pair has in common, related pairs",

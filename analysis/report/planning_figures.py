@@ -114,14 +114,14 @@ def relative_loss_figure(results: dict) -> Figure | None:
     if not sizes:
         return None
     fewest = min(float(part.line["K"].min()) for part in sizes)
-    made = []
+    panels = []
     for part in sizes:
         first = part.line.loc[part.line["K"] == fewest].set_index("tokens")["loss"]
         mean, line = (
             table.assign(relative=table["loss"] / table["tokens"].map(first) - 1)
             for table in (part.mean, part.line)
         )
-        made.append(UniformMixtures(part.title, mean, line))
+        panels.append(UniformMixtures(part.title, mean, line))
     palette = categorical_palette("tokens", budgets)
     less = "one language" if fewest == 1 else f"{fewest:g} languages"
     y = alt.Y(
@@ -132,13 +132,13 @@ def relative_loss_figure(results: dict) -> Figure | None:
     )
     tooltip = tooltips("K:", ("tokens", "tokens in all"), "relative:+.1%", "loss:.4f")
     columns = ["size", "K", "tokens", "loss", "relative"]
-    data = pd.concat([part.mean.assign(size=part.title.split(" · ")[0]) for part in made])
+    data = pd.concat([part.mean.assign(size=part.title.split(" · ")[0]) for part in panels])
     return Figure(
         "relative-loss",
         "Relative loss over K, N and D",
         f"The same losses, relative to what eq. 7 gives {less} of that size on as many tokens in all. Each language "
         "has its Kth part of them.",
-        tuple(_over_languages(part, palette, y, tooltip) for part in made),
+        tuple(_over_languages(part, palette, y, tooltip) for part in panels),
         data[columns],
         legend=palette.legend(" tokens in all"),
         width=300,
@@ -173,8 +173,8 @@ def multipliers_figure(results: dict) -> Figure | None:
                 "high": frame.get(f"{name}_high", np.nan),
             }
         )
-        drawn = part[["value", "low", "high"]].to_numpy(dtype=float)
-        bounds = [min(1.0, float(np.nanmin(drawn))) * 0.95, float(np.nanmax(drawn)) * 1.08]
+        shown_values = part[["value", "low", "high"]].to_numpy(dtype=float)
+        bounds = [min(1.0, float(np.nanmin(shown_values))) * 0.95, float(np.nanmax(shown_values)) * 1.08]
         scale = alt.Scale(type="log", nice=False, domain=bounds)
         y = alt.Y("value:Q", title=y_title, scale=scale, axis=alt.Axis(values=log_ticks(bounds)))
         base = alt.Chart(part)

@@ -49,10 +49,14 @@ def compare_laws(
         "ATLAS, D_t only": {"law": "atlas", "variant": "D_t"},
     }
     if exposure is not None:
-        how: dict[str, Any] = {"law": "atlas", "exposure": exposure}
-        contenders["ATLAS, + D_other"] = {**how, "variant": "D_other", "priors": {"tau_other": _TAU_PRIOR}}
+        with_exposure: dict[str, Any] = {"law": "atlas", "exposure": exposure}
+        contenders["ATLAS, + D_other"] = {
+            **with_exposure,
+            "variant": "D_other",
+            "priors": {"tau_other": _TAU_PRIOR},
+        }
         priors = {"tau": _TAU_PRIOR, "tau_other": _TAU_PRIOR}
-        contenders["ATLAS, + K_t"] = {**how, "variant": "K_t", "sources": sources, "priors": priors}
+        contenders["ATLAS, + K_t"] = {**with_exposure, "variant": "K_t", "sources": sources, "priors": priors}
     identifiable = {split: set(identifiable_rows(table, split)["language"]) for split in splits}
     languages = {split: names for split, names in identifiable.items() if names}
     if not languages:
@@ -88,8 +92,8 @@ def identifiable_rows(table: pd.DataFrame, split: str) -> pd.DataFrame:
     except MscaleError:
         return table.head(0)
     identified = set(table["language"])
-    for held in masks:
-        sizes = table[~held].groupby("language")["params"].nunique()
+    for held_out in masks:
+        sizes = table[~held_out].groupby("language")["params"].nunique()
         identified &= set(sizes[sizes >= 2].index) if sizes.max() >= 3 else set()
     shown = table[table["language"].isin(identified)]
     try:

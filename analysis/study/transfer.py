@@ -172,8 +172,8 @@ def _statistics(
     scores = statistics.score_matrix(records(measured), languages)
     known = inventory.describe(languages, planted)
     tables = {key: inventory.same(languages, known, key) for key in ("script", "family")}
-    how: dict[str, Any] = {"level": level, "seed": seed}
-    found: dict[str, Any] = {"languages": len(languages), "symmetry": statistics.symmetry(scores, **how)}
+    options: dict[str, Any] = {"level": level, "seed": seed}
+    found: dict[str, Any] = {"languages": len(languages), "symmetry": statistics.symmetry(scores, **options)}
     for key, table in tables.items():
         others = [
             other
@@ -181,7 +181,7 @@ def _statistics(
             # Do not adjust for a property that equals this one: both would be aliased.
             if name != key and np.isfinite(other).any() and not np.array_equal(other, table, equal_nan=True)
         ]
-        found[key] = statistics.kinship_difference(scores, table, others, **how)
+        found[key] = statistics.kinship_difference(scores, table, others, **options)
     found["top_sources"] = statistics.top_sources(scores, languages)
     found["published"] = published.published_findings()
     return found

@@ -118,9 +118,9 @@ def transfer_cells(
         }
     first = study.observations.drop_duplicates("scale")
     params = {str(scale): int(value) for scale, value in zip(first["scale"], first["params"], strict=True)}
-    said = tuple(f"{one['rows']} {one['what']} left out: {one['why']}" for one in study.exclusions)
+    excluded = tuple(f"{one['rows']} {one['what']} left out: {one['why']}" for one in study.exclusions)
     return TransferCells(
-        _points(study, chosen.to_numpy()), params, noise, seed, draws, (*_excluded_runs(runs), *said)
+        _points(study, chosen.to_numpy()), params, noise, seed, draws, (*_excluded_runs(runs), *excluded)
     )
 
 

@@ -89,7 +89,7 @@ def scores_in_all_units(
     if lacking:
         why = f"the observations hold neither eval_bytes and eval_tokens nor bits_per_byte of {first_few(lacking)}"
         return {}, {"bytes": why, "content": why}
-    made, reasons = {"bytes": convert_units(matrix, content)}, {}
+    converted, reasons = {"bytes": convert_units(matrix, content)}, {}
     lacking = sorted(name for name in languages if not (premiums or {}).get(name, 0) > 0)
     if lacking:
         reasons["content"] = (
@@ -97,5 +97,5 @@ def scores_in_all_units(
         )
     else:
         matched = {name: content[name] / (premiums or {})[name] for name in languages}
-        made["content"] = convert_units(matrix, matched)
-    return made, reasons
+        converted["content"] = convert_units(matrix, matched)
+    return converted, reasons

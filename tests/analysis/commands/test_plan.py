@@ -1,4 +1,4 @@
-"""The planner on the command line."""
+"""`mscale plan` on the command line."""
 
 import json
 
@@ -32,8 +32,8 @@ def run(*arguments):
 def test_the_mixture_from_saved_results(laws, capsys):
     options = ("--targets", "a,b", "--weights", "2,1", "--flops", 2e13, "--unique", "a=5e6,b=2e6")
     assert run("plan", "mixture", *options, "--results", laws) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "Train " in told and "UniMax" in told and "From: this study" in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert "Train " in output and "UniMax" in output and "From: this study" in output
     for wrong, code, message in (
         (("--weights", "2,x"), 2, "expected numbers"),
         (("--unique", "a:5"), 2, "expected language=number"),
@@ -45,8 +45,8 @@ def test_the_mixture_from_saved_results(laws, capsys):
 
 def test_the_next_runs_and_their_price(laws, capsys):
     assert run("plan", "next", "--decision", "languages", "--targets", "a", "--results", laws) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "standard error" in told and "FLOPs" in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert "standard error" in output and "FLOPs" in output
     assert run("plan", "next", "--decision", "pairs", "--results", laws) == 1
     assert "no 50/50 pair" in capsys.readouterr().err
     assert run("plan", "next", "--decision", "languages", "--target", "a") == 1
@@ -55,9 +55,9 @@ def test_the_next_runs_and_their_price(laws, capsys):
 
 def test_the_published_figures_do_not_say_how_much(laws, capsys):
     assert run("plan", "languages", "--target", "es", "--prior", "atlas", "--flops", 1e20) == 1
-    told = capsys.readouterr()
-    assert "interval not published" in told.out and "needs a fitted ATLAS law" in told.err
-    assert "Train es with pt" in told.out
+    output = capsys.readouterr()
+    assert "interval not published" in output.out and "needs a fitted ATLAS law" in output.err
+    assert "Train es with pt" in output.out
     assert (
         run("plan", "expand", "--from", 8, "--to", 16, "--params", 1e5, "--tokens", 1e9, "--results", laws)
         == 1
@@ -94,7 +94,7 @@ def test_an_answer_as_json(capsys):
     answer = json.loads(capsys.readouterr().out)
     assert len(answer["rows"]) == 37 and answer["rows"][0]["source"] == "es" and "es" in answer["text"]
     assert run("plan", "languages", "--target", "ca", "--prior", "atlas") == 0
-    told = capsys.readouterr().out
-    assert "and 17 more rows" in told and " low" not in told and "-0 " not in told
+    output = capsys.readouterr().out
+    assert "and 17 more rows" in output and " low" not in output and "-0 " not in output
     assert run("plan", "start", "--target", "qq", "--params", 2e9, "--tokens", 1e11, "--prior", "atlas") == 0
     assert "'qq' is no code of a language known here" in capsys.readouterr().out

@@ -33,7 +33,7 @@ def brute_force(laws, objective, steps=12):
 
 
 @pytest.mark.parametrize(("seed", "worst"), [(0, False), (1, False), (2, True), (3, True)])
-def test_no_grid_point_is_better_and_some_is_near(seed, worst):
+def test_no_grid_point_is_better_and_the_best_one_is_close(seed, worst):
     laws = planted_mixtures.true_laws(planted_mixtures.planted(seed))
     objective = Objective(WEIGHTS, worst)
     found = allocation.best_allocation(laws, FLOPS, objective)
@@ -44,7 +44,7 @@ def test_no_grid_point_is_better_and_some_is_near(seed, worst):
     assert grid - 0.02 < found.value <= grid + (1e-4 if worst else 1e-7)
 
 
-def test_slopes_are_those_of_the_loss():
+def test_derivatives_are_those_of_the_loss():
     laws = planted_mixtures.true_laws(planted_mixtures.planted(4))
     rates, params = np.array([0.5, 0.2, 0.2, 0.1]), 2e5
 
@@ -57,7 +57,7 @@ def test_slopes_are_those_of_the_loss():
     assert np.allclose(np.append(WEIGHTS @ in_rates[0], WEIGHTS @ in_size[0]), numeric, rtol=1e-4)
 
 
-def test_repeats_are_counted():
+def test_repeated_data_count_less():
     """With more unique data of a language its rate is higher and the loss lower."""
     params, only_d = planted_mixtures.planted(0), Objective(np.array([0.0, 0, 0, 1]))
     scarce = planted_mixtures.true_laws(params)
@@ -74,7 +74,7 @@ def test_repeats_are_counted():
     assert ends[0] < ends[1] - 1e-3
 
 
-def test_a_held_size_or_mixture_is_held():
+def test_a_fixed_size_or_mixture_stays_fixed():
     laws = planted_mixtures.true_laws(planted_mixtures.planted(1))
     objective = Objective(WEIGHTS)
     held = allocation.best_allocation(laws, FLOPS, objective, params=7e4)

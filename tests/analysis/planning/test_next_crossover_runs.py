@@ -1,4 +1,4 @@
-"""What to run next to know a crossover: judged by running it, on planted studies."""
+"""The runs recommended for a crossover are judged by making them, on planted studies."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ CHECKPOINT, RUN = 0.002, 0.004
 
 
 def loss(language, N, tokens, continued):
-    """A checkpoint is worth 4B tokens at the start, and 8% (or 13%) of what data can still tell for ever."""
+    """A continued run has 4B more tokens from the start, and a reducible data term that is 8% (bb: 13%) larger."""
     shift = 0.05 * (language == "bb")
     left = 900.0 / (tokens + 4e9 * continued * (N / 6e7) ** 0.5) ** 0.3
     return 1.8 + shift + 60 / N**0.3 + left * (1 + (0.08 + shift) * continued)
@@ -38,7 +38,7 @@ def planted_crossing(language, scale):
 
 
 def trunk(rng, language, scale, continued, tokens, name):
-    """Constant rate, 30 evaluations, as observations."""
+    """Observations of a run at a constant rate with 30 evaluations."""
     at = np.geomspace(tokens / 50, tokens, 30).round()
     value = (
         loss(language, SIZES[scale], at, continued) + rng.normal(0, RUN) + rng.normal(0, CHECKPOINT, len(at))
@@ -81,7 +81,7 @@ def results_of(table):
 
 
 def made(rng, name, tokens, number):
-    """The trunks that a row of the answer asks for, as they would be run."""
+    """The observations of the runs that a row of the answer recommends."""
     language, scale = name.split(",")[0].split(" at ")
     scale = scale.split(" ")[0]
     sides = [side for side, words in ((0, "from scratch"), (1, "from the checkpoint")) if words in name]
@@ -95,7 +95,7 @@ def crossing(table, language, scale):
 
 
 def width(table, language, scale):
-    """Of the interval of its log tokens; infinite where an end is open."""
+    """Width of the interval of the log tokens of a crossover; infinite where an end is open."""
     row = crossing(table, language, scale)
     ends = np.log([row["low"], row["high"]])
     return np.diff(ends)[0] if row["status"] == "measured" and np.isfinite(ends).all() else np.inf
@@ -130,15 +130,15 @@ def test_recommended_runs_narrow_the_crossover_more_than_others_of_equal_price()
 
 
 def surprise(cells, wanted, true):
-    """Mean −log of the chance given to what happens when a cell is trained on, to each multiple of its tokens."""
+    """Mean negative log-likelihood of what happens when the runs of a cell are extended to each multiple."""
     level, variance = gaussian_process.posterior(cells, wanted)
     end = min(wanted.reach)
-    told = [
+    chances = [
         next_crossover_runs.chance_to_show(level, np.sqrt(variance), end * by, end)
         for by in next_crossover_runs.EXTENSIONS
     ]
     came = [true < end * by for by in next_crossover_runs.EXTENSIONS]
-    return np.mean([-np.log(max(p if yes else 1 - p, 1e-3)) for p, yes in zip(told, came, strict=True)])
+    return np.mean([-np.log(max(p if yes else 1 - p, 1e-3)) for p, yes in zip(chances, came, strict=True)])
 
 
 def test_a_crossover_beyond_the_data_is_shown_by_the_run_that_is_named(monkeypatch):
@@ -179,8 +179,8 @@ def test_a_crossover_beyond_the_data_is_shown_by_the_run_that_is_named(monkeypat
     assert narrow < 0.35 and narrow < wide
 
 
-def test_a_run_that_can_show_nothing_takes_no_uncertainty_away():
-    """What is not shown leaves the variance as it was, whatever the runs above it are supposed to have shown."""
+def test_a_run_reduces_the_variance_by_at_most_its_chance_to_show_the_crossover():
+    """If the crossover is not shown the variance stays, also after runs that are supposed to have shown theirs."""
     for seed, share in ((40, 0.1), (41, 0.2), (42, 0.4)):
         rng = np.random.default_rng(seed)
         table = study(rng, {scale: share * planted_crossing("aa", scale) for scale in SIZES})

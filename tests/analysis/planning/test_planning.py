@@ -1,4 +1,4 @@
-"""The planner of analysis (`analysis.planning`); `tests/test_planner.py` is that of sweeps."""
+"""Answers to the questions of `mscale plan`."""
 
 import numpy as np
 import pandas as pd
@@ -127,7 +127,7 @@ def test_a_pair_that_never_reached_the_loss_is_said_to_score_at_most_its_bound()
 FLOPS = 6 * 3e5 * 1.2e7
 
 
-def test_the_mixture_is_said_with_intervals_rivals_and_reasons():
+def test_the_mixture_comes_with_intervals_usual_mixtures_and_reasons():
     results = planted_mixtures.results(0)
     answer = best_mixture(["a", "b", "c", "d"], FLOPS, results, weights=[2, 1, 1, 1])
     rates = {row["language"]: row for row in answer.rows}
@@ -148,7 +148,7 @@ def test_the_mixture_is_said_with_intervals_rivals_and_reasons():
     assert held.rows[0]["rate"] == pytest.approx(1, abs=1e-3) and "100k parameters" in held.text
 
 
-def test_the_mixture_refuses_what_makes_no_sense():
+def test_the_mixture_refuses_bad_arguments():
     results = planted_mixtures.results(0)
     for wrong, message in (
         ({"targets": ["a", "a"], "flops": 1e12}, "named twice"),
@@ -171,7 +171,7 @@ def test_the_mixture_refuses_what_makes_no_sense():
 
 
 def test_a_size_that_a_target_was_not_run_at_is_refused_with_what_to_run():
-    """Its E and A cannot be told apart at one size: their sum is known there, and nothing elsewhere."""
+    """At one size E and A are not identified: only the loss at that size is known."""
     results = planted_mixtures.results(0, lone="d")
     middle = planted_mixtures.SIZES[2]
     for decide in (
@@ -196,7 +196,7 @@ def test_a_size_that_a_target_was_not_run_at_is_refused_with_what_to_run():
         assert any("first run d at other sizes" in reason for reason in reasons) == first
 
 
-def test_a_gain_smaller_than_what_the_law_misses_is_not_sure(monkeypatch):
+def test_a_gain_smaller_than_the_misfit_of_the_law_is_not_sure(monkeypatch):
     results = planted_mixtures.results(0)
     sure = best_mixture(["a", "b", "c", "d"], FLOPS, results, weights=[1, 0, 0, 3]).reasons
     assert any(reason.endswith(": surely") for reason in sure)
@@ -246,8 +246,8 @@ def test_sources_help_once_ones_own_text_is_exhausted():
     assert low <= exact <= high < 6 * low
 
 
-def test_information_after_a_run_is_that_of_the_run_really_added():
-    """The covariance that `next` predicts is the one of a fit with the trunk's rows added, at the same noise."""
+def test_the_predicted_covariance_is_that_of_a_fit_with_the_run_added():
+    """With the rows of the trunk added at the same noise."""
     found = planted_mixtures.fitted(0)
     run = CandidateTrunk(("a", "b"), "s", planted_mixtures.SIZES[2], 6e6)
     slopes = residual_slopes(found, run, planted_mixtures.UNIQUE)
@@ -262,7 +262,7 @@ def test_information_after_a_run_is_that_of_the_run_really_added():
 
 
 def test_the_recommended_run_narrows_the_decision_more_than_other_runs_do():
-    """Judged by fits of planted studies with the run really made, against other runs of the same price."""
+    """Judged by fits of planted studies with the run added, against other runs of the same price."""
     results = planted_mixtures.results(0)
     answer = next_runs("languages", results, targets=["a"])
     assert "FLOPs" in answer.text and len(answer.rows) == 5
@@ -364,7 +364,7 @@ def test_predicted_pairs_are_flagged_and_generated_languages_are_not_the_papers(
         languages_.source_languages("pt", results)
 
 
-def test_sources_without_a_worth_of_their_own_are_said_to_count_alike():
+def test_sources_that_share_one_tau_are_said_to_count_alike():
     rows, exposure = planted_mixtures.design()
     how = {"exposure": exposure, "sources": {name: ["a"] for name in "bcd"} | {"a": ["b"]}}
     study = simulate.study("atlas", rows, planted_mixtures.planted(0), seed=1, **how)

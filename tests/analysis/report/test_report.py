@@ -152,7 +152,7 @@ def test_the_published_matrix_stands_beside_with_its_correlation(results):
     assert all(paper[row.target, row.source] == row.score for row in drawn.itertuples())
 
 
-def test_names_from_outside_cannot_break_out(page):
+def test_markup_in_names_is_escaped(page):
     assert "</script><b>study" not in page
     assert "Planted &lt;/script&gt;&lt;b&gt;study" in page
 
@@ -188,7 +188,7 @@ def test_planted_truths_are_found_and_said(results):
 
 
 def test_a_law_that_misses_by_far_more_than_runs_differ_is_not_called_clear(results):
-    """Its intervals take its form for true. Here all other languages share one τ, so that kin count like strangers."""
+    """Its intervals assume that it holds. Here it does not: all other languages share one τ."""
     assert "its form is not all of the truth" in findings.misfit_warning(results, "atlas")
 
     def missing_by(nats):
@@ -218,7 +218,7 @@ def test_symmetry_alone_is_as_sure_as_its_own_p(results):
 
 
 def test_what_atlas_gains_is_credited_to_what_the_study_has(results):
-    """To other languages' data, to repeats where D_t alone gains as much, to nothing where no run has either."""
+    """To other languages' data; to repeats where D_t alone gains as much; to neither where no run has either."""
 
     def said(own, kinds):
         changed = copy.deepcopy(results)
@@ -286,7 +286,7 @@ def test_the_summary_fits_a_terminal(results):
 
 
 def test_a_matrix_of_38_languages_stays_within_bounds(results):
-    """The largest that the paper has: all ordered pairs, with their curves, in 5 MB and 10 s."""
+    """As many languages as the published matrix: all ordered pairs with their curves take at most 5 MB and 10 s."""
     names = [f"{a}{b}" for a in "abcdefg" for b in "abcdefg"][:38]
     changed = copy.deepcopy(results)
     transfer = changed["transfer"]
@@ -361,7 +361,7 @@ EXERCISE = """
 
 
 def with_predictions(results):
-    """The results as if the missing pairs could be predicted, and a token of `abo` were half the bytes."""
+    """The results with predictions for the missing pairs, and with scores per byte that are half those per token."""
     changed = copy.deepcopy(results)
     transfer = changed["transfer"]
     missing = [row for row in main_matrix(changed) if row["status"] == "missing"]

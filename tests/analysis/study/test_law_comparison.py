@@ -1,4 +1,4 @@
-"""Laws are compared only on what every fold can still tell."""
+"""Laws are compared only on languages that the training rows of every fold identify."""
 
 import numpy as np
 import pandas as pd

@@ -17,7 +17,7 @@ def planted():
     return validate_observations(observations)[0], exposure
 
 
-def test_intervals_that_mean_nothing_are_told(planted):
+def test_unreliable_intervals_are_reported(planted):
     row = {"ratio": 2}
     for name in ("N", "D_tot", "C"):
         row |= {name: 1.5, f"{name}_low": 1.2, f"{name}_high": 2.0}

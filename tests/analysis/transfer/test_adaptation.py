@@ -33,8 +33,8 @@ def test_adaptation_score_is_the_mean_gain():
     assert row["score"] == pytest.approx(0.5, abs=1e-3)  # ∫₀¹ x dx
 
 
-def test_the_weights_of_evaluations_are_the_scores_derivatives():
-    """Of unequal steps, a repeated one, a limit between two evaluations, and a curve that ends before its limit."""
+def test_the_squared_weights_are_the_squared_derivatives_of_the_score():
+    """With unequal steps, a repeated one, a limit between two evaluations, and a curve that ends before its limit."""
     curve = np.array([0, 0, 0, 0, 1, 1, 1])
     tokens, losses = (
         np.array([1.0, 3.0, 3.0, 8.0, 2.0, 5.0, 6.0]),
@@ -69,7 +69,7 @@ def test_intervals_of_adaptation_scores_cover():
     assert (few > away).all()
 
 
-def test_without_a_noise_there_are_no_intervals_and_with_it_the_study_has_them():
+def test_intervals_need_a_noise():
     observations = validate_observations(planted_study.study(seed=3, small=True)[0])[0]
     plain = adaptation.adaptation_scores(observations)
     assert plain["low"].isna().all() and (plain["status"] == "measured").any()

@@ -11,28 +11,28 @@ from analysis.transfer import adaptation, collaborative_filtering, forest, stati
 from analysis.transfer.matrix import transfer_matrix
 from mscale.errors import MscaleError
 
-KIN = forest.PairFeatures(LANGUAGES, {}, inventory.pair_features(LANGUAGES, KNOWN))
+FEATURES = forest.PairFeatures(LANGUAGES, {}, inventory.pair_features(LANGUAGES, KNOWN))
 QUICK = {"trees": 100, "cv_trees": 30, "repeats": 1}
 
 
-def test_what_is_promised_of_held_out_pairs_holds_for_pairs_never_shown():
-    inside, promised, real = [], [], []
+def test_the_held_out_accuracy_is_that_on_pairs_that_were_hidden():
+    inside, expected, real = [], [], []
     for seed in range(4):
         scores, _ = planted(seed)
         part, gone = hide(scores, 0.3, seed)
-        found = forest.predict_scores(part, KIN, **QUICK, seed=seed)
+        found = forest.predict_scores(part, FEATURES, **QUICK, seed=seed)
         error = np.mean((found.score[gone] - scores[gone]) ** 2)
-        promised.append(found.r2)
+        expected.append(found.r2)
         real.append(1 - error / np.var(scores[gone]))
         inside += list((found.low[gone] <= scores[gone]) & (scores[gone] <= found.high[gone]))
         assert found.groups == ("language", "other pairs")
-    assert np.mean(real) > 0.75 and abs(np.mean(promised) - np.mean(real)) < 0.1
+    assert np.mean(real) > 0.75 and abs(np.mean(expected) - np.mean(real)) < 0.1
     assert 0.84 <= np.mean(inside) <= 0.98
 
 
 def test_the_ablation_shows_which_group_helps():
     scores, _ = planted(5, effects=0.15)
-    found = forest.predict_scores(scores, KIN, **QUICK)
+    found = forest.predict_scores(scores, FEATURES, **QUICK)
     by = {tuple(row["groups"]): row for row in found.ablation}
     assert set(by) == {("language",), ("other pairs",), ("language", "other pairs")}
     gains = {row["group"]: row for row in found.gains}
@@ -41,17 +41,17 @@ def test_the_ablation_shows_which_group_helps():
         by["other pairs",]["r2"] + gains["language"]["r2"], abs=1e-9
     )
     noise, _ = planted(5, kin=0, effects=0.3)
-    useless = {row["group"]: row for row in forest.predict_scores(noise, KIN, **QUICK).gains}
+    useless = {row["group"]: row for row in forest.predict_scores(noise, FEATURES, **QUICK).gains}
     assert useless["language"]["low"] < 0.02 and useless["language"]["r2"] < 0.05
 
 
 def test_pure_noise_is_refused():
     scores, _ = planted(0, kin=0, effects=0, noise=1)
     with pytest.raises(MscaleError, match="no better than by their mean"):
-        forest.predict_scores(scores, KIN, **QUICK)
+        forest.predict_scores(scores, FEATURES, **QUICK)
     few, _ = hide(scores, 0.95, 0)
     with pytest.raises(MscaleError, match="needs 8 or more"):
-        forest.predict_scores(few, KIN, **QUICK)
+        forest.predict_scores(few, FEATURES, **QUICK)
 
 
 def test_both_directions_of_a_pair_are_held_out_together():
@@ -64,19 +64,19 @@ def test_both_directions_of_a_pair_are_held_out_together():
     assert np.array_equal(held, np.arange(40))
 
 
-def other_pairs(scores, drawn=None):
-    """All three features (T, T, 3) over the pairs drawn (P,), all by default."""
+def other_pairs(scores, in_bag=None):
+    """The three features (T, T, 3) from the pairs in one bootstrap sample (P,), by default all."""
     pairs = np.argwhere(np.triu(np.ones_like(scores), 1))
     pair = np.full(scores.shape, -1)
     pair[tuple(pairs.T)] = pair[tuple(pairs.T[::-1])] = np.arange(len(pairs))
-    drawn = np.ones((1, len(pairs)), dtype=bool) if drawn is None else drawn[None]
+    in_bag = np.ones((1, len(pairs)), dtype=bool) if in_bag is None else in_bag[None]
     everywhere = np.argwhere(~np.eye(len(scores), dtype=bool))
     table = np.full((*scores.shape, 3), np.nan)
-    table[tuple(everywhere.T)] = forest.other_pair_features(scores, pair, drawn, everywhere)[0]
+    table[tuple(everywhere.T)] = forest.other_pair_features(scores, pair, in_bag, everywhere)[0]
     return table, pair
 
 
-def test_other_pairs_say_nothing_of_the_pair_itself():
+def test_features_of_other_pairs_do_not_depend_on_the_pair_itself():
     scores, _ = planted(1)
     before, _ = other_pairs(scores)
     assert before[2, 5, 0] == pytest.approx(np.nanmean(np.delete(scores[2], 5)), abs=1e-6)
@@ -89,42 +89,42 @@ def test_other_pairs_say_nothing_of_the_pair_itself():
     assert after[2, 7, 0] != pytest.approx(before[2, 7, 0])
 
 
-def test_pairs_that_a_tree_has_not_drawn_are_in_none_of_its_features():
+def test_features_of_other_pairs_do_not_depend_on_out_of_bag_pairs():
     scores, _ = planted(1)
     _, pair = other_pairs(scores)
-    drawn = np.random.default_rng(0).random(pair.max() + 1) < 0.6
-    before, _ = other_pairs(scores, drawn)
-    unseen = (pair >= 0) & ~drawn[pair]
-    after, _ = other_pairs(np.where(unseen, 99.0, scores), drawn)
-    assert unseen.any() and np.array_equal(before, after, equal_nan=True)
+    in_bag = np.random.default_rng(0).random(pair.max() + 1) < 0.6
+    before, _ = other_pairs(scores, in_bag)
+    out_of_bag = (pair >= 0) & ~in_bag[pair]
+    after, _ = other_pairs(np.where(out_of_bag, 99.0, scores), in_bag)
+    assert out_of_bag.any() and np.array_equal(before, after, equal_nan=True)
 
 
-def alike(scores, given, target, source):
-    """`likeness.by_likeness` by its words, for one cell."""
-    given = given.copy()
-    given[target, source] = given[source, target] = False
-    mean = scores[given].mean()
-    away = np.where(given, np.where(np.isfinite(scores), scores, 0.0) - mean, 0.0)
-    above = weight = 0.0
+def prediction_by_definition(scores, known, target, source):
+    """`neighbourhood_scores` computed from its definition, for one cell."""
+    known = known.copy()
+    known[target, source] = known[source, target] = False
+    mean = scores[known].mean()
+    centred = np.where(known, np.where(np.isfinite(scores), scores, 0.0) - mean, 0.0)
+    weighted = weight = 0.0
     for one in range(len(scores)):
         if one in (target, source):
             continue
-        for mine, cell in ((target, (one, source)), (source, (target, one))):
-            both = np.concatenate([given[mine] & given[one], given[:, mine] & given[:, one]])
-            first, second = (np.concatenate([away[who], away[:, who]])[both] for who in (mine, one))
-            size = np.linalg.norm(first) * np.linalg.norm(second)
-            like = (
-                first @ second / size * both.sum() / (both.sum() + collaborative_filtering.SHRINKAGE)
-                if size
+        for own, cell in ((target, (one, source)), (source, (target, one))):
+            common = np.concatenate([known[own] & known[one], known[:, own] & known[:, one]])
+            first, second = (np.concatenate([centred[who], centred[:, who]])[common] for who in (own, one))
+            norm = np.linalg.norm(first) * np.linalg.norm(second)
+            similarity = (
+                first @ second / norm * common.sum() / (common.sum() + collaborative_filtering.SHRINKAGE)
+                if norm
                 else 0.0
             )
-            like *= abs(like) ** (collaborative_filtering.AMPLIFICATION - 1)
-            above += like * away[cell]
-            weight += abs(like) * given[cell]
-    return mean + above / weight if weight else np.nan
+            similarity *= abs(similarity) ** (collaborative_filtering.AMPLIFICATION - 1)
+            weighted += similarity * centred[cell]
+            weight += abs(similarity) * known[cell]
+    return mean + weighted / weight if weight else np.nan
 
 
-def test_likeness_is_what_it_says():
+def test_neighbourhood_scores_are_those_of_their_definition():
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(7, 7))
     np.fill_diagonal(scores, np.nan)
@@ -133,12 +133,12 @@ def test_likeness_is_what_it_says():
     cells = np.argwhere(~np.eye(7, dtype=bool))
     found = collaborative_filtering.neighbourhood_scores(scores, given, cells)
     for number, each in enumerate(given):
-        expected = [alike(scores, each, *cell) for cell in cells]
+        expected = [prediction_by_definition(scores, each, *cell) for cell in cells]
         assert found[number] == pytest.approx(expected, nan_ok=True)
 
 
-def test_kin_that_nobody_named_are_found_by_whom_they_transfer_to():
-    """Three families of seven: without any feature of languages, they show in the scores themselves."""
+def test_families_are_found_from_the_scores_without_features_of_languages():
+    """Three families of seven languages, of which no feature tells."""
     family = np.repeat(np.arange(3), 7)
     rng = np.random.default_rng(3)
     scores = 0.5 * (family[:, None] == family) + 0.05 * rng.normal(size=(21, 21))
@@ -199,7 +199,7 @@ def test_the_papers_features_from_a_planted_study():
 
 
 def test_a_planted_study_without_some_pairs():
-    """Five of fifteen pairs left out of a study are predicted with the right order of kin and strangers."""
+    """Five of fifteen pairs left out of a study: those within a family are predicted higher than all others."""
     observations, _, truth = planted_study.study(seed=11)
     observations = validate_observations(observations)[0]
     matrix = transfer_matrix(observations, scales=["nano2"])

@@ -105,7 +105,7 @@ def test_cooled_is_compared_with_cooled_only(planted):
     ).all()
 
 
-def test_a_curve_of_one_point_is_no_curve(planted):
+def test_a_curve_of_one_point_gives_no_score(planted):
     observations, _, _ = planted
     one = observations[~((observations["languages"] == "aka") & (observations["tokens"] > 300_000))]
     one = one[
@@ -115,7 +115,7 @@ def test_a_curve_of_one_point_is_no_curve(planted):
     assert curve["status"] == "missing" and curve["reason"]
 
 
-def test_repeated_data_are_no_reference(planted):
+def test_runs_on_repeated_data_are_not_used(planted):
     observations, _, _ = planted
     points = transfer.transfer_cells(observations).points["nano2", ("aka",)]["aka"]
     groups = {group for one in points.values() for group in one.groups}
@@ -170,7 +170,7 @@ def test_bounds_stay_bounds_in_other_units(planted):
     assert changed["high"] == pytest.approx(changed["score"])
 
 
-def test_units_need_what_they_count(planted):
+def test_bytes_and_content_need_fertility_and_premiums(planted):
     observations, cells, _ = planted
     matrix = transfer.transfer_matrix(cells, scales=["nano2"])
     made, reasons = units.scores_in_all_units(matrix, observations, None)
@@ -195,7 +195,7 @@ def test_units_need_what_they_count(planted):
 
 
 def test_curves_that_never_overlap_are_missing_with_the_reason_or_a_bound(planted):
-    """The language alone stops before the pair was first evaluated."""
+    """The monolingual run stops before the first evaluation of the bilingual one."""
     observations, _, _ = planted
     alone = (observations["languages"] == "aka") & (observations["tokens"] > 400_000)
     pair = (observations["languages"] == "aka+abo") & (observations["tokens"] < 3_000_000)
@@ -221,7 +221,7 @@ def test_evaluation_sets_that_differ_are_noted_and_splits_are_never_mixed(plante
 
 
 def test_scores_of_one_billion_parameter_curves_agree_with_an_independent_computation():
-    """Curves as outsiders have them: noisy, at steps of their own, some never reaching the loss within the data."""
+    """Noisy curves at unequal steps, as in other projects; some never reach the loss within the data."""
     d, found = 20e9, []
     for seed in range(40, 46):
         table, tau = one_billion.curves(seed)
@@ -253,7 +253,7 @@ def test_scores_of_one_billion_parameter_curves_agree_with_an_independent_comput
     assert len(sure) > 40 and (np.sign(sure["score"]) == np.sign(sure["truth"])).mean() > 0.97
 
 
-def test_losses_of_another_phase_are_no_stand_in_and_the_reason_says_so(planted):
+def test_losses_of_another_phase_are_not_compared_and_the_reason_says_so(planted):
     observations, _, _ = planted
     cooled = observations[~((observations["languages"] == "aka") & (observations["phase"] == "stable"))]
     row = transfer.transfer_curve(cooled, "aka", "abo", scale="nano2", d=[2e6]).iloc[0]

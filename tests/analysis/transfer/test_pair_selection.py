@@ -9,11 +9,11 @@ from analysis.transfer import pair_selection, statistics
 from analysis.transfer.matrix import transfer_matrix
 from mscale.errors import MscaleError
 
-KIN = inventory.pair_features(LANGUAGES, KNOWN)
+FEATURES = inventory.pair_features(LANGUAGES, KNOWN)
 
 
 def reveal(scores, languages, pairs, shown=None):
-    """The scores of the named pairs alone, beside those already shown."""
+    """The scores of the named pairs, and those already in `shown`; NaN elsewhere."""
     place = {name: index for index, name in enumerate(languages)}
     part = np.full_like(scores, np.nan) if shown is None else shown.copy()
     for one, other in pairs:
@@ -34,7 +34,7 @@ def every_pair(languages):
 
 
 @pytest.mark.parametrize(("before", "more"), [(0, 14), (10, 12)])
-def test_chosen_pairs_tell_more_of_all_scores_than_random_ones(before, more):
+def test_chosen_pairs_lead_to_smaller_errors_than_random_ones(before, more):
     chosen, random = [], []
     for seed in range(10):
         rng = np.random.default_rng(seed)
@@ -42,20 +42,20 @@ def test_chosen_pairs_tell_more_of_all_scores_than_random_ones(before, more):
         pairs = every_pair(LANGUAGES)
         rng.shuffle(pairs)
         part = reveal(scores, LANGUAGES, pairs[:before])
-        process = pair_selection.fit_pair_model(LANGUAGES, KIN, part, 0.05)
+        process = pair_selection.fit_pair_model(LANGUAGES, FEATURES, part, 0.05)
         picked = [choice.pair for choice in pair_selection.select_pairs(process, part, more)]
         assert len(set(picked)) == more and not set(map(tuple, pairs[:before])) & set(picked)
-        chosen.append(error(reveal(scores, LANGUAGES, picked, part), truth, LANGUAGES, KIN))
+        chosen.append(error(reveal(scores, LANGUAGES, picked, part), truth, LANGUAGES, FEATURES))
         drawn = pairs[before : before + more], pairs[before + more : before + 2 * more]
         random.append(
-            np.mean([error(reveal(scores, LANGUAGES, p, part), truth, LANGUAGES, KIN) for p in drawn])
+            np.mean([error(reveal(scores, LANGUAGES, p, part), truth, LANGUAGES, FEATURES) for p in drawn])
         )
     assert np.mean(chosen) < 0.93 * np.mean(random)
     assert np.mean(np.array(chosen) < np.array(random)) >= 0.7
 
 
 def test_on_the_planted_study_it_beats_random_choice():
-    """Measured scores of a noisy study in place of planted ones; judged by the planted ones."""
+    """Pairs are chosen from the measured scores of a noisy study and judged by the planted scores."""
     names = planted_study.LANGUAGES
     tau = np.array([[planted_study.relatedness(s, t) for s in names] for t in names])
     truth = 2 * tau / (1 + tau)
@@ -81,7 +81,7 @@ def test_on_the_planted_study_it_beats_random_choice():
 def test_uncertainty_falls_with_every_pair_and_prices_and_budgets_are_kept():
     scores, _ = planted(0)
     part, _ = hide(scores, 0.8, 0)
-    process = pair_selection.fit_pair_model(LANGUAGES, KIN, part, 0.05)
+    process = pair_selection.fit_pair_model(LANGUAGES, FEATURES, part, 0.05)
     choices = pair_selection.select_pairs(process, part, 20)
     left = [choice.remaining_variance for choice in choices]
     assert all(later < earlier for earlier, later in zip(left, left[1:], strict=False)) and left[-1] > 0
@@ -91,18 +91,18 @@ def test_uncertainty_falls_with_every_pair_and_prices_and_budgets_are_kept():
     assert sum(choice.price for choice in cheap) <= 12
 
 
-def test_what_is_asked_about_is_what_is_run():
+def test_pairs_of_the_weighted_target_are_chosen():
     scores = np.full((len(LANGUAGES),) * 2, np.nan)
     weight = np.array([[float(name == "b4")] * len(LANGUAGES) for name in LANGUAGES])
-    process = pair_selection.fit_pair_model(LANGUAGES, KIN, noise=0.05)
+    process = pair_selection.fit_pair_model(LANGUAGES, FEATURES, noise=0.05)
     picked = [choice.pair for choice in pair_selection.select_pairs(process, scores, 5, weight=weight)]
     assert all("b4" in pair for pair in picked)
 
 
-def test_the_posterior_is_that_of_all_cells_at_once():
+def test_conditioning_cell_by_cell_gives_the_posterior_of_all_cells():
     scores, _ = planted(3)
     part, _ = hide(scores, 0.5, 3)
-    process = pair_selection.fit_pair_model(LANGUAGES, KIN, part, 0.05)
+    process = pair_selection.fit_pair_model(LANGUAGES, FEATURES, part, 0.05)
     mean, deviation = process.posterior(part)
     shown = np.isfinite(part)
     assert np.abs(mean - part)[shown].max() < 0.2 and deviation[shown].max() < 0.05
@@ -121,8 +121,8 @@ def test_too_few_languages():
         pair_selection.fit_pair_model(("a", "b"), {})
 
 
-def test_pairs_that_were_run_are_not_run_again():
-    """A bound is no score, yet the same run would end in the same bound."""
+def test_pairs_that_were_run_are_not_chosen_again():
+    """Also where they gave only a bound: the same run would give the same bound."""
     cells = [
         {"target": target, "source": source, "status": status}
         for target, source, status in (
@@ -133,7 +133,7 @@ def test_pairs_that_were_run_are_not_run_again():
         )
     ]
     assert pair_selection.pairs_already_run(cells) == {("a0", "a1")}
-    process = pair_selection.fit_pair_model(LANGUAGES, KIN, noise=0.05)
+    process = pair_selection.fit_pair_model(LANGUAGES, FEATURES, noise=0.05)
     scores = np.full((len(LANGUAGES),) * 2, np.nan)
     every = every_pair(process.languages)
     picked = pair_selection.select_pairs(process, scores, 3, ran=every[3:])

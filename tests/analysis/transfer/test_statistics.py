@@ -23,7 +23,7 @@ def published():
     return statistics.score_matrix(rows.to_dict("records"), languages), languages
 
 
-def test_the_published_matrix_says_what_the_paper_says_of_it():
+def test_the_published_matrix_has_the_published_statistics():
     scores, languages = published()
     known = inventory.describe(languages)
     script, family = (inventory.same(languages, known, key) for key in ("script", "family"))
@@ -51,8 +51,8 @@ def test_a_planted_difference_is_found_and_its_interval_holds_it():
     assert 24 <= inside <= 30
 
 
-def test_nothing_is_found_where_there_is_nothing_as_often_as_p_says():
-    """A plain test of cells would call two thirds of these matrices significant: languages differ."""
+def test_p_values_without_an_effect_are_not_too_small():
+    """A test that takes cells as independent finds two thirds of these matrices significant: languages differ."""
     small = [
         statistics.kinship_difference(*matrix(seed, noise=0.05), permutations=120, seed=seed)["p"] < 0.1
         for seed in range(60)
@@ -60,7 +60,7 @@ def test_nothing_is_found_where_there_is_nothing_as_often_as_p_says():
     assert np.mean(small) <= 0.2
 
 
-def test_reciprocity_is_told_from_its_absence():
+def test_symmetry_is_found_where_it_is_planted_only():
     strong = statistics.symmetry(matrix(0, effects=0.0, noise=0.3, reciprocity=1.0)[0], permutations=300)
     assert strong["correlation"] == pytest.approx(1.0) and strong["p"] < 0.01
     small = [
@@ -82,7 +82,7 @@ def test_missing_cells_and_too_few_languages():
     assert statistics.symmetry(scores[:3, :3]) is None
 
 
-def test_what_only_follows_languages_has_no_adjusted_difference():
+def test_an_aliased_property_has_no_adjusted_difference():
     scores, family = matrix(1)
     found = statistics.kinship_difference(scores, family, [family], permutations=1)
     assert np.isnan(found["adjusted"])

@@ -1,4 +1,4 @@
-"""The matrix as a table, from the CSV of an outsider through the command line."""
+"""The matrix as a table, and `mscale transfer` on CSV files of other projects."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_every_pair_in_every_unit_measured_apart_from_bounds_and_predictions(pla
     assert not (table[table["unit"] != "tokens"]["status"] == "predicted").any()
 
 
-def test_what_cannot_be_asked_is_refused(planted):
+def test_bad_arguments_are_refused(planted):
     for how, message in (
         ({"scale": "nano9"}, "no 50/50 run at scale 'nano9'; found"),
         ({"d": -1.0}, "expected a positive number of tokens"),
@@ -48,7 +48,7 @@ def test_what_cannot_be_asked_is_refused(planted):
         transfer_table(planted[planted["tag"] == "mono"])
 
 
-def test_cells_say_what_they_are():
+def test_scores_are_formatted_by_their_status():
     row = {"status": "measured", "bound": "", "score": 0.214, "low": 0.1, "high": 0.3}
     assert format_score(row) == "+0.21*" and format_score({**row, "low": -0.1}) == "+0.21"
     assert format_score({**row, "low": float("nan")}) == "+0.21"
@@ -66,7 +66,7 @@ def run(*arguments):
 
 
 def test_from_a_csv_with_a_column_a_language_to_the_matrix(tmp_path, capsys):
-    """The road of docs/transfer.md."""
+    """The steps of docs/transfer.md."""
     table, tau = one_billion.curves(7, checkpoint=0.003, run=0.001)
     table = table[table["languages"].isin(["en", "es", "en+es", "en+zh"])]
     wide = table.pivot_table(index=["run", "languages", "tokens"], columns="language", values="loss")
@@ -106,7 +106,7 @@ def at(table, **cells):
 
 
 def where(table, languages, **columns):
-    """Columns that hold the first value in runs of these languages, the second in others."""
+    """Sets columns to the first of two values in runs of these languages, and to the second in others."""
     mine = table["languages"] == languages
     return table.assign(**{name: np.where(mine, *values) for name, values in columns.items()})
 
@@ -143,11 +143,13 @@ def en(table):
         ),
     ],
 )
-def test_what_cannot_be_compared_is_said_beside_what_can(tmp_path, capsys, curves, change, message):
+def test_scores_that_cannot_be_measured_are_reported_with_the_reason(
+    tmp_path, capsys, curves, change, message
+):
     change(curves).to_csv(tmp_path / "curves.csv", index=False)
     assert run("transfer", tmp_path / "curves.csv", "--d", 2e10) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert message in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert message in output
     cells = pd.read_csv(tmp_path / "transfer.csv")
     assert cells.loc[cells["status"] == "missing", "score"].isna().all()
     assert cells.loc[cells["status"] == "missing", "reason"].notna().all()
@@ -189,7 +191,7 @@ def test_curves_over_d_and_one_of_several_vocabularies(tmp_path, capsys, curves)
         (lambda t: t.head(0), "no rows"),
     ],
 )
-def test_bad_tables_are_refused_by_name_and_leave_nothing(tmp_path, capsys, curves, change, message):
+def test_bad_tables_are_refused_and_no_file_is_written(tmp_path, capsys, curves, change, message):
     change(curves).to_csv(tmp_path / "curves.csv", index=False)
     assert run("transfer", tmp_path / "curves.csv", "--d", 2e10) == 1
     assert message in capsys.readouterr().err
@@ -206,17 +208,17 @@ def test_headlines_of_such_curves_word_open_ends(curves):
     results = analyse(table, splits=())
     cells = results["transfer"]["matrix"]
     assert any(row["status"] == "measured" and row["low"] is None for row in cells)
-    told = " ".join(item["text"] for item in results["headlines"])
-    assert "nan" not in told and "overtakes" in told
+    output = " ".join(item["text"] for item in results["headlines"])
+    assert "nan" not in output and "overtakes" in output
 
 
-def test_a_noise_between_runs_known_from_elsewhere_takes_the_place_of_one_assumed(tmp_path, capsys, curves):
+def test_a_given_noise_between_runs_replaces_the_assumed_one(tmp_path, capsys, curves):
     curves.to_csv(tmp_path / "curves.csv", index=False)
     widths = {}
     for noise in ((), ("--run-noise", 0.006), ("--run-noise", 0.001)):
         assert run("transfer", tmp_path / "curves.csv", "--d", 2e10, *noise) == 0
-        told = capsys.readouterr().out
-        assert ("(as given)" in told) == bool(noise) and ("only assumed" in told) != bool(noise)
+        output = capsys.readouterr().out
+        assert ("(as given)" in output) == bool(noise) and ("only assumed" in output) != bool(noise)
         cells = pd.read_csv(tmp_path / "transfer.csv").set_index(["target", "source"])
         row = cells.loc[("es", "en")]
         widths[noise] = row["high"] - row["low"]
