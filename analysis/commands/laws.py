@@ -2,11 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mscale.commands import FOLDER, STORE, numbers_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # A matrix of more languages than this is too wide for a terminal.
 MAX_MATRIX_LANGUAGES = 10
@@ -211,7 +214,7 @@ def transfer(
     print(f"{out}: {len(table):,} rows, a row for each pair and unit ({', '.join(table['unit'].unique())})")
 
 
-def print_matrix(table: Any, details: dict[str, Any], phase: str) -> None:
+def print_matrix(table: "pd.DataFrame", details: dict[str, Any], phase: str) -> None:
     """Prints the matrix (target by source) of the scale with most pairs, its legend, the noise and what is missing."""
     from rich.console import Console
     from rich.table import Table

@@ -3,13 +3,18 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mscale.commands import FOLDER, Commands, comma_list, numbers_of
 from mscale.errors import MscaleError
 from sweeps.commands import plan_memory
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from analysis.planning.answer import Answer
 
 # Numbers from here on are printed with a suffix: 33.6B.
 COUNTS_FROM = 1e4
@@ -60,7 +65,7 @@ def need_results(source: Path | None, what: str, why: str) -> dict:
     return results_of(source)
 
 
-def print_answer(answer: Any, as_json: bool = False) -> None:
+def print_answer(answer: "Answer", as_json: bool = False) -> None:
     """Prints the decision, the tables behind it and the reasons; or all of them as JSON."""
     import dataclasses
     import json
@@ -85,7 +90,7 @@ def print_answer(answer: Any, as_json: bool = False) -> None:
         console.print(f"- {escape(reason)}")
 
 
-def table_of(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
+def table_of(rows: Sequence[Mapping[str, Any]], title: str) -> "Table":
     """Rows as a table without empty columns. One or two rows of many columns are transposed."""
     from rich import box
     from rich.markup import escape

@@ -1,7 +1,6 @@
 """Figures of loss curves and of fitted laws with their points."""
 
 import math
-from typing import Any
 
 import altair as alt
 import numpy as np
@@ -177,7 +176,7 @@ def chinchilla_figure(results: dict) -> Figure | None:
     )
     for language, part in list(frame.groupby("language"))[:6]:
 
-        def get(name: str, language: Any = language) -> float:
+        def get(name: str, language: str = str(language)) -> float:
             return values.get(f"{name}[{language}]", values.get(name, math.nan))
 
         grid = np.geomspace(part["target_tokens"].min() * 0.8, part["target_tokens"].max() * 1.25, 30)

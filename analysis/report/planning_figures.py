@@ -1,7 +1,6 @@
 """Figures for planning: cost of more languages, iso-loss frontiers, training from scratch against continuing."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import altair as alt
 import numpy as np
@@ -9,6 +8,7 @@ import pandas as pd
 
 from analysis.report.plots import (
     Figure,
+    Palette,
     Panel,
     categorical_palette,
     log_ticks,
@@ -71,7 +71,7 @@ def _uniform_mixtures(answer: dict) -> tuple[list[UniformMixtures], list[str]]:
     return found, [count(value) for value in budgets]
 
 
-def _over_languages(part: UniformMixtures, palette: Any, y: Any, tooltip: list) -> Panel:
+def _over_languages(part: UniformMixtures, palette: Palette, y: alt.Y, tooltip: list[alt.Tooltip]) -> Panel:
     """Points and the fitted law over K, with one colour for each total of tokens."""
     x = alt.X(
         "K:Q",

@@ -12,9 +12,11 @@ from typing import Any
 import altair as alt
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from analysis.text import count
 
+AltairChart = alt.Chart | alt.LayerChart | alt.FacetChart
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00")
 INK, MUTED, RULE = "#1c2430", "#5b6675", "#e3e7ec"
 SIGNED: Any = "purpleorange"
@@ -61,7 +63,7 @@ class Control:
 class Panel:
     """One chart of a figure, with its heading."""
 
-    chart: Any  # alt.Chart or alt.LayerChart
+    chart: AltairChart
     title: str = ""
 
 
@@ -92,7 +94,7 @@ class Figure:
         return [spec_of(panel.chart) for panel in self.panels]
 
 
-def spec_of(chart: Any) -> dict:
+def spec_of(chart: AltairChart) -> dict:
     """The Vega-Lite specification of a chart, with the report's style and rounded data."""
     with alt.data_transformers.enable("default", max_rows=None, consolidate_datasets=True):
         spec = chart.to_dict(validate=False)
@@ -113,7 +115,7 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def log_ticks(values: Any, max_ticks: int = 6) -> list[float]:
+def log_ticks(values: ArrayLike, max_ticks: int = 6) -> list[float]:
     """Round tick values over the range of positive `values`: at most `max_ticks`, or else the powers of ten."""
     low, high = float(np.min(values)), float(np.max(values))
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -125,7 +127,7 @@ def log_ticks(values: Any, max_ticks: int = 6) -> list[float]:
     return ticks
 
 
-def token_axis(name: str, title: str, values: Any) -> alt.X:
+def token_axis(name: str, title: str, values: ArrayLike) -> alt.X:
     """A log axis of token counts over the range of `values`."""
     values = np.asarray(values, dtype=float)
     domain = [float(values.min()) * 0.97, float(values.max()) * 1.03]

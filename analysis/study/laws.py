@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from analysis.estimation.quantities import Derived
 from analysis.fitting.fit import fit
@@ -16,6 +17,11 @@ from analysis.tables.mixtures import describe_mixtures, one_split
 from analysis.text import short_reason
 from analysis.transfer.matrix import MOST_EPOCHS
 from mscale.errors import MscaleError
+
+# Ratios of the number of languages (after to before) for which the growth is reported.
+_RATIOS = (2, 4, 8, 16)
+# At fewer sizes the monolingual runs of a language do not identify its A and E.
+_MIN_SIZES = 3
 
 
 def capacity_rows(observations: pd.DataFrame, *, split: str | None = None) -> pd.DataFrame:
@@ -44,11 +50,6 @@ def why_not_identifiable(rows: pd.DataFrame) -> str:
     if rows["target_tokens"].max() < 2 * rows["target_tokens"].min():
         return "tokens per language span less than a factor of two: ψ and β cannot be told apart"
     return ""
-
-
-_RATIOS = (2, 4, 8, 16)
-# At fewer sizes the monolingual runs of a language do not identify its A and E.
-_MIN_SIZES = 3
 
 
 def fit_chinchilla(
@@ -330,7 +331,7 @@ def _checked_interval(parameter: dict) -> dict:
     return parameter
 
 
-def within_r2(language: Any, observed: Any, predicted: Any) -> float:
+def within_r2(language: ArrayLike, observed: ArrayLike, predicted: ArrayLike) -> float:
     """R² within languages: about the mean of each language, so that differences between languages do not raise it."""
     frame = pd.DataFrame({"language": np.asarray(language), "y": observed, "p": predicted})
     centre = frame.groupby("language")["y"].transform("mean")
