@@ -8,6 +8,7 @@ What other folders import from here:
 - `mixture`: the best mixture at a budget.
 - `next_runs`: the runs that would most reduce the uncertainty of a decision.
 - `co_training`: training together against training alone.
+- `answer`: what all of them return.
 """
 
-__all__ = ["co_training", "expand", "languages", "mixture", "next_runs", "start"]
+__all__ = ["answer", "co_training", "expand", "languages", "mixture", "next_runs", "start"]
