@@ -187,7 +187,9 @@ def unique_token_limits(
 
 def _at_one_size(fit: Fit, targets: Sequence[str]) -> list[str]:
     """The targets whose E and A are aliased, since they were run at one size only."""
-    aliased = {name for name, moves in zip(fit.names, local_posterior(fit).in_flat_directions, strict=True) if moves}
+    aliased = {
+        name for name, moves in zip(fit.names, local_posterior(fit).in_flat_directions, strict=True) if moves
+    }
     return [name for name in targets if {f"E[{name}]", f"A[{name}]"} & aliased]
 
 
