@@ -12,8 +12,6 @@ import itertools
 from types import SimpleNamespace
 
 import numpy as np
-from scipy.optimize import nnls
-from scipy.stats import qmc
 
 from analysis.estimation.aliasing import remove_aliased
 from analysis.estimation.optimize import minimise
@@ -92,6 +90,8 @@ def starts(problem: Problem, seed: int, y: np.ndarray) -> np.ndarray:
         axes = [np.linspace(ranges[index, 0], ranges[index, 1], _GRID_POINTS) for index in nonlinear]
         points = np.array(list(itertools.product(*axes)), float).reshape(_GRID_POINTS ** len(axes), len(axes))
     else:
+        from scipy.stats import qmc  # here, since its import takes 0.25 s of CPU
+
         unit = qmc.Sobol(len(nonlinear), seed=seed).random(_SOBOL_POINTS)
         low, high = ranges[nonlinear].T
         points = low + unit * (high - low)
@@ -167,8 +167,11 @@ def _least_squares(design: np.ndarray, scale: np.ndarray, target: np.ndarray, bo
     normal += 1e-12 * np.einsum("ksii->ks", normal)[:, :, None, None] * np.eye(design.shape[2])
     right = np.matmul(scaled.swapaxes(2, 3), target[:, :, :, None])
     solved = np.linalg.solve(normal, right)[:, :, :, 0]
-    if bounded:
-        for k, s in np.argwhere((solved < 0).any(axis=2)):
+    negative = np.argwhere((solved < 0).any(axis=2)) if bounded else ()
+    if len(negative):
+        from scipy.optimize import nnls  # here, since its import takes 0.1 s of CPU
+
+        for k, s in negative:
             solved[k, s] = nnls(scaled[k, s], target[k, s], maxiter=100 * design.shape[2])[0]
     return solved / size
 
