@@ -128,7 +128,7 @@ def atlas(groups: int):
     for number, N in enumerate(np.resize(np.geomspace(2e4, 4e5, 5), groups)):
         mix = mixes[number % len(mixes)]
         unique = {"t": (5e5, 2.5e5)[number % 2]} if number % 7 == 4 else None
-        frame, exposure = simulate.mixtures([(mix, [N], np.multiply(TOKENS, len(mix)))], unique)
+        frame, exposure = simulate.multilingual_design([(mix, [N], np.multiply(TOKENS, len(mix)))], unique)
         for part in (frame, exposure):
             part["run"] += f"#{number}"
         rows.append(frame[frame["language"] == "t"].assign(group=f"g{number}"))
@@ -180,7 +180,7 @@ def cell(case: Case, groups: int, noise: str, studies: int, seed: int) -> dict[s
     trunk, checkpoint = NOISES[noise]
     per = None if exposure is None else "language"
     try:
-        clean = simulate.study(
+        clean = simulate.draw_observations(
             case.law, design, case.truth, exposure=exposure, trunk=0, checkpoint=0, **case.options
         )
         planted = analysis.fit(case.law, clean, exposure=exposure, per=per, **case.options)

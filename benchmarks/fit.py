@@ -212,8 +212,8 @@ def atlas(rows: int, bootstraps: int, seed: int) -> dict:
     cells = [((name,), sizes, tokens) for name in languages]
     cells += [(pair, sizes, tokens) for pair in itertools.combinations(languages, 2)]
     cells += [(tuple(rng.permutation(languages)[:k]), sizes, tokens) for k in (3, 4, 4, 5, 6, 8, 8)]
-    design, exposure = simulate.mixtures(cells)
-    repeated, seen = simulate.mixtures(
+    design, exposure = simulate.multilingual_design(cells)
+    repeated, seen = simulate.multilingual_design(
         [((name,), sizes, tokens) for name in languages], {n: 1.5e10 for n in languages}
     )
     for frame in (repeated, seen):
@@ -236,7 +236,7 @@ def atlas(rows: int, bootstraps: int, seed: int) -> dict:
     for target in languages:
         truth |= {f"E[{target}]": 0.5 + 0.3 * rng.random(), f"tau_other[{target}]": 0.05 * rng.random()}
         truth |= {f"tau[{target},{source}]": -0.05 + 0.5 * rng.random() for source in sources[target]}
-    table = simulate.study(
+    table = simulate.draw_observations(
         "atlas", design, truth, exposure=exposure, sources=sources, trunk=0.004, checkpoint=0.002, seed=seed
     )
     began, busy = time.perf_counter(), time.process_time()

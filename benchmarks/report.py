@@ -39,7 +39,7 @@ def plant(folder: Path, languages: int, pairs: float, seed: int) -> None:
     """Writes observations.csv and exposure.csv of a simulated study; ``pairs`` is the share of pairs that were run."""
     codes = ["".join(code) for code in itertools.product("abc", "mnopqrst", "uvwxyz")]
     planted_study.LANGUAGES = tuple(codes[:: len(codes) // languages][:languages])
-    tables = planted_study.study(seed=seed)[:2]
+    tables = planted_study.make_study(seed=seed)[:2]
     names = sorted(set(tables[0].loc[tables[0]["tag"] == "pairs", "mixture"]))
     kept = np.random.default_rng(seed).random(len(names)) < pairs
     left = {name for name, keep in zip(names, kept, strict=True) if not keep}

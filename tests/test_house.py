@@ -75,7 +75,7 @@ PUBLIC_FACES = {
     "analysis/study/analyse.py:analyse_tables",
     "analysis/transfer/table.py:transfer_table",
     "analysis/validation/power.py:power",
-    "analysis/validation/simulate.py:study",
+    "analysis/validation/simulate.py:draw_observations",
     "mixtures/packing/pack.py:pack",
     "mixtures/synthetic/generate.py:generate",
     "mixtures/train_vocabulary.py:train_vocabulary",

@@ -74,9 +74,9 @@ def print_answer(answer: "Answer", as_json: bool = False) -> None:
     from rich.markup import escape
 
     if as_json:
-        from analysis.tables.records import plain
+        from analysis.tables.records import to_json_value
 
-        print(json.dumps(plain(dataclasses.asdict(answer)), ensure_ascii=False, indent=1))
+        print(json.dumps(to_json_value(dataclasses.asdict(answer)), ensure_ascii=False, indent=1))
         return
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(f"[bold]{escape(answer.text)}[/]")
@@ -309,12 +309,12 @@ def plan_next(
 @click.option("--studies", default=40, show_default=True, help="Planted studies for each.")
 def power(quantity: str, effect: float | None, seeds: list[str], studies: int) -> None:
     """How many runs tell QUANTITY (tau, lambda, phi, alpha, beta) from none: by planted studies."""
-    from analysis.validation.power import answer
     from analysis.validation.power import power as simulate
+    from analysis.validation.power import power_sentence
 
     table = simulate(quantity, effect=effect, seeds=[int(number) for number in seeds], studies=studies)
     print(table.to_string(index=False, float_format="{:.2f}".format))
-    print(answer(table, quantity))
+    print(power_sentence(table, quantity))
 
 
 plan.add_command(plan_memory)

@@ -1,9 +1,9 @@
-"""When a run from scratch catches up with one that continues a multilingual checkpoint.
+"""The token count at which a model trained from scratch overtakes one continued from a multilingual checkpoint.
 
 What other folders import from here:
 
-- `crossover`: crossovers of a study, their curves and their power law.
-- `gaussian_process`: the crossover between sizes and budgets that were run.
+- `crossover`: crossovers measured in a study, the curves between them, and a power law in N.
+- `gaussian_process`: the posterior of crossovers at sizes and token counts that were not run.
 """
 
 __all__ = ["crossover", "gaussian_process"]

@@ -1,9 +1,9 @@
-"""Pretrain or continue: after how many tokens a model from scratch overtakes a continued checkpoint.
+"""Crossovers: after how many tokens a model from scratch has a lower loss than a continued checkpoint.
 
-ATLAS (Longpre et al. 2026, section 6 and Fig. 7): early on, continuing a multilingual checkpoint on one
-language is ahead; with enough tokens of that language a model from scratch overtakes it. The compute of the
-crossover is a power law in N, for which the paper prints two sets of constants: the text and the legend of
-Fig. 7 differ, and its caption mixes the two. The text's are used, the legend's are named.
+ATLAS (Longpre et al. 2026, section 6 and Fig. 7): at few tokens of a language, continuing a multilingual checkpoint
+gives the lower loss; with enough tokens training from scratch does. The compute of the crossover is a power law in N,
+for which the paper prints two sets of constants: those of the text and of the legend of Fig. 7 differ, and its caption
+mixes them. The text's are used; the legend's are `PUBLISHED_LEGEND_POWER_LAW`.
 """
 
 from collections.abc import Sequence
@@ -13,20 +13,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.curves.curve import Curve, cell_generator, fit_curves, interval
-from analysis.curves.study import MOST_EPOCHS, StudyCurves, study_curves
+from analysis.curves.curve import Curve, cell_generator, fit_curves, percentile_interval
+from analysis.curves.study import MAX_EPOCHS, StudyCurves, study_curves
 from analysis.transfer.matrix import CURVE_DRAWS, INTERVAL_LEVEL
 from mscale.errors import MscaleError
 
-# What is read off the two curves; `gap` at `gap_tokens`, see `crossovers`.
-MEASURES = ["tokens", "low", "high", "status", "bound", "gap", "gap_low", "gap_high", "gap_tokens"]
-COLUMNS = ["scale", "params", "language", *MEASURES, "phase", "init"]
-COLUMNS += ["scratch_runs", "continued_runs", "scratch_tokens", "continued_tokens", "reason"]
+# Columns computed from the two curves; `gap` is at `gap_tokens`, see `crossovers`.
+CROSSOVER_MEASURES = ["tokens", "low", "high", "status", "bound", "gap", "gap_low", "gap_high", "gap_tokens"]
+CROSSOVER_COLUMNS = ["scale", "params", "language", *CROSSOVER_MEASURES, "phase", "init"]
+CROSSOVER_COLUMNS += ["scratch_runs", "continued_runs", "scratch_tokens", "continued_tokens", "reason"]
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """Compute of the crossover in FLOPs, C = coefficient·N^exponent, and where the constants are from."""
+    """Compute of the crossover in FLOPs, C = coefficient·N^exponent.
+
+    source: of the constants. low, high: interval of the exponent, if it was fitted.
+    """
 
     coefficient: float
     exponent: float
@@ -34,22 +37,25 @@ class PowerLaw:
     low: float | None = None
     high: float | None = None
 
-    def flops(self, params) -> np.ndarray:
-        """FLOPs of the crossover at N ``params``."""
+    def flops(self, params: Any) -> np.ndarray:
+        """FLOPs of the crossover at N = `params`, a number or an array."""
         return self.coefficient * np.asarray(params, dtype=float) ** self.exponent
 
-    def tokens(self, params) -> np.ndarray:
+    def tokens(self, params: Any) -> np.ndarray:
         """Tokens of the crossover, D = C/(6N)."""
         return self.flops(params) / (6 * np.asarray(params, dtype=float))
 
 
-PUBLISHED = PowerLaw(1_113_708.0, 1.65, "Longpre et al. 2026, section 6 (text)")
-PUBLISHED_LEGEND = PowerLaw(10_283_128.0, 1.54, "Longpre et al. 2026, legend of Fig. 7")
+PUBLISHED_POWER_LAW = PowerLaw(1_113_708.0, 1.65, "Longpre et al. 2026, section 6 (text)")
+PUBLISHED_LEGEND_POWER_LAW = PowerLaw(10_283_128.0, 1.54, "Longpre et al. 2026, legend of Fig. 7")
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A language at a scale, from scratch and continued: its labels, both curves, and why one is missing (None)."""
+class CurvePair:
+    """The curves of a language at a scale, from scratch and continued.
+
+    labels: scale, params, language, phase and init, as in `CROSSOVER_COLUMNS`. reason: why a curve is None.
+    """
 
     labels: dict[str, Any]
     scratch: Curve | None
@@ -57,11 +63,12 @@ class Compared:
     reason: str
 
 
-Observations = pd.DataFrame | StudyCurves | Sequence[Compared]
+# Observations, or what `curve_pairs` made of them.
+CrossoverInput = pd.DataFrame | StudyCurves | Sequence[CurvePair]
 
 
 def crossovers(
-    observations: Observations,
+    observations: CrossoverInput,
     *,
     phase: str = "stable",
     level: float = INTERVAL_LEVEL,
@@ -71,39 +78,42 @@ def crossovers(
 ) -> pd.DataFrame:
     """The crossover of every language and scale at which a checkpoint was continued.
 
-    `observations` may be the curves themselves, see `compared`. Both curves are read at the same state of the
-    schedule, and tokens are those trained on from the start of either run, as in the paper's figure. A crossover
-    counts where the model from scratch is ahead from there to the end of the data.
+    Both curves are in the same phase of the schedule, and tokens count from the start of each run, as in the paper's
+    figure. The crossover is where the model from scratch has the lower loss from there to the end of the data.
+
+    Args:
+      observations: a table, or what `curve_pairs` made of one.
+      phase: of both curves. level: of the intervals. draws: of each curve.
 
     Returns:
-      A row for each language and scale with the columns of `COLUMNS`: `tokens` and its interval; how many trunks each
-      curve is of and how far it goes; `status` is `measured`, `bound` (`bound` "at least": continuing is still ahead
-      at the last shared tokens; "at most": scratch is ahead from the first) or `missing`. `gap` is the loss
-      from scratch minus that of continuing at `gap_tokens`, the last shared tokens: positive while continuing is ahead.
+      A row for each language and scale with the columns of `CROSSOVER_COLUMNS`: `tokens` and its interval; the number
+      of trunks of each curve and its last tokens; `status` is `measured`, `bound` (`bound` "at least": continuing has
+      the lower loss at the last shared tokens; "at most": scratch has it from the first) or `missing`. `gap` is the
+      loss from scratch minus that of continuing at `gap_tokens`, the last shared tokens.
 
     Raises:
       MscaleError: several splits and none chosen.
     """
-    output = []
-    for one in compared(observations, phase=phase, split=split, draws=draws, seed=seed):
-        row = dict(one.labels)
-        for name, curve in (("scratch", one.scratch), ("continued", one.continued)):
+    rows = []
+    for pair in curve_pairs(observations, phase=phase, split=split, draws=draws, seed=seed):
+        row = dict(pair.labels)
+        for name, curve in (("scratch", pair.scratch), ("continued", pair.continued)):
             row |= {
                 f"{name}_runs": 0 if curve is None else len(curve.points.groups),
                 f"{name}_tokens": 0.0 if curve is None else curve.last,
             }
-        if one.scratch is None or one.continued is None:
-            output.append({**row, "status": "missing", "reason": one.reason})
+        if pair.scratch is None or pair.continued is None:
+            rows.append({**row, "status": "missing", "reason": pair.reason})
         else:
-            output.append({**row, **_cross(one.scratch, one.continued, level)})
-    frame = pd.DataFrame(output).reindex(columns=COLUMNS)
+            rows.append({**row, **_crossover_row(pair.scratch, pair.continued, level)})
+    frame = pd.DataFrame(rows).reindex(columns=CROSSOVER_COLUMNS)
     for name in ("bound", "reason"):
         frame[name] = frame[name].fillna("")
     return frame
 
 
 def gap_curves(
-    observations: Observations,
+    observations: CrossoverInput,
     *,
     phase: str = "stable",
     level: float = INTERVAL_LEVEL,
@@ -112,45 +122,48 @@ def gap_curves(
     seed: int = 0,
     points: int = 40,
 ) -> pd.DataFrame:
-    """The loss from scratch minus that of continuing over tokens, with its interval, for drawing.
+    """The loss from scratch minus that of continuing against tokens, with its interval, at `points` token counts.
 
     Returns:
-      Columns scale language tokens gap low high; nothing for languages where either curve is missing.
+      Columns scale language tokens gap low high; no rows for languages where either curve is missing.
     """
     frames = [pd.DataFrame(columns=["scale", "language", "tokens", "gap", "low", "high"])]
-    for one in compared(observations, phase=phase, split=split, draws=draws, seed=seed):
-        scratch, other = one.scratch, one.continued
-        if scratch is None or other is None:
+    for pair in curve_pairs(observations, phase=phase, split=split, draws=draws, seed=seed):
+        scratch, continued = pair.scratch, pair.continued
+        if scratch is None or continued is None:
             continue
-        first, last = max(scratch.first, other.first), min(scratch.last, other.last)
+        first, last = max(scratch.first, continued.first), min(scratch.last, continued.last)
         if first >= last:
             continue
         at = np.geomspace(first, last, points)
-        gap, gaps = _gap(scratch, other, at)
-        low, high = interval(gaps, level)
-        keys = {name: one.labels[name] for name in ("scale", "language")}
+        gap, gaps = _gap(scratch, continued, at)
+        low, high = percentile_interval(gaps, level)
+        keys = {name: pair.labels[name] for name in ("scale", "language")}
         frames.append(pd.DataFrame({**keys, "tokens": at, "gap": gap, "low": low, "high": high}))
     return pd.concat(frames[1:] or frames, ignore_index=True)
 
 
-def compared(
-    observations: Observations,
+def curve_pairs(
+    observations: CrossoverInput,
     *,
     phase: str = "stable",
     split: str | None = None,
     draws: int = CURVE_DRAWS,
     seed: int = 0,
-) -> Sequence[Compared]:
-    """Every (scale, language, checkpoint) continued; what is compared already stays as it is."""
+) -> Sequence[CurvePair]:
+    """A pair of curves for every (scale, language, checkpoint) that was continued; pairs are returned unchanged.
+
+    Runs of one language that do not repeat their data are used.
+    """
     if not isinstance(observations, pd.DataFrame | StudyCurves):
         return observations
     study = study_curves(observations, split=split)
     runs = study.runs
-    single = ((runs["kind"] == "mono") & (runs["repeats"] <= MOST_EPOCHS)).to_numpy()
-    # Curves are numbered: those from scratch by (scale, language), those continued by the checkpoint too.
+    single = ((runs["kind"] == "mono") & (runs["repeats"] <= MAX_EPOCHS)).to_numpy()
+    # Number the curves: keys (scale, language) from scratch and (scale, language, checkpoint) continued.
     numbers: dict[tuple, int] = {}
     of_run, language_of_run = np.full(len(runs), -1), np.full(len(runs), -1)
-    place = {name: index for index, name in enumerate(study.languages)}
+    language_index = {name: index for index, name in enumerate(study.languages)}
     first: dict[tuple, int] = {}
     columns = (runs[name] for name in ("scale", "languages", "init"))
     for run, (scale, languages, init) in enumerate(zip(*columns, strict=True)):
@@ -158,7 +171,7 @@ def compared(
             key = (scale, languages[0]) if init == "scratch" else (scale, languages[0], init)
             first.setdefault(key, run)
             of_run[run] = numbers.setdefault(key, len(numbers))
-            language_of_run[run] = place.get(languages[0], -1)
+            language_of_run[run] = language_index.get(languages[0], -1)
     points = study.points(of_run[study.run], language_of_run[study.run] == study.language, phase)
     wanted = sorted(key for key in numbers if len(key) == 3)
     vocabulary = {key: runs["vocabulary"].iloc[run] for key, run in first.items()}
@@ -182,19 +195,19 @@ def compared(
         if key in differ:
             reason = "the vocabularies of the two differ"
         both = (None, None) if key in differ else (curves.get(key[:2]), curves.get(key))
-        found.append(Compared(labels, *both, reason))
+        found.append(CurvePair(labels, *both, reason))
     return found
 
 
-def power_law(
+def fit_power_law(
     table: pd.DataFrame, *, draws: int = 1000, level: float = INTERVAL_LEVEL, seed: int = 0
 ) -> PowerLaw:
-    """C = a·N^b through the measured crossovers of at least three sizes, by least squares in logs.
+    """C = a·N^b fitted to the measured crossovers of at least three sizes, by least squares in logs.
 
-    The interval of b resamples languages' crossovers within their own intervals.
+    The interval of b is a bootstrap: crossovers are resampled, and each is redrawn within its own interval.
 
     Raises:
-      MscaleError: fewer than three sizes have a measured crossover; the data do not identify the law.
+      MscaleError: fewer than three sizes have a measured crossover.
     """
     rows = table[(table["status"] == "measured") & table["tokens"].gt(0)]
     if rows["params"].nunique() < 3:
@@ -207,7 +220,6 @@ def power_law(
     slope, offset = np.polyfit(x, y, 1)
     spread = np.log(rows["high"].fillna(rows["tokens"] * 2) / rows["low"].fillna(rows["tokens"] / 2)) / 3.3
     rng = np.random.default_rng(seed)
-    # Redrawn within each crossover's interval, and over which crossovers happened to be measured.
     slopes = []
     for _ in range(draws):
         pick = rng.integers(len(x), size=len(x))
@@ -219,15 +231,16 @@ def power_law(
     return PowerLaw(float(np.exp(offset)), float(slope), "this study", float(low), float(high))
 
 
-def _cross(scratch: Curve, other: Curve, level: float) -> dict:
-    first, last = max(scratch.first, other.first), min(scratch.last, other.last)
+def _crossover_row(scratch: Curve, continued: Curve, level: float) -> dict:
+    """The columns from `tokens` to `gap_tokens` of `CROSSOVER_COLUMNS`, and the reason."""
+    first, last = max(scratch.first, continued.first), min(scratch.last, continued.last)
     if first >= last:
         return {"status": "missing", "reason": "the two curves share no range of tokens"}
     at = np.geomspace(first, last, 400)
-    gap, gaps = _gap(scratch, other, at)
-    found, *drawn = _last_crossing(at, np.concatenate([gap[None], gaps])).tolist()
-    low, high = (float(edge[0]) for edge in interval(np.array(drawn)[:, None], level))
-    gap_low, gap_high = (float(edge[0]) for edge in interval(gaps[:, -1:], level))
+    gap, gaps = _gap(scratch, continued, at)
+    tokens, *draws = _last_crossing(at, np.concatenate([gap[None], gaps])).tolist()
+    low, high = (float(edge[0]) for edge in percentile_interval(np.array(draws)[:, None], level))
+    gap_low, gap_high = (float(edge[0]) for edge in percentile_interval(gaps[:, -1:], level))
     row = {
         "gap": float(gap[-1]),
         "gap_low": gap_low,
@@ -237,7 +250,7 @@ def _cross(scratch: Curve, other: Curve, level: float) -> dict:
         "high": high if high > 0 and np.isfinite(high) else np.nan,
         "reason": "",
     }
-    if found == np.inf:
+    if tokens == np.inf:
         reason = "not within the data: continuing is still ahead at the last tokens"
         return {
             **row,
@@ -247,7 +260,7 @@ def _cross(scratch: Curve, other: Curve, level: float) -> dict:
             "bound": "at least",
             "reason": reason,
         }
-    if found == 0:
+    if tokens == 0:
         reason = "not within the data: from scratch is ahead from the first tokens compared"
         return {
             **row,
@@ -257,21 +270,21 @@ def _cross(scratch: Curve, other: Curve, level: float) -> dict:
             "bound": "at most",
             "reason": reason,
         }
-    return {**row, "tokens": float(found), "status": "measured", "bound": ""}
+    return {**row, "tokens": float(tokens), "status": "measured", "bound": ""}
 
 
-def _gap(scratch: Curve, other: Curve, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _gap(scratch: Curve, continued: Curve, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Loss from scratch minus continued at tokens (m,), and its draws (R, m)."""
-    one, one_draws = scratch.at(np.clip(at, scratch.first, scratch.last))
-    two, two_draws = other.at(np.clip(at, other.first, other.last))
-    return one - two, one_draws - two_draws
+    loss, draws = scratch.at(np.clip(at, scratch.first, scratch.last))
+    other, other_draws = continued.at(np.clip(at, continued.first, continued.last))
+    return loss - other, draws - other_draws
 
 
 def _last_crossing(tokens: np.ndarray, gaps: np.ndarray) -> np.ndarray:
-    """Tokens from which each of ``gaps`` (R, m), scratch minus continued, stays below 0; 0 if always, inf if never."""
-    ahead = gaps >= 0
-    never, always = ahead[:, -1], ~ahead.any(axis=1)
-    last = gaps.shape[1] - 1 - np.argmax(ahead[:, ::-1], axis=1)
+    """Tokens (R,) from which each of `gaps` (R, m) at `tokens` (m,) stays below 0; 0 if always, inf if never."""
+    positive = gaps >= 0
+    never, always = positive[:, -1], ~positive.any(axis=1)
+    last = gaps.shape[1] - 1 - np.argmax(positive[:, ::-1], axis=1)
     i = np.minimum(np.where(always, 0, last), gaps.shape[1] - 2)
     row, log = np.arange(len(gaps)), np.log(tokens)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,8 +1,8 @@
-"""Loss curves of runs: smoothed, monotone where they should be, read at any token count with their noise.
+"""Learning curves: smoothed, monotone, evaluated and inverted at any token count, with draws of their noise.
 
 What other folders import from here:
 
-- `curve`: one curve of checkpoints: fitted, read, inverted.
+- `curve`: curves of single cells, and their noise.
 - `study`: all curves of a study, by run and language.
 """
 

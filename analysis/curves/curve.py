@@ -1,33 +1,39 @@
-"""Smooth, monotone learning curves with their noise: what transfer and crossover are read from.
+"""Smooth, monotone learning curves and their noise; transfer scores and crossovers are computed from them.
 
-A curve is the loss of one cell (scale, mixture, start) on one language over the tokens seen, at one state of
-the schedule only: comparing a cooled model with one in the stable phase would hand the first a gain as
-large as the effects looked for. Two noises are counted: that of neighbouring checkpoints, from the residuals
-to the smooth curve, and that of whole runs, from cells repeated with another seed.
+A curve is the loss of one cell (scale, mixture, initialisation) on one language against tokens, in one phase of the
+learning-rate schedule: the loss falls by learning-rate decay as much as by the effects that are measured, so phases are
+not mixed. The noise has two components: between checkpoints, from the residuals to the smooth curve, and between
+runs, from cells that were repeated with another seed.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import isotonic_regression
 
-from analysis.curves.monotone import Cubics, slopes_of
+from analysis.curves.monotone import MonotoneCubics, pchip_slopes
 from analysis.curves.smoothing import smoother
 
-# Longer curves are averaged into this many bins of log tokens: smoothing needs no more.
-MOST_POINTS = 96
-# Of the range that repeated runs share, where their curves are set against each other.
-LEVEL_POINTS = 32
-# One or two repeated runs hardly tell how noisy runs are. So the noise of runs starts from a guess worth this
-# many degrees of freedom: that it is as large as the noise of checkpoints.
-PRIOR_DEGREES = 3
+# Longer curves are averaged in this many bins of log tokens.
+MAX_POINTS = 96
+# Points in the token range that repeated runs share, at which their smooth curves are compared.
+_OVERLAP_POINTS = 32
+# Degrees of freedom of the prior on run noise, which is that it equals checkpoint noise: one or two repeated runs are
+# too few to estimate it.
+_PRIOR_DEGREES = 3
 
 
 @dataclass(frozen=True)
-class Points:
-    """Measured points of a cell: distinct tokens (n,), loss (n,), repeats averaged into each; its runs."""
+class CurvePoints:
+    """The points of one cell on one language.
+
+    Attributes:
+      tokens: distinct, increasing, (n,). loss: mean at each, (n,). repeats: losses averaged in each, (n,).
+      groups: its runs (root trunks). phase: of the learning-rate schedule.
+    """
 
     tokens: np.ndarray
     loss: np.ndarray
@@ -37,11 +43,10 @@ class Points:
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Standard deviations in nats: between checkpoints, and between runs.
+class CurveNoise:
+    """Standard deviations in nats between checkpoints of a run, and between runs.
 
-    `run_degrees` counts the repeated runs that `run` was measured on. Where it is 0 the noise of runs is
-    only assumed, as large as that of checkpoints.
+    `run_degrees`: degrees of freedom that `run` was estimated from; at 0 it is the prior, `checkpoint`.
     """
 
     checkpoint: float
@@ -50,23 +55,23 @@ class Noise:
 
     @property
     def degrees(self) -> int:
-        """Degrees of freedom of `run`, those of its prior included."""
-        return self.run_degrees + PRIOR_DEGREES
+        """Degrees of freedom of `run`, including those of its prior."""
+        return self.run_degrees + _PRIOR_DEGREES
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A non-increasing loss over log tokens, and R redrawn ones: monotone cubics through the smoothed points.
+    """A non-increasing loss over log tokens and R draws of it: monotone cubics through the smoothed points.
 
     Attributes:
-      knots (n,): log tokens of the points. values, slopes (1 + R, n): of the curve, then of its draws, as
-      `monotone.Cubics` reads them.
+      knots: log tokens of the points, (n,). values, slopes: at the knots, of the curve and then of its draws,
+        (1 + R, n), as `monotone.MonotoneCubics` takes them.
     """
 
     knots: np.ndarray
     values: np.ndarray
     slopes: np.ndarray
-    points: Points
+    points: CurvePoints
 
     @property
     def first(self) -> float:
@@ -78,27 +83,30 @@ class Curve:
         """Tokens of its last point."""
         return float(self.points.tokens[-1])
 
-    def at(self, tokens) -> tuple[np.ndarray, np.ndarray]:
-        """Loss (m,) and its draws (R, m) at ``tokens`` (m,); NaN outside the measured range."""
-        losses = read([self], np.atleast_1d(np.asarray(tokens, dtype=float))[None])[0]
+    def at(self, tokens: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Loss (m,) and its draws (R, m) at `tokens`, (m,) or a number; NaN outside the range of the points."""
+        losses = losses_at([self], np.atleast_1d(np.asarray(tokens, dtype=float))[None])[0]
         return losses[0], losses[1:]
 
-    def reach(self, loss: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens at which the curve first falls to ``loss`` (m,), and to ``draws`` (R, m) draw by draw.
+    def first_tokens_at(self, loss: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens at which the curve first falls to `loss` (m,), and each of its draws to `draws` (R, m).
 
-        Infinite where it never does; zero where its first point lies below already (the crossing is then
-        before the data); NaN where the loss is.
+        Infinite where it never does; 0 where its first point is below already, so that the crossing is before the
+        data; NaN where the loss is NaN.
         """
-        reached = reach([self], np.concatenate([np.atleast_1d(loss)[None], draws])[None])[0]
+        reached = first_tokens_at([self], np.concatenate([np.atleast_1d(loss)[None], draws])[None])[0]
         return reached[0], reached[1:]
 
 
-def gather(rows: pd.DataFrame, phase: str = "stable") -> Points | None:
-    """Collects a cell's rows of one language at one phase; None where there are none.
+def collect_points(rows: pd.DataFrame, phase: str = "stable") -> CurvePoints | None:
+    """The points of a cell's rows in one phase; None where there are none.
 
     Args:
-      rows: observations of one cell (all its groups) and one evaluated language.
-      phase: `stable` (trunk checkpoints) or `end` (cooled budgets). The two are never mixed.
+      rows: observations of one cell (all its groups) on one evaluated language.
+      phase: `stable` (checkpoints at constant rate) or `end` (after learning-rate decay).
+
+    Raises:
+      ValueError: another phase.
     """
     if phase not in ("stable", "end"):
         raise ValueError(f"phase {phase!r}: curves are compared in the phase 'stable' or 'end'")
@@ -106,32 +114,33 @@ def gather(rows: pd.DataFrame, phase: str = "stable") -> Points | None:
     if not keep.any():
         return None
     tokens, losses = (rows[name].to_numpy(dtype=float)[keep] for name in ("tokens", "loss"))
-    return points_of(tokens, losses, tuple(sorted(set(map(str, rows["group"].to_numpy()[keep])))), phase)
+    return bin_points(tokens, losses, tuple(sorted(set(map(str, rows["group"].to_numpy()[keep])))), phase)
 
 
-def points_of(tokens: np.ndarray, losses: np.ndarray, groups: tuple[str, ...], phase: str) -> Points:
-    """The points of a cell from tokens (n,), all positive, and losses (n,)."""
+def bin_points(tokens: np.ndarray, losses: np.ndarray, groups: tuple[str, ...], phase: str) -> CurvePoints:
+    """The points of a cell from tokens (n,), all positive, and losses (n,), in at most `MAX_POINTS` bins."""
     at, which, counts = np.unique(tokens, return_inverse=True, return_counts=True)
-    if len(at) > MOST_POINTS:
-        edges = np.linspace(np.log(tokens.min()), np.log(tokens.max()) + 1e-9, MOST_POINTS + 1)
+    if len(at) > MAX_POINTS:
+        edges = np.linspace(np.log(tokens.min()), np.log(tokens.max()) + 1e-9, MAX_POINTS + 1)
         labels = np.digitize(np.log(tokens), edges)
         _, which, counts = np.unique(labels, return_inverse=True, return_counts=True)
         at = np.exp(np.bincount(which, np.log(tokens)) / counts)
-    return Points(at, np.bincount(which, losses) / counts, counts.astype(float), groups, phase)
+    return CurvePoints(at, np.bincount(which, losses) / counts, counts.astype(float), groups, phase)
 
 
-def points_by(
+def points_by_curve(
     curve: np.ndarray,
     tokens: np.ndarray,
     losses: np.ndarray,
     group: np.ndarray,
     groups: Sequence[str],
     phase: str,
-) -> dict[int, Points]:
-    """The points of every curve from rows (n,).
+) -> dict[int, CurvePoints]:
+    """{curve: points} from rows (n,).
 
     Args:
-      curve: its number, below 0 for rows of none. tokens: all positive. group: place in `groups`, the runs' names.
+      curve: number of the curve that a row belongs to, negative for none. tokens: positive.
+      group: index in `groups`, the names of the runs.
     """
     rows = np.flatnonzero(curve >= 0)
     rows = rows[np.lexsort((tokens[rows], curve[rows]))]
@@ -152,56 +161,56 @@ def points_by(
     found = {}
     for place, key in enumerate(number.tolist()):
         part = slice(ends[place], ends[place + 1])
-        if part.stop - part.start > MOST_POINTS:
+        if part.stop - part.start > MAX_POINTS:
             whole = slice(row_ends[place], row_ends[place + 1])
-            found[key] = points_of(tokens[whole], losses[whole], tuple(sorted(own[place])), phase)
+            found[key] = bin_points(tokens[whole], losses[whole], tuple(sorted(own[place])), phase)
         else:
-            found[key] = Points(at[part], means[part], repeats[part], tuple(sorted(own[place])), phase)
+            found[key] = CurvePoints(at[part], means[part], repeats[part], tuple(sorted(own[place])), phase)
     return found
 
 
-def measure_noise(cells: Iterable[list[Points]]) -> Noise:
-    """Pools the two noises over cells.
+def estimate_curve_noise(cells: Iterable[list[CurvePoints]]) -> CurveNoise:
+    """The standard deviations between checkpoints and between runs, pooled over cells.
 
     Args:
-      cells: per cell and language the points of each of its runs (groups) on its own; cells with two or
-        more tell the noise of runs, all tell that of checkpoints.
+      cells: for each cell and language, the points of each of its runs (groups). Checkpoint noise is estimated from
+        all of them, run noise from cells of two or more runs.
     """
-    pooled = list(cells)
+    cells = list(cells)
     squares, free_degrees = 0.0, 0.0
     variances: list[float] = []
     weights: list[float] = []
-    long = [points for runs in pooled for points in runs if len(points.tokens) >= 6]
-    for alike in by_design(long):
-        losses = np.array([long[index].loss for index in alike])
-        x, repeats = np.log(long[alike[0]].tokens), long[alike[0]].repeats
+    long = [points for runs in cells for points in runs if len(points.tokens) >= 6]
+    for same in group_by_tokens(long):
+        losses = np.array([long[index].loss for index in same])
+        x, repeats = np.log(long[same[0]].tokens), long[same[0]].repeats
         smooth = smoother(x, repeats, losses)
         squares += float(np.sum(repeats * (losses - smooth(losses[:, None])[:, 0]) ** 2))
         free_degrees += float(smooth.freedom.sum())
     checkpoint = float(np.sqrt(squares / free_degrees)) if free_degrees > 0 else 0.0
     seen: set[tuple] = set()
-    for runs in pooled:
+    for runs in cells:
         if len(runs) < 2:
             continue
-        levels = _levels(runs)
-        if levels is None:
+        compared = _mean_losses(runs)
+        if compared is None:
             continue
-        means, noise_share = levels
+        means, noise_share = compared
         between = float(np.var(means, ddof=1))
         variances.append(max(between - checkpoint**2 * noise_share, 0.0))
         weights.append(len(runs) - 1)
         seen.add(tuple(points.groups for points in runs))
-    # Languages evaluated on the same runs share those runs: only distinct runs count as degrees of freedom.
+    # Languages evaluated on the same runs are not independent: each set of runs counts once.
     degrees = sum(len(groups) - 1 for groups in seen)
     measured = np.average(variances, weights=weights) if variances else 0.0
-    pooled_variance = (degrees * measured + PRIOR_DEGREES * checkpoint**2) / (degrees + PRIOR_DEGREES)
-    return Noise(checkpoint, float(np.sqrt(pooled_variance)), degrees)
+    pooled_variance = (degrees * measured + _PRIOR_DEGREES * checkpoint**2) / (degrees + _PRIOR_DEGREES)
+    return CurveNoise(checkpoint, float(np.sqrt(pooled_variance)), degrees)
 
 
-def _levels(runs: list[Points]) -> tuple[np.ndarray, float] | None:
-    """The mean loss (runs,) of each over tokens that all have, and its variance in units of a checkpoint's.
+def _mean_losses(runs: list[CurvePoints]) -> tuple[np.ndarray, float] | None:
+    """The mean loss (runs,) of each run over shared tokens, and the variance of such a mean in units of a checkpoint's.
 
-    Runs that were evaluated at other steps are compared by their smooth curves; None where they share no range.
+    Runs that were evaluated at different steps are compared by their smooth curves. None without a shared range.
     """
     if all(np.array_equal(points.tokens, runs[0].tokens) for points in runs):
         return np.array([points.loss.mean() for points in runs]), 1 / len(runs[0].tokens)
@@ -213,7 +222,7 @@ def _levels(runs: list[Points]) -> tuple[np.ndarray, float] | None:
     first, last = max(points.tokens[0] for points in runs), min(points.tokens[-1] for points in runs)
     if first >= last:
         return None
-    grid = np.linspace(np.log(first), np.log(last), LEVEL_POINTS)
+    grid = np.linspace(np.log(first), np.log(last), _OVERLAP_POINTS)
     means, variances = np.zeros(len(runs)), np.zeros(len(runs))
     for place, points in enumerate(runs):
         x = np.log(points.tokens)
@@ -224,81 +233,81 @@ def _levels(runs: list[Points]) -> tuple[np.ndarray, float] | None:
     return means, float(variances.mean())
 
 
-def fit_curve(points: Points, noise: Noise, draws: int, rng: np.random.Generator) -> Curve:
-    """Smooths points in log tokens and makes the result non-increasing, with `draws` redrawn curves.
+def fit_curve(points: CurvePoints, noise: CurveNoise, draws: int, rng: np.random.Generator) -> Curve:
+    """The points smoothed in log tokens and made non-increasing, with `draws` draws (a parametric bootstrap).
 
-    A draw adds checkpoint noise to every smoothed point, smooths again, and shifts the whole by the noise
-    of its runs (Student's t, since few runs are ever repeated).
+    A draw adds checkpoint noise to every smoothed point, smooths again, and shifts the whole curve by the noise of
+    its runs (Student's t with `noise.degrees`, because run noise is estimated from few runs).
     """
     return fit_curves([points], noise, draws, [rng])[0]
 
 
 def fit_curves(
-    cells: Sequence[Points], noise: Noise, draws: int, generators: Sequence[np.random.Generator]
+    cells: Sequence[CurvePoints], noise: CurveNoise, draws: int, generators: Sequence[np.random.Generator]
 ) -> list[Curve]:
-    """Many cells at once, each as `fit_curve` fits it with its own generator."""
+    """The curves of many cells, each as `fit_curve` gives with its generator; cells at the same tokens in one batch."""
     curves: dict[int, Curve] = {}
-    for alike in by_design(cells):
-        tokens, repeats = cells[alike[0]].tokens, cells[alike[0]].repeats
+    for same in group_by_tokens(cells):
+        tokens, repeats = cells[same[0]].tokens, cells[same[0]].repeats
         x = np.log(tokens)
-        losses = np.array([cells[index].loss for index in alike])
+        losses = np.array([cells[index].loss for index in same])
         smooth = smoother(x, repeats, losses)
-        normal = np.empty((len(alike), draws, len(x)))
-        offsets = np.empty((len(alike), draws))
-        for place, index in enumerate(alike):
+        normal = np.empty((len(same), draws, len(x)))
+        offsets = np.empty((len(same), draws))
+        for place, index in enumerate(same):
             generators[index].standard_normal(out=normal[place])
             shift = noise.run / np.sqrt(len(cells[index].groups))
             offsets[place] = shift * generators[index].standard_t(noise.degrees, draws)
         fit = smooth(losses[:, None])
         normal *= noise.checkpoint / np.sqrt(repeats)
         values = np.concatenate([fit, smooth(fit + normal)], axis=1)
-        # Most draws fall already, and need no regression.
+        # Isotonic regression only where needed: most draws are non-increasing already.
         for cell, draw in np.argwhere((np.diff(values, axis=2) > 0).any(axis=2)):
             row = values[cell, draw]
             row[:] = -isotonic_regression(-row, weights=repeats).x
-        slopes = slopes_of(x, values)
+        slopes = pchip_slopes(x, values)
         values[:, 1:] += offsets[:, :, None]
-        for place, index in enumerate(alike):
+        for place, index in enumerate(same):
             curves[index] = Curve(x, values[place], slopes[place], cells[index])
     return [curves[index] for index in range(len(cells))]
 
 
-def by_design(cells: Sequence[Points]) -> list[list[int]]:
-    """Indices of the cells that have the same tokens and repeats."""
+def group_by_tokens(cells: Sequence[CurvePoints]) -> list[list[int]]:
+    """Lists of indices of cells with the same tokens and repeats, whose smoother is the same matrix."""
     found: dict[tuple[bytes, bytes], list[int]] = {}
     for index, points in enumerate(cells):
         found.setdefault((points.tokens.tobytes(), points.repeats.tobytes()), []).append(index)
     return list(found.values())
 
 
-def read(curves: Sequence[Curve], tokens: np.ndarray) -> np.ndarray:
-    """Losses (B, 1 + R, m) of curves with the same knots and their draws at tokens (B, m); NaN outside their range."""
-    return _cubics(curves).read(np.log(tokens))
+def losses_at(curves: Sequence[Curve], tokens: np.ndarray) -> np.ndarray:
+    """Losses (B, 1 + R, m) of B curves with the same knots, and draws, at tokens (B, m); NaN outside their range."""
+    return _cubics(curves).evaluate(np.log(tokens))
 
 
-def reach(curves: Sequence[Curve], wanted: np.ndarray) -> np.ndarray:
-    """Tokens (B, 1 + R, m) at which curves with the same knots first fall to ``wanted`` (B, 1 + R, m), row by row.
+def first_tokens_at(curves: Sequence[Curve], wanted: np.ndarray) -> np.ndarray:
+    """Tokens (B, 1 + R, m) at which B curves with the same knots, and their draws, first fall to `wanted`, same shape.
 
-    Infinite, zero and NaN as in `Curve.reach`.
+    Infinite, 0 and NaN as in `Curve.first_tokens_at`.
     """
-    return np.exp(_cubics(curves).reach(wanted))
+    return np.exp(_cubics(curves).first_crossing(wanted))
 
 
-def _cubics(curves: Sequence[Curve]) -> Cubics:
+def _cubics(curves: Sequence[Curve]) -> MonotoneCubics:
     values, slopes = (np.stack([getattr(curve, name) for curve in curves]) for name in ("values", "slopes"))
-    return Cubics(curves[0].knots, values, slopes)
+    return MonotoneCubics(curves[0].knots, values, slopes)
 
 
-def cell_generator(seed: int, *cell) -> np.random.Generator:
-    """A generator of the cell's own: a curve that is used in several answers keeps its draws."""
+def cell_generator(seed: int, *cell: Any) -> np.random.Generator:
+    """A generator seeded by the cell's labels, so that a cell has the same draws in every analysis."""
     words = "/".join(map(str, cell)).encode("utf-8")
-    # The same entropy as a list, which takes longer.
+    # An array gives the same entropy as a list and is faster.
     entropy = np.array([seed, *words], dtype=np.uint32) if 0 <= seed < 2**32 else [seed, *words]
     return np.random.default_rng(entropy)
 
 
-def interval(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of draws (R, m) that may be infinite; NaN where over half of them are NaN."""
+def percentile_interval(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile interval (m,), (m,) of draws (R, m), which may be infinite; NaN where more than half are NaN."""
     values = np.sort(draws, axis=0)  # NaN last
     count = np.sum(~np.isnan(draws), axis=0)
     enough, tail = (count * 2 >= len(draws)) & (count > 0), (1 - level) / 2 * np.maximum(count - 1, 0)
@@ -309,6 +318,7 @@ def interval(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _interpolate_rows(where: np.ndarray, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Rows (k, n) given at x (n,), linearly interpolated at where (m,): (k, m)."""
     if len(x) == 1:
         return np.repeat(rows, len(where), axis=1)
     place = np.clip(np.searchsorted(x, where) - 1, 0, len(x) - 2)

@@ -1,7 +1,7 @@
-"""Evaluations that stand far above their neighbours: a loss spike says nothing of how good the model is.
+"""Loss spikes: evaluations far above their neighbours. They are left out of learning curves, and counted.
 
-One in a hundred makes the noise between checkpoints look several times what it is, and every interval with it. So they
-are left out of learning curves, and counted.
+One spike in a hundred evaluations inflates the estimated noise between checkpoints several times, and every interval
+with it.
 """
 
 from typing import Any
@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-# So many robust standard deviations above its neighbours; noise alone goes there once in 10⁹.
-FAR = 6.0
-# Neighbours to either side, and passes: a spike beside a spike shows once the first is out.
+# Robust standard deviations above the neighbours; Gaussian noise exceeds it once in 10⁹.
+_THRESHOLD = 6.0
+# Neighbours on each side, and passes: a spike next to another is found once that one is excluded.
 NEIGHBOURS, PASSES = 3, 3
-LEAST_POINTS = 8
-# Nats that a spike is above its neighbours at least, lest curves without noise have any.
-LEAST = 1e-3
+_MIN_POINTS = 8
+# Least height of a spike in nats, so that curves without noise have none.
+_MIN_NATS = 1e-3
 
 
-def spikes(rows: pd.DataFrame) -> np.ndarray:
-    """Which rows (n,) are spikes of their curve: a run's losses on one language in one phase of its schedule.
+def spike_mask(rows: pd.DataFrame) -> np.ndarray:
+    """Mask (n,) of rows that are spikes of their curve: a run's losses on one language in one phase.
 
-    A loss is compared with the line between the medians of three evaluations before and three after, in log tokens;
-    curves fall ever more slowly, so without noise all lie below it. The last two are compared with the three
-    before. The first ones, where curves fall steeply, are never spikes.
+    A loss is compared with the line between the medians of the three evaluations before and the three after, in log
+    tokens; curves are convex, so without noise all lie below it. The last two are compared with the three before.
+    The first ones, where curves fall steeply, are never spikes, and curves of fewer than eight points have none.
     """
     if rows.empty:
         return np.zeros(0, dtype=bool)
@@ -35,23 +35,23 @@ def spikes(rows: pd.DataFrame) -> np.ndarray:
     size = np.bincount(curve)[curve]
     flagged = np.zeros(len(loss), dtype=bool)
     for _ in range(PASSES):
-        before, x_before = _medians(loss, x, curve, flagged, 1)
-        after, x_after = _medians(loss, x, curve, flagged, -1)
+        before, x_before = _neighbour_medians(loss, x, curve, flagged, 1)
+        after, x_after = _neighbour_medians(loss, x, curve, flagged, -1)
         with np.errstate(invalid="ignore", divide="ignore"):
             share = (x - x_before) / (x_after - x_before)
             above = loss - (before + share * (after - before))
             scale = pd.Series(np.abs(above)).groupby(curve).transform("median").to_numpy() * 1.4826
             above = np.where(np.isnan(after), loss - before, above)
-            found = (above > np.maximum(FAR * scale, LEAST)) & (size >= LEAST_POINTS) & ~flagged
+            found = (above > np.maximum(_THRESHOLD * scale, _MIN_NATS)) & (size >= _MIN_POINTS) & ~flagged
         if not found.any():
             break
         flagged |= found
-    back = np.zeros(len(loss), dtype=bool)
-    back[order] = flagged
-    return back
+    mask = np.zeros(len(loss), dtype=bool)
+    mask[order] = flagged
+    return mask
 
 
-def _medians(
+def _neighbour_medians(
     loss: np.ndarray, x: np.ndarray, curve: np.ndarray, flagged: np.ndarray, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Median loss and mean log tokens of the neighbours before (side 1) or after (−1); NaN with fewer than two."""
@@ -70,11 +70,11 @@ def _medians(
     return median, mean
 
 
-def found_spikes(rows: pd.DataFrame) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Which rows (n,) are spikes of languages that their run trains on; and the exclusion, {"what", "rows", "why"}."""
+def find_spikes(rows: pd.DataFrame) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Mask (n,) of spikes on languages of the run's mixture, and the exclusions, a list of {"what", "rows", "why"}."""
     trained = (rows["target_tokens"] > 0).to_numpy()
     found = np.zeros(len(rows), dtype=bool)
-    found[trained] = spikes(rows[trained])
+    found[trained] = spike_mask(rows[trained])
     if not found.any():
         return found, []
     runs = rows.loc[found, "run"].nunique()

@@ -1,17 +1,17 @@
-"""Monotone cubics through points, read on a grid: many curves at once, only where they are looked up."""
+"""Monotone cubic interpolation (PCHIP) of many curves at once, evaluated and inverted on a grid between the knots."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-# Points of the grid between the first knot and the last; between two of them curves are straight.
-GRID = 400
-# A value within this of a curve's first or last is that: it may have been read off another curve to be just there.
-ROUNDING = 1e-9
+# Points of the grid from the first knot to the last; curves are linear between two of them.
+GRID_POINTS = 400
+# A loss within this of a curve's first or last value counts as equal: it may be that value, computed on another curve.
+_ROUNDING_TOLERANCE = 1e-9
 
 
-def slopes_of(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Slopes of the monotone cubics through y (..., n) at x (n,): Fritsch & Butland 1984, as in SciPy's PCHIP."""
+def pchip_slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Slopes (..., n) at x (n,) of the monotone cubics through y (..., n): Fritsch & Butland 1984, as SciPy's PCHIP."""
     if len(x) < 2:
         return np.zeros_like(y)
     step = np.diff(x)
@@ -19,11 +19,11 @@ def slopes_of(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if len(x) == 2:
         return np.repeat(secant, 2, axis=-1)
     slopes = np.empty_like(y)
-    one, other = secant[..., :-1], secant[..., 1:]
+    left, right = secant[..., :-1], secant[..., 1:]
     first, second = 2 * step[1:] + step[:-1], step[1:] + 2 * step[:-1]
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = (first + second) / (first / one + second / other)
-    slopes[..., 1:-1] = np.where(one * other > 0, mean, 0.0)
+        mean = (first + second) / (first / left + second / right)
+    slopes[..., 1:-1] = np.where(left * right > 0, mean, 0.0)
     for end, near, far in ((0, 0, 1), (-1, -1, -2)):
         h, m = step[[near, far]], secant[..., [near, far]]
         edge = ((2 * h[0] + h[1]) * m[..., 0] - h[0] * m[..., 1]) / (h[0] + h[1])
@@ -33,20 +33,20 @@ def slopes_of(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return slopes
 
 
-class Cubics:
-    """Non-increasing curves (B, R) through values (B, R, n) with slopes (B, R, n) at the same knots (n,)."""
+class MonotoneCubics:
+    """B × R non-increasing curves through values (B, R, n) with slopes (B, R, n) at shared knots (n,)."""
 
     def __init__(self, knots: np.ndarray, values: np.ndarray, slopes: np.ndarray):
         self.knots, self.values, self.slopes = knots, values, slopes
         self.steps = np.diff(knots)
-        self.grid = np.linspace(knots[0], knots[-1], GRID) if len(knots) > 1 else knots
-        # Which cubic each point of the grid is on, and the first point of the grid on each.
+        self.grid = np.linspace(knots[0], knots[-1], GRID_POINTS) if len(knots) > 1 else knots
+        # piece: the cubic of each grid point. start: the first grid point of each cubic. row: flat index of each curve.
         self.piece = np.clip(np.searchsorted(knots, self.grid, side="right") - 1, 0, max(len(knots) - 2, 0))
         self.start = np.searchsorted(self.grid, knots)
         self.row = (np.arange(values[..., 0].size) * len(knots)).reshape(*values.shape[:2], 1)
 
-    def read(self, where: np.ndarray) -> np.ndarray:
-        """Values (B, R, m) at places (B, m); NaN outside the knots."""
+    def evaluate(self, where: np.ndarray) -> np.ndarray:
+        """Values (B, R, m) at x (B, m); NaN outside the knots."""
         grid = self.grid
         edge = 1e-9 + 1e-12 * abs(grid[-1])
         outside = ~((where >= grid[0] - edge) & (where <= grid[-1] + edge))
@@ -60,10 +60,10 @@ class Cubics:
             found += share * (self._at(place + 1, self.row) - found)
         return np.where(outside[:, None], np.nan, found)
 
-    def reach(self, wanted: np.ndarray) -> np.ndarray:
-        """Places (B, R, m) at which each curve first falls to ``wanted`` (B, R, m).
+    def first_crossing(self, wanted: np.ndarray) -> np.ndarray:
+        """x (B, R, m) at which each curve first falls to `wanted` (B, R, m).
 
-        Infinite where it never does; minus infinity where its first value lies below already; NaN where wanted is.
+        Infinite where it never does, minus infinity where its first value is below already, NaN where wanted is NaN.
         """
         grid = self.grid
         if len(grid) == 1:
@@ -71,20 +71,20 @@ class Cubics:
         else:
             right, before, after = self._around(wanted)
             drop = before - after
-            # Level from its first point on, the curve is there at once.
+            # A curve that is constant from its first point on has drop 0: the crossing is there.
             with np.errstate(invalid="ignore", divide="ignore"):
                 share = np.where(drop > 0, (before - wanted) / drop, 0.0)
             start = grid[right - 1]
             found = start + np.clip(share, 0, 1) * (grid[right] - start)
-        found = np.where(wanted < self.values[..., -1:] - ROUNDING, np.inf, found)
-        found = np.where(wanted > self.values[..., :1] + ROUNDING, -np.inf, found)
+        found = np.where(wanted < self.values[..., -1:] - _ROUNDING_TOLERANCE, np.inf, found)
+        found = np.where(wanted > self.values[..., :1] + _ROUNDING_TOLERANCE, -np.inf, found)
         return np.where(np.isnan(wanted), np.nan, found)
 
     def _cubic(self, at: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Coefficients of cubics, constant first, in the distance from their left knot; and their mean slopes.
+        """Coefficients of cubics, constant first, in the distance from their left knots; and their secant slopes.
 
         Args:
-          at: where their left knots are among all values. step: their lengths.
+          at: flat indices of their left knots in `values`. step: distances to their right knots.
         """
         value, slope = self.values.take(at), self.slopes.take(at)
         secant = (self.values.take(at + 1) - value) / step
@@ -92,24 +92,21 @@ class Cubics:
         return value, slope, (secant - slope) / step - bend, bend / step, secant
 
     def _at(self, place: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """Values at points of the grid, of the curves that begin at `row` among all values."""
+        """Values at grid points, of the curves whose first value has the flat index `row` in `values`."""
         piece = self.piece[place]
         *cubic, _ = self._cubic(row + piece, self.steps[piece])
         return _evaluate(cubic, self.grid[place] - self.knots[piece])
 
     def _around(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The first point of the grid, of the second to the last, at which each curve is at or below ``wanted``.
-
-        And the values at the point before it and there.
-        """
-        # A curve never rises, so the knots above the wanted value are its first ones: count them by halves.
+        """First grid point, from the second on, where each curve is at or below `wanted`; values before and there."""
+        # Curves never rise, so the knots above the wanted value are the first ones: count them by binary search.
         n, last = len(self.knots), len(self.grid) - 1
         above = np.zeros(wanted.shape, dtype=int)
         for half in reversed(range(n.bit_length())):
             next_ = above + (1 << half)
             above += (self.values.take(self.row + np.minimum(next_, n) - 1) > wanted) << half
         piece = np.clip(above - 1, 0, n - 2)
-        # Newton's steps to where the cubic from the last of them reaches it.
+        # Two Newton steps to where the cubic that starts at the last of them reaches the value.
         step = self.steps[piece]
         *cubic, secant = self._cubic(self.row + piece, step)
         value, slope, bend, twist = cubic
@@ -121,7 +118,7 @@ class Cubics:
         x += self.knots[piece] - self.grid[0]
         right = np.clip(np.ceil(x * (last / (self.grid[-1] - self.grid[0]))).astype(int), 1, last)
         before, after = self._at(right - 1, self.row), self._at(right, self.row)
-        # Where that is not it, level stretches mostly: bisect the points of the grid on the cubic.
+        # Where Newton missed (mostly on constant stretches): bisect the grid points on the cubic.
         wrong = ((before <= wanted) & (right > 1)) | ((after > wanted) & (right < last))
         wrong &= (wanted >= self.values[..., -1:]) & (wanted <= self.values[..., :1])
         if wrong.any():
@@ -131,7 +128,7 @@ class Cubics:
         return right, before, after
 
     def _bisect(self, wanted: np.ndarray, piece: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """As `_around`, for values (k,) of curves that begin at row (k,) and their pieces (k,)."""
+        """The grid points (k,) of `_around` by bisection, for values (k,), pieces (k,) and curves at row (k,)."""
         *cubic, _ = self._cubic(row + piece, self.steps[piece])
         low, high = self.start[piece], self.start[piece + 1]
         while (low < high).any():
@@ -142,6 +139,7 @@ class Cubics:
 
 
 def _evaluate(cubic: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
+    """a + b·x + c·x² + d·x³ by Horner's rule."""
     a, b, c, d = cubic
     value = d * x
     for coefficient in (c, b):

@@ -1,6 +1,6 @@
-"""Smoothing of learning curves over log tokens: penalised curvature, its penalty chosen by cross-validation.
+"""Smoothing of learning curves over log tokens: a penalty on curvature, chosen by generalised cross-validation.
 
-What is costly depends on tokens and repeats alone, so curves that share them are smoothed together.
+The eigendecomposition depends on tokens and repeats only, so curves that share them are smoothed together.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _PENALTIES = np.logspace(-6, 4, 31)
 
 @dataclass(frozen=True)
 class Smoother:
-    """Linear smoothers of B curves with the same n points: left·diag(shrink)·right, `shrink` (B, n) each its own."""
+    """Linear smoothers left·diag(shrink)·right of B curves at the same n points; shrink is (B, n)."""
 
     left: np.ndarray
     right: np.ndarray
@@ -23,19 +23,19 @@ class Smoother:
         return ((losses @ self.right.T) * self.shrink[:, None]) @ self.left.T
 
     def weights(self, average: np.ndarray) -> np.ndarray:
-        """What each loss counts (B, n) in the average (n,) of the smoothed ones."""
+        """Weights (B, n) of the raw losses in a weighted sum, `average` (n,), of the smoothed losses."""
         return ((average @ self.left) * self.shrink) @ self.right
 
     @property
     def freedom(self) -> np.ndarray:
-        """Degrees of freedom (B,) left in the residuals."""
+        """Residual degrees of freedom (B,)."""
         return len(self.left) - self.shrink.sum(axis=1)
 
 
 def smoother(x: np.ndarray, repeats: np.ndarray, losses: np.ndarray) -> Smoother:
-    """Smoothers for losses (B, n) at log tokens (n,), each the mean of so many repeats (n,).
+    """Smoothers of losses (B, n) at log tokens x (n,), each the mean of `repeats` (n,) losses.
 
-    Fewer than five points stay as they are.
+    With fewer than five points the smoother is the identity.
     """
     n = len(x)
     if n < 5:
@@ -54,7 +54,7 @@ def smoother(x: np.ndarray, repeats: np.ndarray, losses: np.ndarray) -> Smoother
     squares = coordinates**2 @ ((1 - shrink) ** 2).T
     scores = squares / np.maximum(n - shrink.sum(axis=1), 1e-9) ** 2
     best, chosen = np.full(len(losses), np.inf), np.full(len(losses), len(shrink) - 1)
-    for number, score in enumerate(scores.T):  # of equals the smoothest
+    for number, score in enumerate(scores.T):  # of equal scores the smoothest
         better = score < best * (1 + 1e-9)
         best, chosen = np.where(better, score, best), np.where(better, number, chosen)
     return Smoother(root[:, None] * vectors, vectors.T * np.sqrt(repeats)[None, :], shrink[chosen])

@@ -1,6 +1,6 @@
-"""The learning curves of a study, sorted once for all that read them: transfer, crossover, adaptation.
+"""The rows of a study as arrays of codes and numbers, from which transfer, crossover and adaptation make their curves.
 
-Rows are kept as arrays of codes and numbers: matching names row by row is what takes long in a large table.
+Names are matched once: doing so row by row dominates the time in large tables.
 """
 
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from analysis.curves.curve import Noise, Points, measure_noise, points_by
-from analysis.curves.loss_spikes import found_spikes
-from analysis.tables.mixtures import describe_mixtures, one_split
+from analysis.curves.curve import CurveNoise, CurvePoints, estimate_curve_noise, points_by_curve
+from analysis.curves.loss_spikes import find_spikes
+from analysis.tables.mixtures import describe_mixtures, select_split
 
-PHASES = ("stable", "end")
-# Data repeated more than this often is a run about repetition, not about transfer.
-MOST_EPOCHS = 1.001
+CURVE_PHASES = ("stable", "end")
+# Epochs; runs that repeat a language more often are about repetition and not used for transfer and crossover.
+MAX_EPOCHS = 1.001
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,10 @@ class StudyCurves:
     """Rows (n,) of one evaluation split.
 
     Attributes:
-      observations: the rows. runs: what each trained on (`tables.describe_mixtures`), (R,). languages (L,), names.
-      run, language, group: of each row, its place in those and in groups, names. tokens, loss. trained: whether its run
-      trains on its language. kept: not a loss spike; exclusions say how many are.
+      observations: the rows. runs: one row per run (`tables.mixtures.describe_mixtures`). languages, groups: names.
+      run, language, group: of each row, (n,), the index in `runs`, `languages` and `groups`. tokens, loss: (n,).
+      trained: (n,), whether the run trains on the row's language. kept: (n,), not a loss spike.
+      exclusions: counts of the spikes left out.
     """
 
     observations: pd.DataFrame
@@ -44,59 +45,59 @@ class StudyCurves:
 
     @cached_property
     def phases(self) -> dict[str, np.ndarray]:
-        """The rows (n,) that curves of each phase may be made of."""
+        """{phase: mask (n,) of the rows that its curves are made of}."""
         phase = self.observations["phase"]
         good = self.kept & (self.tokens > 0)
-        return {name: (phase == name).to_numpy(dtype=bool) & good for name in PHASES}
+        return {name: (phase == name).to_numpy(dtype=bool) & good for name in CURVE_PHASES}
 
     @cached_property
-    def noise(self) -> dict[str, Noise]:
-        """Checkpoint and run noise, for stable and for cooled curves, pooled over the cells.
+    def noise(self) -> dict[str, CurveNoise]:
+        """{phase: checkpoint and run noise}, pooled over the cells.
 
-        Only languages that a run trains on count: a model's loss on languages foreign to it scatters far more.
+        Only from languages of a run's own mixture: losses on other languages scatter far more.
         """
-        repeats = self.runs["repeats"].where(self.runs["repeats"] > MOST_EPOCHS, 0)
+        repeats = self.runs["repeats"].where(self.runs["repeats"] > MAX_EPOCHS, 0)
         kinds = zip(*(self.runs[name] for name in ("scale", "mixture", "init")), repeats, strict=True)
         cells = pd.factorize(
             np.array([f"{a}|{b}|{c}|{times:.2f}" for a, b, c, times in kinds], dtype=object)
         )[0]
         curve = (cells[self.run] * len(self.languages) + self.language) * len(self.groups) + self.group
         noise = {}
-        for phase in PHASES:
-            collected: dict[int, list[Points]] = {}
+        for phase in CURVE_PHASES:
+            collected: dict[int, list[CurvePoints]] = {}
             for key, points in self.points(curve, self.trained, phase).items():
                 collected.setdefault(key // len(self.groups), []).append(points)
-            noise[phase] = measure_noise(collected.values())
-        # Cooled budgets are too few a curve to show their own scatter: that measured on the trunks stands in.
+            noise[phase] = estimate_curve_noise(collected.values())
+        # Curves of decayed runs often have too few points to estimate noise: use that of the stable phase.
         return {**noise, "end": noise["end"] if noise["end"].checkpoint else noise["stable"]}
 
-    def points(self, curve: np.ndarray, which: np.ndarray, phase: str) -> dict[int, Points]:
-        """The points of every curve, a number of each row (n,), over the rows `which` (n,) of a phase."""
+    def points(self, curve: np.ndarray, which: np.ndarray, phase: str) -> dict[int, CurvePoints]:
+        """{curve: points} from the rows `which` (n,) of a phase; curve (n,) numbers the curve of each row."""
         at = np.flatnonzero(self.phases[phase] & which)
         own, names = self.group[at], self.groups
-        return points_by(curve[at], self.tokens[at], self.loss[at], own, names, phase)
+        return points_by_curve(curve[at], self.tokens[at], self.loss[at], own, names, phase)
 
 
 def study_curves(
     observations: pd.DataFrame | StudyCurves, *, split: str | None = None, runs: pd.DataFrame | None = None
 ) -> StudyCurves:
-    """Sorts a table's curves; what is sorted already stays as it is.
+    """The rows of one evaluation split as `StudyCurves`; a `StudyCurves` is returned unchanged.
 
     Args:
-      runs: `tables.describe_mixtures` of the same rows, where it is known already.
+      runs: `tables.mixtures.describe_mixtures` of the same rows, if known already.
 
     Raises:
       MscaleError: several splits and none chosen.
     """
     if isinstance(observations, StudyCurves):
         return observations
-    rows = one_split(observations, split)
+    rows = select_split(observations, split)
     runs = describe_mixtures(rows) if runs is None else runs
     codes, names = pd.factorize(rows["run"])
     place: Mapping[str, int] = {name: index for index, name in enumerate(runs["run"])}
     language, languages = pd.factorize(rows["language"], sort=True)
     group, groups = pd.factorize(rows["group"])
-    spiky, exclusions = found_spikes(rows)
+    spikes, exclusions = find_spikes(rows)
     return StudyCurves(
         rows,
         runs,
@@ -108,6 +109,6 @@ def study_curves(
         rows["tokens"].to_numpy(dtype=float),
         rows["loss"].to_numpy(dtype=float),
         (rows["target_tokens"] > 0).to_numpy(dtype=bool),
-        ~spiky,
+        ~spikes,
         tuple(exclusions),
     )

@@ -7,7 +7,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.laws.law import Law
-from analysis.tables.checks import _duplicates, _listed, _numbers, _one_split, _phases
+from analysis.tables.checks import (
+    drop_duplicates,
+    joined_names,
+    numeric_column,
+    require_one_split,
+    rows_in_phases,
+)
 from mscale.errors import MscaleError, nearest
 
 _COLUMN_ALTERNATIVES = {
@@ -50,7 +56,7 @@ def column_for(table: pd.DataFrame, law: Law, variable: str, default: str, colum
         if name not in table:
             raise MscaleError(
                 f"columns={{{variable!r}: {name!r}}}: the table has no column {name!r}{nearest(name, table.columns)}; "
-                f"it has {_listed(list(table.columns))}"
+                f"it has {joined_names(list(table.columns))}"
             )
         return name
     for name in (default, *_COLUMN_ALTERNATIVES.get(default, ()), variable):
@@ -58,7 +64,7 @@ def column_for(table: pd.DataFrame, law: Law, variable: str, default: str, colum
             return name
     raise MscaleError(
         f"law {law.name!r} needs column {default!r} (its {variable}), which the table does not have"
-        f"{nearest(default, table.columns)}; it has {_listed(list(table.columns))}. "
+        f"{nearest(default, table.columns)}; it has {joined_names(list(table.columns))}. "
         f"Name it with columns={{{variable!r}: '<your column>'}}"
     )
 
@@ -88,7 +94,7 @@ def select_rows(
         if name not in known:
             raise MscaleError(
                 f"columns={{{name!r}: …}}: law {law.name!r} has no variable {name!r}{nearest(name, known)}; "
-                f"it reads {_listed(sorted(known))}"
+                f"it reads {joined_names(sorted(known))}"
             )
     if len(table) == 0:
         raise MscaleError("the table has no rows")
@@ -105,13 +111,13 @@ def select_rows(
         variable: column_for(table, law, variable, default, columns)
         for variable, default in law.columns.items()
     }
-    table = _duplicates(table, notes)
-    table = _phases(table, phases, notes)
-    _one_split(table)
+    table = drop_duplicates(table, notes)
+    table = rows_in_phases(table, phases, notes)
+    require_one_split(table)
     if law.pretraining:
         table = _from_scratch(table, law, notes)
-    values = {variable: _numbers(table, name) for variable, name in names.items()}
-    y = _numbers(table, response)
+    values = {variable: numeric_column(table, name) for variable, name in names.items()}
+    y = numeric_column(table, response)
     keep = np.ones(len(table), bool)
     for variable, array in values.items():
         _check_finite(table, array, names[variable])
@@ -126,7 +132,7 @@ def select_rows(
     _check_unique_tokens(table, values, names, keep)
     if not keep.any():
         raise MscaleError(
-            f"every row has a zero in {_listed(sorted(set(names.values())))}: nothing is left to fit"
+            f"every row has a zero in {joined_names(sorted(set(names.values())))}: nothing is left to fit"
         )
     _check_response(table, y, response, law)
     for variable, name in names.items():

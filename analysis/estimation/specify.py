@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import laws
 from analysis.estimation import rows as checks
 from analysis.estimation.autodiff import Jet
 from analysis.estimation.problem import ParameterCell, Problem
 from analysis.estimation.sufficiency import MIN_GROUPS_FOR_RESAMPLING
+from analysis.laws import registry
 from analysis.laws.law import Law, Parameter
 from mscale.errors import MscaleError, nearest
 
@@ -287,7 +287,7 @@ def specify(
     """
     row_options, model = row_options or RowOptions(), model or ModelOptions()
     table = _with_weights(as_table(table), row_options.weights)
-    law, table, options = laws.prepare(
+    law, table, options = registry.prepare_law(
         law, table, exposure=row_options.exposure, target=row_options.target, **(law_options or {})
     )
     if model.residual is not None:

@@ -1,28 +1,27 @@
-"""A fit as a picture: its points, its curves, and how far the points lie from them."""
-
-from typing import Any
+"""A chart of a fit: observed points with the fitted curves, or predicted against observed values."""
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
-from analysis.fitting.compute_optimal import UNIQUE
+from analysis.fitting.compute_optimal import UNIQUE_TOKENS
+from analysis.fitting.fit_like import FitLike
 
-CURVES = 6  # values of N that get a curve
-PANELS = 12  # levels that get a panel
+_MAX_CURVES = 6  # values of N with a curve, in each panel
+_MAX_PANELS = 12  # levels with a panel
 
 
-def fit_chart(fit: Any) -> alt.TopLevelMixin:
-    """Loss against D with a curve for each N where the law trades them, else predicted against observed."""
+def fit_chart(fit: FitLike) -> alt.TopLevelMixin:
+    """Loss against D with a curve for each N where the law has an optimum, else predicted against observed values."""
     data = pd.DataFrame({**fit.problem.x, "observed": fit.problem.y, "level": fit.level})
     data["predicted"] = fit.problem.predict(fit.theta[None])[0]
-    data = data[data["level"].isin(fit.levels[:PANELS])]
+    data = data[data["level"].isin(fit.levels[:_MAX_PANELS])]
     title = alt.TitleParams(fit.law.name, subtitle=fit.law.equation)
     if fit.law.optimum is None or len(data) == 0:
-        return _against(data, fit, title)
+        return _predicted_against_observed(data, fit, title)
     size, tokens = fit.law.optimum
     curves = _curves(fit, size, tokens)
-    colour = alt.Color(
+    size_colour = alt.Color(
         f"{size}:Q", scale=alt.Scale(type="log", scheme="viridis"), legend=alt.Legend(format="~s")
     )
     x = alt.X(
@@ -30,12 +29,12 @@ def fit_chart(fit: Any) -> alt.TopLevelMixin:
     )
     y_title = fit.columns.get(fit.law.response, fit.law.response)
     y = alt.Y("observed:Q", scale=alt.Scale(zero=False), title=y_title)
-    hints = [alt.Tooltip(f"{name}:Q", format=".4g") for name in (size, tokens, "observed", "predicted")]
-    points = alt.Chart().mark_point(filled=True).encode(x=x, y=y, color=colour, tooltip=hints)
+    tooltips = [alt.Tooltip(f"{name}:Q", format=".4g") for name in (size, tokens, "observed", "predicted")]
+    points = alt.Chart().mark_point(filled=True).encode(x=x, y=y, color=size_colour, tooltip=tooltips)
     lines = (
         alt.Chart()
         .mark_line()
-        .encode(x=x, y="curve:Q", color=colour, detail=f"{size}:N")
+        .encode(x=x, y="curve:Q", color=size_colour, detail=f"{size}:N")
         .transform_filter("datum.curve")
     )
     both = pd.concat([data, curves], ignore_index=True)
@@ -45,24 +44,27 @@ def fit_chart(fit: Any) -> alt.TopLevelMixin:
     return layered.facet(alt.Facet("level:N", title=fit.per), columns=3).properties(title=title)
 
 
-def _curves(fit: Any, size: str, tokens: str) -> pd.DataFrame:
-    """The law along D at the sizes that were run, other variables at their smallest (no other languages)."""
+def _curves(fit: FitLike, size: str, tokens: str) -> pd.DataFrame:
+    """The law along D at sizes that were run; other variables at their smallest observed value, no repeated data."""
     parts = []
-    for number, level in enumerate(fit.levels[:PANELS]):
+    for number, level in enumerate(fit.levels[:_MAX_PANELS]):
         rows = fit.problem.cells[number].rows
         sizes = np.unique(fit.problem.x[size][rows])
-        sizes = sizes[np.unique(np.linspace(0, len(sizes) - 1, min(CURVES, len(sizes))).astype(int))]
-        seen = fit.problem.x[tokens][rows]
-        along = np.geomspace(seen.min(), seen.max() * 1.0001, 40)
+        sizes = sizes[np.unique(np.linspace(0, len(sizes) - 1, min(_MAX_CURVES, len(sizes))).astype(int))]
+        observed = fit.problem.x[tokens][rows]
+        grid = np.geomspace(observed.min(), observed.max() * 1.0001, 40)
         x = {name: np.full(len(sizes) * 40, values[rows].min()) for name, values in fit.problem.x.items()}
-        x[size], x[tokens] = np.repeat(sizes, 40), np.tile(along, len(sizes))
-        x |= {name: x[tokens] for name in UNIQUE if name in x}  # nothing repeats along a curve
+        x[size], x[tokens] = np.repeat(sizes, 40), np.tile(grid, len(sizes))
+        x |= {name: x[tokens] for name in UNIQUE_TOKENS if name in x}  # one epoch at most
         value = fit.evaluate(fit.theta[None], number, x)[0]
         parts.append(pd.DataFrame({size: x[size], tokens: x[tokens], "curve": value, "level": level}))
     return pd.concat(parts, ignore_index=True)
 
 
-def _against(data: pd.DataFrame, fit: Any, title: alt.TitleParams) -> alt.TopLevelMixin:
+def _predicted_against_observed(
+    data: pd.DataFrame, fit: FitLike, title: alt.TitleParams
+) -> alt.TopLevelMixin:
+    """Observed against predicted values, with the diagonal."""
     ends = [
         float(data[["observed", "predicted"]].min().min()),
         float(data[["observed", "predicted"]].max().max()),

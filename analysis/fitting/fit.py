@@ -1,8 +1,8 @@
-"""`fit(law, table)`: the global optimum of a law on a table of runs, with what is known about every number.
+"""`fit(law, table)`: the global optimum of a law on a table of runs, as a `Fit` with intervals.
 
-Given its exponents, a law of the Chinchilla family is linear in the rest. So the few nonlinear parameters are
-laid on a grid, the others solved by non-negative least squares, and the best candidates polished together by
-Newton's method with exact derivatives (search.py, engine.py).
+Given its exponents, a law of the Chinchilla family is linear in its other parameters. A grid is laid over the nonlinear
+parameters, the linear ones are solved by non-negative least squares, and the best candidates are polished together by
+damped Newton steps with exact derivatives (`estimation.multistart`, `estimation.optimize`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import laws
 from analysis.estimation import rows as checks
 from analysis.estimation.estimate import estimate
 from analysis.estimation.specify import (
@@ -28,7 +27,8 @@ from analysis.estimation.specify import (
     with_residual,
 )
 from analysis.estimation.sufficiency import few_groups_warning, require_enough_data, search_warnings
-from analysis.fitting.result import FORMAT, Fit
+from analysis.fitting.result import FIT_FORMAT, Fit
+from analysis.laws import registry
 from analysis.laws.law import Law
 from mscale.errors import MscaleError
 
@@ -58,9 +58,9 @@ def fit(
     """Fits a law.
 
     Args:
-      law: a name in `analysis.laws.NAMES`, or a `Law` of your own.
-      table: observations (DESIGN's contract), or any table with `columns` = {variable: its column}; a mapping
-        of NumPy arrays will do. Token and parameter counts are plain counts.
+      law: a name in `analysis.laws.registry.LAW_NAMES`, or a `Law` of your own.
+      table: observations (`mscale.observations`), or any table with `columns` = {variable: its column}; a mapping of
+        NumPy arrays too. Tokens and parameters are plain counts.
       exposure: for ATLAS, tokens of every training language (run, step, language, tokens, unique_tokens).
       target: fit these languages' rows only (None: all).
       per: column whose levels have parameters of their own ("auto": the law's own, where the table has several
@@ -68,23 +68,23 @@ def fit(
       share: parameters common to all levels (default: as the law says).
       fixed: {parameter, or parameter[level]: value in the paper's units}.
       tie: {parameter: other parameter that it equals}.
-      loss: "huber" (threshold `delta` on the residuals, the published objective; intervals by resampling
-        groups), "squares" (noise shared within groups modelled; profile intervals), or "auto": huber where
-        every row is its own group and there are at least 40, else squares.
+      loss: "huber" (threshold `delta` on the residuals, the published objective; intervals by bootstrap over groups),
+        "squares" (a variance component for noise that groups share; profile intervals), or "auto": huber where every
+        row is its own group and there are at least 40, else squares.
       residual: "log" or "additive", overriding the law's.
       weights: a column or an array of weights, or "loss_se" to weigh by 1/loss_se².
       priors: {parameter: (mean, standard deviation)}, Gaussian, in the fitted scale (logarithms for positive
         parameters, contributions at the geometric means for A and B).
-      phases: schedule phases to compare; only cooled rows ("end") by default; None takes all.
+      phases: phases of the learning-rate schedule to fit; by default "end", after decay; None takes all rows.
       group: column of the unit that is resampled (default "group", then "run", then the row).
       few_groups: fit even with fewer groups than parameters + 3 (intervals are then worth little).
-      options: what the law's own preparation takes (ATLAS: variant, sources, count). Of the data-constrained law,
-        two_stage=True fits as Muennighoff et al. did (`_in_two_stages`).
+      options: of the law (ATLAS: variant, sources, count). For the data-constrained law two_stage=True fits E, A, α, B
+        and β to the rows without repeated data first, as Muennighoff et al. 2023 did.
 
     Raises:
-      MscaleError: bad input, or too little of it; the message says what to do.
+      MscaleError: bad input, or too few rows or groups; the message says what to do.
     """
-    how: dict[str, Any] = dict(
+    arguments: dict[str, Any] = dict(
         exposure=exposure,
         target=target,
         per=per,
@@ -99,42 +99,46 @@ def fit(
         group=group,
     )
     if law == "data_constrained" and options.pop("two_stage", False):
-        how |= {"few_groups": few_groups, "seed": seed}
-        return _in_two_stages(as_table(table), columns, fixed or {}, how)
-    arguments = {"columns": columns, "fixed": fixed, **how, **options}
-    drafted = specify(law, table, *split_arguments(arguments))
-    groups, rows = len(drafted.group_names), drafted.rows
-    require_enough_data(drafted.law, drafted.problem, drafted.names, groups, few_groups)
-    found = estimate(drafted.problem, drafted.names, priors or {}, seed)
-    said = (
+        arguments |= {"few_groups": few_groups, "seed": seed}
+        return _fit_in_two_stages(as_table(table), columns, fixed or {}, arguments)
+    everything = {"columns": columns, "fixed": fixed, **arguments, **options}
+    specified = specify(law, table, *split_arguments(everything))
+    groups, rows = len(specified.group_names), specified.rows
+    require_enough_data(specified.law, specified.problem, specified.names, groups, few_groups)
+    found = estimate(specified.problem, specified.names, priors or {}, seed)
+    warnings = (
         *search_warnings(found.agreement, found.problem, found.theta),
         *few_groups_warning(found.problem, groups),
     )
     return Fit(
-        law=drafted.law,
+        law=specified.law,
         problem=found.problem,
-        names=drafted.names,
+        names=specified.names,
         theta=found.theta,
-        group_names=drafted.group_names,
-        level=rows.level[drafted.order],
-        per=drafted.per,
+        group_names=specified.group_names,
+        level=rows.level[specified.order],
+        per=specified.per,
         columns=rows.columns,
-        notes=(*rows.notes, *said),
+        notes=(*rows.notes, *warnings),
         agreement=found.agreement,
-        spec=dataclasses.asdict(drafted.spec),
+        spec=dataclasses.asdict(specified.spec),
         _cache={} if found.noise is None else {"noise": found.noise},
     )
 
 
-def _in_two_stages(
-    table: pd.DataFrame, columns: Mapping[str, str] | None, fixed: Mapping[str, float], how: dict[str, Any]
+def _fit_in_two_stages(
+    table: pd.DataFrame,
+    columns: Mapping[str, str] | None,
+    fixed: Mapping[str, float],
+    arguments: dict[str, Any],
 ) -> Fit:
-    """Chinchilla's parameters from the runs that repeat nothing, then R_D* and R_N* from all, the others held.
+    """The data-constrained law as it was published (Muennighoff et al. 2023, section 5).
 
-    As the law was published (Muennighoff et al. 2023, section 5). The intervals of the two take the rest as known,
-    so they are narrower than those of the joint fit, which is the default.
+    Stage one fits Chinchilla to the rows without repeated data; stage two fits R_D* and R_N* to all rows with the other
+    parameters fixed. Intervals of stage two ignore the uncertainty of stage one, so they are narrower than those of the
+    joint fit, which is the default.
     """
-    law = laws.LAWS["data_constrained"]
+    law = registry.LAWS["data_constrained"]
     names = {
         v: checks.column_for(table, law, v, default, columns or {}) for v, default in law.columns.items()
     }
@@ -145,43 +149,47 @@ def _in_two_stages(
             f"two_stage=True: {once.sum()} of {len(table)} rows see their data once ({names['D']} <= {names['U']}); "
             f"the first stage needs such rows and the second others: add runs, or fit jointly"
         )
-    plain = {key: name for key, name in (columns or {}).items() if key != "U"}
-    share = how["share"]
+    columns_of_first = {key: name for key, name in (columns or {}).items() if key != "U"}
+    share = arguments["share"]
     first_share = [name for name in (law.share if share is None else share) if name not in ("R_D", "R_N")]
-    weights = how["weights"]
+    weights = arguments["weights"]
     first = fit(
         "chinchilla",
         table[once],
-        {**plain, "N": names["N"], "D": names["D"]},
+        {**columns_of_first, "N": names["N"], "D": names["D"]},
         fixed=fixed,
         **{
-            **how,
+            **arguments,
             "share": first_share,
             "weights": weights if weights is None or isinstance(weights, str) else np.asarray(weights)[once],
         },
     )
-    held = {name: float(first.params[name]) for name in first.names}
-    second = fit("data_constrained", table, columns, fixed={**held, **fixed}, **how)
-    known = ", ".join(f"{name} {value:.4g}" for name, value in held.items())
-    note = f"two stages: {known} are those of {once.sum()} rows without repetition, and held"
+    estimated = {name: float(first.params[name]) for name in first.names}
+    second = fit("data_constrained", table, columns, fixed={**estimated, **fixed}, **arguments)
+    listed = ", ".join(f"{name} {value:.4g}" for name, value in estimated.items())
+    note = f"two stages: {listed} are those of {once.sum()} rows without repetition, and held"
     return dataclasses.replace(second, notes=(note, *second.notes))
 
 
 def from_json(text: str, law: Law | None = None) -> Fit:
-    """The fit that `Fit.to_json` wrote. A law of your own has to be given again.
+    """The fit that `Fit.to_json` wrote.
+
+    law: needed again if it is not one of `LAWS`, because its functions are not part of the file.
 
     Raises:
-      MscaleError: not such a file, or an unknown law.
+      MscaleError: the text is not a saved fit, or of an unknown law.
     """
     try:
         saved = json.loads(text)
         version = saved["format"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise MscaleError(f"not a saved fit ({error!r}); expected what Fit.to_json wrote") from error
-    if version != FORMAT:
-        raise MscaleError(f"this fit has format {version}, this version of mscale reads {FORMAT}: fit again")
+    if version != FIT_FORMAT:
+        raise MscaleError(
+            f"this fit has format {version}, this version of mscale reads {FIT_FORMAT}: fit again"
+        )
     spec = Spec(**saved["spec"])
-    law = laws.rebuild(saved["law"], spec.options) if law is None else law
+    law = registry.law_of_saved_fit(saved["law"], spec.options) if law is None else law
     law = with_residual(law, spec.residual)
     data = saved["data"]
     problem, names = build_problem(

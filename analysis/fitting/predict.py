@@ -1,19 +1,26 @@
-"""What a fit predicts for other rows: reading them, knowing whether the data reach that far, and intervals."""
+"""Predictions of a fit for the rows of another table, with intervals and whether the fitted data cover them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis import laws
 from analysis.estimation import rows
 from analysis.estimation.quantities import Derived
+from analysis.fitting.fit_like import FitLike
+from analysis.laws import registry
 from mscale.errors import MscaleError
 
 
-def predict(fit: Any, table: Any, level: float | None, exposure: pd.DataFrame | None) -> pd.DataFrame:
-    """prediction (and low, high at `level`) and in_range for each row; NaN at the law's constraint."""
+def predict_rows(
+    fit: FitLike, table: Any, level: float | None, exposure: pd.DataFrame | None
+) -> pd.DataFrame:
+    """Columns prediction, in_range and (with `level`) low and high; NaN where the law's constraint is violated.
+
+    Raises:
+      MscaleError: a column is missing, or a level that was not fitted.
+    """
     table = pd.DataFrame(table)
     x, cells = _inputs(fit, table, exposure)
     columns = np.full((len(table), 1 if level is None else 3), np.nan)
@@ -28,8 +35,8 @@ def predict(fit: Any, table: Any, level: float | None, exposure: pd.DataFrame | 
     return result
 
 
-def _interval(fit: Any, cell: int, x: Mapping, estimate: np.ndarray, level: float) -> np.ndarray:
-    """(rows, 2); rows alike are worked out once."""
+def _interval(fit: FitLike, cell: int, x: Mapping, estimate: np.ndarray, level: float) -> np.ndarray:
+    """(rows, 2): low and high of the predictions at x, given the predictions; identical rows are computed once."""
     ends = np.full((len(estimate), 2), np.nan)
     known = np.flatnonzero(np.isfinite(estimate))
     if len(known):
@@ -42,22 +49,27 @@ def _interval(fit: Any, cell: int, x: Mapping, estimate: np.ndarray, level: floa
     return ends
 
 
-def _in_range(fit: Any, x: Mapping[str, np.ndarray]) -> np.ndarray:
+def _in_range(fit: FitLike, x: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Whether every variable of a row lies within the fitted rows' range, to 0.1%."""
     inside = np.ones(len(next(iter(x.values()))), bool)
     for name, values in x.items():
-        seen = fit.problem.x[name]
-        inside &= (values >= seen.min() * 0.999) & (values <= seen.max() * 1.001)
+        fitted = fit.problem.x[name]
+        inside &= (values >= fitted.min() * 0.999) & (values <= fitted.max() * 1.001)
     return inside
 
 
-def _inputs(fit: Any, table: pd.DataFrame, exposure: pd.DataFrame | None) -> tuple[dict, np.ndarray]:
+def _inputs(fit: FitLike, table: pd.DataFrame, exposure: pd.DataFrame | None) -> tuple[dict, np.ndarray]:
+    """The variables of the law for each row, {name: (n,)}, and the index of the row's level in `fit.levels`, (n,)."""
     law = fit.law
     if law.name == "atlas" and exposure is not None:
-        _, table, _ = laws.prepare(
-            "atlas", table, exposure=exposure, **_only(fit.spec["options"], ("variant", "sources"))
+        _, table, _ = registry.prepare_law(
+            "atlas",
+            table,
+            exposure=exposure,
+            **{key: value for key, value in fit.spec["options"].items() if key in ("variant", "sources")},
         )
     elif law.name == "capacity":
-        _, table, _ = laws.prepare("capacity", table)
+        _, table, _ = registry.prepare_law("capacity", table)
     x = {}
     for variable, default in law.columns.items():
         name = fit.columns.get(variable, default)
@@ -70,7 +82,8 @@ def _inputs(fit: Any, table: pd.DataFrame, exposure: pd.DataFrame | None) -> tup
     return x, _cells(fit, table)
 
 
-def _cells(fit: Any, table: pd.DataFrame) -> np.ndarray:
+def _cells(fit: FitLike, table: pd.DataFrame) -> np.ndarray:
+    """The index of each row's level in `fit.levels`."""
     levels = fit.levels
     if fit.per is None:
         return np.zeros(len(table), int)
@@ -86,7 +99,3 @@ def _cells(fit: Any, table: pd.DataFrame) -> np.ndarray:
             f"predict: {fit.per} {', '.join(unknown)} not in the fit, which has {', '.join(levels)}"
         )
     return wanted.map(place).to_numpy(int)
-
-
-def _only(options: Mapping, keys: Sequence[str]) -> dict:
-    return {key: options[key] for key in keys if key in options}

@@ -1,4 +1,4 @@
-"""`Fit`: a fitted law, what it predicts, and how sure it is."""
+"""`Fit`: a fitted law with its estimates, intervals and predictions."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from analysis.laws.law import Law, Parameter
 from analysis.uncertainty import bootstrap, identifiability, profile
 from mscale.errors import MscaleError
 
-DRAWS = 1000
-FORMAT = 1
+BOOTSTRAP_DRAWS = 1000
+FIT_FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,13 +29,14 @@ class Fit:
     """A fitted law. Made by `analysis.fit`.
 
     Attributes:
-      names: fitted parameters, (P,); "A[sw]" is A of level sw. theta (P,): their values in the fitted scale,
-        where a parameter with a reference is the logarithm of its contribution at the geometric means.
-      problem: the rows as arrays, and the numerical problem. group_names: of problem.group.
-      level (n,), per: the column whose levels have parameters of their own, and its values.
-      columns: {variable: column it was read from}. agreement: how many independent starts met, and so on.
-      objective: the minimum (sum over rows). notes: what was left out or looked odd, for people.
-      spec: what was asked for, as plain data.
+      names: the fitted parameters, (P,); "A[sw]" is A of level sw.
+      theta: their values in the fitted scale, (P,): logarithms for positive parameters, and for a parameter with a
+        reference (A, B) the logarithm of its contribution at the geometric means.
+      problem: the rows as arrays, and the objective. group_names: names of the groups in problem.group.
+      per: the column whose levels have parameters of their own. level: its value in each row, (n,).
+      columns: {variable: the column that it was read from}. agreement: starts, and how many reached the optimum.
+      objective: its minimum (a sum over rows). notes: rows left out and warnings, as sentences.
+      spec: the arguments of the fit as plain data.
     """
 
     law: Law
@@ -53,13 +54,14 @@ class Fit:
 
     @property
     def objective(self) -> float:
+        """The minimum of the objective, a sum over rows."""
         return float(self.problem.objective(self.theta[None])[0])
 
     # Values ------------------------------------------------------------------------------------------------
 
     @property
     def params(self) -> pd.Series:
-        """Estimates in the units of the paper, and contributions at the geometric means as "A_mean"."""
+        """Estimates in the paper's units; contributions at the geometric means as "A_mean"."""
         return pd.Series(self.natural(self.theta[None])[0], index=self._natural_names())
 
     def _places(self) -> list[tuple[int, int, int]]:
@@ -81,7 +83,7 @@ class Fit:
         return plain + means
 
     def natural(self, theta: np.ndarray) -> np.ndarray:
-        """(B, len(params)): draws in the fitted scale, in the units and order of `params`."""
+        """Parameter vectors theta (B, P) of the fitted scale in the units and order of `params`, (B, len(params))."""
         columns = []
         for _, number, local in self._places():
             values = self.problem.natural(self.problem.cell_parameters(theta, self.problem.cells[number]))
@@ -100,14 +102,14 @@ class Fit:
 
     @property
     def noise(self) -> variance_components.GroupNoise:
-        """Of a least-squares fit: the standard deviation of a row and what groups share (a batch of one)."""
+        """Variance components of a least-squares fit (a batch of one): of a row, and of what its group shares."""
         return self.once("noise", lambda: variance_components.estimate_noise(self.problem, self.theta[None]))
 
-    def draws(self, count: int = DRAWS, seed: int = 0) -> np.ndarray:
-        """(count, P) bootstraps in the fitted scale, of a fit with Huber's loss.
+    def draws(self, count: int = BOOTSTRAP_DRAWS, seed: int = 0) -> np.ndarray:
+        """(count, P): bootstrap estimates in the fitted scale, of a fit with Huber's loss.
 
         Raises:
-          MscaleError: the fit is of least squares, whose intervals are profiles (`interval_of` for what follows).
+          MscaleError: a least-squares fit, whose intervals are profiles; use `interval_of`.
         """
         if self.method != "bootstrap":
             raise MscaleError(
@@ -119,7 +121,7 @@ class Fit:
         )
 
     def ends(self, wanted: Sequence[Quantity], level: float | None) -> tuple[np.ndarray, ...]:
-        """Estimate, low, high, each (m,), of m scalars; ∓inf where the data set no limit. NaN without a level."""
+        """Estimate, low and high, (m,) each, of m scalars; ∓inf where the data set no limit; NaN if level is None."""
         estimate = np.concatenate([quantities.values(self.problem, q, self.theta[None])[0] for q in wanted])
         if level is None:
             return estimate, np.full(len(estimate), np.nan), np.full(len(estimate), np.nan)
@@ -128,15 +130,15 @@ class Fit:
         if self.method == "profile":
             low, high = profile.intervals(self.problem, self.theta[None], self.noise, wanted, level)
             return estimate, low[0], high[0]
-        drawn = np.concatenate([quantities.values(self.problem, q, self.draws()) for q in wanted], axis=1)
-        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        draws = np.concatenate([quantities.values(self.problem, q, self.draws()) for q in wanted], axis=1)
+        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
         return estimate, low, high
 
     def interval(self, level: float = 0.9) -> pd.DataFrame:
-        """A row a parameter: estimate, low, high, identified, reason, unit.
+        """A row for each parameter: estimate, low, high, identified, reason, unit.
 
-        An end that the data do not bound is infinite (0 for a positive parameter), and the parameter not
-        identified. Rows "A_mean" are contributions at the geometric means; "A" itself is the paper's constant.
+        A limit that the data do not set is infinite (0 for a positive parameter), and the parameter is not identified.
+        Rows "A_mean" are contributions at the geometric means, rows "A" the paper's constants.
         """
         low, high = self._limits(level)
         reasons = self.identification(level)
@@ -158,10 +160,10 @@ class Fit:
         return pd.DataFrame.from_dict(records, orient="index", columns=columns)
 
     def interval_of(self, function: Callable[[Any], Any], level: float = 0.9) -> pd.DataFrame:
-        """What follows from the parameters, a row a level of the fit: estimate, low, high.
+        """A function of the parameters, a row for each level of the fit: estimate, low, high.
 
-        function: p -> scalar, of the parameters of a level in the units of the paper, such as
-        `lambda p: p.beta / (p.alpha + p.beta)`; it may use what a law may use.
+        function: p -> scalar, of a level's parameters in the paper's units, such as
+        `lambda p: p.beta / (p.alpha + p.beta)`; it may use the operations that a law may use (docs/laws.md).
         """
         wanted = [Derived(cell, lambda p, x: function(p), {}, 1) for cell in range(len(self.problem.cells))]
         index = pd.Index(self.levels, name=self.per)
@@ -170,7 +172,7 @@ class Fit:
         )
 
     def _limits(self, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Low and high in the fitted scale: of the P parameters, then of log A in the paper's units, and so on."""
+        """Low and high in the fitted scale, in the order of `parameters_and_constants`."""
 
         def make() -> tuple[np.ndarray, np.ndarray]:
             _, low, high = self.ends([self.parameters_and_constants()], level)
@@ -184,7 +186,7 @@ class Fit:
         return self.once(("limits", level), make)
 
     def parameters_and_constants(self) -> Linear:
-        """The P parameters in the fitted scale, then log A of every A that is reported at the geometric means."""
+        """The P parameters in the fitted scale, then log A in the paper's units of every A that has a reference."""
         rows, offset = [*np.eye(len(self.names))], [0.0] * len(self.names)
         which = self.problem.fitted_parameters
         for index, number, local in self._places():
@@ -195,13 +197,13 @@ class Fit:
         return Linear(np.array(rows), np.array(offset))
 
     def identification(self, level: float = 0.9) -> dict[str, str]:
-        """{parameter: why the data do not determine it}, for those that they do not."""
+        """{parameter: reason}, of the parameters that the data do not determine."""
         return self.once(
             ("identification", level), lambda: identifiability.identification(self, *self._limits(level))
         )
 
     def once(self, key: Any, make: Any) -> Any:
-        """What make() gives, worked out once for this fit."""
+        """make(), computed once for this fit and cached under `key`."""
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]
@@ -211,13 +213,15 @@ class Fit:
     def predict(
         self, table: Any, level: float | None = None, exposure: pd.DataFrame | None = None
     ) -> pd.DataFrame:
-        """prediction (and low, high at `level`) for each row; in_range says whether the data reach that far.
+        """Columns prediction, in_range and (with `level`) low and high, a row for each row of `table`.
 
-        `table` needs the fitted columns, or the law's variable names. Rows at a constraint are NaN.
+        in_range: whether all variables lie within the range of the fitted rows. `table` needs the fitted columns or the
+        law's variable names. Rows that violate the law's constraint are NaN.
         """
-        return prediction.predict(self, table, level, exposure)
+        return prediction.predict_rows(self, table, level, exposure)
 
     def evaluate(self, theta: np.ndarray, cell: int, x: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The law at x, {variable: (n,)}, with the parameters of level number `cell`, for theta (B, P): (B, n)."""
         local = self.problem.cell_parameters(theta, self.problem.cells[cell])
         p = self.problem.jets(local, np.zeros(0, bool), 0)
         space = SimpleNamespace(**x)
@@ -229,6 +233,7 @@ class Fit:
 
     @property
     def levels(self) -> list[str]:
+        """The values of the column `per`, sorted; one empty name without it."""
         return [str(name) for name in np.unique(self.level)]
 
     @property
@@ -239,20 +244,20 @@ class Fit:
         return float(1 - np.sum((y - predicted) ** 2) / np.sum((y - y.mean()) ** 2))
 
     def compute_optimal(self, C: Any, level: float | None = None, **at: float) -> pd.DataFrame:
-        """The N and D that minimise the predicted loss at C = 6·N·D FLOPs, for each C and each level of the fit.
+        """N and D of the lowest predicted loss at C = 6·N·D FLOPs, for each C and each level of the fit.
 
         `at` sets the law's other variables (K=4). No data are repeated; for ATLAS D is the target's own tokens.
         """
         return optimum.compute_optimal(self, C, level, at)
 
     def compute_optimal_exponent(self, level: float = 0.9) -> pd.DataFrame:
-        """β/(α+β), the exponent of C in the compute-optimal N, a row a level of the fit: estimate, low, high."""
-        return optimum.exponent(self, level)
+        """β/(α+β), the exponent of C in the compute-optimal N, a row for each level of the fit: estimate, low, high."""
+        return optimum.compute_optimal_exponent(self, level)
 
     # Showing and keeping -----------------------------------------------------------------------------------
 
     def summary(self, level: float = 0.9) -> str:
-        """A table for the terminal."""
+        """Estimates, intervals and notes as text."""
         frame = self.interval(level)
         which = dict(zip(self.names, self.problem.fitted_parameters, strict=True))
         lines = [
@@ -274,11 +279,11 @@ class Fit:
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """Everything, as JSON: `from_json` gives the same fit back. The data are part of it."""
+        """The fit as JSON, its data included; `from_json` gives the same fit back."""
         x = {name: values.tolist() for name, values in self.problem.x.items()}
         return json.dumps(
             {
-                "format": FORMAT,
+                "format": FIT_FORMAT,
                 "law": self.law.name,
                 "equation": self.law.equation,
                 "source": self.law.source,
@@ -307,16 +312,18 @@ class Fit:
         )
 
     def plot(self) -> Any:
-        """An Altair chart: the points and the fitted curves."""
+        """An Altair chart of the points and the fitted curves."""
         from analysis.fitting.chart import fit_chart
 
         return fit_chart(self)
 
 
 def with_mean(name: str) -> str:
+    """`A[sw]` as `A_mean[sw]`: the contribution at the geometric means."""
     base, bracket, rest = name.partition("[")
     return f"{base}_mean{bracket}{rest}"
 
 
 def without_mean(name: str) -> str:
+    """The inverse of `with_mean`; other names unchanged."""
     return name.replace("_mean[", "[").removesuffix("_mean")

@@ -1,8 +1,9 @@
-"""ATLAS: one target language, its own data and what the other languages' data are worth to it.
+"""ATLAS: the loss on a target language from its own tokens and weighted tokens of other languages.
 
 L(N, D_eff) = E + A/N^α + B/D_eff^β,  D_eff = S(D_t) + Σ_i τ_i·S(D_i) + τ_other·S(D_other), where S(D; U)
-saturates once data repeat (Longpre et al. 2026, arXiv 2510.22037). Bilingual τ do not simply add, so on every
-fitted and predicted row D_eff ≥ 0.01·S(D_t) is a constraint; at the bound the law has nothing to say.
+saturates once data repeat (Longpre et al. 2026, arXiv 2510.22037, eqs. 1-3). Negative τ can make D_eff negative in
+mixtures of several languages, so D_eff > 0.01·S(D_t) is a constraint on every fitted row; predictions that violate
+it are NaN.
 """
 
 import dataclasses
@@ -12,39 +13,58 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.laws.chinchilla import ALPHA, BETA, A, B, E, size_and_data
+from analysis.laws.chinchilla import ALPHA, BETA, A, B, E, size_and_data_terms
 from analysis.laws.law import Law, Parameter
 from mscale.errors import MscaleError, nearest
 
 VARIANTS = ("D_t", "D_other", "K_t")
-FLOOR = 0.01
+EFFECTIVE_DATA_FLOOR = 0.01
 LAMBDA = Parameter(
     "lambda", (0.05, 5.0), (1e-3, 1e3), log=True, unit="1/epoch", meaning="how fast repeated data lose worth"
 )
-SHARE = ("alpha", "beta", "lambda")
+SHARED_PARAMETERS = ("alpha", "beta", "lambda")
 
 
-def saturate(D: Any, U: Any, lambda_: Any) -> Any:
-    """S(D; U): the effective tokens of D tokens seen of U unique ones (arrays in tokens)."""
+def effective_tokens(D: Any, U: Any, lambda_: Any) -> Any:
+    """S(D; U): effective tokens after D tokens of which U are unique (arrays in tokens), eq. 2 of ATLAS.
+
+    S = D up to one epoch, then U·(1 + (1 − exp(−λ·(D/U − 1)))/λ).
+    """
     repeats = np.maximum(D / np.where(U > 0, U, 1.0) - 1.0, 0.0)
     fresh = np.minimum(D, U)
     return fresh - U * np.expm1(-lambda_ * repeats) / lambda_ if np.any(repeats > 0) else fresh
 
 
 def effective_data(p: Any, x: Any, sources: int, other: bool) -> Any:
-    """(S(D_t), D_eff), in tokens of the target language."""
+    """(S(D_t), D_eff) in tokens of the target language.
+
+    Args:
+      p, x: parameters and variables of the law, by attribute.
+      sources: languages with a τ of their own: variables D_1, U_1, … other: whether D_other, U_other count too.
+    """
     lambda_ = getattr(p, "lambda")
-    own = saturate(x.D_t, x.U_t, lambda_)
+    own = effective_tokens(x.D_t, x.U_t, lambda_)
     total = own
     for k in range(1, sources + 1):
-        total = total + getattr(p, f"tau_{k}") * saturate(getattr(x, f"D_{k}"), getattr(x, f"U_{k}"), lambda_)
+        total = total + getattr(p, f"tau_{k}") * effective_tokens(
+            getattr(x, f"D_{k}"), getattr(x, f"U_{k}"), lambda_
+        )
     if other:
-        total = total + p.tau_other * saturate(x.D_other, x.U_other, lambda_)
+        total = total + p.tau_other * effective_tokens(x.D_other, x.U_other, lambda_)
     return own, total
 
 
-def atlas(variant: str, sources: Mapping[str, Sequence[str]]) -> Law:
-    """The law of `variant` with the given sources: {target: languages whose τ is its own}."""
+def atlas_law(variant: str, sources: Mapping[str, Sequence[str]]) -> Law:
+    """The law of a variant.
+
+    Args:
+      variant: "D_t" (target tokens only), "D_other" (and all other languages with one τ) or "K_t" (and sources with
+        a τ each).
+      sources: {target: source languages with a τ of their own}; used by "K_t".
+
+    Raises:
+      MscaleError: no such variant.
+    """
     if variant not in VARIANTS:
         raise MscaleError(f"ATLAS variant {variant!r}: expected one of {', '.join(VARIANTS)}")
     count = max((len(found) for found in sources.values()), default=0) if variant == "K_t" else 0
@@ -65,7 +85,7 @@ def atlas(variant: str, sources: Mapping[str, Sequence[str]]) -> Law:
 
     def loss(p: Any, x: Any, own: Any, total: Any) -> Any:
         if other:
-            total = np.maximum(total, FLOOR * own)
+            total = np.maximum(total, EFFECTIVE_DATA_FLOOR * own)
         return p.E + p.A * x.N**-p.alpha + p.B * total**-p.beta
 
     def predict(p: Any, x: Any) -> Any:
@@ -73,11 +93,11 @@ def atlas(variant: str, sources: Mapping[str, Sequence[str]]) -> Law:
 
     def above_floor(p: Any, x: Any) -> Any:
         own, total = effective_data(p, x, count, other)
-        return total / own - FLOOR
+        return total / own - EFFECTIVE_DATA_FLOOR
 
     def both(p: Any, x: Any) -> tuple[Any, Any]:
         own, total = effective_data(p, x, count, other)
-        return loss(p, x, own, total), total / own - FLOOR
+        return loss(p, x, own, total), total / own - EFFECTIVE_DATA_FLOOR
 
     constraint: Callable | None = above_floor if other else None
     columns = {"N": "params", "D_t": "target_tokens", "U_t": "target_unique"}
@@ -96,18 +116,18 @@ def atlas(variant: str, sources: Mapping[str, Sequence[str]]) -> Law:
         constraint=constraint,
         both=both if other else None,
         parameters_per="language",
-        share=SHARE,
+        share=SHARED_PARAMETERS,
         optimum=("N", "D_t"),
-        trade=size_and_data,
+        trade=size_and_data_terms,
         contains=("chinchilla", "atlas"),
         notes=(f"variant {variant}",),
     )
 
 
-def co_sampled(observations: pd.DataFrame, exposure: pd.DataFrame, target: str) -> pd.Series:
-    """Tokens of every other language in the runs that trained on `target`, largest first.
+def co_sampled_tokens(observations: pd.DataFrame, exposure: pd.DataFrame, target: str) -> pd.Series:
+    """Tokens of every other language, summed over the runs that trained on `target`, largest first.
 
-    Each run counts once, at its last step: the "co-sampling" by which the paper chooses K_t.
+    Each run counts once, at its last step. The paper chooses K_t by this "co-sampling".
     """
     last = exposure.sort_values("step").groupby(["run", "language"], as_index=False).last()
     wide = last.pivot(index="run", columns="language", values="tokens").fillna(0.0)
@@ -119,7 +139,7 @@ def co_sampled(observations: pd.DataFrame, exposure: pd.DataFrame, target: str) 
     return totals[totals > 0]
 
 
-def prepare(
+def prepare_atlas(
     observations: pd.DataFrame,
     exposure: pd.DataFrame | None = None,
     *,
@@ -128,7 +148,7 @@ def prepare(
     sources: Mapping[str, Sequence[str]] | None = None,
     count: int = 3,
 ) -> tuple[Law, pd.DataFrame, dict]:
-    """Chooses K_t and joins the exposure to the observations.
+    """The ATLAS law for a table: chooses K_t and joins the exposure to the observations.
 
     Args:
       observations, exposure: tables of the contract; `exposure` has run, step, language, tokens, unique_tokens.
@@ -136,7 +156,11 @@ def prepare(
       variant: "D_t", "D_other" or "K_t".
       sources: {target: source languages}; None takes the `count` most co-sampled of each target.
 
-    Returns: the law, the observations with D_1, U_1, …, D_other, U_other added, and {"sources": …, "variant": …}.
+    Returns: the law, the observations of the targets with D_1, U_1, …, D_other, U_other added, and
+    {"sources": …, "variant": …}.
+
+    Raises:
+      MscaleError: no such target, no exposure where the variant needs one, or evaluated steps without exposure.
     """
     if "language" not in observations:
         raise MscaleError("column 'language' is missing: ATLAS is fitted per target language")
@@ -150,11 +174,11 @@ def prepare(
             )
     table = observations[observations["language"].isin(targets)].copy()
     if variant == "D_t":
-        return atlas(variant, {}), table, {"variant": variant, "sources": {}}
+        return atlas_law(variant, {}), table, {"variant": variant, "sources": {}}
     wide_already = {"D_other", "U_other"} <= set(table.columns)
     if exposure is None:
         if wide_already and sources is not None:
-            return atlas(variant, sources), table, {"variant": variant, "sources": dict(sources)}
+            return atlas_law(variant, sources), table, {"variant": variant, "sources": dict(sources)}
         raise MscaleError(
             "ATLAS needs to know what else a run was trained on: pass exposure=, a table with the columns run, "
             "step, language, tokens, unique_tokens; or fit variant='D_t', which needs only the target's tokens"
@@ -172,15 +196,16 @@ def prepare(
         elif sources is not None:
             chosen[name] = list(sources.get(name, ()))
         else:
-            chosen[name] = list(co_sampled(observations, exposure, name).index[:count])
+            chosen[name] = list(co_sampled_tokens(observations, exposure, name).index[:count])
     return (
-        atlas(variant, chosen),
-        _join(table, exposure, chosen, max(map(len, chosen.values()), default=0)),
+        atlas_law(variant, chosen),
+        _join_exposure(table, exposure, chosen, max(map(len, chosen.values()), default=0)),
         {"variant": variant, "sources": chosen},
     )
 
 
-def _join(table: pd.DataFrame, exposure: pd.DataFrame, sources: Mapping, count: int) -> pd.DataFrame:
+def _join_exposure(table: pd.DataFrame, exposure: pd.DataFrame, sources: Mapping, count: int) -> pd.DataFrame:
+    """Adds tokens D_k and unique tokens U_k of each target's k-th source, and of all other languages together."""
     seen = exposure.drop_duplicates(["run", "step", "language"], keep="last")
     tokens = seen.pivot(index=["run", "step"], columns="language", values="tokens").fillna(0.0)
     unique = seen.pivot(index=["run", "step"], columns="language", values="unique_tokens").fillna(0.0)
@@ -212,17 +237,17 @@ def _join(table: pd.DataFrame, exposure: pd.DataFrame, sources: Mapping, count: 
     return table.assign(**result)
 
 
-def partners(
-    rows: pd.DataFrame,
-    runs: pd.DataFrame,
-    exposure: pd.DataFrame | None,
-    matrix: pd.DataFrame,
-    count: int = 3,
+def most_co_sampled(
+    rows: pd.DataFrame, runs: pd.DataFrame, matrix: pd.DataFrame, count: int = 3
 ) -> dict[str, list[str]]:
     """K_t of each trained language: the `count` languages most co-sampled with it over the runs from scratch.
 
-    A study that pairs every language with every other ties them all: ties go to the higher measured
-    transfer score (as in the paper, where τ starts from the scores), then to the name.
+    Args:
+      rows: observations. runs: what each run trained on (`tables.mixtures.describe_mixtures`).
+      matrix: measured transfer scores (target, source, status, score), which break ties.
+
+    In a study that pairs every language with every other all sources tie: ties go to the higher measured transfer
+    score (as in the paper, where τ starts from the scores), then to the name.
     """
     scratch = runs[(runs["init"] == "scratch") & (runs["K"] > 1)]
     weight: dict[tuple[str, str], float] = {}
@@ -241,10 +266,10 @@ def partners(
     chosen: dict[str, list[str]] = {target: [] for target in sorted(trained)}
     # Shares of a schedule are never exactly equal: within 5% they count as tied.
     for target in chosen:
-        mine = [(source, value) for (t, source), value in weight.items() if t == target]
-        most = max((value for _, value in mine), default=1.0)
-        mine.sort(
-            key=lambda item: (-round(item[1] / most * 20), -scores.get((target, item[0]), -9.0), item[0])
+        candidates = [(source, value) for (t, source), value in weight.items() if t == target]
+        largest = max((value for _, value in candidates), default=1.0)
+        candidates.sort(
+            key=lambda item: (-round(item[1] / largest * 20), -scores.get((target, item[0]), -9.0), item[0])
         )
-        chosen[target] = [source for source, _ in mine[:count]]
+        chosen[target] = [source for source, _ in candidates[:count]]
     return chosen

@@ -1,4 +1,4 @@
-"""The capacity law: what adding languages to a mixture costs (ATLAS eq. 7)."""
+"""The capacity law (ATLAS eq. 7): loss against size N, tokens per language D_t and number of languages K."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -13,7 +13,10 @@ from mscale.errors import MscaleError
 
 @dataclass(frozen=True)
 class Growth:
-    """Factors that keep the loss when K grows r-fold."""
+    """Factors by which N, tokens per language, all tokens and compute grow so that the loss stays when K grows.
+
+    ratio: r, the factor of K.
+    """
 
     ratio: float
     N: float
@@ -23,10 +26,13 @@ class Growth:
 
 
 def growth(ratio: float, phi: float, psi: float, alpha: float, beta: float) -> Growth:
-    """What keeps the loss when K becomes r·K, from the exponents of eq. 7.
+    """The growth of N and D_t that keeps both loss terms of eq. 7 when K becomes r·K.
 
-    N′/N = r^(φ/α), D_t′/D_t = r^(ψ/β), D_tot′/D_tot = r^(1+ψ/β), C′/C = r^(1+φ/α+ψ/β). It is also the least
-    compute if the start is compute-optimal.
+    N′/N = r^(φ/α), D_t′/D_t = r^(ψ/β), D_tot′/D_tot = r^(1+ψ/β), C′/C = r^(1+φ/α+ψ/β). If the start is
+    compute-optimal, no other growth that keeps the loss needs less compute.
+
+    Raises:
+      MscaleError: ratio is not positive.
     """
     return growth_from_ratios(ratio, phi / alpha, psi / beta)
 
@@ -39,14 +45,14 @@ def growth_from_ratios(ratio: float, size: float, data: float) -> Growth:
     return Growth(ratio, n, d, ratio * d, ratio * n * d)
 
 
-def weight_of_size(params: dict[str, float], K: float, N: float, D_t: float) -> float:
-    """w_N, the share of the reducible loss that parameters are responsible for, by eq. 7."""
+def size_share_of_loss(params: dict[str, float], K: float, N: float, D_t: float) -> float:
+    """w_N, the share of the size term A·K^φ/N^α in the reducible loss of eq. 7."""
     size = params["A"] * K ** params["phi"] / N ** params["alpha"]
     data = params["B"] * K ** params["psi"] / D_t ** params["beta"]
     return size / (size + data)
 
 
-def iso_loss(
+def iso_loss_curve(
     ratio: float,
     weight_N: float,
     phi: float,
@@ -57,33 +63,37 @@ def iso_loss(
     largest: float = 8.0,
     points: int = 80,
 ) -> pd.DataFrame:
-    """The multipliers (s of N, t of D_t) at which r times the languages keep the loss.
+    """The iso-loss curve: multipliers (s of N, t of D_t) at which r times the languages keep the loss.
 
-    r^φ·w_N·s^−α + r^ψ·w_D·t^−β = 1 with w_D = 1 − w_N; feasible for s > `feasibility_limit`, where t goes to
-    infinity. Rows outside 1/largest … largest·10³ in t are not returned.
+    r^φ·w_N·s^−α + r^ψ·w_D·t^−β = 1 with w_N = `weight_N` and w_D = 1 − w_N. Feasible for s above
+    `feasibility_limit`, where t goes to infinity.
+
+    Args:
+      largest: largest s (where feasible); rows outside 1/largest … largest·10³ in t are left out.
+      points: points of the curve, evenly spaced in log s.
 
     Returns:
       Columns s, t, D_tot (growth of all tokens, r·t) and C (growth of compute, s·r·t).
     """
     limit = feasibility_limit(ratio, weight_N, phi, alpha)
     s = limit * np.geomspace(1.002, max(largest / limit, 2.0), points)
-    left = 1 - ratio**phi * weight_N * s**-alpha
-    t = (ratio**psi * (1 - weight_N) / left) ** (1 / beta)
+    data_share = 1 - ratio**phi * weight_N * s**-alpha
+    t = (ratio**psi * (1 - weight_N) / data_share) ** (1 / beta)
     frame = pd.DataFrame({"s": s, "t": t, "D_tot": ratio * t, "C": s * ratio * t})
     return frame[(frame["t"] < largest * 1e3) & (frame["t"] > 1 / largest)].reset_index(drop=True)
 
 
 def feasibility_limit(ratio: float, weight_N: float, phi: float, alpha: float) -> float:
-    """The least growth of N that can keep the loss at all: s^α > r^φ·w_N."""
+    """The growth of N above which some growth of data keeps the loss: s^α = r^φ·w_N."""
     return float((ratio**phi * weight_N) ** (1 / alpha))
 
 
 def cheapest_growth(
     ratio: float, weight_N: float, phi: float, psi: float, alpha: float, beta: float
 ) -> Growth:
-    """The point of the iso-loss curve of least compute; `growth` itself where w_N = β/(α+β).
+    """The point of least compute on the iso-loss curve; equal to `growth` where w_N = β/(α+β).
 
-    There α times the share of the loss that N is responsible for equals β times that of the data.
+    At it α times the size term of the loss equals β times the data term.
     """
     s = (ratio**phi * weight_N * (alpha + beta) / beta) ** (1 / alpha)
     t = (ratio**psi * (1 - weight_N) * (alpha + beta) / alpha) ** (1 / beta)
@@ -112,8 +122,12 @@ CAPACITY = Law(
 )
 
 
-def prepare(table: pd.DataFrame) -> pd.DataFrame:
-    """Adds `languages_trained`, K, counted from the observations' "+"-joined `languages`."""
+def prepare_capacity(table: pd.DataFrame) -> pd.DataFrame:
+    """Adds `languages_trained`, K, counted from the observations' "+"-joined `languages`.
+
+    Raises:
+      MscaleError: `languages` has empty cells.
+    """
     if "languages_trained" in table or "languages" not in table:
         return table
     if table["languages"].isna().any():

@@ -1,4 +1,4 @@
-"""Chinchilla, and the plain power law: the two curves that the others are built from."""
+"""The Chinchilla law (Hoffmann et al. 2022, eq. 10) and power laws in one variable, and their parameters."""
 
 from typing import Any
 
@@ -29,8 +29,8 @@ ALPHA = Parameter("alpha", (0.1, 0.9), (0.01, 3.0), meaning="exponent of size")
 BETA = Parameter("beta", (0.1, 0.9), (0.01, 3.0), meaning="exponent of data")
 
 
-def size_and_data(p: Any, x: Any) -> tuple[Any, ...]:
-    """What Chinchilla and its descendants trade: A/N^alpha for B/D^beta."""
+def size_and_data_terms(p: Any, x: Any) -> tuple[Any, ...]:
+    """(A, alpha, B, beta) of the terms A/N^alpha and B/D^beta: `Law.trade` of Chinchilla and laws built on it."""
     return p.A, p.alpha, p.B, p.beta
 
 
@@ -43,7 +43,7 @@ CHINCHILLA = Law(
     predict=lambda p, x: p.E + p.A * x.N**-p.alpha + p.B * x.D**-p.beta,
     parameters_per="language",
     optimum=("N", "D"),
-    trade=size_and_data,
+    trade=size_and_data_terms,
 )
 
 POWER = Law(

@@ -1,10 +1,10 @@
-"""The data-constrained law: what repeated tokens and surplus parameters are still worth."""
+"""The data-constrained law (Muennighoff et al. 2023): diminishing returns of repeats and of surplus N."""
 
 from typing import Any
 
 import numpy as np
 
-from analysis.laws.chinchilla import ALPHA, BETA, A, B, E, size_and_data
+from analysis.laws.chinchilla import ALPHA, BETA, A, B, E, size_and_data_terms
 from analysis.laws.law import Law, Parameter
 
 
@@ -13,17 +13,18 @@ def compute_optimal_size(p: Any, U: Any) -> Any:
     return np.exp((np.log(p.alpha * p.A / (p.beta * p.B)) + p.beta * np.log(U)) / p.alpha)
 
 
-def effective(total: Any, unique: Any, worth: Any) -> Any:
-    """U + U·R*·(1 − e^(−R/R*)) with R = total/U − 1 repeats."""
+def saturating_amount(total: Any, unique: Any, decay: Any) -> Any:
+    """U + U·R*·(1 − e^(−R/R*)) with R = total/U − 1 repeats and R* = `decay`: the effective amount of eqs. 5-6."""
     repeats = total / unique - 1.0
-    return unique - unique * worth * np.expm1(-repeats / worth)
+    return unique - unique * decay * np.expm1(-repeats / decay)
 
 
-def predict(p: Any, x: Any) -> Any:
+def data_constrained_loss(p: Any, x: Any) -> Any:
+    """E + A/N'^α + B/D'^β, N' saturating above N_opt(U) and D' above the unique tokens U."""
     U_D = np.minimum(x.D, x.U)
-    D = effective(x.D, U_D, p.R_D) if np.any(x.D > x.U) else x.D
+    D = saturating_amount(x.D, U_D, p.R_D) if np.any(x.D > x.U) else x.D
     U_N = np.minimum(compute_optimal_size(p, U_D), x.N)
-    N = effective(x.N, U_N, p.R_N)
+    N = saturating_amount(x.N, U_N, p.R_N)
     return p.E + p.A * N**-p.alpha + p.B * D**-p.beta
 
 
@@ -41,9 +42,9 @@ DATA_CONSTRAINED = Law(
         Parameter("R_D", (2.0, 40.0), (0.02, 1e4), log=True, unit="epochs", meaning="R_D*: worth of repeats"),
         Parameter("R_N", (1.0, 20.0), (0.02, 1e4), log=True, meaning="R_N*: worth of surplus parameters"),
     ),
-    predict=predict,
+    predict=data_constrained_loss,
     parameters_per="language",
     share=("alpha", "beta", "R_D", "R_N"),
     optimum=("N", "D"),  # where N = N_opt(D), so that no parameter is surplus
-    trade=size_and_data,
+    trade=size_and_data_terms,
 )

@@ -1,4 +1,4 @@
-"""Effective data transferred: what pretraining was worth in finetuning data."""
+"""Effective data transferred (Hernandez et al. 2021): pretraining measured in tokens of finetuning data."""
 
 from analysis.laws.law import Law, Parameter
 

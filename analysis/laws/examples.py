@@ -1,7 +1,8 @@
-"""Two laws with columns of their own: the worked examples of the guide on adding one (docs/laws.md)."""
+"""Two laws that read other columns than pretraining runs have: the examples of docs/laws.md on adding a law."""
+
+from typing import Any
 
 import numpy as np
-from scipy.special import expit
 
 from analysis.laws.law import Law, Parameter
 
@@ -24,19 +25,21 @@ MONOLINGUAL_EQUIVALENT = Law(
 
 
 def equivalent_tokens(score: float, a: float, b: float, c: float) -> float:
-    """Monolingual tokens whose model would score `score`: infinite from c on, which no amount reaches."""
+    """The x of equal score, in tokens: monolingual tokens whose model scores `score`; inf from c on."""
     return float("inf") if score >= c else float(10.0 ** (a / (c - score)) ** (1.0 / b))
 
 
 def context_aware(C_0: float = 1e21, n_0: float = 1e3, width: float = 1.0) -> Law:
-    """Downstream performance against compute and prompt length.
+    """Downstream accuracy against compute C and prompt length n (Montgomery et al. 2025).
 
     Args:
-      C_0, n_0: the scales (FLOPs, tokens) in which compute and prompt are measured; choices, not parameters.
-      width: tokens over which performance falls past the context limit.
+      C_0, n_0: units of compute (FLOPs) and prompt length (tokens): constants that are chosen, not fitted.
+      width: tokens over which accuracy falls beyond the context limit.
     """
 
-    def predict(p, x):
+    def predict(p: Any, x: Any) -> Any:
+        from scipy.special import expit  # here, since its import takes 0.1 s of CPU and few fits need it
+
         compute = -np.expm1(-p.A * (x.C / C_0) ** p.alpha)
         prompt = -np.expm1(-p.B * (x.n / n_0) ** p.beta)
         return compute * prompt * expit((x.n_ctx - x.n) / width)

@@ -1,4 +1,4 @@
-"""What a scaling law is: an equation, its parameters, the columns it reads and where it comes from."""
+"""The declaration of a scaling law: equation, parameters, columns that it reads, source."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ class Parameter:
       linear: the prediction is linear in it once the other parameters are given; it needs no starts then.
       reference: ((exponent, variable, sign), ...): the parameter is reported as its contribution
         value · Π geometric_mean(variable)^(sign · exponent), because A of A/N^α alone says nothing.
-      unit, meaning: for people.
+      unit, meaning: shown in summaries and reports.
       labels: for parameters whose meaning differs by level (τ of a target's k-th source): {level: label};
         where the level is missing the parameter does not exist and is held at `absent`.
     """
@@ -43,17 +43,18 @@ class Law:
     Attributes:
       columns: {variable: column of the observations that it is read from by default}.
       response: column of the fitted quantity. residual: "log" (log prediction − log observed) or "additive".
-      may_be_zero: variables for which 0 is a value like any other; of the others, rows with 0 are excluded.
+      may_be_zero: variables that may be 0; rows where another variable is 0 are excluded.
       constraint: (p, x) -> array that must stay positive on every row (None: no constraint).
-      both: (p, x) -> prediction and constraint, where they share work (None: one after the other).
+      both: (p, x) -> prediction and constraint, where computing them together is faster (None: one after the other).
       parameters_per: column whose levels have parameters of their own (`share` names the exceptions).
       share: parameters that are common to all levels unless the caller says otherwise.
-      pretraining: describes runs from scratch, so runs continued from a checkpoint are excluded.
+      pretraining: the law is of runs from scratch, so rows of runs continued from a checkpoint are excluded.
       optimum: the variables (N, D) that are traded at C = 6·N·D by compute_optimal, or None.
-      trade: (p, x) -> (a, alpha, b, beta): the loss is a·N^−alpha + b·D^−beta plus what depends on neither, as
-        long as no data repeat; from it follow the compute-optimal size and its exponent.
-      contains: names of laws that it becomes for some values of its other parameters; those that both have mean the
-        same in both.
+      trade: (p, x) -> (a, alpha, b, beta): the loss is a·N^−alpha + b·D^−beta plus terms without N and D, as long as
+        no data repeat; the compute-optimal size and its exponent follow from these four.
+      contains: names of nested laws: those that it becomes for some values of its other parameters. Parameters of the
+        same name must mean the same in both.
+      notes: remarks that every fit of the law carries.
     """
 
     name: str
@@ -76,4 +77,5 @@ class Law:
     notes: tuple[str, ...] = field(default=())
 
     def parameter(self, name: str) -> Parameter:
+        """The parameter of that name."""
         return next(parameter for parameter in self.parameters if parameter.name == name)

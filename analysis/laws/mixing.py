@@ -1,4 +1,4 @@
-"""Laws in the proportions of a mixture: He et al. (family), Ye et al. (exponential) and BiMix."""
+"""Laws in the proportions of a mixture: He et al. 2024 (family), Ye et al. 2024 (mixing), Ge et al. 2024 (BiMix)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.laws.chinchilla import ALPHA, BETA, A, B, E, size_and_data
+from analysis.laws.chinchilla import ALPHA, BETA, A, B, E, size_and_data_terms
 from analysis.laws.law import Law, Parameter
 from mscale.errors import MscaleError, nearest
 
@@ -27,7 +27,7 @@ FAMILY = Law(
     parameters_per="language",
     share=("alpha", "beta", "gamma"),
     optimum=("N", "D"),
-    trade=size_and_data,  # p^−gamma multiplies both terms
+    trade=size_and_data_terms,  # p^−gamma multiplies both terms
 )
 
 BIMIX = Law(
@@ -54,8 +54,15 @@ BIMIX = Law(
 )
 
 
-def mixing(domains: Sequence[str], levels: Sequence[str]) -> Law:
-    """Ye et al.'s law over the proportions of `domains`, for each of `levels` ("" without levels)."""
+def mixing_law(domains: Sequence[str], levels: Sequence[str]) -> Law:
+    """The data mixing law of Ye et al. over the proportions of `domains`.
+
+    Args:
+      levels: target languages, each with a t_j of its own for every domain; [""] for a single curve.
+
+    Raises:
+      MscaleError: fewer than two domains.
+    """
     J = len(domains)
     if J < 2:
         raise MscaleError(f"data mixing needs at least two domains; found {', '.join(domains) or 'none'}")
@@ -87,8 +94,12 @@ def mixing(domains: Sequence[str], levels: Sequence[str]) -> Law:
     )
 
 
-def shares(table: pd.DataFrame, exposure: pd.DataFrame) -> pd.DataFrame:
-    """Proportion of every training language at each (run, step), a column a language."""
+def mixture_proportions(table: pd.DataFrame, exposure: pd.DataFrame) -> pd.DataFrame:
+    """Proportion of every training language in the tokens so far, for each row's (run, step); a column a language.
+
+    Raises:
+      MscaleError: an evaluated (run, step) has no exposure.
+    """
     seen = exposure.drop_duplicates(["run", "step", "language"], keep="last")
     tokens = seen.pivot(index=["run", "step"], columns="language", values="tokens").fillna(0.0)
     tokens = tokens.div(tokens.sum(axis=1), axis=0)
@@ -99,11 +110,17 @@ def shares(table: pd.DataFrame, exposure: pd.DataFrame) -> pd.DataFrame:
 
 
 def prepare_mixing(
-    table: pd.DataFrame, exposure: pd.DataFrame | None, domains: Sequence[str] | None, per: bool
+    table: pd.DataFrame, exposure: pd.DataFrame | None, domains: Sequence[str] | None
 ) -> tuple[Law, pd.DataFrame, dict]:
-    """Proportions from the table's own columns `domains`, or from the exposure to each training language."""
+    """The data mixing law for a table: proportions from the exposure, or from the table's columns `domains`.
+
+    Returns: the law, the table with r_0, r_1, … added, and {"domains", "levels"}.
+
+    Raises:
+      MscaleError: neither is given, a domain is missing, or proportions of a row do not add up to 1.
+    """
     if exposure is not None:
-        found = shares(table, exposure)
+        found = mixture_proportions(table, exposure)
         domains = list(found.columns) if domains is None else list(domains)
     elif domains is not None:
         found = table
@@ -121,15 +138,22 @@ def prepare_mixing(
         raise MscaleError(
             f"proportions of {', '.join(map(str, domains))} add up to {total[at]:g} in row {table.index[at]}, not 1"
         )
-    levels = sorted(map(str, table["language"].unique())) if per and "language" in table else [""]
+    levels = sorted(map(str, table["language"].unique())) if "language" in table else [""]
     levels = levels if len(levels) > 1 else [""]
-    return mixing(list(domains), levels), table, {"domains": list(domains), "levels": levels}
+    return mixing_law(list(domains), levels), table, {"domains": list(domains), "levels": levels}
 
 
 def prepare_family(
     table: pd.DataFrame, exposure: pd.DataFrame | None, families: Mapping[str, str] | None
 ) -> pd.DataFrame:
-    """Adds `family_share`: the share of the tokens in the target's family ({language: family})."""
+    """Adds `family_share`, the share of all tokens in the family of the row's language.
+
+    Args:
+      families: {language: family}; None takes every language as a family of its own.
+
+    Raises:
+      MscaleError: families without exposure, or a language without a family.
+    """
     if "family_share" in table:
         return table
     if families is None:
@@ -140,7 +164,7 @@ def prepare_family(
         raise MscaleError(
             "law 'family': families= also needs exposure=, the tokens of every training language"
         )
-    found = shares(table, exposure)
+    found = mixture_proportions(table, exposure)
     missing = sorted({*map(str, table["language"]), *map(str, found.columns)} - set(families))
     if missing:
         raise MscaleError(f"families: no family given for {', '.join(missing)}")

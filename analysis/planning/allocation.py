@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from analysis.fitting.result import Fit
-from analysis.laws.atlas import FLOOR
+from analysis.laws.atlas import EFFECTIVE_DATA_FLOOR
 from mscale.errors import MscaleError, nearest
 from mscale.sampling import temperature, unimax
 
@@ -51,17 +51,17 @@ class LawDraws:
     def loss(self, rates: np.ndarray, params: float, tokens: float) -> np.ndarray:
         """Losses (R, T) at sampling rates (L,); NaN where D_eff is at its floor, below which the law is not defined."""
         effective, own, _ = self._effective(rates, tokens)
-        value = self._loss(np.maximum(effective, FLOOR * own), params)
-        return np.where(effective > FLOOR * own, value, np.nan)
+        value = self._loss(np.maximum(effective, EFFECTIVE_DATA_FLOOR * own), params)
+        return np.where(effective > EFFECTIVE_DATA_FLOOR * own, value, np.nan)
 
     def loss_and_slope(self, rates: np.ndarray, params: float, tokens: float) -> tuple[np.ndarray, ...]:
         """Loss (R, T), its derivatives by the rates (R, T, L), and by log N along C = 6·N·D (R, T)."""
         effective, own, marginal = self._effective(rates, tokens)
-        floored = effective <= FLOOR * own
+        floored = effective <= EFFECTIVE_DATA_FLOOR * own
         # At the floor D_eff depends on the target's own data only; 1e-3 avoids an infinite loss without any.
         is_target = np.array([[name == source for source in self.sources] for name in self.targets])
-        slope = np.where(floored[..., None], FLOOR * marginal * is_target, marginal * self.tau)
-        effective = np.maximum(np.maximum(effective, FLOOR * own), 1e-3)
+        slope = np.where(floored[..., None], EFFECTIVE_DATA_FLOOR * marginal * is_target, marginal * self.tau)
+        effective = np.maximum(np.maximum(effective, EFFECTIVE_DATA_FLOOR * own), 1e-3)
         by_effective = -self.beta * self.B * effective ** (-self.beta - 1)
         in_rates = by_effective[..., None] * slope * tokens
         size = -self.alpha * self.A * params**-self.alpha

@@ -55,7 +55,7 @@ def least_compute(
             for name in ("A", "B")
         )
         powers = {name: values[name] for name in ("phi", "psi", "alpha", "beta")}
-        weight = capacity.weight_of_size({**powers, "A": A, "B": B}, k_from, params, tokens / k_from)
+        weight = capacity.size_share_of_loss({**powers, "A": A, "B": B}, k_from, params, tokens / k_from)
         return capacity.cheapest_growth(ratio, weight, **powers), np.asarray(weight)
 
     level = float(results["level"])

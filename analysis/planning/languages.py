@@ -35,10 +35,10 @@ def source_languages(target: str, results: Mapping[str, Any] | None = None, *, d
         if row["target"] == target and row["status"] in ("measured", "bound"):
             fields = {name: row[name] for name in ("source", "score", "low", "high", "tau")}
             rows.append({**fields, "bound": row.get("bound") or "", "basis": BASIS_STUDY})
-    known = {reference.ALIASES.get(row["source"], row["source"]) for row in rows}
+    known = {reference.ISO_OF_MADLAD.get(row["source"], row["source"]) for row in rows}
     predicted = results["transfer"].get("predicted", {}).get("cells", ()) if results else ()
     for row in predicted:
-        source = reference.ALIASES.get(row["source"], row["source"])
+        source = reference.ISO_OF_MADLAD.get(row["source"], row["source"])
         if row["target"] == target and source not in known:
             fields = {name: row[name] for name in ("source", "score", "low", "high")}
             tau = float(effective_transfer(row["score"]))
@@ -48,7 +48,7 @@ def source_languages(target: str, results: Mapping[str, Any] | None = None, *, d
     generated = bool(results and results.get("truth"))
     paper = reference.published_transfer()
     paper = paper.head(0) if generated else paper
-    alias = reference.ALIASES.get(target, target)
+    alias = reference.ISO_OF_MADLAD.get(target, target)
     for entry in paper[paper["target"] == alias].dropna().to_dict("records"):
         if entry["source"] not in known:
             tau = float(effective_transfer(entry["score"]))

@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr
 
-from analysis.crossover.gaussian_process import Z90, Cell, cells_of, key, posterior
+from analysis.crossover.gaussian_process import (
+    Z90,
+    CrossoverCell,
+    cell_key,
+    crossover_cells,
+    crossover_posterior,
+)
 from analysis.planning.answer import BASIS_STUDY, Answer, check_positive
 from analysis.text import count
 from mscale.errors import MscaleError
@@ -36,7 +42,7 @@ class CrossoverRun:
     """
 
     name: str
-    cell: Cell
+    cell: CrossoverCell
     tokens: float
     flops: float
     chance: float
@@ -56,14 +62,18 @@ def next_runs_for_crossover(
     """
     check_positive("plan next", params=params)
     scales = {str(one["scale"]): float(one["params"]) for one in results["study"]["scales"]}
-    cells = cells_of(results, target, scales)
+    cells = crossover_cells(results, target, scales)
     wanted = _wanted(cells, target, params, scales)
-    spread = float(np.median([cell.spread for cell in cells if cell.seen is not None] or [0.2**2]))
+    spread = float(
+        np.median([cell.run_variance for cell in cells if cell.log_tokens is not None] or [0.2**2])
+    )
     chosen: list[dict[str, Any]] = []
     total = 0.0
-    level, before = posterior(cells, wanted)
+    level, before = crossover_posterior(cells, wanted)
     now, cheapest = before, np.inf
-    direct = [one for one in candidate_runs(cells, target, wanted, spread) if key(one.cell) == key(wanted)]
+    direct = [
+        one for one in candidate_runs(cells, target, wanted, spread) if cell_key(one.cell) == cell_key(wanted)
+    ]
     shows = min(
         (one for one in direct if _MIN_CHANCE <= one.chance < 1), key=lambda one: one.flops, default=None
     )
@@ -93,7 +103,7 @@ def next_runs_for_crossover(
         )
         # The runs after it are chosen as if it had shown the crossover.
         cells = _replaced(cells, best.cell)
-        _, now = posterior(cells, wanted)
+        _, now = crossover_posterior(cells, wanted)
     if not chosen and cheapest <= budget:
         raise MscaleError(
             f"plan next --decision start: no run takes {_MIN_VARIANCE_REDUCTION:.0%} off the variance of the crossover "
@@ -106,10 +116,12 @@ def next_runs_for_crossover(
     return _answer(target, wanted, chosen, level, (before, now), results, shows)
 
 
-def _wanted(cells: Sequence[Cell], target: str, params: float | None, scales: Mapping[str, float]) -> Cell:
+def _wanted(
+    cells: Sequence[CrossoverCell], target: str, params: float | None, scales: Mapping[str, float]
+) -> CrossoverCell:
     """The cell whose crossover is asked about."""
     of_target = [cell for cell in cells if cell.language == target]
-    known = [cell for cell in of_target if cell.seen is not None]
+    known = [cell for cell in of_target if cell.log_tokens is not None]
     if params is None:
         return max(known or of_target, key=lambda cell: cell.params)
     wanted = min(of_target, key=lambda cell: abs(np.log(cell.params / params)))
@@ -122,17 +134,19 @@ def _wanted(cells: Sequence[Cell], target: str, params: float | None, scales: Ma
     return wanted
 
 
-def candidate_runs(cells: Sequence[Cell], target: str, wanted: Cell, spread: float) -> list[CrossoverRun]:
+def candidate_runs(
+    cells: Sequence[CrossoverCell], target: str, wanted: CrossoverCell, spread: float
+) -> list[CrossoverRun]:
     """The runs of the target that could be made: another seed, an extension, or the first run at a size.
 
     Args:
-      spread: the `Cell.spread` that a crossover is given which no run has shown yet.
+      spread: the `CrossoverCell.run_variance` that a crossover is given which no run has shown yet.
     """
     found = []
     for cell in cells:
         if cell.language != target:
             continue
-        mean, variance = posterior(cells, cell)
+        mean, variance = crossover_posterior(cells, cell)
         deviation = float(np.sqrt(variance))
         where = f"{target} at {cell.scale}"
         if cell.status == "measured":
@@ -145,36 +159,42 @@ def candidate_runs(cells: Sequence[Cell], target: str, wanted: Cell, spread: flo
                 )
             continue
         runs = max(cell.runs[0], 1), max(cell.runs[1], 1)
-        own = spread if cell.seen is None else cell.spread
-        shown = replace(cell, status="measured", seen=mean, spread=own, away=0.0, runs=runs)
-        shared = min(cell.reach)
-        if cell.status == "bound" and cell.seen is not None and cell.seen < np.log(max(shared, 1.0)):
-            tokens = float(np.exp(cell.seen)) * CROSSOVER_MARGIN
+        own = spread if cell.log_tokens is None else cell.run_variance
+        shown = replace(
+            cell, status="measured", log_tokens=mean, run_variance=own, extrapolation=0.0, runs=runs
+        )
+        shared = min(cell.last_tokens)
+        if (
+            cell.status == "bound"
+            and cell.log_tokens is not None
+            and cell.log_tokens < np.log(max(shared, 1.0))
+        ):
+            tokens = float(np.exp(cell.log_tokens)) * CROSSOVER_MARGIN
             flops = 2 * 6 * cell.params * tokens
             name = f"{where} from scratch and from the checkpoint again, evaluated from the first steps on"
             found.append(
                 CrossoverRun(name, shown, tokens, flops, float(ndtr(np.log(CROSSOVER_MARGIN) / deviation)))
             )
             continue
-        start = float(np.exp(mean)) if cell.seen is None else shared
-        for times in (CROSSOVER_MARGIN, *EXTENSIONS[1:]) if cell.seen is None else EXTENSIONS:
+        start = float(np.exp(mean)) if cell.log_tokens is None else shared
+        for times in (CROSSOVER_MARGIN, *EXTENSIONS[1:]) if cell.log_tokens is None else EXTENSIONS:
             tokens = start * times
-            flops = sum(6 * cell.params * max(tokens - reach, 0.0) for reach in cell.reach)
+            flops = sum(6 * cell.params * max(tokens - reach, 0.0) for reach in cell.last_tokens)
             chance = chance_to_show(mean, deviation, tokens, shared)
             verb = "" if not shared else "further "
             name = f"{where}, {verb}{_sides(cell, tokens)}, to {count(tokens)} tokens"
             if flops > 0:
                 found.append(
-                    CrossoverRun(name, replace(shown, reach=(tokens, tokens)), tokens, flops, chance)
+                    CrossoverRun(name, replace(shown, last_tokens=(tokens, tokens)), tokens, flops, chance)
                 )
     return found
 
 
-def _sides(cell: Cell, tokens: float) -> str:
+def _sides(cell: CrossoverCell, tokens: float) -> str:
     """Which of the two runs of a cell have to be trained further to reach `tokens`, in words."""
     needed = [
         name
-        for name, reach in zip(("from scratch", "from the checkpoint"), cell.reach, strict=True)
+        for name, reach in zip(("from scratch", "from the checkpoint"), cell.last_tokens, strict=True)
         if reach < tokens
     ]
     return " and ".join(needed)
@@ -193,16 +213,16 @@ def chance_to_show(mean: float, deviation: float, tokens: float, shared: float) 
     return max(below - before, 0.0) / max(1 - before, 1e-9)
 
 
-def _expected_variance(cells: Sequence[Cell], wanted: Cell, run: CrossoverRun) -> float:
+def _expected_variance(cells: Sequence[CrossoverCell], wanted: CrossoverCell, run: CrossoverRun) -> float:
     """The expected variance of the log tokens of the wanted crossover after a run."""
-    _, now = posterior(cells, wanted)
-    _, shown = posterior(_replaced(cells, run.cell), wanted)
+    _, now = crossover_posterior(cells, wanted)
+    _, shown = crossover_posterior(_replaced(cells, run.cell), wanted)
     return run.chance * shown + (1 - run.chance) * now
 
 
-def _replaced(cells: Sequence[Cell], changed: Cell) -> list[Cell]:
+def _replaced(cells: Sequence[CrossoverCell], changed: CrossoverCell) -> list[CrossoverCell]:
     """The cells with one of them replaced by its changed version."""
-    return [changed if key(cell) == key(changed) else cell for cell in cells]
+    return [changed if cell_key(cell) == cell_key(changed) else cell for cell in cells]
 
 
 def _interval_ratio(variance: float) -> float:
@@ -212,7 +232,7 @@ def _interval_ratio(variance: float) -> float:
 
 def _answer(
     target: str,
-    wanted: Cell,
+    wanted: CrossoverCell,
     rows: Sequence[dict[str, Any]],
     level: float,
     variances: tuple[float, float],
@@ -235,10 +255,15 @@ def _answer(
             f"({count(low)} to {count(high)} tokens)"
         )
     elif wanted.status == "bound":
-        side = "ahead" if wanted.seen is not None and wanted.seen > np.log(min(wanted.reach)) else "behind"
+        side = (
+            "ahead"
+            if wanted.log_tokens is not None and wanted.log_tokens > np.log(min(wanted.last_tokens))
+            else "behind"
+        )
         now = (
             f"The crossover of {where} is not within the data: continuing is still {side} at "
-            f"{count(min(wanted.reach))} tokens; by the trend of the gap it lies within {count(low)} to {count(high)}"
+            f"{count(min(wanted.last_tokens))} tokens; by the trend of the gap it lies within {count(low)} to "
+            f"{count(high)}"
         )
     else:
         now = f"{where} was not both trained from scratch and continued"

@@ -45,7 +45,7 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
         what = "too close to call" if close else "from scratch" if tokens >= high else "from the checkpoint"
         others = None
         if close and row["status"] == "bound":
-            others = gaussian_process.between(results or {}, target, params)
+            others = gaussian_process.crossover_interval(results or {}, target, params)
             ahead = "continuing is still" if row["bound"] == "at least" else "scratch is already"
             beyond = (tokens > row["tokens"]) == (row["bound"] == "at least")
             what = f"{'not within the data' if beyond else what} ({ahead} ahead at {count(row['tokens'])})"
@@ -60,26 +60,26 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
             reasons.append(
                 f"by the trend of the gap and the study's other crossovers it lies {_between(*others)} tokens"
             )
-        shown = {name: row[name] for name in ("scale", *crossover.MEASURES)}
+        shown = {name: row[name] for name in ("scale", *crossover.CROSSOVER_MEASURES)}
         return Answer(text, (shown,), BASIS_STUDY, ("one multilingual checkpoint was continued", *reasons))
-    if results and (read := gaussian_process.between(results, target, params)):
+    if results and (read := gaussian_process.crossover_interval(results, target, params)):
         return _from_others(target, params, tokens, results, *read)
     reasons = []
     if results:
         reasons.append(_no_crossover(target, params, results))
     check_published_range(params, reasons)
-    law = float(crossover.PUBLISHED.tokens(params))
-    other = float(crossover.PUBLISHED_LEGEND.tokens(params))
+    law = float(crossover.PUBLISHED_POWER_LAW.tokens(params))
+    other = float(crossover.PUBLISHED_LEGEND_POWER_LAW.tokens(params))
     table = reference.published_crossovers().set_index("language")["tokens"].astype(float)
-    name = reference.ALIASES.get(target, target)
+    name = reference.ISO_OF_MADLAD.get(target, target)
     if name in table.index:
         law, other = (
             float(published.tokens(params) / published.tokens(2e9) * table[name])
-            for published in (crossover.PUBLISHED, crossover.PUBLISHED_LEGEND)
+            for published in (crossover.PUBLISHED_POWER_LAW, crossover.PUBLISHED_LEGEND_POWER_LAW)
         )
         reasons.append(f"{target} itself crosses at {count(float(table[name]))} tokens at 2B parameters")
     else:
-        if not inventory.describe([name]):
+        if not inventory.language_metadata([name]):
             reasons.append(f"{target!r} is no code of a language known here: is it meant?")
         low, high = float(table.min()), float(table.max())
         reasons.append(

@@ -15,7 +15,7 @@ from analysis.report import law_figures, page, planning_figures, plots, transfer
 from analysis.report.findings import headlines, recommendations
 from analysis.study.analyse import RESULTS_FORMAT, analyse_tables
 from analysis.study.read import read_inputs
-from analysis.tables.records import plain
+from analysis.tables.records import to_json_value
 from analysis.text import count
 from analysis.vega import scripts
 from mscale.errors import MscaleError
@@ -34,8 +34,8 @@ def analyse(
       observations, exposure, truth, options: as for `analysis.study.analyse.analyse_tables`.
     """
     results = analyse_tables(observations, exposure, truth, advise=advice, **options)
-    results["headlines"] = plain(headlines(results))
-    results["recommendations"] = plain(recommendations(results))
+    results["headlines"] = to_json_value(headlines(results))
+    results["recommendations"] = to_json_value(recommendations(results))
     return results
 
 

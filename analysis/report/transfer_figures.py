@@ -204,7 +204,7 @@ def _interval_text(low: float | None, high: float | None) -> str:
 def _orders(results: dict, frame: pd.DataFrame, languages: list[str]) -> dict[str, list[str]]:
     """Orders of the languages: by family and by script where known, by similarity of scores, and by name."""
     orders: dict[str, list[str]] = {}
-    known = inventory.describe(languages, (results.get("truth") or {}).get("languages"))
+    known = inventory.language_metadata(languages, (results.get("truth") or {}).get("languages"))
     for key in ("family", "script"):
         if len({known[name][key] for name in languages if name in known} - {None}) > 1:
             tree = "genealogy" if key == "family" else key
@@ -329,7 +329,7 @@ def published_figure(results: dict) -> Figure | None:
     frame = pd.DataFrame(found["table"])
     cells = _cells(results["transfer"])
     orders = _orders(results, cells, sorted(set(cells["target"]) | set(cells["source"])))
-    named = [published.ALIASES.get(name, name) for name in next(iter(orders.values()))]
+    named = [published.ISO_OF_MADLAD.get(name, name) for name in next(iter(orders.values()))]
     names = [name for name in named if name in set(frame["target"]) | set(frame["source"])]
     paper = published.published_transfer()
     paper = paper[paper["target"].isin(names) & paper["source"].isin(names)]

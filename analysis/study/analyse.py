@@ -12,14 +12,14 @@ import pandas as pd
 from analysis.crossover import crossover
 from analysis.curves.study import StudyCurves, study_curves
 from analysis.estimation.objective import one_blas_thread
-from analysis.laws.atlas import partners
+from analysis.laws.atlas import most_co_sampled
 from analysis.second_process import SecondProcess
 from analysis.study.law_comparison import COMPARED_SPLITS, compare_laws
 from analysis.study.laws import atlas_results, capacity_results, cooled_rows, fit_atlas, fit_chinchilla
 from analysis.study.transfer import matrix_results, measured_matrix, transfer_results
-from analysis.tables.mixtures import describe_mixtures, one_split
+from analysis.tables.mixtures import describe_mixtures, select_split
 from analysis.tables.observations import validate_exposure, validate_observations
-from analysis.tables.records import plain, records
+from analysis.tables.records import records, to_json_value
 from analysis.transfer.forest import VocabularyOverlap
 from analysis.transfer.matrix import INTERVAL_LEVEL
 from mscale.errors import MscaleError
@@ -78,7 +78,7 @@ def analyse_tables(
     """
     observations, more_notes, more_exclusions = validate_observations(observations)
     exposure = None if exposure is None or exposure.empty else validate_exposure(exposure)
-    rows = one_split(observations, None)
+    rows = select_split(observations, None)
     runs = describe_mixtures(rows)
     curves = study_curves(rows, runs=runs)
     results: dict[str, Any] = {"format": RESULTS_FORMAT, "level": level, "seed": seed}
@@ -97,7 +97,7 @@ def analyse_tables(
         pairs = second.submit(
             matrix_results, measured.main_matrix, measured.adaptation, planted, overlap, level, seed
         )
-        sources = partners(rows, runs, exposure, measured.matrix)
+        sources = most_co_sampled(rows, runs, measured.matrix)
         atlas = stage("atlas", lambda: fit_atlas(cooled, exposure, sources, seed))
         heldout = second.submit(
             compare_laws, atlas.table, exposure, atlas.sources or sources, level, seed, splits
@@ -128,7 +128,7 @@ def analyse_tables(
         results["exclusions"] = [*exclusions, *more_exclusions, *curves.exclusions, *_failed(study or {})]
         results["truth"] = dict(truth) if truth else None
     # As JSON: an infinite or missing end of an interval is None.
-    return plain(results)
+    return to_json_value(results)
 
 
 def _no_advice(_: dict) -> dict[str, str]:
@@ -250,13 +250,13 @@ def _loss_curves(
 
 def _crossover(curves: pd.DataFrame | StudyCurves, level: float, seed: int) -> dict:
     """Crossovers of the stable and the cooled curves, the gap over tokens, and power laws in N."""
-    stable = crossover.compared(curves, seed=seed)
+    stable = crossover.curve_pairs(curves, seed=seed)
     table = crossover.crossovers(stable, level=level)
     cooled = crossover.crossovers(curves, level=level, seed=seed, phase="end")
     answer: dict[str, Any] = {"table": records(table), "cooled": records(cooled), "law": None, "error": ""}
     answer["gaps"] = records(crossover.gap_curves(stable, level=level))
     try:
-        law = crossover.power_law(table, level=level, seed=seed)
+        law = crossover.fit_power_law(table, level=level, seed=seed)
         answer["law"] = {
             "coefficient": law.coefficient,
             "exponent": law.exponent,
@@ -265,6 +265,9 @@ def _crossover(curves: pd.DataFrame | StudyCurves, level: float, seed: int) -> d
         }
     except MscaleError as error:
         answer["error"] = str(error)
-    for name, law in (("published", crossover.PUBLISHED), ("published_legend", crossover.PUBLISHED_LEGEND)):
+    for name, law in (
+        ("published", crossover.PUBLISHED_POWER_LAW),
+        ("published_legend", crossover.PUBLISHED_LEGEND_POWER_LAW),
+    ):
         answer[name] = {"coefficient": law.coefficient, "exponent": law.exponent, "source": law.source}
     return answer

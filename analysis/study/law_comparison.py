@@ -68,7 +68,7 @@ def compare_laws(
         level=level,
         within=True,
         draws=_BOOTSTRAP_DRAWS,
-        shown=languages,
+        languages=languages,
         seed=seed,
     )
     found = found.rename(columns={"tested": "n"})

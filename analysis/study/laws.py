@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from analysis.curves.study import MAX_EPOCHS
 from analysis.estimation.quantities import Derived
 from analysis.fitting.fit import fit
 from analysis.fitting.result import Fit
 from analysis.laws import capacity
 from analysis.tables import published
-from analysis.tables.mixtures import describe_mixtures, one_split
+from analysis.tables.mixtures import describe_mixtures, select_split
 from analysis.text import short_reason
-from analysis.transfer.matrix import MOST_EPOCHS
 from mscale.errors import MscaleError
 
 # Ratios of the number of languages (after to before) for which the growth is reported.
@@ -29,12 +29,12 @@ def capacity_rows(observations: pd.DataFrame, *, split: str | None = None) -> pd
 
     The rows are those of languages that the run trains on; a column `K` is added.
     """
-    rows = one_split(observations, split)
+    rows = select_split(observations, split)
     runs = describe_mixtures(rows).set_index("run")
     chosen = runs[
         runs["kind"].isin(["mono", "bilingual", "uniform"])
         & (runs["init"] == "scratch")
-        & (runs["repeats"] <= MOST_EPOCHS)
+        & (runs["repeats"] <= MAX_EPOCHS)
     ]
     rows = rows[rows["run"].isin(chosen.index) & (rows["phase"] == "end") & (rows["target_tokens"] > 0)]
     return rows.assign(K=rows["run"].map(chosen["K"]))
@@ -60,7 +60,7 @@ def fit_chinchilla(
     Returns:
       The record of the law, and one for each point.
     """
-    alone = runs[(runs["kind"] == "mono") & (runs["init"] == "scratch") & (runs["repeats"] <= MOST_EPOCHS)]
+    alone = runs[(runs["kind"] == "mono") & (runs["init"] == "scratch") & (runs["repeats"] <= MAX_EPOCHS)]
     table = cooled_rows(rows[rows["run"].isin(alone["run"])])
     sizes = table.groupby("language")["params"].nunique()
     enough = sorted(sizes[sizes >= _MIN_SIZES].index)
@@ -230,7 +230,7 @@ def capacity_results(rows: pd.DataFrame, level: float, seed: int) -> dict:
         answer["start"] = {"share": weights, "optimal": optimal}
         for ratio in _RATIOS[:3]:
             powers = (params["phi"], params["psi"], params["alpha"], params["beta"])
-            curve = capacity.iso_loss(ratio, weights, *powers)
+            curve = capacity.iso_loss_curve(ratio, weights, *powers)
             limit = capacity.feasibility_limit(ratio, weights, params["phi"], params["alpha"])
             answer["iso"] += [{**row, "ratio": ratio, "limit": limit} for row in curve.to_dict("records")]
     return answer
@@ -269,7 +269,7 @@ def _weight_of_size(found: Fit, table: pd.DataFrame) -> float:
         for name in ("A", "B"):
             label = f"{name}[{row['language']}]"
             local[name] = float(params[label] if label in params.index else params[name])
-        values.append(capacity.weight_of_size(local, row["K"], row["params"], row["target_tokens"]))
+        values.append(capacity.size_share_of_loss(local, row["K"], row["params"], row["target_tokens"]))
     return float(np.mean(values))
 
 

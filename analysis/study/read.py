@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.tables.mixtures import one_split
+from analysis.tables.mixtures import select_split
 from analysis.tables.observations import read_study
 from analysis.transfer.table import one_vocabulary
 from mscale.errors import MscaleError
@@ -79,7 +79,7 @@ def one_evaluation(
                 f"{path}: runs of {len(found)} vocabularies ({', '.join(found)}), whose losses per token are not "
                 f"comparable: choose one, such as --vocabulary {found[0]}"
             )
-    return one_split(table, split) if "split" in table.columns else table
+    return select_split(table, split) if "split" in table.columns else table
 
 
 def executor_record(observations: Path) -> dict[str, Any]:

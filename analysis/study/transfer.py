@@ -123,7 +123,7 @@ def published_comparison(matrix: pd.DataFrame, level: float) -> dict[str, Any] |
 
     The interval is a jackknife over languages; its ends are None where there are too few of these.
     """
-    common = published.beside_published(matrix)
+    common = published.join_published_scores(matrix)
     if len(common) < 4:
         return None
     languages = sorted(set(common["target"]) | set(common["source"]))
@@ -170,8 +170,8 @@ def _statistics(
     measured = matrix[matrix["status"] == "measured"]
     languages = sorted(set(measured["target"]) | set(measured["source"]))
     scores = statistics.score_matrix(records(measured), languages)
-    known = inventory.describe(languages, planted)
-    tables = {key: inventory.same(languages, known, key) for key in ("script", "family")}
+    known = inventory.language_metadata(languages, planted)
+    tables = {key: inventory.shared_trait(languages, known, key) for key in ("script", "family")}
     options: dict[str, Any] = {"level": level, "seed": seed}
     found: dict[str, Any] = {"languages": len(languages), "symmetry": statistics.symmetry(scores, **options)}
     for key, table in tables.items():

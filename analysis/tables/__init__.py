@@ -1,11 +1,11 @@
-"""Tables that people bring: read, checked, completed; and the published ones.
+"""Observations read from files, checked and completed; published figures; rows as JSON.
 
 What other folders import from here:
 
 - `observations`: reading and validating observations and exposure.
 - `mixtures`: what each run was trained on.
-- `checks`: checks of single columns.
-- `languages`: families, scripts and places of languages.
+- `checks`: checks of the columns and rows that a law is fitted to.
+- `languages`: family, script and genealogy of languages; features of language pairs.
 - `published`: figures printed in the ATLAS paper.
 - `records`: rows as JSON.
 """

@@ -1,4 +1,4 @@
-"""Checks of the columns of an observations table, each with a message that names rows and values."""
+"""Checks of the rows of an observations table that a law is fitted to; errors name column, row and value."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,17 @@ import pandas as pd
 
 from mscale.errors import MscaleError
 
-KEY = ("run", "step", "language", "split")
+_ROW_KEY = ("run", "step", "language", "split")
 
 
-def _listed(names: Sequence) -> str:
+def joined_names(names: Sequence) -> str:
+    """The first twelve names, separated by commas, and how many more there are."""
     names = [str(name) for name in names]
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
-def _numbers(table: pd.DataFrame, name: str) -> np.ndarray:
+def numeric_column(table: pd.DataFrame, name: str) -> np.ndarray:
+    """A column as floats, NaN where empty; MscaleError names the first value that is no number."""
     converted = pd.to_numeric(table[name], errors="coerce")
     wrong = converted.isna() & table[name].notna()
     if wrong.any():
@@ -24,8 +26,15 @@ def _numbers(table: pd.DataFrame, name: str) -> np.ndarray:
     return converted.to_numpy(float)
 
 
-def _duplicates(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    key = [name for name in KEY if name in table]
+def drop_duplicates(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """The table without exact duplicates of a (run, step, language, split); adds a note on what was dropped.
+
+    Without a column `run` duplicates are kept, with a note.
+
+    Raises:
+      MscaleError: rows share run, step, language and split but differ.
+    """
+    key = [name for name in _ROW_KEY if name in table]
     if "run" not in key:
         same = table.duplicated()
         if same.any():
@@ -49,15 +58,22 @@ def _duplicates(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     return table
 
 
-def _one_split(table: pd.DataFrame) -> None:
+def require_one_split(table: pd.DataFrame) -> None:
+    """Raises MscaleError where the table holds losses on several evaluation splits."""
     if "split" in table and table["split"].nunique() > 1:
+        splits = sorted(map(str, table["split"].unique()))
         raise MscaleError(
-            f"column 'split' holds {_listed(sorted(map(str, table['split'].unique())))}: losses on different texts are "
-            f"not comparable; keep the rows of one"
+            f"column 'split' holds {joined_names(splits)}: losses on different texts "
+            f"are not comparable; keep the rows of one"
         )
 
 
-def _phases(table: pd.DataFrame, phases: Sequence[str] | None, notes: list[str]) -> pd.DataFrame:
+def rows_in_phases(table: pd.DataFrame, phases: Sequence[str] | None, notes: list[str]) -> pd.DataFrame:
+    """The rows in some phases of the learning-rate schedule (None: all rows); adds notes on what was left out.
+
+    Raises:
+      MscaleError: no row is in these phases.
+    """
     if "phase" not in table or phases is None:
         return table
     wanted = table["phase"].isin(list(phases))

@@ -1,7 +1,7 @@
-"""What is known of languages before any run: script, genealogy, shared vocabulary; as features of pairs.
+"""Language metadata known before any run (script, family, genealogy), and features of language pairs made of it.
 
-For generated corpora it is what the generator wrote of each language; for natural ones the package's table
-(`analysis/data/languages.csv`). Planted relatedness is never among the features: it is what is looked for.
+For generated corpora the metadata are those that the generator wrote; for natural languages those of the package's
+table (`analysis/data/languages.csv`). The relatedness that a generator planted is never a feature: it is the answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,17 @@ import numpy as np
 
 from analysis.tables import published
 
-Matrix = np.ndarray  # (T, T), row = target, column = source
+PairMatrix = np.ndarray  # (T, T) for T languages: row = target, column = source
 
 
-def describe(
+def language_metadata(
     languages: Sequence[str], planted: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Script, family and genealogy (a path from family to branch) of each language that is known.
+    """{language: {"script", "family", "genealogy"}} of languages with metadata; genealogy: a path from the family.
 
     Args:
-      planted: `languages` of a generated corpus' truth.json; it stands in for the package's table wholly, since
-        codes of a generated corpus may be those of natural languages.
+      planted: `languages` of a generated corpus' truth.json. It replaces the package's table completely, because a
+        generated corpus may use the codes of natural languages.
     """
     if planted:
         known = {}
@@ -31,25 +31,28 @@ def describe(
             if family is not None or entry.get("script") is not None:
                 known[name] = {"family": family, "script": entry.get("script"), "genealogy": [family]}
         return known
-    rows = published.table("languages").set_index("language")
+    rows = published.published_table("languages").set_index("language")
     found = {}
     for name in languages:
-        code = published.MADLAD.get(name, name)
+        code = published.MADLAD_OF_ISO.get(name, name)
         if code in rows.index:
             path = str(rows.at[code, "genealogy"]).split("/")
             found[name] = {"family": path[0], "script": str(rows.at[code, "script"]), "genealogy": path}
     return found
 
 
-def same(languages: Sequence[str], known: Mapping[str, Mapping[str, Any]], key: str) -> Matrix:
-    """1 where target and source share `key` (family, script), 0 where not, NaN where either is not known."""
+def shared_trait(languages: Sequence[str], known: Mapping[str, Mapping[str, Any]], key: str) -> PairMatrix:
+    """(T, T): 1 where target and source share the trait `key` (family, script), 0 where not, NaN where unknown.
+
+    known: metadata as `language_metadata` returns them.
+    """
     values = [known.get(name, {}).get(key) for name in languages]
     table = np.array([[float(a == b) if a and b else np.nan for b in values] for a in values])
     return table.reshape(len(languages), len(languages))
 
 
-def distance(languages: Sequence[str], known: Mapping[str, Mapping[str, Any]]) -> Matrix:
-    """Genealogical distance: 1 − 2·(shared steps)/(steps of one + steps of the other); 1 between families."""
+def genealogical_distance(languages: Sequence[str], known: Mapping[str, Mapping[str, Any]]) -> PairMatrix:
+    """(T, T): 1 − 2·(shared steps)/(steps of one + steps of the other) of the genealogies; NaN unknown."""
     paths = [known.get(name, {}).get("genealogy") for name in languages]
     table = np.full((len(paths), len(paths)), np.nan)
     for i, one in enumerate(paths):
@@ -67,31 +70,32 @@ def pair_features(
     languages: Sequence[str],
     planted: Mapping[str, Mapping[str, Any]] | None = None,
     overlap: Mapping[str, Mapping[str, float]] | None = None,
-) -> dict[str, Matrix]:
-    """Features (T, T) of pairs that are known of the languages and differ between pairs.
+) -> dict[str, PairMatrix]:
+    """{name: (T, T)}: the features of pairs that are known and not the same for all pairs.
 
     Args:
+      planted: see `language_metadata`.
       overlap: shared vocabulary of two languages, Σ_v min(p_t(v), p_s(v)) of their unigram frequencies.
     """
-    known = describe(languages, planted)
-    made = {
-        "same script": same(languages, known, "script"),
-        "same family": same(languages, known, "family"),
-        "genealogical distance": distance(languages, known),
+    known = language_metadata(languages, planted)
+    features = {
+        "same script": shared_trait(languages, known, "script"),
+        "same family": shared_trait(languages, known, "family"),
+        "genealogical distance": genealogical_distance(languages, known),
     }
     if overlap:
-        made["shared vocabulary"] = np.array(
+        features["shared vocabulary"] = np.array(
             [[overlap.get(t, {}).get(s, np.nan) for s in languages] for t in languages], dtype=float
         )
-    off = ~np.eye(len(languages), dtype=bool)
+    off_diagonal = ~np.eye(len(languages), dtype=bool)
     useful = {}
-    for name, values in made.items():
-        finite = values[off & np.isfinite(values)]
+    for name, values in features.items():
+        finite = values[off_diagonal & np.isfinite(values)]
         if len(finite) and np.ptp(finite) > 0:
             useful[name] = values
-    # Where families have no branches, distance says what family says.
+    # Where no family has branches, the distance is 1 − same family.
     if "genealogical distance" in useful and "same family" in useful:
         both = useful["genealogical distance"] + useful["same family"]
-        if np.nanmax(abs(both[off] - 1)) < 1e-9:
+        if np.nanmax(abs(both[off_diagonal] - 1)) < 1e-9:
             del useful["genealogical distance"]
     return useful

@@ -1,4 +1,4 @@
-"""What runs were trained on: their mixtures' languages and rates, and the one evaluation split of a table."""
+"""What each run was trained on, derived from its observations; and the rows of one evaluation split."""
 
 import numpy as np
 import pandas as pd
@@ -11,12 +11,12 @@ UNIFORM_TOLERANCE = 0.02
 
 
 def describe_mixtures(observations: pd.DataFrame) -> pd.DataFrame:
-    """One row a run: what it trained on, how evenly, whether it repeats data and where it started.
+    """One row per run: the mixture, its kind, repeated data, initialisation.
 
     Returns:
-      Columns run group scale params seed vocabulary init languages (tuple) K kind, repeats (the most
-      epochs of any evaluated language), tokens, flops. `kind` is mono, bilingual (50/50), uniform (K > 2
-      at equal shares) or mixed.
+      Columns run group scale params seed vocabulary init tag mixture, languages (tuple), K (their number), tokens,
+      end_phase (phase of its last row), flops, kind, repeats (largest number of epochs over an evaluated language).
+      `kind` is mono, bilingual (50/50), uniform (K > 2 at equal shares) or mixed.
     """
     code, names = pd.factorize(observations["run"])
     phase, phases = pd.factorize(observations["phase"])
@@ -53,8 +53,15 @@ def _largest(code: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
     return found
 
 
-def one_split(observations: pd.DataFrame, split: str | None) -> pd.DataFrame:
-    """The rows of one evaluation split; raises MscaleError where there are several and none is chosen."""
+def select_split(observations: pd.DataFrame, split: str | None) -> pd.DataFrame:
+    """The rows of one evaluation split.
+
+    Args:
+      split: its name; None takes the only one, or `valid`.
+
+    Raises:
+      MscaleError: no such split, or several without `valid` and none chosen.
+    """
     found = sorted(map(str, observations["split"].unique()))
     if split is None and len(found) > 1:
         split = "valid" if "valid" in found else None

@@ -1,7 +1,7 @@
-"""Observations and exposure as pandas tables: read, checked, and with what was left out counted.
+"""Observations and exposure as pandas tables: read, checked, completed.
 
-The columns are the contract of `mscale.observations`. A table from elsewhere needs only the columns of
-`REQUIRED`; what is filled in for it is said in the notes, so that nothing is defaulted unseen.
+The columns are those of `mscale.observations`. A table from elsewhere needs only those of `REQUIRED`; notes tell which
+others were filled in and how, and exclusions count the rows that were left out.
 """
 
 import json
@@ -34,13 +34,13 @@ _NUMBERS = [
     "eval_bytes",
     "flops",
 ]
-# Tokens a parameter below which one of the two is likely in another unit.
-FEW_TOKENS = 1e-3
+# Tokens per parameter; below it one of the two columns is probably in another unit.
+_FEW_TOKENS_PER_PARAMETER = 1e-3
 
 
 @dataclass(frozen=True)
 class StudyTables:
-    """What the analysis reads: observations, exposure, planted truth (or None) and notes on both."""
+    """The tables of a study: observations, exposure, planted truth (None if there is none), notes and exclusions."""
 
     observations: pd.DataFrame
     exposure: pd.DataFrame
@@ -50,10 +50,10 @@ class StudyTables:
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """Reads a .parquet, .csv or .jsonl file.
+    """Reads a table from a .parquet, .csv or .jsonl file.
 
     Raises:
-      MscaleError: no such file, an unknown kind, or a damaged one.
+      MscaleError: no such file, another extension, or a damaged file.
     """
     path = Path(path)
     if not path.exists():
@@ -66,9 +66,9 @@ def read_table(path: str | Path) -> pd.DataFrame:
     if path.suffix not in readers:
         raise MscaleError(f"{path}: unknown kind of table {path.suffix!r}; expected .parquet, .csv or .jsonl")
     try:
-        # keep_default_na stays on: but the language code `nan` (Min Nan) is text, see `_text`.
+        # keep_default_na stays on; `_as_text` turns empty language cells back into the code `nan` (Min Nan).
         return readers[path.suffix](path)
-    except Exception as error:  # the readers raise dozens of kinds; all mean the same to the user
+    except Exception as error:  # pandas and pyarrow raise many kinds; all mean the same to the user
         raise MscaleError(f"{path}: this table cannot be read ({error}); make it again") from error
 
 
@@ -151,7 +151,7 @@ def validate_observations(
         frame["scale"] = sizes.map(scale_names(sizes))
         notes.append("scale was not given: taken as the number of parameters")
     for name in ("run", "scale", "languages", "language", "phase"):
-        frame[name] = _text(frame[name])
+        frame[name] = _as_text(frame[name])
     unknown = sorted(set(frame["phase"].unique()) - set(PHASES))
     if unknown:
         raise MscaleError(
@@ -165,7 +165,7 @@ def validate_observations(
                 f"{source}: row {row + 1}, column {name!r}: expected a positive number, "
                 f"found {frame[name].iloc[row]:g}"
             )
-    notes += _complete(frame, source)
+    notes += _fill_missing_columns(frame, source)
     _refuse_impossible(frame, source)
     broken = ~np.isfinite(frame["loss"].to_numpy(dtype=float))
     if broken.any():
@@ -183,13 +183,13 @@ def validate_observations(
         why += f" ({clash} times with another loss)" if clash else ""
         exclusions.append({"what": "repeated rows", "rows": int(repeated.sum()), "why": why})
         frame = frame[~repeated]
-    notes += _mixed(frame)
+    notes += _comparability_notes(frame)
     order = [*COLUMNS, *(name for name in frame.columns if name not in COLUMNS)]
     return frame[order].reset_index(drop=True), notes, exclusions
 
 
 def validate_exposure(frame: pd.DataFrame, source: str = "exposure") -> pd.DataFrame:
-    """Checks the companion table; raises MscaleError naming the first column that is missing."""
+    """The exposure table with language and run as text; raises MscaleError naming the first missing column."""
     missing = [name for name in EXPOSURE_COLUMNS if name not in frame.columns]
     if missing:
         raise MscaleError(
@@ -197,14 +197,14 @@ def validate_exposure(frame: pd.DataFrame, source: str = "exposure") -> pd.DataF
         )
     frame = frame.copy()
     for name in ("run", "language"):
-        frame[name] = _text(frame[name])
+        frame[name] = _as_text(frame[name])
     for name in ("step", "tokens", "unique_tokens"):
         frame[name] = _as_numpy(frame[name])
     return frame
 
 
 def exposure_of(observations: pd.DataFrame) -> pd.DataFrame:
-    """The exposure that observations tell where every run is evaluated on all that it trains on; else no rows.
+    """The exposure derived from observations, if every run is evaluated on all languages of its mixture; else no rows.
 
     Returns: columns run step language tokens unique_tokens, as the companion table has them.
     """
@@ -212,23 +212,23 @@ def exposure_of(observations: pd.DataFrame) -> pd.DataFrame:
     key = ["run", "step"]
     trained = rows[rows["target_tokens"] > 0].drop_duplicates([*key, "language"])
     steps = rows.drop_duplicates(key).set_index(key)
-    told = trained.groupby(key).size().reindex(steps.index).fillna(0)
-    if not (told == steps["languages"].str.split("+").map(len)).all():
+    evaluated = trained.groupby(key).size().reindex(steps.index).fillna(0)
+    if not (evaluated == steps["languages"].str.split("+").map(len)).all():
         trained = trained.head(0)
     table = trained[[*key, "language", "target_tokens", "target_unique"]]
     return table.set_axis(list(EXPOSURE_COLUMNS), axis=1).reset_index(drop=True)
 
 
 def _as_numpy(column: pd.Series) -> pd.Series:
-    """A column that pandas holds as nullable (Int64, Float64) as NumPy would: NaN for `pd.NA`."""
+    """A nullable pandas column (Int64, Float64) as int64 or float64, NaN for `pd.NA`; others unchanged."""
     if not pd.api.types.is_extension_array_dtype(column.dtype) or not pd.api.types.is_numeric_dtype(column):
         return column
     whole = pd.api.types.is_integer_dtype(column) and not column.hasnans
     return pd.Series(column.to_numpy("int64" if whole else "float64", na_value=np.nan), index=column.index)
 
 
-def _text(column: pd.Series) -> pd.Series:
-    """Values as text; an empty cell of a language column is the code `nan` (Min Nan) that pandas ate."""
+def _as_text(column: pd.Series) -> pd.Series:
+    """Values as text. Empty cells become "nan": the language code of Min Nan, which pandas reads as missing."""
     if column.dtype == object:  # 1, True and "1" may stand in one column
         return column.map(lambda value: "nan" if value is None or value != value else str(value))
     codes, values = pd.factorize(column)
@@ -236,8 +236,12 @@ def _text(column: pd.Series) -> pd.Series:
     return pd.Series(words[codes], index=column.index, name=column.name)
 
 
-def _complete(frame: pd.DataFrame, source: str) -> list[str]:
-    """Fills the contract's columns that a table from elsewhere left out; says which and with what."""
+def _fill_missing_columns(frame: pd.DataFrame, source: str) -> list[str]:
+    """Fills, in place, the columns of the contract that the table lacks; returns notes on which and how.
+
+    Raises:
+      MscaleError: `target_tokens` is missing and cannot be derived, because a run has three or more languages.
+    """
     notes: list[str] = []
     if "target_tokens" not in frame.columns:
         trained = frame["languages"].str.split("+")
@@ -275,13 +279,13 @@ def _complete(frame: pd.DataFrame, source: str) -> list[str]:
             f"columns not in the table and filled in: {', '.join(filled)} (groups default to runs, data to "
             "never repeated, starts to scratch, compute to 6ND)"
         )
-    frame["init"] = _text(frame["init"].fillna("scratch")).replace("", "scratch")
-    frame["group"] = _text(frame["group"].fillna(frame["run"]))
+    frame["init"] = _as_text(frame["init"].fillna("scratch")).replace("", "scratch")
+    frame["group"] = _as_text(frame["group"].fillna(frame["run"]))
     return notes
 
 
 def _refuse_impossible(frame: pd.DataFrame, source: str) -> None:
-    """Refuses losses below zero, more tokens of a language than of all, and counts that fall as a run goes on."""
+    """Raises MscaleError for negative losses, more tokens of a language than of all, and token counts that decrease."""
     negative = frame["loss"] < 0
     if negative.any():
         row = int(np.flatnonzero(negative.to_numpy())[0])
@@ -309,8 +313,8 @@ def _refuse_impossible(frame: pd.DataFrame, source: str) -> None:
         )
 
 
-def _mixed(frame: pd.DataFrame) -> list[str]:
-    """Notes on vocabularies and evaluation sets that differ between runs compared with each other."""
+def _comparability_notes(frame: pd.DataFrame) -> list[str]:
+    """Notes on several vocabularies, evaluation sets of different sizes, and implausible units."""
     notes = []
     if frame["vocabulary"].nunique() > 1:
         notes.append(
@@ -325,7 +329,7 @@ def _mixed(frame: pd.DataFrame) -> list[str]:
             "differences of loss carry that noise too"
         )
     longest = frame.groupby("run")[["tokens", "params"]].max()
-    short = longest["tokens"] < FEW_TOKENS * longest["params"]
+    short = longest["tokens"] < _FEW_TOKENS_PER_PARAMETER * longest["params"]
     if short.any():
         run = short.index[short][0]
         notes.append(

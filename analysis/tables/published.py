@@ -1,20 +1,19 @@
-"""Published figures, cited, so that a user's results can be drawn beside the paper's.
+"""Published figures of Longpre et al. 2026 (ATLAS, arXiv 2510.22037v2), to compare results with.
 
-All from Longpre et al. 2026 (ATLAS, arXiv 2510.22037v2); each file in `analysis/data` names its table or
-figure. The paper prints no intervals for them.
+Each file in `analysis/data` names its table or figure. The paper prints no intervals for them.
 """
 
 from importlib import resources
 
 import pandas as pd
 
-# The transfer figures use ISO 639-1, corpora MADLAD-400's codes.
-ALIASES = {"iw": "he"}
-MADLAD = {figure: code for code, figure in ALIASES.items()}
+# The transfer figures use ISO 639-1 codes, the corpora those of MADLAD-400; they differ for Hebrew.
+ISO_OF_MADLAD = {"iw": "he"}
+MADLAD_OF_ISO = {figure: code for code, figure in ISO_OF_MADLAD.items()}
 
 
-def table(name: str) -> pd.DataFrame:
-    """Reads one of the package's data files, such as ``atlas_expansion``."""
+def published_table(name: str) -> pd.DataFrame:
+    """One of the package's data files (`analysis/data/<name>.csv`), such as ``atlas_expansion``."""
     with resources.files("analysis").joinpath("data", f"{name}.csv").open("rb") as file:
         # `na_values` only: "nan" is a language code, not a missing value.
         return pd.read_csv(file, comment="#", keep_default_na=False, na_values=[""])
@@ -22,42 +21,42 @@ def table(name: str) -> pd.DataFrame:
 
 def published_transfer() -> pd.DataFrame:
     """Fig. C.2 in long form: target, source, score; the 38 × 37 cells off the diagonal."""
-    wide = table("atlas_transfer").set_index("target")
+    wide = published_table("atlas_transfer").set_index("target")
     long = pd.DataFrame({"score": wide.stack()}).rename_axis(["target", "source"]).reset_index()
     return long[long["target"] != long["source"]].reset_index(drop=True)
 
 
 def published_expansion() -> pd.DataFrame:
-    """Fig. 5: r, and the growth of N and D_tot that keeps the loss."""
-    return table("atlas_expansion")
+    """Fig. 5: r (factor of K), and the factors N and D_tot that keep the loss."""
+    return published_table("atlas_expansion")
 
 
 def published_exponents() -> dict[str, float]:
     """φ, ψ and the exponents of r in N (``size``), D_tot (``data``) and C (``compute``)."""
-    rows = table("atlas_capacity")
+    rows = published_table("atlas_capacity")
     return dict(zip(rows["name"], rows["value"].astype(float), strict=True))
 
 
 def published_findings() -> dict[str, float]:
-    """What the paper says of its matrix: mean scores by script, symmetry, and how well pairs are predicted."""
-    rows = table("atlas_findings")
+    """Statistics of the transfer matrix in the text: mean scores by script, symmetry, accuracy of predicted pairs."""
+    rows = published_table("atlas_findings")
     return dict(zip(rows["name"], rows["value"].astype(float), strict=True))
 
 
 def published_crossovers() -> pd.DataFrame:
-    """Section 6: language and tokens of the crossover at 2B parameters."""
-    return table("atlas_crossover")
+    """Section 6: tokens of the crossover at 2B parameters; columns language, tokens."""
+    return published_table("atlas_crossover")
 
 
 def published_heldout() -> pd.DataFrame:
     """Table 1: held-out R² of the laws on monolingual and multilingual runs."""
-    return table("atlas_heldout_r2")
+    return published_table("atlas_heldout_r2")
 
 
-def beside_published(matrix: pd.DataFrame) -> pd.DataFrame:
-    """The cells of a measured matrix that the paper measured too: target, source, score, published."""
+def join_published_scores(matrix: pd.DataFrame) -> pd.DataFrame:
+    """The measured cells that the paper has too, as an inner join; columns target, source, score, published."""
     paper = published_transfer().rename(columns={"score": "published"})
-    mine = matrix[matrix["status"] == "measured"].copy()
+    measured = matrix[matrix["status"] == "measured"].copy()
     for side in ("target", "source"):
-        mine[side] = mine[side].replace(ALIASES)
-    return mine.merge(paper, on=["target", "source"])[["target", "source", "score", "published"]]
+        measured[side] = measured[side].replace(ISO_OF_MADLAD)
+    return measured.merge(paper, on=["target", "source"])[["target", "source", "score", "published"]]

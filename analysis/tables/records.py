@@ -1,4 +1,4 @@
-"""Tables and NumPy values as JSON holds them."""
+"""Tables and NumPy values converted to what JSON can hold."""
 
 import math
 from collections.abc import Mapping
@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-_AS_THEY_ARE = (str, int, bool, type(None))
+_JSON_SCALARS = (str, int, bool, type(None))
 
 
 def records(frame: pd.DataFrame) -> list[dict]:
-    """The rows as dictionaries."""
+    """The rows as dictionaries {column: value}, NumPy scalars as Python's."""
     names, columns = frame.columns.tolist(), [_values(column) for _, column in frame.items()]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
@@ -19,23 +19,23 @@ def records(frame: pd.DataFrame) -> list[dict]:
 def _values(column: pd.Series) -> list:
     if isinstance(column.dtype, np.dtype) and column.dtype.kind in "bif":
         return column.tolist()
-    # Text is not read value by value: that takes ten times as long.
+    # to_numpy first: reading a text column value by value takes ten times as long.
     return [
         value.item() if isinstance(value, np.generic) else value for value in column.to_numpy(dtype=object)
     ]
 
 
-def plain(value: Any) -> Any:
-    """``value`` as JSON holds it: NumPy scalars as numbers, NaN and infinities as None."""
+def to_json_value(value: Any) -> Any:
+    """``value`` as JSON can hold it, recursively: NumPy scalars as numbers, NaN and infinities as None."""
     kind = type(value)
-    if kind is float:  # first what almost all values are
+    if kind is float:  # the most frequent kind first
         return value if math.isfinite(value) else None
-    if kind in _AS_THEY_ARE:
+    if kind in _JSON_SCALARS:
         return value
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray | pd.Series):
-        return [plain(item) for item in value]
+        return [to_json_value(item) for item in value]
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, int | np.integer):

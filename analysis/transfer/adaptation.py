@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from analysis.curves.curve import Noise
+from analysis.curves.curve import CurveNoise
 from analysis.curves.study import StudyCurves, study_curves
 from analysis.transfer.matrix import INTERVAL_LEVEL
 
@@ -14,7 +14,7 @@ def adaptation_scores(
     *,
     d_max: float | None = None,
     split: str | None = None,
-    noise: Noise | None = None,
+    noise: CurveNoise | None = None,
     level: float = INTERVAL_LEVEL,
 ) -> pd.DataFrame:
     """The finetuning adaptation score: FAS(s→t) = (1/d_max)·∫₀^d_max [L_t^base − L_{s→t}(x)] dx.
@@ -150,7 +150,7 @@ def integrate_gain(
     return np.bincount(curve, gain, minlength=len(base)) / limit, final, squares
 
 
-def interval_half_widths(squares: np.ndarray, noise: Noise | None, level: float) -> np.ndarray:
+def interval_half_widths(squares: np.ndarray, noise: CurveNoise | None, level: float) -> np.ndarray:
     """Half widths (C,) of Student-t intervals; degrees of freedom of the summed variance by Welch-Satterthwaite.
 
     Args:

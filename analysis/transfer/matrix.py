@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from analysis.curves.curve import Curve, Noise, Points, cell_generator, fit_curves
-from analysis.curves.study import MOST_EPOCHS, PHASES, StudyCurves, study_curves
+from analysis.curves.curve import Curve, CurveNoise, CurvePoints, cell_generator, fit_curves
+from analysis.curves.study import CURVE_PHASES, MAX_EPOCHS, StudyCurves, study_curves
 from analysis.text import first_few
 from analysis.transfer.score import missing_scores, pair_scores
 from mscale.errors import MscaleError
@@ -55,15 +55,15 @@ class TransferCells:
       cache: curves fitted so far.
     """
 
-    points: Mapping[CellKey, Mapping[str, Mapping[str, Points]]]
+    points: Mapping[CellKey, Mapping[str, Mapping[str, CurvePoints]]]
     params: dict[str, int]
-    noise: dict[str, Noise]
+    noise: dict[str, CurveNoise]
     seed: int
     draws: int
     left_out: tuple[str, ...] = ()
     cache: dict = field(default_factory=dict, repr=False, compare=False)
 
-    def at(self, scale: str, languages: tuple[str, ...], target: str) -> Mapping[str, Points]:
+    def at(self, scale: str, languages: tuple[str, ...], target: str) -> Mapping[str, CurvePoints]:
         """The points of a cell on the target, by phase; empty where it was not run."""
         return self.points.get((scale, tuple(sorted(languages))), {}).get(target, {})
 
@@ -101,7 +101,7 @@ def transfer_cells(
     chosen = (
         runs["kind"].isin(["mono", "bilingual"])
         & (runs["init"] == "scratch")
-        & ((runs["kind"] != "mono") | (runs["repeats"] <= MOST_EPOCHS))
+        & ((runs["kind"] != "mono") | (runs["repeats"] <= MAX_EPOCHS))
     )
     if runs.loc[chosen, "vocabulary"].nunique() > 1:
         raise MscaleError(
@@ -124,7 +124,7 @@ def transfer_cells(
     )
 
 
-def _points(study: StudyCurves, chosen: np.ndarray) -> dict[CellKey, dict[str, dict[str, Points]]]:
+def _points(study: StudyCurves, chosen: np.ndarray) -> dict[CellKey, dict[str, dict[str, CurvePoints]]]:
     """The points of the cells of the runs `chosen` (R,) bool, on the languages that each trains on."""
     place = {name: index for index, name in enumerate(study.languages)}
     cell = np.full(len(chosen), -1)
@@ -137,9 +137,9 @@ def _points(study: StudyCurves, chosen: np.ndarray) -> dict[CellKey, dict[str, d
             trained_on[run, [place[language] for language in languages if language in place]] = True
     curve = cell[study.run] * len(place) + study.language
     which = trained_on[study.run, study.language]
-    found: dict[CellKey, dict[str, dict[str, Points]]] = {}
+    found: dict[CellKey, dict[str, dict[str, CurvePoints]]] = {}
     numbers = list(keys)
-    for phase in PHASES:
+    for phase in CURVE_PHASES:
         # Include cells that were evaluated on other languages only, without points.
         for number in np.unique(cell[study.run[study.phases[phase]]]):
             if number >= 0:
@@ -154,7 +154,7 @@ def _excluded_runs(runs: pd.DataFrame) -> tuple[str, ...]:
     """Sentences on the runs of one or two languages that no score uses, with the reason."""
     reasons = {
         "two languages, but not half and half": (runs["K"] == 2) & (runs["kind"] == "mixed"),
-        "one language, its data repeated": (runs["kind"] == "mono") & (runs["repeats"] > MOST_EPOCHS),
+        "one language, its data repeated": (runs["kind"] == "mono") & (runs["repeats"] > MAX_EPOCHS),
         "continued from a checkpoint": (runs["K"] <= 2) & (runs["init"] != "scratch"),
     }
     return tuple(

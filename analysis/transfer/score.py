@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.curves.curve import Curve, interval, reach, read
+from analysis.curves.curve import Curve, first_tokens_at, losses_at, percentile_interval
 
 # Values of d of a curve of scores.
 CURVE_POINTS = 24
@@ -73,12 +73,12 @@ def _block(
         d = _same_loss(alone, both)
     else:
         d = np.tile(np.geomspace(alone[0].first, alone[0].last, CURVE_POINTS), (len(alone), 1))
-    losses = read(alone, d)
-    sigma = reach(both, losses)
+    losses = losses_at(alone, d)
+    sigma = first_tokens_at(both, losses)
     with np.errstate(invalid="ignore"):
         scores = 2 - sigma / d[:, None]
     draws = scores[:, 1:].swapaxes(0, 1)
-    low, high = (ends.reshape(d.shape) for ends in interval(draws.reshape(len(draws), -1), level))
+    low, high = (ends.reshape(d.shape) for ends in percentile_interval(draws.reshape(len(draws), -1), level))
     score, sigma, outside = scores[:, 0], sigma[:, 0], np.isnan(losses[:, 0])
     never, early = np.isposinf(sigma), sigma == 0
     measured = ~(outside | never | early)
@@ -105,5 +105,5 @@ def _same_loss(alone: Sequence[Curve], both: Sequence[Curve]) -> np.ndarray:
         [replace(curve, values=curve.values[:1], slopes=curve.slopes[:1]) for curve in curves]
         for curves in (alone, both)
     )
-    d = reach(alone, read(both, np.tile(both[0].points.tokens, (len(both), 1))))[:, 0]
+    d = first_tokens_at(alone, losses_at(both, np.tile(both[0].points.tokens, (len(both), 1))))[:, 0]
     return np.where(np.isfinite(d) & (d > 0), d, np.nan)

@@ -1,6 +1,6 @@
-"""Judging laws on what they were not fitted to.
+"""Comparing laws by R² on rows that they were not fitted to, with bootstrap intervals over groups.
 
-R² is pooled over all tested rows (all languages and folds together).
+R² is pooled over all test rows: all languages and folds together.
 """
 
 import functools
@@ -10,28 +10,41 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.laws.law import Law
 from analysis.validation import held_out
-from analysis.validation.splits import SHARE, SPLITS, folds
+from analysis.validation.splits import ATLAS_SPLITS, TEST_SHARE
 from mscale.errors import MscaleError
 
-__all__ = ["SHARE", "SPLITS", "folds", "judge", "predictions", "r2"]
+__all__ = ["judge", "predict_split", "r2"]
 
 
-def predictions(
-    law: Any, table: pd.DataFrame, split: str, *, seed: int = 0, share_of: float = SHARE, **how: Any
+def predict_split(
+    law: str | Law,
+    table: pd.DataFrame,
+    split: str,
+    *,
+    seed: int = 0,
+    share_of: float = TEST_SHARE,
+    **fit_options: Any,
 ) -> pd.DataFrame:
-    """Every tested row with its observed and predicted value, fold, level, group and whether it was in range.
+    """A row for each test row of a split: fold, level, group, observed, predicted, in_range.
 
-    `how` goes to `analysis.fit`. A fold that cannot be fitted is left out and said in the frame's attrs["refused"].
+    Args:
+      split: see `splits.folds`, of which `share_of` is the share. fit_options: arguments of `analysis.fit`.
+
+    Returns: the frame; folds that cannot be fitted are left out, with the reason in attrs["refused"].
+
+    Raises:
+      MscaleError: the table has nothing to hold out by this split.
     """
-    found = held_out.predictions(law, table, {split: None}, how, seed, share_of)[split]
+    found = held_out.predict_splits(law, table, {split: None}, fit_options, seed, share_of)[split]
     if isinstance(found, MscaleError):
         raise found
     return found
 
 
 def r2(found: pd.DataFrame, within: bool = False) -> float:
-    """R² of a `predictions` frame, about the mean of all rows, or (within) about each level's own."""
+    """R² of a `predict_split` frame, about the mean of all rows or (within) of each level; NaN if empty."""
     if not len(found):
         return float("nan")
     y = found["observed"].to_numpy(float)
@@ -48,36 +61,42 @@ def r2(found: pd.DataFrame, within: bool = False) -> float:
 def judge(
     contenders: Mapping[str, Mapping[str, Any]],
     table: pd.DataFrame,
-    splits: Sequence[str] = SPLITS,
+    splits: Sequence[str] = ATLAS_SPLITS,
     *,
     level: float = 0.9,
     within: bool = False,
     draws: int = 1000,
-    shown: Mapping[str, Collection[str]] | None = None,
+    languages: Mapping[str, Collection[str]] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Laws side by side.
+    """Held-out R² of several laws on the same splits.
 
     Args:
-      contenders: {label: arguments of `analysis.fit`, with "law"}; the first is what the others are compared with.
-      splits: names of `folds`. level: of the intervals, which resample the tested groups.
-      within: R² about each level's own mean, so that languages' different levels earn nothing.
-      shown: {split: the languages that it is made of}; all of the table's where it has none.
+      contenders: {label: arguments of `analysis.fit`, with "law"}; the others are compared with the first.
+      splits: see `splits.folds`.
+      level: of the intervals, a bootstrap with `draws` draws over the groups of the test rows.
+      within: R² about the mean of each level, so that differences in difficulty between languages do not raise it.
+      languages: {split: the languages whose rows it is made of}; all languages where a split is missing.
 
-    Returns: a row a (law, split): r2, low, high, difference from the first law on the rows both predict
-    with its interval, tested rows, share out of range, and why what is missing is missing.
+    Returns: a row for each (law, split): r2, low, high, the difference from the first law on the rows that both
+    predict with its interval, the number of test rows, the share of them out of range, reasons for missing values.
+
+    Raises:
+      MscaleError: the laws are fitted to different schedule phases.
     """
-    asked = {label: how.get("phases", ("end",)) for label, how in contenders.items()}
-    if len({None if phases is None else tuple(phases) for phases in asked.values()}) > 1:
+    phases_of = {label: options.get("phases", ("end",)) for label, options in contenders.items()}
+    if len({None if phases is None else tuple(phases) for phases in phases_of.values()}) > 1:
+        listed = ", ".join(f"{label}: {phases}" for label, phases in phases_of.items())
         raise MscaleError(
-            f"phases differ between the laws ({', '.join(f'{label}: {phases}' for label, phases in asked.items())}): "
+            f"phases differ between the laws ({listed}): "
             f"laws are compared on the same runs in the same phase of their schedule; give all the same phases="
         )
-    of = {split: (shown or {}).get(split) for split in splits}
-    found: dict[str, dict[str, held_out.Answer]] = {}
+    languages_of = {split: (languages or {}).get(split) for split in splits}
+    found: dict[str, dict[str, held_out.PredictionsOrError]] = {}
     for label, arguments in contenders.items():
-        how = dict(arguments)
-        found[label] = held_out.predictions(how.pop("law", label), table, of, how, seed)
+        options = dict(arguments)
+        law = options.pop("law", label)
+        found[label] = held_out.predict_splits(law, table, languages_of, options, seed)
     records = []
     for split in splits:
         first = None
@@ -101,11 +120,12 @@ def judge(
             if first is None:
                 first = frame
                 continue
-            base, mine = _paired(first, frame)
-            if len(mine):
-                record["difference"] = r2(mine, within) - r2(base, within)
-                drawn = resample([base, mine])
-                record["difference_low"], record["difference_high"] = np.quantile(drawn[1] - drawn[0], tails)
+            base, other = _paired(first, frame)
+            if len(other):
+                record["difference"] = r2(other, within) - r2(base, within)
+                resampled = resample([base, other])
+                difference = resampled[1] - resampled[0]
+                record["difference_low"], record["difference_high"] = np.quantile(difference, tails)
     order = [
         "law",
         "split",
@@ -120,7 +140,7 @@ def judge(
 
 
 def _paired(first: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows that both predict, in the order of the first."""
+    """The rows that both frames predict, in the order of the first."""
     keys = [pd.MultiIndex.from_arrays([frame["fold"], frame.index]) for frame in (first, other)]
     if keys[0].equals(keys[1]):
         return first, other
@@ -129,9 +149,9 @@ def _paired(first: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.
 
 
 def _resampled(frames: Sequence[pd.DataFrame], draws: int, seed: int, within: bool) -> np.ndarray:
-    """(len(frames), draws): R² on resampled groups, the same groups in every frame."""
+    """R² on resampled groups, the same groups in every frame: (len(frames), draws)."""
     group, names = pd.factorize(frames[0]["group"])
-    times = _times(len(names), draws, seed)
+    counts = _bootstrap_counts(len(names), draws, seed)
     result = []
     for frame in frames:
         y = frame["observed"].to_numpy(float)
@@ -139,17 +159,17 @@ def _resampled(frames: Sequence[pd.DataFrame], draws: int, seed: int, within: bo
         level = pd.factorize(frame["level"])[0] if within else np.zeros(len(y), int)
         shape = (len(names), level.max() + 1)
         cell = group * shape[1] + level
-        # Sums over the rows of a group in a level: they count as often as the group is drawn.
-        rows, sums, squares, lost = (
+        # Sums over the rows of a group in a level; a resample weighs them by the counts of its groups.
+        rows, sums, squares, residual = (
             np.bincount(cell, values, shape[0] * shape[1]).reshape(shape)
             for values in (np.ones(len(y)), y, y**2, error**2)
         )
-        spread = times @ squares - (times @ sums) ** 2 / np.maximum(times @ rows, 1)
-        result.append(1 - (times @ lost).sum(axis=1) / np.maximum(spread.sum(axis=1), 1e-300))
+        total = counts @ squares - (counts @ sums) ** 2 / np.maximum(counts @ rows, 1)
+        result.append(1 - (counts @ residual).sum(axis=1) / np.maximum(total.sum(axis=1), 1e-300))
     return np.array(result)
 
 
 @functools.lru_cache(maxsize=8)
-def _times(groups: int, draws: int, seed: int) -> np.ndarray:
-    """(draws, groups): how often each group is drawn, with replacement."""
+def _bootstrap_counts(groups: int, draws: int, seed: int) -> np.ndarray:
+    """(draws, groups): how often each group is in a resample with replacement."""
     return np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), draws).astype(float)

@@ -1,12 +1,11 @@
-"""How many runs a study needs to tell a quantity from none, by planting it: `mscale power tau --effect 0.3`.
+"""Power analysis by simulation: how many runs a study needs to tell a quantity from its null value.
 
-A design like the demo's is drawn many times with the noise that runs have, fitted without the truth, and counted how
-often the interval leaves the null value out. Power is bought with seeds (trunks): checkpoints of one trunk share
-most of their noise.
+Observations are drawn many times over a design like the demo's with the noise of real runs, and fitted; power is the
+share of intervals that exclude the null value. Additional seeds (trunks) raise power; additional checkpoints of a trunk
+hardly do, because they share most of their noise.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,13 +14,14 @@ from analysis.validation import simulate
 from mscale.errors import MscaleError, nearest
 from mscale.progress import progress
 
-SIZES = (16e3, 34e3, 72e3, 155e3, 330e3)  # parameters of the demo's five scales
-TOKENS = (2e6, 4e6, 8e6)
-CURVE = {"E": 1.0, "A": 14.0, "alpha": 0.35, "B": 22.0, "beta": 0.30}  # of the demo's order
+MODEL_SIZES = (16e3, 34e3, 72e3, 155e3, 330e3)  # parameters of the demo's five scales
+TOKEN_BUDGETS = (2e6, 4e6, 8e6)
+# True values, of the size that the demo has.
+_CHINCHILLA_TRUTH = {"E": 1.0, "A": 14.0, "alpha": 0.35, "B": 22.0, "beta": 0.30}
 TARGET, SOURCE = "t", "s"
-EFFECTS = {"tau": 0.3, "lambda": 0.25, "phi": 0.11, "psi": -0.04, "alpha": 0.35, "beta": 0.30}
-NULLS = {"lambda": 0.01}  # positive by its definition: repeated data as good as fresh
-MEANING = {
+DEFAULT_EFFECTS = {"tau": 0.3, "lambda": 0.25, "phi": 0.11, "psi": -0.04, "alpha": 0.35, "beta": 0.30}
+DEFAULT_NULLS = {"lambda": 0.01}  # λ must be positive; near 0 repeated data are as good as fresh
+QUANTITIES = {
     "tau": "what a source token is worth to the target (ATLAS): monolingual and 50/50 trunks",
     "lambda": "how fast repeated data lose worth (ATLAS): monolingual trunks, some repeating their data",
     "phi": "what a language costs in size (capacity law): uniform mixtures of 1, 2, 4 and 8 languages",
@@ -37,59 +37,53 @@ def power(
     effect: float | None = None,
     null: float | None = None,
     seeds: Sequence[int] = (1, 2, 4),
-    sizes: Sequence[float] = SIZES,
-    tokens: Sequence[float] = TOKENS,
+    sizes: Sequence[float] = MODEL_SIZES,
+    tokens: Sequence[float] = TOKEN_BUDGETS,
     trunk: float = 0.003,
     checkpoint: float = 0.001,
     level: float = 0.9,
     studies: int = 40,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The chance that a study tells `quantity` from `null`, for each number of seeds a cell.
+    """The probability that a study's interval of `quantity` excludes `null`, for each number of seeds per cell.
 
     Args:
-      quantity: a name in `MEANING`. effect: its true value (default: about what was found in the literature).
-      null: the value to be told from (0, or 0.01 for lambda).
-      seeds: trunks a (size, mixture) cell. sizes: parameters. tokens: budgets, a cooled run each.
-      trunk, checkpoint: relative standard deviation of the noise that a trunk's runs share, and of each run.
-      level: of the interval. studies: planted a row; the power's own 90% interval is given with it.
+      quantity: a name in `QUANTITIES`. effect: its true value (default: about the value in the literature).
+      null: the value to be excluded (default 0, 0.01 for lambda).
+      seeds: trunks per (size, mixture) cell, one design each. sizes: parameters. tokens: budgets, a run each.
+      trunk, checkpoint: relative standard deviations of the noise that a trunk's runs share, and of each run.
+      level: of the interval. studies: simulated for each design.
 
-    Returns: a row a number of seeds: seeds, trunks, runs, power, power_low, power_high, coverage, median_width,
-    not_identified (share of studies that cannot say; they count against power and coverage).
+    Returns: a row for each number of seeds: seeds, trunks, runs, power with its 90% interval power_low and power_high,
+    coverage, median_width, and not_identified (share of studies that do not identify it, which counts against both).
 
     Raises:
       MscaleError: an unknown quantity, or a design that no law can be fitted to.
     """
-    if quantity not in MEANING:
+    if quantity not in QUANTITIES:
         raise MscaleError(
-            f"quantity {quantity!r}: expected one of {', '.join(MEANING)}{nearest(quantity, MEANING)}"
+            f"quantity {quantity!r}: expected one of {', '.join(QUANTITIES)}{nearest(quantity, QUANTITIES)}"
         )
     if studies < 1 or not len(seeds) or min(seeds) < 1:
         raise MscaleError(f"studies={studies}, seeds={list(seeds)}: expected positive counts")
-    effect = EFFECTS[quantity] if effect is None else effect
-    null = NULLS.get(quantity, 0.0) if null is None else null
+    effect = DEFAULT_EFFECTS[quantity] if effect is None else effect
+    null = DEFAULT_NULLS.get(quantity, 0.0) if null is None else null
     records = []
     with progress(f"planted studies of {quantity}", len(seeds) * studies, "studies") as advance:
         for count in seeds:
-            planted = design(quantity, effect, sizes, tokens, count)
-            found = simulate.power(
-                planted.pop("law"),
-                planted["design"],
-                planted["params"],
-                planted["name"],
+            experiment = power_experiment(quantity, effect, sizes, tokens, count)
+            found = simulate.detection_rate(
+                experiment,
                 null=null,
                 level=level,
                 studies=studies,
                 seed=seed,
                 trunk=trunk,
                 checkpoint=checkpoint,
-                exposure=planted["exposure"],
-                options=planted["options"],
-                how=planted["how"],
                 advance=advance,
             )
             low, high = _wilson(found["power"], studies)
-            table = planted["design"]
+            table = experiment.design
             records.append(
                 {
                     "seeds": count,
@@ -104,8 +98,8 @@ def power(
     return pd.DataFrame(records)
 
 
-def answer(table: pd.DataFrame, quantity: str, wanted: float = 0.8) -> str:
-    """One sentence from what `power` returned: how many runs reach the `wanted` power."""
+def power_sentence(table: pd.DataFrame, quantity: str, wanted: float = 0.8) -> str:
+    """A sentence on what `power` returned: how many runs reach the `wanted` power."""
     enough = table[table["power"] >= wanted]
     if not len(enough):
         last = table.iloc[-1]
@@ -120,61 +114,56 @@ def answer(table: pd.DataFrame, quantity: str, wanted: float = 0.8) -> str:
     )
 
 
-def design(
+def power_experiment(
     quantity: str, effect: float, sizes: Sequence[float], tokens: Sequence[float], seeds: int
-) -> dict[str, Any]:
-    """The planted study of `quantity`: law, design, exposure, params, options (of the law), how (to fit), name."""
+) -> simulate.Experiment:
+    """The experiment that detects `quantity`: Chinchilla for alpha and beta, capacity for phi and psi, else ATLAS."""
     if quantity in ("alpha", "beta"):
-        table = simulate.grid(sizes, tokens, (TARGET,), seeds)
-        return _planted("chinchilla", table, {**CURVE, quantity: effect}, quantity)
+        table = simulate.monolingual_design(sizes, tokens, (TARGET,), seeds)
+        truth = {**_CHINCHILLA_TRUTH, quantity: effect}
+        return simulate.Experiment("chinchilla", table, truth, quantity, fit_options={"per": None})
     if quantity in ("phi", "psi"):
         cells = [
             (tuple(f"{TARGET}{i}" for i in range(K)), sizes, [K * D for D in tokens]) for K in (1, 2, 4, 8)
         ]
-        table, exposure = simulate.mixtures(cells, seeds=seeds)
+        table, _ = simulate.multilingual_design(cells, seeds=seeds)
         table = table[table["language"] == f"{TARGET}0"].reset_index(drop=True)
-        params = {**CURVE, "phi": EFFECTS["phi"], "psi": EFFECTS["psi"], quantity: effect}
-        return _planted("capacity", table, params, quantity, exposure)
-    params = {**CURVE, "lambda": EFFECTS["lambda"], "tau": EFFECTS["tau"], quantity: effect}
+        params = {
+            **_CHINCHILLA_TRUTH,
+            "phi": DEFAULT_EFFECTS["phi"],
+            "psi": DEFAULT_EFFECTS["psi"],
+            quantity: effect,
+        }
+        return simulate.Experiment("capacity", table, params, quantity, fit_options={"per": None})
+    params = {
+        **_CHINCHILLA_TRUTH,
+        "lambda": DEFAULT_EFFECTS["lambda"],
+        "tau": DEFAULT_EFFECTS["tau"],
+        quantity: effect,
+    }
     mono: tuple[tuple[str, ...], Sequence[float], Sequence[float]] = ((TARGET,), sizes, tokens)
     if quantity == "tau":
-        table, exposure = simulate.mixtures(
+        table, exposure = simulate.multilingual_design(
             [mono, ((TARGET, SOURCE), sizes, [2 * D for D in tokens])], seeds=seeds
         )
         table = table[table["language"] == TARGET].reset_index(drop=True)
         params[f"tau[{TARGET},{SOURCE}]"] = params.pop("tau")
         params["tau_other"] = 0.0
         name = f"tau[{TARGET},{SOURCE}]"
-        return _planted("atlas", table, params, name, exposure, {"sources": {TARGET: [SOURCE]}})
+        options = {"sources": {TARGET: [SOURCE]}}
+        return simulate.Experiment("atlas", table, params, name, exposure, options)
     parts = []
     for epochs in (1, 4, 8):
-        part, _ = simulate.mixtures([mono], {TARGET: max(tokens) / epochs} if epochs > 1 else None, seeds)
+        part, _ = simulate.multilingual_design(
+            [mono], {TARGET: max(tokens) / epochs} if epochs > 1 else None, seeds
+        )
         parts.append(part.assign(run=part["run"] + f"-e{epochs}", group=part["group"] + f"-e{epochs}"))
     table = pd.concat(parts, ignore_index=True)
-    return _planted("atlas", table, params, "lambda", None, {"variant": "D_t"})
-
-
-def _planted(
-    law: str,
-    table: pd.DataFrame,
-    params: dict[str, float],
-    name: str,
-    exposure: pd.DataFrame | None = None,
-    options: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    return {
-        "law": law,
-        "design": table,
-        "params": params,
-        "name": name,
-        "exposure": exposure if law == "atlas" else None,
-        "options": options or {},
-        "how": {"per": None} if law != "atlas" else {},
-    }
+    return simulate.Experiment("atlas", table, params, "lambda", law_options={"variant": "D_t"})
 
 
 def _wilson(share: float, count: int, z: float = 1.645) -> tuple[float, float]:
-    """90% interval of a share seen in `count` trials (Wilson 1927)."""
+    """The 90% interval of a probability from its share in `count` trials (Wilson 1927)."""
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,7 +1,7 @@
-"""A law fitted again to parts of its rows, all parts together: what held-out folds are predicted from.
+"""A law refitted to F subsets of its rows in one batch, from the optimum of the fit to all rows.
 
-Every part is a member of one batch, in which rows that it lacks count nothing. Each is searched from the optimum and
-the noise of the fit to all rows, which is close by.
+Held-out folds are predicted from these refits. In the batch a subset is a mask over the rows; rows outside it have
+weight 0. The search starts at the optimum and the variance ratio ρ of the fit to all rows, which are close.
 """
 
 import dataclasses
@@ -18,163 +18,181 @@ from analysis.estimation.sufficiency import MIN_RESIDUAL_GROUPS, require_enough_
 from analysis.estimation.variance_components import VARIANCE_INFLATION_GRID
 from mscale.errors import MscaleError
 
+_TOLERANCE_WITHOUT_PRIORS = (
+    1e-5  # enough for the dispersion of residuals, which is all that this optimum gives
+)
+
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
-    """F parts of a problem's rows: kept (F, n) bool, active (F, P) the parameters on which some kept row depends."""
+class RowSubsets:
+    """F subsets of a problem's rows.
+
+    Attributes:
+      row_mask: (F, n), the rows of each subset. active: (F, P), the parameters on which some row of a subset depends.
+    """
 
     problem: Problem
-    kept: np.ndarray
+    row_mask: np.ndarray
     active: np.ndarray
 
     @property
-    def freedom(self) -> np.ndarray:
-        return np.maximum(1, self.kept.sum(axis=1) - self.active.sum(axis=1))
+    def degrees_of_freedom(self) -> np.ndarray:
+        """Rows less active parameters, (F,)."""
+        return np.maximum(1, self.row_mask.sum(axis=1) - self.active.sum(axis=1))
 
     @property
-    def weight(self) -> np.ndarray:
-        """(F, G) of the kept rows of each group."""
-        return self.problem.group_sums(self.problem.weight * self.kept)
+    def group_weight(self) -> np.ndarray:
+        """The weight of the rows in each group, (F, G)."""
+        return self.problem.group_sums(self.problem.weight * self.row_mask)
 
-    def batch(self, which: np.ndarray, ratio: np.ndarray, precision: np.ndarray | None) -> Batch:
-        """Members of parts which (B,) with ρ ratio (B,) and the priors of the parts, precision (F, P)."""
-        given = {} if precision is None else {"precision": precision[which]}
-        return self.problem.batch(row_mask=self.kept[which], ratio=ratio, **given)
+    def batch(self, subset: np.ndarray, ratio: np.ndarray, precision: np.ndarray | None) -> Batch:
+        """A batch of B problems: subset (B,) is their subset, ratio (B,) their ρ; precision (F, P) the priors."""
+        if precision is None:
+            return self.problem.batch(row_mask=self.row_mask[subset], ratio=ratio)
+        return self.problem.batch(row_mask=self.row_mask[subset], ratio=ratio, precision=precision[subset])
 
-    def ratios(self) -> list[np.ndarray]:
-        """The values of ρ that are gone through, of each part, as `uncertainty.ratios` has them."""
-        found = []
-        count = self.problem.group_sums(self.kept.astype(float))
-        for rows, weight, active in zip(count, self.weight, self.active, strict=True):
-            told = rows.max() > 1 and np.count_nonzero(rows) >= active.sum() + MIN_RESIDUAL_GROUPS
-            found.append((VARIANCE_INFLATION_GRID - 1.0) / weight.max() if told else np.zeros(1))
-        return found
+    def ratio_grids(self) -> list[np.ndarray]:
+        """The grid of ρ of each subset, as in `variance_components`; 0 alone where ρ cannot be estimated."""
+        grids = []
+        group_rows = self.problem.group_sums(self.row_mask.astype(float))
+        for rows, weight, active in zip(group_rows, self.group_weight, self.active, strict=True):
+            estimable = rows.max() > 1 and np.count_nonzero(rows) >= active.sum() + MIN_RESIDUAL_GROUPS
+            grids.append((VARIANCE_INFLATION_GRID - 1.0) / weight.max() if estimable else np.zeros(1))
+        return grids
 
 
-def sharing(problem: Problem) -> float:
-    """1 + m·ρ̂, m the weight of the largest group."""
+def variance_inflation(problem: Problem) -> float:
+    """1 + m·ρ with m the weight of the largest group."""
     return 1.0 + problem.ratio * np.bincount(problem.group, problem.weight).max()
 
 
-def climb(
-    parts: Parts, theta: np.ndarray, near: Problem, precision: np.ndarray | None
+def climb_likelihood(
+    subsets: RowSubsets, theta: np.ndarray, whole: Problem, precision: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """ρ̂ (F,) and the optima (F, P) given it, from theta (F, P).
+    """ρ̂ (F,) that maximises the restricted likelihood of each subset, and the optima (F, P) given it.
 
-    The likelihood of ρ is climbed from the ρ̂ of a problem near, which takes a few of the values that
-    `uncertainty.noise` goes through, and is that of the problem that it goes through them with.
+    A hill climb on the grid of ρ from the ρ̂ of the `whole` problem, evaluating few of its values. theta (F, P): starts.
     """
-    ratios, reduction = parts.ratios(), remove_aliased(parts.problem)
-    parts = dataclasses.replace(parts, problem=reduction.reduced, active=parts.active[:, reduction.kept])
+    grids, reduction = subsets.ratio_grids(), remove_aliased(subsets.problem)
+    subsets = dataclasses.replace(
+        subsets, problem=reduction.reduced, active=subsets.active[:, reduction.kept]
+    )
     precision = None if precision is None else precision[:, reduction.kept]
     theta = reduction.to_reduced(theta)
-    first = int(np.argmin(np.abs(np.log(VARIANCE_INFLATION_GRID / sharing(near)))))
-    place = [first if len(ratio) > 1 else 0 for ratio in ratios]
-    known: list[dict[int, tuple[float, np.ndarray]]] = [{} for _ in ratios]
+    first = int(np.argmin(np.abs(np.log(VARIANCE_INFLATION_GRID / variance_inflation(whole)))))
+    best = [first if len(grid) > 1 else 0 for grid in grids]  # of each subset, an index in its grid
+    # Of each subset, {index in its grid: (log likelihood, optimum)}.
+    evaluated: list[dict[int, tuple[float, np.ndarray]]] = [{} for _ in grids]
     while True:
-        asked = [
-            (part, at)
-            for part, ratio in enumerate(ratios)
-            for at in (place[part] - 1, place[part], place[part] + 1)
-            if 0 <= at < len(ratio) and at not in known[part]
+        pending = [
+            (subset, at)
+            for subset, grid in enumerate(grids)
+            for at in (best[subset] - 1, best[subset], best[subset] + 1)
+            if 0 <= at < len(grid) and at not in evaluated[subset]
         ]
-        if not asked:
-            best = np.array([of[at][1] for of, at in zip(known, place, strict=True)])
-            found = np.array([ratio[at] for ratio, at in zip(ratios, place, strict=True)])
-            return found, reduction.to_full(best)
-        which = np.array([part for part, _ in asked])
-        start = np.array([known[part][place[part]][1] if known[part] else theta[part] for part in which])
-        batch = parts.batch(which, np.array([ratios[part][at] for part, at in asked]), precision)
-        given = _restricted(parts, start, batch, which)
-        for (part, at), likelihood, optimum in zip(asked, *given, strict=True):
-            known[part][at] = (likelihood, optimum)
-        for part in set(which):
-            mine = known[part]
-            place[part] = max(mine, key=lambda at: mine[at][0])
+        if not pending:
+            optima = np.array([values[at][1] for values, at in zip(evaluated, best, strict=True)])
+            ratio = np.array([grid[at] for grid, at in zip(grids, best, strict=True)])
+            return ratio, reduction.to_full(optima)
+        which = np.array([subset for subset, _ in pending])
+        start = np.array([evaluated[s][best[s]][1] if evaluated[s] else theta[s] for s in which])
+        batch = subsets.batch(which, np.array([grids[subset][at] for subset, at in pending]), precision)
+        likelihoods, optima = _restricted_likelihood(subsets, start, batch, which)
+        for (subset, at), likelihood, optimum in zip(pending, likelihoods, optima, strict=True):
+            evaluated[subset][at] = (likelihood, optimum)
+        for subset in set(which):
+            values = evaluated[subset]
+            best[subset] = max(values, key=lambda at: values[at][0])
 
 
-def _restricted(
-    parts: Parts, theta: np.ndarray, batch: Batch, which: np.ndarray
+def _restricted_likelihood(
+    subsets: RowSubsets, theta: np.ndarray, batch: Batch, which: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The restricted log likelihood (B,) given ρ of parts which (B,), and their optima (B, P), from theta (B, P)."""
-    problem, freedom = parts.problem, parts.freedom[which]
+    """The restricted log likelihood (B,) given ρ, and the optima (B, P), of a batch of subsets `which` (B,)."""
+    problem, degrees_of_freedom = subsets.problem, subsets.degrees_of_freedom[which]
     theta = minimise(problem, theta, batch, damping=1e-3).theta
     information = problem.derivatives(theta, batch)[3]
-    np.einsum("bii->bi", information)[~parts.active[which]] = 1.0
+    np.einsum("bii->bi", information)[~subsets.active[which]] = 1.0
     rss = 2 * problem.objective(theta, batch)
     _, log_determinant = variance_components.pseudo_inverse(information)
-    weight = parts.weight[which]
+    weight = subsets.group_weight[which]
     found = variance_components.restricted_likelihood(
-        problem, batch.ratio, rss, log_determinant, freedom, weight
+        problem, batch.ratio, rss, log_determinant, degrees_of_freedom, weight
     )
     return found[1], theta
 
 
-ALONE = 1e-5  # of the optimum without priors, of which only the dispersion of residuals is wanted
+def refit_subsets(whole: Estimate, priors: Priors, row_mask: np.ndarray, few_groups: bool) -> list:
+    """The optimum theta (P,) of each subset, row_mask (F, n), of the rows of the `whole` fit.
 
+    Parameters on which no row of a subset depends have the value that they would have in a fit to the subset.
 
-def refit(whole: Estimate, priors: Priors, kept: np.ndarray, few: bool) -> list:
-    """The optima (P,) of the parts kept (F, n) of the whole's rows, or the MscaleError that says why there is none.
-
-    Parameters on which no row of a part depends are held at the value that they have in a fit to the part. None for a
-    part in which some do what others do, as they do not in the whole: it is another problem.
+    Returns: for each subset theta, or the MscaleError that refuses it, or None where more parameters are aliased in the
+    subset than in all rows, so that its model is another one.
     """
     problem, names = whole.problem, whole.names
-    active = _active(problem, kept)
-    held = np.array([inactive_value(q) for q in problem.fitted_parameters])
-    found: list = [None] * len(kept)
-    for number in range(len(kept)):
+    active = _active_parameters(problem, row_mask)
+    inactive = np.array([inactive_value(q) for q in problem.fitted_parameters])
+    found: list = [None] * len(row_mask)
+    for number in range(len(row_mask)):
         try:
-            _enough(problem, names, kept[number], active[number], few)
+            _check_sufficiency(problem, names, row_mask[number], active[number], few_groups)
         except MscaleError as error:
             found[number] = error
-    pairs = remove_aliased(problem).dropped
-    fitted = [at for at, why in enumerate(found) if why is None and _alike(problem, kept[at], pairs)]
+    dropped = remove_aliased(problem).dropped
+    fitted = [
+        number
+        for number, error in enumerate(found)
+        if error is None and _same_aliasing(problem, row_mask[number], dropped)
+    ]
     if fitted:
-        parts = Parts(problem, kept[fitted], active[fitted])
-        for number, theta in zip(fitted, _search(parts, whole, priors, held), strict=True):
+        subsets = RowSubsets(problem, row_mask[fitted], active[fitted])
+        for number, theta in zip(fitted, _search(subsets, whole, priors, inactive), strict=True):
             found[number] = theta
     return found
 
 
-def _active(problem: Problem, kept: np.ndarray) -> np.ndarray:
-    touched = row_dependence(problem.law, problem.x).T.astype(float)
-    columns = np.concatenate([touched[cell.rows] @ (cell.selection != 0) for cell in problem.cells])
-    return kept.astype(float) @ columns > 0
+def _active_parameters(problem: Problem, row_mask: np.ndarray) -> np.ndarray:
+    """(F, P): whether some row of each subset depends on each parameter."""
+    depends = row_dependence(problem.law, problem.x).T.astype(float)
+    columns = np.concatenate([depends[cell.rows] @ (cell.selection != 0) for cell in problem.cells])
+    return row_mask.astype(float) @ columns > 0
 
 
-def _alike(problem: Problem, kept: np.ndarray, pairs: np.ndarray) -> bool:
-    """Whether in the rows kept no parameters but the pairs do only what others do."""
-    part = problem.subset(kept)
+def _same_aliasing(problem: Problem, row_mask: np.ndarray, dropped: np.ndarray) -> bool:
+    """Whether all parameters that are aliased in the subset (n,) are among those `dropped` in the whole."""
+    part = problem.subset(row_mask)
     starts = [cell.rows.start for cell in part.cells]
     spans = [(np.minimum.reduceat(x, starts), np.maximum.reduceat(x, starts)) for x in part.x.values()]
     constant = any(((low == high) & (low > 0)).any() for low, high in spans)
-    return not constant or bool(np.isin(remove_aliased(part).dropped, pairs).all())
+    return not constant or bool(np.isin(remove_aliased(part).dropped, dropped).all())
 
 
-def _enough(
-    problem: Problem, names: tuple[str, ...], kept: np.ndarray, active: np.ndarray, few: bool
+def _check_sufficiency(
+    problem: Problem, names: tuple[str, ...], row_mask: np.ndarray, active: np.ndarray, few_groups: bool
 ) -> None:
-    part = problem.subset(kept)
+    """Raises MscaleError where the rows or groups of a subset (n,) are too few for its active parameters (P,)."""
+    part = problem.subset(row_mask)
     part = dataclasses.replace(part, lower=part.lower[active], upper=part.upper[active])
-    mine = tuple(name for name, there in zip(names, active, strict=True) if there)
-    require_enough_data(problem.law, part, mine, part.groups, few)
+    active_names = tuple(name for name, is_active in zip(names, active, strict=True) if is_active)
+    require_enough_data(problem.law, part, active_names, part.groups, few_groups)
 
 
-def _search(parts: Parts, whole: Estimate, priors: Priors, held: np.ndarray) -> np.ndarray:
-    """Their optima (F, P); held (P,): of parameters that are not active."""
-    F = len(parts.kept)
-    problem, everyone, none = parts.problem, np.arange(F), np.zeros(F)
+def _search(subsets: RowSubsets, whole: Estimate, priors: Priors, inactive: np.ndarray) -> np.ndarray:
+    """The optima (F, P) of subsets; inactive (P,): values of parameters that are not active."""
+    F = len(subsets.row_mask)
+    problem, every, no_ratio = subsets.problem, np.arange(F), np.zeros(F)
     precision = None
     if priors:
         mean, unit = prior_moments(whole.names, priors)
         problem = dataclasses.replace(problem, prior=(mean, unit))
-        parts = dataclasses.replace(parts, problem=problem)
-        free = parts.batch(everyone, none, np.zeros_like(parts.active, float))
-        start = np.where(parts.active, whole.theta_without_priors, held)
-        alone = minimise(problem, start, free, tolerance=ALONE).theta
-        precision = dispersion(problem, alone, free, parts.freedom)[:, None] * unit * parts.active
-    start = np.where(parts.active, whole.theta, held)
+        subsets = dataclasses.replace(subsets, problem=problem)
+        without_priors = subsets.batch(every, no_ratio, np.zeros_like(subsets.active, float))
+        start = np.where(subsets.active, whole.theta_without_priors, inactive)
+        theta = minimise(problem, start, without_priors, tolerance=_TOLERANCE_WITHOUT_PRIORS).theta
+        scale = dispersion(problem, theta, without_priors, subsets.degrees_of_freedom)
+        precision = scale[:, None] * unit * subsets.active
+    start = np.where(subsets.active, whole.theta, inactive)
     if problem.delta is not None:
-        return minimise(problem, start, parts.batch(everyone, none, precision)).theta
-    return climb(parts, start, whole.problem, precision)[1]
+        return minimise(problem, start, subsets.batch(every, no_ratio, precision)).theta
+    return climb_likelihood(subsets, start, whole.problem, precision)[1]

@@ -1,26 +1,27 @@
-"""Planted studies: observations drawn from a law over a design, with the noise that real studies have.
+"""Simulated studies: designs, observations drawn from a law over a design, and how often fits detect a quantity.
 
-What a group (root trunk) shares is drawn once for it; what a checkpoint adds is drawn for every row. Used by the
-tests, the coverage tables, and to ask before a study is run whether it could tell what it is meant to tell.
+The noise has two components, as in real studies: one that a group (root trunk) shares and one of each row (checkpoint).
+The tests, the coverage benchmark and the power analysis (`validation.power`) use these.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis import laws
 from analysis.fitting.fit import fit
+from analysis.laws import registry
 from analysis.laws.law import Law
 from mscale.errors import MscaleError, nearest
 
 
-def grid(
+def monolingual_design(
     sizes: Sequence[float], tokens: Sequence[float], languages: Sequence[str] = ("en",), seeds: int = 1
 ) -> pd.DataFrame:
-    """A monolingual design: a trunk for each (language, size, seed), a cooled row for each token budget."""
+    """A monolingual design: a group for each (language, size, seed), a row of phase `end` for each token budget."""
     records = []
     for language in languages:
         for N in sizes:
@@ -30,17 +31,19 @@ def grid(
     return pd.DataFrame(records)
 
 
-def mixtures(
+def multilingual_design(
     cells: Sequence[tuple[Sequence[str], Sequence[float], Sequence[float]]],
     unique: Mapping[str, float] | None = None,
     seeds: int = 1,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A multilingual design and its exposure: cells of (languages sampled uniformly, sizes, tokens of all).
+    """A multilingual design and its exposure: a group for each cell, size and seed; a row for each budget and language.
 
-    `unique` bounds the unique tokens of a language in all its cells.
+    Args:
+      cells: (languages, sampled uniformly; sizes; token budgets of all languages together).
+      unique: {language: its unique tokens}, unlimited where missing.
     """
     records: list[dict] = []
-    seen: list[dict] = []
+    exposures: list[dict] = []
     for languages, sizes, tokens in cells:
         for N in sizes:
             for seed in range(seeds):
@@ -52,7 +55,7 @@ def mixtures(
                         record = _record(group, language, languages, N, D, each, seed)
                         record["target_unique"] = min(available, 1e15)
                         records.append(record)
-                        seen.append(
+                        exposures.append(
                             {
                                 "run": record["run"],
                                 "step": record["step"],
@@ -61,13 +64,14 @@ def mixtures(
                                 "unique_tokens": min(available, each),
                             }
                         )
-    exposure = pd.DataFrame(seen).drop_duplicates(["run", "step", "language"])
+    exposure = pd.DataFrame(exposures).drop_duplicates(["run", "step", "language"])
     return pd.DataFrame(records), exposure
 
 
 def _record(
-    group: str, language: str, languages: Sequence[str], N: float, D: float, own: float, seed: int
+    group: str, language: str, languages: Sequence[str], N: float, D: float, target_tokens: float, seed: int
 ) -> dict:
+    """A row of a design, with the columns of the observations that laws read."""
     return {
         "run": f"{group}-{D:.3g}",
         "group": group,
@@ -81,12 +85,12 @@ def _record(
         "phase": "end",
         "language": language,
         "tokens": float(D),
-        "target_tokens": float(own),
+        "target_tokens": float(target_tokens),
         "target_unique": 1e15,
     }
 
 
-def study(
+def draw_observations(
     law: str | Law,
     design: pd.DataFrame,
     params: Mapping[str, float],
@@ -101,22 +105,24 @@ def study(
     seed: int = 0,
     **options: Any,
 ) -> pd.DataFrame:
-    """Draws the law's response over a design.
+    """Observations: the law's response over a design, with noise.
 
     Args:
-      design: the columns the law reads, and `group`; ATLAS also needs `exposure`.
+      design: the columns that the law reads, and `group`; ATLAS also needs `exposure`.
       params: true values in the paper's units: {"E": …} for all levels or {"E[sw]": …} for one; τ of source s to
         target t is "tau[t,s]".
       trunk, checkpoint: standard deviations of the noise of a group and of a row, relative for laws fitted in logs.
-      censored_above: rows whose response lies above are dropped (runs given up early). missing: share of groups lost.
+      per: column whose levels may have parameters of their own.
+      censored_above: rows with a larger response are dropped (stopped runs). missing: share of groups dropped.
+      options: of the law (ATLAS: variant, sources, count).
 
-    Returns: the design with the response column, `truth` (noiseless), and the rows that survived.
+    Returns: the rows that were not dropped, with the response column and `truth`, its value without noise.
 
     Raises:
       MscaleError: a parameter is missing or unknown.
     """
-    law, table, _ = laws.prepare(law, design, exposure=exposure, **options)
-    truth = evaluate(law, table, params, columns=columns, per=per)
+    law, table, _ = registry.prepare_law(law, design, exposure=exposure, **options)
+    truth = evaluate_law(law, table, params, columns=columns, per=per)
     rng = np.random.default_rng(seed)
     group = (
         design["group"].astype(str) if "group" in design else pd.Series(np.arange(len(design)).astype(str))
@@ -134,7 +140,7 @@ def study(
     return design.assign(**{law.response: value, "truth": truth})[keep]
 
 
-def evaluate(
+def evaluate_law(
     law: Law,
     table: pd.DataFrame,
     params: Mapping[str, float],
@@ -142,7 +148,13 @@ def evaluate(
     columns: Mapping[str, str] | None = None,
     per: str | None = "language",
 ) -> np.ndarray:
-    """The law's prediction (n,) for the rows of a prepared table, from parameters in the paper's units."""
+    """The law's prediction (n,) for the rows of a table that `registry.prepare_law` made.
+
+    params: as in `draw_observations`.
+
+    Raises:
+      MscaleError: a column or a parameter is missing.
+    """
     level = table[per].astype(str).to_numpy() if per in table else np.full(len(table), "")
     names = {variable: (columns or {}).get(variable, default) for variable, default in law.columns.items()}
     absent = [name for name in names.values() if name not in table]
@@ -168,11 +180,26 @@ def evaluate(
     return result
 
 
-def power(
-    law: str | Law,
-    design: pd.DataFrame,
-    params: Mapping[str, float],
-    quantity: str,
+@dataclass(frozen=True)
+class Experiment:
+    """A study to simulate, and the parameter that it is to detect.
+
+    Attributes:
+      law, design, params, exposure: as `draw_observations` takes them. quantity: a fitted parameter's name.
+      law_options: options of the law (ATLAS: sources, variant). fit_options: further arguments of `analysis.fit`.
+    """
+
+    law: str | Law
+    design: pd.DataFrame
+    params: Mapping[str, float]
+    quantity: str
+    exposure: pd.DataFrame | None = None
+    law_options: Mapping[str, Any] = field(default_factory=dict)
+    fit_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def detection_rate(
+    experiment: Experiment,
     *,
     null: float = 0.0,
     level: float = 0.9,
@@ -180,53 +207,59 @@ def power(
     seed: int = 0,
     trunk: float = 0.003,
     checkpoint: float = 0.001,
-    exposure: pd.DataFrame | None = None,
-    how: Mapping[str, Any] | None = None,
-    options: Mapping[str, Any] | None = None,
     advance: Callable[[], Any] = lambda: None,
 ) -> dict[str, float]:
-    """How often a study of this design would tell `quantity` (a parameter's name) from `null`.
+    """How often the interval of the experiment's quantity excludes `null`, over simulated studies.
 
-    `how` goes to `analysis.fit`, `options` are the law's own (ATLAS: sources, variant); `advance` is called after
-    every study.
+    Args:
+      level: of the interval. trunk, checkpoint: noise, see `draw_observations`. advance: called after every study.
 
-    Returns: power (share of studies whose interval leaves null out), coverage (share that holds the truth), the
-    median width, and the share of studies that did not identify it; a fit that fails counts against both.
+    Returns: power (share of studies whose interval excludes null), coverage (share whose interval holds the true
+    value), median_width, and not_identified (share that does not identify the quantity). A fit that fails counts
+    against power and coverage.
+
+    Raises:
+      MscaleError: the quantity is not among the parameters, or is not fitted.
     """
-    told = held = unknown = 0
+    quantity, params = experiment.quantity, experiment.params
+    excluding = covering = unidentified = 0
     widths = []
-    target = params.get(quantity, params.get(quantity.split("[")[0]))
-    if target is None:
+    true_value = params.get(quantity, params.get(quantity.split("[")[0]))
+    if true_value is None:
         raise MscaleError(
             f"quantity {quantity!r} is not among the planted parameters{nearest(quantity, params)}"
         )
+    options = dict(experiment.law_options)
     for number in range(studies):
-        table = study(
-            law,
-            design,
+        table = draw_observations(
+            experiment.law,
+            experiment.design,
             params,
             trunk=trunk,
             checkpoint=checkpoint,
-            exposure=exposure,
+            exposure=experiment.exposure,
             seed=seed * 100_003 + number,
-            **(options or {}),
+            **options,
         )
         advance()
         try:
-            found = fit(law, table, exposure=exposure, **(how or {}), **(options or {})).interval(level)
+            fitted = fit(
+                experiment.law, table, exposure=experiment.exposure, **experiment.fit_options, **options
+            )
+            intervals = fitted.interval(level)
         except MscaleError:
-            unknown += 1
+            unidentified += 1
             continue
-        if quantity not in found.index:
-            raise MscaleError(f"quantity {quantity!r} is not fitted{nearest(quantity, found.index)}")
-        row = found.loc[quantity]
-        unknown += not row["identified"]
-        told += not row["low"] <= null <= row["high"]
-        held += bool(row["low"] <= target <= row["high"])
+        if quantity not in intervals.index:
+            raise MscaleError(f"quantity {quantity!r} is not fitted{nearest(quantity, intervals.index)}")
+        row = intervals.loc[quantity]
+        unidentified += not row["identified"]
+        excluding += not row["low"] <= null <= row["high"]
+        covering += bool(row["low"] <= true_value <= row["high"])
         widths.append(row["high"] - row["low"])
     return {
-        "power": told / studies,
-        "coverage": held / studies,
+        "power": excluding / studies,
+        "coverage": covering / studies,
         "median_width": float(np.median(widths)) if widths else float("nan"),
-        "not_identified": unknown / studies,
+        "not_identified": unidentified / studies,
     }

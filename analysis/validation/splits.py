@@ -1,7 +1,7 @@
-"""The splits that laws are judged on: the five of ATLAS, whole scales, whole languages.
+"""The train-test splits that laws are compared on: the five of ATLAS, leave one scale out, leave one language out.
 
-A split is a set of folds, each a mask of test rows; what is not tested is fitted. Runs that share a root trunk never
-stand on both sides of a random split.
+A split is a set of folds, each a mask of test rows; the law is fitted to the other rows. In a random split the runs of
+one group (root trunk) are all in the same fold.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,91 +11,99 @@ import pandas as pd
 
 from mscale.errors import MscaleError
 
-SPLITS = ("R2", "R2_N", "R2_D", "R2_C", "R2_M")
-OTHERS = ("leave_one_scale_out", "leave_one_language_out")
-SHARE = 0.2
+ATLAS_SPLITS = ("R2", "R2_N", "R2_D", "R2_C", "R2_M")
+LEAVE_ONE_OUT_SPLITS = ("leave_one_scale_out", "leave_one_language_out")
+TEST_SHARE = 0.2
 
 
 def folds(
-    table: pd.DataFrame, split: str, *, share: float = SHARE, seed: int = 0, columns: Mapping | None = None
-):
+    table: pd.DataFrame,
+    split: str,
+    *,
+    share: float = TEST_SHARE,
+    seed: int = 0,
+    columns: Mapping[str, str] | None = None,
+) -> dict[str, np.ndarray]:
     """The test masks of a split, {name: (n,) bool}.
 
     Args:
-      split: "R2" (a random `share` of the groups, each share in turn), "R2_N" (the largest `share` of the scales,
-        whole), "R2_D" (the rows of most tokens), "R2_C" (of most compute), "R2_M" (mixtures that are not
+      split: "R2" (a random `share` of the groups, each share in turn), "R2_N" (the largest `share` of the scales),
+        "R2_D" (the `share` of the rows with most tokens), "R2_C" (with most compute), "R2_M" (mixtures that are not
         monolingual, bilingual or UniMax), "leave_one_scale_out" or "leave_one_language_out".
-      columns: {"N" or "D": the table's column}.
+      columns: {"N", "D" or "group": the table's column}.
 
     Raises:
       MscaleError: no such split, or the table has nothing to hold out.
     """
-    columns = dict(columns or {})
+    names_of = dict(columns or {})
     if not len(table):
         raise MscaleError(f"split {split!r}: the table has no rows, hence nothing to hold out")
     if split == "R2":
-        group = columns.get("group") or next((name for name in ("group", "run") if name in table), None)
+        group = names_of.get("group") or next((name for name in ("group", "run") if name in table), None)
         names = (
             table[group].astype(str) if group else pd.Series(np.arange(len(table)).astype(str), table.index)
         )
         unique = np.random.default_rng(seed).permutation(np.array(sorted(names.unique())))
         parts = np.array_split(unique, min(max(2, round(1 / share)), len(unique)))
         found = {f"part {number}": names.isin(part).to_numpy() for number, part in enumerate(parts, 1)}
-        return _several(found, "group")
+        return _require_two(found, "group")
     if split == "R2_M":
-        return {"mixtures": _mixtures(table)}
+        return {"mixtures": _mixture_rows(table)}
     if split == "leave_one_language_out":
         language = _column(table, "language")
         found = {str(name): (language == name).to_numpy() for name in sorted(language.unique())}
-        return _several(found, "language")
-    N = _column(table, columns.get("N", "params")).to_numpy(float)
+        return _require_two(found, "language")
+    N = _column(table, names_of.get("N", "params")).to_numpy(float)
     if split in ("R2_N", "leave_one_scale_out"):
         sizes = np.unique(N)
         if split == "R2_N":
-            held = sizes[-max(1, round(share * len(sizes))) :]
-            _several({size: None for size in sizes}, "scale")
-            return {"largest scales": np.isin(N, held)}
-        return _several({f"{size:.4g}": size == N for size in sizes}, "scale")
+            largest = sizes[-max(1, round(share * len(sizes))) :]
+            _require_two({str(size): size == N for size in sizes}, "scale")
+            return {"largest scales": np.isin(N, largest)}
+        return _require_two({f"{size:.4g}": size == N for size in sizes}, "scale")
     if split in ("R2_D", "R2_C"):
-        D = _column(table, columns.get("D", "tokens" if "tokens" in table else "target_tokens")).to_numpy(
+        D = _column(table, names_of.get("D", "tokens" if "tokens" in table else "target_tokens")).to_numpy(
             float
         )
         amount = D if split == "R2_D" else N * D
-        held = amount >= np.quantile(amount, 1 - share, method="higher")
-        if held.all():
+        test = amount >= np.quantile(amount, 1 - share, method="higher")
+        if test.all():
             raise MscaleError(f"{split}: every row has the same {'tokens' if split == 'R2_D' else 'compute'}")
-        return {"most tokens" if split == "R2_D" else "most compute": held}
-    raise MscaleError(f"no split {split!r}; there are {', '.join((*SPLITS, *OTHERS))}")
+        return {"most tokens" if split == "R2_D" else "most compute": test}
+    raise MscaleError(f"no split {split!r}; there are {', '.join((*ATLAS_SPLITS, *LEAVE_ONE_OUT_SPLITS))}")
 
 
-def _several(found: dict, what: str) -> dict:
-    if len(found) < 2:
-        raise MscaleError(f"only one {what}: holding it out leaves nothing to fit")
-    return found
+def _require_two(masks: dict[str, np.ndarray], unit: str) -> dict[str, np.ndarray]:
+    """The masks; raises MscaleError where there is only one."""
+    if len(masks) < 2:
+        raise MscaleError(f"only one {unit}: holding it out leaves nothing to fit")
+    return masks
 
 
 def _column(table: pd.DataFrame, name: str) -> pd.Series:
+    """A column; raises MscaleError where the table lacks it."""
     if name not in table:
         raise MscaleError(f"splits: the table has no column {name!r}; name yours with columns=")
     return table[name]
 
 
-def _mixtures(table: pd.DataFrame) -> np.ndarray:
+def _mixture_rows(table: pd.DataFrame) -> np.ndarray:
+    """Mask (n,) of mixtures of three or more languages other than UniMax."""
     count = _column(table, "languages").astype(str).str.count(r"\+") + 1
     unimax = table["mixture"].astype(str).str.startswith("unimax") if "mixture" in table else False
-    held = ((count > 2) & ~unimax).to_numpy()
-    if not held.any():
+    test = ((count > 2) & ~unimax).to_numpy()
+    if not test.any():
         raise MscaleError("R2_M: no mixture of three or more languages other than UniMax to hold out")
-    if held.all():
+    if test.all():
         raise MscaleError("R2_M: no monolingual, bilingual or UniMax run to fit")
-    return held
+    return test
 
 
-def usable(table: pd.DataFrame, phases: Sequence[str] | None = ("end",)) -> pd.DataFrame:
-    """The rows that a law of pretraining is judged on: cooled, from scratch, with tokens of their language.
+def comparable_rows(table: pd.DataFrame, phases: Sequence[str] | None = ("end",)) -> pd.DataFrame:
+    """The rows that laws of pretraining are compared on: of these phases, from scratch, of languages of the mixture.
 
     Raises:
-      MscaleError: no row is in the wanted phases; runs in different phases are not compared unless asked for.
+      MscaleError: no row is in these phases.
     """
     if "phase" in table and phases is not None:
         kept = table[table["phase"].isin(list(phases))]

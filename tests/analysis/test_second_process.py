@@ -19,7 +19,7 @@ def two_cores(monkeypatch):
 
 
 def test_answers_are_the_same_with_one_process_and_with_two(monkeypatch, two_cores):
-    observations, exposure, _ = planted_study.study(seed=5, small=True)
+    observations, exposure, _ = planted_study.make_study(seed=5, small=True)
     found = []
     for min_rows in (0, 10**9):
         monkeypatch.setattr(analyse, "SECOND_PROCESS_MIN_ROWS", min_rows)

@@ -49,7 +49,7 @@ def design(lone=""):
     cells += [(pair, [SIZES[2]], (2e6, 6e6)) for pair in itertools.combinations(NAMES, 2)]
     cells += [(others, SIZES[::2], (2e6, 4e6, 8e6)), (NAMES[:3], [SIZES[1]], (3e6,))]
     cells += [((NAMES[0], name), SIZES[::4], (2e6, 6e6)) for name in others[1:] if lone]
-    return simulate.mixtures(cells, unique=UNIQUE)
+    return simulate.multilingual_design(cells, unique=UNIQUE)
 
 
 @functools.cache
@@ -57,7 +57,9 @@ def fitted(seed, lone=""):
     """The ATLAS law fitted to a noisy study of `planted(seed)`."""
     rows, exposure = design(lone)
     noise = {"trunk": 0.003, "checkpoint": 0.001, "seed": seed}
-    rows = simulate.study("atlas", rows, planted(seed), exposure=exposure, sources=SOURCES, **noise)
+    rows = simulate.draw_observations(
+        "atlas", rows, planted(seed), exposure=exposure, sources=SOURCES, **noise
+    )
     return analysis.fit("atlas", rows, exposure=exposure, sources=SOURCES)
 
 

@@ -17,7 +17,7 @@ def planted(seed, kin=0.5, noise=0.05, effects=0.1):
     """Scores of 14 languages: kinship, how each fares as target and as source, and noise."""
     rng = np.random.default_rng(seed)
     size = len(LANGUAGES)
-    family = inventory.same(LANGUAGES, KNOWN, "family")
+    family = inventory.shared_trait(LANGUAGES, KNOWN, "family")
     scores = kin * family + effects * (rng.normal(size=(size, 1)) + rng.normal(size=(1, size)))
     truth = scores.copy()
     scores = scores + noise * rng.normal(size=scores.shape)

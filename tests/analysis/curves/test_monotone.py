@@ -1,9 +1,11 @@
+"""Monotone cubics agree with SciPy's PCHIP, evaluated and inverted on the grid."""
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.interpolate import PchipInterpolator
 
-from analysis.curves.monotone import GRID, Cubics, slopes_of
+from analysis.curves.monotone import GRID_POINTS, MonotoneCubics, pchip_slopes
 
 
 def falling(seed, knots, curves=6):
@@ -15,27 +17,29 @@ def falling(seed, knots, curves=6):
 
 
 @given(st.integers(0, 10_000), st.integers(2, 40))
-def test_it_is_scipys_monotone_cubic_with_straight_lines_between_points_of_the_grid(seed, knots):
+def test_values_are_those_of_scipys_pchip_interpolated_linearly_on_the_grid(seed, knots):
     x, values = falling(seed, knots)
-    assert np.allclose(slopes_of(x, values), PchipInterpolator(x, values, axis=1).derivative()(x), atol=1e-9)
-    grid = np.linspace(x[0], x[-1], GRID)
+    assert np.allclose(
+        pchip_slopes(x, values), PchipInterpolator(x, values, axis=1).derivative()(x), atol=1e-9
+    )
+    grid = np.linspace(x[0], x[-1], GRID_POINTS)
     dense = PchipInterpolator(x, values, axis=1)(grid)
     where = np.random.default_rng(seed).uniform(x[0] - 1, x[-1] + 1, (1, 50))
-    read = Cubics(x, values[None], slopes_of(x, values)[None]).read(where)[0]
+    read = MonotoneCubics(x, values[None], pchip_slopes(x, values)[None]).evaluate(where)[0]
     for row, curve in zip(read, dense, strict=True):
         expected = np.interp(where[0], grid, curve, left=np.nan, right=np.nan)
         assert np.allclose(row, expected, equal_nan=True, atol=1e-9)
 
 
 @given(st.integers(0, 10_000), st.integers(2, 40))
-def test_reaching_finds_what_looking_at_every_point_of_the_grid_finds(seed, knots):
+def test_first_crossings_are_those_of_a_search_over_all_grid_points(seed, knots):
     x, values = falling(seed, knots)
-    grid = np.linspace(x[0], x[-1], GRID)
+    grid = np.linspace(x[0], x[-1], GRID_POINTS)
     dense = PchipInterpolator(x, values, axis=1)(grid)
     rng = np.random.default_rng([1, seed])
     wanted = rng.uniform(values.min() - 1, values.max() + 1, (len(values), 30))
     wanted[0, 0] = np.nan
-    found = Cubics(x, values[None], slopes_of(x, values)[None]).reach(wanted[None])[0]
+    found = MonotoneCubics(x, values[None], pchip_slopes(x, values)[None]).first_crossing(wanted[None])[0]
     assert np.isnan(found[0, 0])
     for curve, asked, got in zip(dense, wanted, found, strict=True):
         for value, place in zip(asked[1:], got[1:], strict=True):

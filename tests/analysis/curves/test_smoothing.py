@@ -1,3 +1,5 @@
+"""Smoothing curves together equals smoothing each alone, keeps lines and removes noise."""
+
 import numpy as np
 
 from analysis.curves.smoothing import smoother
@@ -12,11 +14,11 @@ def test_curves_smoothed_together_are_those_smoothed_alone():
     for loss, found, freedom in zip(losses, smooth, together.freedom, strict=True):
         alone = smoother(x, repeats, loss[None])
         assert np.allclose(alone(loss[None, None])[0, 0], found) and np.isclose(alone.freedom[0], freedom)
-        # An average of smoothed losses, by what each loss counts in it.
+        # weights() gives the average of the smoothed losses from the raw ones.
         assert np.isclose(alone.weights(np.full(25, 1 / 25))[0] @ loss, found.mean())
 
 
-def test_what_is_straight_in_log_tokens_stays_and_noise_on_it_goes():
+def test_lines_in_log_tokens_are_kept_and_noise_is_reduced():
     rng = np.random.default_rng(1)
     x, repeats = np.linspace(8, 14, 40), np.ones(40)
     line = 4 - 0.2 * x
@@ -24,6 +26,6 @@ def test_what_is_straight_in_log_tokens_stays_and_noise_on_it_goes():
     smooth = smoother(x, repeats, noisy)
     assert np.allclose(smooth(np.tile(line, (50, 1, 1))), line)
     assert np.std(smooth(noisy[:, None])[:, 0] - line) < 0.5 * 0.01
-    # Residuals over the freedom that is left tell the noise.
+    # Residuals over their degrees of freedom estimate the noise.
     residual = noisy - smooth(noisy[:, None])[:, 0]
     assert np.isclose(np.sqrt(np.sum(residual**2) / smooth.freedom.sum()), 0.01, rtol=0.05)

@@ -17,11 +17,11 @@ def found():
     tokens = (2e6, 4e6, 8e6)
     design = pd.concat(
         [
-            simulate.grid((2e4, 8e4, 3e5), tokens, ("a", "b"), seeds=3),
-            simulate.grid((8e4,), tokens, ("c", "d"), seeds=6),
+            simulate.monolingual_design((2e4, 8e4, 3e5), tokens, ("a", "b"), seeds=3),
+            simulate.monolingual_design((8e4,), tokens, ("c", "d"), seeds=6),
         ]
     )
-    table = simulate.study("chinchilla", design, TRUE, trunk=0.004, checkpoint=0.002, seed=2)
+    table = simulate.draw_observations("chinchilla", design, TRUE, trunk=0.004, checkpoint=0.002, seed=2)
     return analysis.fit("chinchilla", table, share=("alpha", "beta"))
 
 

@@ -11,8 +11,10 @@ from analysis.validation import simulate
 
 @pytest.fixture(scope="module")
 def table():
-    design = simulate.grid((2e4, 8e4, 3e5), (2e6, 4e6, 8e6), ("a", "b"), seeds=2)
-    return simulate.study("chinchilla", design, {**TRUE, "E[b]": 2.1}, trunk=0.003, checkpoint=0.001, seed=1)
+    design = simulate.monolingual_design((2e4, 8e4, 3e5), (2e6, 4e6, 8e6), ("a", "b"), seeds=2)
+    return simulate.draw_observations(
+        "chinchilla", design, {**TRUE, "E[b]": 2.1}, trunk=0.003, checkpoint=0.001, seed=1
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,8 +49,8 @@ def test_no_other_linear_parameters_fit_a_start_better(table, how):
 
 @pytest.fixture(scope="module")
 def huber_fit():
-    design = simulate.grid(np.geomspace(2e4, 4e5, 5), (2e6, 4e6, 8e6), ("en", "sw"), seeds=5)
-    table = simulate.study("chinchilla", design, TRUE, trunk=0.002, checkpoint=0.002, seed=3)
+    design = simulate.monolingual_design(np.geomspace(2e4, 4e5, 5), (2e6, 4e6, 8e6), ("en", "sw"), seeds=5)
+    table = simulate.draw_observations("chinchilla", design, TRUE, trunk=0.002, checkpoint=0.002, seed=3)
     return analysis.fit("chinchilla", table, share=("alpha", "beta"), loss="huber")
 
 

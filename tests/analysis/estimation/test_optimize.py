@@ -20,9 +20,9 @@ def several():
     """The capacity law of three languages, one of which has E at its bound; rows of a run share noise."""
     cells = [(("a",), (2e4, 8e4, 3e5), (2e6, 4e6)), (("a", "b"), (2e4, 8e4, 3e5), (4e6, 8e6))]
     cells.append((("a", "b", "c"), (2e4, 8e4, 3e5), (6e6, 12e6)))
-    design = simulate.mixtures(cells, seeds=2)[0]
+    design = simulate.multilingual_design(cells, seeds=2)[0]
     design["languages_trained"] = design["languages"].str.count(r"\+") + 1
-    table = simulate.study(
+    table = simulate.draw_observations(
         "capacity", design, {**CAPACITY, "E[c]": 0.01}, trunk=0.01, checkpoint=0.003, seed=4
     )
     return analysis.fit("capacity", table, loss="squares")
@@ -31,7 +31,7 @@ def several():
 @pytest.fixture(scope="module")
 def constrained():
     """ATLAS with other languages, a prior, an A fixed in the paper's units, and its constraint as a barrier."""
-    observations, exposure, _ = planted_study.study(seed=3, small=True)
+    observations, exposure, _ = planted_study.make_study(seed=3, small=True)
     return analysis.fit(
         "atlas",
         atlas_rows(observations),

@@ -12,8 +12,8 @@ from mscale.errors import MscaleError
 
 @pytest.fixture
 def table():
-    design = simulate.grid(np.geomspace(2e4, 4e5, 5), (2e6, 4e6, 8e6), seeds=2)
-    return simulate.study("chinchilla", design, TRUE)
+    design = simulate.monolingual_design(np.geomspace(2e4, 4e5, 5), (2e6, 4e6, 8e6), seeds=2)
+    return simulate.draw_observations("chinchilla", design, TRUE)
 
 
 def refuses(match, table, law="chinchilla", **how):

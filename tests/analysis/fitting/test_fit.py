@@ -1,4 +1,4 @@
-"""Fits reach the published optimum and the planted parameters, and say what they cannot know."""
+"""Fits reach the published optimum and recover true parameters; what the data do not identify is reported so."""
 
 import numpy as np
 import pandas as pd
@@ -37,7 +37,7 @@ def test_the_published_optimum(published):
     assert published.agreement["agreeing"] == published.agreement["starts"]
 
 
-def test_the_published_print_lies_within_the_intervals(published):
+def test_the_printed_estimates_lie_within_the_intervals(published):
     found = published.interval(0.9)
     for name, value in {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}.items():
         assert found.loc[name, "low"] < value < found.loc[name, "high"]
@@ -93,14 +93,16 @@ def test_a_chart_is_made(published):
 
 @pytest.fixture(scope="module")
 def study():
-    design = simulate.grid(SIZES, TOKENS, ("en", "sw"), seeds=2)
-    return simulate.study(
+    design = simulate.monolingual_design(SIZES, TOKENS, ("en", "sw"), seeds=2)
+    return simulate.draw_observations(
         "chinchilla", design, {**TRUE, "E[sw]": 2.0}, trunk=0.002, checkpoint=0.0005, seed=3
     )
 
 
 def test_noiseless_parameters_come_back():
-    table = simulate.study("chinchilla", simulate.grid(SIZES, TOKENS, seeds=2), TRUE, trunk=0, checkpoint=0)
+    table = simulate.draw_observations(
+        "chinchilla", simulate.monolingual_design(SIZES, TOKENS, seeds=2), TRUE, trunk=0, checkpoint=0
+    )
     for loss in ("huber", "squares"):
         found = analysis.fit("chinchilla", table, loss=loss)
         for name, value in TRUE.items():
@@ -133,9 +135,9 @@ def test_rows_of_one_trunk_share_their_noise(study):
     found = analysis.fit("chinchilla", study, target="en")
     assert found.method == "profile"
     assert found.problem.ratio > 2  # planted: 16
-    alone = analysis.fit("chinchilla", study.drop(columns=["group", "run"]), target="en")
-    width = [f.interval(0.9).eval("high - low")["beta"] for f in (found, alone)]
-    assert width[0] < width[1]  # what a trunk's budgets share cancels in their differences
+    ungrouped = analysis.fit("chinchilla", study.drop(columns=["group", "run"]), target="en")
+    width = [f.interval(0.9).eval("high - low")["beta"] for f in (found, ungrouped)]
+    assert width[0] < width[1]  # noise that the budgets of a trunk share cancels in their differences
 
 
 def test_weights_stand_for_repeated_rows(study):
@@ -146,7 +148,7 @@ def test_weights_stand_for_repeated_rows(study):
     np.testing.assert_allclose(heavy.params[:5], plain.params[:5], rtol=1e-6)
 
 
-def test_huber_shrugs_off_what_squares_do_not(study):
+def test_huber_is_robust_to_an_outlier_and_squares_are_not(study):
     rows = study[study["language"] == "en"].copy()
     rows.iloc[0, rows.columns.get_loc("loss")] *= 1.5
     error = [
@@ -156,9 +158,9 @@ def test_huber_shrugs_off_what_squares_do_not(study):
     assert error[0] < 0.3 * error[1]
 
 
-def test_what_is_not_identified_is_said_and_not_printed():
-    design = simulate.grid(SIZES, (4e6, 4.4e6), seeds=2)  # hardly any spread in D
-    table = simulate.study("chinchilla", design, TRUE, trunk=0.01, checkpoint=0.005, seed=1)
+def test_unidentified_parameters_have_a_reason_instead_of_an_estimate():
+    design = simulate.monolingual_design(SIZES, (4e6, 4.4e6), seeds=2)  # hardly any spread in D
+    table = simulate.draw_observations("chinchilla", design, TRUE, trunk=0.01, checkpoint=0.005, seed=1)
     found = analysis.fit("chinchilla", table)
     assert "beta" in found.identification()
     assert "not identified" in next(line for line in found.summary().splitlines() if "beta " in line)
@@ -166,21 +168,23 @@ def test_what_is_not_identified_is_said_and_not_printed():
 
 
 def test_collinear_parameters_are_named():
-    design = simulate.grid(SIZES, TOKENS, seeds=2)
+    design = simulate.monolingual_design(SIZES, TOKENS, seeds=2)
     design["target_tokens"] = design["params"] * 100  # D moves only with N
-    table = simulate.study("chinchilla", design, {**TRUE, "beta": 0.32}, trunk=0.0, checkpoint=1e-3)
+    table = simulate.draw_observations(
+        "chinchilla", design, {**TRUE, "beta": 0.32}, trunk=0.0, checkpoint=1e-3
+    )
     found = analysis.fit("chinchilla", table, fixed={"beta": 0.32, "alpha": 0.32})
     assert set(found.identification()) >= {"A", "B"}
 
 
 def test_too_few_groups_are_refused_with_the_number_missing():
-    table = simulate.study("chinchilla", simulate.grid(SIZES, TOKENS), TRUE)
+    table = simulate.draw_observations("chinchilla", simulate.monolingual_design(SIZES, TOKENS), TRUE)
     with pytest.raises(MscaleError, match="5 groups .* for 5 parameters .* so 3 more"):
         analysis.fit("chinchilla", table)
     assert analysis.fit("chinchilla", table, few_groups=True).params["E"] == pytest.approx(1.7, abs=0.3)
 
 
-def test_double_precision_is_nobody_elses_business():
+def test_fitting_does_not_switch_jax_to_double_precision():
     import jax.numpy as jnp
 
     analysis.fit(
@@ -192,8 +196,8 @@ def test_double_precision_is_nobody_elses_business():
 def test_priors_survive_json(study):
     pulled = analysis.fit("chinchilla", study, target="en", priors={"beta": (0.4, 0.01)})
     again = analysis.from_json(pulled.to_json())
-    for mine, theirs in zip(again.problem.prior, pulled.problem.prior, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    for loaded, original in zip(again.problem.prior, pulled.problem.prior, strict=True):
+        np.testing.assert_array_equal(loaded, original)
     pd.testing.assert_frame_equal(again.interval(0.9), pulled.interval(0.9))
 
 

@@ -1,3 +1,5 @@
+"""The capacity law: published growth factors, iso-loss curves, and the growth of least compute."""
+
 import numpy as np
 import planted_study
 import pytest
@@ -43,7 +45,7 @@ def test_growth_keeps_the_loss(ratio, phi, psi, alpha, beta, n, d, k):
 @given(st.floats(1.2, 16), st.floats(0.1, 0.9), st.floats(0.02, 0.2), st.floats(-0.1, 0.1))
 def test_iso_loss_curve_keeps_the_loss_and_ends_at_its_limit(ratio, weight, phi, psi):
     alpha, beta = 0.35, 0.3
-    curve = capacity.iso_loss(ratio, weight, phi, psi, alpha, beta)
+    curve = capacity.iso_loss_curve(ratio, weight, phi, psi, alpha, beta)
     kept = ratio**phi * weight * curve["s"] ** -alpha + ratio**psi * (1 - weight) * curve["t"] ** -beta
     assert np.allclose(kept, 1)
     limit = capacity.feasibility_limit(ratio, weight, phi, alpha)
@@ -57,7 +59,7 @@ def test_growth_is_cheapest_exactly_where_the_start_is_compute_optimal():
     plain = capacity.growth(4, phi, psi, alpha, beta)
     cheap = capacity.cheapest_growth(4, optimal, phi, psi, alpha, beta)
     assert pytest.approx(plain.C, rel=1e-3) == cheap.C and pytest.approx(plain.N, rel=0.02) == cheap.N
-    # Too small a model to begin with: growing it more than the formula says is cheaper.
+    # The start is too small a model: growing it more than the formula does is cheaper.
     off = capacity.cheapest_growth(4, 0.75, phi, psi, alpha, beta)
     assert off.C < plain.C * 0.9 and off.N > plain.N
 
@@ -72,7 +74,7 @@ def test_growth_is_cheapest_exactly_where_the_start_is_compute_optimal():
 
 
 def test_rows_are_cooled_uniform_unrepeated_and_trained_on():
-    observations, _, _ = planted_study.study(seed=1, small=True)
+    observations, _, _ = planted_study.make_study(seed=1, small=True)
     rows = laws.capacity_rows(validate_observations(observations)[0])
     assert set(rows["phase"]) == {"end"} and set(rows["K"]) == {1, 2, 4, 6}
     assert set(rows["init"]) == {"scratch"} and "repeat" not in set(rows["tag"])

@@ -1,4 +1,4 @@
-"""Every law finds the parameters planted with it, at the figures that its paper prints where it prints any."""
+"""Every law recovers the parameters that its observations were drawn with; the printed ones where a paper has them."""
 
 import numpy as np
 import pandas as pd
@@ -12,15 +12,15 @@ from mscale.errors import MscaleError
 SIZES = np.geomspace(2e4, 8e5, 5)
 
 
-def recovered(law, table, params, rel=1e-3, **how):
-    found = analysis.fit(law, table, **how)
+def assert_recovers(law, table, params, rel=1e-3, **options):
+    found = analysis.fit(law, table, **options)
     for name, value in params.items():
         assert found.params[name] == pytest.approx(value, rel=rel, abs=1e-4), name
     return found
 
 
 @pytest.mark.parametrize("law", list(LAWS.values()), ids=list(LAWS))
-def test_declarations_are_whole(law):
+def test_declarations_are_complete(law):
     names = [parameter.name for parameter in law.parameters]
     assert len(set(names)) == len(names) and law.equation and law.source
     for parameter in law.parameters:
@@ -37,8 +37,8 @@ def multilingual():
     cells = [((name,), SIZES, budgets) for name in languages]
     cells += [(pair, SIZES, budgets) for pair in pairs]
     cells += [(tuple(languages), SIZES, budgets), (tuple(languages[:3]), SIZES, budgets)]
-    design, exposure = simulate.mixtures(cells)
-    repeated, seen = simulate.mixtures(
+    design, exposure = simulate.multilingual_design(cells)
+    repeated, seen = simulate.multilingual_design(
         [((name,), SIZES, budgets) for name in languages], {n: 7e5 for n in languages}
     )
     repeated["run"] += "-r"
@@ -54,10 +54,12 @@ ATLAS = {"E": 1.6, "A": 25.0, "alpha": 0.3, "B": 80.0, "beta": 0.35, "lambda": 0
 def test_atlas_recovers_transfer_and_repetition(multilingual):
     design, exposure = multilingual
     truth = {**ATLAS, **TAU, **{f"tau_{k}": 0.2 for k in (1, 2, 3)}, "tau_other": 0.0}
-    table = simulate.study(
+    table = simulate.draw_observations(
         "atlas", design[design["language"] == "en"], truth, exposure=exposure, trunk=0, checkpoint=0
     )
-    found = recovered("atlas", table, {**TAU, "lambda": 0.6, "alpha": 0.3, "beta": 0.35}, exposure=exposure)
+    found = assert_recovers(
+        "atlas", table, {**TAU, "lambda": 0.6, "alpha": 0.3, "beta": 0.35}, exposure=exposure
+    )
     assert found.identification() == {"tau_other[en]": "no row depends on it"}
 
 
@@ -70,7 +72,7 @@ def test_atlas_shares_exponents_and_lambda(multilingual):
     truth = {**ATLAS, "E[sw]": 2.0, "tau_other": 0.0}
     for target, found in sources.items():
         truth |= {f"tau[{target},{source}]": 0.1 * (k + 1) for k, source in enumerate(found)}
-    table = simulate.study(
+    table = simulate.draw_observations(
         "atlas", design, truth, exposure=exposure, sources=sources, trunk=0.001, checkpoint=0.0005
     )
     found = analysis.fit("atlas", table, exposure=exposure, sources=sources)
@@ -85,7 +87,9 @@ def test_atlas_holds_effective_data_above_its_floor(multilingual):
     design, exposure = multilingual
     rows = design[design["language"] == "en"]
     truth = {**ATLAS, "tau[en,fr]": -0.5, "tau[en,sw]": -0.3, "tau[en,hi]": -0.15, "tau_other": 0.0}
-    table = simulate.study("atlas", rows, truth, exposure=exposure, trunk=0.02, checkpoint=0.02, seed=5)
+    table = simulate.draw_observations(
+        "atlas", rows, truth, exposure=exposure, trunk=0.02, checkpoint=0.02, seed=5
+    )
     found = analysis.fit("atlas", table, exposure=exposure)
     assert (found.problem.constraint(found.theta[None]) > 0).all()
     few = found.predict(rows.head(3).assign(D_1=1e5, U_1=1e9), level=0.9)
@@ -98,19 +102,19 @@ def test_atlas_holds_effective_data_above_its_floor(multilingual):
 
 
 def test_sources_are_the_most_co_sampled():
-    design, exposure = simulate.mixtures(
+    design, exposure = simulate.multilingual_design(
         [
             (("en", "fr"), SIZES[:1], (8e6,)),
             (("en", "hi"), SIZES[:1], (2e6,)),
             (("en", "sw"), SIZES[:1], (4e6,)),
         ]
     )
-    assert list(atlas.co_sampled(design, exposure, "en").index) == ["fr", "sw", "hi"]
+    assert list(atlas.co_sampled_tokens(design, exposure, "en").index) == ["fr", "sw", "hi"]
 
 
 def test_saturation():
     D, U = np.array([1e6, 2e6, 1e9]), np.array([2e6, 1e6, 1e6])
-    S = atlas.saturate(D, U, 0.5)
+    S = atlas.effective_tokens(D, U, 0.5)
     assert S[0] == 1e6
     assert S[1] == pytest.approx(1e6 * (1 + (1 - np.exp(-0.5)) / 0.5))
     assert S[2] == pytest.approx(1e6 * (1 + 1 / 0.5))
@@ -119,8 +123,8 @@ def test_saturation():
 def test_capacity(multilingual):
     design, _ = multilingual
     truth = {"E": 1.5, "A": 25.0, "phi": 0.11, "alpha": 0.31, "B": 80.0, "psi": -0.04, "beta": 0.37}
-    table = simulate.study("capacity", design, truth, trunk=0, checkpoint=0, per=None)
-    found = recovered("capacity", table, truth, per=None)
+    table = simulate.draw_observations("capacity", design, truth, trunk=0, checkpoint=0, per=None)
+    found = assert_recovers("capacity", table, truth, per=None)
     one, four = (found.compute_optimal(1e12, K=K)["N"][0] for K in (1, 4))
     assert four > one  # more languages want a larger model
 
@@ -140,15 +144,15 @@ def test_data_constrained_at_the_published_constants():
         for grid in np.meshgrid(np.geomspace(1e7, 9e9, 8), np.geomspace(1e9, 2e11, 6), [1, 4, 16, 64])
     )
     design = pd.DataFrame({"params": N, "target_tokens": D, "target_unique": D / epochs})
-    table = simulate.study("data_constrained", design, truth, trunk=0, checkpoint=0)
-    recovered("data_constrained", table, truth, rel=5e-3)
+    table = simulate.draw_observations("data_constrained", design, truth, trunk=0, checkpoint=0)
+    assert_recovers("data_constrained", table, truth, rel=5e-3)
 
 
 def test_data_constrained_in_two_stages():
     languages, truth = ("en", "sw"), {**ATLAS, "E[sw]": 2.1, "R_D": 10.0, "R_N": 5.0}
-    design = simulate.grid(SIZES, (2e6, 6e6, 2e7), languages, seeds=2)
+    design = simulate.monolingual_design(SIZES, (2e6, 6e6, 2e7), languages, seeds=2)
     again = design.assign(run=design["run"] + "r", group=design["group"] + "r", target_unique=2.5e5)
-    table = simulate.study(
+    table = simulate.draw_observations(
         "data_constrained",
         pd.concat([design, again], ignore_index=True),
         truth,
@@ -166,7 +170,7 @@ def test_data_constrained_in_two_stages():
         row = found.interval().loc["R_D"]
         assert row["estimate"] == pytest.approx(10.0, rel=0.15)
         widths.append(row["high"] / row["low"])
-    assert widths[0] < widths[1]  # what stage one does not know is not carried on
+    assert widths[0] < widths[1]  # the uncertainty of stage one is ignored
     with pytest.raises(MscaleError, match="60 of 60 rows see their data once"):
         analysis.fit("data_constrained", design.assign(loss=2.0), two_stage=True)
 
@@ -183,19 +187,19 @@ def test_family_and_bimix(multilingual):
     design, _ = multilingual
     truth = {"E": 1.5, "A": 25.0, "alpha": 0.31, "B": 80.0, "beta": 0.37, "gamma": 0.08}
     shares = design.assign(family_share=design["target_tokens"] / design["tokens"])
-    table = simulate.study("family", shares, truth, trunk=0, checkpoint=0)
-    recovered("family", table, truth, per=None)
+    table = simulate.draw_observations("family", shares, truth, trunk=0, checkpoint=0)
+    assert_recovers("family", table, truth, per=None)
     truth = {"alpha": 0.1, "B": 40.0, "beta": 0.3, "C": 1.4}
-    table = simulate.study("bimix", design, truth, trunk=0, checkpoint=0)
-    recovered("bimix", table, truth, per=None)
+    table = simulate.draw_observations("bimix", design, truth, trunk=0, checkpoint=0)
+    assert_recovers("bimix", table, truth, per=None)
 
 
-def test_mixing_with_its_gauge():
+def test_mixing_recovers_the_parameters_in_its_gauge():
     rng = np.random.default_rng(0)
     table = pd.DataFrame(rng.dirichlet(np.ones(3), 60), columns=["web", "code", "books"])
     t = np.array([-1.2, 0.9, 0.3])
     table["loss"] = 1.8 + 0.6 * np.exp(table[["web", "code", "books"]].to_numpy() @ t)
-    found = recovered(
+    found = assert_recovers(
         "mixing",
         table,
         {"c": 1.8, "k": 0.6, "t[web]": -1.2, "t[code]": 0.9},
@@ -205,7 +209,7 @@ def test_mixing_with_its_gauge():
     with pytest.raises(MscaleError, match="add up to"):
         analysis.fit("mixing", table.assign(web=0.9), domains=["web", "code", "books"])
     with pytest.raises(MscaleError, match="at least two"):
-        mixing.mixing(["web"], [""])
+        mixing.mixing_law(["web"], [""])
 
 
 def test_transfer_at_the_published_exponents():
@@ -214,14 +218,14 @@ def test_transfer_at_the_published_exponents():
         {"finetuning_tokens": 10 ** rng.uniform(5, 9, 50), "params": 10 ** rng.uniform(6, 9, 50)}
     )
     table["data_transferred"] = 1.9e4 * table["finetuning_tokens"] ** 0.18 * table["params"] ** 0.38
-    recovered("transfer", table, {"k": 1.9e4, "alpha": 0.18, "beta": 0.38})
+    assert_recovers("transfer", table, {"k": 1.9e4, "alpha": 0.18, "beta": 0.38})
 
 
-def test_the_guides_two_examples():
+def test_the_two_examples_of_the_guide():
     rng = np.random.default_rng(0)
     tokens = 10 ** rng.uniform(5.5, 10, 60)
     table = pd.DataFrame({"tokens": tokens, "score": -2.0 - 30.0 * np.log10(tokens) ** -1.6})
-    recovered("monolingual_equivalent", table, {"a": 30.0, "b": 1.6, "c": -2.0})
+    assert_recovers("monolingual_equivalent", table, {"a": 30.0, "b": 1.6, "c": -2.0})
     assert examples.equivalent_tokens(-2.0 - 30.0 * 8.0**-1.6, 30.0, 1.6, -2.0) == pytest.approx(1e8)
     assert examples.equivalent_tokens(-1.0, 30.0, 1.6, -2.0) == np.inf
     n = 10 ** rng.uniform(1, 3.8, 200)
@@ -230,12 +234,12 @@ def test_the_guides_two_examples():
     )
     truth = {"A": 0.8, "alpha": 0.3, "B": 2.0, "beta": 0.5}
     law = examples.CONTEXT_AWARE
-    table["accuracy"] = simulate.evaluate(law, table, truth)
+    table["accuracy"] = simulate.evaluate_law(law, table, truth)
     assert table.loc[n > 4200, "accuracy"].max() < 1e-6
-    recovered("context_aware", table, truth)
+    assert_recovers("context_aware", table, truth)
 
 
-def test_a_law_of_ones_own():
+def test_a_law_of_the_users_own():
     law = analysis.Law(
         name="logarithmic",
         equation="L = a - b*log(D)",
@@ -249,7 +253,7 @@ def test_a_law_of_ones_own():
         response="nll",
     )
     D = np.geomspace(10, 1e4, 20)
-    found = recovered(law, {"words": D, "nll": 9.0 - 0.5 * np.log(D)}, {"a": 9.0, "b": 0.5})
+    found = assert_recovers(law, {"words": D, "nll": 9.0 - 0.5 * np.log(D)}, {"a": 9.0, "b": 0.5})
     assert analysis.from_json(found.to_json(), law=law).params["a"] == found.params["a"]
     with pytest.raises(MscaleError, match="pass it as law="):
         analysis.from_json(found.to_json())

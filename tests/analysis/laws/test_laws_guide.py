@@ -1,4 +1,4 @@
-"""The code of docs/laws.md runs from the guide alone, and its two laws find what was planted."""
+"""The code of docs/laws.md runs as it stands, and its laws recover the parameters of its simulated observations."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ def names():
         ("performance", {"A": 1.2, "alpha": 0.3, "B": 1.5, "beta": 0.4}),
     ],
 )
-def test_what_the_guide_fits_holds_what_it_planted(names, fit, planted):
+def test_intervals_of_the_guide_cover_its_true_parameters(names, fit, planted):
     found = names[fit].interval(0.99)
     for name, value in planted.items():
         assert found.loc[name, "low"] < value < found.loc[name, "high"], name
@@ -36,8 +36,8 @@ def test_a_saved_fit_is_the_same(names):
     assert (names["again"].params == names["fit"].params).all()
 
 
-def test_every_coverage_that_was_measured_is_shown():
-    """Cells outside 85 to 95% are in the table, and marked."""
+def test_the_coverage_table_is_complete_and_marks_cells_outside_the_tolerance():
+    """Shares outside 85 to 95% are bold."""
     text = GUIDE.read_text(encoding="utf-8")
     rows = [
         line

@@ -16,9 +16,10 @@ LANGUAGES = ("a", "b", "c", "d", "e", "f", "g", "h")
 def results():
     sizes = np.geomspace(2e4, 5e5, 4)
     cells = [(LANGUAGES[:k], sizes, (1e6 * k, 2e6 * k, 4e6 * k)) for k in (1, 2, 4, 8)]
-    rows, _ = simulate.mixtures(cells, seeds=2)
+    rows, _ = simulate.multilingual_design(cells, seeds=2)
     found = analysis.fit(
-        "capacity", simulate.study("capacity", rows, TRUTH, trunk=0.001, checkpoint=0.0005, seed=3)
+        "capacity",
+        simulate.draw_observations("capacity", rows, TRUTH, trunk=0.001, checkpoint=0.0005, seed=3),
     )
     parameters = [
         {"name": name, "estimate": value, "low": value, "high": value} for name, value in found.params.items()

@@ -12,7 +12,7 @@ from analysis.planning import answer as answer_
 from analysis.planning import next_crossover_runs, start
 from analysis.planning.next_runs import next_runs
 from analysis.tables.observations import validate_observations
-from analysis.tables.records import plain, records
+from analysis.tables.records import records, to_json_value
 from mscale.errors import MscaleError
 
 SIZES = {"s": 2e7, "m": 6e7, "l": 2e8}
@@ -65,7 +65,7 @@ def study(rng, tokens):
 
 def results_of(table):
     rows, _, _ = validate_observations(table)
-    return plain(
+    return to_json_value(
         {
             "crossover": {
                 "table": records(crossover.crossovers(rows, draws=60)),
@@ -114,10 +114,10 @@ def test_recommended_runs_narrow_the_crossover_more_than_others_of_equal_price()
         before.append(width(table, "aa", "m"))
         after.append(width(pd.concat([table, *new]), "aa", "m"))
         # Others: another seed of any run of the study, drawn until as much is spent.
-        cells, paid, others = gaussian_process.cells_of(results, "aa", SIZES), 0.0, []
+        cells, paid, others = gaussian_process.crossover_cells(results, "aa", SIZES), 0.0, []
         while paid < spent:
             cell = cells[rng.integers(len(cells))]
-            tokens = float(np.exp(cell.seen)) * next_crossover_runs.CROSSOVER_MARGIN
+            tokens = float(np.exp(cell.log_tokens)) * next_crossover_runs.CROSSOVER_MARGIN
             paid += 6 * cell.params * tokens
             others.append(
                 trunk(rng, cell.language, cell.scale, int(rng.integers(2)), tokens, f"other-{len(others)}")
@@ -131,8 +131,8 @@ def test_recommended_runs_narrow_the_crossover_more_than_others_of_equal_price()
 
 def surprise(cells, wanted, true):
     """Mean negative log-likelihood of what happens when the runs of a cell are extended to each multiple."""
-    level, variance = gaussian_process.posterior(cells, wanted)
-    end = min(wanted.reach)
+    level, variance = gaussian_process.crossover_posterior(cells, wanted)
+    end = min(wanted.last_tokens)
     chances = [
         next_crossover_runs.chance_to_show(level, np.sqrt(variance), end * by, end)
         for by in next_crossover_runs.EXTENSIONS
@@ -154,11 +154,11 @@ def test_a_crossover_beyond_the_data_is_shown_by_the_run_that_is_named(monkeypat
         answer = next_runs("start", results, targets=["aa"], params=6e7, runs=1)
         assert "not within the data: continuing is still ahead" in answer.text
         assert any("showed the crossover" in reason for reason in answer.reasons)
-        cells = gaussian_process.cells_of(results, "aa", SIZES)
+        cells = gaussian_process.crossover_cells(results, "aa", SIZES)
         beyond = [cell for cell in cells if cell.language == "aa" and cell.status == "bound"]
-        for trend in (gaussian_process.TREND, 1.0):  # a trend may err by less than all of its distance
+        for trend in (gaussian_process.TREND_ERROR, 1.0):  # a trend may err by less than all of its distance
             with monkeypatch.context() as changed:
-                changed.setattr(gaussian_process, "TREND", trend)
+                changed.setattr(gaussian_process, "TREND_ERROR", trend)
                 surprises.setdefault(trend, []).extend(
                     surprise(cells, cell, planted_crossing("aa", cell.scale)) for cell in beyond
                 )
@@ -228,7 +228,7 @@ def test_start_answers_at_other_sizes_from_the_crossovers_that_there_are():
     table = study(rng, {scale: 3 * planted_crossing("bb", scale) for scale in SIZES})
     known = results_of(table[~((table["languages"] == "aa") & (table["scale"] == "m"))])
     for asked, scale in ((6e7, "m"), (8e8, None)):
-        low, high = gaussian_process.between(known, "aa", asked)
+        low, high = gaussian_process.crossover_interval(known, "aa", asked)
         truth = planted_crossing("aa", scale) if scale else 1.9 * planted_crossing("aa", "l")
         assert low < truth < high < 20 * low
         assert "from scratch. By the study's other" in start.start("aa", asked, 2 * high, known).text
@@ -239,7 +239,7 @@ def test_start_answers_at_other_sizes_from_the_crossovers_that_there_are():
     assert any("outside the study's" in reason for reason in answer.reasons)
     with pytest.raises(MscaleError, match="more than a hundredfold outside"):
         start.start("aa", 1e12, 1e12, known)
-    assert gaussian_process.between(known, "cc", 6e7) is None
+    assert gaussian_process.crossover_interval(known, "cc", 6e7) is None
 
 
 def test_the_expected_interval_is_the_one_that_more_runs_give():
@@ -248,12 +248,12 @@ def test_the_expected_interval_is_the_one_that_more_runs_give():
     for seed in range(60, 65):
         rng = np.random.default_rng(seed)
         table = study(rng, {scale: 3 * planted_crossing("bb", scale) for scale in SIZES})
-        cells = gaussian_process.cells_of(results_of(table), "aa", SIZES)
+        cells = gaussian_process.crossover_cells(results_of(table), "aa", SIZES)
         wanted = next(cell for cell in cells if (cell.language, cell.scale) == ("aa", "m"))
         again = dataclasses.replace(wanted, runs=(2, 2))
         after = [again if cell is wanted else cell for cell in cells]
         before_sd, after_sd = (
-            np.sqrt(gaussian_process.posterior(some, wanted)[1]) for some in (cells, after)
+            np.sqrt(gaussian_process.crossover_posterior(some, wanted)[1]) for some in (cells, after)
         )
         expected.append(after_sd / before_sd)
         tokens = 3 * planted_crossing("bb", "m")

@@ -274,13 +274,13 @@ def test_the_recommended_run_narrows_the_decision_more_than_other_runs_do():
 
     def error_after(languages):
         cells = [(languages, [planted_mixtures.SIZES[0]], (2e6, 4e6, 8e6))] * 4
-        extra, seen = simulate.mixtures(cells, unique=planted_mixtures.UNIQUE)
+        extra, seen = simulate.multilingual_design(cells, unique=planted_mixtures.UNIQUE)
         for table in (extra, seen):
             table["run"] = "new-" + table["run"]
         extra["group"] = "new-" + extra["group"]
         design = pd.concat([rows, extra], ignore_index=True)
         seen = pd.concat([exposure, seen], ignore_index=True)
-        study = simulate.study(
+        study = simulate.draw_observations(
             "atlas",
             design,
             planted_mixtures.planted(0),
@@ -367,7 +367,7 @@ def test_predicted_pairs_are_flagged_and_generated_languages_are_not_the_papers(
 def test_sources_that_share_one_tau_are_said_to_count_alike():
     rows, exposure = planted_mixtures.design()
     how = {"exposure": exposure, "sources": {name: ["a"] for name in "bcd"} | {"a": ["b"]}}
-    study = simulate.study("atlas", rows, planted_mixtures.planted(0), seed=1, **how)
+    study = simulate.draw_observations("atlas", rows, planted_mixtures.planted(0), seed=1, **how)
     results = {**planted_mixtures.results(0), "fits": {"atlas": fit("atlas", study, **how).to_json()}}
     answer = co_training("c", results, FLOPS)
     assert any("no τ of their own of b, d: they count alike" in reason for reason in answer.reasons)

@@ -24,7 +24,7 @@ from mscale.errors import MscaleError
 
 @pytest.fixture(scope="module")
 def results():
-    observations, exposure, truth = planted_study.study(seed=1, small=True)
+    observations, exposure, truth = planted_study.make_study(seed=1, small=True)
     study = {
         "title": "Planted </script><b>study",
         "seconds": 231,

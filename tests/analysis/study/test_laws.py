@@ -3,7 +3,7 @@ import pandas as pd
 import planted_study
 import pytest
 
-from analysis.laws.atlas import partners
+from analysis.laws.atlas import most_co_sampled
 from analysis.report.report import analyse
 from analysis.study import laws
 from analysis.tables.mixtures import describe_mixtures
@@ -13,7 +13,7 @@ from analysis.transfer.matrix import transfer_matrix
 
 @pytest.fixture(scope="module")
 def planted():
-    observations, exposure, _ = planted_study.study(seed=2, small=True)
+    observations, exposure, _ = planted_study.make_study(seed=2, small=True)
     return validate_observations(observations)[0], exposure
 
 
@@ -39,7 +39,7 @@ def test_without_exposure_or_cooled_rows_atlas_is_refused_with_the_reason(plante
 def test_partners_of_a_tied_study_are_those_that_transfer_most(planted):
     observations, exposure = planted
     matrix = transfer_matrix(observations, scales=["nano2"])
-    chosen = partners(observations, describe_mixtures(observations), exposure, matrix, count=1)
+    chosen = most_co_sampled(observations, describe_mixtures(observations), matrix, count=1)
     assert chosen["aka"] == ["abo"] and chosen["abo"] == ["aka"]
 
 

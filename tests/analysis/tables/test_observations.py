@@ -1,4 +1,7 @@
+"""Observations tables are checked, completed with notes, and refused with the reason."""
+
 import numpy as np
+import pandas as pd
 import planted_study
 import pytest
 
@@ -10,10 +13,10 @@ from mscale.observations import COLUMNS
 
 @pytest.fixture(scope="module")
 def observations():
-    return planted_study.study(small=True)[0]
+    return planted_study.make_study(small=True)[0]
 
 
-def test_a_minimal_table_is_completed_and_says_so(observations):
+def test_a_minimal_table_is_completed_with_notes(observations):
     mono = observations[
         (observations["tag"] == "mono") & (observations["language"] == observations["languages"])
     ]
@@ -71,8 +74,6 @@ def test_losses_that_are_not_finite_are_left_out_and_counted(observations):
 
 def test_repeated_rows_keep_the_later(observations):
     again = observations.iloc[[0]].assign(loss=9.0)
-    import pandas as pd
-
     frame, _, excluded = observations_.validate_observations(pd.concat([observations, again]))
     assert len(frame) == len(observations) and (frame["loss"] == 9.0).sum() == 1
     assert excluded[0]["rows"] == 1
@@ -103,15 +104,15 @@ def test_study_folder_round_trip(observations, tmp_path):
         observations_.read_study(tmp_path / "other.csv")
 
 
-def test_the_language_called_nan_survives(tmp_path):
+def test_the_language_code_nan_is_kept(tmp_path):
     (tmp_path / "o.csv").write_text(
         "run,scale,params,languages,tokens,phase,language,loss\nr,1,10,nan,5,end,nan,2.0\n", encoding="utf-8"
     )
     assert observations_.read_study(tmp_path / "o.csv").observations["language"].tolist() == ["nan"]
 
 
-def test_observations_on_all_that_runs_train_on_tell_the_exposure(tmp_path):
-    observations, exposure, _ = planted_study.study(small=True)
+def test_exposure_is_derived_from_observations_on_all_languages_of_the_mixture(tmp_path):
+    observations, exposure, _ = planted_study.make_study(small=True)
     observations.to_csv(tmp_path / "observations.csv", index=False)
     study = observations_.read_study(tmp_path)
     key = ["run", "step", "language"]
@@ -123,8 +124,8 @@ def test_observations_on_all_that_runs_train_on_tell_the_exposure(tmp_path):
     assert observations_.read_study(tmp_path).exposure.empty
 
 
-def test_columns_that_pandas_holds_as_nullable_are_read_as_others(observations):
-    """A notebook's table may hold `pd.NA`, and whole numbers as Int64."""
+def test_nullable_columns_of_pandas_are_read_like_others(observations):
+    """A table made in a notebook may have `pd.NA`, and integers as Int64."""
     table = observations.head(200)
     plain, _, _ = observations_.validate_observations(table)
     nullable, _, _ = observations_.validate_observations(table.convert_dtypes())

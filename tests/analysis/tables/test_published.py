@@ -1,10 +1,14 @@
+"""The published tables are complete, cited and consistent with statements of the paper."""
+
+from importlib import resources
+
 import numpy as np
 import pandas as pd
 
 from analysis.tables import published
 
 
-def test_the_matrix_is_whole_and_matches_the_findings_of_the_paper():
+def test_the_matrix_is_complete_and_consistent_with_the_text_of_the_paper():
     matrix = published.published_transfer()
     assert len(matrix) == 38 * 37 - matrix["score"].isna().sum() and matrix["target"].nunique() == 38
     # "ur and ps are negative with every source"; en and fr help each other.
@@ -15,8 +19,6 @@ def test_the_matrix_is_whole_and_matches_the_findings_of_the_paper():
 
 
 def test_every_file_is_cited():
-    from importlib import resources
-
     files = [
         file for file in resources.files("analysis").joinpath("data").iterdir() if file.name.endswith(".csv")
     ]
@@ -32,8 +34,8 @@ def test_other_tables():
     assert heldout.loc[heldout["law"] == "atlas, + K_t", "R2_M"].item() == 0.82
 
 
-def test_beside_published_knows_hebrew_by_either_code():
-    mine = pd.DataFrame(
+def test_hebrew_is_matched_by_either_code():
+    measured = pd.DataFrame(
         {
             "target": ["en", "iw", "xx"],
             "source": ["fr", "en", "en"],
@@ -41,5 +43,5 @@ def test_beside_published_knows_hebrew_by_either_code():
             "status": "measured",
         }
     )
-    found = published.beside_published(mine)
+    found = published.join_published_scores(measured)
     assert list(found["target"]) == ["en", "he"] and np.isfinite(found["published"]).all()

@@ -3,13 +3,13 @@ import pandas as pd
 import planted_study
 import pytest
 
-from analysis.curves.curve import Noise
+from analysis.curves.curve import CurveNoise
 from analysis.tables.observations import validate_observations
 from analysis.transfer import adaptation, matrix, statistics
 
 
 def test_agreement_with_planted_relatedness():
-    observations, _, truth = planted_study.study(seed=3)
+    observations, _, truth = planted_study.make_study(seed=3)
     cells = matrix.transfer_cells(validate_observations(observations)[0])
     result = statistics.relatedness_agreement(matrix.transfer_matrix(cells, scales=["nano2"]), truth)
     assert result["pairs"] == 30 and result["spearman"] > 0.6
@@ -63,14 +63,14 @@ def test_intervals_of_adaptation_scores_cover():
     whole = np.full(count, limit)
     score, _, squares = adaptation.integrate_gain(curve, tokens, losses, base, whole)
     truth = adaptation.integrate_gain(curve, tokens, clean, np.full(count, 3.0), whole)[0]
-    away = adaptation.interval_half_widths(squares, Noise(checkpoint, run, run_degrees=1_000_000), 0.9)
+    away = adaptation.interval_half_widths(squares, CurveNoise(checkpoint, run, run_degrees=1_000_000), 0.9)
     assert 0.88 < np.mean(np.abs(score - truth) <= away) < 0.92
-    few = adaptation.interval_half_widths(squares, Noise(checkpoint, run, run_degrees=1), 0.9)
+    few = adaptation.interval_half_widths(squares, CurveNoise(checkpoint, run, run_degrees=1), 0.9)
     assert (few > away).all()
 
 
 def test_intervals_need_a_noise():
-    observations = validate_observations(planted_study.study(seed=3, small=True)[0])[0]
+    observations = validate_observations(planted_study.make_study(seed=3, small=True)[0])[0]
     plain = adaptation.adaptation_scores(observations)
     assert plain["low"].isna().all() and (plain["status"] == "measured").any()
     noise = matrix.transfer_cells(observations).noise["stable"]

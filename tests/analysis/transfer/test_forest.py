@@ -183,7 +183,7 @@ def test_pairs_hidden_from_the_published_matrix_are_predicted():
 
 
 def test_the_papers_features_from_a_planted_study():
-    observations, _, _ = planted_study.study(seed=2)
+    observations, _, _ = planted_study.make_study(seed=2)
     rows = adaptation.adaptation_scores(validate_observations(observations)[0]).to_dict("records")
     made = forest.adaptation_features(rows, planted_study.LANGUAGES)
     source, target, difference, final = made.values()
@@ -200,7 +200,7 @@ def test_the_papers_features_from_a_planted_study():
 
 def test_a_planted_study_without_some_pairs():
     """Five of fifteen pairs left out of a study: those within a family are predicted higher than all others."""
-    observations, _, truth = planted_study.study(seed=11)
+    observations, _, truth = planted_study.make_study(seed=11)
     observations = validate_observations(observations)[0]
     matrix = transfer_matrix(observations, scales=["nano2"])
     matrix = matrix[matrix["status"] == "measured"]
@@ -210,6 +210,6 @@ def test_a_planted_study_without_some_pairs():
         planted_study.LANGUAGES, {}, inventory.pair_features(planted_study.LANGUAGES, truth["languages"])
     )
     found = forest.predict_scores(part, known, cv_trees=30)
-    kin = inventory.same(planted_study.LANGUAGES, truth["languages"], "family") == 1
+    kin = inventory.shared_trait(planted_study.LANGUAGES, truth["languages"], "family") == 1
     assert found.score[gone & kin].min() > found.score[gone & ~kin].max()
     assert np.mean((found.low <= scores)[gone] & (scores <= found.high)[gone]) >= 0.8

@@ -13,20 +13,20 @@ from mscale.errors import MscaleError
 
 @pytest.fixture(scope="module")
 def planted():
-    observations, _, truth = planted_study.study(seed=3)
+    observations, _, truth = planted_study.make_study(seed=3)
     observations, _, _ = validate_observations(observations)
     return observations, transfer.transfer_cells(observations), truth
 
 
 def planted_score(source, target):
-    tau = planted_study.relatedness(source, target)
+    tau = planted_study.planted_tau(source, target)
     return 2 * tau / (1 + tau)
 
 
 def test_intervals_hold_the_planted_scores_as_often_as_they_say():
     inside, errors, widths = [], [], []
     for seed in range(6):
-        observations, _, _ = planted_study.study(seed=seed)
+        observations, _, _ = planted_study.make_study(seed=seed)
         pairs = observations[(observations["scale"] == "nano2") & observations["tag"].isin(["mono", "pairs"])]
         matrix = transfer.transfer_matrix(validate_observations(pairs)[0])
         measured = matrix[matrix["status"] == "measured"]

@@ -57,11 +57,11 @@ def test_chosen_pairs_lead_to_smaller_errors_than_random_ones(before, more):
 def test_on_the_planted_study_it_beats_random_choice():
     """Pairs are chosen from the measured scores of a noisy study and judged by the planted scores."""
     names = planted_study.LANGUAGES
-    tau = np.array([[planted_study.relatedness(s, t) for s in names] for t in names])
+    tau = np.array([[planted_study.planted_tau(s, t) for s in names] for t in names])
     truth = 2 * tau / (1 + tau)
     chosen, random = [], []
     for seed in range(4):
-        observations, _, planted_truth = planted_study.study(seed=seed)
+        observations, _, planted_truth = planted_study.make_study(seed=seed)
         rows = observations[(observations["scale"] == "nano2") & observations["tag"].isin(["mono", "pairs"])]
         matrix = transfer_matrix(validate_observations(rows)[0])
         scores = statistics.score_matrix(matrix[matrix["status"] == "measured"].to_dict("records"), names)

@@ -25,8 +25,8 @@ def published():
 
 def test_the_published_matrix_has_the_published_statistics():
     scores, languages = published()
-    known = inventory.describe(languages)
-    script, family = (inventory.same(languages, known, key) for key in ("script", "family"))
+    known = inventory.language_metadata(languages)
+    script, family = (inventory.shared_trait(languages, known, key) for key in ("script", "family"))
     assert len(known) == 38 and np.isfinite(script).all()
     paper = reference.published_findings()
     found = statistics.kinship_difference(scores, script, [family], permutations=300)
@@ -90,8 +90,8 @@ def test_an_aliased_property_has_no_adjusted_difference():
 
 def test_genealogical_distance():
     languages = ["es", "pt", "de", "ru", "zh", "iw", "he", "xx"]
-    known = inventory.describe(languages)
-    distance = inventory.distance(languages, known)
+    known = inventory.language_metadata(languages)
+    distance = inventory.genealogical_distance(languages, known)
     place = {name: index for index, name in enumerate(languages)}
 
     def between(one, other):

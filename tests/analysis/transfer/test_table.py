@@ -16,7 +16,7 @@ from mscale.errors import MscaleError
 
 @pytest.fixture(scope="module")
 def planted():
-    observations, _, _ = planted_study.study(seed=3, small=True)
+    observations, _, _ = planted_study.make_study(seed=3, small=True)
     return validate_observations(observations)[0]
 
 

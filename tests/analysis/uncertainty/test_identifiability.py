@@ -11,11 +11,13 @@ from analysis.validation import simulate
 def test_aliased_parameters_have_no_limits_and_name_their_partner():
     design = pd.concat(
         [
-            simulate.grid((2e4, 8e4, 3e5), (2e6, 4e6, 8e6), ("a", "b"), seeds=2),
-            simulate.grid((8e4,), (2e6, 4e6, 8e6), ("c", "d"), seeds=6),
+            simulate.monolingual_design((2e4, 8e4, 3e5), (2e6, 4e6, 8e6), ("a", "b"), seeds=2),
+            simulate.monolingual_design((8e4,), (2e6, 4e6, 8e6), ("c", "d"), seeds=6),
         ]
     )
-    found = analysis.fit("chinchilla", simulate.study("chinchilla", design, TRUE), share=("alpha", "beta"))
+    found = analysis.fit(
+        "chinchilla", simulate.draw_observations("chinchilla", design, TRUE), share=("alpha", "beta")
+    )
     frame = found.interval()
     flat = [f"{name}[{language}]" for language in "cd" for name in ("E", "A", "A_mean")]
     assert not frame.loc[flat, "identified"].any() and frame.drop(flat)["identified"].all()

@@ -21,8 +21,8 @@ from analysis.validation import simulate
 def table():
     """E is a small part of the loss: it reaches 0, its bound, before the lower limit of β is reached."""
     truth = {"E": 0.15, "A": 5.0, "alpha": 0.22, "B": 250.0, "beta": 0.48}
-    design = simulate.grid(np.geomspace(1.4e4, 3.2e5, 5), (8e4, 16e4, 32e4), seeds=1)
-    return simulate.study("chinchilla", design, truth, trunk=0.0, checkpoint=0.012, seed=3)
+    design = simulate.monolingual_design(np.geomspace(1.4e4, 3.2e5, 5), (8e4, 16e4, 32e4), seeds=1)
+    return simulate.draw_observations("chinchilla", design, truth, trunk=0.0, checkpoint=0.012, seed=3)
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta"])
@@ -100,8 +100,10 @@ def test_intervals_do_not_depend_on_the_parametrisation():
 
 def test_intervals_of_predictions_exponent_and_constants_cover_the_truth_with_ten_groups():
     """Coverage of 90% intervals over 200 simulated studies, fitted together."""
-    design = simulate.grid(np.geomspace(2e4, 4e5, 5), (1e6, 4e6, 1.6e7), seeds=2)
-    planted = analysis.fit("chinchilla", simulate.study("chinchilla", design, TRUE, trunk=0, checkpoint=0))
+    design = simulate.monolingual_design(np.geomspace(2e4, 4e5, 5), (1e6, 4e6, 1.6e7), seeds=2)
+    planted = analysis.fit(
+        "chinchilla", simulate.draw_observations("chinchilla", design, TRUE, trunk=0, checkpoint=0)
+    )
     problem = dataclasses.replace(planted.problem, ratio=0.0)
     beyond = {"N": np.array([1.2e6]), "D": np.array([5e7])}
     wanted = [
@@ -134,8 +136,8 @@ def test_intervals_of_predictions_exponent_and_constants_cover_the_truth_with_te
 
 
 def test_an_interval_is_unbounded_only_where_the_profile_is_flat():
-    design = simulate.grid(np.geomspace(2e4, 4e5, 5), (4e6, 4.4e6), seeds=3)
-    table = simulate.study("chinchilla", design, TRUE, trunk=0.01, checkpoint=0.01, seed=0)
+    design = simulate.monolingual_design(np.geomspace(2e4, 4e5, 5), (4e6, 4.4e6), seeds=3)
+    table = simulate.draw_observations("chinchilla", design, TRUE, trunk=0.01, checkpoint=0.01, seed=0)
     found = analysis.fit("chinchilla", table).interval(0.9)
     assert not np.isfinite(found.loc["beta", ["low", "high"]].astype(float)).all()
     assert np.isfinite(found.loc["alpha", ["low", "high"]].astype(float)).all()
@@ -144,8 +146,8 @@ def test_an_interval_is_unbounded_only_where_the_profile_is_flat():
 def test_limits_are_finite_where_the_profile_is_steep():
     """The lowest loss bounds E from above whatever the noise, while β may have no lower limit."""
     for seed in (1, 9):
-        design = simulate.grid(np.geomspace(2e4, 4e5, 5), (2e6, 4e6, 8e6), seeds=2)
-        table = simulate.study("chinchilla", design, TRUE, trunk=0.0, checkpoint=0.004, seed=seed)
+        design = simulate.monolingual_design(np.geomspace(2e4, 4e5, 5), (2e6, 4e6, 8e6), seeds=2)
+        table = simulate.draw_observations("chinchilla", design, TRUE, trunk=0.0, checkpoint=0.004, seed=seed)
         found = analysis.fit("chinchilla", table).interval(0.9)
         assert found.loc["E", "estimate"] < found.loc["E", "high"] < table["loss"].min()
         assert np.isfinite(found.loc["B_mean", "high"]) and np.isfinite(found.loc["beta", "high"])

@@ -1,7 +1,8 @@
-"""The coverage benchmark counts what it plants, resumes, and marks what does not hold."""
+"""The coverage benchmark measures nominal coverage, resumes from its file, and marks cells outside the tolerance."""
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,12 @@ SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "coverage.py"
 def coverage():
     spec = importlib.util.spec_from_file_location("coverage_benchmark", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
-def test_a_cell_holds_and_narrower_intervals_do_not(coverage, monkeypatch):
+def test_coverage_is_nominal_at_both_levels_and_too_low_shares_are_marked(coverage, monkeypatch):
     case = next(case for case in coverage.CASES if case.law == "transfer")
     found = coverage.cell(case, 16, "trunk", 150, seed=3)
     shares = {name: q["coverage"] for name, q in found["quantities"].items()}
@@ -36,7 +35,7 @@ def test_a_cell_holds_and_narrower_intervals_do_not(coverage, monkeypatch):
     assert row.count("**") == 2 * len(shares)
 
 
-def test_too_few_groups_are_refused_in_the_table(coverage):
+def test_a_cell_with_too_few_groups_has_the_refusal_in_the_table(coverage):
     case = next(case for case in coverage.CASES if case.law == "capacity")
     found = coverage.cell(case, 8, "trunk", 10, seed=3)
     assert "10 are needed" in found["refused"]

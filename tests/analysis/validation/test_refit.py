@@ -1,4 +1,4 @@
-"""Parts of a table's rows, fitted together from the fit to all of them, are what each is when fitted alone."""
+"""Subsets of rows, refitted together from the fit to all rows, give the same predictions as separate fits."""
 
 import numpy as np
 import pytest
@@ -8,95 +8,100 @@ from analysis.estimation.estimate import estimate
 from analysis.estimation.specify import ModelOptions, specify, split_arguments
 from analysis.study import law_comparison
 from analysis.study.laws import atlas_rows
-from analysis.validation import compare, held_out, planted_study, simulate
-from analysis.validation.refit import refit
+from analysis.validation import compare, held_out, planted_study, simulate, splits
+from analysis.validation.refit import refit_subsets
 from mscale.errors import MscaleError
 
 TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36}
+TAU_PRIOR = (0.0, 0.5)
 
 
 @pytest.fixture(scope="module")
 def curves():
-    """Two languages whose runs are seen at four token counts each, so that the rows of a run share noise."""
-    design = simulate.grid(np.geomspace(2e4, 4e5, 5), (1e6, 2e6, 4e6, 8e6), ("en", "sw"), seeds=2)
-    return simulate.study("chinchilla", design, {**TRUE, "E[sw]": 2.2}, trunk=0.01, checkpoint=0.003)
+    """Two languages whose runs are evaluated at four token counts each, so that the rows of a run share noise."""
+    design = simulate.monolingual_design(
+        np.geomspace(2e4, 4e5, 5), (1e6, 2e6, 4e6, 8e6), ("en", "sw"), seeds=2
+    )
+    return simulate.draw_observations(
+        "chinchilla", design, {**TRUE, "E[sw]": 2.2}, trunk=0.01, checkpoint=0.003
+    )
 
 
 @pytest.fixture(scope="module")
 def mixtures():
-    observations, exposure, _ = planted_study.study(seed=3, small=True)
+    observations, exposure, _ = planted_study.make_study(seed=3, small=True)
     return law_comparison.identifiable_rows(atlas_rows(observations), "R2"), exposure
 
 
-def against_fits(law, table, masks, priors=None, **how):
-    """Each part's predictions for all rows agree with those of a fit to the part."""
-    drafted = specify(law, table, *split_arguments({"priors": priors, **how}))
-    whole = estimate(drafted.problem, drafted.names, priors or {}, 0)
-    found = refit(whole, priors or {}, np.array(masks)[:, drafted.order], True)
-    apart = 0.0
+def assert_as_separate_fits(law, table, masks, priors=None, **options):
+    """The predictions for all rows from each refitted subset agree with those of a fit to the subset."""
+    specified = specify(law, table, *split_arguments({"priors": priors, **options}))
+    whole = estimate(specified.problem, specified.names, priors or {}, 0)
+    found = refit_subsets(whole, priors or {}, np.array(masks)[:, specified.order], True)
+    largest_change = 0.0
     for mask, theta in zip(masks, found, strict=True):
-        alone = analysis.fit(law, table[mask], priors=priors, few_groups=True, **how)
-        rows = table.iloc[drafted.order]
-        expected = alone.predict(rows, exposure=how.get("exposure"))["prediction"].to_numpy()
-        mine, all_rows = whole.problem.predict(np.array([theta, whole.theta]))
+        alone = analysis.fit(law, table[mask], priors=priors, few_groups=True, **options)
+        rows = table.iloc[specified.order]
+        expected = alone.predict(rows, exposure=options.get("exposure"))["prediction"].to_numpy()
+        refitted, all_rows = whole.problem.predict(np.array([theta, whole.theta]))
         inside = np.isfinite(expected)  # the law's constraint does not hold on every row held out
         assert inside.mean() > 0.9
-        np.testing.assert_allclose(mine[inside], expected[inside], rtol=3e-5)
-        apart = max(apart, np.abs(mine / all_rows - 1).max())
-    assert apart > 1e-3  # or the parts would tell nothing that the whole does not
+        np.testing.assert_allclose(refitted[inside], expected[inside], rtol=3e-5)
+        largest_change = max(largest_change, np.abs(refitted / all_rows - 1).max())
+    assert largest_change > 1e-3  # otherwise the optimum of all rows would pass too
 
 
 def test_folds_of_whole_runs(curves):
-    masks = [~test for test in compare.folds(curves, "R2").values()]
-    against_fits("chinchilla", curves, masks, share=("alpha", "beta"))
-    against_fits("chinchilla", curves, masks, share=("alpha", "beta"), loss="huber")
+    masks = [~test for test in splits.folds(curves, "R2").values()]
+    assert_as_separate_fits("chinchilla", curves, masks, share=("alpha", "beta"))
+    assert_as_separate_fits("chinchilla", curves, masks, share=("alpha", "beta"), loss="huber")
 
 
-def test_parts_of_runs(curves):
-    (most,) = compare.folds(curves, "R2_D").values()
+def test_subsets_that_split_runs(curves):
+    (most,) = splits.folds(curves, "R2_D").values()
     assert curves.groupby("group")["tokens"].nunique().min() > 1  # every run is split
-    against_fits("chinchilla", curves, [~most, (curves["language"] == "en") | ~most], loss="squares")
+    assert_as_separate_fits(
+        "chinchilla", curves, [~most, (curves["language"] == "en") | ~most], loss="squares"
+    )
 
 
-def test_priors_weigh_against_the_residuals_of_each_part(mixtures):
+def test_priors_are_scaled_by_the_dispersion_of_each_subset(mixtures):
     table, exposure = mixtures
-    masks = [~test for test in compare.folds(table, "R2").values()]
-    how = {"exposure": exposure, "variant": "D_other", "priors": {"tau_other": law_comparison._TAU_PRIOR}}
-    against_fits("atlas", table, masks, **how)
+    masks = [~test for test in splits.folds(table, "R2").values()]
+    options = {"exposure": exposure, "variant": "D_other", "priors": {"tau_other": TAU_PRIOR}}
+    assert_as_separate_fits("atlas", table, masks, **options)
 
 
-def test_what_a_part_says_nothing_of_is_as_in_its_own_fit(mixtures):
+def test_parameters_without_rows_in_a_subset_are_as_in_its_own_fit(mixtures):
     table, exposure = mixtures
-    once = (
-        table["target_unique"] >= table["target_tokens"]
-    ).to_numpy()  # tells nothing of how repeats wear out
+    once = (table["target_unique"] >= table["target_tokens"]).to_numpy()  # λ has no effect on these rows
     assert 0 < (~once).sum() < len(once)
-    against_fits("atlas", table, [once], variant="D_t")
+    assert_as_separate_fits("atlas", table, [once], variant="D_t")
 
 
-def test_a_language_at_one_size_shares_no_more_noise_than_its_own_fit_says(curves):
-    """Its A does only what its E does, which fits leave out: so do parts where that is so of all rows, or say None."""
+def test_subsets_with_aliased_parameters_are_as_their_fits_or_left_to_them(curves):
+    """A and E of a language at one size are aliased: refitted if they are so in all rows, else None."""
     one_size = curves[(curves["language"] == "en") | (curves["params"] == curves["params"].min())]
-    masks = [~test for test in compare.folds(one_size, "R2").values()]
-    how = {"share": ("alpha", "beta"), "loss": "squares"}
-    drafted = specify("chinchilla", one_size, *split_arguments(how))
-    whole = estimate(drafted.problem, drafted.names, {}, 0)
-    found = refit(whole, {}, np.array(masks)[:, drafted.order], True)
+    masks = [~test for test in splits.folds(one_size, "R2").values()]
+    options = {"share": ("alpha", "beta"), "loss": "squares"}
+    specified = specify("chinchilla", one_size, *split_arguments(options))
+    whole = estimate(specified.problem, specified.names, {}, 0)
+    found = refit_subsets(whole, {}, np.array(masks)[:, specified.order], True)
     for mask, theta in zip(masks, found, strict=True):
-        alone = analysis.fit("chinchilla", one_size[mask], few_groups=True, **how)
-        expected = alone.predict(one_size.iloc[drafted.order])["prediction"].to_numpy()
+        alone = analysis.fit("chinchilla", one_size[mask], few_groups=True, **options)
+        expected = alone.predict(one_size.iloc[specified.order])["prediction"].to_numpy()
         np.testing.assert_allclose(whole.problem.predict(theta[None])[0], expected, rtol=3e-5)
-    drafted = specify("chinchilla", curves, *split_arguments(how))
-    whole = estimate(drafted.problem, drafted.names, {}, 0)
+    specified = specify("chinchilla", curves, *split_arguments(options))
+    whole = estimate(specified.problem, specified.names, {}, 0)
     kept = ((curves["language"] == "en") | (curves["params"] == curves["params"].min())).to_numpy()
-    assert refit(whole, {}, kept[None, drafted.order], True) == [None]
+    assert refit_subsets(whole, {}, kept[None, specified.order], True) == [None]
 
 
-def test_a_part_without_enough_says_so_and_the_others_are_fitted(curves):
-    drafted = specify("chinchilla", curves, model=ModelOptions(share=("alpha", "beta")))
-    whole = estimate(drafted.problem, drafted.names, {}, 0)
+def test_a_subset_with_too_few_rows_is_refused_and_the_others_are_fitted(curves):
+    specified = specify("chinchilla", curves, model=ModelOptions(share=("alpha", "beta")))
+    whole = estimate(specified.problem, specified.names, {}, 0)
     one_size = (curves["params"] == curves["params"].min()).to_numpy()
-    refused, fitted = refit(whole, {}, np.array([one_size, ~one_size])[:, drafted.order], True)
+    refused, fitted = refit_subsets(whole, {}, np.array([one_size, ~one_size])[:, specified.order], True)
     with pytest.raises(MscaleError, match="one value only"):
         raise refused
     with pytest.raises(MscaleError) as alone:
@@ -105,12 +110,14 @@ def test_a_part_without_enough_says_so_and_the_others_are_fitted(curves):
     assert np.isfinite(fitted).all()
 
 
-def test_splits_may_be_of_some_languages_only(curves):
-    how = {"share": ("alpha", "beta")}
-    found = held_out.predictions("chinchilla", curves, {"R2": None, "leave_one_scale_out": ["sw"]}, how, 0)
+def test_a_split_can_be_restricted_to_some_languages(curves):
+    options = {"share": ("alpha", "beta")}
+    found = held_out.predict_splits(
+        "chinchilla", curves, {"R2": None, "leave_one_scale_out": ["sw"]}, options, 0
+    )
     assert set(found["R2"]["level"]) == {"en", "sw"}
     assert len(found["leave_one_scale_out"]) == (curves["language"] == "sw").sum()
-    own = compare.predictions("chinchilla", curves[curves["language"] == "sw"], "leave_one_scale_out")
-    mine = found["leave_one_scale_out"]
-    np.testing.assert_allclose(mine["predicted"], own["predicted"], rtol=3e-5)
-    assert (mine["in_range"] == own["in_range"]).all()
+    own = compare.predict_split("chinchilla", curves[curves["language"] == "sw"], "leave_one_scale_out")
+    refitted = found["leave_one_scale_out"]
+    np.testing.assert_allclose(refitted["predicted"], own["predicted"], rtol=3e-5)
+    assert (refitted["in_range"] == own["in_range"]).all()
