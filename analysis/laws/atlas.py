@@ -25,7 +25,7 @@ LAMBDA = Parameter(
 SHARED_PARAMETERS = ("alpha", "beta", "lambda")
 
 
-def effective_tokens(D: Any, U: Any, lambda_: Any) -> Any:
+def saturated_tokens(D: Any, U: Any, lambda_: Any) -> Any:
     """S(D; U): effective tokens after D tokens of which U are unique (arrays in tokens), eq. 2 of ATLAS.
 
     S = D up to one epoch, then U·(1 + (1 − exp(−λ·(D/U − 1)))/λ).
@@ -43,14 +43,14 @@ def effective_data(p: Any, x: Any, sources: int, other: bool) -> Any:
       sources: languages with a τ of their own: variables D_1, U_1, … other: whether D_other, U_other count too.
     """
     lambda_ = getattr(p, "lambda")
-    own = effective_tokens(x.D_t, x.U_t, lambda_)
+    own = saturated_tokens(x.D_t, x.U_t, lambda_)
     total = own
     for k in range(1, sources + 1):
-        total = total + getattr(p, f"tau_{k}") * effective_tokens(
+        total = total + getattr(p, f"tau_{k}") * saturated_tokens(
             getattr(x, f"D_{k}"), getattr(x, f"U_{k}"), lambda_
         )
     if other:
-        total = total + p.tau_other * effective_tokens(x.D_other, x.U_other, lambda_)
+        total = total + p.tau_other * saturated_tokens(x.D_other, x.U_other, lambda_)
     return own, total
 
 

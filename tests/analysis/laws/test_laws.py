@@ -114,7 +114,7 @@ def test_sources_are_the_most_co_sampled():
 
 def test_saturation():
     D, U = np.array([1e6, 2e6, 1e9]), np.array([2e6, 1e6, 1e6])
-    S = atlas.effective_tokens(D, U, 0.5)
+    S = atlas.saturated_tokens(D, U, 0.5)
     assert S[0] == 1e6
     assert S[1] == pytest.approx(1e6 * (1 + (1 - np.exp(-0.5)) / 0.5))
     assert S[2] == pytest.approx(1e6 * (1 + 1 / 0.5))
