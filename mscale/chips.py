@@ -1,7 +1,7 @@
 """Chips: memory and FLOP/s by name, from the makers' data sheets."""
 
 # Dense bfloat16 FLOP/s of one device by its kind, from the makers' data sheets; the first that fits counts.
-PEAK_FLOPS = {
+_PEAK_FLOPS_BY_DEVICE_KIND = {
     "H100": 989e12,
     "H200": 989e12,
     "B200": 2250e12,
@@ -18,12 +18,12 @@ def peak_flops(given: float | None = None) -> float | None:
     import jax
 
     kind = jax.devices()[0].device_kind
-    one = given or next((flops for name, flops in PEAK_FLOPS.items() if name in kind), None)
+    one = given or next((flops for name, flops in _PEAK_FLOPS_BY_DEVICE_KIND.items() if name in kind), None)
     return one and one * jax.device_count()
 
 
 # Memory of one chip in bytes, from the makers' data sheets.
-CHIP_BYTES = {
+CHIP_MEMORY_BYTES = {
     "a100": 80 * 10**9,
     "h100": 80 * 10**9,
     "h200": 141 * 10**9,
@@ -35,11 +35,16 @@ CHIP_BYTES = {
 }
 
 
-FUSED = ("a100", "h100", "h200", "b200")  # chips on which ``model.attention = "auto"`` is a fused kernel
+CHIPS_WITH_FUSED_ATTENTION = (
+    "a100",
+    "h100",
+    "h200",
+    "b200",
+)  # chips on which ``model.attention = "auto"`` is a fused kernel
 
 
 # Peak dense bfloat16 FLOP/s of one chip, from the makers' data sheets.
-ACCELERATORS = {
+CHIP_PEAK_FLOPS = {
     "a100": 312e12,
     "h100": 989e12,
     "h200": 989e12,

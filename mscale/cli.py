@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from mscale.commands import LazyCommands
+from mscale.commands import LazyGroup
 from mscale.errors import MscaleError
 
 EXTRA_OF_MODULE = {
@@ -27,7 +27,7 @@ EXTRA_OF_MODULE = {
     "tensorflow_datasets": "data",
 }
 
-WAY_THROUGH = """Multilingual pretraining scaling: from text to fitted laws to the next run.
+HELP_TEXT = """Multilingual pretraining scaling: from text to fitted laws to the next run.
 
 \b
 The way through, a stage a command (mscale demo runs them all on a generated corpus):
@@ -74,9 +74,9 @@ COMMANDS = {
 
 
 @click.group(
-    cls=LazyCommands,
+    cls=LazyGroup,
     table=COMMANDS,
-    help=WAY_THROUGH,
+    help=HELP_TEXT,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="mscale")
@@ -86,10 +86,10 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line; errors a user can mend are one message and exit status 1."""
-    sys.exit(_status(lambda: cli.main(args=argv, prog_name="mscale", standalone_mode=False)))
+    sys.exit(exit_status(lambda: cli.main(args=argv, prog_name="mscale", standalone_mode=False)))
 
 
-def _status(command: Callable[[], Any]) -> int:
+def exit_status(command: Callable[[], Any]) -> int:
     try:
         result = command()
         return result if isinstance(result, int) else 0

@@ -12,14 +12,14 @@ from typing import Any
 import click
 
 
-class Commands(click.Group):
+class OrderedGroup(click.Group):
     """Lists commands in the order of the way through rather than of the alphabet."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
 
-class LazyCommands(click.Group):
+class LazyGroup(click.Group):
     """A group that lists its commands from a table, and imports the module of one only when that is run."""
 
     def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], **options: Any):
@@ -50,10 +50,10 @@ class LocalPath(click.Path):
         return super().convert(value, param, ctx)
 
 
-FOLDER = LocalPath(path_type=Path)
+LOCAL_FOLDER = LocalPath(path_type=Path)
 
 
-STORE = click.Path(path_type=Path)  # a folder or a URL
+STORE_PATH = click.Path(path_type=Path)  # a folder or a URL
 
 
 def comma_list(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[str] | None:
@@ -66,7 +66,7 @@ def comma_list(_ctx: click.Context, _param: click.Parameter, value: str | None) 
     return names
 
 
-def numbers_of(example: str) -> Any:
+def number_map_parser(example: str) -> Any:
     """A parser of options such as ``ca=2e9,es=5e9``."""
 
     def parse(_ctx: click.Context, _param: click.Parameter, value: str | None) -> dict[str, float] | None:
@@ -86,7 +86,9 @@ def numbers_of(example: str) -> Any:
     return parse
 
 
-LANGUAGES = click.option("--languages", callback=comma_list, help="Codes separated by commas; default: all.")
+LANGUAGES_OPTION = click.option(
+    "--languages", callback=comma_list, help="Codes separated by commas; default: all."
+)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

@@ -24,7 +24,7 @@ DISTRIBUTION = "mscale"
 TOP_LEVEL = ("mscale", "mixtures", "sweeps", "analysis")
 JAX_SECONDS = 60.0
 
-ALSO = (
+OPTIONAL_DISTRIBUTIONS = (
     "gcsfs",
     "jax-cuda12-plugin",
     "jax-cuda13-plugin",
@@ -36,12 +36,12 @@ ALSO = (
 )
 """Distributions that mscale does not require by name and whose versions matter where they are installed."""
 
-VARIABLES = re.compile(
+_RELEVANT_VARIABLE = re.compile(
     r"(MSCALE|JAX|XLA|LIBTPU|TPU|CUDA|NCCL|EPATH|TF_CPP|TF_GPU)_\w+"
     r"|(OMP|OPENBLAS|MKL)_NUM_THREADS|PYTHONPATH|LD_PRELOAD"
 )
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
-NOT_SHOWN = "(set, not shown)"
+_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
+HIDDEN_VALUE = "(set, not shown)"
 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)\s*(?:\[([^\]]*)\])?\s*\(?([^;)]*)\)?\s*(?:;(.*))?")
 _EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
@@ -81,7 +81,7 @@ class Requirement:
 
 
 @dataclass(frozen=True)
-class Jax:
+class JaxStatus:
     """What JAX says of itself; ``error`` is "" where it works, and otherwise says why all else is empty."""
 
     version: str
@@ -105,14 +105,14 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Report:
+class DoctorReport:
     """All that ``mscale doctor`` knows.
 
     Attributes:
       mscale: version.
       python: version, and where the interpreter is.
       packages: top-level package -> the folder that an import would take it from, or "" if there is none.
-      versions: distribution -> version, of all requirements that are installed and of ``ALSO``.
+      versions: distribution -> version, of all requirements that are installed and of ``OPTIONAL_DISTRIBUTIONS``.
       extras: extra -> the requirements that it lacks; complete where there are none.
       environment: variables that matter to JAX, XLA and mscale, without secrets.
       problems: what is wrong, and what to do.
@@ -123,29 +123,29 @@ class Report:
     packages: dict[str, str]
     versions: dict[str, str]
     extras: dict[str, list[str]]
-    jax: Jax
+    jax: JaxStatus
     machine: Machine
     environment: dict[str, str]
     problems: list[str]
 
 
-def examine(seconds: float = JAX_SECONDS) -> Report:
+def examine_installation(seconds: float = JAX_SECONDS) -> DoctorReport:
     """Looks at everything; JAX gets so many ``seconds`` to be imported and to find its devices. Raises nothing."""
     from mscale import __version__
 
     wanted = requirements(DISTRIBUTION)
     extras = missing_by_extra(wanted)
     packages = {name: _folder(name) for name in TOP_LEVEL}
-    jax = ask_jax(seconds)
-    return Report(
+    jax = probe_jax(seconds)
+    return DoctorReport(
         mscale=__version__,
         python={"version": platform.python_version(), "executable": _home(sys.executable)},
         packages={name: _home(folder) for name, folder in packages.items()},
-        versions=versions(sorted({one.name for one in wanted} | set(ALSO))),
+        versions=installed_versions(sorted({one.name for one in wanted} | set(OPTIONAL_DISTRIBUTIONS))),
         extras=extras,
         jax=jax,
-        machine=machine(),
-        environment=environment(os.environ),
+        machine=machine_resources(),
+        environment=relevant_variables(os.environ),
         problems=_problems(__version__, wanted, packages, jax),
     )
 
@@ -174,7 +174,7 @@ def requirements(distribution: str) -> list[Requirement]:
     return found
 
 
-def versions(names: Sequence[str]) -> dict[str, str]:
+def installed_versions(names: Sequence[str]) -> dict[str, str]:
     """Versions of those distributions that are installed, without importing them."""
     found = {name: _version(name) for name in names}
     return {name: version for name, version in found.items() if version is not None}
@@ -189,7 +189,7 @@ def missing_by_extra(wanted: Sequence[Requirement]) -> dict[str, list[str]]:
     return {extra: sorted(set(names)) for extra, names in sorted(found.items())}
 
 
-def ask_jax(seconds: float = JAX_SECONDS) -> Jax:
+def probe_jax(seconds: float = JAX_SECONDS) -> JaxStatus:
     """Imports JAX in another process and asks it for its devices, without reserving their memory.
 
     Args:
@@ -213,12 +213,12 @@ def ask_jax(seconds: float = JAX_SECONDS) -> Jax:
     if ran.returncode:
         return _no_jax(last)
     try:
-        return Jax(**json.loads(ran.stdout.strip().splitlines()[-1]), error="")
+        return JaxStatus(**json.loads(ran.stdout.strip().splitlines()[-1]), error="")
     except (ValueError, TypeError, IndexError):
         return _no_jax(f"its process printed {ran.stdout[-200:]!r}")
 
 
-def machine() -> Machine:
+def machine_resources() -> Machine:
     """Platform, cores, memory and disk, as this process may use them."""
     try:
         cores = len(os.sched_getaffinity(0))
@@ -232,17 +232,17 @@ def machine() -> Machine:
     return Machine(platform.platform(), platform.machine(), cores, memory, available, disk)
 
 
-def environment(variables: Mapping[str, str]) -> dict[str, str]:
+def relevant_variables(variables: Mapping[str, str]) -> dict[str, str]:
     """Those variables that change what JAX, XLA or mscale do; secrets are hidden, and the home folder is ``~``."""
     found = {}
     for name, value in sorted(variables.items()):
-        if VARIABLES.fullmatch(name):
+        if _RELEVANT_VARIABLE.fullmatch(name):
             shown = re.sub(r"://[^/@\s]+@", "://***@", value)  # user:password@ in URLs
-            found[name] = NOT_SHOWN if SECRET.search(name) else _home(shown)
+            found[name] = HIDDEN_VALUE if _SECRET_NAME.search(name) else _home(shown)
     return found
 
 
-def describe(report: Report) -> str:
+def report_text(report: DoctorReport) -> str:
     """The report as plain text, to be pasted into an issue."""
     lines = [
         f"mscale    {report.mscale}",
@@ -280,12 +280,12 @@ def describe(report: Report) -> str:
 )
 def doctor(as_json: bool, seconds: float) -> None:
     """Print versions, devices, extras and settings: what a bug report needs."""
-    report = examine(seconds)
-    click.echo(json.dumps(asdict(report), indent=2) if as_json else describe(report))
+    report = examine_installation(seconds)
+    click.echo(json.dumps(asdict(report), indent=2) if as_json else report_text(report))
 
 
 def _problems(
-    version: str, wanted: Sequence[Requirement], packages: Mapping[str, str], jax: Jax
+    version: str, wanted: Sequence[Requirement], packages: Mapping[str, str], jax: JaxStatus
 ) -> list[str]:
     found = []
     installed = _version(DISTRIBUTION)
@@ -354,8 +354,8 @@ def _folder(name: str) -> str:
     return next(iter(found.submodule_search_locations or ()), "")
 
 
-def _no_jax(error: str) -> Jax:
-    return Jax("", "", {}, 0, 0.0, _home(error))
+def _no_jax(error: str) -> JaxStatus:
+    return JaxStatus("", "", {}, 0, 0.0, _home(error))
 
 
 def _memory() -> tuple[int | None, int | None]:
@@ -388,7 +388,7 @@ def _gigabytes(size: int | None) -> str:
     return "unknown" if size is None else f"{size / 1e9:.1f} GB"
 
 
-def _jax_line(jax: Jax) -> str:
+def _jax_line(jax: JaxStatus) -> str:
     if jax.error:
         return f"does not work: {jax.error}"
     devices = ", ".join(f"{count} x {kind}" for kind, count in jax.devices.items())

@@ -13,7 +13,7 @@ from importlib import resources
 
 # Other codes for languages of MADLAD-400: withdrawn ones (ISO 639-1: iw, in, ji, jw, mo), narrower ones that it
 # does not tell apart (nb, tl, cmn) and those of ATLAS's figures (he).
-ALIASES = {
+CODE_ALIASES = {
     "he": "iw",
     "in": "id",
     "ji": "yi",
@@ -71,18 +71,18 @@ def codes() -> tuple[str, ...]:
 
 def canonical(code: str) -> str:
     """Returns MADLAD-400's code for a language: ``he`` → ``iw``; a code without alias is its own."""
-    return ALIASES.get(code, code)
+    return CODE_ALIASES.get(code, code)
 
 
 def find(code: str, known: Collection[str]) -> str | None:
     """Returns the code by which ``known`` has a language: itself, or another name of it; None if it has none."""
     if code in known:
         return code
-    others = [canonical(code), *(alias for alias, own in ALIASES.items() if own == canonical(code))]
+    others = [canonical(code), *(alias for alias, own in CODE_ALIASES.items() if own == canonical(code))]
     return next((other for other in others if other in known), None)
 
 
-def script(text: str, characters: int = 20_000) -> str:
+def dominant_script(text: str, characters: int = 20_000) -> str:
     """Returns the script that most letters of ``text`` are in (``Latin``, ``Han``, …), or ``none`` without letters.
 
     Letters are told by Unicode's names of them, so no table of languages is needed. Text with one kana in twenty

@@ -34,7 +34,7 @@ class Launch:
     search_paths: tuple[str, ...] = ()
 
 
-def parse(argv: Sequence[str]) -> Launch:
+def parse_arguments(argv: Sequence[str]) -> Launch:
     """Reads ``--gin_file=PATH``, ``--gin.NAME=VALUE`` and ``--gin_search_paths=A,B`` (``--flag value`` too).
 
     Raises:
@@ -71,7 +71,7 @@ def parse(argv: Sequence[str]) -> Launch:
     return Launch(tuple(files), tuple(bindings), tuple(paths))
 
 
-def find(name: str, search_paths: Sequence[str | os.PathLike] = ()) -> Path:
+def find_gin_file(name: str, search_paths: Sequence[str | os.PathLike] = ()) -> Path:
     """Finds a gin file: absolute, else under the current folder, ``search_paths``, the project's own.
 
     Raises:
@@ -95,13 +95,13 @@ def configured(launch: Launch) -> Iterator[None]:
       MscaleError: a file is missing or does not parse, an override names something unknown or is no Python
         literal, or a macro that a file requires got no value.
     """
-    clear()
+    clear_config()
     try:
         for root in (*launch.search_paths, *SEARCH_PATHS):
             if str(root) not in gin.config._LOCATION_PREFIXES:
                 gin.add_config_file_search_path(str(root))
         for name in launch.gin_files:
-            path = find(name, launch.search_paths)
+            path = find_gin_file(name, launch.search_paths)
             with _gin_errors(str(path)):
                 gin.parse_config_file(str(path))
         macros = _macros()
@@ -112,16 +112,16 @@ def configured(launch: Launch) -> Iterator[None]:
         _check_required()
         yield
     finally:
-        clear()
+        clear_config()
 
 
-def clear() -> None:
+def clear_config() -> None:
     """Forgets every binding, so that runs in one process do not see each other's."""
     with gin.unlock_config():
         gin.clear_config()
 
 
-def check_used(launch: Launch) -> None:
+def check_overrides_used(launch: Launch) -> None:
     """Checks, once everything configurable has been called, that each override was read by something.
 
     Raises:

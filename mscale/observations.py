@@ -68,7 +68,7 @@ PHASES = ("warmup", "stable", "decay", "end")
 NULLABLE = frozenset({"lr", "loss_se", "bits_per_byte", "unigram_normalized_loss", "eval_bytes"})
 """Columns that may be None: one window has no standard error, an outside run may not know its bytes."""
 
-UNSAID: Row = {
+IMPORT_DEFAULTS: Row = {
     "study": "",
     "tag": "",
     "vocabulary": "unknown",

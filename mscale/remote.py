@@ -18,8 +18,8 @@ import numpy as np
 
 from mscale.errors import MscaleError
 
-ATTEMPTS = 6
-FIRST_WAIT = 0.2  # seconds before the second attempt, doubled from then on
+READ_ATTEMPTS = 6
+FIRST_RETRY_SECONDS = 0.2  # seconds before the second attempt, doubled from then on
 CACHE_BYTES = 256 << 20
 BLOCK_BYTES = 1 << 16  # windows are of a few kilobytes and far apart: larger blocks read more for nothing
 CONNECTIONS = 64
@@ -87,11 +87,11 @@ class RemoteFiles:
 
     def sizes(self) -> Mapping[str, int]:
         """Bytes of every file, by its path below the root: one listing, however many files there are."""
-        return {name: size for name, (size, _) in listing(self._system, self._root, self.root).items()}
+        return {name: size for name, (size, _) in list_files(self._system, self._root, self.root).items()}
 
     def read(self, name: str) -> bytes:
         """A whole small file. Raises FileNotFoundError where there is none."""
-        return retried(lambda: self._system.cat_file(self._path(name)), f"read {self.root / name}")
+        return with_retries(lambda: self._system.cat_file(self._path(name)), f"read {self.root / name}")
 
     def range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes ``start`` to ``stop`` of a file, past the cache."""
@@ -103,7 +103,7 @@ class RemoteFiles:
             return data
 
         try:
-            return retried(once, f"read bytes {start:,} to {stop:,} of {self.root / name}")
+            return with_retries(once, f"read bytes {start:,} to {stop:,} of {self.root / name}")
         except FileNotFoundError:
             raise MscaleError(
                 f"{self.root / name}: no such file (any more); copy the folder there again"
@@ -257,7 +257,7 @@ def connect(url: str) -> tuple[Any, str]:
         raise MscaleError(f"{url}: cannot connect ({error}); check your credentials and the URL") from error
 
 
-def listing(system: Any, root: str, place: str) -> dict[str, tuple[int, str]]:
+def list_files(system: Any, root: str, place: str) -> dict[str, tuple[int, str]]:
     """Size in bytes and version of every file under ``root``, by its path below it; ``place`` names it in errors.
 
     The version is what the file system tells of one (hash, time). Where there is no such folder some file systems list
@@ -274,18 +274,18 @@ def listing(system: Any, root: str, place: str) -> dict[str, tuple[int, str]]:
     prefix = root.rstrip("/") + "/"
     return {
         name.removeprefix(prefix): (int(info["size"]), str([info.get(key) for key in _VERSIONS]))
-        for name, info in retried(once, f"list {place}").items()
+        for name, info in with_retries(once, f"list {place}").items()
     }
 
 
-def retried(read: Callable[[], T], what: str) -> T:
-    """Calls ``read`` until it succeeds, at most ``ATTEMPTS`` times, with growing pauses.
+def with_retries(read: Callable[[], T], what: str) -> T:
+    """Calls ``read`` until it succeeds, at most ``READ_ATTEMPTS`` times, with growing pauses.
 
     Raises:
       FileNotFoundError: there is no such file, which no repetition changes.
       MscaleError: no permission, or the last attempt failed too.
     """
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in range(1, READ_ATTEMPTS + 1):
         try:
             return read()
         except FileNotFoundError:
@@ -293,12 +293,12 @@ def retried(read: Callable[[], T], what: str) -> T:
         except PermissionError as error:
             raise MscaleError(f"cannot {what}: no permission ({error}); check your credentials") from error
         except Exception as error:  # what a failing network raises is the file system's own affair
-            if attempt == ATTEMPTS:
+            if attempt == READ_ATTEMPTS:
                 raise MscaleError(
-                    f"cannot {what}: {ATTEMPTS} attempts failed, the last with: {error or type(error).__name__}; "
+                    f"cannot {what}: {READ_ATTEMPTS} attempts failed, the last with: {error or type(error).__name__}; "
                     "check the network and the file, then run again: it continues"
                 ) from error
-            time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
+            time.sleep(FIRST_RETRY_SECONDS * 2 ** (attempt - 1))
     raise AssertionError  # not reached
 
 
@@ -317,7 +317,7 @@ def upload(folder: str | os.PathLike, url: str, last: Sequence[str] = ()) -> Non
 
     def put(name: str) -> None:
         target = f"{base.rstrip('/')}/{name}"
-        retried(lambda: system.put_file(str(folder / name), target), f"write {root / name}")
+        with_retries(lambda: system.put_file(str(folder / name), target), f"write {root / name}")
 
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         list(pool.map(put, [name for name in names if name not in last]))

@@ -30,28 +30,28 @@ from mscale.files import atomic_json, atomic_write, read_json, writing
 from mscale.models import partitioning
 from mscale.progress import progress
 from mscale.training import checkpoints, distributed, evaluation, runtime, tracking
-from mscale.training.metrics import Unread, _not_shown
+from mscale.training.metrics import PendingMetrics, no_progress_bar
 from mscale.training.recorder import Recorder, is_done
 from mscale.training.settings import (
     Run,
     Settings,
-    check_agrees,
-    check_matches,
+    check_branch_fits_trunk,
+    check_checkpoint_fits,
     check_same_run,
-    identity,
-    join_hosts,
-    prepare,
+    gin_initialize_hosts,
+    prepare_run,
+    run_identity,
 )
 from mscale.training.step import (
     abstract_state,
     compiled_steps,
-    initialiser,
-    place,
+    parameter_initializer,
+    place_state,
     state_shardings,
     zero_moments,
 )
 
-PREEMPTED = 143  # exit status: 128 + SIGTERM
+PREEMPTED_EXIT_STATUS = 143  # exit status: 128 + SIGTERM
 
 
 # -------------------------------------------------------------------------------------------------- the start
@@ -75,9 +75,9 @@ def steps_per_dispatch(settings: Settings) -> int:
     return 8 if jax.default_backend() == "cpu" else 1
 
 
-def fresh_state(run: Run):
+def initial_state(run: Run):
     """Initial parameters from the seed, and zero moments."""
-    params = initialiser(run.model, run.mesh, run.rules)(jax.random.key(run.settings.seed))
+    params = parameter_initializer(run.model, run.mesh, run.rules)(jax.random.key(run.settings.seed))
     return {"params": params, "optimizer": zero_moments(params)}
 
 
@@ -89,26 +89,26 @@ def find_start(run: Run) -> Start:
         run.workdir / "checkpoints",
         abstract_state(run.model),
         shardings=shardings,
-        check=lambda path, meta: check_matches(run, path, meta),
+        check=lambda path, meta: check_checkpoint_fits(run, path, meta),
     )
     if own is not None:
         state, meta = own
         return _started(state, meta, meta["step"], shardings)
     if s.branch_from:
         step = s.steps - s.decay_steps
-        path = checkpoints.locate(s.branch_from, "BRANCH_FROM", step)
+        path = checkpoints.locate_checkpoint(s.branch_from, "BRANCH_FROM", step)
         meta = checkpoints.verify(path)
-        check_matches(run, path, meta)
-        check_agrees(run, path.parent.parent)
+        check_checkpoint_fits(run, path, meta)
+        check_branch_fits_trunk(run, path.parent.parent)
         state = checkpoints.restore(path, abstract_state(run.model), shardings=shardings)
         return _started(state, meta, step, shardings)
     if s.init_from:
-        path = checkpoints.locate(s.init_from, "INIT_FROM")
+        path = checkpoints.locate_checkpoint(s.init_from, "INIT_FROM")
         meta = checkpoints.verify(path)
-        check_matches(run, path, meta)
+        check_checkpoint_fits(run, path, meta)
         where = None if shardings is None else {"params": shardings["params"]}
         saved = checkpoints.restore(path, {"params": abstract_state(run.model)["params"]}, shardings=where)
-        params = place(saved, where)["params"]
+        params = place_state(saved, where)["params"]
         return Start(
             {"params": params, "optimizer": zero_moments(params)},
             0,
@@ -116,11 +116,11 @@ def find_start(run: Run) -> Start:
             init_tokens=meta["tokens"] + meta["init_tokens"],
             group=meta["group"],
         )
-    return Start(fresh_state(run), 0)
+    return Start(initial_state(run), 0)
 
 
 def _started(state, meta: Mapping[str, Any], step: int, shardings) -> Start:
-    return Start(place(state, shardings), step, meta["init"], meta["init_tokens"], meta["group"])
+    return Start(place_state(state, shardings), step, meta["init"], meta["init_tokens"], meta["group"])
 
 
 # --------------------------------------------------------------------------------------------------- the loop
@@ -144,24 +144,24 @@ def train(
     run_steps = compiled_steps(config, K, run.mesh, s.accumulate, run.rules)
     rows = run.batch_size // s.accumulate
     sharding = None if run.mesh is None else partitioning.batch_sharding(run.mesh, rows, dict(run.rules))
-    held_out = evaluation.held_out(
+    held_out = evaluation.held_out_windows(
         run.store, run.eval_languages, s.sequence_length, rows, s.eval_tokens, sharding=sharding
     )
-    agreement = distributed.Agreement(run.mesh, stop)
+    agreement = distributed.GlobalStopSignal(run.mesh, stop)
     key = jax.random.key(s.seed)
     branch_points = frozenset(s.checkpoint_steps)
-    saver = checkpoints.Saver(
+    saver = checkpoints.CheckpointWriter(
         run.workdir / "checkpoints", kept=branch_points | {s.steps}, recent=s.checkpoints_kept
     )
-    batches = dispatches(run, start.step, K)
+    batches = dispatch_batches(run, start.step, K)
     state, step = start.state, start.step
     in_flight: deque[tuple[jax.Array, jax.Array | None]] = deque()
     compiling = True
 
     shown = s.progress and recorder.writes
-    bar = progress(run.name, s.steps - step, "steps") if shown else contextlib.nullcontext(_not_shown)
+    bar = progress(run.name, s.steps - step, "steps") if shown else contextlib.nullcontext(no_progress_bar)
     with bar as advance:
-        unread = Unread(run, recorder, held_out, track, advance)
+        unread = PendingMetrics(run, recorder, held_out, track, advance)
         while step < s.steps:
             targets, count = next(batches)
             began = time.monotonic()
@@ -180,7 +180,9 @@ def train(
                 computed.block_until_ready()
                 stopping = agreement.reached(asked)
             if step in run.eval_steps:
-                unread.evaluations.append((step, evaluation.dispatch(config, state["params"], held_out)))
+                unread.evaluations.append(
+                    (step, evaluation.dispatch_evaluation(config, state["params"], held_out))
+                )
             saving = step in branch_points or step % s.checkpoint_every == 0 or step == s.steps or stopping
             if saving or step % s.log_every == 0:
                 unread.read(step)
@@ -194,7 +196,7 @@ def train(
         saver.wait()
 
 
-def dispatches(run: Run, start: int, K: int) -> Iterator[tuple[Any, int]]:
+def dispatch_batches(run: Run, start: int, K: int) -> Iterator[tuple[Any, int]]:
     """Yields ``(targets (K, B, S), count)`` per dispatch, cut where something is to happen after a step."""
     s = run.settings
     rows, sharding = slice(None), None
@@ -232,7 +234,7 @@ def run_to_end(run: Run, stop: threading.Event | None = None) -> int:
       0, or 143 if ``stop`` was set (SIGTERM) and the state has been saved.
     """
     workdir = run.workdir
-    ours = json.loads(json.dumps(identity(run)))
+    ours = json.loads(json.dumps(run_identity(run)))
     if (workdir / "run.json").exists():
         check_same_run(workdir, read_json(workdir / "run.json", what="run"), ours)
         if is_done(workdir):
@@ -240,7 +242,7 @@ def run_to_end(run: Run, stop: threading.Event | None = None) -> int:
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
     on_mesh = (
-        partitioning.using(run.mesh, dict(run.rules)) if run.mesh is not None else contextlib.nullcontext()
+        partitioning.use_mesh(run.mesh, dict(run.rules)) if run.mesh is not None else contextlib.nullcontext()
     )
     recorder = None
     with on_mesh:
@@ -258,7 +260,7 @@ def run_to_end(run: Run, stop: threading.Event | None = None) -> int:
             assert recorder is not None
             recorder.status("preempted", str(error))
             print(f"{run.name}: {error}; saved, call again to continue", file=sys.stderr)
-            return PREEMPTED
+            return PREEMPTED_EXIT_STATUS
         except BaseException as error:
             if recorder is not None:
                 state = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -277,15 +279,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__doc__)
         return 0
     try:
-        parsed = launch.parse(argv)
+        parsed = launch.parse_arguments(argv)
         with launch.configured(parsed), _stopping_at_sigterm() as stop:
             settings = Settings()  # type: ignore[call-arg]  # from gin
-            join_hosts()
+            gin_initialize_hosts()
             if jax.default_backend() == "cpu":
-                runtime.keep_freed_pages()
-            runtime.use(settings.compile_cache or os.environ.get("MSCALE_COMPILE_CACHE"))
-            run = prepare(settings)
-            launch.check_used(parsed)
+                runtime.retain_freed_memory()
+            runtime.use_compile_cache(settings.compile_cache or os.environ.get("MSCALE_COMPILE_CACHE"))
+            run = prepare_run(settings)
+            launch.check_overrides_used(parsed)
             if jax.process_index() == 0 and not is_done(run.workdir):
                 with writing(run.workdir):
                     run.workdir.mkdir(parents=True, exist_ok=True)
@@ -311,5 +313,5 @@ def _stopping_at_sigterm() -> Iterator[threading.Event]:
 
 
 if __name__ == "__main__":
-    with distributed.ending_together():
+    with distributed.exit_at_once_on_error():
         sys.exit(main())

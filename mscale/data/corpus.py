@@ -34,7 +34,7 @@ class _Document(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(_Document)  # skips the other fields, where json would build them
 
 
-def languages(corpus: str | os.PathLike) -> list[str]:
+def list_languages(corpus: str | os.PathLike) -> list[str]:
     """Returns the sorted codes of the languages that have at least one file.
 
     Raises:
@@ -50,13 +50,13 @@ def languages(corpus: str | os.PathLike) -> list[str]:
     return found
 
 
-def select(corpus: str | os.PathLike, wanted: Sequence[str] | None = None) -> list[str]:
+def select_languages(corpus: str | os.PathLike, wanted: Sequence[str] | None = None) -> list[str]:
     """Returns ``wanted`` in its order after checking that the corpus has it, or all languages for None.
 
     Raises:
       MscaleError: as ``languages``; and naming every wanted language that is missing, or given twice.
     """
-    available = languages(corpus)
+    available = list_languages(corpus)
     if wanted is None:
         return available
     wanted = list(wanted)
@@ -73,7 +73,7 @@ def select(corpus: str | os.PathLike, wanted: Sequence[str] | None = None) -> li
     return wanted
 
 
-def files(corpus: str | os.PathLike, language: str) -> list[Path]:
+def language_files(corpus: str | os.PathLike, language: str) -> list[Path]:
     """Returns the files of one language in the order of their numbers.
 
     Raises:
@@ -82,7 +82,7 @@ def files(corpus: str | os.PathLike, language: str) -> list[Path]:
     folder = _data_folder(corpus) / language
     shards = _shards(folder) if folder.is_dir() else []
     if not shards:
-        select(corpus, [language])
+        select_languages(corpus, [language])
     stems: dict[str, Path] = {}
     for path in shards:
         stem = path.name.removesuffix(".gz")

@@ -18,9 +18,9 @@ from mscale.data.schedule import Schedule
 from mscale.data.store import Store
 from mscale.errors import MscaleError
 
-_ROWS_AT_ONCE = 2048  # schedule look-ups are cheaper in bulk
-_SLOW_ROW = 40e-6  # seconds for a row: it came from a disk, from the page cache it takes about 1e-6
-_LARGE = 64 << 20  # bytes of a file from which reading ahead around a window is waste
+ROWS_PER_LOOKUP = 2048  # schedule look-ups are cheaper in bulk
+COLD_ROW_SECONDS = 40e-6  # seconds for a row: it came from a disk, from the page cache it takes about 1e-6
+_RANDOM_ACCESS_BYTES = 64 << 20  # bytes of a file from which reading ahead around a window is waste
 
 
 def batches(
@@ -50,8 +50,8 @@ def batches(
       MscaleError: the schedule visits windows that the store does not have, or a file cannot be read.
     """
     check_fits(store, schedule, sequence_length)
-    produced = _gather(store, schedule, sequence_length, start_step, stop_step, rows)
-    return produced if prefetch < 1 else _ahead(produced, prefetch)
+    produced = _gather_batches(store, schedule, sequence_length, start_step, stop_step, rows)
+    return produced if prefetch < 1 else _prefetched(produced, prefetch)
 
 
 def check_fits(store: Store, schedule: Schedule, sequence_length: int) -> None:
@@ -68,21 +68,21 @@ def check_fits(store: Store, schedule: Schedule, sequence_length: int) -> None:
             )
 
 
-def _gather(
+def _gather_batches(
     store: Store, schedule: Schedule, sequence_length: int, start: int, stop: int | None, rows: slice | None
 ) -> Iterator[np.ndarray]:
     windows: list[np.ndarray | None] = [None] * len(schedule.languages)
     count = len(range(schedule.batch_size)[rows or slice(None)])
-    at_once = max(_ROWS_AT_ONCE // max(count, 1), 1)
+    at_once = max(ROWS_PER_LOOKUP // max(count, 1), 1)
     cold = True
     while stop is None or start < stop:
         end = start + at_once if stop is None else min(start + at_once, stop)
         languages, ids = (column.tolist() for column in schedule.batches(start, end, rows))
         for language in set(languages):
             if windows[language] is None:
-                windows[language] = _windows(store, schedule.languages[language], sequence_length)
+                windows[language] = window_view(store, schedule.languages[language], sequence_length)
         if cold:
-            _read_ahead(windows, languages, ids)
+            advise_read_ahead(windows, languages, ids)
         seconds = 0.0
         for first in range(0, len(ids), count) if count else [0] * (end - start):
             begun = time.perf_counter()
@@ -93,21 +93,21 @@ def _gather(
                 batch[row] = windows[language][window]  # type: ignore[index]
             seconds += time.perf_counter() - begun
             yield batch
-        cold = seconds > _SLOW_ROW * len(ids)
+        cold = seconds > COLD_ROW_SECONDS * len(ids)
         start = end
 
 
-def _windows(store: Store, language: str, sequence_length: int) -> np.ndarray:
+def window_view(store: Store, language: str, sequence_length: int) -> np.ndarray:
     tokens = store.train(language)
-    mapped = _mapping(tokens)
-    if mapped is not None and len(mapped) > _LARGE:
+    mapped = memory_mapping(tokens)
+    if mapped is not None and len(mapped) > _RANDOM_ACCESS_BYTES:
         mapped.madvise(mmap.MADV_RANDOM)
     return tokens[: len(tokens) // sequence_length * sequence_length].reshape(-1, sequence_length)
 
 
-def _read_ahead(windows: list[Any], languages: list[int], ids: list[int]) -> None:
+def advise_read_ahead(windows: list[Any], languages: list[int], ids: list[int]) -> None:
     """Has the system read the windows of many rows at once; touching them one by one would wait for each."""
-    mappings = {language: _mapping(windows[language]) for language in set(languages)}
+    mappings = {language: memory_mapping(windows[language]) for language in set(languages)}
     for language, window in zip(languages, ids, strict=True):
         mapped = mappings[language]
         if mapped is not None:
@@ -116,14 +116,14 @@ def _read_ahead(windows: list[Any], languages: list[int], ids: list[int]) -> Non
             mapped.madvise(mmap.MADV_WILLNEED, first, (window + 1) * length - first)
 
 
-def _mapping(array: Any) -> mmap.mmap | None:
+def memory_mapping(array: Any) -> mmap.mmap | None:
     """The mapping of a file that an array views, if it does and the system takes advice."""
     while isinstance(array, np.ndarray):
         array = array.base
     return array if isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED") else None
 
 
-def _ahead(produced: Iterator[np.ndarray], prefetch: int) -> Iterator[np.ndarray]:
+def _prefetched(produced: Iterator[np.ndarray], prefetch: int) -> Iterator[np.ndarray]:
     """Runs ``produced`` in a thread, at most ``prefetch`` items ahead; its exceptions are raised here."""
     ready: queue.Queue = queue.Queue(prefetch)
     stopped = threading.Event()

@@ -15,7 +15,7 @@ from mscale import sampling
 from mscale.errors import MscaleError, nearest
 
 KEYWORDS = ("uniform", "proportional", "temperature", "unimax", "atlas_unimax")
-ATLAS = "atlas_"  # and the name of a capacity mixture, such as atlas_8v0
+ATLAS_PREFIX = "atlas_"  # and the name of a capacity mixture, such as atlas_8v0
 _SUM_TOLERANCE = 1e-6
 
 
@@ -148,7 +148,7 @@ def resolve(
         "drop_short": drop_short,
     }
     options = {**_bound(), **{key: value for key, value in given.items() if value is not None}}
-    keyword, listed, explicit = parse(name)
+    keyword, listed, explicit = parse_mixture_name(name)
     keyword, T = _temperature(name, keyword, options["temperature"])
     rates: Sequence[float] | np.ndarray
     asked = listed
@@ -220,7 +220,7 @@ def is_keyword(word: str) -> bool:
     return word in KEYWORDS or _TEMPERATURE.fullmatch(word) is not None
 
 
-def parse(name: str) -> tuple[str, list[str], list[float] | None]:
+def parse_mixture_name(name: str) -> tuple[str, list[str], list[float] | None]:
     """Splits a mixture's name into (keyword or "", languages listed, explicit rates or None).
 
     Raises:
@@ -228,10 +228,10 @@ def parse(name: str) -> tuple[str, list[str], list[float] | None]:
     """
     keyword, colon, rest = name.strip().partition(":")
     capacity = inventory.capacity_mixtures()
-    if not colon and keyword.removeprefix(ATLAS) in capacity and keyword.startswith(ATLAS):
-        return "", list(capacity[keyword.removeprefix(ATLAS)]), None
-    if not is_keyword(keyword) and (colon or keyword.startswith(ATLAS)):
-        names = [*KEYWORDS, *(ATLAS + one for one in capacity)]
+    if not colon and keyword.removeprefix(ATLAS_PREFIX) in capacity and keyword.startswith(ATLAS_PREFIX):
+        return "", list(capacity[keyword.removeprefix(ATLAS_PREFIX)]), None
+    if not is_keyword(keyword) and (colon or keyword.startswith(ATLAS_PREFIX)):
+        names = [*KEYWORDS, *(ATLAS_PREFIX + one for one in capacity)]
         raise MscaleError(
             f"mixture {name!r}: {keyword!r} is no kind of mixture; expected one of "
             f"{', '.join(names)}{nearest(keyword, names)}"

@@ -95,10 +95,10 @@ class Schedule:
         index = np.searchsorted([phase.first for phase in phases], positions, side="right") - 1
         for i in np.unique(index):
             of_phase = slice(None) if len(phases) == 1 else np.flatnonzero(index == i)
-            leaf, k = schedule_tree.descend(tree, phases[i], positions[of_phase] - phases[i].first)
+            leaf, k = schedule_tree.locate_items(tree, phases[i], positions[of_phase] - phases[i].first)
             languages[of_phase] = leaf
             items[of_phase] = k + phases[i].before[leaf]
-        return languages, permutation.permuted(self._domains, languages, items)
+        return languages, permutation.permuted_windows(self._domains, languages, items)
 
     def windows_seen(self, step: int) -> dict[str, int]:
         """Returns how many windows of each language the steps before ``step`` held; exact, no
@@ -109,7 +109,7 @@ class Schedule:
         rows = step * self.batch_size
         phase = [phase for phase in phases if phase.first <= rows][-1]
         counts = dict(zip(self.languages, phase.before.tolist(), strict=True))
-        for child, count in enumerate(schedule_tree.received(tree, phase, rows - phase.first)):
+        for child, count in enumerate(schedule_tree.items_received(tree, phase, rows - phase.first)):
             if tree.child[child] < 0:
                 counts[self.languages[~tree.child[child]]] += count
         return counts
@@ -134,19 +134,19 @@ class Schedule:
         ids = {language: i for i, language in enumerate(self.languages)}
         weights = [
             {
-                ids[language]: max(round(rate * schedule_tree.ONE), 1)
+                ids[language]: max(round(rate * schedule_tree.FIXED_POINT_ONE), 1)
                 for language, rate in zip(mixture.languages, mixture.rates, strict=True)
                 if rate > 0
             }
             for _, mixture in self.phases
         ]
-        tree = schedule_tree.build(weights, _key("phase", self.seed, 0))
+        tree = schedule_tree.build_tree(weights, _key("phase", self.seed, 0))
         firsts = [start * self.batch_size for start, _ in self.phases]
-        return tree, *schedule_tree.carry(tree, firsts, weights, len(self.languages))
+        return tree, *schedule_tree.plan_phases(tree, firsts, weights, len(self.languages))
 
     @cached_property
-    def _domains(self) -> permutation.Domains:
-        return permutation.domains(
+    def _domains(self) -> permutation.FeistelDomains:
+        return permutation.feistel_domains(
             [max(self.windows.get(language, 0), 1) for language in self.languages],
             [_key("windows", self.seed, language) for language in self.languages],
         )

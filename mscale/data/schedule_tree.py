@@ -33,10 +33,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mscale.data.permutation import GOLDEN, mix
+from mscale.data.permutation import GOLDEN_RATIO_64, splitmix64
 
-ONE = 1 << 60
-_MASK = np.uint64(ONE - 1)
+FIXED_POINT_ONE = 1 << 60
+_MASK = np.uint64(FIXED_POINT_ONE - 1)
 _MAX_DEPTH = 12
 
 
@@ -58,7 +58,7 @@ class Phase(NamedTuple):
     before: np.ndarray  # int64 (languages,): windows before this phase
 
 
-def build(phases: Sequence[Mapping[int, int]], key: int) -> Tree:
+def build_tree(phases: Sequence[Mapping[int, int]], key: int) -> Tree:
     """The tree over all languages of all phases (language → weight in 2^-60 each).
 
     Appending phases changes nothing of what the earlier ones see of it: nodes keep their numbers, and a leaf
@@ -72,7 +72,7 @@ def build(phases: Sequence[Mapping[int, int]], key: int) -> Tree:
     leaves: list[tuple[int, int]] = []  # (depth, slot)
 
     def side(node: int) -> int:
-        return int(mix(np.array([key ^ node], np.uint64))[0] >> np.uint64(63))
+        return int(splitmix64(np.array([key ^ node], np.uint64))[0] >> np.uint64(63))
 
     # (first, end) of the languages below, where the parent keeps the child, depth of the child.
     pending = [(0, len(weighted), -1, 0)]
@@ -118,11 +118,11 @@ def build(phases: Sequence[Mapping[int, int]], key: int) -> Tree:
             child[kept], child[kept ^ 1], child[slot] = child[slot], ~language, node
             heapq.heappush(leaves, (depth + 1, kept))
             heapq.heappush(leaves, (depth + 1, kept ^ 1))
-    noise = mix(np.arange(len(child) // 2, dtype=np.uint64) * GOLDEN + np.uint64(key))
-    return Tree(np.array(child, np.int64), np.uint64(ONE // 32 * 15) + (noise >> np.uint64(8)))
+    noise = splitmix64(np.arange(len(child) // 2, dtype=np.uint64) * GOLDEN_RATIO_64 + np.uint64(key))
+    return Tree(np.array(child, np.int64), np.uint64(FIXED_POINT_ONE // 32 * 15) + (noise >> np.uint64(8)))
 
 
-def carry(
+def plan_phases(
     tree: Tree, firsts: Sequence[int], weights: Sequence[Mapping[int, int]], languages: int
 ) -> tuple[tuple[Phase, ...], float]:
     """Returns what the nodes do in each phase, and the bound of all languages' errors.
@@ -139,9 +139,10 @@ def carry(
         if rows:
             total = sum(weights[index - 1].values())
             share = _slot_sums(
-                child, [weights[index - 1].get(i, 0) * rows * ONE // total for i in range(languages)]
+                child,
+                [weights[index - 1].get(i, 0) * rows * FIXED_POINT_ONE // total for i in range(languages)],
             )
-            got = [a + b for a, b in zip(got, received(tree, phases[-1], rows), strict=True)]
+            got = [a + b for a, b in zip(got, items_received(tree, phases[-1], rows), strict=True)]
             expected = [a + b for a, b in zip(expected, share, strict=True)]
         weight = _slot_sums(child, [of_language.get(i, 0) for i in range(languages)])
         error = [(n << 60) - w for n, w in zip(got, expected, strict=True)]
@@ -149,11 +150,11 @@ def carry(
         for node, own in enumerate(c):
             right, left = weight[2 * node], weight[2 * node + 1]
             # A node without weight can still be owed windows: halves.
-            shares.append((left << 60) // (left + right) if left + right else ONE // 2)
+            shares.append((left << 60) // (left + right) if left + right else FIXED_POINT_ONE // 2)
             of_node = error[2 * node] + error[2 * node + 1]
             offset = (shares[-1] * of_node >> 60) - error[2 * node + 1] + own
             wholes.append(offset >> 60)
-            fractions.append(offset & (ONE - 1))
+            fractions.append(offset & (FIXED_POINT_ONE - 1))
         before = np.zeros(languages, np.int64)
         for slot, below in enumerate(child):
             if below < 0:
@@ -169,7 +170,7 @@ def carry(
             )
         )
         length = firsts[index + 1] - first if index + 1 < len(firsts) else np.inf
-        bound = max(bound, _bound(tree, phases[-1], [e / ONE for e in error], weight, length))
+        bound = max(bound, _bound(tree, phases[-1], [e / FIXED_POINT_ONE for e in error], weight, length))
     return tuple(phases), bound
 
 
@@ -193,8 +194,8 @@ def _bound(tree: Tree, phase: Phase, error: Sequence[float], weight: Sequence[in
       weight: of each slot.
       length: rows of the phase.
     """
-    child, c = tree.child.tolist(), (tree.c / ONE).tolist()
-    shares, wholes = (phase.share / ONE).tolist(), phase.whole.tolist()
+    child, c = tree.child.tolist(), (tree.c / FIXED_POINT_ONE).tolist()
+    shares, wholes = (phase.share / FIXED_POINT_ONE).tolist(), phase.whole.tolist()
     total = weight[0] + weight[1]
     low, high = [0.0] * len(child), [0.0] * len(child)
     parent = {below: slot for slot, below in enumerate(child) if below > 0}
@@ -220,7 +221,7 @@ def _bound(tree: Tree, phase: Phase, error: Sequence[float], weight: Sequence[in
     return worst
 
 
-def descend(tree: Tree, phase: Phase, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def locate_items(tree: Tree, phase: Phase, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the leaf (language id) of the q-th items of a phase and their index there, in that phase.
 
     q·share + fraction is known exactly modulo 1 from wrapping 64-bit products, and to within 2^-9 in
@@ -230,15 +231,15 @@ def descend(tree: Tree, phase: Phase, q: np.ndarray) -> tuple[np.ndarray, np.nda
     items = np.empty(q.size, np.int64)
     rows = np.arange(q.size)
     node = np.zeros(q.size, np.int64)
-    share_float = phase.share.astype(np.float64) / ONE
-    fraction_float = phase.fraction.astype(np.float64) / ONE
+    share_float = phase.share.astype(np.float64) / FIXED_POINT_ONE
+    fraction_float = phase.fraction.astype(np.float64) / FIXED_POINT_ONE
     while rows.size:
         share = phase.share[node]
         fraction = (q.astype(np.uint64) * share + phase.fraction[node]) & _MASK
         left = ((fraction + share) >> np.uint64(60)).astype(np.int64)  # 1 where the item goes left
-        before = np.rint(q * share_float[node] + (fraction_float[node] - fraction * (1.0 / ONE))).astype(
-            np.int64
-        )
+        before = np.rint(
+            q * share_float[node] + (fraction_float[node] - fraction * (1.0 / FIXED_POINT_ONE))
+        ).astype(np.int64)
         if phase.limited:
             before += phase.whole[node]
             left = np.clip(before + left, 0, q + 1)
@@ -255,7 +256,7 @@ def descend(tree: Tree, phase: Phase, q: np.ndarray) -> tuple[np.ndarray, np.nda
     return languages, items
 
 
-def received(tree: Tree, phase: Phase, rows: int) -> list[int]:
+def items_received(tree: Tree, phase: Phase, rows: int) -> list[int]:
     """How many of the first ``rows`` items of a phase go to each slot, in exact integers of any size."""
     received = [0] * len(tree.child)
     of_node = [rows] + [0] * (len(tree.c) - 1)

@@ -25,12 +25,12 @@ import numpy as np
 from mscale.errors import MscaleError, nearest
 from mscale.remote import CACHE_BYTES, RemoteFiles, Url, location
 
-FORMAT = "mscale token store"
-VERSION = 1
+STORE_FORMAT = "mscale token store"
+STORE_VERSION = 1
 MANIFEST = "store.json"
-UNFINISHED = ".packing"  # a folder of this name beside store.json: packing has begun and not ended
+PACKING_FOLDER = ".packing"  # a folder of this name beside store.json: packing has begun and not ended
 _VERIFY_BYTES = 8 << 20  # read at once of a remote file
-FILES = ("train.bin", "valid.bin", "valid_index.npy", "unigram.npy")
+LANGUAGE_FILES = ("train.bin", "valid.bin", "valid_index.npy", "unigram.npy")
 
 
 @dataclass(frozen=True)
@@ -194,16 +194,16 @@ def open_store(path: str | Path, verify: bool = False, cache_bytes: int = CACHE_
     manifest = path / MANIFEST
     remote = RemoteFiles(path, cache_bytes) if isinstance(path, Url) else None
     described, content = _manifest(path, remote)
-    if not isinstance(described, dict) or described.get("format") != FORMAT:
+    if not isinstance(described, dict) or described.get("format") != STORE_FORMAT:
         raise MscaleError(
-            f"{manifest}: field format is not {FORMAT!r}: this is no token store; choose another folder"
+            f"{manifest}: field format is not {STORE_FORMAT!r}: this is no token store; choose another folder"
         )
     version = described.get("version")
-    if version != VERSION:
-        newer = isinstance(version, int) and version > VERSION
+    if version != STORE_VERSION:
+        newer = isinstance(version, int) and version > STORE_VERSION
         remedy = "install a newer mscale" if newer else "pack the corpus again"
         raise MscaleError(
-            f"{manifest}: field version is {version}, this mscale reads version {VERSION}; {remedy}"
+            f"{manifest}: field version is {version}, this mscale reads version {STORE_VERSION}; {remedy}"
         )
     try:
         store = Store(
@@ -272,7 +272,7 @@ def _damaged(store: Store, verify: bool) -> list[str]:
                 )
     sizes = store._remote.sizes() if store._remote is not None else None
     for language in store.languages:
-        for name in FILES:
+        for name in LANGUAGE_FILES:
             expected = store.entries[language]["files"][name]
             path = store.path / language / name
             try:
@@ -304,7 +304,7 @@ def _absent(path: Path | Url) -> str:
         return f"{path}: no {MANIFEST} here; expected a token store, made by `mscale pack` and copied there"
     if not path.exists():
         return f"{path}: no such folder; expected a token store, made by `mscale pack`"
-    if (path / UNFINISHED).exists():
+    if (path / PACKING_FOLDER).exists():
         return (
             f"{path}: packing of this store has not finished; run the same `mscale pack` again, it continues"
         )
@@ -331,7 +331,7 @@ class _reading:
             ) from None
 
 
-def shared_vocabulary(path: str | Path) -> dict[str, dict[str, float]]:
+def unigram_overlap(path: str | Path) -> dict[str, dict[str, float]]:
     """Σ_v min(p_a(v), p_b(v)) of every two languages of a token store, of their unigram frequencies."""
     store = open_store(path)
     counts = {name: store.unigram(name).astype(np.float32) for name in store.languages}

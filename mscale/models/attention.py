@@ -7,7 +7,7 @@ import numpy as np
 ATTENTION_CHUNK = 64
 
 
-ATTENTIONS = ("auto", "einsum", "xla", "cudnn")
+ATTENTION_IMPLEMENTATIONS = ("auto", "einsum", "xla", "cudnn")
 
 
 def rotary(x_BxSxHxK):

@@ -24,14 +24,14 @@ from jax.sharding import Mesh, NamedSharding
 
 from mscale.errors import MscaleError, nearest
 from mscale.models.attention import (
-    ATTENTIONS,
+    ATTENTION_IMPLEMENTATIONS,
     _attention,
     _attention_backward,
     _attention_forward,
     causal_attention,
     rotary,
 )
-from mscale.models.partitioning import RULES, Rules, constrain, spec, splits
+from mscale.models.partitioning import DEFAULT_RULES, AxisRules, constrain, is_split, partition_spec
 from mscale.scales import Shape
 
 BASE_EMBED, BASE_LAYERS = 64, 2
@@ -79,7 +79,7 @@ class ModelConfig:
         for field, choices in {
             "remat": REMAT_POLICIES,
             "lr_rule": LR_RULES,
-            "attention": ATTENTIONS,
+            "attention": ATTENTION_IMPLEMENTATIONS,
             "activation": ACTIVATIONS,
         }.items():
             found = getattr(self, field)
@@ -234,7 +234,7 @@ class Decoder(nnx.Module):
             policy = dots if config.remat == "dots" else None
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
         per_layer = (stacked, None if keys is None else keys[:-1])
-        if unrolled(config):
+        if unrolls_layers(config):
             # Split, as the gradient of a split is one concatenation; that of L look-ups is a sum of L stacks.
             leaves, structure = jax.tree.flatten(per_layer)
             for parts in zip(*(jnp.unstack(leaf) for leaf in leaves), strict=True):
@@ -244,13 +244,13 @@ class Decoder(nnx.Module):
         return rms_norm(x_BxSxD)
 
 
-def unrolled(config: ModelConfig) -> bool:
+def unrolls_layers(config: ModelConfig) -> bool:
     """Whether blocks follow each other in the program instead of being scanned.
 
     What is to be recomputed, or gathered from other devices again, is scanned: only that keeps the compiler from doing
     it ahead, for all layers at once.
     """
-    whole = jax.default_backend() == "gpu" and not splits("embed", config.shape.embed)
+    whole = jax.default_backend() == "gpu" and not is_split("embed", config.shape.embed)
     return config.remat == "none" and (whole or config.shape.layers <= UNROLLED_LAYERS)
 
 
@@ -279,7 +279,7 @@ def apply(config: ModelConfig, params: Params, inputs_BxS: jax.Array, dropout_ke
     return nnx.merge(_definition(config)[0], params)(inputs_BxS, dropout_key)
 
 
-def logits(config: ModelConfig, params: Params, x_BxSxD: jax.Array) -> jax.Array:
+def full_logits(config: ModelConfig, params: Params, x_BxSxD: jax.Array) -> jax.Array:
     """Full float32 logits (B, S, V): for sampling and tests; training uses ``loss``."""
     embedding = params["embedding"].astype(config.dtype)
     scaled = x_BxSxD * jnp.asarray(config.logit_scale, x_BxSxD.dtype)
@@ -319,12 +319,12 @@ def decay_mask(config: ModelConfig) -> Params:
     return _metadata(config, lambda variable, stacked: variable.axes != ("norm",))
 
 
-def shardings(config, mesh_: Mesh, rules: Rules = RULES):
+def parameter_shardings(config, mesh_: Mesh, rules: AxisRules = DEFAULT_RULES):
     """NamedShardings of the parameters of ``model.ModelConfig`` (and of each Adam moment), in their structure."""
     from mscale.models import decoder
 
     return jax.tree.map(
-        lambda abstract, logical: NamedSharding(mesh_, spec(mesh_, logical, abstract.shape, rules)),
+        lambda abstract, logical: NamedSharding(mesh_, partition_spec(mesh_, logical, abstract.shape, rules)),
         decoder.abstract_params(config),
         decoder.logical_axes(config),
     )

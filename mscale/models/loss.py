@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from mscale.models import decoder
 from mscale.models.decoder import ModelConfig, Params
-from mscale.models.partitioning import splits
+from mscale.models.partitioning import is_split
 
-BLOCK, GPU_BLOCK = 2**25, 2**27
+CPU_LOSS_BLOCK, GPU_LOSS_BLOCK = 2**25, 2**27
 """Logits held at once where nothing is said; on an H200 larger blocks than these gain less than a twentieth."""
 
 
@@ -28,7 +28,7 @@ def _block_logits(x_BxSxD, embedding_VxD, scale):
 
 def _label_logits(logits_BxSxV, targets_BxS):
     V = logits_BxSxV.shape[-1]
-    if not splits("vocab", V):
+    if not is_split("vocab", V):
         return jnp.take_along_axis(logits_BxSxV, targets_BxS[..., None], axis=-1)[..., 0]
     # A sum that each device can take of its own entries; a look-up would bring all logits together.
     hot = jnp.arange(V, dtype=targets_BxS.dtype) == targets_BxS[..., None]
@@ -130,7 +130,7 @@ mean_cross_entropy.defvjp(_forward, _backward)
 
 def block_count(config: ModelConfig, batch_size: int, sequence_length: int) -> int:
     """Blocks such that at most ``config.loss_block`` logits, or those of one position, exist at once."""
-    most = config.loss_block or (GPU_BLOCK if jax.default_backend() == "gpu" else BLOCK)
+    most = config.loss_block or (GPU_LOSS_BLOCK if jax.default_backend() == "gpu" else CPU_LOSS_BLOCK)
     size = max(1, most // (batch_size * config.vocab_size))
     return math.ceil(sequence_length / min(size, sequence_length))
 
@@ -147,7 +147,7 @@ def token_losses(config: ModelConfig, params: Params, inputs_BxS, targets_BxS) -
     return cross_entropy(*_output(config, params, inputs_BxS, targets_BxS, None))[0]
 
 
-def objective(config: ModelConfig, params: Params, inputs_BxS, targets_BxS, dropout_key=None):
+def training_objective(config: ModelConfig, params: Params, inputs_BxS, targets_BxS, dropout_key=None):
     """What training minimises, a scalar, and the mean loss in nats that is reported, which has no gradient.
 
     They differ by the z-loss, ``config.z_loss`` times the mean squared log-normaliser (Chowdhery et al. 2022,

@@ -16,9 +16,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mscale.errors import MscaleError, nearest
 
-AXES = ("data", "fsdp", "tensor")
-Rules = Mapping[str, str | tuple[str, ...] | None]
-RULES: Rules = {
+MESH_AXES = ("data", "fsdp", "tensor")
+AxisRules = Mapping[str, str | tuple[str, ...] | None]
+DEFAULT_RULES: AxisRules = {
     "batch": ("data", "fsdp"),
     "embed": "fsdp",
     "vocab": "tensor",
@@ -28,13 +28,13 @@ RULES: Rules = {
     "layers": None,
     "norm": None,
 }
-FrozenRules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
-FROZEN_RULES: FrozenRules = tuple(RULES.items())
+FrozenAxisRules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
+DEFAULT_FROZEN_RULES: FrozenAxisRules = tuple(DEFAULT_RULES.items())
 """Rules as pairs, which a cache key may hold."""
-_rules: contextvars.ContextVar[Rules] = contextvars.ContextVar("rules", default=RULES)
+_rules: contextvars.ContextVar[AxisRules] = contextvars.ContextVar("rules", default=DEFAULT_RULES)
 
 
-def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
     """A mesh over all devices, or ``devices``; one size may be -1: what the others leave.
 
     Raises:
@@ -52,27 +52,27 @@ def mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
             f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {devices.size} devices: expected sizes whose "
             "product is that number (one may be -1 for the rest)"
         )
-    return Mesh(devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(devices.reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def logical_axis_rules(overrides: Mapping[str, str | Sequence[str] | None] | None = None) -> FrozenRules:
+def logical_axis_rules(overrides: Mapping[str, str | Sequence[str] | None] | None = None) -> FrozenAxisRules:
     """The rules with some replaced: ``{"kv": "tensor", "heads": None}`` maps logical to mesh axes.
 
     Raises:
       MscaleError: a name that no logical axis, or no mesh axis, has.
     """
-    rules = dict(RULES)
+    rules = dict(DEFAULT_RULES)
     for name, axes in (overrides or {}).items():
-        if name not in RULES:
+        if name not in DEFAULT_RULES:
             raise MscaleError(
-                f"logical_axis_rules: there is no logical axis {name!r}{nearest(name, RULES)}; there are "
-                f"{', '.join(RULES)}"
+                f"logical_axis_rules: there is no logical axis {name!r}{nearest(name, DEFAULT_RULES)}; there are "
+                f"{', '.join(DEFAULT_RULES)}"
             )
         for axis in () if axes is None else (axes,) if isinstance(axes, str) else axes:
-            if axis not in AXES:
+            if axis not in MESH_AXES:
                 raise MscaleError(
-                    f"logical_axis_rules: {name!r} goes to {axis!r}{nearest(axis, AXES)}; the mesh has "
-                    f"{', '.join(AXES)}"
+                    f"logical_axis_rules: {name!r} goes to {axis!r}{nearest(axis, MESH_AXES)}; the mesh has "
+                    f"{', '.join(MESH_AXES)}"
                 )
         rules[name] = axes if axes is None or isinstance(axes, str) else tuple(axes)
     if rules["batch"] is None:
@@ -85,8 +85,8 @@ def _axis_size(mesh_, axes: str | tuple[str, ...] | None) -> int:
     return math.prod(mesh_.shape[name] for name in names)
 
 
-def spec(
-    mesh_, logical: tuple[str | None, ...], shape: tuple[int, ...], rules: Rules = RULES
+def partition_spec(
+    mesh_, logical: tuple[str | None, ...], shape: tuple[int, ...], rules: AxisRules = DEFAULT_RULES
 ) -> PartitionSpec:
     """Mesh axes of an array's dimensions; a dimension its axes do not divide stays whole.
 
@@ -104,7 +104,9 @@ def spec(
     return PartitionSpec(*entries)
 
 
-def batch_sharding(mesh_: Mesh, batch_size: int | None = None, rules: Rules = RULES) -> NamedSharding:
+def batch_sharding(
+    mesh_: Mesh, batch_size: int | None = None, rules: AxisRules = DEFAULT_RULES
+) -> NamedSharding:
     """Sharding of a (B, S) batch: rows over data and fsdp.
 
     Raises:
@@ -131,7 +133,7 @@ def replicated(mesh_: Mesh) -> NamedSharding:
 
 
 @contextlib.contextmanager
-def using(mesh_: Mesh, rules: Rules = RULES) -> Iterator[None]:
+def use_mesh(mesh_: Mesh, rules: AxisRules = DEFAULT_RULES) -> Iterator[None]:
     """Trace and call jitted functions inside it so that activations are constrained to ``mesh_``."""
     token = _rules.set(rules)
     try:
@@ -146,10 +148,13 @@ def constrain(x, logical: tuple[str | None, ...] = ("batch", None, None)):
     active = jax.sharding.get_abstract_mesh()
     if active.empty or active.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(active, logical, x.shape, _rules.get()))
+    return jax.lax.with_sharding_constraint(x, partition_spec(active, logical, x.shape, _rules.get()))
 
 
-def splits(logical: str, size: int) -> bool:
+def is_split(logical: str, size: int) -> bool:
     """Whether the mesh that is in use splits a dimension of that name and size."""
     active = jax.sharding.get_abstract_mesh()
-    return not active.empty and _axis_size(active, spec(active, (logical,), (size,), _rules.get())[0]) > 1
+    return (
+        not active.empty
+        and _axis_size(active, partition_spec(active, (logical,), (size,), _rules.get())[0]) > 1
+    )

@@ -41,12 +41,12 @@ class DamagedCheckpoint(MscaleError):
     """A checkpoint whose files are not what was saved."""
 
 
-def path_of(folder: str | os.PathLike, step: int) -> Path:
+def checkpoint_path(folder: str | os.PathLike, step: int) -> Path:
     """Returns where the checkpoint of ``step`` lies in a run's checkpoint folder."""
     return Path(folder) / f"step_{step}"
 
 
-def steps(folder: str | os.PathLike) -> list[int]:
+def saved_steps(folder: str | os.PathLike) -> list[int]:
     """Returns the steps that have a complete checkpoint in ``folder``, ascending; none if it is absent."""
     try:
         names = os.listdir(folder)
@@ -55,7 +55,7 @@ def steps(folder: str | os.PathLike) -> list[int]:
     return sorted(int(match[1]) for match in map(_STEP.match, names) if match)
 
 
-def flatten(tree: Any) -> dict[str, Any]:
+def flatten_by_path(tree: Any) -> dict[str, Any]:
     """Returns a pytree's leaves by dotted path, the form that a checkpoint stores."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
@@ -121,7 +121,7 @@ def restore(path: str | os.PathLike, template: Any, *, shardings: Any = None) ->
     """Restores the arrays of ``template`` from a verified checkpoint.
 
     Args:
-      path: a checkpoint folder, as from ``path_of``.
+      path: a checkpoint folder, as from ``checkpoint_path``.
       template: pytree of arrays or ShapeDtypeStructs; may be a part of what was saved (e.g. parameters only).
       shardings: pytree of the same structure, of the shardings to restore to; numpy arrays if None.
 
@@ -130,8 +130,8 @@ def restore(path: str | os.PathLike, template: Any, *, shardings: Any = None) ->
       MscaleError: an array is missing or of another shape or type.
     """
     path = Path(path).absolute()  # orbax finds no metadata under a relative path
-    wanted = flatten(template)
-    placed = flatten(shardings) if shardings is not None else {}
+    wanted = flatten_by_path(template)
+    placed = flatten_by_path(shardings) if shardings is not None else {}
     arguments = {
         name: ocp.ArrayRestoreArgs(sharding=placed[name], global_shape=leaf.shape, dtype=leaf.dtype)
         if placed
@@ -177,10 +177,10 @@ def restore_latest(
     Returns:
       (state, meta), or None where there is no sound checkpoint.
     """
-    chosen = distributed.choose(_latest_sound(folder) if jax.process_index() == 0 else 0)
+    chosen = distributed.broadcast_from_first(_latest_sound(folder) if jax.process_index() == 0 else 0)
     if chosen < 0:
         return None
-    path = path_of(folder, chosen)
+    path = checkpoint_path(folder, chosen)
     try:
         meta = _meta(path)
         if check is not None:
@@ -189,22 +189,22 @@ def restore_latest(
     except DamagedCheckpoint as error:
         if jax.process_count() > 1:
             raise
-        _skip(path, error)
+        _set_aside_with_warning(path, error)
     return restore_latest(folder, template, shardings=shardings, check=check)
 
 
 def _latest_sound(folder: str | os.PathLike) -> int:
     """The step of the latest checkpoint that is what was saved, -1 if there is none; others are set aside."""
-    for step in reversed(steps(folder)):
+    for step in reversed(saved_steps(folder)):
         try:
-            verify(path_of(folder, step))
+            verify(checkpoint_path(folder, step))
             return step
         except DamagedCheckpoint as error:
-            _skip(path_of(folder, step), error)
+            _set_aside_with_warning(checkpoint_path(folder, step), error)
     return -1
 
 
-def _skip(path: Path, error: DamagedCheckpoint) -> None:
+def _set_aside_with_warning(path: Path, error: DamagedCheckpoint) -> None:
     aside = set_aside(path)
     print(f"warning: {error}; set aside as {aside.name}, using the one before", file=sys.stderr)
 
@@ -222,7 +222,7 @@ def set_aside(path: Path) -> Path:
 # ---------------------------------------------------------------------------------------------------- save
 
 
-class Saver:
+class CheckpointWriter:
     """Writes a run's checkpoints, large ones behind the training, and removes those no longer needed."""
 
     def __init__(self, folder: str | os.PathLike, *, kept: Collection[int] = (), recent: int = 2):
@@ -245,9 +245,9 @@ class Saver:
           MscaleError: this or the previous save could not be written.
         """
         self.wait()
-        if path_of(self.folder, step).exists():
+        if checkpoint_path(self.folder, step).exists():
             return
-        arrays = flatten(state)
+        arrays = flatten_by_path(state)
         size = sum(array.nbytes for array in arrays.values())
         if jax.process_count() > 1:  # orbax gathers every host's shards itself, at a barrier
             self._write(step, arrays, meta)
@@ -277,7 +277,7 @@ class Saver:
             self._error = error
 
     def _write(self, step: int, arrays: dict[str, Any], meta: Mapping[str, Any]) -> None:
-        final = path_of(self.folder, step)
+        final = checkpoint_path(self.folder, step)
         saving = self.folder / f".step_{step}.saving"
         try:
             with writing(final):
@@ -300,9 +300,9 @@ class Saver:
                     shutil.rmtree(saving)
 
     def _remove_old(self) -> None:
-        removable = [step for step in steps(self.folder) if step not in self.kept]
+        removable = [step for step in saved_steps(self.folder) if step not in self.kept]
         for step in removable[: max(len(removable) - self.recent, 0)]:
-            shutil.rmtree(path_of(self.folder, step), ignore_errors=True)
+            shutil.rmtree(checkpoint_path(self.folder, step), ignore_errors=True)
 
 
 def parse_reference(text: str) -> tuple[Path, int | None]:
@@ -313,7 +313,7 @@ def parse_reference(text: str) -> tuple[Path, int | None]:
     return Path(text), None
 
 
-def locate(text: str | os.PathLike, what: str, step: int | None = None) -> Path:
+def locate_checkpoint(text: str | os.PathLike, what: str, step: int | None = None) -> Path:
     """Finds another run's checkpoint by ``<workdir>``, ``<workdir>@<step>`` or ``<workdir>/<step>``.
 
     Args:
@@ -327,7 +327,7 @@ def locate(text: str | os.PathLike, what: str, step: int | None = None) -> Path:
     reference, named = parse_reference(str(text))
     workdir = local_folder(reference, what)
     step = named if named is not None else step
-    there: Sequence[int] = steps(workdir / "checkpoints")
+    there: Sequence[int] = saved_steps(workdir / "checkpoints")
     if not there:
         raise MscaleError(f"{what}: {workdir} holds no checkpoint; run it first, or correct the path")
     if step is None:
@@ -336,4 +336,4 @@ def locate(text: str | os.PathLike, what: str, step: int | None = None) -> Path:
         raise MscaleError(
             f"{what}: {workdir} has no checkpoint at step {step}; it has {', '.join(map(str, there))}"
         )
-    return path_of(workdir / "checkpoints", step)
+    return checkpoint_path(workdir / "checkpoints", step)

@@ -20,11 +20,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mscale.errors import MscaleError
 
-HEARTBEAT_SECONDS = 60
+_HEARTBEAT_TIMEOUT_SECONDS = 60
 """A process that has not been heard of for so long is dead."""
 
 
-def join(coordinator: str | None = None, processes: int | None = None, process_id: int | None = None) -> None:
+def initialize(
+    coordinator: str | None = None, processes: int | None = None, process_id: int | None = None
+) -> None:
     """Joins the other processes; alone, and where that was done already, nothing happens.
 
     Args:
@@ -61,8 +63,8 @@ def join(coordinator: str | None = None, processes: int | None = None, process_i
             None if auto else coordinator,
             processes,
             process_id,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
+            shutdown_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
         raise MscaleError(
@@ -85,7 +87,7 @@ def _any(mesh: Mesh):
     return jax.jit(lambda flags: flags.max(), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
-class Agreement:
+class GlobalStopSignal:
     """All hosts learn at the same step that one of them was told to stop.
 
     Each dispatch of training steps carries the hosts' flags along; what came of it is read when that dispatch is
@@ -109,7 +111,7 @@ class Agreement:
         return self.stop.is_set() if asked is None else bool(asked.addressable_data(0))
 
 
-def choose(value: int) -> int:
+def broadcast_from_first(value: int) -> int:
     """Returns process 0's ``value`` on every process."""
     if jax.process_count() == 1:
         return value
@@ -119,7 +121,7 @@ def choose(value: int) -> int:
 
 
 @contextlib.contextmanager
-def ending_together() -> Iterator[None]:
+def exit_at_once_on_error() -> Iterator[None]:
     """Ends the process at once at an error, where there are others: else it would wait for them to end."""
     try:
         yield

@@ -23,7 +23,7 @@ from mscale.models.partitioning import constrain
 
 
 @dataclass(frozen=True)
-class Language:
+class LanguageWindows:
     """One language's share of the evaluation.
 
     Attributes:
@@ -49,7 +49,7 @@ class HeldOut:
       lengths: tokens of every window, on the host, without the windows that fill the last group.
     """
 
-    languages: tuple[Language, ...]
+    languages: tuple[LanguageWindows, ...]
     groups: tuple[tuple[jax.Array, jax.Array], ...]
     lengths: np.ndarray
 
@@ -74,7 +74,7 @@ def choose_documents(index: np.ndarray, tokens: int) -> list[int]:
     return chosen
 
 
-def held_out(
+def held_out_windows(
     store, languages: Sequence[str], sequence_length: int, batch_size: int, tokens: int, *, sharding=None
 ) -> HeldOut:
     """Puts the evaluation windows on the device; cached, so that runs of a process share them.
@@ -129,7 +129,7 @@ def _held_out(place: _Store, languages, S: int, batch_size: int, tokens: int, sh
             lengths.append(len(piece))
         nats = -store.unigram_log_probabilities(name)
         described.append(
-            Language(
+            LanguageWindows(
                 name, first, len(windows), len(ids), int(index[chosen, 2].sum()), float(nats[ids].mean())
             )
         )
@@ -161,12 +161,12 @@ def window_nats(config: ModelConfig, params: Any, targets_BxS: jax.Array, length
     return constrain(jnp.sum(jnp.where(real_BxS, losses_BxS, 0), axis=1), (None,))
 
 
-def dispatch(config: ModelConfig, params: Any, data: HeldOut) -> list[jax.Array]:
+def dispatch_evaluation(config: ModelConfig, params: Any, data: HeldOut) -> list[jax.Array]:
     """Starts an evaluation without waiting for it; ``measure`` reads its result."""
     return [window_nats(config, params, targets, lengths) for targets, lengths in data.groups]
 
 
-def measure(nats: Sequence[Any], data: HeldOut) -> dict[str, dict[str, Any]]:
+def language_losses(nats: Sequence[Any], data: HeldOut) -> dict[str, dict[str, Any]]:
     """Turns sums of nats per window into what an observation holds, per language.
 
     ``loss`` is nats per token, ``loss_se`` its standard error over windows as a ratio estimator (Cochran

@@ -14,7 +14,7 @@ from mscale.training.recorder import Recorder
 from mscale.training.settings import Run
 
 
-class Unread:
+class PendingMetrics:
     """What the device was told to compute and nobody has read yet; read, checked and recorded at log points."""
 
     def __init__(
@@ -51,7 +51,7 @@ class Unread:
         if now > self.clock and done:
             recorder.tokens_per_second = done * self.run.step_tokens / (now - self.clock)
         for (at, _), windows in zip(self.evaluations, nats, strict=True):
-            measured = evaluation.measure(windows, self.held_out)
+            measured = evaluation.language_losses(windows, self.held_out)
             bad = [name for name, value in measured.items() if not math.isfinite(value["loss"])]
             if bad:
                 raise MscaleError(f"the evaluation loss of {bad[0]} became non-finite at step {at}")
@@ -69,7 +69,7 @@ class Unread:
         self.evaluations.clear()
 
 
-def _not_shown(n: int = 1, note: str = "") -> None:
+def no_progress_bar(n: int = 1, note: str = "") -> None:
     """Stands for the progress bar where there is none."""
 
 

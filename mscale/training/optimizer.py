@@ -29,7 +29,7 @@ class Hyper(NamedTuple):
     eps: Any
 
 
-class State(NamedTuple):
+class AdamWState(NamedTuple):
     """Adam's first and second moments, each in the structure of the parameters."""
 
     mu: Any
@@ -104,7 +104,7 @@ def learning_rate(step, hyper: Hyper):
     return hyper.peak_lr * warmup * shapes[hyper.schedule]
 
 
-def phase(step: int, warmup: int, total: int, decay: int, schedule: str = "linear") -> str:
+def schedule_phase(step: int, warmup: int, total: int, decay: int, schedule: str = "linear") -> str:
     """Where a run stands after ``step`` steps: "warmup", "stable", "decay" or "end" (host side).
 
     Only a run that has decayed to its end is at "end"; a trunk (``decay`` 0) stays "stable". Cosine decays from
@@ -119,9 +119,9 @@ def phase(step: int, warmup: int, total: int, decay: int, schedule: str = "linea
     return "decay" if step > total - decay else "stable"
 
 
-def init(params) -> State:
+def init_adamw(params) -> AdamWState:
     """Zero moments."""
-    return State(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
+    return AdamWState(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
 
 
 def global_norm(tree) -> jax.Array:
@@ -129,7 +129,7 @@ def global_norm(tree) -> jax.Array:
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
-def update(grads, state: State, params, step, hyper: Hyper, lr_multipliers=None, decay_mask=None):
+def adamw_update(grads, state: AdamWState, params, step, hyper: Hyper, lr_multipliers=None, decay_mask=None):
     """One AdamW step (Loshchilov & Hutter 2019, arXiv 1711.05101).
 
     Args:
@@ -165,4 +165,4 @@ def update(grads, state: State, params, step, hyper: Hyper, lr_multipliers=None,
         leaf, grads, state.mu, state.nu, params, lr_multipliers or ones, decay_mask or trues
     )
     params, mu, nu = jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0, 0, 0)), leaves)
-    return params, State(mu, nu)
+    return params, AdamWState(mu, nu)

@@ -113,7 +113,7 @@ class Recorder:
             "seed": s.seed,
             "step": step,
             "tokens": tokens,
-            "phase": optimizer.phase(
+            "phase": optimizer.schedule_phase(
                 step, s.warmup_steps, s.steps, s.decay_steps, optimizer.SCHEDULES[int(run.hyper.schedule)]
             ),
             "lr": lr,

@@ -16,7 +16,7 @@ import jax
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
-def keep_freed_pages() -> bool:
+def retain_freed_memory() -> bool:
     """Makes malloc reuse large blocks for the rest of the process; returns whether it could (glibc only).
 
     One arena, since those of other threads hold at most 64 MB. The process then stays at its peak memory.
@@ -29,37 +29,37 @@ def keep_freed_pages() -> bool:
     return all(mallopt(parameter, value) == 1 for parameter, value in settings.items())
 
 
-_used: set[str] = set()
-_SETTLED_SECONDS = 10.0
+_configured_folders: set[str] = set()
+_MIN_ENTRY_AGE_SECONDS = 10.0
 
 
-def use(folder: str | os.PathLike | None) -> None:
+def use_compile_cache(folder: str | os.PathLike | None) -> None:
     """Makes jax keep compiled programs in ``folder``; None leaves jax's own settings as they are."""
-    if not folder or str(folder) in _used:
+    if not folder or str(folder) in _configured_folders:
         return
     path = Path(folder).absolute()
     path.mkdir(parents=True, exist_ok=True)
-    remove_damaged(path)
+    remove_damaged_entries(path)
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    _used.add(str(folder))
+    _configured_folders.add(str(folder))
 
 
-def remove_damaged(folder: Path) -> list[str]:
+def remove_damaged_entries(folder: Path) -> list[str]:
     """Removes entries whose compressed stream is broken, not those being written now; returns their names."""
     removed = []
     for entry in folder.glob("*-cache"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - entry.stat().st_mtime < _SETTLED_SECONDS:
+            if time.time() - entry.stat().st_mtime < _MIN_ENTRY_AGE_SECONDS:
                 continue
-            if not _sound(entry.read_bytes()):
+            if not _is_intact(entry.read_bytes()):
                 entry.unlink()
                 removed.append(entry.name)
     return removed
 
 
-def _sound(data: bytes) -> bool:
+def _is_intact(data: bytes) -> bool:
     if data[:4] == b"\x28\xb5\x2f\xfd":  # zstandard, where that is installed: jax checks it itself
         return True
     try:

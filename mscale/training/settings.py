@@ -25,8 +25,8 @@ from mscale.models import decoder, partitioning
 from mscale.remote import local_folder
 from mscale.training import distributed, optimizer
 
-BY_SIZE = "by size"
-COUNTS = (
+BATCH_SIZE_BY_PARAMETERS = "by size"
+_COUNT_FIELDS = (
     "steps",
     "batch_size",
     "accumulate",
@@ -78,15 +78,17 @@ class Settings:
     peak_flops: float | None = None
 
 
-model_config = gin.external_configurable(
+gin_model_config = gin.external_configurable(
     decoder.ModelConfig, "model", module="mscale", denylist=["shape", "vocab_size"]
 )
-make_hyper = gin.external_configurable(
+gin_hyper = gin.external_configurable(
     optimizer.hyper, "optimizer", module="mscale", denylist=["peak_lr", "warmup", "total", "decay"]
 )
-axis_rules = gin.external_configurable(partitioning.logical_axis_rules, "logical_axis_rules", module="mscale")
-join_hosts = gin.external_configurable(distributed.join, "hosts", module="mscale")
-make_mesh = gin.external_configurable(partitioning.mesh, "mesh", module="mscale", denylist=["devices"])
+gin_axis_rules = gin.external_configurable(
+    partitioning.logical_axis_rules, "logical_axis_rules", module="mscale"
+)
+gin_initialize_hosts = gin.external_configurable(distributed.initialize, "hosts", module="mscale")
+gin_mesh = gin.external_configurable(partitioning.make_mesh, "mesh", module="mscale", denylist=["devices"])
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Run:
     model: decoder.ModelConfig
     hyper: optimizer.Hyper
     mesh: jax.sharding.Mesh | None
-    rules: partitioning.FrozenRules
+    rules: partitioning.FrozenAxisRules
     eval_steps: frozenset[int]
     eval_languages: tuple[str, ...]
 
@@ -114,7 +116,7 @@ class Run:
         return self.batch_size * self.settings.sequence_length
 
 
-def prepare(settings: Settings) -> Run:
+def prepare_run(settings: Settings) -> Run:
     """Opens the store and resolves model, mixture, schedule and mesh.
 
     Raises:
@@ -122,11 +124,11 @@ def prepare(settings: Settings) -> Run:
     """
     s = settings
     store = open_store(s.store)
-    config = model_config(scales.get(s.scale), store.vocabulary["size"])
-    if s.batch_size == BY_SIZE:
+    config = gin_model_config(scales.get(s.scale), store.vocabulary["size"])
+    if s.batch_size == BATCH_SIZE_BY_PARAMETERS:
         batch = scales.atlas_batch_size(scales.parameter_count(config.shape, config.vocab_size))
         s = dataclasses.replace(s, batch_size=batch)
-    for field in COUNTS:
+    for field in _COUNT_FIELDS:
         value = getattr(s, field)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise MscaleError(f"{field.upper()} is {value!r}: expected a whole number of at least 1")
@@ -138,7 +140,7 @@ def prepare(settings: Settings) -> Run:
     if batch_size % s.accumulate:
         raise MscaleError(f"ACCUMULATE is {s.accumulate}: expected a divisor of BATCH_SIZE, {batch_size}")
     mixture = resolve(s.mixture, store, s.sequence_length, unique_tokens=s.unique_tokens)
-    mesh, rules = make_mesh(), axis_rules()
+    mesh, rules = gin_mesh(), gin_axis_rules()
     if mesh.size > 1:
         partitioning.batch_sharding(mesh, batch_size // s.accumulate, dict(rules))
     for language in s.eval_languages or ():
@@ -153,7 +155,7 @@ def prepare(settings: Settings) -> Run:
         store=store,
         schedule=schedule.single(mixture, batch_size, s.seed),
         model=config,
-        hyper=make_hyper(s.learning_rate, s.warmup_steps, s.steps, s.decay_steps),
+        hyper=gin_hyper(s.learning_rate, s.warmup_steps, s.steps, s.decay_steps),
         mesh=mesh if mesh.size > 1 else None,
         rules=rules,
         eval_steps=evaluation_steps(s),
@@ -184,7 +186,7 @@ def evaluation_steps(settings: Settings) -> frozenset[int]:
     return frozenset(asked | set(s.checkpoint_steps) | {s.steps})
 
 
-def identity(run: Run) -> dict[str, Any]:
+def run_identity(run: Run) -> dict[str, Any]:
     """Returns what determines the run's result, as JSON; two runs in one folder must agree on it."""
     s, mixture = run.settings, run.schedule.phases[0][1]
     files = {
@@ -212,7 +214,7 @@ def identity(run: Run) -> dict[str, Any]:
 
 
 # A branch takes over its trunk's state and schedule, so these must agree; the rest may differ.
-SHARED_WITH_TRUNK = ("scale", "model", "optimizer", "mixture", "windows", "data", "vocabulary") + (
+_FIELDS_SHARED_WITH_TRUNK = ("scale", "model", "optimizer", "mixture", "windows", "data", "vocabulary") + (
     "batch_size",
     "sequence_length",
     "seed",
@@ -228,7 +230,7 @@ def model_shape(config: decoder.ModelConfig) -> dict[str, Any]:
     }
 
 
-def check_matches(run: Run, path: Path, meta: Mapping[str, Any]) -> None:
+def check_checkpoint_fits(run: Run, path: Path, meta: Mapping[str, Any]) -> None:
     """Raises an error naming both sides if a checkpoint has another vocabulary or model than the run."""
     here = {
         "vocabulary": run.store.vocabulary["fingerprint"],
@@ -242,13 +244,13 @@ def check_matches(run: Run, path: Path, meta: Mapping[str, Any]) -> None:
             )
 
 
-def check_agrees(run: Run, trunk: Path) -> None:
+def check_branch_fits_trunk(run: Run, trunk: Path) -> None:
     """Raises an error if a branch would train on another schedule, or another way, than its trunk."""
     theirs = read_json(trunk / "run.json", what="run")
     if theirs["decay_steps"]:
         raise MscaleError(f"BRANCH_FROM: {trunk} decays itself; a trunk has DECAY_STEPS = 0")
-    ours = json.loads(json.dumps(identity(run)))
-    for field in SHARED_WITH_TRUNK:
+    ours = json.loads(json.dumps(run_identity(run)))
+    for field in _FIELDS_SHARED_WITH_TRUNK:
         if theirs[field] != ours[field]:
             raise MscaleError(
                 f"BRANCH_FROM: {run.name} has {field} {ours[field]}, its trunk {trunk} has {theirs[field]}; "

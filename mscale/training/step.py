@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from mscale.models import decoder, loss, partitioning
 from mscale.models import loss as evaluate
-from mscale.models.partitioning import FrozenRules, constrain
+from mscale.models.partitioning import FrozenAxisRules, constrain
 from mscale.training import optimizer
 
 
@@ -22,7 +22,7 @@ def gradients(config: decoder.ModelConfig, params, targets_BxS, dropout_key, acc
 
     def of(targets, key):
         def objective(params):
-            return loss.objective(config, params, evaluate.shift_right(targets), targets, key)
+            return loss.training_objective(config, params, evaluate.shift_right(targets), targets, key)
 
         (_, nats), grads = jax.value_and_grad(objective, has_aux=True)(params)
         return nats, grads
@@ -46,7 +46,7 @@ def train_step(config: decoder.ModelConfig, state, targets_BxS, step, hyper, key
     """One optimiser step: ``(state, metrics)``, metrics being float32 scalars loss, lr and grad_norm."""
     dropout_key = jax.random.fold_in(key, step) if config.dropout else None
     nats, grads = gradients(config, state["params"], targets_BxS, dropout_key, accumulate)
-    params, moments = optimizer.update(
+    params, moments = optimizer.adamw_update(
         grads,
         state["optimizer"],
         state["params"],
@@ -69,7 +69,7 @@ def compiled_steps(
     dispatch: int,
     mesh: Mesh | None,
     accumulate: int = 1,
-    rules: FrozenRules = partitioning.FROZEN_RULES,
+    rules: FrozenAxisRules = partitioning.DEFAULT_FROZEN_RULES,
 ):
     """Returns the jitted ``(state, targets_KxBxS, first, count, hyper, key) -> (state, metrics of (K,))``.
 
@@ -96,19 +96,21 @@ def compiled_steps(
     return jax.jit(steps, donate_argnums=0, out_shardings=shardings)
 
 
-def state_shardings(config: decoder.ModelConfig, mesh: Mesh, rules: FrozenRules = partitioning.FROZEN_RULES):
+def state_shardings(
+    config: decoder.ModelConfig, mesh: Mesh, rules: FrozenAxisRules = partitioning.DEFAULT_FROZEN_RULES
+):
     """NamedShardings in the structure of the state: the moments lie where their parameters do."""
-    params = decoder.shardings(config, mesh, dict(rules))
-    return {"params": params, "optimizer": optimizer.State(params, params)}
+    params = decoder.parameter_shardings(config, mesh, dict(rules))
+    return {"params": params, "optimizer": optimizer.AdamWState(params, params)}
 
 
 def abstract_state(config: decoder.ModelConfig):
     """The state's shapes and types, without allocating any."""
     params = decoder.abstract_params(config)
-    return {"params": params, "optimizer": jax.eval_shape(optimizer.init, params)}
+    return {"params": params, "optimizer": jax.eval_shape(optimizer.init_adamw, params)}
 
 
-def place(state, shardings=None):
+def place_state(state, shardings=None):
     """Puts a state of host arrays on the device, or where ``shardings`` say; what lies there stays."""
     if shardings is None:
         # A copy: on the CPU a device array may share the memory of its source, which the step overwrites.
@@ -117,8 +119,10 @@ def place(state, shardings=None):
 
 
 @functools.lru_cache(maxsize=64)
-def initialiser(
-    config: decoder.ModelConfig, mesh: Mesh | None = None, rules: FrozenRules = partitioning.FROZEN_RULES
+def parameter_initializer(
+    config: decoder.ModelConfig,
+    mesh: Mesh | None = None,
+    rules: FrozenAxisRules = partitioning.DEFAULT_FROZEN_RULES,
 ):
     """Returns the jitted ``key -> parameters``, made where they belong: the same values on every mesh.
 
@@ -133,4 +137,4 @@ def initialiser(
 
 def zero_moments(params):
     """Adam's moments of a new run, each beside its parameter."""
-    return jax.tree.map(lambda p: jnp.zeros_like(p, device=p.sharding), optimizer.State(params, params))
+    return jax.tree.map(lambda p: jnp.zeros_like(p, device=p.sharding), optimizer.AdamWState(params, params))

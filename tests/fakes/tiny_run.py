@@ -57,7 +57,7 @@ def status(workdir):
 
 def arrays(workdir, step):
     """All arrays of a checkpoint, by name."""
-    path = checkpoints.path_of(workdir / "checkpoints", step)
+    path = checkpoints.checkpoint_path(workdir / "checkpoints", step)
     checkpoints.verify(path)
     return {
         name: np.asarray(value) for name, value in checkpoints._checkpointer().restore(path / "state").items()
@@ -72,5 +72,5 @@ def assert_same_arrays(a, b):
 
 def prepared(store, workdir, **macros):
     """The run of these settings, ready to be trained."""
-    with train.launch.configured(train.launch.parse(arguments(store, workdir, **macros))):
-        return train.prepare(train.Settings())
+    with train.launch.configured(train.launch.parse_arguments(arguments(store, workdir, **macros))):
+        return train.prepare_run(train.Settings())

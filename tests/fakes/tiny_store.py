@@ -55,14 +55,14 @@ def write(
             },
             "files": {
                 name: {"size": (folder / name).stat().st_size, "blake2b": store.checksum(folder / name)}
-                for name in store.FILES
+                for name in store.LANGUAGE_FILES
             },
         }
     (path / store.MANIFEST).write_text(
         json.dumps(
             {
-                "format": store.FORMAT,
-                "version": store.VERSION,
+                "format": store.STORE_FORMAT,
+                "version": store.STORE_VERSION,
                 "vocabulary": described,
                 "dtype": "uint16",
                 "languages": entries,

@@ -170,18 +170,18 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
     def broken():
         raise ModuleNotFoundError("No module named 'altair'", name="altair")
 
-    assert cli._status(broken) == 1
+    assert cli.exit_status(broken) == 1
     assert "mscale[analysis]" in capsys.readouterr().err
     monkeypatch.undo()
     with pytest.raises(ModuleNotFoundError):
-        cli._status(lambda: (_ for _ in ()).throw(ModuleNotFoundError("x", name="mscale.nothing")))
+        cli.exit_status(lambda: (_ for _ in ()).throw(ModuleNotFoundError("x", name="mscale.nothing")))
 
 
 def test_errors_of_users_have_no_traceback(capsys):
     def broken():
         raise MscaleError("runs.csv: no column 'loss'")
 
-    assert cli._status(broken) == 1
+    assert cli.exit_status(broken) == 1
     assert capsys.readouterr().err == "error: runs.csv: no column 'loss'\n"
 
 

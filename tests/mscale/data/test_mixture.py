@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from mscale import languages, sampling
-from mscale.data.mixture import Mixture, parse, resolve
+from mscale.data.mixture import Mixture, parse_mixture_name, resolve
 from mscale.errors import MscaleError
 
 
@@ -178,4 +178,4 @@ def test_a_mixture_made_by_hand_is_checked_too():
         Mixture("m", ("en", "fr"), (1.0,), (1, 1), 10)
     with pytest.raises(MscaleError, match="fr has rate 0.5 but no window"):
         Mixture("m", ("en", "fr"), (0.5, 0.5), (1, 0), 10)
-    assert parse("unimax:en+fr") == ("unimax", ["en", "fr"], None)
+    assert parse_mixture_name("unimax:en+fr") == ("unimax", ["en", "fr"], None)

@@ -119,7 +119,7 @@ def test_counts_stay_within_the_bound_far_out(rates, seed, step, batch_size):
 @given(weights, seeds)
 def test_depth_and_rounding_are_what_the_proof_of_the_bound_rests_on(rates, seed):
     parts = {i: max(round(w / sum(rates) * 2**60), 1) for i, w in enumerate(rates)}
-    tree = schedule_tree.build([parts], seed)
+    tree = schedule_tree.build_tree([parts], seed)
     assert ((tree.c >= 2**60 * 15 // 32) & (tree.c < 2**60 * 17 // 32)).all()
     depth = [0] * len(tree.c)
     for slot, below in enumerate(tree.child.tolist()):

@@ -112,7 +112,7 @@ def test_remat_does_not_change_gradients(config):
     params, ids = decoder.init_params(config, jax.random.key(0)), tokens()
 
     def gradient(config):
-        return jax.jit(jax.grad(lambda p: loss.objective(config, p, ids, ids)[0]))(params)
+        return jax.jit(jax.grad(lambda p: loss.training_objective(config, p, ids, ids)[0]))(params)
 
     plain = gradient(config)
     for remat in ("dots", "full"):
@@ -124,7 +124,7 @@ def test_program_does_not_grow_with_depth():
     def lines(layers):
         config = decoder.ModelConfig(dataclasses.replace(SHAPE, layers=layers), 50)
         params = decoder.abstract_params(config)
-        step = jax.jit(jax.grad(lambda p: loss.objective(config, p, tokens(), tokens())[0]))
+        step = jax.jit(jax.grad(lambda p: loss.training_objective(config, p, tokens(), tokens())[0]))
         return step.lower(params).as_text().count("\n")
 
     assert lines(40) <= lines(10) + 5
@@ -148,7 +148,7 @@ def test_initial_loss_lies_between_uniform_and_predicting_the_input():
         config = decoder.ModelConfig(scales.get(scale), 259)
         params = decoder.init_params(config, jax.random.key(0))
         ids = jax.random.randint(jax.random.key(1), (4, 32), 0, 259)
-        found = float(loss.objective(config, params, ids, ids[:, ::-1])[1])
+        found = float(loss.training_objective(config, params, ids, ids[:, ::-1])[1])
         assert np.log(259) - 0.1 < found < most + 0.2, scale
 
 

@@ -39,15 +39,15 @@ MOVED = """
 two_two_two = {{"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}}
 
 def stopped(name, **macros):
-    parsed = train.launch.parse(arguments(store, root / name, **common | macros))
+    parsed = train.launch.parse_arguments(arguments(store, root / name, **common | macros))
     stop = threading.Event()
     stop.set()
     with train.launch.configured(parsed):
-        return train.run_to_end(train.prepare(train.Settings()), stop)
+        return train.run_to_end(train.prepare_run(train.Settings()), stop)
 
 common["STEPS"], common["EVAL_STEPS"] = 16, (16,)
 one = losses("one", **WHOLE)
-assert stopped("moved", **two_two_two) == train.PREEMPTED
+assert stopped("moved", **two_two_two) == train.PREEMPTED_EXIT_STATUS
 moved = losses("moved", **{{"mesh__fsdp": 4, "mesh__tensor": 2, "ACCUMULATE": 2}})
 np.testing.assert_allclose(moved, one, rtol=1e-4)
 assert train.main(arguments(store, root / "w", **common | {{"BATCH_SIZE": 12}})) == 1

@@ -11,7 +11,7 @@ PROGRAM = """
 import resource
 import numpy as np
 from mscale.training import runtime
-if not runtime.keep_freed_pages():
+if not runtime.retain_freed_memory():
     raise SystemExit(77)
 faults = []
 for _ in range(4):

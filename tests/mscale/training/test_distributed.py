@@ -37,7 +37,7 @@ def written(self, languages, windows, sequence_length):
         file.write(json.dumps([languages, windows]) + "\\n")
     fetch(self, languages, windows, sequence_length)
 store.Store.fetch = written
-with distributed.ending_together():
+with distributed.exit_at_once_on_error():
     sys.exit(train.main(sys.argv[2:]))
 """
 
@@ -115,8 +115,8 @@ def test_sigterm_at_one_stops_all_at_one_step_and_one_host_goes_on(store, tmp_pa
     await_steps(tmp_path / "r", started)
     started[1].send_signal(signal.SIGTERM)
     codes, logs = ended(started)
-    assert codes == [train.PREEMPTED] * 2, logs
-    saved = checkpoints.steps(tmp_path / "r" / "checkpoints")
+    assert codes == [train.PREEMPTED_EXIT_STATUS] * 2, logs
+    saved = checkpoints.saved_steps(tmp_path / "r" / "checkpoints")
     assert len(saved) == 1 and status(tmp_path / "r")["step"] == saved[0]
     assert logs.count(f"SIGTERM at step {saved[0]};") == 2
     assert train.main(arguments(store, tmp_path / "r", **MACROS | long)) == 0
@@ -132,7 +132,7 @@ def test_when_one_dies_the_others_end_with_an_error(store, tmp_path, victim):
     died = time.monotonic()
     codes, logs = ended(started)
     print(f"the other ended {time.monotonic() - died:.1f} s later")
-    assert codes[1 - victim] not in (0, train.PREEMPTED), logs
+    assert codes[1 - victim] not in (0, train.PREEMPTED_EXIT_STATUS), logs
 
 
 @pytest.mark.parametrize(
@@ -145,4 +145,4 @@ def test_when_one_dies_the_others_end_with_an_error(store, tmp_path, victim):
 )
 def test_wrong_addresses(values, message):
     with pytest.raises(MscaleError, match=message):
-        distributed.join(*values)
+        distributed.initialize(*values)

@@ -96,7 +96,7 @@ def test_killed_and_resumed_is_bit_identical(store, undisturbed, tmp_path, momen
     deadline = time.monotonic() + 120
     awaited = chance.choice([25, 100, 250])
     while time.monotonic() < deadline and process.poll() is None:
-        if any(step >= awaited for step in checkpoints.steps(folder)):
+        if any(step >= awaited for step in checkpoints.saved_steps(folder)):
             break
         time.sleep(0.002)
     time.sleep(chance.random() * 0.1)
@@ -124,9 +124,9 @@ def test_sigterm_saves_and_exits_143(store, undisturbed, tmp_path):
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == train.PREEMPTED, error
+    assert process.returncode == train.PREEMPTED_EXIT_STATUS, error
     assert status(workdir)["state"] == "preempted"
-    saved = checkpoints.steps(workdir / "checkpoints")
+    saved = checkpoints.saved_steps(workdir / "checkpoints")
     assert len(saved) == 1 and 0 < saved[0] < 400
     assert status(workdir)["step"] == saved[0]
     assert run(store, workdir, **steps) == 0
@@ -138,7 +138,7 @@ def test_damaged_latest_checkpoint_costs_steps_not_the_run(store, undisturbed, t
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed, workdir)
     (workdir / "status.json").unlink()
-    path = checkpoints.path_of(workdir / "checkpoints", 400)
+    path = checkpoints.checkpoint_path(workdir / "checkpoints", 400)
     largest = max((f for f in path.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
@@ -161,7 +161,7 @@ def test_a_non_finite_loss_stops_the_run_at_its_step(store, tmp_path, capsys, mo
     assert step <= 3
     assert all(row["step"] < step for row in rows(tmp_path / "n"))
     assert not (tmp_path / "n" / "metrics.jsonl").exists()
-    assert checkpoints.steps(tmp_path / "n" / "checkpoints") == []
+    assert checkpoints.saved_steps(tmp_path / "n" / "checkpoints") == []
 
 
 @pytest.mark.parametrize("moment", [5, 9, 14])
