@@ -33,7 +33,7 @@ def same(a, b):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
-    saver = checkpoints.CheckpointWriter(folder, recent=3)
+    saver = checkpoints.CheckpointWriter(folder, keep_latest=3)
     for step in (1, 2):
         saver.save(step, state(step), {"vocabulary": "v"})
     return folder
@@ -103,7 +103,7 @@ def test_damaged_latest_is_named_skipped_and_kept(folder, capsys, damage):
     assert "step_2" in capsys.readouterr().err
     assert (folder / "step_2.damaged").is_dir()
     # The run comes by again and saves a sound one; the damaged one is still there.
-    saver = checkpoints.CheckpointWriter(folder, recent=1)
+    saver = checkpoints.CheckpointWriter(folder, keep_latest=1)
     saver.save(2, state(2), {})
     saver.save(3, state(3), {})
     assert checkpoints.saved_steps(folder) == [3]
@@ -111,7 +111,7 @@ def test_damaged_latest_is_named_skipped_and_kept(folder, capsys, damage):
 
 
 def test_old_ones_go_but_branch_points_stay(tmp_path):
-    saver = checkpoints.CheckpointWriter(tmp_path, kept={2, 5}, recent=2)
+    saver = checkpoints.CheckpointWriter(tmp_path, keep_steps={2, 5}, keep_latest=2)
     for step in range(1, 8):
         saver.save(step, {"x": jnp.ones(2)}, {})
     assert checkpoints.saved_steps(tmp_path) == [2, 5, 6, 7]
