@@ -101,7 +101,7 @@ def test_a_flaky_remote_store_gives_the_same_batches(local, url, fake):
 
 def test_only_the_share_is_read_and_a_second_time_nothing(local, url, fake):
     store = open_store(url)
-    store._remote.block_bytes = 256
+    store.remote.block_bytes = 256
     fake.bytes_read = 0
     ids = [3, 700, 1501]
     store.fetch(["en"] * 3, ids, S)
@@ -127,7 +127,7 @@ def test_a_run_from_a_flaky_remote_store_measures_the_same(local, url, fake, tmp
 
 def test_a_batch_is_read_at_once_and_not_window_by_window(url, fake):
     store = open_store(url)
-    store._remote.block_bytes = 256
+    store.remote.block_bytes = 256
     fake.latency, fake.most_at_once = 0.1, 0  # long enough for a busy machine to start its threads meanwhile
     store.fetch(["en", "fr"] * 64, list(range(128)), S)
     assert fake.most_at_once > 16
@@ -135,10 +135,10 @@ def test_a_batch_is_read_at_once_and_not_window_by_window(url, fake):
 
 def test_the_cache_stays_within_its_bound(url, fake):
     store = open_store(url, cache_bytes=10_000)
-    store._remote.block_bytes = 1000
+    store.remote.block_bytes = 1000
     everything = np.asarray(store.train("en"))
     assert len(everything) == store.train_tokens("en")
-    assert sum(map(len, store._remote._blocks.values())) == store._remote._held <= 10_000
+    assert sum(map(len, store.remote._blocks.values())) == store._remote._held <= 10_000
 
 
 def test_after_the_last_attempt_the_error_names_file_range_and_reason(url, fake):

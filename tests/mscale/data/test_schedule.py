@@ -261,7 +261,7 @@ def test_far_steps_are_exact_whatever_the_sizes(rates, seed, step, batch_size, n
 def test_descent_equals_integers_of_any_size():
     rates = np.random.default_rng(0).dirichlet(np.full(60, 0.1)) + 1e-12
     schedule = single(mixture(rates), 7, seed=5)
-    tree, (phase,), _ = schedule._plan
+    tree, (phase,), _ = schedule.plan
     for position in [0, 1, 2**31, 2**40 + 12345, 2**42 - 8]:
         step, row = divmod(position, 7)
         node, k = 0, position

@@ -24,7 +24,8 @@ hyper = optimizer.hyper(0.02, 1, 4, 1)
 
 def step(params, state, index, ids, hyper):
     inputs = jnp.pad(ids, ((0, 0), (1, 0)))[:, :-1]
-    (_, mean), grads = jax.value_and_grad(lambda p: loss.training_objective(config, p, inputs, ids), has_aux=True)(params)
+    objective = lambda p: loss.training_objective(config, p, inputs, ids)
+    (_, mean), grads = jax.value_and_grad(objective, has_aux=True)(params)
     return *optimizer.adamw_update(grads, state, params, index, hyper, rates, decays), mean
 
 def losses(mesh):
