@@ -1,4 +1,4 @@
-"""What the commands of all packages share: parameter types, groups that load a command when it runs; and `train`.
+"""Parameter types and command groups that the commands of all packages share, and the command `train`.
 
 A command is a click command in the ``commands`` module of the package that it belongs to; ``cli`` lists them all.
 """
@@ -13,17 +13,17 @@ import click
 
 
 class OrderedGroup(click.Group):
-    """Lists commands in the order of the way through rather than of the alphabet."""
+    """A group that lists its commands in the order of their definition instead of the alphabet."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
 
 class LazyGroup(click.Group):
-    """A group that lists its commands from a table, and imports the module of one only when that is run."""
+    """A group that lists its commands from a table and imports a command's module only when it runs."""
 
     def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], **options: Any):
-        """``table``: name of a command to ("module:attribute", one line of help)."""
+        """``table`` maps the name of a command to ("module:attribute", one line of help)."""
         super().__init__(*args, **options)
         self.table = table
 
@@ -42,7 +42,7 @@ class LazyGroup(click.Group):
 
 
 class LocalPath(click.Path):
-    """A path of this machine; a URL, of which ``Path`` would make a folder named ``s3:``, is refused."""
+    """A local path; a URL is an error, since ``Path`` would turn it into a folder named ``s3:``."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and re.match(r"(?!file:)[a-z][a-z0-9+.-]+://", value):
@@ -57,7 +57,7 @@ STORE_PATH = click.Path(path_type=Path)  # a folder or a URL
 
 
 def comma_list(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[str] | None:
-    """Parses ``en,fr`` into a list without empty names."""
+    """Click callback that parses ``en,fr`` into a list without empty names; None stays None."""
     if value is None:
         return None
     names = [name.strip() for name in value.split(",") if name.strip()]
@@ -67,7 +67,7 @@ def comma_list(_ctx: click.Context, _param: click.Parameter, value: str | None) 
 
 
 def number_map_parser(example: str) -> Any:
-    """A parser of options such as ``ca=2e9,es=5e9``."""
+    """Returns a click callback that parses ``ca=2e9,es=5e9`` into a dict; ``example`` is for its error."""
 
     def parse(_ctx: click.Context, _param: click.Parameter, value: str | None) -> dict[str, float] | None:
         if value is None:

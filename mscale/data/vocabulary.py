@@ -20,7 +20,9 @@ BYTE_OFFSET = 3
 _FILE, _MODEL_FILE = "vocabulary.json", "vocabulary.model"
 _SPACE_INSIDE = "\u2581"  # SentencePiece's internal character for a space
 _SPACE_INSIDE_UTF8 = _SPACE_INSIDE.encode()
-_PROBE = "  \ufb01\u2460 \u304b\u3099  "  # changed by NFKC, and by SentencePiece's default stripping of spaces
+_PROBE = (
+    "  \ufb01\u2460 \u304b\u3099  "  # changed by NFKC, and by SentencePiece's default stripping of spaces
+)
 _PROBE_INSIDE = _PROBE.replace(" ", _SPACE_INSIDE)
 
 

@@ -138,7 +138,7 @@ def test_the_cache_stays_within_its_bound(url, fake):
     store.remote.block_bytes = 1000
     everything = np.asarray(store.train("en"))
     assert len(everything) == store.train_tokens("en")
-    assert sum(map(len, store.remote._blocks.values())) == store._remote._held <= 10_000
+    assert 9_000 < store.remote.cached_bytes <= 10_000
 
 
 def test_after_the_last_attempt_the_error_names_file_range_and_reason(url, fake):

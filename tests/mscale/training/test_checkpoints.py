@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from mscale.errors import MscaleError
@@ -135,7 +136,7 @@ def test_saving_behind_the_training(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
 
-    monkeypatch.setattr(checkpoints._checkpointer(), "save", full)
+    monkeypatch.setattr(ocp.Checkpointer, "save", full)
     saver.save(3, state(3), {})
     with pytest.raises(MscaleError, match="step_3: RESOURCE_EXHAUSTED: No space left"):
         saver.wait()
