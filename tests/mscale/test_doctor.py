@@ -1,4 +1,4 @@
-"""`mscale doctor` tells what is installed and where it runs, and works where JAX does not."""
+"""`mscale doctor` reports the installation and the machine, and works if JAX does not."""
 
 import json
 import re
@@ -22,7 +22,7 @@ BROKEN = {
 
 
 def declared(monkeypatch) -> dict:
-    """What setup.py passes to setuptools."""
+    """The arguments that setup.py passes to setuptools."""
     setuptools = pytest.importorskip("setuptools")
     found: dict = {}
     monkeypatch.setattr(setuptools, "setup", found.update)
@@ -38,7 +38,7 @@ def run(*arguments: str) -> int:
 
 @pytest.fixture
 def break_jax(tmp_path, monkeypatch):
-    """Puts a package named jax before the real one, for the processes that are started."""
+    """Puts a broken package named jax before the real one on the path of started processes."""
 
     def put(code: str) -> None:
         (tmp_path / "jax.py").write_text(code)
@@ -112,7 +112,7 @@ def test_what_is_missing_or_too_old_is_a_problem(monkeypatch, without_jax):
 
 
 def test_an_extra_of_a_requirement_counts(monkeypatch):
-    """jax is installed here, jax[tpu] need not be: the extra of mscale is complete only with what that asks for."""
+    """An extra of mscale that requires jax[tpu] is complete only with the requirements of that extra of jax."""
     listed = {"jax": [doctor.Requirement("libtpu-absent", "", (), "tpu")]}
     monkeypatch.setattr(doctor, "requirements", lambda name: listed[name])
     wanted = [
@@ -149,7 +149,7 @@ def test_another_package_of_the_same_name_is_a_problem(tmp_path, monkeypatch, wi
 
 
 def test_it_imports_nothing_large():
-    """So that it works where one of these is broken. JAX is imported by another process."""
+    """The command works if one of these packages is broken; JAX is imported in another process."""
     code = (
         "import sys; from mscale import doctor; doctor.examine_installation(0.01); "
         "print(*{'jax', 'pandas', 'tensorflow', 'numpy', 'gin'} & set(sys.modules))"

@@ -1,3 +1,5 @@
+"""Languages: ATLAS's published rates and mixtures, aliases of codes, and scripts of text."""
+
 import csv
 
 import pytest

@@ -1,4 +1,4 @@
-"""Launch: gin files and overrides, where no wrong name passes in silence."""
+"""Launch: gin files and overrides; every wrong name is an error."""
 
 import gin
 import pytest

@@ -1,4 +1,4 @@
-"""A store on a file system that is slow and fails now and then."""
+"""A store on a remote file system that is slow and sometimes fails."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ from mscale.remote import RemoteFiles, Url, location
 
 
 class Fake(MemoryFileSystem):
-    """Every read takes ``latency``; every ``fails_every``-th fails, by an error or by a short answer."""
+    """A file system whose reads take ``latency``; every ``fails_every``-th read raises or returns too few bytes."""
 
     protocol = "fake"
     store: dict = {}
@@ -115,7 +115,7 @@ def test_only_the_share_is_read_and_a_second_time_nothing(local, url, fake):
 
 
 def test_a_run_from_a_flaky_remote_store_measures_the_same(local, url, fake, tmp_path):
-    """Training and evaluation: all losses, and the standard errors over held-out windows."""
+    """All losses of training and evaluation are equal, and the standard errors over held-out windows."""
     fake.fails_every, fake.latency = 7, 0.001
     found = []
     for name, store in (("remote", url), ("local", str(local.path))):

@@ -1,4 +1,4 @@
-"""The train loop: what a run leaves, how it is fed, and how runs branch and go on from one another."""
+"""The train loop: the records of a run, its data, branches off a trunk, and runs that continue other runs."""
 
 import json
 import re
@@ -131,7 +131,7 @@ def test_nothing_is_read_from_the_device_between_log_points(store, tmp_path, mon
 
 
 def test_a_branch_is_the_trunk_and_then_its_decay(store, trunk, tmp_path):
-    """Equal to one run from scratch with the same decay, bit by bit, and filed under the trunk."""
+    """A branch equals one run from scratch with the same decay bit by bit, and has the trunk's group."""
     common = {"STEPS": 20, "DECAY_STEPS": 4, "EVAL_STEPS": (20,)}
     assert run(store, tmp_path / "branch", BRANCH_FROM=str(trunk), **common) == 0
     assert run(store, tmp_path / "single", **common) == 0

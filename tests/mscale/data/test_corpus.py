@@ -1,4 +1,4 @@
-"""Every bad input is one message that says where, what and what to do; good input comes through unchanged."""
+"""Reading corpora: text is unchanged, and every invalid file gives one message with place, cause and remedy."""
 
 import csv
 import gzip
@@ -31,7 +31,7 @@ def write(
 
 
 def message(call, *args) -> str:
-    """The message of the error that the call raises, without a traceback's worth of context."""
+    """The message of the MscaleError that the call raises, which has no chained exception."""
     with pytest.raises(MscaleError) as caught:
         result = call(*args)
         list(result)

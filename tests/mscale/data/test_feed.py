@@ -1,3 +1,5 @@
+"""Batches: the windows of the schedule, on any number of hosts, with the thread ended and its errors raised."""
+
 import threading
 import time
 

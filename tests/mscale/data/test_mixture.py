@@ -1,3 +1,5 @@
+"""Mixture names: their languages, rates and unique windows, and an error for every invalid name or option."""
+
 import gin
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from mscale.errors import MscaleError
 
 
 class Sizes:
-    """A store as far as mixtures are concerned."""
+    """A store with the methods that mixtures use."""
 
     def __init__(self, **tokens):
         self.tokens = tokens

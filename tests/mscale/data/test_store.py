@@ -1,3 +1,5 @@
+"""The token store: parts, counts and index agree, and damage is reported with the name of the file."""
+
 import json
 import shutil
 

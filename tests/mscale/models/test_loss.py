@@ -1,4 +1,4 @@
-"""The blocked cross entropy against the plain one."""
+"""The blocked cross-entropy against a plain implementation: values, gradients, memory."""
 
 import dataclasses
 import functools
@@ -54,7 +54,7 @@ def test_blocks_of_the_model_do_not_change_it():
 
 
 def test_no_array_holds_all_logits():
-    """At 8 x 2,048 tokens and 64,512 pieces the temporaries of loss and gradient stay under 1 GB."""
+    """At 8 x 2,048 tokens and V = 64,512 the temporaries of loss and gradient stay under 1 GB."""
     V, D = scales.ATLAS_VOCABULARY, 128
     config = decoder.ModelConfig(scales.get(0), V)
     blocks = loss.block_count(config, 8, 2048)

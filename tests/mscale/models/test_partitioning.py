@@ -1,4 +1,4 @@
-"""Every factorisation of eight simulated devices gives the losses of one."""
+"""Partitioning: every mesh of eight simulated devices gives the losses of one device."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""Freed pages are kept: repeated large allocations fault nothing in again."""
+"""Freed memory is kept: repeated large allocations cause no page faults."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, checked before use, and never deleted when damaged."""
+"""Checkpoints: written atomically, verified before a restore, and never deleted when damaged."""
 
 import json
 import shutil
@@ -103,7 +103,7 @@ def test_damaged_latest_is_named_skipped_and_kept(folder, capsys, damage):
     assert same(restored, state(1))
     assert "step_2" in capsys.readouterr().err
     assert (folder / "step_2.damaged").is_dir()
-    # The run comes by again and saves a sound one; the damaged one is still there.
+    # The resumed run saves the step again; the damaged checkpoint is still there.
     saver = checkpoints.CheckpointWriter(folder, keep_latest=1)
     saver.save(2, state(2), {})
     saver.save(3, state(3), {})

@@ -1,4 +1,4 @@
-"""The compile cache: the second process finds it, and a damaged entry is written again."""
+"""The compile cache: a second process hits it, and a damaged entry is removed and written again."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Evaluation: whole documents, exact counts, and losses that a direct computation repeats."""
+"""Evaluation: whole documents, exact counts, and losses equal to a direct computation."""
 
 import math
 
@@ -41,15 +41,15 @@ def test_chosen_documents_are_whole_and_within_the_limit(lengths, tokens):
     total = lengths[chosen].sum()
     if len(chosen) > 1 or total <= tokens:
         assert total <= tokens
-        # Nothing that would still fit was left out.
-        left = [n for d, n in enumerate(lengths) if n and d not in chosen]
-        assert all(n > tokens - total for n in left)
+        # No document that would still fit was left out.
+        left_out = [n for d, n in enumerate(lengths) if n and d not in chosen]
+        assert all(n > tokens - total for n in left_out)
     else:
         assert total == min(n for n in lengths if n) > tokens
 
 
 def test_losses_and_counts_equal_a_direct_computation(store, params):
-    """Each window alone, without padding or grouping, from the documents themselves."""
+    """Each window is computed alone, without padding or batches, from the documents."""
     data = evaluation.held_out_windows(store, ("fr", "en"), S, B, 300)
     measured = evaluation.language_losses(evaluation.dispatch_evaluation(CONFIG, params, data), data)
     direct = jax.jit(loss.token_losses, static_argnums=0)
@@ -82,7 +82,7 @@ def test_losses_and_counts_equal_a_direct_computation(store, params):
 
 
 def test_standard_error_is_the_spread_of_repeated_draws():
-    """Ratio estimator against a simulation: windows drawn anew, the loss's deviation over draws."""
+    """The ratio estimator against a simulation: the standard deviation of the loss over repeated draws of windows."""
     rng = np.random.default_rng(0)
     draws, errors = [], []
     for _ in range(400):

@@ -1,4 +1,4 @@
-"""AdamW against optax, schedules against their definitions."""
+"""AdamW against optax, and the WSD and cosine schedules against their definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,7 @@ def test_decay_shapes():
 
 
 def test_a_branch_continues_its_trunk():
-    """A trunk that never decays has the rates of each branch off it up to the branch point."""
+    """A trunk has the same learning rates as each of its branches up to the branch point."""
     trunk, branch = optimizer.hyper(0.3, 5, 100), optimizer.hyper(0.3, 5, 60, 6)
     for step in range(54):
         assert optimizer.learning_rate(step, trunk) == optimizer.learning_rate(step, branch)

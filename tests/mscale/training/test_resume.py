@@ -1,4 +1,4 @@
-"""Dying changes no bit: killed, told to stop, damaged, out of disk, a run ends as if nothing had been."""
+"""Resuming is bit-identical after SIGKILL, SIGTERM, a damaged checkpoint or a full disk."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ def trunk(store, tmp_path_factory):
     return workdir
 
 
-# ------------------------------------------------------------------------------------------- dying, and resuming
+# ------------------------------------------------------------------------------------------- killed and resumed
 
 
 def start_process(store, workdir, **macros):
@@ -56,7 +56,7 @@ def undisturbed(store, tmp_path_factory):
 
 @pytest.mark.parametrize("workdir", ["my-run", "runs/mein Lauf/é"])
 def test_a_relative_workdir_resumes_branches_and_continues(store, trunk, tmp_path, monkeypatch, workdir):
-    """As README writes it: WORKDIR, BRANCH_FROM and INIT_FROM relative to the folder one stands in."""
+    """As in the README: WORKDIR, BRANCH_FROM and INIT_FROM are relative to the current folder."""
     monkeypatch.chdir(tmp_path)
     here = Path(workdir)
     assert run(store, here, CHECKPOINT_STEPS=(16,)) == 0
@@ -87,7 +87,7 @@ def test_a_url_is_refused_where_a_run_would_write(store, tmp_path, monkeypatch, 
     [*range(3), *(pytest.param(moment, marks=pytest.mark.slow) for moment in range(3, 23))],
 )
 def test_killed_and_resumed_is_bit_identical(store, undisturbed, tmp_path, moment):
-    """KILL_SEED=… in the environment tries other moments."""
+    """KILL_SEED=… in the environment selects other moments."""
     workdir = tmp_path / "run"
     process = start_process(store, workdir, **LONG)
     chance = random.Random(f"{os.environ.get('KILL_SEED', '')}-{moment}")
@@ -166,7 +166,7 @@ def test_a_non_finite_loss_stops_the_run_at_its_step(store, tmp_path, capsys, mo
 
 @pytest.mark.parametrize("moment", [5, 9, 14])
 def test_a_disk_that_fills_mid_run_loses_nothing_that_was_whole(store, trunk, tmp_path, capsys, moment):
-    """The disk is full from the ``moment``-th sync on; with room again the run ends as if nothing had been."""
+    """The disk is full from the ``moment``-th fsync on; with free space again the run ends with the same results."""
     sync, calls = os.fsync, []
 
     def full(handle):

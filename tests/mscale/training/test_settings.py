@@ -1,4 +1,4 @@
-"""What a run is asked to be: all that cannot work is an error before the first step."""
+"""Settings: every invalid value is an error before the first step."""
 
 import pytest
 import tiny_run
