@@ -431,7 +431,11 @@ def test_many_languages(many_languages, tmp_path):
     store = pack(many_languages, tmp_path, byte_vocabulary(), languages=some)
     for language in some:
         train, valid = texts_of(store, language)
-        text = [one for path in corpora.language_files(many_languages, language) for one in corpora.documents(path)]
+        text = [
+            one
+            for path in corpora.language_files(many_languages, language)
+            for one in corpora.documents(path)
+        ]
         total = sum(len(one.encode()) for one in text)
         assert store.train_bytes(language) + store.valid_bytes(language) == total
         assert (
