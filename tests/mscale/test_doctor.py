@@ -50,7 +50,7 @@ def break_jax(tmp_path, monkeypatch):
 @pytest.fixture
 def without_jax(monkeypatch):
     answer = doctor.JaxStatus("0.0", "cpu", {"cpu": 1}, 1, 0.0, "")
-    monkeypatch.setattr(doctor, "ask_jax", lambda seconds: answer)
+    monkeypatch.setattr(doctor, "probe_jax", lambda seconds: answer)
 
 
 def test_names_every_installed_distribution_that_setup_py_asks_for(capsys, monkeypatch, without_jax):

@@ -56,7 +56,7 @@ class Fake(MemoryFileSystem):
 @pytest.fixture
 def fake(monkeypatch):
     fsspec.register_implementation("fake", Fake, clobber=True)
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(remote, "FIRST_RETRY_SECONDS", 0.001)
     Fake.store.clear()
     Fake.latency, Fake.fails_every = 0.0, 0
     Fake.calls = Fake.bytes_read = Fake.running = Fake.most_at_once = 0
