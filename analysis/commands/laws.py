@@ -23,7 +23,9 @@ VOCABULARY = click.option("--vocabulary", help="Where the table has several.")
 @click.argument("observations", type=LOCAL_FOLDER)
 @click.option("--law", help="One law alone, such as chinchilla; default: all that the data allow.")
 @click.option("--target", help="With --law: one language alone.")
-@click.option("--truth", type=LOCAL_FOLDER, help="truth.json of a generated corpus, to set measurements against.")
+@click.option(
+    "--truth", type=LOCAL_FOLDER, help="truth.json of a generated corpus, to set measurements against."
+)
 @click.option("--store", type=STORE_PATH, help="The token store, for the languages' shared vocabulary.")
 @click.option(
     "--parallel", type=LOCAL_FOLDER, help="The same text in many languages, to count transfer in content."
@@ -118,7 +120,9 @@ def analyse_and_print(observations: Path, out: Path, truth: Path | None = None, 
 
 @click.command()
 @click.argument("source", type=LOCAL_FOLDER)
-@click.option("--truth", type=LOCAL_FOLDER, help="truth.json of a generated corpus, to set measurements against.")
+@click.option(
+    "--truth", type=LOCAL_FOLDER, help="truth.json of a generated corpus, to set measurements against."
+)
 @SPLIT
 @VOCABULARY
 @click.option("--out", type=LOCAL_FOLDER, help="Default: report.html beside SOURCE.")
@@ -163,8 +167,12 @@ def report(
     callback=number_map_parser("en=4.4,es=4.1"),
     help="en=4.4,es=4.1, where SOURCE has neither eval_bytes nor bits_per_byte.",
 )
-@click.option("--parallel", type=LOCAL_FOLDER, help="The same text in many languages, to count in content too.")
-@click.option("--curves", type=LOCAL_FOLDER, help="Also the scores over d, of every pair that was run, as CSV.")
+@click.option(
+    "--parallel", type=LOCAL_FOLDER, help="The same text in many languages, to count in content too."
+)
+@click.option(
+    "--curves", type=LOCAL_FOLDER, help="Also the scores over d, of every pair that was run, as CSV."
+)
 @click.option("--out", type=LOCAL_FOLDER, help="Default: transfer.csv beside SOURCE.")
 def transfer(
     source: Path,

@@ -29,7 +29,15 @@ from mixtures.packing.workers import (
     tokenize_file,
     usable_cores,
 )
-from mscale.data.store import STORE_FORMAT, MANIFEST, PACKING_FOLDER, STORE_VERSION, Store, open_store, token_dtype
+from mscale.data.store import (
+    MANIFEST,
+    PACKING_FOLDER,
+    STORE_FORMAT,
+    STORE_VERSION,
+    Store,
+    open_store,
+    token_dtype,
+)
 from mscale.data.vocabulary import Vocabulary, check_same, describe
 from mscale.errors import MscaleError
 from mscale.files import atomic_write, locked, read_json

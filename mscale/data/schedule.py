@@ -22,7 +22,7 @@ from mscale.data import permutation, schedule_tree
 from mscale.data.mixture import Mixture
 from mscale.errors import MscaleError
 
-MAX_ROWS = 1 << 42  # of a whole run; ⌊kp + c⌋ is exact up to here
+MAX_RUN_ROWS = 1 << 42  # of a whole run; ⌊kp + c⌋ is exact up to here
 MAX_ERROR = 8.0  # largest |rows of a language - sum of its rate over the rows|, at any row
 
 
@@ -84,10 +84,10 @@ class Schedule:
 
     def batches(self, start: int, stop: int, rows: slice | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Returns the batches of steps ``start`` to ``stop`` - 1, concatenated; each as from ``batch``."""
-        if not 0 <= start <= stop or stop * self.batch_size > MAX_ROWS:
+        if not 0 <= start <= stop or stop * self.batch_size > MAX_RUN_ROWS:
             raise MscaleError(
                 f"steps {start} to {stop} of {self.batch_size} rows: expected 0 ≤ start ≤ stop and at most "
-                f"{MAX_ROWS:,} rows in all"
+                f"{MAX_RUN_ROWS:,} rows in all"
             )
         chosen = np.arange(self.batch_size, dtype=np.int64)[rows or slice(None)]
         steps = np.arange(start, stop, dtype=np.int64)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mscale import languages, observations
 from mscale.errors import MscaleError, nearest
-from mscale.observations import COLUMNS, NULLABLE, IMPORT_DEFAULTS, Row
+from mscale.observations import COLUMNS, IMPORT_DEFAULTS, NULLABLE, Row
 
 # Fractions of a run's highest learning rate: at or above the first it is the plateau, at or below the second decayed.
 _PLATEAU_RATE, _COOLED_RATE = 0.999, 0.2
@@ -55,7 +55,9 @@ def fill_missing_columns(found: Sequence[SourceRow], source: str) -> tuple[list[
     for row in rows:
         row.setdefault("target_unique", row["target_tokens"])
     if plain:
-        notes.append("taken, as the file says nothing: " + ", ".join(f"{n} {IMPORT_DEFAULTS[n]}" for n in plain))
+        notes.append(
+            "taken, as the file says nothing: " + ", ".join(f"{n} {IMPORT_DEFAULTS[n]}" for n in plain)
+        )
     complete_rows = [{name: row[name] for name in COLUMNS} for row in rows]
     for each, row in zip(found, complete_rows, strict=True):
         observations.validate(row, where=each.where)

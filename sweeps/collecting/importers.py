@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from mscale import observations
 from mscale.errors import MscaleError, nearest
-from mscale.observations import COLUMNS, NULLABLE, IMPORT_DEFAULTS, Row
+from mscale.observations import COLUMNS, IMPORT_DEFAULTS, NULLABLE, Row
 from sweeps.collecting.import_defaults import SourceRow, fill_missing_columns
 
 _UNIT_PREFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}

@@ -139,7 +139,11 @@ def possible_placements(workload: Workload, accelerator: str, chips: int) -> lis
             continue
         for fsdp in _divisors(rows):
             mesh = MeshSizes(data=rows // fsdp, fsdp=fsdp, tensor=tensor)
-            found.append(Placement(mesh, memory_per_chip(workload, mesh, fused=accelerator in CHIPS_WITH_FUSED_ATTENTION)))
+            found.append(
+                Placement(
+                    mesh, memory_per_chip(workload, mesh, fused=accelerator in CHIPS_WITH_FUSED_ATTENTION)
+                )
+            )
     return found
 
 
