@@ -41,7 +41,7 @@ shape = scales.get(arguments.scale)
 config = decoder.ModelConfig(
     shape, arguments.vocabulary, compute_dtype=arguments.dtype, remat=arguments.remat, attention="einsum"
 )
-mesh = partitioning.mesh(*arguments.mesh)
+mesh = partitioning.make_mesh(*arguments.mesh)
 state = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
     training.abstract_state(config),
@@ -57,7 +57,7 @@ step = jax.jit(
     out_shardings=(training.state_shardings(config, mesh), partitioning.replicated(mesh)),
 )
 began = time.monotonic()
-with partitioning.using(mesh):
+with partitioning.use_mesh(mesh):
     compiled = step.lower(state, targets, jnp.int32(0), hyper, key).compile()
 seconds = time.monotonic() - began
 analysis = compiled.memory_analysis()

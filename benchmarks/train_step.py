@@ -228,7 +228,7 @@ def main() -> None:
     if arguments.torch and importlib.util.find_spec("torch") is None:
         parser.error("--torch compares with PyTorch, which is not installed: pip install torch")
     if on_cpu:
-        runtime.keep_freed_pages()  # as the train loop does
+        runtime.retain_freed_memory()  # as the train loop does
     peak = matrix_rate(arguments.dtype)
     if arguments.torch and on_cpu:
         peak = max(peak, torch_matrix_rate())

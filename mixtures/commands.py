@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from mscale.commands import FOLDER, LANGUAGES, STORE, Commands, comma_list
+from mscale.commands import LANGUAGES_OPTION, LOCAL_FOLDER, STORE_PATH, OrderedGroup, comma_list
 
 
 @click.command()
-@click.argument("folder", type=FOLDER)
+@click.argument("folder", type=LOCAL_FOLDER)
 @click.option("--languages", callback=comma_list, help="A number, or codes such as aa,ab,ba; default: 6.")
 @click.option("--families", default=3, show_default=True)
 @click.option("--bytes", "size", default=1_000_000, show_default=True, help="Of text, per language.")
@@ -32,12 +32,12 @@ def generated_languages(names: list[str] | None) -> int | list[str]:
 
 
 @click.command()
-@click.argument("corpus", type=FOLDER)
-@click.argument("store", type=FOLDER)
-@LANGUAGES
-@click.option("--vocabulary", type=FOLDER, help="A vocabulary's folder or .model; default: bytes.")
+@click.argument("corpus", type=LOCAL_FOLDER)
+@click.argument("store", type=LOCAL_FOLDER)
+@LANGUAGES_OPTION
+@click.option("--vocabulary", type=LOCAL_FOLDER, help="A vocabulary's folder or .model; default: bytes.")
 @click.option("--valid-tokens", default=20_000_000, show_default=True, help="Most held out, per language.")
-@click.option("--split-from", type=FOLDER, help="Another store: hold out the same text as it does.")
+@click.option("--split-from", type=LOCAL_FOLDER, help="Another store: hold out the same text as it does.")
 @click.option("--sequence-length", type=int, help="Every language must have a window of so many tokens.")
 @click.option("--drop-short", is_flag=True, help="Leave out the languages that have none.")
 @click.option("--processes", type=int, help="Default: one per core.")
@@ -75,15 +75,15 @@ def pack(
     print(f"{store}: {len(packed.languages)} languages, {train:,} tokens to train on, {valid:,} held out")
 
 
-@click.group(cls=Commands)
+@click.group(cls=OrderedGroup)
 def vocabulary() -> None:
     """Train a SentencePiece vocabulary, and see whether it is fair to the languages."""
 
 
 @vocabulary.command("train")
-@click.argument("corpus", type=FOLDER)
-@click.argument("folder", type=FOLDER)
-@LANGUAGES
+@click.argument("corpus", type=LOCAL_FOLDER)
+@click.argument("folder", type=LOCAL_FOLDER)
+@LANGUAGES_OPTION
 @click.option("--pieces", default=64_000, show_default=True, help="Including the 256 of byte fallback.")
 @click.option("--special", default=512, show_default=True, help="Ids that no text encodes to.")
 @click.option("--temperature", default=100.0, show_default=True, help="Of sampling the languages.")
@@ -105,10 +105,10 @@ def vocabulary_train(
 
 
 @vocabulary.command("report")
-@click.argument("vocabulary", type=FOLDER)
-@click.option("--corpus", type=FOLDER, help="Text to measure fertility on.")
-@click.option("--parallel", type=FOLDER, help="The same text in many languages, for byte premiums.")
-@LANGUAGES
+@click.argument("vocabulary", type=LOCAL_FOLDER)
+@click.option("--corpus", type=LOCAL_FOLDER, help="Text to measure fertility on.")
+@click.option("--parallel", type=LOCAL_FOLDER, help="The same text in many languages, for byte premiums.")
+@LANGUAGES_OPTION
 def vocabulary_report(
     vocabulary: Path, corpus: Path | None, parallel: Path | None, languages: list[str] | None
 ) -> None:
@@ -123,19 +123,19 @@ def vocabulary_report(
         Console().print(table)
 
 
-@click.group(cls=Commands)
+@click.group(cls=OrderedGroup)
 def mixture() -> None:
     """See what a mixture draws."""
 
 
 @mixture.command("show")
 @click.argument("name")
-@click.option("--store", type=STORE, required=True)
+@click.option("--store", type=STORE_PATH, required=True)
 @click.option("--tokens", type=float, required=True, help="Budget of the run.")
 @click.option("--sequence-length", default=128, show_default=True)
 @click.option("--limit", type=int, help="Print so many languages, and the others as one line; default: all.")
-@click.option("--csv", type=FOLDER, help="A file for the table.")
-@click.option("--plot", type=FOLDER, help="A .png, .svg or .html to draw.")
+@click.option("--csv", type=LOCAL_FOLDER, help="A file for the table.")
+@click.option("--plot", type=LOCAL_FOLDER, help="A .png, .svg or .html to draw.")
 def mixture_show(
     name: str,
     store: Path,

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from mixtures import tasks
 from mscale.data.mixture import resolve
-from mscale.data.schedule import MAX_ROWS, Schedule, single
+from mscale.data.schedule import MAX_RUN_ROWS, Schedule, single
 from mscale.data.store import Store
 from mscale.remote import Url, connect
 
@@ -59,7 +59,7 @@ class PackedSource(seqio.DataSource):
         determines the order."""
         index, shards = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
         first = _first_row() if split == "train" else 0
-        rows = tf.data.Dataset.range(first + index, MAX_ROWS, shards)
+        rows = tf.data.Dataset.range(first + index, MAX_RUN_ROWS, shards)
         schedule_seed = tf.constant(0 if seed is None else seed, tf.int64)
         held_out = split == "validation"
         return rows.map(lambda row: {"row": row, "seed": schedule_seed, "held_out": held_out})

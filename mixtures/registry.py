@@ -43,8 +43,8 @@ CORPORA = (*_TEXT_CORPORA, "flores", "packed")
 
 def seqio_name(corpus: str, mixture: str) -> str:
     """Returns SeqIO's name of a mixture: ``("madlad400", "en=0.7+sw=0.3")`` → ``madlad400.en:0.7#sw:0.3``."""
-    keyword, listed, rates = mixtures.parse(mixture)
-    if mixture.startswith(mixtures.ATLAS) and not mixtures.is_keyword(keyword):
+    keyword, listed, rates = mixtures.parse_mixture_name(mixture)
+    if mixture.startswith(mixtures.ATLAS_PREFIX) and not mixtures.is_keyword(keyword):
         return f"{corpus}.{mixture}"
     codes = [language.replace("-", ".") for language in listed]
     if rates:
@@ -125,7 +125,7 @@ def _mixture_builder(name: str) -> Callable[[], seqio.Mixture] | None:
 
 def _seqio_mixture(name: str, corpus: str, spec: str) -> seqio.Mixture:
     make, languages = _TEXT_CORPORA[corpus]
-    keyword, listed, _ = mixtures.parse(spec)
+    keyword, listed, _ = mixtures.parse_mixture_name(spec)
     sized = keyword.startswith(("proportional", "temperature", "unimax"))
     sizes = tasks.bound_store() if sized else _EqualSizes(tuple(listed) or languages())
     resolved = mixtures.resolve(spec, sizes, 1)
@@ -153,7 +153,7 @@ class _EqualSizes:
 
 
 def _is_atlas(spec: str) -> bool:
-    return spec.startswith(mixtures.ATLAS)
+    return spec.startswith(mixtures.ATLAS_PREFIX)
 
 
 install()

@@ -225,7 +225,9 @@ def _script(store: Store, path: Path, language: str) -> str:
     # From the middle of the text: files often begin in another language.
     tokens = store.train(language)
     first = max(len(tokens) - _SAMPLE_TOKENS, 0) // 2
-    return inventory.script(_vocabulary(path).decode(np.asarray(tokens[first : first + _SAMPLE_TOKENS])))
+    return inventory.dominant_script(
+        _vocabulary(path).decode(np.asarray(tokens[first : first + _SAMPLE_TOKENS]))
+    )
 
 
 @cache

@@ -1,7 +1,7 @@
-"""Chips: memory and FLOP/s by name, from the makers' data sheets."""
+"""Memory and peak FLOP/s of accelerators, from the manufacturers' data sheets."""
 
-# Dense bfloat16 FLOP/s of one device by its kind, from the makers' data sheets; the first that fits counts.
-PEAK_FLOPS = {
+# Peak dense bfloat16 FLOP/s of one device, by a part of JAX's ``device_kind``; the first part that matches is used.
+_PEAK_FLOPS_BY_DEVICE_KIND = {
     "H100": 989e12,
     "H200": 989e12,
     "B200": 2250e12,
@@ -13,17 +13,23 @@ PEAK_FLOPS = {
 }
 
 
-def peak_flops(given: float | None = None) -> float | None:
-    """FLOP/s of all devices together at their best, where known: ``given`` per device, or the data sheet's."""
+def peak_flops(per_device: float | None = None) -> float | None:
+    """Returns the peak FLOP/s of all devices together, or None if unknown.
+
+    Args:
+      per_device: peak FLOP/s of one device; None for the data sheet's.
+    """
     import jax
 
     kind = jax.devices()[0].device_kind
-    one = given or next((flops for name, flops in PEAK_FLOPS.items() if name in kind), None)
-    return one and one * jax.device_count()
+    device_flops = per_device or next(
+        (flops for name, flops in _PEAK_FLOPS_BY_DEVICE_KIND.items() if name in kind), None
+    )
+    return device_flops and device_flops * jax.device_count()
 
 
-# Memory of one chip in bytes, from the makers' data sheets.
-CHIP_BYTES = {
+# Memory of one chip in bytes.
+CHIP_MEMORY_BYTES = {
     "a100": 80 * 10**9,
     "h100": 80 * 10**9,
     "h200": 141 * 10**9,
@@ -34,12 +40,12 @@ CHIP_BYTES = {
     "v6e": 32 * 2**30,
 }
 
+# Chips on which ``model.attention = "auto"`` uses a fused kernel.
+CHIPS_WITH_FUSED_ATTENTION = ("a100", "h100", "h200", "b200")
 
-FUSED = ("a100", "h100", "h200", "b200")  # chips on which ``model.attention = "auto"`` is a fused kernel
 
-
-# Peak dense bfloat16 FLOP/s of one chip, from the makers' data sheets.
-ACCELERATORS = {
+# Peak dense bfloat16 FLOP/s of one chip.
+CHIP_PEAK_FLOPS = {
     "a100": 312e12,
     "h100": 989e12,
     "h200": 989e12,

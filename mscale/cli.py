@@ -1,6 +1,6 @@
-"""The command line: a table of commands, each in the package that it belongs to.
+"""The command line: a table of commands, each defined in the package that it belongs to.
 
-Nothing is imported before a command runs, so that a training host needs no pandas and a laptop with a CSV no JAX.
+A command's module is imported only when it runs, so that a training host needs no pandas and analysis needs no JAX.
 """
 
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from mscale.commands import LazyCommands
+from mscale.commands import LazyGroup
 from mscale.errors import MscaleError
 
 EXTRA_OF_MODULE = {
@@ -27,7 +27,7 @@ EXTRA_OF_MODULE = {
     "tensorflow_datasets": "data",
 }
 
-WAY_THROUGH = """Multilingual pretraining scaling: from text to fitted laws to the next run.
+HELP_TEXT = """Multilingual pretraining scaling: from text to fitted laws to the next run.
 
 \b
 The way through, a stage a command (mscale demo runs them all on a generated corpus):
@@ -70,13 +70,13 @@ COMMANDS = {
         "Print versions, devices, extras and settings: what a bug report needs.",
     ),
 }
-"""Name of a command to where it is defined and one line of help; a module is imported when its command runs."""
+"""Command to (module:attribute, one line of help)."""
 
 
 @click.group(
-    cls=LazyCommands,
+    cls=LazyGroup,
     table=COMMANDS,
-    help=WAY_THROUGH,
+    help=HELP_TEXT,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="mscale")
@@ -85,11 +85,12 @@ def cli() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the command line; errors a user can mend are one message and exit status 1."""
-    sys.exit(_status(lambda: cli.main(args=argv, prog_name="mscale", standalone_mode=False)))
+    """Runs the command line; a ``MscaleError`` is printed as one message, with exit status 1."""
+    sys.exit(exit_status(lambda: cli.main(args=argv, prog_name="mscale", standalone_mode=False)))
 
 
-def _status(command: Callable[[], Any]) -> int:
+def exit_status(command: Callable[[], Any]) -> int:
+    """Runs ``command`` and returns the exit status; expected errors are printed without a traceback."""
     try:
         result = command()
         return result if isinstance(result, int) else 0

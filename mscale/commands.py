@@ -1,4 +1,4 @@
-"""What the commands of all packages share: parameter types, groups that load a command when it runs; and `train`.
+"""Parameter types and command groups that the commands of all packages share, and the command `train`.
 
 A command is a click command in the ``commands`` module of the package that it belongs to; ``cli`` lists them all.
 """
@@ -12,18 +12,18 @@ from typing import Any
 import click
 
 
-class Commands(click.Group):
-    """Lists commands in the order of the way through rather than of the alphabet."""
+class OrderedGroup(click.Group):
+    """A group that lists its commands in the order of their definition instead of the alphabet."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
 
-class LazyCommands(click.Group):
-    """A group that lists its commands from a table, and imports the module of one only when that is run."""
+class LazyGroup(click.Group):
+    """A group that lists its commands from a table and imports a command's module only when it runs."""
 
     def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], **options: Any):
-        """``table``: name of a command to ("module:attribute", one line of help)."""
+        """``table`` maps the name of a command to ("module:attribute", one line of help)."""
         super().__init__(*args, **options)
         self.table = table
 
@@ -42,7 +42,7 @@ class LazyCommands(click.Group):
 
 
 class LocalPath(click.Path):
-    """A path of this machine; a URL, of which ``Path`` would make a folder named ``s3:``, is refused."""
+    """A local path; a URL is an error, since ``Path`` would turn it into a folder named ``s3:``."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and re.match(r"(?!file:)[a-z][a-z0-9+.-]+://", value):
@@ -50,14 +50,14 @@ class LocalPath(click.Path):
         return super().convert(value, param, ctx)
 
 
-FOLDER = LocalPath(path_type=Path)
+LOCAL_FOLDER = LocalPath(path_type=Path)
 
 
-STORE = click.Path(path_type=Path)  # a folder or a URL
+STORE_PATH = click.Path(path_type=Path)  # a folder or a URL
 
 
 def comma_list(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[str] | None:
-    """Parses ``en,fr`` into a list without empty names."""
+    """Click callback that parses ``en,fr`` into a list without empty names; None stays None."""
     if value is None:
         return None
     names = [name.strip() for name in value.split(",") if name.strip()]
@@ -66,8 +66,8 @@ def comma_list(_ctx: click.Context, _param: click.Parameter, value: str | None) 
     return names
 
 
-def numbers_of(example: str) -> Any:
-    """A parser of options such as ``ca=2e9,es=5e9``."""
+def number_map_parser(example: str) -> Any:
+    """Returns a click callback that parses ``ca=2e9,es=5e9`` into a dict; ``example`` is for its error."""
 
     def parse(_ctx: click.Context, _param: click.Parameter, value: str | None) -> dict[str, float] | None:
         if value is None:
@@ -86,7 +86,9 @@ def numbers_of(example: str) -> Any:
     return parse
 
 
-LANGUAGES = click.option("--languages", callback=comma_list, help="Codes separated by commas; default: all.")
+LANGUAGES_OPTION = click.option(
+    "--languages", callback=comma_list, help="Codes separated by commas; default: all."
+)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

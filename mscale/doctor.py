@@ -1,8 +1,8 @@
-"""What this installation is and where it runs: versions, extras, devices, machine, environment (``mscale doctor``).
+"""Report on the installation and the machine: versions, extras, devices, environment (``mscale doctor``).
 
-A bug report holds its output. Versions are read from the metadata of the installed distributions, without importing
-them, and JAX is imported in a process of its own under a time limit: a broken or hanging accelerator is a line of the
-report rather than the end of it. Values of variables that may be secret are not shown.
+Bug reports include its output. Versions are read from the metadata of the installed distributions, without importing
+them. JAX is imported in a process of its own with a time limit, so that a broken or hanging accelerator is reported
+instead of ending the command. Values of variables that may be secret are not shown.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ DISTRIBUTION = "mscale"
 TOP_LEVEL = ("mscale", "mixtures", "sweeps", "analysis")
 JAX_SECONDS = 60.0
 
-ALSO = (
+OPTIONAL_DISTRIBUTIONS = (
     "gcsfs",
     "jax-cuda12-plugin",
     "jax-cuda13-plugin",
@@ -34,20 +34,20 @@ ALSO = (
     "tensorstore",
     "wandb",
 )
-"""Distributions that mscale does not require by name and whose versions matter where they are installed."""
+"""Distributions that mscale does not require by name; their versions are reported if they are installed."""
 
-VARIABLES = re.compile(
+_RELEVANT_VARIABLE = re.compile(
     r"(MSCALE|JAX|XLA|LIBTPU|TPU|CUDA|NCCL|EPATH|TF_CPP|TF_GPU)_\w+"
     r"|(OMP|OPENBLAS|MKL)_NUM_THREADS|PYTHONPATH|LD_PRELOAD"
 )
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
-NOT_SHOWN = "(set, not shown)"
+_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
+HIDDEN_VALUE = "(set, not shown)"
 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)\s*(?:\[([^\]]*)\])?\s*\(?([^;)]*)\)?\s*(?:;(.*))?")
 _EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
 
-# Printed as one line of JSON by a process that may hang, crash or be killed.
-_ASK_JAX = """
+# A program that prints one line of JSON; its process may hang, crash or be killed.
+_JAX_PROBE = """
 import json, time
 start = time.monotonic()
 import jax
@@ -65,13 +65,13 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Requirement:
-    """One distribution that mscale asks for.
+    """One distribution that mscale requires.
 
     Attributes:
-      name: of the distribution, normalised as in an index: lower case, words joined by "-".
-      minimum: lowest version wanted, or "".
+      name: of the distribution, normalised as in a package index: lower case, words joined by "-".
+      minimum: lowest allowed version, or "".
       extras: of that distribution, such as ("cuda12",) of jax.
-      extra: the extra of mscale that asks for it; "" where all of mscale does.
+      extra: the extra of mscale that requires it; "" if mscale always does.
     """
 
     name: str
@@ -81,41 +81,61 @@ class Requirement:
 
 
 @dataclass(frozen=True)
-class Jax:
-    """What JAX says of itself; ``error`` is "" where it works, and otherwise says why all else is empty."""
+class JaxStatus:
+    """Version and devices of JAX.
+
+    Attributes:
+      version: of JAX.
+      backend: "cpu", "gpu" or "tpu".
+      devices: kind of device -> number of devices.
+      processes: number of processes.
+      seconds: time to import JAX and to find its devices.
+      error: "" if JAX works, else the reason why it does not, and the other fields are empty.
+    """
 
     version: str
     backend: str
-    devices: dict[str, int]  # kind of device -> how many
+    devices: dict[str, int]
     processes: int
-    seconds: float  # to import it and to find its devices
+    seconds: float
     error: str
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Sizes in bytes; None where this system does not tell."""
+    """Resources of the machine; sizes in bytes, None if the system does not report them.
+
+    Attributes:
+      system: name and version of the operating system.
+      architecture: of the processor.
+      cores: that this process may use.
+      memory: of the machine, or the limit of its container if that is lower.
+      memory_available: of it, not in use.
+      disk_free: on the disk of the current folder.
+    """
 
     system: str
     architecture: str
-    cores: int  # that this process may use
-    memory: int | None  # of the machine, or the limit of its container where that is lower
+    cores: int
+    memory: int | None
     memory_available: int | None
-    disk_free: int | None  # where the current folder is
+    disk_free: int | None
 
 
 @dataclass(frozen=True)
-class Report:
-    """All that ``mscale doctor`` knows.
+class DoctorReport:
+    """The report of ``mscale doctor``.
 
     Attributes:
       mscale: version.
-      python: version, and where the interpreter is.
-      packages: top-level package -> the folder that an import would take it from, or "" if there is none.
-      versions: distribution -> version, of all requirements that are installed and of ``ALSO``.
-      extras: extra -> the requirements that it lacks; complete where there are none.
-      environment: variables that matter to JAX, XLA and mscale, without secrets.
-      problems: what is wrong, and what to do.
+      python: version, and path of the interpreter.
+      packages: top-level package -> the folder that it would be imported from, or "" if there is none.
+      versions: distribution -> version, of all requirements that are installed and of ``OPTIONAL_DISTRIBUTIONS``.
+      jax: version and devices of JAX.
+      machine: resources of the machine.
+      extras: extra -> its requirements that are not installed.
+      environment: environment variables that affect JAX, XLA and mscale, without secrets.
+      problems: each with its remedy.
     """
 
     mscale: str
@@ -123,35 +143,37 @@ class Report:
     packages: dict[str, str]
     versions: dict[str, str]
     extras: dict[str, list[str]]
-    jax: Jax
+    jax: JaxStatus
     machine: Machine
     environment: dict[str, str]
     problems: list[str]
 
 
-def examine(seconds: float = JAX_SECONDS) -> Report:
-    """Looks at everything; JAX gets so many ``seconds`` to be imported and to find its devices. Raises nothing."""
+def examine_installation(seconds: float = JAX_SECONDS) -> DoctorReport:
+    """Collects the report; ``seconds`` is the time limit for importing JAX and finding its devices. Does not raise."""
     from mscale import __version__
 
-    wanted = requirements(DISTRIBUTION)
-    extras = missing_by_extra(wanted)
+    required = requirements(DISTRIBUTION)
+    extras = missing_by_extra(required)
     packages = {name: _folder(name) for name in TOP_LEVEL}
-    jax = ask_jax(seconds)
-    return Report(
+    jax = probe_jax(seconds)
+    return DoctorReport(
         mscale=__version__,
         python={"version": platform.python_version(), "executable": _home(sys.executable)},
         packages={name: _home(folder) for name, folder in packages.items()},
-        versions=versions(sorted({one.name for one in wanted} | set(ALSO))),
+        versions=installed_versions(
+            sorted({requirement.name for requirement in required} | set(OPTIONAL_DISTRIBUTIONS))
+        ),
         extras=extras,
         jax=jax,
-        machine=machine(),
-        environment=environment(os.environ),
-        problems=_problems(__version__, wanted, packages, jax),
+        machine=machine_resources(),
+        environment=relevant_variables(os.environ),
+        problems=_problems(__version__, required, packages, jax),
     )
 
 
 def requirements(distribution: str) -> list[Requirement]:
-    """What the metadata of an installed distribution asks for; empty where it is not installed."""
+    """Returns the requirements in the metadata of a distribution; empty if it is not installed."""
     try:
         lines = metadata.requires(distribution) or []
     except metadata.PackageNotFoundError:
@@ -174,31 +196,31 @@ def requirements(distribution: str) -> list[Requirement]:
     return found
 
 
-def versions(names: Sequence[str]) -> dict[str, str]:
-    """Versions of those distributions that are installed, without importing them."""
+def installed_versions(names: Sequence[str]) -> dict[str, str]:
+    """Returns the versions of those distributions that are installed, without importing them."""
     found = {name: _version(name) for name in names}
     return {name: version for name, version in found.items() if version is not None}
 
 
-def missing_by_extra(wanted: Sequence[Requirement]) -> dict[str, list[str]]:
-    """For each extra the requirements that are not installed; extras of requirements (jax[cuda12]) are looked into."""
-    found: dict[str, list[str]] = {one.extra: [] for one in wanted if one.extra}
-    for one in wanted:
-        if one.extra:
-            found[one.extra] += _missing(one)
+def missing_by_extra(required: Sequence[Requirement]) -> dict[str, list[str]]:
+    """Returns for each extra its requirements that are not installed, with those of nested extras (jax[cuda12])."""
+    found: dict[str, list[str]] = {requirement.extra: [] for requirement in required if requirement.extra}
+    for requirement in required:
+        if requirement.extra:
+            found[requirement.extra] += _missing(requirement)
     return {extra: sorted(set(names)) for extra, names in sorted(found.items())}
 
 
-def ask_jax(seconds: float = JAX_SECONDS) -> Jax:
-    """Imports JAX in another process and asks it for its devices, without reserving their memory.
+def probe_jax(seconds: float = JAX_SECONDS) -> JaxStatus:
+    """Imports JAX in another process and lists its devices, without preallocating their memory.
 
     Args:
-      seconds: after which that process is killed: a TPU that waits for its other hosts does so without end.
+      seconds: time after which that process is killed; a TPU that waits for its other hosts never returns.
     """
-    # Without preallocation a GPU that trains at this moment keeps its memory.
+    # Preallocation would fail, or take memory from a run that is training on the same GPU.
     variables = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    # -P leaves the current folder out of the path, as the console script does.
-    command = [sys.executable, "-P", "-c", _ASK_JAX]
+    # -P excludes the current folder from sys.path, as for the console script.
+    command = [sys.executable, "-P", "-c", _JAX_PROBE]
     try:
         ran = subprocess.run(
             command, capture_output=True, timeout=seconds, env=variables, text=True, errors="replace"
@@ -213,13 +235,13 @@ def ask_jax(seconds: float = JAX_SECONDS) -> Jax:
     if ran.returncode:
         return _no_jax(last)
     try:
-        return Jax(**json.loads(ran.stdout.strip().splitlines()[-1]), error="")
+        return JaxStatus(**json.loads(ran.stdout.strip().splitlines()[-1]), error="")
     except (ValueError, TypeError, IndexError):
         return _no_jax(f"its process printed {ran.stdout[-200:]!r}")
 
 
-def machine() -> Machine:
-    """Platform, cores, memory and disk, as this process may use them."""
+def machine_resources() -> Machine:
+    """Returns platform, cores, memory and disk that this process may use."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
@@ -232,18 +254,18 @@ def machine() -> Machine:
     return Machine(platform.platform(), platform.machine(), cores, memory, available, disk)
 
 
-def environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Those variables that change what JAX, XLA or mscale do; secrets are hidden, and the home folder is ``~``."""
+def relevant_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables that affect JAX, XLA or mscale, with secrets hidden and the home folder as ``~``."""
     found = {}
     for name, value in sorted(variables.items()):
-        if VARIABLES.fullmatch(name):
+        if _RELEVANT_VARIABLE.fullmatch(name):
             shown = re.sub(r"://[^/@\s]+@", "://***@", value)  # user:password@ in URLs
-            found[name] = NOT_SHOWN if SECRET.search(name) else _home(shown)
+            found[name] = HIDDEN_VALUE if _SECRET_NAME.search(name) else _home(shown)
     return found
 
 
-def describe(report: Report) -> str:
-    """The report as plain text, to be pasted into an issue."""
+def report_text(report: DoctorReport) -> str:
+    """Returns the report as plain text, for an issue."""
     lines = [
         f"mscale    {report.mscale}",
         f"python    {report.python['version']} ({report.python['executable']})",
@@ -280,12 +302,12 @@ def describe(report: Report) -> str:
 )
 def doctor(as_json: bool, seconds: float) -> None:
     """Print versions, devices, extras and settings: what a bug report needs."""
-    report = examine(seconds)
-    click.echo(json.dumps(asdict(report), indent=2) if as_json else describe(report))
+    report = examine_installation(seconds)
+    click.echo(json.dumps(asdict(report), indent=2) if as_json else report_text(report))
 
 
 def _problems(
-    version: str, wanted: Sequence[Requirement], packages: Mapping[str, str], jax: Jax
+    version: str, required: Sequence[Requirement], packages: Mapping[str, str], jax: JaxStatus
 ) -> list[str]:
     found = []
     installed = _version(DISTRIBUTION)
@@ -297,12 +319,13 @@ def _problems(
         found.append(
             f"version {version} is imported, the metadata installed is of {installed}: install mscale again"
         )
-    for one in wanted:
-        has = _version(one.name)
-        if has is None and not one.extra:
-            found.append(f"{one.name} is not installed, and mscale needs it: pip install {one.name}")
-        elif has is not None and one.minimum and _release(has) < _release(one.minimum):
-            found.append(f"{one.name} {has} is installed, {one.minimum} or newer is needed")
+    for requirement in required:
+        name, minimum = requirement.name, requirement.minimum
+        current = _version(name)
+        if current is None and not requirement.extra:
+            found.append(f"{name} is not installed, and mscale needs it: pip install {name}")
+        elif current is not None and minimum and _release(current) < _release(minimum):
+            found.append(f"{name} {current} is installed, {minimum} or newer is needed")
     home = Path(packages["mscale"]).parent
     for name, folder in packages.items():
         if not folder:
@@ -317,11 +340,13 @@ def _problems(
     return list(dict.fromkeys(found))
 
 
-def _missing(one: Requirement) -> list[str]:
-    if _version(one.name) is None:
-        return [one.name]
-    inner = [part for part in requirements(one.name) if part.extra and part.extra in one.extras]
-    return [part.name for part in inner if _version(part.name) is None]
+def _missing(requirement: Requirement) -> list[str]:
+    if _version(requirement.name) is None:
+        return [requirement.name]
+    nested = [
+        part for part in requirements(requirement.name) if part.extra and part.extra in requirement.extras
+    ]
+    return [part.name for part in nested if _version(part.name) is None]
 
 
 def _version(name: str) -> str | None:
@@ -341,7 +366,7 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def _folder(name: str) -> str:
-    """Where an import would find a top-level package, which is not imported."""
+    """Folder that a top-level package would be imported from; it is not imported."""
     try:
         found = importlib.util.find_spec(name)
     except (ImportError, ValueError):
@@ -354,12 +379,12 @@ def _folder(name: str) -> str:
     return next(iter(found.submodule_search_locations or ()), "")
 
 
-def _no_jax(error: str) -> Jax:
-    return Jax("", "", {}, 0, 0.0, _home(error))
+def _no_jax(error: str) -> JaxStatus:
+    return JaxStatus("", "", {}, 0, 0.0, _home(error))
 
 
 def _memory() -> tuple[int | None, int | None]:
-    """Bytes in all and available: of the container where it has a limit below the machine's."""
+    """Total and available bytes: of the container if its limit is below the machine's memory."""
     total = available = None
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -388,7 +413,7 @@ def _gigabytes(size: int | None) -> str:
     return "unknown" if size is None else f"{size / 1e9:.1f} GB"
 
 
-def _jax_line(jax: Jax) -> str:
+def _jax_line(jax: JaxStatus) -> str:
     if jax.error:
         return f"does not work: {jax.error}"
     devices = ", ".join(f"{count} x {kind}" for kind, count in jax.devices.items())

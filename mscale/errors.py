@@ -1,16 +1,18 @@
-"""The one exception meant for users."""
+"""The exception for errors that users can correct."""
+
+from collections.abc import Iterable
 
 
 class MscaleError(Exception):
-    """Something the user can mend.
+    """An error that the user can correct.
 
-    The message names the file and field, what was found, what was expected and what to do.
-    The command line prints it without a traceback and exits with status 1.
+    The message names the file and field, the value found, the value expected and what to do. The command line prints
+    it without a traceback and exits with status 1.
     """
 
 
-def nearest(name: str, candidates) -> str:
-    """Returns ``"; did you mean 'x'?"`` for the closest candidate, or ``""`` where none is close."""
+def nearest(name: str, candidates: Iterable[object]) -> str:
+    """Returns ``"; did you mean 'x'?"`` for the closest candidate, or ``""`` if none is close."""
     import difflib
 
     matches = difflib.get_close_matches(str(name), [str(candidate) for candidate in candidates], n=1)

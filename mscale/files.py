@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, synced, renamed."""
+"""Atomic writes (a temporary file is synced and renamed), lock files, and reading JSON."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ _REMEDIES = {
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Turns an ``OSError`` raised while writing ``path`` into an ``MscaleError`` that says what to do."""
+    """Converts an ``OSError`` raised while writing ``path`` into a ``MscaleError`` with a remedy."""
     try:
         yield
     except OSError as error:
@@ -35,7 +35,7 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_writer(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """Yields a binary file that becomes ``path`` when the block ends, and vanishes if it raises.
+    """Yields a binary file that is renamed to ``path`` when the block ends, and removed if it raises.
 
     Raises:
       MscaleError: the folder cannot be written or the disk is full.
@@ -58,22 +58,22 @@ def atomic_writer(path: str | os.PathLike) -> Iterator[IO[bytes]]:
 
 
 def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
-    """Writes ``data`` (text as UTF-8) so that ``path`` is the old content or the new, never a part."""
+    """Writes ``data`` (text as UTF-8) atomically: ``path`` has the old content or the new, never a part."""
     with atomic_writer(path) as file:
         file.write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
 def atomic_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes ``value`` as indented JSON, atomically; NaN is refused, since JSON has none."""
+    """Writes ``value`` as indented JSON, atomically; raises ValueError for NaN, which JSON does not have."""
     atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike, busy: str) -> Iterator[None]:
-    """Holds the lock file ``path`` while the block runs; it goes with the process, also with one that is killed.
+    """Holds an exclusive lock on the file ``path`` while the block runs; a killed process releases it too.
 
     Raises:
-      MscaleError: another process holds it; ``busy`` is the message.
+      MscaleError: another process holds the lock; ``busy`` is the message.
     """
     path = Path(path)
     with writing(path):
@@ -88,7 +88,11 @@ def locked(path: str | os.PathLike, busy: str) -> Iterator[None]:
 
 
 def read_json(path: str | os.PathLike, *, what: str = "JSON file") -> Any:
-    """Reads JSON; a missing or damaged file is an ``MscaleError`` naming it as ``what``."""
+    """Reads a JSON file.
+
+    Raises:
+      MscaleError: it is missing or damaged; the message calls it ``what``.
+    """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""The inventory of languages: MADLAD-400's codes, the names that others use for the same, and scripts.
+"""Languages: MADLAD-400's codes, other codes for the same languages, and scripts.
 
-Codes are those of Table B.4 of Longpre et al. 2026 (ATLAS, arXiv 2510.22037), which are MADLAD-400's (Kudugunta
-et al. 2023). A corpus or store may hold languages that are not among them; nothing here forbids that.
+The codes are those of Table B.4 of Longpre et al. 2026 (ATLAS, arXiv 2510.22037), which are MADLAD-400's (Kudugunta
+et al. 2023). A corpus or store may also have languages with other codes.
 """
 
 import csv
@@ -11,9 +11,9 @@ from collections.abc import Collection
 from functools import cache
 from importlib import resources
 
-# Other codes for languages of MADLAD-400: withdrawn ones (ISO 639-1: iw, in, ji, jw, mo), narrower ones that it
-# does not tell apart (nb, tl, cmn) and those of ATLAS's figures (he).
-ALIASES = {
+# Other codes for languages of MADLAD-400: withdrawn ones (ISO 639-1: iw, in, ji, jw, mo), more specific ones that it
+# does not distinguish (nb, tl, cmn) and those of ATLAS's figures (he).
+CODE_ALIASES = {
     "he": "iw",
     "in": "id",
     "ji": "yi",
@@ -24,7 +24,7 @@ ALIASES = {
     "cmn": "zh",
 }
 
-# Words that Unicode's character names begin with, where they are not the name of the script.
+# First words of Unicode character names that differ from the name of the script.
 _SCRIPTS = {
     "CJK": "Han",
     "HIRAGANA": "Japanese",
@@ -70,27 +70,27 @@ def codes() -> tuple[str, ...]:
 
 
 def canonical(code: str) -> str:
-    """Returns MADLAD-400's code for a language: ``he`` → ``iw``; a code without alias is its own."""
-    return ALIASES.get(code, code)
+    """Returns MADLAD-400's code for a language: ``he`` → ``iw``; a code that is not an alias is unchanged."""
+    return CODE_ALIASES.get(code, code)
 
 
 def find(code: str, known: Collection[str]) -> str | None:
-    """Returns the code by which ``known`` has a language: itself, or another name of it; None if it has none."""
+    """Returns the code of ``known`` for a language: ``code`` itself or an alias of it; None if there is none."""
     if code in known:
         return code
-    others = [canonical(code), *(alias for alias, own in ALIASES.items() if own == canonical(code))]
+    others = [canonical(code), *(alias for alias, own in CODE_ALIASES.items() if own == canonical(code))]
     return next((other for other in others if other in known), None)
 
 
-def script(text: str, characters: int = 20_000) -> str:
-    """Returns the script that most letters of ``text`` are in (``Latin``, ``Han``, …), or ``none`` without letters.
+def dominant_script(text: str, characters: int = 20_000) -> str:
+    """Returns the script of most letters of ``text`` (``Latin``, ``Han``, …), or ``none`` without letters.
 
-    Letters are told by Unicode's names of them, so no table of languages is needed. Text with one kana in twenty
-    letters is Japanese, whatever its share of Han.
+    The script of a letter is the first word of its Unicode name, so no table of languages is needed. Text with at
+    least one kana in twenty letters is Japanese, whatever its share of Han.
 
     Args:
-      text: any; its first ``characters`` are looked at.
-      characters: how many.
+      text: any text.
+      characters: number of characters at its start that are used.
     """
     counts: Counter[str] = Counter()
     for character, count in Counter(text[:characters]).items():

@@ -1,10 +1,10 @@
-"""Launching a run from gin files and overrides, as in T5X, but with names that are checked.
+"""Configuration of a run from gin files and overrides, as in T5X, with checked names.
 
     python -m mscale.train --gin_file=gin/train/pretrain.gin --gin.SCALE='"nano2"' --gin.STEPS=500 ...
 
-Values are Python literals, so text is quoted within the shell's quotes. Gin itself lets an unknown macro on
-the command line pass, and a binding that nothing reads too; here both are errors that suggest the nearest
-name. Bindings in files may stay unread: one file serves several configurations.
+Values are Python literals, so text needs quotes inside the shell's quotes. Gin itself accepts an unknown macro on the
+command line, and a binding that nothing reads; here both are errors that suggest the nearest name. Bindings in files
+may remain unread, since one file serves several configurations.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gin
 
@@ -20,21 +21,27 @@ from mscale.errors import MscaleError, nearest
 
 _PACKAGE = Path(__file__).resolve().parent
 SEARCH_PATHS = (_PACKAGE.parent, _PACKAGE)
-"""Where ``gin/train/pretrain.gin`` is found: beside ``mscale/`` in a checkout, inside it in a wheel."""
+"""Folders with ``gin/train/pretrain.gin``: the parent of ``mscale/`` in a checkout, ``mscale/`` in a wheel."""
 
-_SEPARATOR = re.compile(r"^--gin\.([^=]+)=(.*)$", re.DOTALL)
+_OVERRIDE = re.compile(r"^--gin\.([^=]+)=(.*)$", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What the command line asked for: gin files in order, then overrides ``(name, value as gin text)``."""
+    """A parsed command line.
+
+    Attributes:
+      gin_files: in order; later files override earlier ones.
+      bindings: overrides (name, value as gin text), which are applied after the files.
+      search_paths: folders in which gin files are looked for.
+    """
 
     gin_files: tuple[str, ...]
     bindings: tuple[tuple[str, str], ...]
     search_paths: tuple[str, ...] = ()
 
 
-def parse(argv: Sequence[str]) -> Launch:
+def parse_arguments(argv: Sequence[str]) -> Launch:
     """Reads ``--gin_file=PATH``, ``--gin.NAME=VALUE`` and ``--gin_search_paths=A,B`` (``--flag value`` too).
 
     Raises:
@@ -46,7 +53,7 @@ def parse(argv: Sequence[str]) -> Launch:
     arguments = list(argv)
     while arguments:
         argument = arguments.pop(0)
-        override = _SEPARATOR.match(argument)
+        override = _OVERRIDE.match(argument)
         if override:
             bindings.append((override[1].strip(), override[2]))
             continue
@@ -71,8 +78,8 @@ def parse(argv: Sequence[str]) -> Launch:
     return Launch(tuple(files), tuple(bindings), tuple(paths))
 
 
-def find(name: str, search_paths: Sequence[str | os.PathLike] = ()) -> Path:
-    """Finds a gin file: absolute, else under the current folder, ``search_paths``, the project's own.
+def find_gin_file(name: str, search_paths: Sequence[str | os.PathLike] = ()) -> Path:
+    """Finds a gin file by an absolute path, or in the current folder, ``search_paths`` or ``SEARCH_PATHS``.
 
     Raises:
       MscaleError: it is in none of them.
@@ -89,19 +96,19 @@ def find(name: str, search_paths: Sequence[str | os.PathLike] = ()) -> Path:
 
 @contextlib.contextmanager
 def configured(launch: Launch) -> Iterator[None]:
-    """Gin holds the launch's configuration inside the block and none after it.
+    """Sets gin's global configuration to the launch's inside the block and clears it afterwards.
 
     Raises:
-      MscaleError: a file is missing or does not parse, an override names something unknown or is no Python
-        literal, or a macro that a file requires got no value.
+      MscaleError: a file is missing or does not parse, an override has an unknown name or is not a Python literal,
+        or a macro that a file requires has no value.
     """
-    clear()
+    clear_config()
     try:
         for root in (*launch.search_paths, *SEARCH_PATHS):
             if str(root) not in gin.config._LOCATION_PREFIXES:
                 gin.add_config_file_search_path(str(root))
         for name in launch.gin_files:
-            path = find(name, launch.search_paths)
+            path = find_gin_file(name, launch.search_paths)
             with _gin_errors(str(path)):
                 gin.parse_config_file(str(path))
         macros = _macros()
@@ -112,24 +119,24 @@ def configured(launch: Launch) -> Iterator[None]:
         _check_required()
         yield
     finally:
-        clear()
+        clear_config()
 
 
-def clear() -> None:
-    """Forgets every binding, so that runs in one process do not see each other's."""
+def clear_config() -> None:
+    """Removes every binding, so that a run does not see those of an earlier one in the same process."""
     with gin.unlock_config():
         gin.clear_config()
 
 
-def check_used(launch: Launch) -> None:
-    """Checks, once everything configurable has been called, that each override was read by something.
+def check_overrides_used(launch: Launch) -> None:
+    """Checks that each override was read; call it after all configurable functions have been called.
 
     Raises:
-      MscaleError: an override that nothing read, e.g. one of a mixture that this run does not use.
+      MscaleError: nothing read an override, such as one for a mixture that this run does not use.
     """
     operative = gin.config._OPERATIVE_CONFIG
     for name, value in launch.bindings:
-        scope, selector, parameter = _split(name)
+        scope, selector, parameter = _split_name(name)
         if parameter is None:
             if (name, "gin.macro") not in operative:
                 raise MscaleError(
@@ -146,7 +153,7 @@ def check_used(launch: Launch) -> None:
 
 
 def operative_config() -> str:
-    """Returns the bindings that were read so far, defaults included, as gin text."""
+    """Returns the values of all configurable parameters that were read so far, with defaults, as gin text."""
     return gin.operative_config_str(max_line_length=110)
 
 
@@ -155,8 +162,8 @@ def plain_message(error: BaseException) -> str:
     return re.split(r"\n\s+In call to configurable ", str(error))[0]
 
 
-def _split(name: str) -> tuple[str, str, str | None]:
-    """Splits ``scope/configurable.parameter``; a macro has no parameter."""
+def _split_name(name: str) -> tuple[str, str, str | None]:
+    """Splits ``scope/configurable.parameter``; the parameter of a macro is None."""
     scope, _, rest = name.rpartition("/")
     selector, dot, parameter = rest.rpartition(".")
     return (scope, selector, parameter) if dot else (scope, rest, None)
@@ -174,7 +181,7 @@ def _macros() -> set[str]:
 
 
 def _check_name(name: str, macros: set[str], files: Sequence[str]) -> None:
-    _, selector, parameter = _split(name)
+    _, selector, parameter = _split_name(name)
     if parameter is None:
         if name not in macros:
             raise MscaleError(
@@ -198,7 +205,7 @@ def _check_name(name: str, macros: set[str], files: Sequence[str]) -> None:
         )
 
 
-def _parameters(configurable) -> list[str]:
+def _parameters(configurable: Any) -> list[str]:
     import inspect
 
     return [name for name in inspect.signature(configurable.wrapped).parameters if name != "self"]
@@ -225,7 +232,7 @@ def _check_required() -> None:
 
 @contextlib.contextmanager
 def _gin_errors(where: str) -> Iterator[None]:
-    """Turns what gin raises on a wrong binding into one message that names the place."""
+    """Converts gin's errors for an invalid binding into a ``MscaleError`` that names its place."""
     try:
         yield
     except MscaleError:

@@ -1,7 +1,7 @@
-"""Observations: what runs write and analysis reads, one row an evaluation of one language at one step.
+"""Observations: the table that runs write and analysis reads, one row per evaluation of one language at one step.
 
-A run appends rows to JSON-lines files (``observations.jsonl``, ``exposure.jsonl``), which survive being
-killed at any byte; a study collects them into Parquet or CSV. This module loads neither jax nor pandas.
+A run appends rows to JSON-lines files (``observations.jsonl``, ``exposure.jsonl``), which stay readable if the process
+is killed while it writes; a study collects them into Parquet or CSV. This module imports neither jax nor pandas.
 """
 
 import csv
@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mscale.errors import MscaleError, nearest
 from mscale.files import atomic_write, atomic_writer, writing
@@ -21,7 +21,7 @@ COLUMNS: dict[str, type] = {
     "run": str,
     "study": str,
     "tag": str,
-    "group": str,  # the root trunk's run: what shares its noise, hence the unit that is resampled
+    "group": str,  # the root trunk's run: runs of a group share its noise, so groups are resampled
     "scale": str,
     "params": int,
     "params_nonembedding": int,
@@ -32,13 +32,13 @@ COLUMNS: dict[str, type] = {
     "init_tokens": int,
     "seed": int,
     "step": int,
-    "tokens": int,  # of all languages, from the schedule
+    "tokens": int,  # trained on, of all languages, from the schedule
     "phase": str,
     "lr": float,
     "language": str,
     "split": str,
-    "target_tokens": int,  # tokens of `language` seen in training, from the schedule
-    "target_unique": int,  # U: its unique tokens available to the run, not those seen
+    "target_tokens": int,  # tokens of `language` trained on, from the schedule
+    "target_unique": int,  # U: its unique tokens available to the run, whether trained on or not
     "loss": float,  # nats per token
     "loss_se": float,
     "bits_per_byte": float,
@@ -47,9 +47,10 @@ COLUMNS: dict[str, type] = {
     "eval_bytes": int,
     "flops": float,
 }
-"""The contract's columns in its order, with the type that a row must hold."""
+"""The columns of an observation in order, with their types."""
 
 KEY = ("run", "step", "language", "split")
+"""Columns that identify an observation."""
 
 EXPOSURE_COLUMNS: dict[str, type] = {
     "run": str,
@@ -58,17 +59,17 @@ EXPOSURE_COLUMNS: dict[str, type] = {
     "tokens": int,
     "unique_tokens": int,
 }
-"""The companion table: the exposure of a run to every training language."""
+"""The columns of the exposure table: tokens of every training language up to a step of a run."""
 
 EXPOSURE_KEY = ("run", "step", "language")
 
 PHASES = ("warmup", "stable", "decay", "end")
-"""Where in its schedule a run was; only ``end`` rows are cooled."""
+"""Phases of the learning-rate schedule; only at ``end`` has the learning rate decayed completely."""
 
 NULLABLE = frozenset({"lr", "loss_se", "bits_per_byte", "unigram_normalized_loss", "eval_bytes"})
-"""Columns that may be None: one window has no standard error, an outside run may not know its bytes."""
+"""Columns that may be None: one window has no standard error, and an imported run may not know its bytes."""
 
-UNSAID: Row = {
+IMPORT_DEFAULTS: Row = {
     "study": "",
     "tag": "",
     "vocabulary": "unknown",
@@ -78,11 +79,11 @@ UNSAID: Row = {
     "split": "valid",
     "eval_tokens": 0,
 }
-"""What is taken where a table from elsewhere does not say; who takes it tells so."""
+"""Values of columns that an imported table lacks; an importer reports which ones it used."""
 
 
 def scale_names(sizes: Iterable[int]) -> dict[int, str]:
-    """Names of scales that have none, by their parameters: ``1.01B``, or the count where two would share that."""
+    """Returns names for scales without one, by parameter count: ``1.01B``, or the count if two would be equal."""
 
     def short(size: int) -> str:
         for limit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -99,7 +100,7 @@ def scale_names(sizes: Iterable[int]) -> dict[int, str]:
 
 
 def columns_of(row: Mapping[str, Any]) -> dict[str, type]:
-    """Returns the columns of the table that ``row`` belongs to, told by ``unique_tokens``."""
+    """Returns the columns of the table that ``row`` belongs to; only exposure has ``unique_tokens``."""
     return EXPOSURE_COLUMNS if "unique_tokens" in row else COLUMNS
 
 
@@ -109,11 +110,11 @@ def key_of(row: Mapping[str, Any]) -> tuple:
 
 
 def validate(row: Mapping[str, Any], *, where: str = "observation") -> None:
-    """Checks one row of either table against the contract.
+    """Checks the columns and values of one row of either table.
 
     Args:
       row: column name to value.
-      where: what the error calls the row, e.g. ``"observations.csv:17"``.
+      where: name of the row in errors, such as ``"observations.csv:17"``.
 
     Raises:
       MscaleError: a column is missing, unknown, of the wrong type, negative or not finite.
@@ -142,18 +143,23 @@ def _check(where: str, name: str, kind: type, value: Any) -> None:
         return
     if not math.isfinite(value):
         raise MscaleError(f"{where}: {name} is {value}; expected a finite number")
-    # Only the unigram-normalised loss is a difference, below zero once a model beats the unigram.
+    # The unigram-normalised loss is a difference, negative once a model is better than the unigram model.
     if value < 0 and name not in ("unigram_normalized_loss", "seed"):
         raise MscaleError(f"{where}: {name} is {value}; expected 0 or more")
 
 
 def append_rows(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]], *, check: bool = True) -> None:
-    """Appends rows to a JSON-lines file and syncs it: after a crash each line is whole or the torn last one.
+    """Appends rows to a JSON-lines file and syncs it; after a crash only the last line can be incomplete.
 
-    A torn last line that an earlier crash left is cut off first.
+    An incomplete last line of an earlier crash is removed first.
+
+    Args:
+      path: the file.
+      rows: of either table, or other rows with ``check`` False.
+      check: whether to ``validate`` the rows.
 
     Raises:
-      MscaleError: a row breaks the contract (nothing is written then), or the file cannot be written.
+      MscaleError: a row is invalid (then nothing is written), or the file cannot be written.
     """
     rows = list(rows)
     if check:
@@ -165,13 +171,13 @@ def append_rows(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]], *, c
     with writing(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+") as file:
-            _cut_torn_line(file)
+            _remove_incomplete_line(file)
             file.write(data.encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
 
 
-def _cut_torn_line(file) -> None:
+def _remove_incomplete_line(file: IO[bytes]) -> None:
     size = file.seek(0, os.SEEK_END)
     if not size:
         return
@@ -183,7 +189,7 @@ def _cut_torn_line(file) -> None:
 
 
 def read_jsonl(path: str | os.PathLike) -> list[Row]:
-    """Reads the whole lines of a JSON-lines file; a missing file has none, a torn last line is dropped.
+    """Reads the complete lines of a JSON-lines file; a missing file has none.
 
     Raises:
       MscaleError: a line before the last is not a JSON object.
@@ -207,10 +213,10 @@ def read_jsonl(path: str | os.PathLike) -> list[Row]:
 
 
 def read_rows(path: str | os.PathLike) -> list[Row]:
-    """Reads rows of either table, one per key (the last written wins), in the order they first came.
+    """Reads rows of either table, the last one of each key, in the order in which keys first occur.
 
     Raises:
-      MscaleError: a line is damaged or breaks the contract.
+      MscaleError: a line is damaged or invalid.
     """
     rows = {}
     for number, row in enumerate(read_jsonl(path), start=1):
@@ -220,7 +226,7 @@ def read_rows(path: str | os.PathLike) -> list[Row]:
 
 
 def truncate_rows(path: str | os.PathLike, step: int) -> None:
-    """Drops the rows after ``step``, so that a run restored at ``step`` writes each of them once.
+    """Removes the rows after ``step``, so that a run that resumes at ``step`` writes each of them once.
 
     Raises:
       MscaleError: a line is damaged or the file cannot be written.
@@ -234,16 +240,18 @@ def truncate_rows(path: str | os.PathLike, step: int) -> None:
         atomic_write(path, lines)
 
 
-def write_table(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, columns=None) -> None:
-    """Writes rows of one table as ``.parquet`` or ``.csv``, atomically, with the contract's types.
+def write_table(
+    rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, columns: Mapping[str, type] | None = None
+) -> None:
+    """Writes rows of one table as ``.parquet`` or ``.csv``, atomically, with the types of its columns.
 
     Args:
-      rows: rows of one of the two tables; may be empty if ``columns`` is given.
-      path: where to; the ending decides the format.
-      columns: COLUMNS or EXPOSURE_COLUMNS, else read off the first row (COLUMNS when there is none).
+      rows: rows of one of the two tables.
+      path: of the file; its extension determines the format.
+      columns: COLUMNS or EXPOSURE_COLUMNS; None for those of the first row (COLUMNS without rows).
 
     Raises:
-      MscaleError: a row breaks the contract, the ending is neither, or pyarrow is not installed.
+      MscaleError: a row is invalid, the extension is another one, or pyarrow is not installed.
     """
     path = Path(path)
     columns = columns or (columns_of(rows[0]) if rows else COLUMNS)

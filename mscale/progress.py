@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and time left, or plain lines where there is no terminal."""
+"""Progress of long tasks: a bar with rate and remaining time, or lines of text if there is no terminal."""
 
 import contextlib
 import sys
@@ -20,9 +20,9 @@ LINE_SECONDS = 10.0
 
 @contextlib.contextmanager
 def progress(description: str, total: float, unit: str = "") -> Iterator[Callable[..., None]]:
-    """Yields ``advance(n=1, note="")``, which moves the bar by ``n`` units and may set a note.
+    """Yields ``advance(n=1, note="")``, which moves the bar by ``n`` units and can set a note.
 
-    Without a terminal it prints a line every ten seconds instead, and one at the end.
+    Without a terminal it prints a line at most every ten seconds instead, and one at the end.
     """
     if sys.stderr.isatty():
         bar = Progress(
@@ -57,10 +57,10 @@ def progress(description: str, total: float, unit: str = "") -> Iterator[Callabl
         if now - printed >= LINE_SECONDS or done >= total:
             printed = now
             rate = done / max(now - started, 1e-9)
-            left = (total - done) / rate if rate > 0 else float("inf")
+            remaining = (total - done) / rate if rate > 0 else float("inf")
             print(
                 f"{description}: {done:,.0f} of {total:,.0f} {unit}, {rate:,.3g} {unit}/s, "
-                f"{now - started:.0f} s, {left:.0f} s left {note}".rstrip(),
+                f"{now - started:.0f} s, {remaining:.0f} s left {note}".rstrip(),
                 file=sys.stderr,
                 flush=True,
             )

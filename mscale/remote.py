@@ -1,7 +1,7 @@
-"""Files elsewhere (gs://, s3://, memory:// and all else that fsspec knows), read by ranges of bytes.
+"""Remote files (gs://, s3://, memory:// and everything else that fsspec supports), read by byte ranges.
 
-A host reads only what it needs, through a cache of bounded size, many ranges at once, and tries again where
-a read fails: object stores answer slowly and now and then not at all.
+A host reads only the blocks that it needs, concurrently and through a cache of bounded size. Failed reads are retried,
+since requests to object stores are slow and sometimes fail.
 """
 
 import os
@@ -18,19 +18,20 @@ import numpy as np
 
 from mscale.errors import MscaleError
 
-ATTEMPTS = 6
-FIRST_WAIT = 0.2  # seconds before the second attempt, doubled from then on
+READ_ATTEMPTS = 6
+FIRST_RETRY_SECONDS = 0.2  # seconds before the second attempt, doubled from then on
 CACHE_BYTES = 256 << 20
-BLOCK_BYTES = 1 << 16  # windows are of a few kilobytes and far apart: larger blocks read more for nothing
+BLOCK_BYTES = 1 << 16  # windows are a few kilobytes and far apart: larger blocks read more unused bytes
 CONNECTIONS = 64
 
-_VERSIONS = ("etag", "ETag", "md5Hash", "mtime", "updated", "LastModified", "last_modified", "created")
+# Keys of fsspec's ``info`` that change with a file's content, for various file systems.
+_VERSION_KEYS = ("etag", "ETag", "md5Hash", "mtime", "updated", "LastModified", "last_modified", "created")
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Url(str):
-    """A place on a remote file system; ``/`` joins as it does for ``Path``."""
+    """A location on a remote file system; ``/`` joins as for ``Path``."""
 
     def __truediv__(self, name: str) -> "Url":
         return Url(f"{self.rstrip('/')}/{name}")
@@ -41,7 +42,7 @@ class Url(str):
 
 
 def location(path: str | os.PathLike) -> Path | Url:
-    """Returns a ``Url`` for what has a scheme (also one that ``Path`` made ``gs:/`` of), else a ``Path``."""
+    """Returns a ``Url`` if ``path`` has a scheme (also if ``Path`` shortened it to ``gs:/``), else a ``Path``."""
     match = _URL.fullmatch(str(path))
     if not match:
         return Path(path)
@@ -50,14 +51,14 @@ def location(path: str | os.PathLike) -> Path | Url:
 
 
 def local_folder(path: str | os.PathLike, setting: str) -> Path:
-    """Returns ``path`` as an absolute local path, resolved once so that a later change of folder moves nothing.
+    """Returns ``path`` as an absolute local path, which a later change of the working directory does not affect.
 
     Args:
       path: relative or absolute, or a ``file://`` URL.
-      setting: what the user set, for the error: "WORKDIR", "--root".
+      setting: name of the setting, for the error: "WORKDIR", "--root".
 
     Raises:
-      MscaleError: ``path`` is a URL of a remote file system, on which run folders cannot be written.
+      MscaleError: ``path`` is a URL of a remote file system, where run folders cannot be written.
     """
     place = location(path)
     if isinstance(place, Url):
@@ -69,7 +70,7 @@ def local_folder(path: str | os.PathLike, setting: str) -> Path:
 
 
 class RemoteFiles:
-    """The files under one URL: whole, by ranges, or as arrays of tokens that are read where they are used."""
+    """The files under one URL, read completely, by ranges, or as token arrays that are read when they are used."""
 
     def __init__(
         self,
@@ -81,20 +82,26 @@ class RemoteFiles:
         self.root, self.block_bytes, self.cache_bytes = root, block_bytes, cache_bytes
         self._system, self._root = connect(root)
         self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
-        self._held = 0
+        self._cached_bytes = 0
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(connections, thread_name_prefix="mscale-remote")
 
     def sizes(self) -> Mapping[str, int]:
-        """Bytes of every file, by its path below the root: one listing, however many files there are."""
-        return {name: size for name, (size, _) in listing(self._system, self._root, self.root).items()}
+        """Bytes of every file by its path below the root, from one listing."""
+        return {name: size for name, (size, _) in list_files(self._system, self._root, self.root).items()}
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of all cached blocks."""
+        with self._lock:
+            return sum(map(len, self._blocks.values()))
 
     def read(self, name: str) -> bytes:
-        """A whole small file. Raises FileNotFoundError where there is none."""
-        return retried(lambda: self._system.cat_file(self._path(name)), f"read {self.root / name}")
+        """Returns the content of a small file. Raises FileNotFoundError if there is none."""
+        return with_retries(lambda: self._system.cat_file(self._path(name)), f"read {self.root / name}")
 
     def range(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes ``start`` to ``stop`` of a file, past the cache."""
+        """Returns bytes ``start`` to ``stop`` of a file without using the cache."""
 
         def once() -> bytes:
             data = self._system.cat_file(self._path(name), start=start, end=stop)
@@ -103,21 +110,21 @@ class RemoteFiles:
             return data
 
         try:
-            return retried(once, f"read bytes {start:,} to {stop:,} of {self.root / name}")
+            return with_retries(once, f"read bytes {start:,} to {stop:,} of {self.root / name}")
         except FileNotFoundError:
             raise MscaleError(
                 f"{self.root / name}: no such file (any more); copy the folder there again"
             ) from None
 
     def tokens(self, name: str, dtype: np.dtype, count: int) -> "RemoteArray":
-        """The file as a lazy (count,) array."""
+        """Returns the file as a lazy (count,) array."""
         return RemoteArray(self, name, np.dtype(dtype), 0, (count,), count)
 
     def fetch(self, ranges: Iterable[tuple[str, int, int, int]]) -> None:
-        """Brings blocks into the cache, many at once.
+        """Reads blocks into the cache concurrently.
 
         Args:
-          ranges: name, first byte, last byte + 1, and bytes of the file.
+          ranges: name of a file, first byte, last byte + 1, and size of the file.
         """
         wanted = {
             (name, block): size
@@ -130,7 +137,7 @@ class RemoteFiles:
             pass
 
     def cached(self, name: str, start: int, stop: int, size: int) -> bytes:
-        """Bytes ``start`` to ``stop`` of a file of ``size`` bytes, through the cache."""
+        """Returns bytes ``start`` to ``stop`` of a file of ``size`` bytes through the cache."""
         first, last = start // self.block_bytes, -(-stop // self.block_bytes)
         if last - first > 1:
             keys = [(name, block) for block in range(first, last)]
@@ -151,9 +158,9 @@ class RemoteFiles:
         with self._lock:
             if key not in self._blocks:
                 self._blocks[key] = data
-                self._held += len(data)
-            while self._held > self.cache_bytes and len(self._blocks) > 1:
-                self._held -= len(self._blocks.popitem(last=False)[1])
+                self._cached_bytes += len(data)
+            while self._cached_bytes > self.cache_bytes and len(self._blocks) > 1:
+                self._cached_bytes -= len(self._blocks.popitem(last=False)[1])
         return data
 
     def _path(self, name: str) -> str:
@@ -161,10 +168,10 @@ class RemoteFiles:
 
 
 class RemoteArray(np.lib.mixins.NDArrayOperatorsMixin):
-    """Consecutive tokens of a remote file, (tokens,) or (windows, S), read when they become a NumPy array.
+    """Consecutive tokens of a remote file, (tokens,) or (windows, S), read when converted to a NumPy array.
 
-    Slices of the first axis, single rows and ``reshape(-1, S)`` read nothing; ``np.asarray``, assignment
-    into an array, arithmetic and an index array (all its rows at once) do.
+    Slices of the first axis, single rows and ``reshape(-1, S)`` do not read; ``np.asarray``, assignment into an array,
+    arithmetic and an index array (all its rows concurrently) do.
     """
 
     def __init__(
@@ -185,7 +192,7 @@ class RemoteArray(np.lib.mixins.NDArrayOperatorsMixin):
         return self.shape[0]
 
     def reshape(self, *shape: int) -> "RemoteArray":
-        """``reshape(-1, S)`` and ``reshape(-1)``."""
+        """Supports ``reshape(-1, S)`` and ``reshape(-1)``."""
         wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
         inner = int(np.prod(wanted[1:]))
         if wanted[0] not in (-1, self.size // inner) or self.size % inner:
@@ -242,7 +249,7 @@ def connect(url: str) -> tuple[Any, str]:
     """Returns the fsspec file system of ``url`` and the path in it.
 
     Raises:
-      MscaleError: an unknown scheme, a package that it needs is missing, or no permission.
+      MscaleError: the scheme is unknown, its package is missing, or access is denied.
     """
     import fsspec
 
@@ -257,11 +264,16 @@ def connect(url: str) -> tuple[Any, str]:
         raise MscaleError(f"{url}: cannot connect ({error}); check your credentials and the URL") from error
 
 
-def listing(system: Any, root: str, place: str) -> dict[str, tuple[int, str]]:
-    """Size in bytes and version of every file under ``root``, by its path below it; ``place`` names it in errors.
+def list_files(system: Any, root: str, place: str) -> dict[str, tuple[int, str]]:
+    """Returns size in bytes and version of every file under ``root``, by its path below it; empty without the folder.
 
-    The version is what the file system tells of one (hash, time). Where there is no such folder some file systems list
-    nothing and others raise; here it is nothing.
+    Args:
+      system: an fsspec file system.
+      root: path of the folder in it.
+      place: name of the folder in errors.
+
+    Returns:
+      Path to (size, version). The version is a text of the hashes and times that the file system reports.
     """
 
     def once() -> dict[str, dict[str, Any]]:
@@ -273,32 +285,36 @@ def listing(system: Any, root: str, place: str) -> dict[str, tuple[int, str]]:
 
     prefix = root.rstrip("/") + "/"
     return {
-        name.removeprefix(prefix): (int(info["size"]), str([info.get(key) for key in _VERSIONS]))
-        for name, info in retried(once, f"list {place}").items()
+        name.removeprefix(prefix): (int(info["size"]), str([info.get(key) for key in _VERSION_KEYS]))
+        for name, info in with_retries(once, f"list {place}").items()
     }
 
 
-def retried(read: Callable[[], T], what: str) -> T:
-    """Calls ``read`` until it succeeds, at most ``ATTEMPTS`` times, with growing pauses.
+def with_retries(read: Callable[[], _T], what: str) -> _T:
+    """Calls ``read`` until it succeeds, at most ``READ_ATTEMPTS`` times, with exponential backoff.
+
+    Args:
+      read: what to call.
+      what: description for errors, such as "read gs://bucket/file".
 
     Raises:
-      FileNotFoundError: there is no such file, which no repetition changes.
-      MscaleError: no permission, or the last attempt failed too.
+      FileNotFoundError: there is no such file; this is not retried.
+      MscaleError: access is denied, or the last attempt failed too.
     """
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in range(1, READ_ATTEMPTS + 1):
         try:
             return read()
         except FileNotFoundError:
             raise
         except PermissionError as error:
             raise MscaleError(f"cannot {what}: no permission ({error}); check your credentials") from error
-        except Exception as error:  # what a failing network raises is the file system's own affair
-            if attempt == ATTEMPTS:
+        except Exception as error:  # each file system raises exceptions of its own for network errors
+            if attempt == READ_ATTEMPTS:
                 raise MscaleError(
-                    f"cannot {what}: {ATTEMPTS} attempts failed, the last with: {error or type(error).__name__}; "
+                    f"cannot {what}: {READ_ATTEMPTS} attempts failed, the last with: {error or type(error).__name__}; "
                     "check the network and the file, then run again: it continues"
                 ) from error
-            time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
+            time.sleep(FIRST_RETRY_SECONDS * 2 ** (attempt - 1))
     raise AssertionError  # not reached
 
 
@@ -306,7 +322,7 @@ def upload(folder: str | os.PathLike, url: str, last: Sequence[str] = ()) -> Non
     """Copies a local folder to ``url``; the files named in ``last`` (a manifest) after all others.
 
     Raises:
-      MscaleError: a copy failed for good.
+      MscaleError: a copy failed after all retries.
     """
     folder = Path(folder)
     root = location(url)
@@ -317,7 +333,7 @@ def upload(folder: str | os.PathLike, url: str, last: Sequence[str] = ()) -> Non
 
     def put(name: str) -> None:
         target = f"{base.rstrip('/')}/{name}"
-        retried(lambda: system.put_file(str(folder / name), target), f"write {root / name}")
+        with_retries(lambda: system.put_file(str(folder / name), target), f"write {root / name}")
 
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         list(pool.map(put, [name for name in names if name not in last]))

@@ -1,6 +1,6 @@
-"""How often to draw each language: pure functions from sizes to rates.
+"""Sampling rates of languages from their sizes.
 
-Sizes ``c`` are one-dimensional (tokens, or anything in proportion to them); rates are float64 and sum to 1.
+Sizes ``c`` are (languages,), in tokens or any other unit; rates are (languages,) float64 and sum to 1.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from mscale.errors import MscaleError
 
 
 def proportional(c: ArrayLike) -> np.ndarray:
-    """Returns p_l = c_l / Σ c: every token of every language is equally likely."""
+    """Returns p_l = c_l / Σ c, which gives every token of every language the same probability."""
     sizes = _sizes(c)
     if not sizes.sum() > 0:
         raise MscaleError("proportional sampling of languages that are all empty: expected a size above 0")
@@ -44,22 +44,21 @@ def temperature(c: ArrayLike, T: float) -> np.ndarray:
 
 
 def unimax(c: ArrayLike, budget: float, max_epochs: float, caps: ArrayLike | None = None) -> np.ndarray:
-    """Returns UniMax rates (Chung et al. 2023, Algorithm 1): as uniform as ``max_epochs`` lets them be.
+    """Returns UniMax rates (Chung et al. 2023, Algorithm 1): as uniform as ``max_epochs`` allows.
 
-    Languages in ascending order of what they can give; each takes min(budget left / languages left,
-    c_l·max_epochs). The rates are the shares taken. A cap is the largest rate a language may get; what it
-    leaves goes to the others. Where the budget is more than all languages can give, all take their
-    max_epochs and the budget shrinks to that (rates in proportion to c, caps still kept).
+    In ascending order of size, each language is assigned min(remaining budget / remaining languages, c_l·max_epochs)
+    tokens; rates are proportional to these. A cap is the largest rate of a language; the tokens above it go to the
+    other languages. If the budget is larger than all languages repeated max_epochs times, the budget is reduced to
+    that (rates proportional to c, within the caps).
 
     Args:
       c: (K,) sizes in tokens.
-      budget: tokens to be drawn in all.
-      max_epochs: times that a language's tokens may be seen.
+      budget: tokens of the run.
+      max_epochs: largest number of epochs of a language's tokens.
       caps: (K,) largest rate of each language, 1 (or infinity) for none.
 
     Raises:
-      MscaleError: a budget, epoch limit or cap that is not above 0, or caps that leave part of the budget
-        to nobody.
+      MscaleError: budget, epoch limit or a cap is not above 0, or the caps sum to less than 1.
     """
     sizes = _sizes(c)
     if not (budget > 0 and np.isfinite(budget)):
@@ -69,32 +68,32 @@ def unimax(c: ArrayLike, budget: float, max_epochs: float, caps: ArrayLike | Non
     cap = np.ones_like(sizes) if caps is None else np.minimum(np.asarray(caps, np.float64), 1.0)
     if cap.shape != sizes.shape or not (cap > 0).all():
         raise MscaleError(f"UniMax caps {cap}: expected one rate above 0 for each of {sizes.size} languages")
-    can_give = sizes * max_epochs
-    if not (can_give > 0).any():
+    available = sizes * max_epochs
+    if not (available > 0).any():
         raise MscaleError("UniMax over languages that are all empty: expected a size above 0")
-    if cap[can_give > 0].sum() < 1 - 1e-12:
+    if cap[available > 0].sum() < 1 - 1e-12:
         raise MscaleError(
-            f"UniMax caps of the languages with text sum to {cap[can_give > 0].sum():g}: under 1, "
+            f"UniMax caps of the languages with text sum to {cap[available > 0].sum():g}: under 1, "
             "nobody may take the rest"
         )
-    # A cap is a share of what is taken in all, T. Where languages run out, T is less than the budget: then
-    # T = Σ min(can_give, cap·T), by Newton's method from above (piecewise linear, so in at most K steps).
-    left = float(budget)
-    while (limits := np.minimum(can_give, cap * left)).sum() < left * (1 - 1e-12):
-        capped = cap * left < can_give
-        left = can_give[~capped].sum() / (1 - cap[capped].sum())
-    taken = _water_fill(limits, left)
-    return taken / taken.sum()
+    # A cap is a share of the total T. If languages run out of text, T is below the budget and solves
+    # T = Σ min(available, cap·T). Newton's method from above; piecewise linear, so at most K steps.
+    total = float(budget)
+    while (limits := np.minimum(available, cap * total)).sum() < total * (1 - 1e-12):
+        capped = cap * total < available
+        total = available[~capped].sum() / (1 - cap[capped].sum())
+    assigned = _water_fill(limits, total)
+    return assigned / assigned.sum()
 
 
 def _water_fill(limits: np.ndarray, budget: float) -> np.ndarray:
-    """Shares min(limit_l, level) with the one level at which they sum to the budget (or all limits)."""
-    taken = np.empty_like(limits)
-    left = budget
+    """Returns min(limit_l, level) for the level at which they sum to the budget (or to the sum of all limits)."""
+    assigned = np.empty_like(limits)
+    remaining = budget
     for served, language in enumerate(np.argsort(limits, kind="stable")):
-        taken[language] = min(left / (limits.size - served), limits[language])
-        left = max(left - taken[language], 0.0)
-    return taken
+        assigned[language] = min(remaining / (limits.size - served), limits[language])
+        remaining = max(remaining - assigned[language], 0.0)
+    return assigned
 
 
 def _sizes(c: ArrayLike) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""The ladder of model sizes: ATLAS scales 0 to 52 and five nano rungs for a CPU core.
+"""Model sizes: ATLAS scales 0 to 52 and five "nano" scales for a CPU core.
 
-Counts follow the formula that reproduces Table B.3 of Longpre et al. 2026 (arXiv 2510.22037) exactly for
-scales 0 to 51: tied embedding, parallel block with one norm vector, gated MLP, no biases and a final norm
-without parameters. Imports no accelerator library.
+The formula for parameter counts reproduces Table B.3 of Longpre et al. 2026 (arXiv 2510.22037) exactly for scales 0 to
+51: tied embedding, parallel block with one norm vector, gated MLP, no biases and a final norm without parameters. This
+module does not import JAX.
 """
 
 import csv
@@ -50,10 +50,10 @@ SCALES: dict[int | str, Shape] = dict(_ATLAS_SHAPES.items()) | dict(NANO.items()
 
 
 def get(scale: int | str) -> Shape:
-    """Returns the shape of a rung, an ATLAS number (``34`` or ``"34"``) or a nano name.
+    """Returns the shape of a scale, an ATLAS number (``34`` or ``"34"``) or a nano name.
 
     Raises:
-      MscaleError: there is no such rung.
+      MscaleError: there is no such scale.
     """
     key: int | str = int(scale) if isinstance(scale, str) and scale.isdecimal() else scale
     if isinstance(key, bool) or key not in SCALES:
@@ -65,7 +65,7 @@ def get(scale: int | str) -> Shape:
 
 
 def atlas_batch_size(parameters: int) -> int:
-    """Sequences of a batch by parameters N, as ATLAS trains (Table B.2)."""
+    """Sequences in a batch for N parameters, as in ATLAS (Table B.2)."""
     for limit, batch in ((150e6, 256), (1e9, 512), (2e9, 1024)):
         if parameters < limit:
             return batch
@@ -86,11 +86,11 @@ def parameter_count(shape: Shape, vocab_size: int) -> int:
 def flops_per_token(
     shape: Shape, vocab_size: int, sequence_length: int | None = None, *, backward: bool = True
 ) -> int:
-    """Model FLOPs of one trained token: 6N, and with a ``sequence_length`` those of causal attention too.
+    """Model FLOPs per token: 6N, plus those of causal attention if ``sequence_length`` S is given.
 
-    N counts all parameters, as ATLAS does (C = 6ND). A position attends to (S+1)/2 others on average, which
-    costs ``2hk`` multiply-adds each (scores, weighted sum): ``6·L·h·k·(S+1)`` FLOPs with the backward pass.
-    Without ``backward`` it is a third: the cost of evaluating.
+    N counts all parameters, as in ATLAS (C = 6ND). A position attends to (S+1)/2 positions on average, with ``2hk``
+    multiply-adds each (scores and weighted sum): ``6·L·h·k·(S+1)`` FLOPs with the backward pass. Without ``backward``
+    the count is a third, the cost of evaluation.
     """
     passes = 3 if backward else 1
     flops = 2 * passes * parameter_count(shape, vocab_size)

@@ -6,8 +6,8 @@ from typing import Any
 
 from mscale import scales
 from mscale.data import mixture
-from mscale.data.mixture import ATLAS, Sizes
-from mscale.data.mixture import parse as parse_mixture
+from mscale.data.mixture import ATLAS_PREFIX, Sizes
+from mscale.data.mixture import parse_mixture_name as parse_mixture
 from mscale.errors import MscaleError, nearest
 from sweeps import spec as specs
 from sweeps.spec import RunSpec
@@ -246,7 +246,7 @@ def _cell_runs(
     store = recipe.sources.get(cell.vocabulary, recipe)
     # Rates of a keyword come from the store's sizes or the package's tables: the name alone does not fix them, so
     # they enter the id.
-    is_keyword = parse_mixture(cell.mixture)[0] or cell.mixture.startswith(ATLAS)
+    is_keyword = parse_mixture(cell.mixture)[0] or cell.mixture.startswith(ATLAS_PREFIX)
     inputs = specs.RunInputs(
         store.store,
         store.fingerprint,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mscale.commands import FOLDER, LANGUAGES, STORE, Commands, comma_list
+from mscale.commands import LANGUAGES_OPTION, LOCAL_FOLDER, STORE_PATH, OrderedGroup, comma_list
 from mscale.errors import MscaleError, nearest
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def plan_memory(
     )
 
 
-@click.group(cls=Commands)
+@click.group(cls=OrderedGroup)
 def sweep() -> None:
     """Plan, run and collect a study of many runs: built in (demo, gpu-day, tpu-week, atlas), or a .gin or .py file."""
 
@@ -120,9 +120,11 @@ def study_options(command: Callable) -> Callable:
     """Adds the options that define a study."""
     for option in (
         click.option("--seed", default=0, show_default=True),
-        LANGUAGES,
-        click.option("--truth", type=FOLDER, help="truth.json of a generated corpus, for its families."),
-        click.option("--store", type=STORE, help="The token store, from mscale pack."),
+        LANGUAGES_OPTION,
+        click.option(
+            "--truth", type=LOCAL_FOLDER, help="truth.json of a generated corpus, for its families."
+        ),
+        click.option("--store", type=STORE_PATH, help="The token store, from mscale pack."),
         click.argument("study", type=StudyName()),
     ):
         command = option(command)
@@ -162,7 +164,7 @@ def make_study(
 @click.option("--accelerator", help="Such as h200: device-hours, memory and meshes.")
 @click.option("--mfu", default=0.4, show_default=True, help="Share of its peak that training reaches.")
 @click.option("--slices", default=1, show_default=True, help="Slices at work at once.")
-@click.option("--plot", type=FOLDER, help="A file to draw the bill into: .png, .svg or .html.")
+@click.option("--plot", type=LOCAL_FOLDER, help="A file to draw the bill into: .png, .svg or .html.")
 def sweep_plan(
     study: str,
     store: Path | None,
@@ -195,7 +197,9 @@ def sweep_plan(
 
 @sweep.command("run")
 @study_options
-@click.option("--root", type=FOLDER, required=True, help="The study's folder; called again it continues.")
+@click.option(
+    "--root", type=LOCAL_FOLDER, required=True, help="The study's folder; called again it continues."
+)
 @click.option("--executor", type=click.Choice(["local", "slurm", "gke"]), default="local", show_default=True)
 @click.option("--workers", type=int, help="Local: processes; default: one per core.")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Of Slurm or GKE; repeatable.")
@@ -264,7 +268,7 @@ def parsed(options: tuple[str, ...], kind: type) -> dict[str, Any]:
 
 
 @sweep.command("status")
-@click.argument("root", type=FOLDER)
+@click.argument("root", type=LOCAL_FOLDER)
 @click.option("--watch", is_flag=True, help="Refresh until all runs have ended.")
 def sweep_status(root: Path, watch: bool) -> None:
     """Show what is done, running and failed."""
@@ -280,7 +284,7 @@ def sweep_status(root: Path, watch: bool) -> None:
 
 
 @sweep.command("logs")
-@click.argument("root", type=FOLDER)
+@click.argument("root", type=LOCAL_FOLDER)
 @click.argument("run")
 @click.option("--lines", default=40, show_default=True)
 @click.option("--follow", is_flag=True)
@@ -293,7 +297,7 @@ def sweep_logs(root: Path, run: str, lines: int, follow: bool) -> None:
 
 
 @sweep.command("retry")
-@click.argument("root", type=FOLDER)
+@click.argument("root", type=LOCAL_FOLDER)
 @click.argument("runs", nargs=-1)
 def sweep_retry(root: Path, runs: tuple[str, ...]) -> None:
     """Take failed or cancelled RUNS up again (default: all); the next `sweep run` trains them."""
@@ -303,7 +307,7 @@ def sweep_retry(root: Path, runs: tuple[str, ...]) -> None:
 
 
 @sweep.command("cancel")
-@click.argument("root", type=FOLDER)
+@click.argument("root", type=LOCAL_FOLDER)
 @click.argument("runs", nargs=-1)
 def sweep_cancel(root: Path, runs: tuple[str, ...]) -> None:
     """Stop RUNS, or the whole study; what they have saved is kept."""
@@ -313,7 +317,7 @@ def sweep_cancel(root: Path, runs: tuple[str, ...]) -> None:
 
 
 @sweep.command("collect")
-@click.argument("root", type=FOLDER)
+@click.argument("root", type=LOCAL_FOLDER)
 @click.option(
     "--from", "source", metavar="URL", help="Run folders elsewhere (gs://...), fetched into ROOT first."
 )
@@ -327,8 +331,8 @@ def sweep_collect(root: Path, source: str | None) -> None:
 
 
 @sweep.command("import")
-@click.argument("source", type=FOLDER)
-@click.argument("target", type=FOLDER)
+@click.argument("source", type=LOCAL_FOLDER)
+@click.argument("target", type=LOCAL_FOLDER)
 @click.option(
     "--column",
     "columns",
@@ -345,7 +349,7 @@ def sweep_collect(root: Path, source: str | None) -> None:
     help="Where every evaluated language has a column of losses: loss_{language}.",
 )
 @click.option(
-    "--wandb", type=FOLDER, help="SOURCE is a chart exported from W&B; this JSON describes its runs."
+    "--wandb", type=LOCAL_FOLDER, help="SOURCE is a chart exported from W&B; this JSON describes its runs."
 )
 def sweep_import(
     source: Path,

@@ -157,7 +157,7 @@ def load(path: str | Path, store: Store) -> Study:
     """
     path = Path(path)
     if path.suffix == ".gin":
-        path = launch.find(str(path))
+        path = launch.find_gin_file(str(path))
         with launch.configured(launch.Launch((str(path),), ())):
             if "sweeps.grid.study" not in {selector for _, selector in gin.config._CONFIG}:
                 raise MscaleError(f"{path}: says nothing of study; expected study.name and study.cells")

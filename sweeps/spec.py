@@ -275,7 +275,7 @@ def gin_digest(name: str) -> str:
 
 
 def _digest_gin(name: str, digest: "hashlib._Hash", seen: tuple[Path, ...]) -> None:
-    path = launch.find(name).resolve()
+    path = launch.find_gin_file(name).resolve()
     if path in seen:
         raise MscaleError(f"{path}: this gin file includes itself; remove the circular include")
     text = path.read_text(encoding="utf-8")

@@ -6,14 +6,14 @@ import click
 
 from analysis.commands.laws import analyse_and_print
 from mixtures.commands import generated_languages
-from mscale.commands import FOLDER, comma_list
+from mscale.commands import LOCAL_FOLDER, comma_list
 from mscale.errors import MscaleError
 from sweeps.commands import make_study, print_collected
 
 
 @click.command()
-@click.option("--workdir", type=FOLDER, default=Path("demo-work"), show_default=True)
-@click.option("--corpus", type=FOLDER, help="Text of your own; default: a generated corpus.")
+@click.option("--workdir", type=LOCAL_FOLDER, default=Path("demo-work"), show_default=True)
+@click.option("--corpus", type=LOCAL_FOLDER, help="Text of your own; default: a generated corpus.")
 @click.option("--languages", callback=comma_list, help="Codes, or for generated text a number; default: 6.")
 @click.option("--seed", default=0, show_default=True, help="Of text, models and data order.")
 @click.option("--workers", type=int, help="Processes that train; default: one per core.")
@@ -55,7 +55,7 @@ def run_demo(
     from mixtures.packing.pack import pack as pack_store
     from mixtures.synthetic.generate import generate
     from mscale.data.parallel_text import byte_premiums
-    from mscale.data.store import shared_vocabulary
+    from mscale.data.store import unigram_overlap
     from mscale.data.vocabulary import byte_vocabulary
     from sweeps.executors.local import run
 
@@ -85,7 +85,7 @@ def run_demo(
         root,
         workdir / "laws.json",
         truth,
-        overlap=shared_vocabulary(store),
+        overlap=unigram_overlap(store),
         premiums=None if truth is None else byte_premiums(corpus),
     )
     print("6/6 drawing the report")

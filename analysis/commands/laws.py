@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mscale.commands import FOLDER, STORE, numbers_of
+from mscale.commands import LOCAL_FOLDER, STORE_PATH, number_map_parser
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,18 +20,20 @@ VOCABULARY = click.option("--vocabulary", help="Where the table has several.")
 
 
 @click.command()
-@click.argument("observations", type=FOLDER)
+@click.argument("observations", type=LOCAL_FOLDER)
 @click.option("--law", help="One law alone, such as chinchilla; default: all that the data allow.")
 @click.option("--target", help="With --law: one language alone.")
-@click.option("--truth", type=FOLDER, help="truth.json of a generated corpus, to set measurements against.")
-@click.option("--store", type=STORE, help="The token store, for the languages' shared vocabulary.")
 @click.option(
-    "--parallel", type=FOLDER, help="The same text in many languages, to count transfer in content."
+    "--truth", type=LOCAL_FOLDER, help="truth.json of a generated corpus, to set measurements against."
+)
+@click.option("--store", type=STORE_PATH, help="The token store, for the languages' shared vocabulary.")
+@click.option(
+    "--parallel", type=LOCAL_FOLDER, help="The same text in many languages, to count transfer in content."
 )
 @SPLIT
 @VOCABULARY
 @click.option(
-    "--out", type=FOLDER, help="Results as JSON; default: laws.json, or LAW.json, beside the table."
+    "--out", type=LOCAL_FOLDER, help="Results as JSON; default: laws.json, or LAW.json, beside the table."
 )
 def fit(
     observations: Path,
@@ -46,14 +48,14 @@ def fit(
 ) -> None:
     """Fit the laws to OBSERVATIONS, a table or the folder of a study: findings here, all numbers as JSON."""
     from mscale.data.parallel_text import byte_premiums
-    from mscale.data.store import shared_vocabulary
+    from mscale.data.store import unigram_overlap
 
     folder = observations if observations.is_dir() else observations.parent
     if law is None:
         if target is not None:
             raise click.UsageError("--target needs --law")
         language_data = {
-            "overlap": None if store is None else shared_vocabulary(store),
+            "overlap": None if store is None else unigram_overlap(store),
             "premiums": None if parallel is None else byte_premiums(parallel),
         }
         out = out or folder / "laws.json"
@@ -117,11 +119,13 @@ def analyse_and_print(observations: Path, out: Path, truth: Path | None = None, 
 
 
 @click.command()
-@click.argument("source", type=FOLDER)
-@click.option("--truth", type=FOLDER, help="truth.json of a generated corpus, to set measurements against.")
+@click.argument("source", type=LOCAL_FOLDER)
+@click.option(
+    "--truth", type=LOCAL_FOLDER, help="truth.json of a generated corpus, to set measurements against."
+)
 @SPLIT
 @VOCABULARY
-@click.option("--out", type=FOLDER, help="Default: report.html beside SOURCE.")
+@click.option("--out", type=LOCAL_FOLDER, help="Default: report.html beside SOURCE.")
 def report(
     source: Path, truth: Path | None, split: str | None, vocabulary: str | None, out: Path | None
 ) -> None:
@@ -148,7 +152,7 @@ def report(
 
 
 @click.command()
-@click.argument("source", type=FOLDER)
+@click.argument("source", type=LOCAL_FOLDER)
 @click.option(
     "--d", type=float, help="Reference tokens of the language alone; default: what most pairs allow."
 )
@@ -160,12 +164,16 @@ def report(
 @click.option(
     "--bytes-per-token",
     "fertility",
-    callback=numbers_of("en=4.4,es=4.1"),
+    callback=number_map_parser("en=4.4,es=4.1"),
     help="en=4.4,es=4.1, where SOURCE has neither eval_bytes nor bits_per_byte.",
 )
-@click.option("--parallel", type=FOLDER, help="The same text in many languages, to count in content too.")
-@click.option("--curves", type=FOLDER, help="Also the scores over d, of every pair that was run, as CSV.")
-@click.option("--out", type=FOLDER, help="Default: transfer.csv beside SOURCE.")
+@click.option(
+    "--parallel", type=LOCAL_FOLDER, help="The same text in many languages, to count in content too."
+)
+@click.option(
+    "--curves", type=LOCAL_FOLDER, help="Also the scores over d, of every pair that was run, as CSV."
+)
+@click.option("--out", type=LOCAL_FOLDER, help="Default: transfer.csv beside SOURCE.")
 def transfer(
     source: Path,
     d: float | None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mscale.commands import FOLDER, Commands, comma_list, numbers_of
+from mscale.commands import LOCAL_FOLDER, OrderedGroup, comma_list, number_map_parser
 from mscale.errors import MscaleError
 from sweeps.commands import plan_memory
 
@@ -21,12 +21,14 @@ COUNTS_FROM = 1e4
 # Rows of a table that are printed; --json prints all.
 MAX_ROWS = 20
 
-RESULTS = click.option("--results", "source", type=FOLDER, help="laws.json of your own study (mscale fit).")
+RESULTS = click.option(
+    "--results", "source", type=LOCAL_FOLDER, help="laws.json of your own study (mscale fit)."
+)
 PRIOR = click.option("--prior", type=click.Choice(["atlas"]), help="The published figures.")
 JSON = click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
 
 
-@click.group(cls=Commands)
+@click.group(cls=OrderedGroup)
 def plan() -> None:
     """Decide: which languages together, how large, from where, which mixture."""
 
@@ -225,7 +227,7 @@ def plan_start(
 @click.option("--params", type=float, help="Hold the size; default: the best one.")
 @click.option(
     "--unique",
-    callback=numbers_of("ca=2e9,es=5e9"),
+    callback=number_map_parser("ca=2e9,es=5e9"),
     help="Tokens there are, ca=2e9,es=5e9; default: the study's.",
 )
 @RESULTS

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mscale.errors import MscaleError, nearest
-from mscale.observations import COLUMNS, EXPOSURE_COLUMNS, PHASES, UNSAID, scale_names
+from mscale.observations import COLUMNS, EXPOSURE_COLUMNS, IMPORT_DEFAULTS, PHASES, scale_names
 
 REQUIRED = ("run", "params", "languages", "tokens", "phase", "language", "loss")
 _NUMBERS = [
@@ -258,7 +258,7 @@ def _fill_missing_columns(frame: pd.DataFrame, source: str) -> list[str]:
             "target_tokens was not given: taken as all tokens of runs of one language, half of those of two"
         )
     fills: dict[str, Any] = {
-        **UNSAID,
+        **IMPORT_DEFAULTS,
         "group": lambda: frame["run"],
         "params_nonembedding": lambda: frame["params"],
         "mixture": lambda: frame["languages"],

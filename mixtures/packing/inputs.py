@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mscale.data import corpus as corpora
 from mscale.errors import MscaleError, nearest
-from mscale.remote import Url, connect, listing, location, retried
+from mscale.remote import Url, connect, list_files, location, with_retries
 
 _NAME = re.compile(r"data/([^/]+)/\1_clean_(\d+)\.jsonl(?:\.gz)?")
 
@@ -41,9 +41,9 @@ def find_inputs(
     if isinstance(place, Url):
         return _find_remote(place, languages)
     found: dict[str, list[InputFile]] = {}
-    for language in corpora.select(place, languages):
+    for language in corpora.select_languages(place, languages):
         found[language] = []
-        for path in corpora.files(place, language):
+        for path in corpora.language_files(place, language):
             status = path.stat()
             found[language].append(InputFile(language, path, status.st_size, status.st_mtime_ns))
     return found
@@ -64,7 +64,7 @@ def read_documents(file: InputFile) -> Iterator[str]:
                 raise OSError(f"got {local.stat().st_size:,} of {file.size:,} bytes")
 
         try:
-            retried(fetch, f"read {file.path}")
+            with_retries(fetch, f"read {file.path}")
         except FileNotFoundError:
             raise MscaleError(f"{file.path}: no such file (any more); check the corpus") from None
         try:
@@ -75,7 +75,7 @@ def read_documents(file: InputFile) -> Iterator[str]:
 
 def _find_remote(place: Url, languages: Sequence[str] | None) -> dict[str, list[InputFile]]:
     system, root = connect(place)
-    listed = listing(system, f"{root.rstrip('/')}/data", place)
+    listed = list_files(system, f"{root.rstrip('/')}/data", place)
     numbered: dict[str, list[tuple[int, InputFile]]] = {}
     for name, (size, version) in listed.items():
         if match := _NAME.fullmatch(f"data/{name}"):

@@ -29,7 +29,15 @@ from mixtures.packing.workers import (
     tokenize_file,
     usable_cores,
 )
-from mscale.data.store import FORMAT, MANIFEST, UNFINISHED, VERSION, Store, open_store, token_dtype
+from mscale.data.store import (
+    MANIFEST,
+    PACKING_FOLDER,
+    STORE_FORMAT,
+    STORE_VERSION,
+    Store,
+    open_store,
+    token_dtype,
+)
 from mscale.data.vocabulary import Vocabulary, check_same, describe
 from mscale.errors import MscaleError
 from mscale.files import atomic_write, locked, read_json
@@ -91,13 +99,13 @@ def pack(
     inputs = find_inputs(corpus, languages)
     wanted = list(inputs)
     header = {
-        "format": FORMAT,
-        "version": VERSION,
+        "format": STORE_FORMAT,
+        "version": STORE_VERSION,
         "vocabulary": describe(vocabulary),
         "dtype": token_dtype(vocabulary.size).name,
         "split": {"valid_tokens": valid_tokens, "fraction": MAX_VALID_FRACTION, "lines_below": MIN_DOCUMENTS},
     }
-    scratch = store_dir / UNFINISHED
+    scratch = store_dir / PACKING_FOLDER
     locked_message = f"{store_dir}: another packing is at work here; wait for it or choose another folder"
     with locked(scratch / "lock", locked_message):
         previous = _previous_entries(store_dir, header, vocabulary)
@@ -156,7 +164,7 @@ def _pack_languages(
     processes: int | None,
 ) -> tuple[dict[str, Any], int]:
     """Returns the new entries of store.json and the bytes of text that they hold."""
-    scratch = store_dir / UNFINISHED
+    scratch = store_dir / PACKING_FOLDER
     size = sum(one.size for language in todo for one in inputs[language])
     if processes is None:
         processes = 1 if size < _SINGLE_PROCESS_BYTES else usable_cores()
@@ -277,7 +285,7 @@ def _previous_entries(store_dir: Path, header: dict[str, Any], vocabulary: Vocab
     if manifest.exists():
         open_store(store_dir)
     else:
-        manifest = store_dir / UNFINISHED / "previous.json"
+        manifest = store_dir / PACKING_FOLDER / "previous.json"
         if not manifest.exists():
             return {}
     described = read_json(manifest, what="token store")

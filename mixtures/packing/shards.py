@@ -21,7 +21,7 @@ import numpy as np
 from mixtures.packing.hashed_files import Crc32, HashedFile, files_match, write_hashed_folder
 from mixtures.packing.inputs import InputFile, read_documents
 from mixtures.packing.units import COUNT_NAMES, NEVER_HELD_OUT, UNIT_RECORD, encode_units
-from mscale.data.store import FILES, token_dtype
+from mscale.data.store import LANGUAGE_FILES, token_dtype
 from mscale.data.vocabulary import Vocabulary
 from mscale.files import writing
 
@@ -123,16 +123,16 @@ def assemble(
     recipe = assembly_recipe(files, unit, vocabulary, valid_tokens, cutoff)
     shards = [_Shard.open(folder, file, token_dtype(vocabulary.size)) for file in files]
     entry = {**_entry_counts(shards, unit, valid_tokens, cutoff), "inputs": recipe["inputs"]}
-    outputs = {name: HashedFile(folder / name) for name in FILES}
+    outputs = {name: HashedFile(folder / name) for name in LANGUAGE_FILES}
     with outputs["train.bin"] as train, outputs["valid.bin"] as valid:
         sides, arrays = _write_split(shards, int(entry["cutoff"], 16), vocabulary, train.write, valid.write)
     for name, content in arrays.items():
         with outputs[name] as output:
             output.write(content)
-    entry |= {**sides, "files": {name: outputs[name].size_and_hash for name in FILES}}
+    entry |= {**sides, "files": {name: outputs[name].size_and_hash for name in LANGUAGE_FILES}}
     with writing(destination):
         destination.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
+        for name in LANGUAGE_FILES:
             os.replace(folder / name, destination / name)
     _write_marker(folder / "done.json", {**recipe, "entry": entry})
     for path in folder.iterdir():
@@ -183,7 +183,7 @@ def pack_small(
     contents = {"train.bin": train, "valid.bin": valid} | {name: [data] for name, data in arrays.items()}
     entry |= {
         **sides,
-        "files": write_hashed_folder({name: contents[name] for name in FILES}, folder, destination),
+        "files": write_hashed_folder({name: contents[name] for name in LANGUAGE_FILES}, folder, destination),
     }
     return entry
 

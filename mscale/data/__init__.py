@@ -1,4 +1,4 @@
-"""Text to batches: corpora, vocabularies, the token store, mixtures and their schedule. NumPy alone.
+"""From text to batches: corpora, vocabularies, the token store, mixtures and their schedule. Uses NumPy, not JAX.
 
 What other folders import from here:
 

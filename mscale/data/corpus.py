@@ -1,7 +1,7 @@
 """Reads corpora in MADLAD-400's layout: ``data/<lang>/<lang>_clean_NNNN.jsonl.gz``, a ``{"text": …}`` per line.
 
-Any folder in that layout works, compressed or plain (``.jsonl``). Documents stream in bounded memory, and the
-first thing wrong with a file stops the reading with its name, line and remedy: nothing is skipped.
+Files may be compressed or plain (``.jsonl``). Documents are streamed in bounded memory. The first error in a file stops
+reading with file name, line and remedy: no document is skipped.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from isal import igzip, igzip_lib
 from mscale.errors import MscaleError, nearest
 
 LAYOUT = "data/<lang>/<lang>_clean_NNNN.jsonl.gz"
-MAX_LINE_BYTES = 1 << 28  # a longer line is no document; without a limit it would take all memory
+MAX_LINE_BYTES = 1 << 28  # without a limit, a file without line ends would be read into memory as one line
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BUFFER_BYTES = 1 << 18
@@ -31,14 +31,16 @@ class _Document(msgspec.Struct):
     text: str
 
 
-_DECODER = msgspec.json.Decoder(_Document)  # skips the other fields, where json would build them
+_DECODER = msgspec.json.Decoder(
+    _Document
+)  # skips the other fields, for which the json module would build objects
 
 
-def languages(corpus: str | os.PathLike) -> list[str]:
+def list_languages(corpus: str | os.PathLike) -> list[str]:
     """Returns the sorted codes of the languages that have at least one file.
 
     Raises:
-      MscaleError: the folder is missing, unreadable, not in the layout, or holds no language.
+      MscaleError: the folder is missing, unreadable, not in the layout, or has no language.
     """
     data = _data_folder(corpus)
     found = sorted(folder.name for folder in _children(data) if folder.is_dir() and _shards(folder))
@@ -50,39 +52,39 @@ def languages(corpus: str | os.PathLike) -> list[str]:
     return found
 
 
-def select(corpus: str | os.PathLike, wanted: Sequence[str] | None = None) -> list[str]:
-    """Returns ``wanted`` in its order after checking that the corpus has it, or all languages for None.
+def select_languages(corpus: str | os.PathLike, requested: Sequence[str] | None = None) -> list[str]:
+    """Returns ``requested`` in its order after checking that the corpus has it, or all languages for None.
 
     Raises:
-      MscaleError: as ``languages``; and naming every wanted language that is missing, or given twice.
+      MscaleError: as ``list_languages``; or a requested language is missing or given twice, naming all of these.
     """
-    available = languages(corpus)
-    if wanted is None:
+    available = list_languages(corpus)
+    if requested is None:
         return available
-    wanted = list(wanted)
-    if not wanted:
+    requested = list(requested)
+    if not requested:
         raise MscaleError(f"{corpus}: no language was asked for; name at least one of {_some(available)}")
-    if repeated := sorted({code for code in wanted if wanted.count(code) > 1}):
+    if repeated := sorted({code for code in requested if requested.count(code) > 1}):
         raise MscaleError(f"{corpus}: asked for twice: {', '.join(repeated)}; name each language once")
-    if missing := [code for code in wanted if code not in set(available)]:
+    if missing := [code for code in requested if code not in set(available)]:
         hints = ", ".join(f"{code!r}{nearest(code, available).replace(';', ' –')}" for code in missing)
         raise MscaleError(
-            f"{corpus}: {len(missing)} of the {len(wanted)} languages asked for are not in this corpus: {hints}; "
+            f"{corpus}: {len(missing)} of the {len(requested)} languages asked for are not in this corpus: {hints}; "
             f"it has {len(available)}: {_some(available)}"
         )
-    return wanted
+    return requested
 
 
-def files(corpus: str | os.PathLike, language: str) -> list[Path]:
+def language_files(corpus: str | os.PathLike, language: str) -> list[Path]:
     """Returns the files of one language in the order of their numbers.
 
     Raises:
-      MscaleError: the corpus or the language is missing, or a number exists both compressed and plain.
+      MscaleError: the corpus or the language is missing, or a file exists both compressed and plain.
     """
     folder = _data_folder(corpus) / language
     shards = _shards(folder) if folder.is_dir() else []
     if not shards:
-        select(corpus, [language])
+        select_languages(corpus, [language])
     stems: dict[str, Path] = {}
     for path in shards:
         stem = path.name.removesuffix(".gz")
@@ -128,7 +130,7 @@ def documents(path: str | os.PathLike) -> Iterator[str]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    """Opens by name and checks the first bytes against it, since a wrong name is a common mistake."""
+    """Opens a file as its name says, after checking that its first bytes fit the name."""
     raw = io.BufferedReader(io.FileIO(path), _BUFFER_BYTES)
     try:
         head = raw.peek(2)[:16]
@@ -154,7 +156,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 class _GzipLines(io.BufferedReader):
-    """Reads lines in C from a gzip file, and closes the file below it."""
+    """Reads lines from a gzip file in C code; closing it also closes the underlying file."""
 
     def __init__(self, raw: IO[bytes]):
         self._file = raw
@@ -172,7 +174,7 @@ def _text(line: bytes, path: Path, number: int) -> str:
 
 
 def _checked_text(line: bytes, path: Path, number: int) -> str:
-    """Off the fast path: what the strict decoder refuses is read by the standard one, or said why not."""
+    """Decodes a line that the fast decoder rejects with the json module, or raises an error with the reason."""
     if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
         raise MscaleError(
             f"{path}:{number}: the line is longer than {MAX_LINE_BYTES:,} bytes; "
@@ -182,7 +184,7 @@ def _checked_text(line: bytes, path: Path, number: int) -> str:
         record = json.loads(line.decode("utf-8"))
         text = record["text"]
         if isinstance(text, str):
-            if b"\\u" in line:  # only an escape can bring half a surrogate pair into decoded UTF-8
+            if b"\\u" in line:  # in decoded UTF-8 only an escape can be half a surrogate pair
                 text.encode("utf-8")
             return text
     except UnicodeDecodeError as error:
@@ -196,7 +198,7 @@ def _checked_text(line: bytes, path: Path, number: int) -> str:
             "text; expected whole characters; mend or remove the line"
         ) from None
     except (KeyError, TypeError):
-        pass  # told apart below, off the fast path
+        pass  # distinguished below
     except (ValueError, RecursionError) as error:
         found = "a blank line" if not line.strip() else f"no JSON ({error})"
         cut = (
@@ -251,7 +253,7 @@ def _data_folder(corpus: str | os.PathLike) -> Path:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """Files of the language whose folder this is, by number; `<lang>_noisy_NNNN` and temporary files are not."""
+    """Files of the language whose folder this is, by number; without `<lang>_noisy_NNNN` and temporary files."""
     own_name = folder.name not in ("", "..") and not folder.is_symlink()
     language = folder.name if own_name else folder.resolve().name
     try:

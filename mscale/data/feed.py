@@ -1,8 +1,7 @@
-"""Feeding: the schedule's batches out of the token store, a few ahead of the training step.
+"""Reads the schedule's batches from the token store, some batches ahead of the training step.
 
-There is no state but the step: batch ``step`` is a gather of whole windows, each a contiguous read from a
-mapped file (of a remote store, all windows of a batch at once), so a host reads only the windows of its own
-rows.
+The only state is the step. A batch consists of whole windows, each a contiguous read from a memory-mapped file (from a
+remote store, all windows of a batch are fetched concurrently), so a host reads only the windows of its own rows.
 """
 
 import mmap
@@ -18,9 +17,13 @@ from mscale.data.schedule import Schedule
 from mscale.data.store import Store
 from mscale.errors import MscaleError
 
-_ROWS_AT_ONCE = 2048  # schedule look-ups are cheaper in bulk
-_SLOW_ROW = 40e-6  # seconds for a row: it came from a disk, from the page cache it takes about 1e-6
-_LARGE = 64 << 20  # bytes of a file from which reading ahead around a window is waste
+ROWS_PER_LOOKUP = (
+    2048  # rows of a schedule look-up; one look-up for many batches is cheaper than one for each
+)
+COLD_ROW_SECONDS = 40e-6  # a slower row was read from a disk; one in the page cache takes about 1e-6
+_RANDOM_ACCESS_BYTES = (
+    64 << 20
+)  # in a larger file, the kernel's read-ahead around a window reads unused bytes
 
 
 def batches(
@@ -34,29 +37,32 @@ def batches(
 ) -> Iterator[np.ndarray]:
     """Yields the target tokens of steps ``start_step``, ``start_step`` + 1, … as int32 (rows, S) arrays.
 
-    Model inputs are these shifted right behind the pad id. Each batch is a new array. A thread gathers up
-    to ``prefetch`` batches ahead and ends with the iterator.
+    The model's inputs are the targets shifted right (``loss.shift_right``). Each batch is a new array. A thread reads
+    up to ``prefetch`` batches ahead and ends with the iterator.
 
     Args:
       store: the token store.
-      schedule: made from a mixture over this store with the same S.
+      schedule: of a mixture that was resolved for this store and S.
       sequence_length: S.
       start_step: first step, 0 for a new run.
-      stop_step: the step not reached any more; None for no end.
+      stop_step: the step after the last one; None for no end.
       rows: this host's rows of the global batch; None for all.
-      prefetch: batches gathered ahead; 0 gathers in the calling thread.
+      prefetch: batches read ahead; 0 reads in the calling thread.
 
     Raises:
       MscaleError: the schedule visits windows that the store does not have, or a file cannot be read.
     """
     check_fits(store, schedule, sequence_length)
-    produced = _gather(store, schedule, sequence_length, start_step, stop_step, rows)
-    return produced if prefetch < 1 else _ahead(produced, prefetch)
+    gathered = _gather_batches(store, schedule, sequence_length, start_step, stop_step, rows)
+    return gathered if prefetch < 1 else _prefetched(gathered, prefetch)
 
 
 def check_fits(store: Store, schedule: Schedule, sequence_length: int) -> None:
-    """Raises a MscaleError unless the store has all windows of ``sequence_length`` that the schedule
-    visits."""
+    """Checks that the store has all windows of ``sequence_length`` tokens that the schedule visits.
+
+    Raises:
+      MscaleError: a language has fewer windows.
+    """
     for language in schedule.languages:
         available = store.windows(language, sequence_length)
         if schedule.windows.get(language, 0) > available:
@@ -68,46 +74,57 @@ def check_fits(store: Store, schedule: Schedule, sequence_length: int) -> None:
             )
 
 
-def _gather(
+def _gather_batches(
     store: Store, schedule: Schedule, sequence_length: int, start: int, stop: int | None, rows: slice | None
 ) -> Iterator[np.ndarray]:
     windows: list[np.ndarray | None] = [None] * len(schedule.languages)
     count = len(range(schedule.batch_size)[rows or slice(None)])
-    at_once = max(_ROWS_AT_ONCE // max(count, 1), 1)
-    cold = True
+    steps_per_lookup = max(ROWS_PER_LOOKUP // max(count, 1), 1)
+    page_cache_is_cold = True
     while stop is None or start < stop:
-        end = start + at_once if stop is None else min(start + at_once, stop)
+        end = start + steps_per_lookup if stop is None else min(start + steps_per_lookup, stop)
         languages, ids = (column.tolist() for column in schedule.batches(start, end, rows))
         for language in set(languages):
             if windows[language] is None:
-                windows[language] = _windows(store, schedule.languages[language], sequence_length)
-        if cold:
-            _read_ahead(windows, languages, ids)
+                windows[language] = window_view(store, schedule.languages[language], sequence_length)
+        if page_cache_is_cold:
+            advise_read_ahead(windows, languages, ids)
         seconds = 0.0
         for first in range(0, len(ids), count) if count else [0] * (end - start):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             batch = np.empty((count, sequence_length), np.int32)
-            of_rows, windows_of_rows = languages[first : first + count], ids[first : first + count]
-            store.fetch([schedule.languages[one] for one in of_rows], windows_of_rows, sequence_length)
-            for row, (language, window) in enumerate(zip(of_rows, windows_of_rows, strict=True)):
+            row_languages, row_windows = languages[first : first + count], ids[first : first + count]
+            store.fetch(
+                [schedule.languages[language] for language in row_languages], row_windows, sequence_length
+            )
+            for row, (language, window) in enumerate(zip(row_languages, row_windows, strict=True)):
                 batch[row] = windows[language][window]  # type: ignore[index]
-            seconds += time.perf_counter() - begun
+            seconds += time.perf_counter() - started
             yield batch
-        cold = seconds > _SLOW_ROW * len(ids)
+        page_cache_is_cold = seconds > COLD_ROW_SECONDS * len(ids)
         start = end
 
 
-def _windows(store: Store, language: str, sequence_length: int) -> np.ndarray:
+def window_view(store: Store, language: str, sequence_length: int) -> np.ndarray:
+    """Returns a language's whole train windows, (windows, S), as a view of the mapped file."""
     tokens = store.train(language)
-    mapped = _mapping(tokens)
-    if mapped is not None and len(mapped) > _LARGE:
+    mapped = memory_mapping(tokens)
+    if mapped is not None and len(mapped) > _RANDOM_ACCESS_BYTES:
         mapped.madvise(mmap.MADV_RANDOM)
     return tokens[: len(tokens) // sequence_length * sequence_length].reshape(-1, sequence_length)
 
 
-def _read_ahead(windows: list[Any], languages: list[int], ids: list[int]) -> None:
-    """Has the system read the windows of many rows at once; touching them one by one would wait for each."""
-    mappings = {language: _mapping(windows[language]) for language in set(languages)}
+def advise_read_ahead(windows: list[Any], languages: list[int], ids: list[int]) -> None:
+    """Asks the kernel to read the windows of many rows into the page cache concurrently (MADV_WILLNEED).
+
+    Without it, reading them one by one waits for the disk once per window.
+
+    Args:
+      windows: of each language id, its window view.
+      languages: language id of each row.
+      ids: window of each row.
+    """
+    mappings = {language: memory_mapping(windows[language]) for language in set(languages)}
     for language, window in zip(languages, ids, strict=True):
         mapped = mappings[language]
         if mapped is not None:
@@ -116,15 +133,15 @@ def _read_ahead(windows: list[Any], languages: list[int], ids: list[int]) -> Non
             mapped.madvise(mmap.MADV_WILLNEED, first, (window + 1) * length - first)
 
 
-def _mapping(array: Any) -> mmap.mmap | None:
-    """The mapping of a file that an array views, if it does and the system takes advice."""
+def memory_mapping(array: Any) -> mmap.mmap | None:
+    """Returns the memory mapping that an array is a view of; None without one, or without madvise(2)."""
     while isinstance(array, np.ndarray):
         array = array.base
     return array if isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED") else None
 
 
-def _ahead(produced: Iterator[np.ndarray], prefetch: int) -> Iterator[np.ndarray]:
-    """Runs ``produced`` in a thread, at most ``prefetch`` items ahead; its exceptions are raised here."""
+def _prefetched(gathered: Iterator[np.ndarray], prefetch: int) -> Iterator[np.ndarray]:
+    """Runs ``gathered`` in a thread, at most ``prefetch`` items ahead; its exceptions are raised here."""
     ready: queue.Queue = queue.Queue(prefetch)
     stopped = threading.Event()
 
@@ -139,11 +156,11 @@ def _ahead(produced: Iterator[np.ndarray], prefetch: int) -> Iterator[np.ndarray
 
     def work() -> None:
         try:
-            for batch in produced:
+            for batch in gathered:
                 if not put(batch):
                     return
             put(None)
-        except BaseException as error:  # whatever it is, the consumer must hear of it
+        except BaseException as error:  # raised again in the consuming thread
             put(error)
 
     thread = threading.Thread(target=work, name="mscale-feed", daemon=True)

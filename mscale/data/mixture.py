@@ -1,11 +1,11 @@
-"""Mixtures: which languages, at which rates, and how many unique windows of each a run may see."""
+"""Mixtures: languages, their sampling rates, and how many unique windows of each a run may train on."""
 
 import difflib
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import gin
 import numpy as np
@@ -15,12 +15,13 @@ from mscale import sampling
 from mscale.errors import MscaleError, nearest
 
 KEYWORDS = ("uniform", "proportional", "temperature", "unimax", "atlas_unimax")
-ATLAS = "atlas_"  # and the name of a capacity mixture, such as atlas_8v0
+ATLAS_PREFIX = "atlas_"  # before the name of one of ATLAS's capacity mixtures, as in atlas_8v0
 _SUM_TOLERANCE = 1e-6
+_V = TypeVar("_V")
 
 
 class Sizes(Protocol):
-    """What ``resolve`` asks of a store."""
+    """The part of a token store that ``resolve`` uses."""
 
     @property
     def languages(self) -> tuple[str, ...]: ...
@@ -30,11 +31,18 @@ class Sizes(Protocol):
 
 @dataclass(frozen=True)
 class Mixture:
-    """Languages with their rates (summing to 1) and their unique windows of ``sequence_length`` tokens.
+    """Languages with their rates and unique windows.
+
+    Attributes:
+      name: as the user wrote it.
+      languages: codes in the store.
+      rates: of each language, summing to 1.
+      unique_windows: number of different windows of each language that a run may use.
+      sequence_length: S, tokens of a window.
 
     Raises:
-      MscaleError: no language, one twice, rates that do not fit the languages, are negative, not finite, or
-        do not sum to 1 (to 1e-6), or a language with a rate but no window.
+      MscaleError: there is no language, one occurs twice, the rates do not fit the languages, are negative, not
+        finite, or do not sum to 1 (to 1e-6), or a language has a rate but no window.
     """
 
     name: str
@@ -58,7 +66,7 @@ class Mixture:
 
     @property
     def unique_tokens(self) -> dict[str, int]:
-        """U of each language: the unique tokens a run on this mixture can see (whole windows)."""
+        """U of each language: the unique tokens (in whole windows) that a run on this mixture can train on."""
         return {
             language: windows * self.sequence_length
             for language, windows in zip(self.languages, self.unique_windows, strict=True)
@@ -66,7 +74,12 @@ class Mixture:
 
 
 def check_rates(name: str, languages: Sequence[str], rates: Sequence[float]) -> None:
-    """Raises a MscaleError naming ``name`` unless ``rates`` fit ``languages``, are ≥ 0 and sum to 1."""
+    """Checks the rates of the mixture ``name``.
+
+    Raises:
+      MscaleError: ``rates`` do not fit ``languages``, are not in [0, 1], or do not sum to 1; or there is no
+        language, or one twice.
+    """
     if not languages:
         raise MscaleError(f"mixture {name!r}: no language; expected at least one")
     twice = sorted({language for language in languages if list(languages).count(language) > 1})
@@ -86,16 +99,29 @@ def check_rates(name: str, languages: Sequence[str], rates: Sequence[float]) -> 
         raise MscaleError(f"mixture {name!r}: the rates sum to {total:.9g}, expected 1")
 
 
-@gin.configurable("mixture")  # type: ignore[attr-defined]  # mypy takes the folder gin/ for it
-def _bound(
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Options of the kinds of sampling, as ``resolve`` documents them."""
+
+    budget_tokens: float | None
+    max_epochs: float
+    temperature: float | None
+    caps: Mapping[str, float] | None
+    drop_short: bool
+
+
+@gin.configurable("mixture", module="mscale")  # type: ignore[attr-defined]  # mypy takes the folder gin/ for it
+def _gin_options(
     budget_tokens: float | None = None,
     max_epochs: float = 1.0,
     temperature: float | None = None,
     caps: Mapping[str, float] | None = None,
     drop_short: bool = False,
 ) -> dict[str, Any]:
-    """What gin files and ``--gin.mixture.NAME=VALUE`` say; apart, as gin adds to the messages of what it
-    wraps."""
+    """The options set by gin files and ``--gin.mixture.NAME=VALUE``, or their defaults.
+
+    A function of its own, since gin appends its call stack to the messages of errors in configurable functions.
+    """
     return dict(locals())
 
 
@@ -116,10 +142,9 @@ def resolve(
     1) · ``uniform``, ``proportional``, ``temperature``, ``unimax`` over the whole store, or over a list:
     ``unimax:en+fr+sw`` · ``temperature5`` with its T · ``atlas_unimax``, the rates that ATLAS publishes for
     419 languages (Table B.4), or those of a list, divided by their sum · ``atlas_4v0`` to ``atlas_50v0``, its
-    capacity mixtures (Table B.5). A language is found by any of its codes (``he`` where the store has
-    ``iw``).
+    capacity mixtures (Table B.5). A language is found by any of its codes (``he`` if the store has ``iw``).
 
-    What is None below is taken from gin's ``mixture`` (``--gin.mixture.temperature=5``).
+    An argument below that is None is taken from gin's ``mixture`` (``--gin.mixture.temperature=5``).
 
     Args:
       name: the name, as above.
@@ -130,42 +155,31 @@ def resolve(
       max_epochs: UniMax's limit on repetition (Chung et al. 2023; 1 unless set).
       temperature: T of temperature sampling, rate ∝ tokens^(1/T).
       caps: UniMax's largest rates, as ``{"en": 0.05}``.
-      drop_short: leave out languages with less than one window (of a keyword without a list; of
-        ``atlas_unimax`` also those that the store does not have) instead of failing.
+      drop_short: leave out languages with less than one window instead of failing. It applies to a keyword
+        without a list; for ``atlas_unimax`` also to languages that the store does not have.
 
     Raises:
       MscaleError: unknown languages (with the nearest), unusable rates, languages with less than one window
-        (all of them, in one message), a limit that is no multiple of S or more than there is, a missing
+        (all of them, in one message), a limit that is no multiple of S or above the available tokens, a missing
         option.
     """
     if sequence_length < 1:
         raise MscaleError(f"sequence length is {sequence_length}, expected at least 1")
-    given = {
+    arguments = {
         "budget_tokens": budget_tokens,
         "max_epochs": max_epochs,
         "temperature": temperature,
         "caps": caps,
         "drop_short": drop_short,
     }
-    options = {**_bound(), **{key: value for key, value in given.items() if value is not None}}
-    keyword, listed, explicit = parse(name)
-    keyword, T = _temperature(name, keyword, options["temperature"])
-    rates: Sequence[float] | np.ndarray
-    asked = listed
-    if keyword == "atlas_unimax" and not listed:
-        asked = [
-            language
-            for language in inventory.codes()
-            if not options["drop_short"] or inventory.find(language, store.languages)
-        ]
-    asked = _as_in(store, asked)
-    _check_known(f"mixture {name!r}", asked, store.languages)
-    languages = tuple(asked) or tuple(store.languages)
-    unique_tokens = dict(zip(_as_in(store, unique_tokens or {}), (unique_tokens or {}).values(), strict=True))
-    caps = dict(zip(_as_in(store, options["caps"] or {}), (options["caps"] or {}).values(), strict=True))
+    set_arguments = {key: value for key, value in arguments.items() if value is not None}
+    options = SamplingOptions(**{**_gin_options(), **set_arguments})
+    keyword, listed, explicit_rates = parse_mixture_name(name)
+    keyword, T = _temperature(name, keyword, options.temperature)
+    languages = _requested_languages(name, keyword, listed, store, options.drop_short)
     windows = {language: store.windows(language, sequence_length) for language in languages}
     short = [language for language in languages if windows[language] < 1]
-    if short and options["drop_short"] and not listed:
+    if short and options.drop_short and not listed:
         languages = tuple(language for language in languages if language not in set(short))
         short = []
         if not languages:
@@ -175,37 +189,19 @@ def resolve(
             )
     if short:
         raise MscaleError(_short_message(name, short, store, sequence_length, bool(listed)))
-    for language, tokens in unique_tokens.items():
-        windows[language] = _limited(name, language, tokens, windows, sequence_length)
-
+    for language, tokens in _by_store_code(store, unique_tokens).items():
+        windows[language] = _limited_windows(name, language, tokens, windows, sequence_length)
     sizes = np.array([windows[language] for language in languages], np.float64) * sequence_length
+    caps = _by_store_code(store, options.caps)
     if caps and keyword != "unimax":
         raise MscaleError(
             f"mixture {name!r}: caps are of UniMax only, expected a name that starts with 'unimax'"
         )
-    if keyword == "temperature":
-        if T is None:
-            raise MscaleError(
-                f"mixture {name!r}: no temperature T given; write temperature5, or set "
-                "--gin.mixture.temperature (1: proportional, inf: uniform)"
-            )
-        rates = sampling.temperature(sizes, T)
-    elif keyword == "proportional":
-        rates = sampling.proportional(sizes)
-    elif keyword == "unimax":
-        if options["budget_tokens"] is None:
-            raise MscaleError(
-                f"mixture {name!r}: UniMax needs the tokens of the run; set --gin.mixture.budget_tokens"
-            )
-        _check_known(f"caps of mixture {name!r}", list(caps), languages)
-        limits = [caps.get(language, 1.0) for language in languages]
-        rates = sampling.unimax(sizes, options["budget_tokens"], options["max_epochs"], limits)
-    elif keyword == "atlas_unimax":
-        published = inventory.published_rates()
-        _check_known(f"rates of mixture {name!r}", [inventory.canonical(one) for one in languages], published)
-        rates = sampling.proportional([published[inventory.canonical(language)] for language in languages])
+    if explicit_rates:
+        rates: Sequence[float] | np.ndarray = explicit_rates
     else:
-        rates = explicit or sampling.uniform(len(languages))
+        options = replace(options, temperature=T, caps=caps)
+        rates = _rates_of_keyword(name, keyword, languages, sizes, options)
     return Mixture(
         name=name,
         languages=languages,
@@ -215,23 +211,87 @@ def resolve(
     )
 
 
+def _requested_languages(
+    name: str, keyword: str, listed: Sequence[str], store: Sizes, drop_short: bool
+) -> tuple[str, ...]:
+    """Codes in the store of the languages that a mixture's name asks for.
+
+    Raises:
+      MscaleError: the store does not have one of them.
+    """
+    requested: Sequence[str] = listed
+    if keyword == "atlas_unimax" and not listed:
+        requested = [
+            language
+            for language in inventory.codes()
+            if not drop_short or inventory.find(language, store.languages)
+        ]
+    codes = _store_codes(store, requested)
+    _check_known(f"mixture {name!r}", codes, store.languages)
+    return tuple(codes) or tuple(store.languages)
+
+
+def _rates_of_keyword(
+    name: str,
+    keyword: str,
+    languages: Sequence[str],
+    sizes: np.ndarray,
+    options: SamplingOptions,
+) -> np.ndarray:
+    """Rates of a kind of sampling, (languages,); without a keyword they are uniform.
+
+    Args:
+      name: of the mixture, for errors.
+      keyword: one of ``KEYWORDS``, or "".
+      languages: codes in the store.
+      sizes: tokens of each language.
+      options: with the store's codes as keys of ``caps``.
+
+    Raises:
+      MscaleError: an option is missing, or a cap is of an unknown language.
+    """
+    if keyword == "temperature":
+        if options.temperature is None:
+            raise MscaleError(
+                f"mixture {name!r}: no temperature T given; write temperature5, or set "
+                "--gin.mixture.temperature (1: proportional, inf: uniform)"
+            )
+        return sampling.temperature(sizes, options.temperature)
+    if keyword == "proportional":
+        return sampling.proportional(sizes)
+    if keyword == "unimax":
+        if options.budget_tokens is None:
+            raise MscaleError(
+                f"mixture {name!r}: UniMax needs the tokens of the run; set --gin.mixture.budget_tokens"
+            )
+        caps = options.caps or {}
+        _check_known(f"caps of mixture {name!r}", list(caps), languages)
+        limits = [caps.get(language, 1.0) for language in languages]
+        return sampling.unimax(sizes, options.budget_tokens, options.max_epochs, limits)
+    if keyword == "atlas_unimax":
+        published = inventory.published_rates()
+        _check_known(f"rates of mixture {name!r}", [inventory.canonical(one) for one in languages], published)
+        return sampling.proportional([published[inventory.canonical(language)] for language in languages])
+    return sampling.uniform(len(languages))
+
+
 def is_keyword(word: str) -> bool:
     """Whether ``word`` is a kind of mixture, such as ``unimax`` or ``temperature5``."""
     return word in KEYWORDS or _TEMPERATURE.fullmatch(word) is not None
 
 
-def parse(name: str) -> tuple[str, list[str], list[float] | None]:
+def parse_mixture_name(name: str) -> tuple[str, list[str], list[float] | None]:
     """Splits a mixture's name into (keyword or "", languages listed, explicit rates or None).
 
     Raises:
-      MscaleError: an empty part, a rate that is no number, or rates for only some of the languages.
+      MscaleError: a part is empty, a rate is not a number, or only some of the languages have rates.
     """
     keyword, colon, rest = name.strip().partition(":")
     capacity = inventory.capacity_mixtures()
-    if not colon and keyword.removeprefix(ATLAS) in capacity and keyword.startswith(ATLAS):
-        return "", list(capacity[keyword.removeprefix(ATLAS)]), None
-    if not is_keyword(keyword) and (colon or keyword.startswith(ATLAS)):
-        names = [*KEYWORDS, *(ATLAS + one for one in capacity)]
+    if not colon and keyword.removeprefix(ATLAS_PREFIX) in capacity and keyword.startswith(ATLAS_PREFIX):
+        return "", list(capacity[keyword.removeprefix(ATLAS_PREFIX)]), None
+    if not is_keyword(keyword) and (colon or keyword.startswith(ATLAS_PREFIX)):
+        names = [*KEYWORDS, *(ATLAS_PREFIX + one for one in capacity)]
         raise MscaleError(
             f"mixture {name!r}: {keyword!r} is no kind of mixture; expected one of "
             f"{', '.join(names)}{nearest(keyword, names)}"
@@ -270,25 +330,31 @@ def parse(name: str) -> tuple[str, list[str], list[float] | None]:
 _TEMPERATURE = re.compile(r"temperature(\d+(?:\.\d+)?|inf)")
 
 
-def _temperature(name: str, keyword: str, bound: float | None) -> tuple[str, float | None]:
-    """The keyword without its number, and T: of the name, or what was bound."""
+def _temperature(name: str, keyword: str, option: float | None) -> tuple[str, float | None]:
+    """The keyword without its number, and T from that number, else from the option."""
     match = _TEMPERATURE.fullmatch(keyword)
     if not match:
-        return keyword, bound
-    if bound is not None and bound != float(match[1]):
+        return keyword, option
+    if option is not None and option != float(match[1]):
         raise MscaleError(
-            f"mixture {name!r}: T is {match[1]} by its name, but temperature={bound:g} is given"
+            f"mixture {name!r}: T is {match[1]} by its name, but temperature={option:g} is given"
         )
     return "temperature", float(match[1])
 
 
-def _as_in(store: Sizes, languages: Iterable[str]) -> list[str]:
-    """The codes by which the store has them; those that it has not stay as they are."""
+def _store_codes(store: Sizes, languages: Iterable[str]) -> list[str]:
+    """The store's codes for these languages; a language that it does not have keeps its code."""
     return [inventory.find(language, store.languages) or language for language in languages]
 
 
-def _check_known(what: str, asked: Sequence[str], known: Collection[str]) -> None:
-    missing = [language for language in asked if language not in set(known)]
+def _by_store_code(store: Sizes, values: Mapping[str, _V] | None) -> dict[str, _V]:
+    """``values`` with the store's codes as keys; None is empty."""
+    return dict(zip(_store_codes(store, values or {}), (values or {}).values(), strict=True))
+
+
+def _check_known(what: str, requested: Sequence[str], known: Collection[str]) -> None:
+    """Raises an error that names the languages of ``requested`` that are not in ``known``, and the nearest ones."""
+    missing = [language for language in requested if language not in set(known)]
     if missing:
         hints = "; ".join(f"{language} is not there{_near(language, known)}" for language in missing)
         shown = ", ".join(list(known)[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
@@ -296,12 +362,15 @@ def _check_known(what: str, asked: Sequence[str], known: Collection[str]) -> Non
 
 
 def _near(language: str, known: Collection[str]) -> str:
-    # Codes are short: one letter off is a ratio of 0.5.
+    # Language codes have two or three letters: with one wrong letter the similarity ratio is 0.5.
     found = difflib.get_close_matches(language, list(known), n=3, cutoff=0.5)
     return " (did you mean " + " or ".join(map(repr, found)) + "?)" if found else ""
 
 
-def _limited(name: str, language: str, tokens: int, windows: Mapping[str, int], sequence_length: int) -> int:
+def _limited_windows(
+    name: str, language: str, tokens: int, windows: Mapping[str, int], sequence_length: int
+) -> int:
+    """Windows of a language that is limited to ``tokens`` unique tokens."""
     _check_known(f"unique_tokens for mixture {name!r}", [language], list(windows))
     if tokens <= 0 or tokens % sequence_length:
         below = max(tokens // sequence_length, 1) * sequence_length

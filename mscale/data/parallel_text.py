@@ -1,4 +1,4 @@
-"""The same text in many languages, line by line, and the UTF-8 bytes that each language needs for it."""
+"""Parallel text: the same lines in many languages, and the UTF-8 bytes of each language for it."""
 
 import os
 from collections import Counter
@@ -9,10 +9,10 @@ from mscale.errors import MscaleError
 
 
 def parallel_text(path: str | os.PathLike) -> dict[str, list[str]]:
-    """Reads text that says the same in every language, line by line: ``{code: lines}``, sorted by code.
+    """Reads parallel text as ``{code: lines}``, sorted by code; line i has the same meaning in every language.
 
     Raises:
-      MscaleError: no such text there, a bad file, or languages with different numbers of lines.
+      MscaleError: there is no parallel text, a file is unreadable, or languages differ in their number of lines.
     """
     path = Path(path)
     for folder, pattern in (
@@ -33,18 +33,18 @@ def parallel_text(path: str | os.PathLike) -> dict[str, list[str]]:
         )
     text = {file.name.split(".")[0]: _lines(file) for file in files}
     counts = Counter(map(len, text.values()))
-    usual = counts.most_common(1)[0][0]
+    usual_count = counts.most_common(1)[0][0]
     if len(counts) > 1:
         odd = ", ".join(
             f"{file.name} ({len(text[file.name.split('.')[0]]):,})"
             for file in files
-            if len(text[file.name.split(".")[0]]) != usual
+            if len(text[file.name.split(".")[0]]) != usual_count
         )
         raise MscaleError(
-            f"{folder}: parallel text needs as many lines in each language; most have {usual:,}, but not {odd}; "
+            f"{folder}: parallel text needs as many lines in each language; most have {usual_count:,}, but not {odd}; "
             "copy these files again or take them out"
         )
-    if not usual:
+    if not usual_count:
         raise MscaleError(f"{folder}: the parallel files are empty; copy them again")
     return text
 
@@ -61,6 +61,9 @@ def _lines(file: Path) -> list[str]:
 
 
 def byte_premiums(path: str | os.PathLike) -> dict[str, float]:
-    """UTF-8 bytes of every language of parallel text, over those of its first."""
+    """Returns the UTF-8 bytes of each language of parallel text, divided by those of the first language.
+
+    Byte premium as in Arnett et al. 2024 (arXiv 2403.00686).
+    """
     sizes = {code: sum(len(line.encode()) for line in lines) for code, lines in parallel_text(path).items()}
     return {code: size / next(iter(sizes.values())) for code, size in sizes.items()}

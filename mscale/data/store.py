@@ -1,14 +1,14 @@
-"""The token store: what a training host reads.
+"""The token store: the files that a training host reads.
 
-    <store>/store.json                 written last: a store is whole or absent
-    <store>/<lang>/train.bin           token ids, documents each ended by EOS (uint16, or uint32 from V = 65,537 on)
-    <store>/<lang>/valid.bin           the held-out part, the same way
+    <store>/store.json                 written last, so that a store is complete or absent
+    <store>/<lang>/train.bin           token ids, EOS after each document (uint16, or uint32 from V = 65,537 on)
+    <store>/<lang>/valid.bin           the held-out part, in the same format
     <store>/<lang>/valid_index.npy     (documents, 3) int64: offset and tokens (EOS included) in valid.bin, UTF-8 bytes
     <store>/<lang>/unigram.npy         (2, ids seen) int64: token ids and their counts in train.bin
 
-Window i of S tokens is train.bin[i·S:(i+1)·S], so any sequence length can be cut from a store. The unigram
-counts have a file of their own, as 420 languages × 64,000 pieces in JSON would cost more to open than all
-the rest. A store may be remote (``gs://…``): its token files are then read by ranges (``mscale.remote``).
+Window i of S tokens is train.bin[i·S:(i+1)·S], so a store serves any sequence length. The unigram counts have a file
+of their own: in store.json, those of 420 languages × 64,000 pieces would take longer to parse than the rest. A store
+may be remote (``gs://…``); its token files are then read by byte ranges (``mscale.remote``).
 """
 
 import errno
@@ -25,45 +25,51 @@ import numpy as np
 from mscale.errors import MscaleError, nearest
 from mscale.remote import CACHE_BYTES, RemoteFiles, Url, location
 
-FORMAT = "mscale token store"
-VERSION = 1
+STORE_FORMAT = "mscale token store"
+STORE_VERSION = 1
 MANIFEST = "store.json"
-UNFINISHED = ".packing"  # a folder of this name beside store.json: packing has begun and not ended
-_VERIFY_BYTES = 8 << 20  # read at once of a remote file
-FILES = ("train.bin", "valid.bin", "valid_index.npy", "unigram.npy")
+PACKING_FOLDER = ".packing"  # subfolder of a store that exists while packing is unfinished
+_VERIFY_BYTES = 8 << 20  # bytes of a remote file per read
+LANGUAGE_FILES = ("train.bin", "valid.bin", "valid_index.npy", "unigram.npy")  # of each language
 
 
 @dataclass(frozen=True)
 class Store:
-    """An open store; token files are mapped at their first use. Make it with ``open_store``.
+    """An open store, from ``open_store``; token files are memory-mapped at their first use.
 
     Attributes:
       path: its folder or, of a remote store, its URL.
-      vocabulary: kind, size, fingerprint, eos_id and pad_id of what packed it.
+      vocabulary: kind, size, fingerprint, eos_id and pad_id of its vocabulary.
       languages: codes, sorted.
       dtype: of the token files.
-      identity: hash of store.json, which holds the checksums of all else: two stores with the same are the same.
+      entries: of each language, its entry in store.json.
+      identity: hash of store.json. Since store.json holds the checksums of all files, stores with equal identity
+        have equal content.
+      remote: reads the files of a remote store; None of a local one.
     """
 
     path: Path | Url
-    vocabulary: Mapping[str, Any]  # kind, size, fingerprint, eos_id, pad_id
+    vocabulary: Mapping[str, Any]
     languages: tuple[str, ...]
     dtype: np.dtype
-    entries: Mapping[str, Mapping[str, Any]] = field(repr=False)  # per language, as in store.json
+    entries: Mapping[str, Mapping[str, Any]] = field(repr=False)
     identity: str = ""
-    _remote: RemoteFiles | None = field(default=None, repr=False, compare=False)
+    remote: RemoteFiles | None = field(default=None, repr=False, compare=False)
     _mapped: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False, compare=False)
 
     def train(self, language: str) -> np.ndarray:
-        """Returns the train tokens of ``language``, (tokens,), mapped from the file and read-only.
+        """Returns the train tokens of ``language``, (tokens,), memory-mapped and read-only.
 
-        Of a remote store it is an array that reads where it is used (``mscale.remote.RemoteArray``).
+        Of a remote store it is an array that reads when it is used (``mscale.remote.RemoteArray``).
         """
         return self._tokens(language, "train.bin", self.train_tokens(language))
 
     def valid(self, language: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the held-out tokens and the (documents, 3) index of offset, tokens and bytes per
-        document."""
+        """Returns the held-out tokens, (tokens,), and the (documents, 3) index of offset, tokens and bytes.
+
+        Raises:
+          MscaleError: the index does not fit store.json.
+        """
         index = self._array(language, "valid_index.npy")
         tokens, size = self.valid_tokens(language), self.valid_bytes(language)
         good = index.ndim == 2 and index.shape[1] == 3 and index.dtype.kind == "i"
@@ -75,7 +81,11 @@ class Store:
         return self._tokens(language, "valid.bin", tokens), index
 
     def unigram(self, language: str) -> np.ndarray:
-        """Returns how often each token id occurs in the train part: (V,) int64, without smoothing."""
+        """Returns the count of each token id in the train part: (V,) int64, without smoothing.
+
+        Raises:
+          MscaleError: the counts do not fit store.json.
+        """
         found = self._array(language, "unigram.npy")
         vocabulary_size, tokens = self.vocabulary["size"], self.train_tokens(language)
         good = found.ndim == 2 and len(found) == 2 and found.dtype.kind == "i" and found[1].sum() == tokens
@@ -93,21 +103,21 @@ class Store:
         return np.log(counts / counts.sum())
 
     def fetch(self, languages: Sequence[str], windows: Sequence[int], sequence_length: int) -> None:
-        """Reads train windows of a remote store into its cache, many at once; of a local one does nothing.
+        """Reads train windows of a remote store into its cache concurrently; of a local one does nothing.
 
         Args:
           languages: the language of each window.
-          windows: their numbers.
+          windows: the number of each window.
           sequence_length: S.
 
         Raises:
-          MscaleError: a read failed for good.
+          MscaleError: a read failed after all retries.
         """
-        if self._remote is None:
+        if self.remote is None:
             return
         window_bytes = sequence_length * self.dtype.itemsize
         with _reading(self.path):
-            self._remote.fetch(
+            self.remote.fetch(
                 (
                     f"{language}/train.bin",
                     int(window) * window_bytes,
@@ -134,7 +144,7 @@ class Store:
         return self._entry(language)["valid"]["bytes"]
 
     def windows(self, language: str, sequence_length: int) -> int:
-        """Whole windows of ``sequence_length`` train tokens; U of the language is that times S."""
+        """Number of whole windows of ``sequence_length`` train tokens; U of the language is that times S."""
         return self.train_tokens(language) // sequence_length
 
     def _entry(self, language: str) -> Mapping[str, Any]:
@@ -159,11 +169,11 @@ class Store:
             path = self.path / language / name
             if not tokens:
                 mapped = np.empty(0, self.dtype)
-            elif self._remote is not None:
-                mapped = self._remote.tokens(f"{language}/{name}", self.dtype, tokens)
+            elif self.remote is not None:
+                mapped = self.remote.tokens(f"{language}/{name}", self.dtype, tokens)
             else:
                 with _reading(path):
-                    # A plain array over the mapping: np.memmap's own slicing costs more than the read.
+                    # A plain array over the mapping: slicing an np.memmap takes longer than reading a window.
                     mapped = np.asarray(np.memmap(path, self.dtype, mode="r", shape=(tokens,)))
             self._mapped[language, name] = mapped
         return mapped
@@ -172,38 +182,37 @@ class Store:
         self._entry(language)
         path = self.path / language / name
         with _reading(path):
-            if self._remote is not None:
-                return np.load(io.BytesIO(self._remote.read(f"{language}/{name}")), allow_pickle=False)
+            if self.remote is not None:
+                return np.load(io.BytesIO(self.remote.read(f"{language}/{name}")), allow_pickle=False)
             return np.load(path, allow_pickle=False)
 
 
 def open_store(path: str | Path, verify: bool = False, cache_bytes: int = CACHE_BYTES) -> Store:
-    """Opens the store in the folder ``path``: reads store.json and checks that files are there and of their
-    size.
+    """Opens the store in the folder ``path``: reads store.json and checks that all files exist in their size.
 
     Args:
       path: the folder, or a URL that fsspec opens.
-      verify: also read all files and compare checksums (as fast as the disk, at most about 1 GB/s).
-      cache_bytes: of a remote store, memory for what was read.
+      verify: also read all files and compare checksums (at the speed of the disk, at most about 1 GB/s).
+      cache_bytes: of a remote store, the size of the cache in memory.
 
     Raises:
-      MscaleError: no store there, packing not finished, a damaged or newer store.json, a file that is
-        missing, has another size or (with ``verify``) another checksum; all damaged files are named.
+      MscaleError: there is no store, packing is unfinished, store.json is damaged or of a newer version, or files
+        are missing or have another size or (with ``verify``) checksum; all damaged files are named.
     """
     path = location(path)
     manifest = path / MANIFEST
     remote = RemoteFiles(path, cache_bytes) if isinstance(path, Url) else None
     described, content = _manifest(path, remote)
-    if not isinstance(described, dict) or described.get("format") != FORMAT:
+    if not isinstance(described, dict) or described.get("format") != STORE_FORMAT:
         raise MscaleError(
-            f"{manifest}: field format is not {FORMAT!r}: this is no token store; choose another folder"
+            f"{manifest}: field format is not {STORE_FORMAT!r}: this is no token store; choose another folder"
         )
     version = described.get("version")
-    if version != VERSION:
-        newer = isinstance(version, int) and version > VERSION
+    if version != STORE_VERSION:
+        newer = isinstance(version, int) and version > STORE_VERSION
         remedy = "install a newer mscale" if newer else "pack the corpus again"
         raise MscaleError(
-            f"{manifest}: field version is {version}, this mscale reads version {VERSION}; {remedy}"
+            f"{manifest}: field version is {version}, this mscale reads version {STORE_VERSION}; {remedy}"
         )
     try:
         store = Store(
@@ -216,7 +225,7 @@ def open_store(path: str | Path, verify: bool = False, cache_bytes: int = CACHE_
             dtype=np.dtype(described["dtype"]).newbyteorder("<"),
             entries=described["languages"],
             identity=hashlib.blake2b(content, digest_size=16).hexdigest(),
-            _remote=remote,
+            remote=remote,
         )
         damaged = _damaged(store, verify)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -233,7 +242,7 @@ def open_store(path: str | Path, verify: bool = False, cache_bytes: int = CACHE_
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype:
-    """Returns the smallest of uint16 and uint32 (little-endian) that holds all ids."""
+    """Returns uint16 if it holds all ids, else uint32; both little-endian."""
     return np.dtype("<u2" if vocabulary_size <= 1 << 16 else "<u4")
 
 
@@ -270,9 +279,9 @@ def _damaged(store: Store, verify: bool) -> list[str]:
                     f"{store.path / MANIFEST}: languages.{language} has {tokens:,} {part} tokens of "
                     f"{store.dtype.itemsize} bytes in a file of {size:,}"
                 )
-    sizes = store._remote.sizes() if store._remote is not None else None
+    sizes = store.remote.sizes() if store.remote is not None else None
     for language in store.languages:
-        for name in FILES:
+        for name in LANGUAGE_FILES:
             expected = store.entries[language]["files"][name]
             path = store.path / language / name
             try:
@@ -291,11 +300,11 @@ def _damaged(store: Store, verify: bool) -> list[str]:
 
 
 def _checksum(store: Store, name: str, size: int) -> str:
-    if store._remote is None:
+    if store.remote is None:
         return checksum(store.path / name)
     digest = hashlib.blake2b(digest_size=16)
     for start in range(0, size, _VERIFY_BYTES):
-        digest.update(store._remote.range(name, start, min(start + _VERIFY_BYTES, size)))
+        digest.update(store.remote.range(name, start, min(start + _VERIFY_BYTES, size)))
     return digest.hexdigest()
 
 
@@ -304,7 +313,7 @@ def _absent(path: Path | Url) -> str:
         return f"{path}: no {MANIFEST} here; expected a token store, made by `mscale pack` and copied there"
     if not path.exists():
         return f"{path}: no such folder; expected a token store, made by `mscale pack`"
-    if (path / UNFINISHED).exists():
+    if (path / PACKING_FOLDER).exists():
         return (
             f"{path}: packing of this store has not finished; run the same `mscale pack` again, it continues"
         )
@@ -312,7 +321,7 @@ def _absent(path: Path | Url) -> str:
 
 
 class _reading:
-    """Turns what goes wrong when a file is read into a message that says what to do."""
+    """Converts errors of reading a file into a ``MscaleError`` with a remedy."""
 
     def __init__(self, path: Path | Url):
         self.path = path
@@ -331,8 +340,8 @@ class _reading:
             ) from None
 
 
-def shared_vocabulary(path: str | Path) -> dict[str, dict[str, float]]:
-    """Σ_v min(p_a(v), p_b(v)) of every two languages of a token store, of their unigram frequencies."""
+def unigram_overlap(path: str | Path) -> dict[str, dict[str, float]]:
+    """Returns Σ_v min(p_a(v), p_b(v)) of every two languages of a token store, with p their unigram frequencies."""
     store = open_store(path)
     counts = {name: store.unigram(name).astype(np.float32) for name in store.languages}
     shares = {name: count / count.sum() for name, count in counts.items() if count.sum() > 0}

@@ -1,8 +1,6 @@
-"""Vocabularies: text to token ids and back, exactly, each with a fingerprint that ties stores and runs to
-it.
+"""Vocabularies: text to token ids and back without loss, each with a fingerprint that stores and runs record.
 
-All vocabularies number their special ids as T5 does: 0 pads (and begins a sequence), 1 ends a document, 2
-is unknown.
+All vocabularies have T5's special ids: 0 is padding (and BOS), 1 is EOS, the end of a document, 2 is unknown.
 """
 
 import functools
@@ -20,14 +18,16 @@ from mscale.files import atomic_json, atomic_write, read_json
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 BYTE_OFFSET = 3
 _FILE, _MODEL_FILE = "vocabulary.json", "vocabulary.model"
-_SPACE_INSIDE = "\u2581"  # what SentencePiece writes for a space
+_SPACE_INSIDE = "\u2581"  # SentencePiece's internal character for a space
 _SPACE_INSIDE_UTF8 = _SPACE_INSIDE.encode()
-_PROBE = "  \ufb01\u2460 \u304b\u3099  "  # NFKC changes all of these, and the default trims the spaces
+_PROBE = (
+    "  \ufb01\u2460 \u304b\u3099  "  # changed by NFKC, and by SentencePiece's default stripping of spaces
+)
 _PROBE_INSIDE = _PROBE.replace(" ", _SPACE_INSIDE)
 
 
 class Vocabulary(Protocol):
-    """What packing, training and evaluation need of a vocabulary."""
+    """Interface of a vocabulary, as packing, training and evaluation use it."""
 
     @property
     def kind(self) -> str: ...
@@ -47,16 +47,16 @@ class Vocabulary(Protocol):
     def encode_batch(self, texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
         """All ids of ``texts`` in one flat array, without EOS, and the number of ids of each text (int64).
 
-        The array has the smallest type that holds all ids, uint16 or int32.
+        The array is uint16 if that holds all ids, else int32.
         """
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ``ids``; special ids are left out."""
+        """Text of ``ids``, without special ids."""
         ...
 
     def pieces(self) -> list[str | bytes | None]:
-        """What each id stands for: text, a single byte, or None for special ids."""
+        """The piece of each id: text, a single byte, or None for special ids."""
         ...
 
     def save(self, path: str | Path) -> Path:
@@ -66,7 +66,7 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True)
 class ByteVocabulary:
-    """UTF-8 bytes: byte b has id b + 3 (ByT5, Xue et al. 2022), so V = 259 and nothing is unknown."""
+    """UTF-8 bytes: byte b has id b + 3 (ByT5, Xue et al. 2022), so V = 259 and no text is unknown."""
 
     kind: str = "bytes"
     size: int = 256 + BYTE_OFFSET
@@ -106,13 +106,14 @@ class ByteVocabulary:
 class SentencePieceVocabulary:
     """A SentencePiece model (Kudo and Richardson 2018); the library is imported at the first use.
 
-    With the identity normalisation that ``mixtures.train_vocabulary`` sets, decoding gives back the exact
-    text. One character needs help: SentencePiece writes a space as U+2581 inside, so it would read that
-    character as a space; here it is encoded as its three bytes.
+    With the identity normalisation that ``mixtures.train_vocabulary`` sets, decoding returns the exact text. The
+    character U+2581 is a special case: SentencePiece uses it for a space, and would decode it as a space. Here it is
+    encoded as its three bytes.
 
     Attributes:
       model: the bytes of the ``.model`` file.
-      training: how it was trained and on what sample, where that is known (``vocabulary.json``).
+      kind: "sentencepiece".
+      training: options and sample that it was trained with, if known (from ``vocabulary.json``).
     """
 
     model: bytes = field(repr=False)
@@ -141,7 +142,7 @@ class SentencePieceVocabulary:
 
     @property
     def exact(self) -> bool:
-        """Whether the model gives back what it is given: byte fallback and identity normalisation."""
+        """Whether decoding returns the exact text: the model has byte fallback and identity normalisation."""
         processor = self._processor
         return bool(
             processor.is_byte(processor.piece_to_id("<0x00>"))
@@ -158,7 +159,7 @@ class SentencePieceVocabulary:
             raise
 
     def encode_batch(self, texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
-        # A call a text: one call for all would start a thread, which costs more than it saves.
+        # One call per text: a call for all texts would start threads, which takes longer.
         ids = list(map(self.encode, texts))
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         dtype = np.uint16 if self.size <= 1 << 16 else np.int32
@@ -206,12 +207,15 @@ def byte_vocabulary() -> ByteVocabulary:
 
 
 def load_vocabulary(path: str | Path) -> Vocabulary:
-    """Reads a vocabulary: ``bytes``, a folder or ``vocabulary.json`` that ``save`` wrote (a token store
-    holds one), or a SentencePiece ``.model``.
+    """Reads a vocabulary.
+
+    Args:
+      path: ``bytes``, a folder or ``vocabulary.json`` that ``save`` wrote (a token store has one), or a
+        SentencePiece ``.model``.
 
     Raises:
-      MscaleError: nothing there, a damaged file, a model whose special ids are not 0, 1, 2, or one that is
-        not what its vocabulary.json says.
+      MscaleError: there is no vocabulary, a file is damaged, the special ids of a model are not 0, 1, 2, or a
+        model has another fingerprint than its vocabulary.json.
     """
     if str(path) == "bytes":
         return byte_vocabulary()
@@ -250,12 +254,16 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
 
 
 def describe(vocabulary: Vocabulary) -> dict[str, Any]:
-    """Returns what a store records of its vocabulary: kind, size, fingerprint, eos_id, pad_id."""
+    """Returns the entry of a vocabulary in store.json: kind, size, fingerprint, eos_id, pad_id."""
     return {key: getattr(vocabulary, key) for key in ("kind", "size", "fingerprint", "eos_id", "pad_id")}
 
 
 def check_same(a: Any, b: Any, name_a: str, name_b: str) -> None:
-    """Raises an error naming both fingerprints if two vocabularies (or their descriptions) differ."""
+    """Checks that two vocabularies (or their entries in store.json) are the same.
+
+    Raises:
+      MscaleError: they differ; the message gives both fingerprints.
+    """
     one, other = (v["fingerprint"] if isinstance(v, Mapping) else v.fingerprint for v in (a, b))
     if one != other:
         raise MscaleError(
@@ -277,7 +285,7 @@ def _utf8(text: str | bytes) -> bytes:
         ) from None
 
 
-@functools.lru_cache(maxsize=8)  # asked for with every file that is packed
+@functools.lru_cache(maxsize=8)  # needed for every file that is packed
 def _digest(model: bytes) -> str:
     return hashlib.blake2b(model, digest_size=8).hexdigest()
 

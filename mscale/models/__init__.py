@@ -4,7 +4,7 @@ What other folders import from here:
 
 - `decoder`: parameters and forward pass.
 - `loss`: cross-entropy over large vocabularies.
-- `partitioning`: logical axes to mesh axes.
+- `partitioning`: sharding by logical axes.
 """
 
 __all__ = ["decoder", "loss", "partitioning"]

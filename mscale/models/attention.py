@@ -1,17 +1,18 @@
-"""Causal attention: rotary positions, a chunked form with its own backward pass, and the fused kernels of JAX."""
+"""Causal attention: rotary position embeddings, a chunked form with its own gradient, and JAX's fused kernels."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-ATTENTION_CHUNK = 64
+ATTENTION_CHUNK = 64  # queries
+ATTENTION_IMPLEMENTATIONS = ("auto", "einsum", "xla", "cudnn")
 
 
-ATTENTIONS = ("auto", "einsum", "xla", "cudnn")
+def rotary(x_BxSxHxK: jax.Array) -> jax.Array:
+    """Rotary position embedding of queries or keys (Su et al. 2021, arXiv 2104.09864; base 10,000).
 
-
-def rotary(x_BxSxHxK):
-    """Rotates the two halves of each head by position (Su et al. 2021, arXiv 2104.09864; base 10,000)."""
+    Element i of a head is rotated together with element i + K/2.
+    """
     S, K = x_BxSxHxK.shape[1], x_BxSxHxK.shape[-1]
     frequency = 10_000.0 ** (-np.arange(0, K, 2, dtype=np.float32) / K)
     angle_Sx1xK2 = np.arange(S, dtype=np.float32)[:, None, None] * frequency
@@ -20,15 +21,18 @@ def rotary(x_BxSxHxK):
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BxSxHxK.dtype)
 
 
-def _dot(equation, a, b):
+def _dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
-def _attend(q, k, v):
-    """Softmax attention of the last queries of a prefix: (B, H, Q, K) on (B, H, T, K), Q <= T."""
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Causal attention of the last Q ≤ T positions of a prefix: queries (B, H, Q, K), keys and values (B, H, T, K).
+
+    Returns the output, and what the backward pass needs: unnormalised weights and the inverse of their sums.
+    """
     Q, T = q.shape[2], k.shape[2]
     scores = _dot("BHSK,BHTK->BHST", q * q.shape[-1] ** -0.5, k)
-    # Masked before the maximum: a high score of a later key would otherwise underflow a whole row to 0/0.
+    # Mask before the maximum: otherwise a large score of a later key makes all weights of a row underflow, 0/0.
     scores = jnp.where(np.tri(Q, T, T - Q, dtype=bool), scores, -jnp.inf)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     inverse = 1 / weights.sum(-1, keepdims=True)
@@ -37,17 +41,19 @@ def _attend(q, k, v):
 
 
 @jax.custom_vjp
-def _attention(q, k, v):
+def _attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return _attend(q, k, v)[0].astype(v.dtype)
 
 
-def _attention_forward(q, k, v):
+def _attention_forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     out, saved = _attend(q, k, v)
     return out.astype(v.dtype), (q, k, v, out.astype(v.dtype), *saved)
 
 
-def _attention_backward(saved, d_out):
-    """By hand: the normalisation is moved to the (B, H, Q, K) side, which autodiff does on (B, H, Q, T)."""
+def _attention_backward(
+    saved: tuple[jax.Array, ...], d_out: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradient with the softmax normalisation applied to (B, H, Q, K) arrays; autodiff applies it to (B, H, Q, T)."""
     q, k, v, out, weights, inverse = saved
     d_out = (d_out * inverse).astype(v.dtype)
     d_weights = _dot("BHSK,BHTK->BHST", d_out, v)
@@ -58,10 +64,17 @@ def _attention_backward(saved, d_out):
     return d_q, d_k, _dot("BHST,BHSK->BHTK", weights, d_out).astype(v.dtype)
 
 
-def causal_attention(q, k, v, implementation: str = "auto"):
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str = "auto") -> jax.Array:
     """Causal softmax attention; arguments and result (B, S, H, K); scores and softmax in float32.
 
-    "einsum" runs over chunks of at least ``ATTENTION_CHUNK`` queries (at most eight), each on its own prefix.
+    Args:
+      q, k, v: queries, keys and values.
+      implementation: "xla" and "cudnn" are JAX's own. "einsum" splits the queries into at most eight chunks of at
+        least ``ATTENTION_CHUNK``, so that no chunk computes scores for keys after its last query. "auto" is cudnn
+        on a GPU in half precision, else einsum.
     """
     if implementation == "auto":
         implementation = "cudnn" if jax.default_backend() == "gpu" and q.dtype != jnp.float32 else "einsum"

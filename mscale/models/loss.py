@@ -1,75 +1,81 @@
-"""Cross entropy that never holds all logits: one block of positions after another.
+"""Cross-entropy computed over blocks of positions, so that the logits of all positions are never in memory at once.
 
-Training takes the gradients of a block together with its loss, so that its logits are computed once. Where all logits
-fit in ``ModelConfig.loss_block`` there is one block and no loop.
+In training the gradients of a block are computed together with its loss, so that its logits are computed once. If all
+logits fit in ``ModelConfig.loss_block`` there is one block and no loop.
 """
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mscale.models import decoder
 from mscale.models.decoder import ModelConfig, Params
-from mscale.models.partitioning import splits
+from mscale.models.partitioning import is_split
 
-BLOCK, GPU_BLOCK = 2**25, 2**27
-"""Logits held at once where nothing is said; on an H200 larger blocks than these gain less than a twentieth."""
+CPU_LOSS_BLOCK, GPU_LOSS_BLOCK = 2**25, 2**27
+"""Default of ``ModelConfig.loss_block``; on an H200 larger blocks are less than 5% faster."""
 
 
-def _block_logits(x_BxSxD, embedding_VxD, scale):
-    """float32 logits (B, S, V) of one block; two-dimensional for the reason given in ``model.linear``."""
+def _block_logits(x_BxSxD: jax.Array, embedding_VxD: jax.Array, scale: float) -> jax.Array:
+    """float32 logits (B, S, V) of one block, by a product of matrices for the reason given in ``decoder.linear``."""
     B, S, D = x_BxSxD.shape
     scaled = (x_BxSxD * jnp.asarray(scale, x_BxSxD.dtype)).reshape(B * S, D)
     logits = jnp.matmul(scaled, embedding_VxD.T, preferred_element_type=jnp.float32)
     return logits.reshape(B, S, -1)
 
 
-def _label_logits(logits_BxSxV, targets_BxS):
+def _label_logits(logits_BxSxV: jax.Array, targets_BxS: jax.Array) -> jax.Array:
+    """The logit of each target, (B, S)."""
     V = logits_BxSxV.shape[-1]
-    if not splits("vocab", V):
+    if not is_split("vocab", V):
         return jnp.take_along_axis(logits_BxSxV, targets_BxS[..., None], axis=-1)[..., 0]
-    # A sum that each device can take of its own entries; a look-up would bring all logits together.
+    # With the vocabulary sharded: each device sums over its own entries. A gather would all-gather the logits.
     hot = jnp.arange(V, dtype=targets_BxS.dtype) == targets_BxS[..., None]
     return jnp.sum(jnp.where(hot, logits_BxSxV, 0), axis=-1)
 
 
-def _split(x, blocks):
-    """(B, S, …) to (blocks, B, S/blocks, …), positions padded with zeros to a multiple."""
+def _split(x: jax.Array, blocks: int) -> jax.Array:
+    """(B, S, …) to (blocks, B, S/blocks, …), with positions zero-padded to a multiple of ``blocks``."""
     B, S = x.shape[:2]
     size = -(-S // blocks)
     x = jnp.pad(x, [(0, 0), (0, size * blocks - S)] + [(0, 0)] * (x.ndim - 2))
     return jnp.moveaxis(x.reshape(B, blocks, size, *x.shape[2:]), 1, 0)
 
 
-def _join(x, S):
+def _join(x: jax.Array, S: int) -> jax.Array:
     """Inverse of ``_split``."""
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :S]
 
 
-def _block_losses(x, embedding, targets, scale):
+def _block_losses(
+    x: jax.Array, embedding: jax.Array, targets: jax.Array, scale: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Logits, negative log-likelihood and log-normaliser of one block."""
     logits = _block_logits(x, embedding, scale)
     lse = jax.nn.logsumexp(logits, axis=-1)
     return logits, lse - _label_logits(logits, targets), lse
 
 
-def cross_entropy(x_BxSxD, embedding_VxD, targets_BxS, scale: float, blocks: int):
+def cross_entropy(
+    x_BxSxD: jax.Array, embedding_VxD: jax.Array, targets_BxS: jax.Array, scale: float, blocks: int
+) -> tuple[jax.Array, jax.Array]:
     """Negative log-likelihood and log-normaliser, both (B, S) float32 nats, of logits ``scale·x·Eᵀ``.
 
     Args:
       x_BxSxD: hidden states in the compute dtype.
       embedding_VxD: output embedding in the compute dtype.
       targets_BxS: int32 labels.
-      scale: constant that logits are multiplied by.
-      blocks: number of blocks that positions are split into; logits of B·S/blocks tokens exist at once.
+      scale: factor of the logits.
+      blocks: number of blocks that positions are split into; logits of B·S/blocks tokens are in memory at once.
     """
     if blocks == 1:
         return _block_losses(x_BxSxD, embedding_VxD, targets_BxS, scale)[1:]
 
-    def block(_, inputs):
+    def block(_: None, inputs: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
         return None, _block_losses(inputs[0], embedding_VxD, inputs[1], scale)[1:]
 
     _, (nll, lse) = jax.lax.scan(block, None, (_split(x_BxSxD, blocks), _split(targets_BxS, blocks)))
@@ -77,27 +83,36 @@ def cross_entropy(x_BxSxD, embedding_VxD, targets_BxS, scale: float, blocks: int
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def mean_cross_entropy(x_BxSxD, embedding_VxD, targets_BxS, scale: float, blocks: int, z_loss: float):
+def mean_cross_entropy(
+    x_BxSxD: jax.Array,
+    embedding_VxD: jax.Array,
+    targets_BxS: jax.Array,
+    scale: float,
+    blocks: int,
+    z_loss: float,
+) -> tuple[jax.Array, jax.Array]:
     """Mean over tokens of the loss with and without z-loss; only the first has a gradient.
 
-    Arguments as of ``cross_entropy``, and the weight of the squared log-normaliser. The gradient of the embedding
-    is summed in float32.
+    Arguments as for ``cross_entropy``; ``z_loss`` is the weight of the squared log-normaliser. The gradient of the
+    embedding is summed over blocks in float32.
     """
     nll_BxS, lse_BxS = cross_entropy(x_BxSxD, embedding_VxD, targets_BxS, scale, blocks)
     return _means(nll_BxS, lse_BxS, z_loss)
 
 
-def _means(nll, lse, z_loss):
+def _means(nll: jax.Array, lse: jax.Array, z_loss: float) -> tuple[jax.Array, jax.Array]:
     nats = jnp.mean(nll)
     return (nats + z_loss * jnp.mean(jnp.square(lse)) if z_loss else nats), nats
 
 
-def _forward(x, embedding, targets, scale, blocks, z_loss):
-    """Takes the gradients of the sum over tokens at once, while each block's logits are there."""
+def _forward(
+    x: jax.Array, embedding: jax.Array, targets: jax.Array, scale: float, blocks: int, z_loss: float
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Computes the gradients of the sum over tokens together with the loss, while a block's logits are in memory."""
     V, D = embedding.shape
 
-    def block(total_DxV, inputs):
-        x, targets = inputs  # where padded, x is zero, and so is what it adds to the gradient
+    def block(total_DxV: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
+        x, targets = inputs  # padded positions have x = 0, so they add nothing to the embedding's gradient
         logits, nll, lse = _block_losses(x, embedding, targets, scale)
         hot = jnp.arange(V, dtype=targets.dtype) == targets[..., None]
         p = jnp.exp(logits - lse[..., None])
@@ -117,10 +132,12 @@ def _forward(x, embedding, targets, scale, blocks, z_loss):
     return _means(nll, lse, z_loss), (d_x, d_embedding_DxV)
 
 
-def _backward(scale, blocks, z_loss, saved, cotangents):
+def _backward(
+    scale: float, blocks: int, z_loss: float, saved: tuple[jax.Array, jax.Array], cotangents: Any
+) -> tuple[jax.Array, jax.Array, None]:
     d_x, d_embedding_DxV = saved
     factor = cotangents[0] / (d_x.shape[0] * d_x.shape[1])
-    # Turned round after the product: the compiler would do so before it, at half the speed on a CPU.
+    # Transpose after the product: XLA would move the transpose before it, which halves the speed on a CPU.
     d_embedding = jax.lax.optimization_barrier(d_embedding_DxV).T
     return (factor * d_x).astype(d_x.dtype), (factor * d_embedding).astype(d_x.dtype), None
 
@@ -129,35 +146,49 @@ mean_cross_entropy.defvjp(_forward, _backward)
 
 
 def block_count(config: ModelConfig, batch_size: int, sequence_length: int) -> int:
-    """Blocks such that at most ``config.loss_block`` logits, or those of one position, exist at once."""
-    most = config.loss_block or (GPU_BLOCK if jax.default_backend() == "gpu" else BLOCK)
+    """Number of blocks such that at most ``config.loss_block`` logits, or those of one position, are in memory."""
+    most = config.loss_block or (GPU_LOSS_BLOCK if jax.default_backend() == "gpu" else CPU_LOSS_BLOCK)
     size = max(1, most // (batch_size * config.vocab_size))
     return math.ceil(sequence_length / min(size, sequence_length))
 
 
-def _output(config: ModelConfig, params: Params, inputs_BxS, targets_BxS, dropout_key):
-    """What the losses are of: hidden states, embedding, targets, scale, blocks."""
+def _cross_entropy_arguments(
+    config: ModelConfig,
+    params: Params,
+    inputs_BxS: jax.Array,
+    targets_BxS: jax.Array,
+    dropout_key: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array, float, int]:
+    """Arguments of ``cross_entropy``: hidden states, embedding, targets, scale, blocks."""
     x_BxSxD = decoder.apply(config, params, inputs_BxS, dropout_key)
     embedding_VxD = params["embedding"].astype(config.dtype)
     return x_BxSxD, embedding_VxD, targets_BxS, config.logit_scale, block_count(config, *targets_BxS.shape)
 
 
-def token_losses(config: ModelConfig, params: Params, inputs_BxS, targets_BxS) -> jax.Array:
+def token_losses(
+    config: ModelConfig, params: Params, inputs_BxS: jax.Array, targets_BxS: jax.Array
+) -> jax.Array:
     """Loss of every token, (B, S) float32 nats, without dropout and z-loss."""
-    return cross_entropy(*_output(config, params, inputs_BxS, targets_BxS, None))[0]
+    return cross_entropy(*_cross_entropy_arguments(config, params, inputs_BxS, targets_BxS, None))[0]
 
 
-def objective(config: ModelConfig, params: Params, inputs_BxS, targets_BxS, dropout_key=None):
-    """What training minimises, a scalar, and the mean loss in nats that is reported, which has no gradient.
+def training_objective(
+    config: ModelConfig,
+    params: Params,
+    inputs_BxS: jax.Array,
+    targets_BxS: jax.Array,
+    dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """The scalar that training minimises, and the mean loss in nats per token, which has no gradient.
 
     They differ by the z-loss, ``config.z_loss`` times the mean squared log-normaliser (Chowdhery et al. 2022,
     arXiv 2204.02311, section 5).
     """
-    output = _output(config, params, inputs_BxS, targets_BxS, dropout_key)
-    total, nats = mean_cross_entropy(*output, config.z_loss)
+    arguments = _cross_entropy_arguments(config, params, inputs_BxS, targets_BxS, dropout_key)
+    total, nats = mean_cross_entropy(*arguments, config.z_loss)
     return total, jax.lax.stop_gradient(nats)
 
 
 def shift_right(targets_BxS: jax.Array) -> jax.Array:
-    """The model's input for these targets: BOS (id 0, as T5's padding), then all but the last of them."""
+    """The model's inputs for these targets: BOS (id 0, the padding id as in T5), then all targets but the last."""
     return jnp.pad(targets_BxS[:, :-1], ((0, 0), (1, 0)))

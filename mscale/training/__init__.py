@@ -1,17 +1,17 @@
-"""What one run does: settings, step, optimizer, evaluation, checkpoints, records.
+"""Training of one run: settings, step, optimizer, evaluation, checkpoints, records.
 
 What other folders import from here:
 
-- `settings`: what a run is asked to be.
+- `settings`: settings of a run, and their checks.
 - `step`: the compiled train step.
 - `optimizer`: AdamW and the warmup-stable-decay (WSD) schedule.
 - `evaluation`: held-out losses.
-- `checkpoints`: saving, verifying, restoring.
-- `metrics`: from the device to records.
-- `recorder`: what a run leaves in its folder.
+- `checkpoints`: saves, verifies and restores states.
+- `metrics`: fetches losses from the device and records them.
+- `recorder`: writes the records of a run.
 - `tracking`: TensorBoard and W&B.
-- `distributed`: several processes.
-- `runtime`: compile cache and allocator.
+- `distributed`: several processes that train one model.
+- `runtime`: compile cache and memory allocator.
 """
 
 __all__ = [

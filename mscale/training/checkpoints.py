@@ -1,12 +1,12 @@
-"""Checkpoints: orbax inside a folder that appears whole, with checksums that are verified before a restore.
+"""Checkpoints: orbax files in a folder that is written atomically, with checksums that are verified before a restore.
 
     <workdir>/checkpoints/step_300/state/         orbax's files, a flat dictionary of arrays
                                    meta.json      step, tokens, vocabulary, model: what a restore must match
                                    manifest.json  size and CRC-32 of every file above
 
-Orbax restores a flipped bit without complaint, so a manifest is written last and checked first. A folder is
-written as ``.step_300.saving`` and renamed when complete: killed at any moment, a checkpoint is whole or
-absent. Damaged ones are set aside as ``step_300.damaged``, never deleted.
+Orbax restores a file with a flipped bit without an error, so the manifest is written last and verified first. A
+folder is written as ``.step_300.saving`` and renamed when complete, so a checkpoint is complete or absent even if the
+process is killed. Damaged checkpoints are renamed to ``step_300.damaged``, never deleted.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import shutil
 import sys
 import threading
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +32,22 @@ from mscale.remote import local_folder
 from mscale.training import distributed
 
 ASYNCHRONOUS_BYTES = 64 * 2**20
-"""From this state size on, writing happens behind the training; for less, a thread is not worth it."""
+"""States of at least this size are written in a thread while training continues; smaller ones at once."""
 
 _STEP = re.compile(r"^step_(\d+)$")
 
 
 class DamagedCheckpoint(MscaleError):
-    """A checkpoint whose files are not what was saved."""
+    """A checkpoint whose files are missing, unreadable or differ from what was saved."""
 
 
-def path_of(folder: str | os.PathLike, step: int) -> Path:
-    """Returns where the checkpoint of ``step`` lies in a run's checkpoint folder."""
+def checkpoint_path(folder: str | os.PathLike, step: int) -> Path:
+    """Returns the path of the checkpoint of ``step`` in a run's checkpoint folder."""
     return Path(folder) / f"step_{step}"
 
 
-def steps(folder: str | os.PathLike) -> list[int]:
-    """Returns the steps that have a complete checkpoint in ``folder``, ascending; none if it is absent."""
+def saved_steps(folder: str | os.PathLike) -> list[int]:
+    """Returns the steps with a complete checkpoint in ``folder``, ascending; empty if the folder is absent."""
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -55,8 +55,8 @@ def steps(folder: str | os.PathLike) -> list[int]:
     return sorted(int(match[1]) for match in map(_STEP.match, names) if match)
 
 
-def flatten(tree: Any) -> dict[str, Any]:
-    """Returns a pytree's leaves by dotted path, the form that a checkpoint stores."""
+def flatten_by_path(tree: Any) -> dict[str, Any]:
+    """Returns a pytree's leaves by dotted path, such as "params.embedding": the names in a checkpoint."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
@@ -65,7 +65,7 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def _checksums(path: Path) -> dict[str, dict[str, int]]:
-    """Returns size and CRC-32 of every file under ``path`` but the manifest, by relative name."""
+    """Returns size and CRC-32 of every file under ``path`` except the manifest, by relative path."""
     found = {}
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
@@ -79,10 +79,10 @@ def _checksums(path: Path) -> dict[str, dict[str, int]]:
 
 
 def verify(path: str | os.PathLike) -> dict[str, Any]:
-    """Checks a checkpoint's files against its manifest and returns its meta data; of several hosts, one checks.
+    """Checks a checkpoint's files against its manifest and returns its metadata; only host 0 reads the files.
 
     Raises:
-      DamagedCheckpoint: naming the first file that is missing, cut short or changed.
+      DamagedCheckpoint: a file is missing, truncated or changed; the message names the first one.
     """
     path = Path(path).absolute()
     try:
@@ -121,20 +121,20 @@ def restore(path: str | os.PathLike, template: Any, *, shardings: Any = None) ->
     """Restores the arrays of ``template`` from a verified checkpoint.
 
     Args:
-      path: a checkpoint folder, as from ``path_of``.
-      template: pytree of arrays or ShapeDtypeStructs; may be a part of what was saved (e.g. parameters only).
-      shardings: pytree of the same structure, of the shardings to restore to; numpy arrays if None.
+      path: a checkpoint folder, as from ``checkpoint_path``.
+      template: pytree of arrays or ShapeDtypeStructs; may be a part of the saved state (e.g. parameters only).
+      shardings: pytree of the same structure with the shardings to restore to; None restores numpy arrays.
 
     Raises:
       DamagedCheckpoint: orbax cannot read it.
-      MscaleError: an array is missing or of another shape or type.
+      MscaleError: an array is missing, or has another shape or type.
     """
-    path = Path(path).absolute()  # orbax finds no metadata under a relative path
-    wanted = flatten(template)
-    placed = flatten(shardings) if shardings is not None else {}
+    path = Path(path).absolute()  # orbax's metadata() returns None for a relative path
+    wanted = flatten_by_path(template)
+    sharding_of = flatten_by_path(shardings) if shardings is not None else {}
     arguments = {
-        name: ocp.ArrayRestoreArgs(sharding=placed[name], global_shape=leaf.shape, dtype=leaf.dtype)
-        if placed
+        name: ocp.ArrayRestoreArgs(sharding=sharding_of[name], global_shape=leaf.shape, dtype=leaf.dtype)
+        if sharding_of
         else ocp.RestoreArgs(restore_type=np.ndarray)
         for name, leaf in wanted.items()
     }
@@ -165,22 +165,29 @@ def restore(path: str | os.PathLike, template: Any, *, shardings: Any = None) ->
 
 
 def restore_latest(
-    folder: str | os.PathLike, template: Any, *, shardings: Any = None, check=None
+    folder: str | os.PathLike,
+    template: Any,
+    *,
+    shardings: Any = None,
+    check: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> tuple[Any, dict[str, Any]] | None:
-    """Restores a run's latest sound checkpoint; damaged ones are named on stderr and set aside.
+    """Restores a run's latest undamaged checkpoint; damaged ones are named on stderr and renamed.
 
     Args:
       folder: the run's checkpoint folder.
       template, shardings: as for ``restore``.
-      check: called with the path and the meta data before anything is read; raises if they do not fit.
+      check: called with path and metadata before the arrays are read; it raises if they do not fit the run.
 
     Returns:
-      (state, meta), or None where there is no sound checkpoint.
+      (state, metadata), or None if there is no undamaged checkpoint.
+
+    Raises:
+      MscaleError: as ``check`` and ``restore``; with several hosts, which cannot retry alone, also for damage.
     """
-    chosen = distributed.choose(_latest_sound(folder) if jax.process_index() == 0 else 0)
-    if chosen < 0:
+    latest = distributed.broadcast_from_first(_latest_undamaged(folder) if jax.process_index() == 0 else 0)
+    if latest < 0:
         return None
-    path = path_of(folder, chosen)
+    path = checkpoint_path(folder, latest)
     try:
         meta = _meta(path)
         if check is not None:
@@ -189,22 +196,22 @@ def restore_latest(
     except DamagedCheckpoint as error:
         if jax.process_count() > 1:
             raise
-        _skip(path, error)
+        _set_aside_with_warning(path, error)
     return restore_latest(folder, template, shardings=shardings, check=check)
 
 
-def _latest_sound(folder: str | os.PathLike) -> int:
-    """The step of the latest checkpoint that is what was saved, -1 if there is none; others are set aside."""
-    for step in reversed(steps(folder)):
+def _latest_undamaged(folder: str | os.PathLike) -> int:
+    """Step of the latest undamaged checkpoint, -1 if there is none; damaged ones after it are set aside."""
+    for step in reversed(saved_steps(folder)):
         try:
-            verify(path_of(folder, step))
+            verify(checkpoint_path(folder, step))
             return step
         except DamagedCheckpoint as error:
-            _skip(path_of(folder, step), error)
+            _set_aside_with_warning(checkpoint_path(folder, step), error)
     return -1
 
 
-def _skip(path: Path, error: DamagedCheckpoint) -> None:
+def _set_aside_with_warning(path: Path, error: DamagedCheckpoint) -> None:
     aside = set_aside(path)
     print(f"warning: {error}; set aside as {aside.name}, using the one before", file=sys.stderr)
 
@@ -222,34 +229,34 @@ def set_aside(path: Path) -> Path:
 # ---------------------------------------------------------------------------------------------------- save
 
 
-class Saver:
-    """Writes a run's checkpoints, large ones behind the training, and removes those no longer needed."""
+class CheckpointWriter:
+    """Writes a run's checkpoints, large ones in a thread, and removes old ones."""
 
-    def __init__(self, folder: str | os.PathLike, *, kept: Collection[int] = (), recent: int = 2):
-        """Saves into ``folder``; the steps ``kept`` and the ``recent`` latest ones are never removed."""
+    def __init__(self, folder: str | os.PathLike, *, keep_steps: Collection[int] = (), keep_latest: int = 2):
+        """Writes into ``folder``; the checkpoints of ``keep_steps`` and the ``keep_latest`` newest are not removed."""
         self.folder = Path(folder).absolute()
-        self.kept = frozenset(kept)
-        self.recent = recent
+        self.keep_steps = frozenset(keep_steps)
+        self.keep_latest = keep_latest
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
-                for left in self.folder.glob(".step_*.saving"):
-                    shutil.rmtree(left)
+                for unfinished in self.folder.glob(".step_*.saving"):
+                    shutil.rmtree(unfinished)
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
-        """Saves ``state`` (a pytree of arrays) as of ``step``; a checkpoint already there stays.
+        """Saves ``state`` (a pytree of arrays) as of ``step``; an existing checkpoint of the step is left as it is.
 
         Raises:
-          MscaleError: this or the previous save could not be written.
+          MscaleError: this or the previous checkpoint could not be written.
         """
         self.wait()
-        if path_of(self.folder, step).exists():
+        if checkpoint_path(self.folder, step).exists():
             return
-        arrays = flatten(state)
+        arrays = flatten_by_path(state)
         size = sum(array.nbytes for array in arrays.values())
-        if jax.process_count() > 1:  # orbax gathers every host's shards itself, at a barrier
+        if jax.process_count() > 1:  # orbax writes every host's shards, with barriers
             self._write(step, arrays, meta)
             return
         arrays = jax.device_get(arrays)
@@ -262,7 +269,7 @@ class Saver:
             self._thread.start()
 
     def wait(self) -> None:
-        """Waits for the save under way and raises what went wrong in it."""
+        """Waits until the current save has finished and raises its error, if any."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -273,11 +280,11 @@ class Saver:
     def _write_catching(self, step: int, arrays: dict[str, Any], meta: Mapping[str, Any]) -> None:
         try:
             self._write(step, arrays, meta)
-        except BaseException as error:  # handed to the training thread by wait()
+        except BaseException as error:  # raised again in the training thread by wait()
             self._error = error
 
     def _write(self, step: int, arrays: dict[str, Any], meta: Mapping[str, Any]) -> None:
-        final = path_of(self.folder, step)
+        final = checkpoint_path(self.folder, step)
         saving = self.folder / f".step_{step}.saving"
         try:
             with writing(final):
@@ -289,7 +296,7 @@ class Saver:
                     self._remove_old()
         except MscaleError:
             raise
-        except Exception as error:  # orbax and tensorstore report a full disk as several kinds
+        except Exception as error:  # orbax and tensorstore report a full disk by various types
             raise MscaleError(
                 f"cannot write the checkpoint {final}: {str(error).splitlines()[0]}; "
                 "check that the disk has room and is writable, then run again"
@@ -300,40 +307,40 @@ class Saver:
                     shutil.rmtree(saving)
 
     def _remove_old(self) -> None:
-        removable = [step for step in steps(self.folder) if step not in self.kept]
-        for step in removable[: max(len(removable) - self.recent, 0)]:
-            shutil.rmtree(path_of(self.folder, step), ignore_errors=True)
+        removable = [step for step in saved_steps(self.folder) if step not in self.keep_steps]
+        for step in removable[: max(len(removable) - self.keep_latest, 0)]:
+            shutil.rmtree(checkpoint_path(self.folder, step), ignore_errors=True)
 
 
 def parse_reference(text: str) -> tuple[Path, int | None]:
-    """Splits ``<workdir>@<step>`` or ``<workdir>/<step>``; without a step the latest one is meant (None)."""
+    """Splits ``<workdir>@<step>`` or ``<workdir>/<step>`` into (workdir, step); None if no step is given."""
     match = re.fullmatch(r"(.+)[@/](\d+)/?", text)
     if match and not (Path(text) / "checkpoints").is_dir():
         return Path(match[1]), int(match[2])
     return Path(text), None
 
 
-def locate(text: str | os.PathLike, what: str, step: int | None = None) -> Path:
-    """Finds another run's checkpoint by ``<workdir>``, ``<workdir>@<step>`` or ``<workdir>/<step>``.
+def locate_checkpoint(reference: str | os.PathLike, setting: str, step: int | None = None) -> Path:
+    """Finds another run's checkpoint.
 
     Args:
-      text: the reference.
-      what: the setting it came from, for the error.
-      step: the step it must be, if the reference names none.
+      reference: ``<workdir>``, ``<workdir>@<step>`` or ``<workdir>/<step>``.
+      setting: name of the setting that holds it, for the error.
+      step: the step to take if the reference has none; None for the latest one.
 
     Raises:
-      MscaleError: the run or its checkpoint at that step is missing, naming the steps that are there.
+      MscaleError: the run has no checkpoint, or none at that step; the message lists those it has.
     """
-    reference, named = parse_reference(str(text))
-    workdir = local_folder(reference, what)
-    step = named if named is not None else step
-    there: Sequence[int] = steps(workdir / "checkpoints")
-    if not there:
-        raise MscaleError(f"{what}: {workdir} holds no checkpoint; run it first, or correct the path")
+    folder, step_of_reference = parse_reference(str(reference))
+    workdir = local_folder(folder, setting)
+    step = step_of_reference if step_of_reference is not None else step
+    available: Sequence[int] = saved_steps(workdir / "checkpoints")
+    if not available:
+        raise MscaleError(f"{setting}: {workdir} holds no checkpoint; run it first, or correct the path")
     if step is None:
-        step = there[-1]
-    if step not in there:
+        step = available[-1]
+    if step not in available:
         raise MscaleError(
-            f"{what}: {workdir} has no checkpoint at step {step}; it has {', '.join(map(str, there))}"
+            f"{setting}: {workdir} has no checkpoint at step {step}; it has {', '.join(map(str, available))}"
         )
-    return path_of(workdir / "checkpoints", step)
+    return checkpoint_path(workdir / "checkpoints", step)

@@ -1,9 +1,10 @@
-"""Several processes that train one model: joining, agreeing when to stop, and ending together.
+"""Several processes that train one model: connecting them, stopping all at the same step, exiting on errors.
 
-Every process runs the same command. Which they are is told by gin (``hosts.coordinator``, …), by the environment
-(``MSCALE_COORDINATOR=host:port``, ``MSCALE_PROCESSES``, ``MSCALE_PROCESS_ID``), or, with the coordinator
-``"auto"``, by the cluster (Slurm, Open MPI, TPU), as ``jax.distributed`` reads it. When one process dies, the
-collectives of the others fail or their heartbeats go unanswered, and they exit with an error too.
+Every process runs the same command. Its number and the coordinator's address come from gin
+(``hosts.coordinator``, …), from the environment (``MSCALE_COORDINATOR=host:port``, ``MSCALE_PROCESSES``,
+``MSCALE_PROCESS_ID``), or, with the coordinator ``"auto"``, from the cluster (Slurm, Open MPI, TPU), as
+``jax.distributed`` detects it. When one process dies, the collectives of the others fail or their heartbeats time
+out, and they exit with an error too.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -20,26 +21,27 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mscale.errors import MscaleError
 
-HEARTBEAT_SECONDS = 60
-"""A process that has not been heard of for so long is dead."""
+_HEARTBEAT_TIMEOUT_SECONDS = 60  # a process without a heartbeat for so long counts as dead
 
 
-def join(coordinator: str | None = None, processes: int | None = None, process_id: int | None = None) -> None:
-    """Joins the other processes; alone, and where that was done already, nothing happens.
+def initialize(
+    coordinator: str | None = None, processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Initialises ``jax.distributed``; without a coordinator, or where that was done already, does nothing.
 
     Args:
-      coordinator: "host:port" of process 0, "auto" where the cluster tells, or None for the environment's.
-      processes: how many there are.
-      process_id: which this one is, from 0.
+      coordinator: "host:port" of process 0, "auto" for the cluster's, or None for MSCALE_COORDINATOR.
+      processes: number of processes; None for MSCALE_PROCESSES.
+      process_id: number of this process, from 0; None for MSCALE_PROCESS_ID.
 
     Raises:
-      MscaleError: the three are not all given or make no sense, or the others cannot be reached.
+      MscaleError: a value is missing or invalid, or the other processes cannot be reached.
     """
     coordinator = coordinator or os.environ.get("MSCALE_COORDINATOR")
     if not coordinator or jax.distributed.is_initialized():
         return
-    processes = _count("MSCALE_PROCESSES", processes)
-    process_id = _count("MSCALE_PROCESS_ID", process_id)
+    processes = _or_from_environment("MSCALE_PROCESSES", processes)
+    process_id = _or_from_environment("MSCALE_PROCESS_ID", process_id)
     auto = coordinator == "auto"
     if not auto:
         if processes is None or process_id is None:
@@ -54,15 +56,15 @@ def join(coordinator: str | None = None, processes: int | None = None, process_i
         if not coordinator.rpartition(":")[2].isdecimal():
             raise MscaleError(f"hosts.coordinator is {coordinator!r}: expected host:port, or 'auto'")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # mscale stops at SIGTERM itself (``Agreement``); jax would take the signal from it.
+    # mscale handles SIGTERM itself (``GlobalStopSignal``); JAX's preemption service would replace that handler.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             None if auto else coordinator,
             processes,
             process_id,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
+            shutdown_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
         raise MscaleError(
@@ -71,46 +73,50 @@ def join(coordinator: str | None = None, processes: int | None = None, process_i
         ) from error
 
 
-def _count(variable: str, given: int | None) -> int | None:
+def _or_from_environment(variable: str, value: int | None) -> int | None:
     text = os.environ.get(variable)
-    if given is not None or not text:
-        return given
+    if value is not None or not text:
+        return value
     if not text.isdecimal():
         raise MscaleError(f"{variable} is {text!r} in the environment: expected a whole number")
     return int(text)
 
 
 @functools.cache
-def _any(mesh: Mesh):
+def _jitted_max(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """Maximum over an array that is split over all devices; the result is on every device."""
     return jax.jit(lambda flags: flags.max(), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
-class Agreement:
-    """All hosts learn at the same step that one of them was told to stop.
+class GlobalStopSignal:
+    """All-reduce of the hosts' stop flags, so that a signal to one host stops all of them at the same step.
 
-    Each dispatch of training steps carries the hosts' flags along; what came of it is read when that dispatch is
-    waited for anyway, so agreeing never makes the devices wait.
+    A reduction is started with every dispatch of training steps, and its result is read when the host waits for
+    that dispatch anyway. The devices therefore never wait for it.
     """
 
     def __init__(self, mesh: Mesh | None, stop: threading.Event):
+        """``stop`` is this host's flag; with one process no reduction is needed and ``mesh`` is not used."""
         self.mesh = mesh if jax.process_count() > 1 else None
         self.stop = stop
 
-    def ask(self) -> jax.Array | None:
-        """Sends this host's flag; every host calls it once per dispatch."""
+    def start_reduction(self) -> jax.Array | None:
+        """Starts the all-reduce of the flags; every host calls it once per dispatch. None with one process."""
         if self.mesh is None:
             return None
         sharding = NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
         flag = np.full(self.mesh.size, self.stop.is_set(), np.int32)
-        return _any(self.mesh)(jax.make_array_from_callback(flag.shape, sharding, lambda index: flag[index]))
+        return _jitted_max(self.mesh)(
+            jax.make_array_from_callback(flag.shape, sharding, lambda index: flag[index])
+        )
 
-    def reached(self, asked: jax.Array | None) -> bool:
-        """Whether any host was told to stop when ``asked`` was sent; alone, whether this one is now."""
-        return self.stop.is_set() if asked is None else bool(asked.addressable_data(0))
+    def is_set(self, reduction: jax.Array | None) -> bool:
+        """Whether any host's flag was set when ``reduction`` started; with one process, whether it is set now."""
+        return self.stop.is_set() if reduction is None else bool(reduction.addressable_data(0))
 
 
-def choose(value: int) -> int:
-    """Returns process 0's ``value`` on every process."""
+def broadcast_from_first(value: int) -> int:
+    """Returns the ``value`` of process 0 on every process."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils
@@ -119,8 +125,11 @@ def choose(value: int) -> int:
 
 
 @contextlib.contextmanager
-def ending_together() -> Iterator[None]:
-    """Ends the process at once at an error, where there are others: else it would wait for them to end."""
+def exit_at_once_on_error() -> Iterator[None]:
+    """Exits the process immediately on an error if there are several processes.
+
+    A normal exit would run JAX's shutdown, which waits for the other processes.
+    """
     try:
         yield
     except BaseException as error:

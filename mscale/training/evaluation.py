@@ -1,8 +1,8 @@
 """Evaluation of every language in one compiled program, on fixed held-out whole documents.
 
-Documents of a language are joined (each with its EOS), cut into windows of S tokens and padded at the end;
-the model sees a window as in training, after a BOS. The device returns one sum of nats a window; all else
-is exact counting on the host. EOS counts as a token, not as a byte; bytes are those of the documents' text.
+Documents of a language are concatenated (each with its EOS), cut into windows of S tokens and padded at the end.
+The model sees a window as in training, after a BOS. The device returns the sum of nats of each window; counting is
+exact, on the host. EOS counts as a token, not as a byte; bytes are those of the documents' text.
 """
 
 import functools
@@ -15,20 +15,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mscale.data.store import Store
 from mscale.errors import MscaleError
 from mscale.models import loss
-from mscale.models.decoder import ModelConfig
+from mscale.models.decoder import ModelConfig, Params
 from mscale.models.loss import shift_right
 from mscale.models.partitioning import constrain
 
 
 @dataclass(frozen=True)
-class Language:
-    """One language's share of the evaluation.
+class LanguageWindows:
+    """The windows of one language.
 
     Attributes:
-      first, last: its windows are ``first`` to ``last - 1`` of the evaluation's.
-      tokens: predicted tokens, EOS included; bytes: UTF-8 bytes of their text.
+      name: its code.
+      first, last: its windows are numbers ``first`` to ``last - 1`` of the evaluation.
+      tokens: predicted tokens, EOS included.
+      bytes: UTF-8 bytes of their text.
       unigram: nats per token of the unigram model of the train part with add-one smoothing.
     """
 
@@ -42,46 +45,57 @@ class Language:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Windows of all languages, on the device, in groups of the batch size.
+    """Evaluation windows of all languages, on the device, in batches.
 
     Attributes:
-      groups: per group, int32 targets (B, S) and int32 lengths (B,): tokens before the padding.
-      lengths: tokens of every window, on the host, without the windows that fill the last group.
+      languages: which windows belong to which language.
+      batches: of each batch, int32 targets (B, S) and int32 lengths (B,), the tokens before the padding.
+      lengths: tokens of every window, on the host, (windows,), without the empty windows of the last batch.
     """
 
-    languages: tuple[Language, ...]
-    groups: tuple[tuple[jax.Array, jax.Array], ...]
+    languages: tuple[LanguageWindows, ...]
+    batches: tuple[tuple[jax.Array, jax.Array], ...]
     lengths: np.ndarray
 
 
 def choose_documents(index: np.ndarray, tokens: int) -> list[int]:
-    """Chooses whole documents of at most ``tokens`` tokens together, in the order of the valid part.
+    """Chooses whole documents with at most ``tokens`` tokens in total, in the order of the valid part.
 
-    Longer ones than the room left are passed over; where all are too long the shortest is taken whole.
+    A document that is longer than the remaining tokens is skipped. If all are too long, the shortest is taken.
 
     Args:
-      index: (documents, 3) of offset, tokens, bytes, as in the store.
+      index: (documents, 3) of offset, tokens and bytes, as in the store.
+      tokens: most tokens in total.
+
+    Returns:
+      Document numbers, ascending.
     """
-    chosen, room = [], tokens
+    chosen, remaining = [], tokens
     for document, length in enumerate(index[:, 1].tolist()):
-        if 0 < length <= room:
+        if 0 < length <= remaining:
             chosen.append(document)
-            room -= length
-        if room <= 0:
+            remaining -= length
+        if remaining <= 0:
             break
     if not chosen and len(index):
         chosen = [int(np.argmin(np.where(index[:, 1] > 0, index[:, 1], np.iinfo(np.int64).max)))]
     return chosen
 
 
-def held_out(
-    store, languages: Sequence[str], sequence_length: int, batch_size: int, tokens: int, *, sharding=None
+def held_out_windows(
+    store: Store,
+    languages: Sequence[str],
+    sequence_length: int,
+    batch_size: int,
+    tokens: int,
+    *,
+    sharding: jax.sharding.NamedSharding | None = None,
 ) -> HeldOut:
-    """Puts the evaluation windows on the device; cached, so that runs of a process share them.
+    """Puts the evaluation windows on the device; cached, so that runs in one process share them.
 
     Args:
       store: the token store.
-      languages: which to evaluate.
+      languages: codes of the languages to evaluate.
       sequence_length: S.
       batch_size: windows evaluated at once.
       tokens: most tokens per language (one document may be longer, see ``choose_documents``).
@@ -90,28 +104,35 @@ def held_out(
     Raises:
       MscaleError: a language the store does not have, or one without held-out documents.
     """
-    return _held_out(_Store(store), tuple(languages), sequence_length, batch_size, tokens, sharding)
+    return _held_out(_StoreCacheKey(store), tuple(languages), sequence_length, batch_size, tokens, sharding)
 
 
-class _Store:
-    """A store that compares by its place and content, so that a cache key may hold it."""
+class _StoreCacheKey:
+    """A store that is hashed and compared by its path and content, so that it can be part of a cache key."""
 
-    def __init__(self, store):
+    def __init__(self, store: Store):
         self.store, self.key = store, (str(store.path), store.identity)
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash(self.key)
 
-    def __eq__(self, other):
-        return self.key == other.key
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _StoreCacheKey) and self.key == other.key
 
 
 @functools.lru_cache(maxsize=16)
-def _held_out(place: _Store, languages, S: int, batch_size: int, tokens: int, sharding) -> HeldOut:
-    store = place.store
+def _held_out(
+    cache_key: _StoreCacheKey,
+    languages: tuple[str, ...],
+    S: int,
+    batch_size: int,
+    tokens: int,
+    sharding: jax.sharding.NamedSharding | None,
+) -> HeldOut:
+    store = cache_key.store
     windows: list[np.ndarray] = []
     lengths: list[int] = []
-    described = []
+    windows_of_languages = []
     for name in languages:
         flat, index = store.valid(name)
         index = np.asarray(index)
@@ -128,51 +149,59 @@ def _held_out(place: _Store, languages, S: int, batch_size: int, tokens: int, sh
             windows.append(np.pad(piece, (0, S - len(piece))))
             lengths.append(len(piece))
         nats = -store.unigram_log_probabilities(name)
-        described.append(
-            Language(
+        windows_of_languages.append(
+            LanguageWindows(
                 name, first, len(windows), len(ids), int(index[chosen, 2].sum()), float(nats[ids].mean())
             )
         )
-    fill = -len(windows) % batch_size
-    targets = np.stack(windows + [np.zeros(S, np.int32)] * fill).reshape(-1, batch_size, S)
-    padded = np.array(lengths + [0] * fill, np.int32).reshape(-1, batch_size)
-    row = None if sharding is None else jax.sharding.NamedSharding(sharding.mesh, _rows(sharding.spec))
-    groups = tuple((_put(t, sharding), _put(n, row)) for t, n in zip(targets, padded, strict=True))
-    return HeldOut(tuple(described), groups, np.array(lengths, np.int64))
+    empty_windows = -len(windows) % batch_size  # fill the last batch
+    targets = np.stack(windows + [np.zeros(S, np.int32)] * empty_windows).reshape(-1, batch_size, S)
+    padded = np.array(lengths + [0] * empty_windows, np.int32).reshape(-1, batch_size)
+    row_sharding = (
+        None if sharding is None else jax.sharding.NamedSharding(sharding.mesh, _row_axis(sharding.spec))
+    )
+    batches = tuple((_put(t, sharding), _put(n, row_sharding)) for t, n in zip(targets, padded, strict=True))
+    return HeldOut(tuple(windows_of_languages), batches, np.array(lengths, np.int64))
 
 
-def _put(array: np.ndarray, sharding) -> jax.Array:
+def _put(array: np.ndarray, sharding: jax.sharding.NamedSharding | None) -> jax.Array:
     if sharding is None:
         return jax.device_put(array)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def _rows(spec: jax.sharding.PartitionSpec) -> jax.sharding.PartitionSpec:
+def _row_axis(spec: jax.sharding.PartitionSpec) -> jax.sharding.PartitionSpec:
     return jax.sharding.PartitionSpec(spec[0])
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def window_nats(config: ModelConfig, params: Any, targets_BxS: jax.Array, lengths_B: jax.Array) -> jax.Array:
-    """Sum of the losses of each window's tokens before its padding: (B,) float32 nats."""
+def window_nats(
+    config: ModelConfig, params: Params, targets_BxS: jax.Array, lengths_B: jax.Array
+) -> jax.Array:
+    """Sum of the token losses of each window, without its padding: (B,) float32 nats."""
     inputs_BxS = shift_right(targets_BxS)
     losses_BxS = loss.token_losses(config, params, inputs_BxS, targets_BxS)
     real_BxS = jnp.arange(targets_BxS.shape[1]) < lengths_B[:, None]
-    # On a mesh every host gets all sums, so that each can read them.
+    # Replicated, so that on a mesh every host can read all sums.
     return constrain(jnp.sum(jnp.where(real_BxS, losses_BxS, 0), axis=1), (None,))
 
 
-def dispatch(config: ModelConfig, params: Any, data: HeldOut) -> list[jax.Array]:
-    """Starts an evaluation without waiting for it; ``measure`` reads its result."""
-    return [window_nats(config, params, targets, lengths) for targets, lengths in data.groups]
+def dispatch_evaluation(config: ModelConfig, params: Params, data: HeldOut) -> list[jax.Array]:
+    """Starts an evaluation without waiting for it; returns the nats of each batch's windows, (B,) each."""
+    return [window_nats(config, params, targets, lengths) for targets, lengths in data.batches]
 
 
-def measure(nats: Sequence[Any], data: HeldOut) -> dict[str, dict[str, Any]]:
-    """Turns sums of nats per window into what an observation holds, per language.
+def language_losses(nats: Sequence[Any], data: HeldOut) -> dict[str, dict[str, Any]]:
+    """Losses of each language, with the column names of observations.
 
-    ``loss`` is nats per token, ``loss_se`` its standard error over windows as a ratio estimator (Cochran
-    1977, section 2.11), None for one window; ``bits_per_byte`` divides all nats by ln 2 and the bytes;
-    ``unigram_normalized_loss`` is the loss less that of the unigram model (Tao et al. 2024, arXiv 2407.13623,
-    eq. 4): below zero once context helps.
+    ``loss`` is nats per token. ``loss_se`` is its standard error over windows as a ratio estimator (Cochran 1977,
+    section 2.11), None for one window. ``bits_per_byte`` is the sum of nats over ln 2 and the bytes, None without
+    bytes. ``unigram_normalized_loss`` is the loss minus that of the unigram model (Tao et al. 2024, arXiv
+    2407.13623, eq. 4); it is negative once the model uses context.
+
+    Args:
+      nats: results of ``dispatch_evaluation``, on the device or fetched.
+      data: the windows that were evaluated.
     """
     sums = np.concatenate([np.asarray(part, np.float64) for part in nats])
     result = {}

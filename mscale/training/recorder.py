@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: status.json, metrics.jsonl, observations.jsonl and exposure.jsonl."""
+"""Writes the records of a run: status.json, metrics.jsonl, observations.jsonl and exposure.jsonl."""
 
 import resource
 import time
@@ -15,9 +15,10 @@ from mscale.training.settings import Run, model_shape
 
 
 class Recorder:
-    """Writes what a run leaves; rows after the step it starts from are cut off, to come once.
+    """Writes a run's records into its folder.
 
-    Several hosts make the same rows, and the first writes them.
+    Rows after the starting step are removed first, so that a resumed run writes each row once. Of several hosts,
+    which all compute the same rows, only the first writes.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class Recorder:
         init_tokens: int = 0,
         group: str | None = None,
     ):
-        """Starts at ``step``; ``init``, ``init_tokens`` and ``group`` are those of where it started from."""
+        """Starts at ``step``; ``init``, ``init_tokens`` and ``group`` as in ``mscale.train.Start``."""
         self.run, self.step, self.init, self.init_tokens = run, step, init, init_tokens
         self.group = run.settings.group or group or run.name
         self.writes = jax.process_index() == 0
@@ -43,7 +44,7 @@ class Recorder:
             observations.truncate_rows(path, step)
 
     def meta(self, step: int) -> dict[str, Any]:
-        """What a checkpoint says of itself."""
+        """The content of a checkpoint's meta.json."""
         run = self.run
         return {
             "run": run.name,
@@ -56,7 +57,7 @@ class Recorder:
         }
 
     def status(self, state: str, reason: str = "", *, every: float = 0.0) -> None:
-        """Replaces status.json, at most each ``every`` seconds; ``step`` is the last one recorded."""
+        """Replaces status.json; does nothing if that was done less than ``every`` seconds ago."""
         now = time.monotonic()
         if now - self._wrote_status < every or not self.writes:
             return
@@ -75,7 +76,7 @@ class Recorder:
         atomic_json(self.run.workdir / "status.json", values)
 
     def add_metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends the loss, rate and gradient norm of one step."""
+        """Appends loss, learning rate and gradient norm of one step to metrics.jsonl."""
         if not self.writes:
             return
         row = {
@@ -89,11 +90,17 @@ class Recorder:
         observations.append_rows(self.metrics, [row], check=False)
 
     def add_observations(self, step: int, lr: float, measured: Mapping[str, Mapping[str, Any]]) -> None:
-        """Appends the exposure after ``step`` and one observation per evaluated language."""
+        """Appends the exposure after ``step`` and one observation for each evaluated language.
+
+        Args:
+          step: steps done.
+          lr: learning rate of the last of them.
+          measured: language to its losses, as from ``evaluation.language_losses``.
+        """
         if not self.writes:
             return
         run, s = self.run, self.run.settings
-        seen = run.schedule.exposure(step, s.sequence_length)
+        exposure = run.schedule.exposure(step, s.sequence_length)
         config = run.model
         tokens = step * run.step_tokens
         params = scales.parameter_count(config.shape, config.vocab_size)
@@ -113,7 +120,7 @@ class Recorder:
             "seed": s.seed,
             "step": step,
             "tokens": tokens,
-            "phase": optimizer.phase(
+            "phase": optimizer.schedule_phase(
                 step, s.warmup_steps, s.steps, s.decay_steps, optimizer.SCHEDULES[int(run.hyper.schedule)]
             ),
             "lr": lr,
@@ -124,7 +131,7 @@ class Recorder:
             row = common | {
                 "language": language,
                 "split": "valid",
-                "target_tokens": seen.get(language, (0, 0))[0],
+                "target_tokens": exposure.get(language, (0, 0))[0],
                 "target_unique": run.schedule.windows.get(language, 0) * s.sequence_length,
                 **values,
             }
@@ -139,19 +146,19 @@ class Recorder:
                     "tokens": count,
                     "unique_tokens": unique,
                 }
-                for language, (count, unique) in seen.items()
+                for language, (count, unique) in exposure.items()
             ],
         )
         observations.append_rows(self.observations, rows)
 
 
 def peak_memory_bytes() -> int:
-    """Peak memory of the accelerator, or of this process where it has none of its own."""
+    """Peak memory of the first local accelerator; on the CPU, of this process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return int(stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def is_done(workdir: Path) -> bool:
-    """Whether the run in ``workdir`` came to its end."""
+    """Whether the run in ``workdir`` has reached its last step."""
     path = workdir / "status.json"
     return path.exists() and read_json(path, what="run status").get("state") == "done"

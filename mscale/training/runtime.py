@@ -1,7 +1,8 @@
-"""The compile cache on disk: the hundredth run of a shape starts in seconds.
+"""The process around a run: JAX's compilation cache on disk, and the memory allocator.
 
-jax writes an entry in place, never replaces one, and when one is damaged compiles anew for ever; so damaged
-entries are removed when a process first uses the folder, and jax then writes them again.
+JAX writes a cache entry in place and never replaces one. An entry that is damaged (a process was killed while
+it wrote) is therefore compiled again at every start. We remove damaged entries when a process first uses the
+folder, so that JAX writes them again.
 """
 
 import contextlib
@@ -13,13 +14,15 @@ from pathlib import Path
 
 import jax
 
+# Parameters of mallopt(3), from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
-def keep_freed_pages() -> bool:
-    """Makes malloc reuse large blocks for the rest of the process; returns whether it could (glibc only).
+def retain_freed_memory() -> bool:
+    """Makes malloc keep freed memory for the rest of the process; returns whether it could (glibc only).
 
-    One arena, since those of other threads hold at most 64 MB. The process then stays at its peak memory.
+    By default glibc returns large blocks to the kernel, and every step pays page faults to get them again. One
+    arena is used, since an arena of another thread holds at most 64 MB. The process then keeps its peak memory.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -29,38 +32,41 @@ def keep_freed_pages() -> bool:
     return all(mallopt(parameter, value) == 1 for parameter, value in settings.items())
 
 
-_used: set[str] = set()
-_SETTLED_SECONDS = 10.0
+_configured_folders: set[str] = set()
+_MIN_ENTRY_AGE_SECONDS = 10.0  # a younger entry may still be being written
 
 
-def use(folder: str | os.PathLike | None) -> None:
-    """Makes jax keep compiled programs in ``folder``; None leaves jax's own settings as they are."""
-    if not folder or str(folder) in _used:
+def use_compile_cache(folder: str | os.PathLike | None) -> None:
+    """Makes JAX keep compiled programs in ``folder``; None leaves JAX's own settings as they are."""
+    if not folder or str(folder) in _configured_folders:
         return
     path = Path(folder).absolute()
     path.mkdir(parents=True, exist_ok=True)
-    remove_damaged(path)
+    remove_damaged_entries(path)
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    _used.add(str(folder))
+    _configured_folders.add(str(folder))
 
 
-def remove_damaged(folder: Path) -> list[str]:
-    """Removes entries whose compressed stream is broken, not those being written now; returns their names."""
+def remove_damaged_entries(folder: Path) -> list[str]:
+    """Removes cache entries whose compressed stream is broken; returns their names.
+
+    Entries of the last ten seconds are left alone: another process may be writing them.
+    """
     removed = []
     for entry in folder.glob("*-cache"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - entry.stat().st_mtime < _SETTLED_SECONDS:
+            if time.time() - entry.stat().st_mtime < _MIN_ENTRY_AGE_SECONDS:
                 continue
-            if not _sound(entry.read_bytes()):
+            if not _is_intact(entry.read_bytes()):
                 entry.unlink()
                 removed.append(entry.name)
     return removed
 
 
-def _sound(data: bytes) -> bool:
-    if data[:4] == b"\x28\xb5\x2f\xfd":  # zstandard, where that is installed: jax checks it itself
+def _is_intact(data: bytes) -> bool:
+    if data[:4] == b"\x28\xb5\x2f\xfd":  # zstandard, where that is installed: JAX checks it itself
         return True
     try:
         zlib.decompress(data)

@@ -1,6 +1,6 @@
-"""What a run is asked to be: its settings, what they resolve to, and what must agree when runs meet.
+"""Settings of a run from gin, their resolution into a ``Run``, and the checks that a run fits its folder and trunk.
 
-Everything that cannot work is found here, before the first step.
+Invalid settings are reported here, before the first step.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from mscale.models import decoder, partitioning
 from mscale.remote import local_folder
 from mscale.training import distributed, optimizer
 
-BY_SIZE = "by size"
-COUNTS = (
+BATCH_SIZE_BY_PARAMETERS = "by size"
+_COUNT_FIELDS = (
     "steps",
     "batch_size",
     "accumulate",
@@ -37,10 +37,10 @@ COUNTS = (
 )
 
 
-@gin.configurable("train")
+@gin.configurable("train", module="mscale")
 @dataclass(frozen=True)
 class Settings:
-    """One run, as gin/train/pretrain.gin documents it; counts are steps, tokens or sequences."""
+    """Settings of one run, documented in gin/train/pretrain.gin; counts are steps, tokens or sequences."""
 
     scale: int | str
     mixture: str
@@ -78,20 +78,37 @@ class Settings:
     peak_flops: float | None = None
 
 
-model_config = gin.external_configurable(
+# Functions whose arguments can be set from gin, under the names that gin files use.
+gin_model_config = gin.external_configurable(
     decoder.ModelConfig, "model", module="mscale", denylist=["shape", "vocab_size"]
 )
-make_hyper = gin.external_configurable(
+gin_hyper = gin.external_configurable(
     optimizer.hyper, "optimizer", module="mscale", denylist=["peak_lr", "warmup", "total", "decay"]
 )
-axis_rules = gin.external_configurable(partitioning.logical_axis_rules, "logical_axis_rules", module="mscale")
-join_hosts = gin.external_configurable(distributed.join, "hosts", module="mscale")
-make_mesh = gin.external_configurable(partitioning.mesh, "mesh", module="mscale", denylist=["devices"])
+gin_axis_rules = gin.external_configurable(
+    partitioning.logical_axis_rules, "logical_axis_rules", module="mscale"
+)
+gin_initialize_hosts = gin.external_configurable(distributed.initialize, "hosts", module="mscale")
+gin_mesh = gin.external_configurable(partitioning.make_mesh, "mesh", module="mscale", denylist=["devices"])
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run with everything resolved and checked; nothing has been trained or written yet."""
+    """A run with its settings resolved and checked; nothing has been trained or written yet.
+
+    Attributes:
+      settings: as given, with ``batch_size`` as a number.
+      name: of the run, as in its observations.
+      workdir: absolute path of its folder.
+      store: the open token store.
+      schedule: which windows are in which batch.
+      model: the model's configuration.
+      hyper: hyperparameters of optimizer and schedule.
+      mesh: of the devices, or None for a single one.
+      rules: from logical axes to mesh axes.
+      eval_steps: steps after which the run is evaluated.
+      eval_languages: codes of the languages to evaluate.
+    """
 
     settings: Settings
     name: str
@@ -101,7 +118,7 @@ class Run:
     model: decoder.ModelConfig
     hyper: optimizer.Hyper
     mesh: jax.sharding.Mesh | None
-    rules: partitioning.FrozenRules
+    rules: partitioning.FrozenAxisRules
     eval_steps: frozenset[int]
     eval_languages: tuple[str, ...]
 
@@ -114,19 +131,19 @@ class Run:
         return self.batch_size * self.settings.sequence_length
 
 
-def prepare(settings: Settings) -> Run:
+def prepare_run(settings: Settings) -> Run:
     """Opens the store and resolves model, mixture, schedule and mesh.
 
     Raises:
-      MscaleError: anything that cannot work, before the first step.
+      MscaleError: a setting is invalid or does not fit the others, the store or the devices.
     """
     s = settings
     store = open_store(s.store)
-    config = model_config(scales.get(s.scale), store.vocabulary["size"])
-    if s.batch_size == BY_SIZE:
+    config = gin_model_config(scales.get(s.scale), store.vocabulary["size"])
+    if s.batch_size == BATCH_SIZE_BY_PARAMETERS:
         batch = scales.atlas_batch_size(scales.parameter_count(config.shape, config.vocab_size))
         s = dataclasses.replace(s, batch_size=batch)
-    for field in COUNTS:
+    for field in _COUNT_FIELDS:
         value = getattr(s, field)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise MscaleError(f"{field.upper()} is {value!r}: expected a whole number of at least 1")
@@ -138,7 +155,7 @@ def prepare(settings: Settings) -> Run:
     if batch_size % s.accumulate:
         raise MscaleError(f"ACCUMULATE is {s.accumulate}: expected a divisor of BATCH_SIZE, {batch_size}")
     mixture = resolve(s.mixture, store, s.sequence_length, unique_tokens=s.unique_tokens)
-    mesh, rules = make_mesh(), axis_rules()
+    mesh, rules = gin_mesh(), gin_axis_rules()
     if mesh.size > 1:
         partitioning.batch_sharding(mesh, batch_size // s.accumulate, dict(rules))
     for language in s.eval_languages or ():
@@ -153,7 +170,7 @@ def prepare(settings: Settings) -> Run:
         store=store,
         schedule=schedule.single(mixture, batch_size, s.seed),
         model=config,
-        hyper=make_hyper(s.learning_rate, s.warmup_steps, s.steps, s.decay_steps),
+        hyper=gin_hyper(s.learning_rate, s.warmup_steps, s.steps, s.decay_steps),
         mesh=mesh if mesh.size > 1 else None,
         rules=rules,
         eval_steps=evaluation_steps(s),
@@ -162,30 +179,37 @@ def prepare(settings: Settings) -> Run:
 
 
 def evaluation_steps(settings: Settings) -> frozenset[int]:
-    """Returns the steps after which a run is evaluated: those asked for, branch points and the last.
+    """Returns the steps after which a run is evaluated: EVAL_STEPS, CHECKPOINT_STEPS and the last step.
+
+    "log" means ``eval_per_decade`` steps per factor of ten, evenly spaced in log, from ``eval_first`` on.
 
     Raises:
-      MscaleError: a step outside the run, or neither "log" nor a sequence of steps.
+      MscaleError: a step is outside the run, or EVAL_STEPS is neither "log" nor a sequence of steps.
     """
     s = settings
-    asked: set[int] = set()
+    requested: set[int] = set()
     if isinstance(s.eval_steps, str):
         if s.eval_steps != "log":
             raise MscaleError(f'EVAL_STEPS is {s.eval_steps!r}: expected "log" or a tuple of steps')
         count = math.log10(max(s.steps / s.eval_first, 1)) * s.eval_per_decade
-        asked = {round(s.eval_first * 10 ** (i / s.eval_per_decade)) for i in range(math.floor(count) + 1)}
-        asked = {step for step in asked if step <= s.steps}
+        requested = {
+            round(s.eval_first * 10 ** (i / s.eval_per_decade)) for i in range(math.floor(count) + 1)
+        }
+        requested = {step for step in requested if step <= s.steps}
     else:
-        asked = set(s.eval_steps)
-    for name, steps in (("EVAL_STEPS", asked), ("CHECKPOINT_STEPS", set(s.checkpoint_steps))):
+        requested = set(s.eval_steps)
+    for name, steps in (("EVAL_STEPS", requested), ("CHECKPOINT_STEPS", set(s.checkpoint_steps))):
         outside = [step for step in sorted(steps) if not 0 < step <= s.steps]
         if outside:
             raise MscaleError(f"{name} holds {outside[0]}: expected steps from 1 to STEPS, {s.steps}")
-    return frozenset(asked | set(s.checkpoint_steps) | {s.steps})
+    return frozenset(requested | set(s.checkpoint_steps) | {s.steps})
 
 
-def identity(run: Run) -> dict[str, Any]:
-    """Returns what determines the run's result, as JSON; two runs in one folder must agree on it."""
+def run_identity(run: Run) -> dict[str, Any]:
+    """Returns the values that determine the run's result, as written to run.json.
+
+    A run continues in a folder only if run.json there holds the same values.
+    """
     s, mixture = run.settings, run.schedule.phases[0][1]
     files = {
         name: run.store.entries[name]["files"] for name in sorted({*mixture.languages, *run.eval_languages})
@@ -211,8 +235,8 @@ def identity(run: Run) -> dict[str, Any]:
     }
 
 
-# A branch takes over its trunk's state and schedule, so these must agree; the rest may differ.
-SHARED_WITH_TRUNK = ("scale", "model", "optimizer", "mixture", "windows", "data", "vocabulary") + (
+# A branch continues its trunk's state and data order, so it must agree with it in these.
+_FIELDS_SHARED_WITH_TRUNK = ("scale", "model", "optimizer", "mixture", "windows", "data", "vocabulary") + (
     "batch_size",
     "sequence_length",
     "seed",
@@ -220,7 +244,7 @@ SHARED_WITH_TRUNK = ("scale", "model", "optimizer", "mixture", "windows", "data"
 
 
 def model_shape(config: decoder.ModelConfig) -> dict[str, Any]:
-    """Returns what decides whether parameters fit a model."""
+    """Returns the part of the configuration that determines the shapes of the parameters."""
     return {
         "vocab_size": config.vocab_size,
         **dataclasses.asdict(config.shape),
@@ -228,13 +252,22 @@ def model_shape(config: decoder.ModelConfig) -> dict[str, Any]:
     }
 
 
-def check_matches(run: Run, path: Path, meta: Mapping[str, Any]) -> None:
-    """Raises an error naming both sides if a checkpoint has another vocabulary or model than the run."""
-    here = {
+def check_checkpoint_fits(run: Run, path: Path, meta: Mapping[str, Any]) -> None:
+    """Checks that a run can restore a checkpoint.
+
+    Args:
+      run: the run.
+      path: of the checkpoint, for the error.
+      meta: content of its meta.json.
+
+    Raises:
+      MscaleError: the checkpoint has another vocabulary or model; the message gives both values.
+    """
+    expected = {
         "vocabulary": run.store.vocabulary["fingerprint"],
         "model": model_shape(run.model),
     }
-    for field, value in here.items():
+    for field, value in expected.items():
         if meta.get(field) != value:
             raise MscaleError(
                 f"{path}: its {field} is {meta.get(field)}, this run's ({run.settings.store}, scale "
@@ -242,25 +275,43 @@ def check_matches(run: Run, path: Path, meta: Mapping[str, Any]) -> None:
             )
 
 
-def check_agrees(run: Run, trunk: Path) -> None:
-    """Raises an error if a branch would train on another schedule, or another way, than its trunk."""
-    theirs = read_json(trunk / "run.json", what="run")
-    if theirs["decay_steps"]:
+def check_branch_fits_trunk(run: Run, trunk: Path) -> None:
+    """Checks that a branch agrees with its trunk in model, optimizer and data.
+
+    Args:
+      run: the branch.
+      trunk: folder of the trunk.
+
+    Raises:
+      MscaleError: the trunk has a decay of its own, or a value differs; the message gives both values.
+    """
+    trunk_identity = read_json(trunk / "run.json", what="run")
+    if trunk_identity["decay_steps"]:
         raise MscaleError(f"BRANCH_FROM: {trunk} decays itself; a trunk has DECAY_STEPS = 0")
-    ours = json.loads(json.dumps(identity(run)))
-    for field in SHARED_WITH_TRUNK:
-        if theirs[field] != ours[field]:
+    branch_identity = json.loads(json.dumps(run_identity(run)))
+    for field in _FIELDS_SHARED_WITH_TRUNK:
+        if trunk_identity[field] != branch_identity[field]:
             raise MscaleError(
-                f"BRANCH_FROM: {run.name} has {field} {ours[field]}, its trunk {trunk} has {theirs[field]}; "
+                f"BRANCH_FROM: {run.name} has {field} {branch_identity[field]}, its trunk {trunk} has "
+                f"{trunk_identity[field]}; "
                 "a branch goes on with its trunk's data and model, so give both the same"
             )
 
 
-def check_same_run(workdir: Path, there: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Raises an error naming the field if the folder holds a run of another configuration."""
-    for field, value in ours.items():
-        if there.get(field) != value:
+def check_same_run(workdir: Path, recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Checks that a folder's run is the one to be trained.
+
+    Args:
+      workdir: the folder, for the error.
+      recorded: content of its run.json.
+      identity: of the run to be trained, as from ``run_identity``.
+
+    Raises:
+      MscaleError: a value differs; the message names the field.
+    """
+    for field, value in identity.items():
+        if recorded.get(field) != value:
             raise MscaleError(
-                f"{workdir}: holds a run with {field} {there.get(field)}, this one has {value}; choose "
+                f"{workdir}: holds a run with {field} {recorded.get(field)}, this one has {value}; choose "
                 "another WORKDIR, or delete that one"
             )

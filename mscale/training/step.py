@@ -1,52 +1,80 @@
-"""The compiled training step, and the state it maps: parameters and Adam moments, on a device or a mesh."""
+"""The compiled training step and its state: parameters and AdamW moments, on one device or a mesh."""
 
 import functools
+from collections.abc import Callable
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mscale.models import decoder, loss, partitioning
-from mscale.models import loss as evaluate
-from mscale.models.partitioning import FrozenRules, constrain
+from mscale.models.decoder import Params
+from mscale.models.partitioning import FrozenAxisRules, constrain
 from mscale.training import optimizer
 
 
-def gradients(config: decoder.ModelConfig, params, targets_BxS, dropout_key, accumulate: int = 1):
-    """Mean loss in nats and the gradients of the objective over a batch.
+class TrainState(TypedDict):
+    """What a step maps: a plain dict, so that a checkpoint's array names are its dotted paths."""
 
-    With ``accumulate`` A > 1 the batch passes in A parts of B/A rows, one after the other: the same mean, in a
-    part of the memory. Part a holds rows a, a + A, …, so that on a mesh every device keeps its own rows.
-    Dropout masks are drawn per part.
+    params: Params  # nested dict of float32 arrays
+    optimizer: optimizer.AdamWState
+
+
+Metrics = dict[str, jax.Array]
+"""float32 "loss" (nats per token), "lr" and "grad_norm"."""
+
+
+def gradients(
+    config: decoder.ModelConfig,
+    params: Params,
+    targets_BxS: jax.Array,
+    dropout_key: jax.Array | None,
+    accumulate: int = 1,
+) -> tuple[jax.Array, Params]:
+    """Mean loss in nats per token, and the gradients of the training objective over a batch.
+
+    With ``accumulate`` A > 1 (gradient accumulation) the batch is split into A microbatches of B/A rows, which run
+    one after the other: the same mean in less memory. Microbatch a holds rows a, a + A, …, so that on a mesh every
+    device keeps its own rows. Each microbatch has its own dropout masks.
     """
 
-    def of(targets, key):
-        def objective(params):
-            return loss.objective(config, params, evaluate.shift_right(targets), targets, key)
+    def loss_and_gradients(targets: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Params]:
+        def objective(params: Params) -> tuple[jax.Array, jax.Array]:
+            return loss.training_objective(config, params, loss.shift_right(targets), targets, key)
 
         (_, nats), grads = jax.value_and_grad(objective, has_aux=True)(params)
         return nats, grads
 
     if accumulate == 1:
-        return of(targets_BxS, dropout_key)
+        return loss_and_gradients(targets_BxS, dropout_key)
     B, S = targets_BxS.shape
-    parts_AxBxS = targets_BxS.reshape(B // accumulate, accumulate, S).swapaxes(0, 1)
+    microbatches_AxBxS = targets_BxS.reshape(B // accumulate, accumulate, S).swapaxes(0, 1)
 
-    def add(total, part):
-        index, targets = part
+    def add(total: Any, indexed_microbatch: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        index, targets = indexed_microbatch
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-        return jax.tree.map(jnp.add, total, of(constrain(targets, ("batch", None)), key)), None
+        targets = constrain(targets, ("batch", None))
+        return jax.tree.map(jnp.add, total, loss_and_gradients(targets, key)), None
 
     zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
-    total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), parts_AxBxS))
+    total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), microbatches_AxBxS))
     return jax.tree.map(lambda x: x / accumulate, total)
 
 
-def train_step(config: decoder.ModelConfig, state, targets_BxS, step, hyper, key, accumulate: int = 1):
-    """One optimiser step: ``(state, metrics)``, metrics being float32 scalars loss, lr and grad_norm."""
+def train_step(
+    config: decoder.ModelConfig,
+    state: TrainState,
+    targets_BxS: jax.Array,
+    step: jax.typing.ArrayLike,
+    hyper: optimizer.Hyper,
+    key: jax.Array,
+    accumulate: int = 1,
+) -> tuple[TrainState, Metrics]:
+    """One optimizer step: the state after it, and its metrics as scalars; ``step`` counts from 0."""
     dropout_key = jax.random.fold_in(key, step) if config.dropout else None
     nats, grads = gradients(config, state["params"], targets_BxS, dropout_key, accumulate)
-    params, moments = optimizer.update(
+    params, moments = optimizer.adamw_update(
         grads,
         state["optimizer"],
         state["params"],
@@ -66,25 +94,42 @@ def train_step(config: decoder.ModelConfig, state, targets_BxS, step, hyper, key
 @functools.lru_cache(maxsize=64)
 def compiled_steps(
     config: decoder.ModelConfig,
-    dispatch: int,
+    steps_per_dispatch: int,
     mesh: Mesh | None,
     accumulate: int = 1,
-    rules: FrozenRules = partitioning.FROZEN_RULES,
-):
+    rules: FrozenAxisRules = partitioning.DEFAULT_FROZEN_RULES,
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns the jitted ``(state, targets_KxBxS, first, count, hyper, key) -> (state, metrics of (K,))``.
 
-    ``count`` ≤ K steps are run, ``count`` being traced: one program serves whole and partial dispatches. Only
-    what is an argument here is compiled in, so all runs of a shape share it whatever their rate or length.
+    It runs ``count`` ≤ K steps from step ``first``. ``count`` is traced, so one program serves whole and partial
+    dispatches. Only the arguments of this function are compiled in: all runs of one model shape share the program
+    whatever their learning rate or length.
+
+    Args:
+      config: the model.
+      steps_per_dispatch: K.
+      mesh: of the devices, or None for one device.
+      accumulate: microbatches of a batch, see ``gradients``.
+      rules: from logical axes to mesh axes.
     """
 
-    def steps(state, targets_KxBxS, first, count, hyper, key):
+    def steps(
+        state: TrainState,
+        targets_KxBxS: jax.Array,
+        first: jax.Array,
+        count: jax.Array,
+        hyper: optimizer.Hyper,
+        key: jax.Array,
+    ) -> tuple[TrainState, Metrics]:
         zeros = jnp.zeros(targets_KxBxS.shape[0], jnp.float32)
         metrics = {"loss": zeros, "lr": zeros, "grad_norm": zeros}
 
-        def body(i, carry):
+        def body(i: Any, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, metrics = carry
-            state, now = train_step(config, state, targets_KxBxS[i], first + i, hyper, key, accumulate)
-            return state, {name: metrics[name].at[i].set(value) for name, value in now.items()}
+            state, step_metrics = train_step(
+                config, state, targets_KxBxS[i], first + i, hyper, key, accumulate
+            )
+            return state, {name: metrics[name].at[i].set(value) for name, value in step_metrics.items()}
 
         if targets_KxBxS.shape[0] == 1:
             return body(0, (state, metrics))
@@ -96,33 +141,37 @@ def compiled_steps(
     return jax.jit(steps, donate_argnums=0, out_shardings=shardings)
 
 
-def state_shardings(config: decoder.ModelConfig, mesh: Mesh, rules: FrozenRules = partitioning.FROZEN_RULES):
-    """NamedShardings in the structure of the state: the moments lie where their parameters do."""
-    params = decoder.shardings(config, mesh, dict(rules))
-    return {"params": params, "optimizer": optimizer.State(params, params)}
+def state_shardings(
+    config: decoder.ModelConfig, mesh: Mesh, rules: FrozenAxisRules = partitioning.DEFAULT_FROZEN_RULES
+) -> TrainState:
+    """NamedShardings in the structure of the state; both moments are sharded like their parameters."""
+    params = decoder.parameter_shardings(config, mesh, dict(rules))
+    return {"params": params, "optimizer": optimizer.AdamWState(params, params)}
 
 
-def abstract_state(config: decoder.ModelConfig):
-    """The state's shapes and types, without allocating any."""
+def abstract_state(config: decoder.ModelConfig) -> TrainState:
+    """The state as ``jax.ShapeDtypeStruct``s: shapes and types, without allocating arrays."""
     params = decoder.abstract_params(config)
-    return {"params": params, "optimizer": jax.eval_shape(optimizer.init, params)}
+    return {"params": params, "optimizer": jax.eval_shape(optimizer.init_adamw, params)}
 
 
-def place(state, shardings=None):
-    """Puts a state of host arrays on the device, or where ``shardings`` say; what lies there stays."""
+def place_state(state: Any, shardings: Any = None) -> Any:
+    """Puts a pytree of host arrays on the device, or onto ``shardings``; arrays already there are not moved."""
     if shardings is None:
-        # A copy: on the CPU a device array may share the memory of its source, which the step overwrites.
+        # A copy: on the CPU a device array may share the memory of its source, and the step donates its input.
         return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
     return jax.device_put(state, shardings)
 
 
 @functools.lru_cache(maxsize=64)
-def initialiser(
-    config: decoder.ModelConfig, mesh: Mesh | None = None, rules: FrozenRules = partitioning.FROZEN_RULES
-):
-    """Returns the jitted ``key -> parameters``, made where they belong: the same values on every mesh.
+def parameter_initializer(
+    config: decoder.ModelConfig,
+    mesh: Mesh | None = None,
+    rules: FrozenAxisRules = partitioning.DEFAULT_FROZEN_RULES,
+) -> Callable[[jax.Array], Params]:
+    """Returns the jitted ``key -> parameters``, initialised in their shardings: the same values on every mesh.
 
-    Compiled hastily on the CPU, as it runs once a run.
+    On the CPU it is compiled without optimisation, since it runs once per run.
     """
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     where = None if mesh is None else state_shardings(config, mesh, rules)["params"]
@@ -131,6 +180,6 @@ def initialiser(
     )
 
 
-def zero_moments(params):
-    """Adam's moments of a new run, each beside its parameter."""
-    return jax.tree.map(lambda p: jnp.zeros_like(p, device=p.sharding), optimizer.State(params, params))
+def zero_moments(params: Params) -> optimizer.AdamWState:
+    """AdamW's moments at the start of a run, each with the sharding of its parameter."""
+    return jax.tree.map(lambda p: jnp.zeros_like(p, device=p.sharding), optimizer.AdamWState(params, params))

@@ -1,6 +1,7 @@
-"""What a run shows while it trains: speed beside the progress bar, and curves in TensorBoard or Weights & Biases.
+"""Live metrics of a run: the speed beside the progress bar, and curves in TensorBoard or Weights & Biases.
 
-metrics.jsonl is always written (``recorder``); the two others are optional installs that a run asks for.
+metrics.jsonl is always written (``recorder``). The other two are optional: a run's settings turn them on, and their
+packages must be installed.
 """
 
 import contextlib
@@ -14,31 +15,33 @@ from typing import Any
 from mscale import scales
 from mscale.chips import peak_flops
 from mscale.errors import MscaleError
+from mscale.training.settings import Run
 
 Track = Callable[[int, Mapping[str, float]], None]
+"""Called with a step and its values by name."""
 
 
-def speed_note(run: Any, tokens_per_second: float) -> str:
-    """Tokens/s and the model FLOP/s (6N and causal attention), as MFU where the devices' peak is known."""
+def speed_note(run: Run, tokens_per_second: float) -> str:
+    """Text of the speed: tokens/s and model FLOP/s (6N and causal attention), as MFU if the devices' peak is known."""
     if not tokens_per_second:
         return ""
     shape, vocabulary = run.model.shape, run.model.vocab_size
     flops = tokens_per_second * scales.flops_per_token(shape, vocabulary, run.settings.sequence_length)
     peak = peak_flops(run.settings.peak_flops)
-    share = f"{flops / peak:.1%} MFU" if peak else f"{flops / 1e9:,.3g} GFLOP/s"
-    return f"{tokens_per_second:,.0f} tokens/s, {share}"
+    utilization = f"{flops / peak:.1%} MFU" if peak else f"{flops / 1e9:,.3g} GFLOP/s"
+    return f"{tokens_per_second:,.0f} tokens/s, {utilization}"
 
 
 @contextlib.contextmanager
-def trackers(run: Any, writes: bool = True) -> Iterator[Track]:
-    """Yields ``track(step, values)``, which sends values to what the run asks for.
+def trackers(run: Run, writes: bool = True) -> Iterator[Track]:
+    """Yields ``track(step, values)``, which sends values to the trackers that the run's settings turn on.
 
     Args:
-      run: its ``tensorboard`` and ``wandb`` settings say where to.
-      writes: False on all hosts but the first.
+      run: its settings ``tensorboard`` and ``wandb`` select the trackers.
+      writes: False on all hosts but the first, which sends nothing.
 
     Raises:
-      MscaleError: a package that the run asks for is not installed.
+      MscaleError: the package of a tracker is not installed.
     """
     senders: list[Track] = []
     with contextlib.ExitStack() as stack:
@@ -56,9 +59,9 @@ def trackers(run: Any, writes: bool = True) -> Iterator[Track]:
 
 @contextlib.contextmanager
 def _tensorboard(folder: Path) -> Iterator[Track]:
-    # tensorboard takes TensorFlow for its files where that is installed; told there is none, it uses its own.
+    # tensorboard uses TensorFlow for its files if that is installed. With this module present it uses its own code.
     sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
-    writer_module = _installed("tensorboard.summary.writer.event_file_writer", "TENSORBOARD = False")
+    writer_module = _import_optional("tensorboard.summary.writer.event_file_writer", "TENSORBOARD = False")
     event_pb2 = importlib.import_module("tensorboard.compat.proto.event_pb2")
     summary_pb2 = importlib.import_module("tensorboard.compat.proto.summary_pb2")
     import time
@@ -78,9 +81,9 @@ def _tensorboard(folder: Path) -> Iterator[Track]:
 
 
 @contextlib.contextmanager
-def _wandb(run: Any) -> Iterator[Track]:
-    wandb = _installed("wandb", "WANDB = None")
-    one = wandb.init(
+def _wandb(run: Run) -> Iterator[Track]:
+    wandb = _import_optional("wandb", "WANDB = None")
+    wandb_run = wandb.init(
         project=run.settings.wandb,
         name=run.name,
         id=run.name,
@@ -94,14 +97,17 @@ def _wandb(run: Any) -> Iterator[Track]:
         },
     )
     try:
-        yield lambda step, values: one.log(dict(values), step=step)
+        yield lambda step, values: wandb_run.log(dict(values), step=step)
     finally:
-        one.finish()
+        wandb_run.finish()
 
 
-def _installed(module: str, instead: str) -> Any:
+def _import_optional(module: str, alternative: str) -> Any:
+    """Imports a package that may be missing; ``alternative`` is the setting that does without it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise MscaleError(f"{package} is not installed: pip install {package}, or set {instead}") from error
+        raise MscaleError(
+            f"{package} is not installed: pip install {package}, or set {alternative}"
+        ) from error

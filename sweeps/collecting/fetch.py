@@ -8,7 +8,7 @@ from typing import Any
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_write
 from mscale.progress import progress
-from mscale.remote import Url, connect, listing, location, retried
+from mscale.remote import Url, connect, list_files, location, with_retries
 
 _RECORD = "fetched.json"
 # status.json is written last: a run that is done here has all its other files here.
@@ -35,14 +35,14 @@ def fetch(source: str, root: str | Path) -> int:
     system, base = connect(place)
     prefix = base.rstrip("/") + "/"
 
-    stamps = {name: list(stamp) for name, stamp in listing(system, base, place).items()}
+    stamps = {name: list(stamp) for name, stamp in list_files(system, base, place).items()}
     if "study.json" not in stamps:
         raise MscaleError(
             f"{place}: no study.json there; expected the folder that `mscale sweep run` was given"
         )
 
     def read(name: str) -> bytes:
-        return retried(lambda: system.cat_file(prefix + name), f"read {place / name}")
+        return with_retries(lambda: system.cat_file(prefix + name), f"read {place / name}")
 
     atomic_write(root / "study.json", read("study.json"))
     fetched = _fetched_before(root, place)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mscale import languages, observations
 from mscale.errors import MscaleError, nearest
-from mscale.observations import COLUMNS, NULLABLE, UNSAID, Row
+from mscale.observations import COLUMNS, IMPORT_DEFAULTS, NULLABLE, Row
 
 # Fractions of a run's highest learning rate: at or above the first it is the plateau, at or below the second decayed.
 _PLATEAU_RATE, _COOLED_RATE = 0.999, 0.2
@@ -38,13 +38,13 @@ def fill_missing_columns(found: Sequence[SourceRow], source: str) -> tuple[list[
     _steps(rows, found, source, notes)
     _mixtures(rows, found, source, notes)
     _phases(rows, source, notes)
-    filled = [name for name in UNSAID if any(name not in row for row in rows)]
+    filled = [name for name in IMPORT_DEFAULTS if any(name not in row for row in rows)]
     plain = [name for name in filled if name not in ("study", "tag", "init", "init_tokens", "split")]
     scales = observations.scale_names(row["params"] for row in rows)
     for row in rows:
         for name in NULLABLE:
             row.setdefault(name, None)
-        for name, value in UNSAID.items():
+        for name, value in IMPORT_DEFAULTS.items():
             row.setdefault(name, value)
         row.setdefault("flops", float(6 * row["params"] * row["tokens"]))
         row.setdefault("scale", scales[row["params"]])
@@ -55,7 +55,9 @@ def fill_missing_columns(found: Sequence[SourceRow], source: str) -> tuple[list[
     for row in rows:
         row.setdefault("target_unique", row["target_tokens"])
     if plain:
-        notes.append("taken, as the file says nothing: " + ", ".join(f"{n} {UNSAID[n]}" for n in plain))
+        notes.append(
+            "taken, as the file says nothing: " + ", ".join(f"{n} {IMPORT_DEFAULTS[n]}" for n in plain)
+        )
     complete_rows = [{name: row[name] for name in COLUMNS} for row in rows]
     for each, row in zip(found, complete_rows, strict=True):
         observations.validate(row, where=each.where)
@@ -161,7 +163,7 @@ def mixture_shares(
         if len(weights) < len(parts) or not all(value > 0 for value in weights.values()):
             raise MscaleError(f"{where}: mixture {text!r}: expected a positive share of each language, once")
         return {name: value / sum(weights.values()) for name, value in weights.items()}
-    known = evaluated | set(languages.codes()) | set(languages.ALIASES)
+    known = evaluated | set(languages.codes()) | set(languages.CODE_ALIASES)
     if len(parts) == 1 and parts[0] not in evaluated:
         for mark in "-_":
             if mark in parts[0] and set(parts[0].split(mark)) <= evaluated:

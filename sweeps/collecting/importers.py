@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from mscale import observations
 from mscale.errors import MscaleError, nearest
-from mscale.observations import COLUMNS, NULLABLE, UNSAID, Row
+from mscale.observations import COLUMNS, IMPORT_DEFAULTS, NULLABLE, Row
 from sweeps.collecting.import_defaults import SourceRow, fill_missing_columns
 
 _UNIT_PREFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
@@ -233,8 +233,8 @@ def _parse_cell(text: str, name: str, source: str | Path, number: int, factor: f
     text = text.strip()
     if not text and name in NULLABLE:
         return None
-    if not text and name in UNSAID:
-        return UNSAID[name]
+    if not text and name in IMPORT_DEFAULTS:
+        return IMPORT_DEFAULTS[name]
     if kind is str:
         if not text:
             raise MscaleError(

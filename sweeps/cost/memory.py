@@ -17,7 +17,7 @@ A tenth is added for what is not counted, and a tenth of the chip's memory is le
 
 from dataclasses import dataclass
 
-from mscale.chips import CHIP_BYTES, FUSED
+from mscale.chips import CHIP_MEMORY_BYTES, CHIPS_WITH_FUSED_ATTENTION
 from mscale.errors import MscaleError, nearest
 from mscale.scales import Shape
 
@@ -139,7 +139,11 @@ def possible_placements(workload: Workload, accelerator: str, chips: int) -> lis
             continue
         for fsdp in _divisors(rows):
             mesh = MeshSizes(data=rows // fsdp, fsdp=fsdp, tensor=tensor)
-            found.append(Placement(mesh, memory_per_chip(workload, mesh, fused=accelerator in FUSED)))
+            found.append(
+                Placement(
+                    mesh, memory_per_chip(workload, mesh, fused=accelerator in CHIPS_WITH_FUSED_ATTENTION)
+                )
+            )
     return found
 
 
@@ -149,12 +153,12 @@ def usable_bytes(accelerator: str) -> float:
     Raises:
       MscaleError: the accelerator's memory is not known.
     """
-    if accelerator not in CHIP_BYTES:
+    if accelerator not in CHIP_MEMORY_BYTES:
         raise MscaleError(
-            f"unknown accelerator {accelerator!r}: the memory of {', '.join(CHIP_BYTES)} is known"
-            f"{nearest(accelerator, CHIP_BYTES)}"
+            f"unknown accelerator {accelerator!r}: the memory of {', '.join(CHIP_MEMORY_BYTES)} is known"
+            f"{nearest(accelerator, CHIP_MEMORY_BYTES)}"
         )
-    return _USABLE_FRACTION * CHIP_BYTES[accelerator]
+    return _USABLE_FRACTION * CHIP_MEMORY_BYTES[accelerator]
 
 
 def smallest_placement(workload: Workload, accelerator: str, chips: int | None = None) -> Placement:

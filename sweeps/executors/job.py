@@ -38,7 +38,7 @@ def start_distributed() -> None:
     if os.environ.get("MSCALE_COORDINATOR"):
         from mscale.training import distributed
 
-        distributed.join()
+        distributed.initialize()
     elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
         import jax
 

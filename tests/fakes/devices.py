@@ -1,4 +1,4 @@
-"""Programs on eight simulated CPU devices, each in a process of its own."""
+"""Runs programs on eight simulated CPU devices, each in a process of its own."""
 
 import os
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 
 
 def eight_devices(program):
+    """Runs Python code in a process with eight simulated devices, and fails with its stderr if it fails."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",

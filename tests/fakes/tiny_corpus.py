@@ -1,4 +1,4 @@
-"""Small corpora for tests: `write(folder, {"aa": ["text", …]})` in the layout of MADLAD-400."""
+"""Small corpora in MADLAD-400's layout for tests: `write(folder, {"aa": ["text", …]})`."""
 
 import gzip
 import json

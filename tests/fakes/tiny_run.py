@@ -1,10 +1,11 @@
-"""Tiny training runs for tests: two languages, a few dozen steps, in a second."""
+"""Tiny training runs for tests: two languages, a few dozen steps, about a second."""
 
 import json
 import os
 from pathlib import Path
 
 import numpy as np
+import orbax.checkpoint as ocp
 import tiny_store
 
 from mscale import observations, train
@@ -15,14 +16,14 @@ B, S = 4, 16
 
 
 def store(tmp_path_factory):
-    """A tiny store; processes that a test starts find the programs that others compiled before."""
+    """A tiny store; also sets a compile cache that the processes of all tests share."""
     if "MSCALE_COMPILE_CACHE" not in os.environ:
         os.environ["MSCALE_COMPILE_CACHE"] = str(tmp_path_factory.mktemp("compiled"))
     return tiny_store.write(tmp_path_factory.mktemp("tiny") / "store")
 
 
 def arguments(store, workdir, **macros):
-    """The command line of a tiny run; ``macros`` replace its names, ``model__dropout`` is model.dropout."""
+    """The command line of a tiny run; ``macros`` override its values, ``model__dropout`` is model.dropout."""
     values = {
         "SCALE": "nano0",
         "MIXTURE": "en+fr",
@@ -57,11 +58,10 @@ def status(workdir):
 
 def arrays(workdir, step):
     """All arrays of a checkpoint, by name."""
-    path = checkpoints.path_of(workdir / "checkpoints", step)
+    path = checkpoints.checkpoint_path(workdir / "checkpoints", step)
     checkpoints.verify(path)
-    return {
-        name: np.asarray(value) for name, value in checkpoints._checkpointer().restore(path / "state").items()
-    }
+    reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True))
+    return {name: np.asarray(value) for name, value in reader.restore(path / "state").items()}
 
 
 def assert_same_arrays(a, b):
@@ -71,6 +71,6 @@ def assert_same_arrays(a, b):
 
 
 def prepared(store, workdir, **macros):
-    """The run of these settings, ready to be trained."""
-    with train.launch.configured(train.launch.parse(arguments(store, workdir, **macros))):
-        return train.prepare(train.Settings())
+    """The run with these settings, resolved but not trained."""
+    with train.launch.configured(train.launch.parse_arguments(arguments(store, workdir, **macros))):
+        return train.prepare_run(train.Settings())

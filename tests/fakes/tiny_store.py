@@ -1,6 +1,6 @@
-"""A token store of a few kilobytes for tests, written by hand in the store's format.
+"""A token store of a few kilobytes for tests, written in the store's format without the package that packs.
 
-Languages are noisy cycles over a few letters, so that a tiny model learns them within tens of steps.
+The text of a language repeats a few letters with noise, so that a tiny model learns it within tens of steps.
 """
 
 import json
@@ -14,16 +14,16 @@ EOS, OFFSET = 1, 3
 
 
 def documents(rng: np.random.Generator, letters: str, tokens: int, longest: int = 90) -> list[np.ndarray]:
-    """Documents of ``tokens`` tokens together, EOS included."""
-    found, left = [], tokens
+    """Documents with ``tokens`` tokens in total, EOS included."""
+    found, remaining = [], tokens
     cycle = np.frombuffer(letters.encode(), np.uint8).astype(np.uint16) + OFFSET
-    while left > 0:
-        length = min(int(rng.integers(20, longest)), left)
+    while remaining > 0:
+        length = min(int(rng.integers(20, longest)), remaining)
         text = np.resize(np.roll(cycle, int(rng.integers(len(cycle)))), length - 1)
         noise = rng.random(length - 1) < 0.1
         text = np.where(noise, rng.choice(cycle, length - 1), text)
         found.append(np.append(text, EOS).astype("<u2"))
-        left -= length
+        remaining -= length
     return found
 
 
@@ -55,14 +55,14 @@ def write(
             },
             "files": {
                 name: {"size": (folder / name).stat().st_size, "blake2b": store.checksum(folder / name)}
-                for name in store.FILES
+                for name in store.LANGUAGE_FILES
             },
         }
     (path / store.MANIFEST).write_text(
         json.dumps(
             {
-                "format": store.FORMAT,
-                "version": store.VERSION,
+                "format": store.STORE_FORMAT,
+                "version": store.STORE_VERSION,
                 "vocabulary": described,
                 "dtype": "uint16",
                 "languages": entries,

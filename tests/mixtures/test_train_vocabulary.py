@@ -79,7 +79,7 @@ def test_a_saved_vocabulary_describes_its_training(trained, corpus):
     assert 25_000 < sample["en"]["bytes"] < 35_000 and sample["en"]["times"] < 1.01
     russian = sum(
         len(text.replace("\n", "").encode())
-        for path in corpora.files(corpus, "ru")
+        for path in corpora.language_files(corpus, "ru")
         for text in corpora.documents(path)
     )
     assert sample["ru"]["bytes"] == russian
@@ -196,7 +196,9 @@ def test_a_store_packed_with_it_decodes_to_its_text(trained, corpus, tmp_path):
     loaded = load_vocabulary(tmp_path)
     assert open_store(tmp_path).vocabulary["fingerprint"] == loaded.fingerprint == vocabulary.fingerprint
     for language in store.languages:
-        whole = {text for path in corpora.files(corpus, language) for text in corpora.documents(path)}
+        whole = {
+            text for path in corpora.language_files(corpus, language) for text in corpora.documents(path)
+        }
         tokens, index = store.valid(language)
         if language == "en":
             held = {loaded.decode(tokens[start : start + length]) for start, length, _ in index}
@@ -218,11 +220,13 @@ def of_all_languages(many_languages, tmp_path_factory):
 def not_exact(vocabulary: SentencePieceVocabulary, corpus, size: float) -> list[str]:
     """Languages with a document, within the first ``size`` bytes, that encoding and decoding changes."""
     found = []
-    codes = corpora.languages(corpus)
+    codes = corpora.list_languages(corpus)
     assert len(codes) in (456, 502)  # generated, real
     for code in codes:
         left = size
-        for text in (text for path in corpora.files(corpus, code) for text in corpora.documents(path)):
+        for text in (
+            text for path in corpora.language_files(corpus, code) for text in corpora.documents(path)
+        ):
             if vocabulary.decode(vocabulary.encode(text[:100_000])) != text[:100_000]:
                 found.append(code)
                 break

@@ -1,4 +1,4 @@
-"""The command line: errors a user can mend are one message and status 1, and nothing half-made stays."""
+"""The command line: user errors are one message and exit status 1, and leave no incomplete output."""
 
 import gzip
 import json
@@ -138,7 +138,7 @@ def test_an_unwritable_workdir_is_one_message(tmp_path, capsys):
 
 
 def test_a_full_disk_is_one_message(tmp_path, capsys):
-    """A size limit on files stands in for a full disk: the same writes fail."""
+    """A limit on the size of files makes the same writes fail as a full disk would."""
     script = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
@@ -170,24 +170,24 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
     def broken():
         raise ModuleNotFoundError("No module named 'altair'", name="altair")
 
-    assert cli._status(broken) == 1
+    assert cli.exit_status(broken) == 1
     assert "mscale[analysis]" in capsys.readouterr().err
     monkeypatch.undo()
     with pytest.raises(ModuleNotFoundError):
-        cli._status(lambda: (_ for _ in ()).throw(ModuleNotFoundError("x", name="mscale.nothing")))
+        cli.exit_status(lambda: (_ for _ in ()).throw(ModuleNotFoundError("x", name="mscale.nothing")))
 
 
 def test_errors_of_users_have_no_traceback(capsys):
     def broken():
         raise MscaleError("runs.csv: no column 'loss'")
 
-    assert cli._status(broken) == 1
+    assert cli.exit_status(broken) == 1
     assert capsys.readouterr().err == "error: runs.csv: no column 'loss'\n"
 
 
 @pytest.mark.slow
 def test_a_demo_killed_three_times_ends_with_the_same_observations(tmp_path):
-    """Minutes: the whole demo twice, once killed with SIGKILL at three random moments and resumed."""
+    """Takes minutes: runs the demo twice, once killed with SIGKILL at three random moments and resumed."""
     command = [sys.executable, "-m", "mscale.cli", "demo", "--workdir"]
     began = time.monotonic()
     subprocess.run([*command, str(tmp_path / "whole")], check=True)

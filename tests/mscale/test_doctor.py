@@ -1,4 +1,4 @@
-"""`mscale doctor` tells what is installed and where it runs, and works where JAX does not."""
+"""`mscale doctor` reports the installation and the machine, and works if JAX does not."""
 
 import json
 import re
@@ -22,7 +22,7 @@ BROKEN = {
 
 
 def declared(monkeypatch) -> dict:
-    """What setup.py passes to setuptools."""
+    """The arguments that setup.py passes to setuptools."""
     setuptools = pytest.importorskip("setuptools")
     found: dict = {}
     monkeypatch.setattr(setuptools, "setup", found.update)
@@ -38,7 +38,7 @@ def run(*arguments: str) -> int:
 
 @pytest.fixture
 def break_jax(tmp_path, monkeypatch):
-    """Puts a package named jax before the real one, for the processes that are started."""
+    """Puts a broken package named jax before the real one on the path of started processes."""
 
     def put(code: str) -> None:
         (tmp_path / "jax.py").write_text(code)
@@ -49,8 +49,8 @@ def break_jax(tmp_path, monkeypatch):
 
 @pytest.fixture
 def without_jax(monkeypatch):
-    answer = doctor.Jax("0.0", "cpu", {"cpu": 1}, 1, 0.0, "")
-    monkeypatch.setattr(doctor, "ask_jax", lambda seconds: answer)
+    answer = doctor.JaxStatus("0.0", "cpu", {"cpu": 1}, 1, 0.0, "")
+    monkeypatch.setattr(doctor, "probe_jax", lambda seconds: answer)
 
 
 def test_names_every_installed_distribution_that_setup_py_asks_for(capsys, monkeypatch, without_jax):
@@ -75,7 +75,7 @@ def test_names_every_installed_distribution_that_setup_py_asks_for(capsys, monke
 def test_the_devices_are_those_that_jax_finds():
     import jax
 
-    found = doctor.ask_jax()
+    found = doctor.probe_jax()
     assert not found.error and found.version == jax.__version__ and found.backend == "cpu"
     assert sum(found.devices.values()) == len(jax.devices())
 
@@ -104,15 +104,15 @@ def test_what_is_missing_or_too_old_is_a_problem(monkeypatch, without_jax):
         return found
 
     monkeypatch.setattr(metadata, "version", version)
-    report = doctor.examine()
+    report = doctor.examine_installation()
     assert "scipy" in report.extras["analysis"] and "scipy" not in report.versions
     assert [problem for problem in report.problems if "optax 0.1.99" in problem]
     changed["optax"] = None  # type: ignore[assignment]
-    assert any("optax is not installed" in problem for problem in doctor.examine().problems)
+    assert any("optax is not installed" in problem for problem in doctor.examine_installation().problems)
 
 
 def test_an_extra_of_a_requirement_counts(monkeypatch):
-    """jax is installed here, jax[tpu] need not be: the extra of mscale is complete only with what that asks for."""
+    """An extra of mscale that requires jax[tpu] is complete only with the requirements of that extra of jax."""
     listed = {"jax": [doctor.Requirement("libtpu-absent", "", (), "tpu")]}
     monkeypatch.setattr(doctor, "requirements", lambda name: listed[name])
     wanted = [
@@ -124,7 +124,7 @@ def test_an_extra_of_a_requirement_counts(monkeypatch):
 
 def test_variables_that_matter_are_shown_and_secrets_are_not(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
-    shown = doctor.environment(
+    shown = doctor.relevant_variables(
         {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "--xla_dump_to=/home/someone/dump",
@@ -145,13 +145,13 @@ def test_another_package_of_the_same_name_is_a_problem(tmp_path, monkeypatch, wi
     (tmp_path / "analysis" / "__init__.py").touch()
     monkeypatch.delitem(sys.modules, "analysis", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert any("'analysis' is taken from" in problem for problem in doctor.examine().problems)
+    assert any("'analysis' is taken from" in problem for problem in doctor.examine_installation().problems)
 
 
 def test_it_imports_nothing_large():
-    """So that it works where one of these is broken. JAX is imported by another process."""
+    """The command works if one of these packages is broken; JAX is imported in another process."""
     code = (
-        "import sys; from mscale import doctor; doctor.examine(0.01); "
+        "import sys; from mscale import doctor; doctor.examine_installation(0.01); "
         "print(*{'jax', 'pandas', 'tensorflow', 'numpy', 'gin'} & set(sys.modules))"
     )
     ran = subprocess.run(

@@ -1,9 +1,11 @@
+"""Languages: ATLAS's published rates and mixtures, aliases of codes, and scripts of text."""
+
 import csv
 
 import pytest
 
 from mscale import languages
-from mscale.data.corpus import documents, files
+from mscale.data.corpus import documents, language_files
 
 
 def test_published_rates_are_table_b4(published_tables):
@@ -38,8 +40,8 @@ def test_names_of_one_language_find_each_other():
     assert languages.find("he", ("he", "iw")) == "he"
     assert languages.find("nb", ("no",)) == "no"
     assert languages.find("xx", ("en",)) is None
-    assert not set(languages.ALIASES) & set(languages.codes())
-    assert set(languages.ALIASES.values()) <= set(languages.codes())
+    assert not set(languages.CODE_ALIASES) & set(languages.codes())
+    assert set(languages.CODE_ALIASES.values()) <= set(languages.codes())
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_names_of_one_language_find_each_other():
     ],
 )
 def test_script_of_a_text(text, script):
-    assert languages.script(text) == script
+    assert languages.dominant_script(text) == script
 
 
 def test_script_of_text_in_all_languages(many_languages):
@@ -66,8 +68,8 @@ def test_script_of_text_in_all_languages(many_languages):
     named = {"Cjk": "Han", "Hiragana": "Japanese", "Canadian": "Canadian Aboriginal"}
     wrong = {}
     for code, expected in listed.items():
-        text = next(documents(files(many_languages, code)[0]))
-        found = languages.script(text)
+        text = next(documents(language_files(many_languages, code)[0]))
+        found = languages.dominant_script(text)
         if found != named.get(expected, expected):
             wrong[code] = (expected, found)
     # The real Chinese text begins with a document of Python's documentation that is mostly code.

@@ -1,4 +1,4 @@
-"""Launch: gin files and overrides, where no wrong name passes in silence."""
+"""Launch: gin files and overrides; every wrong name is an error."""
 
 import gin
 import pytest
@@ -35,10 +35,10 @@ def file(tmp_path):
 
 
 def run(file, *arguments):
-    parsed = launch.parse([f"--gin_file={file}", *arguments])
+    parsed = launch.parse_arguments([f"--gin_file={file}", *arguments])
     with launch.configured(parsed):
         result = model()
-        launch.check_used(parsed)
+        launch.check_overrides_used(parsed)
         return result, launch.operative_config()
 
 
@@ -99,7 +99,7 @@ def test_missing_file_says_where_it_looked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MscaleError, match="gin/train/pretrian.gin.*did you mean 'gin/train/pretrain.gin'"):
         run("gin/train/pretrian.gin")
-    assert launch.find("gin/train/pretrain.gin").is_file()
+    assert launch.find_gin_file("gin/train/pretrain.gin").is_file()
 
 
 def test_gin_adds_its_stack_to_messages_and_it_is_taken_off_again():

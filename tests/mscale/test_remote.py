@@ -1,4 +1,4 @@
-"""A store on a file system that is slow and fails now and then."""
+"""A store on a remote file system that is slow and sometimes fails."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ from mscale.remote import RemoteFiles, Url, location
 
 
 class Fake(MemoryFileSystem):
-    """Every read takes ``latency``; every ``fails_every``-th fails, by an error or by a short answer."""
+    """A file system whose reads take ``latency``; every ``fails_every``-th read raises or returns too few bytes."""
 
     protocol = "fake"
     store: dict = {}
@@ -56,7 +56,7 @@ class Fake(MemoryFileSystem):
 @pytest.fixture
 def fake(monkeypatch):
     fsspec.register_implementation("fake", Fake, clobber=True)
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(remote, "FIRST_RETRY_SECONDS", 0.001)
     Fake.store.clear()
     Fake.latency, Fake.fails_every = 0.0, 0
     Fake.calls = Fake.bytes_read = Fake.running = Fake.most_at_once = 0
@@ -101,7 +101,7 @@ def test_a_flaky_remote_store_gives_the_same_batches(local, url, fake):
 
 def test_only_the_share_is_read_and_a_second_time_nothing(local, url, fake):
     store = open_store(url)
-    store._remote.block_bytes = 256
+    store.remote.block_bytes = 256
     fake.bytes_read = 0
     ids = [3, 700, 1501]
     store.fetch(["en"] * 3, ids, S)
@@ -115,7 +115,7 @@ def test_only_the_share_is_read_and_a_second_time_nothing(local, url, fake):
 
 
 def test_a_run_from_a_flaky_remote_store_measures_the_same(local, url, fake, tmp_path):
-    """Training and evaluation: all losses, and the standard errors over held-out windows."""
+    """All losses of training and evaluation are equal, and the standard errors over held-out windows."""
     fake.fails_every, fake.latency = 7, 0.001
     found = []
     for name, store in (("remote", url), ("local", str(local.path))):
@@ -127,7 +127,7 @@ def test_a_run_from_a_flaky_remote_store_measures_the_same(local, url, fake, tmp
 
 def test_a_batch_is_read_at_once_and_not_window_by_window(url, fake):
     store = open_store(url)
-    store._remote.block_bytes = 256
+    store.remote.block_bytes = 256
     fake.latency, fake.most_at_once = 0.1, 0  # long enough for a busy machine to start its threads meanwhile
     store.fetch(["en", "fr"] * 64, list(range(128)), S)
     assert fake.most_at_once > 16
@@ -135,10 +135,10 @@ def test_a_batch_is_read_at_once_and_not_window_by_window(url, fake):
 
 def test_the_cache_stays_within_its_bound(url, fake):
     store = open_store(url, cache_bytes=10_000)
-    store._remote.block_bytes = 1000
+    store.remote.block_bytes = 1000
     everything = np.asarray(store.train("en"))
     assert len(everything) == store.train_tokens("en")
-    assert sum(map(len, store._remote._blocks.values())) == store._remote._held <= 10_000
+    assert 9_000 < store.remote.cached_bytes <= 10_000
 
 
 def test_after_the_last_attempt_the_error_names_file_range_and_reason(url, fake):

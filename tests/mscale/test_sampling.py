@@ -1,3 +1,5 @@
+"""Sampling rates: limits of temperature sampling, UniMax as published, caps, and invalid input."""
+
 import numpy as np
 import pytest
 from hypothesis import given

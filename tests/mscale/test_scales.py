@@ -1,4 +1,4 @@
-"""The ladder against the published figures."""
+"""Model sizes against the published parameter counts and FLOPs."""
 
 import csv
 import subprocess

@@ -1,4 +1,4 @@
-"""The train loop: what a run leaves, how it is fed, and how runs branch and go on from one another."""
+"""The train loop: the records of a run, its data, branches off a trunk, and runs that continue other runs."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def trunk(store, tmp_path_factory):
 
 def test_a_run_leaves_what_it_promises(trunk, store):
     assert status(trunk)["state"] == "done" and status(trunk)["step"] == 24
-    assert checkpoints.steps(trunk / "checkpoints") == [16, 24]
+    assert checkpoints.saved_steps(trunk / "checkpoints") == [16, 24]
     assert {(row["step"], row["language"]) for row in rows(trunk)} == {
         (step, language) for step in (12, 16, 24) for language in ("en", "fr", "sw")
     }
@@ -115,7 +115,7 @@ def test_nothing_is_read_from_the_device_between_log_points(store, tmp_path, mon
     run = prepared(store, tmp_path / "r", STEPS=96, LOG_EVERY=48, EVAL_STEPS=(5, 20, 70))
     start = train.find_start(run)
     recorder = train.Recorder(run, start.step)
-    monkeypatch.setattr(train.checkpoints.Saver, "save", lambda *_: None)
+    monkeypatch.setattr(train.checkpoints.CheckpointWriter, "save", lambda *_: None)
     monkeypatch.setattr(array, "_value", property(counted))
     monkeypatch.setattr(jax, "device_get", log_point)
     train.train(run, start, recorder, threading.Event())
@@ -131,7 +131,7 @@ def test_nothing_is_read_from_the_device_between_log_points(store, tmp_path, mon
 
 
 def test_a_branch_is_the_trunk_and_then_its_decay(store, trunk, tmp_path):
-    """Equal to one run from scratch with the same decay, bit by bit, and filed under the trunk."""
+    """A branch equals one run from scratch with the same decay bit by bit, and has the trunk's group."""
     common = {"STEPS": 20, "DECAY_STEPS": 4, "EVAL_STEPS": (20,)}
     assert run(store, tmp_path / "branch", BRANCH_FROM=str(trunk), **common) == 0
     assert run(store, tmp_path / "single", **common) == 0
@@ -150,7 +150,7 @@ def test_a_branch_that_died_goes_on_from_its_own_checkpoint(store, trunk, tmp_pa
     common |= {"BRANCH_FROM": str(trunk), "CHECKPOINT_STEPS": (18,)}
     assert run(store, tmp_path / "whole", **common) == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    shutil.rmtree(checkpoints.path_of(tmp_path / "cut" / "checkpoints", 20))
+    shutil.rmtree(checkpoints.checkpoint_path(tmp_path / "cut" / "checkpoints", 20))
     (tmp_path / "cut" / "status.json").unlink()
     assert run(store, tmp_path / "cut", **common, RUN="whole") == 0
     assert_same_arrays(arrays(tmp_path / "cut", 20), arrays(tmp_path / "whole", 20))
@@ -184,7 +184,7 @@ def test_init_from_takes_parameters_and_nothing_else(store, trunk, tmp_path):
     start = train.find_start(prepared(store, tmp_path / "d", INIT_FROM=f"{trunk}/16"))
     assert start.step == 0
     saved = arrays(trunk, 16)
-    for name, value in checkpoints.flatten(start.state["params"]).items():
+    for name, value in checkpoints.flatten_by_path(start.state["params"]).items():
         assert np.array_equal(value, saved[f"params.{name}"])
     assert all(not np.any(value) for value in jax.tree.leaves(start.state["optimizer"]))
 

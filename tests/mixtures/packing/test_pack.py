@@ -14,7 +14,7 @@ import tiny_corpus
 
 from mixtures.packing import shards, units
 from mixtures.packing.pack import pack
-from mscale.data.store import MANIFEST, UNFINISHED, open_store
+from mscale.data.store import MANIFEST, PACKING_FOLDER, open_store
 from mscale.data.vocabulary import byte_vocabulary
 from mscale.errors import MscaleError
 
@@ -133,7 +133,7 @@ def test_a_finished_store_is_left_unchanged_and_languages_accumulate(corpus, sto
     monkeypatch.setattr("mixtures.packing.pack.packing_processes", None)  # no process is started
     assert pack(corpus, tmp_path, byte_vocabulary(), languages=["bb"]).languages == ("aa", "bb", "cc")
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
-    assert not (tmp_path / UNFINISHED).exists()
+    assert not (tmp_path / PACKING_FOLDER).exists()
 
 
 def test_added_text_moves_no_text_to_the_other_side(tmp_path):
@@ -242,9 +242,9 @@ def test_a_damaged_shard_of_an_interrupted_packing_is_made_again(corpus, store, 
         patch.setattr("mixtures.packing.workers.assemble", stop)
         with pytest.raises(KeyboardInterrupt):
             pack(corpus, tmp_path, byte_vocabulary())
-    shard = next((tmp_path / UNFINISHED / "aa").glob("*.tokens"))
+    shard = next((tmp_path / PACKING_FOLDER / "aa").glob("*.tokens"))
     shard.write_bytes(b"\0" * shard.stat().st_size)  # as after a power cut
-    next((tmp_path / UNFINISHED / "cc").glob("*gz.json")).write_text("")
+    next((tmp_path / PACKING_FOLDER / "cc").glob("*gz.json")).write_text("")
     pack(corpus, tmp_path, byte_vocabulary())
     assert contents(tmp_path) == contents(store.path)
 
@@ -263,7 +263,7 @@ def test_a_damaged_small_language_of_an_interrupted_packing_is_made_again(
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("train.bin")}
     assert len(made) == 3
     (tmp_path / "aa" / "train.bin").write_bytes(b"\0" * (tmp_path / "aa" / "train.bin").stat().st_size)
-    (journal,) = (tmp_path / UNFINISHED).glob("*.jsonl")
+    (journal,) = (tmp_path / PACKING_FOLDER).glob("*.jsonl")
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:-1]) + lines[-1][:-30])  # torn
     pack(corpus, tmp_path, byte_vocabulary())
@@ -315,8 +315,8 @@ def test_another_vocabulary_for_the_same_store_names_both(corpus, store):
 def test_a_second_packing_of_the_same_store_is_refused(corpus, tmp_path):
     import fcntl
 
-    (tmp_path / UNFINISHED).mkdir()
-    with open(tmp_path / UNFINISHED / "lock", "w") as lock:
+    (tmp_path / PACKING_FOLDER).mkdir()
+    with open(tmp_path / PACKING_FOLDER / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(MscaleError, match="another packing is at work"):
             pack(corpus, tmp_path, byte_vocabulary())
@@ -427,11 +427,15 @@ def test_many_languages(many_languages, tmp_path):
     from mscale.data import corpus as corpora
 
     every = 25 if many_languages.name == "madlad_mini" else 1  # the real text is 119 MB
-    some = corpora.languages(many_languages)[::every]
+    some = corpora.list_languages(many_languages)[::every]
     store = pack(many_languages, tmp_path, byte_vocabulary(), languages=some)
     for language in some:
         train, valid = texts_of(store, language)
-        text = [one for path in corpora.files(many_languages, language) for one in corpora.documents(path)]
+        text = [
+            one
+            for path in corpora.language_files(many_languages, language)
+            for one in corpora.documents(path)
+        ]
         total = sum(len(one.encode()) for one in text)
         assert store.train_bytes(language) + store.valid_bytes(language) == total
         assert (

@@ -26,7 +26,7 @@ def contents(folder) -> dict[str, bytes]:
 
 
 def texts(folder, code) -> list[str]:
-    return [text for path in corpus.files(folder, code) for text in corpus.documents(path)]
+    return [text for path in corpus.language_files(folder, code) for text in corpus.documents(path)]
 
 
 def world_text(world, code, size) -> bytes:
@@ -40,7 +40,7 @@ def world_text(world, code, size) -> bytes:
 def test_layout_sizes_and_json(tmp_path):
     sizes = {"aa": 30_000, "ba": 1, "ca": 5_000}
     truth = generate.generate(tmp_path, ["aa", "ba", "ca"], 3, sizes, parallel_documents=0)
-    assert corpus.languages(tmp_path) == ["aa", "ba", "ca"] == sorted(truth["languages"])
+    assert corpus.list_languages(tmp_path) == ["aa", "ba", "ca"] == sorted(truth["languages"])
     for code, size in sizes.items():
         documents = [len(text.encode()) for text in texts(tmp_path, code)]
         assert sum(documents) >= size
@@ -82,14 +82,14 @@ def test_bytes_do_not_depend_on_processes_and_a_small_corpus_begins_a_large_one(
     assert large[: len(small)] == small
     monkeypatch.setattr(generate, "SHARD_BYTES", 9_000)
     generate.generate(tmp_path / "shards", 1, **SMALL)
-    assert len(corpus.files(tmp_path / "shards", "aa")) == 3
+    assert len(corpus.language_files(tmp_path / "shards", "aa")) == 3
     documents = texts(tmp_path / "shards", "aa")
     assert len(set(documents)) > 0.95 * len(documents)  # shards do not repeat one another
 
 
 def test_gzip_carries_no_time(tmp_path):
     generate.generate(tmp_path, 1, **SMALL)
-    assert corpus.files(tmp_path, "aa")[0].read_bytes()[4:8] == b"\0\0\0\0"
+    assert corpus.language_files(tmp_path, "aa")[0].read_bytes()[4:8] == b"\0\0\0\0"
 
 
 def test_a_whole_corpus_is_left_alone_and_an_unfinished_one_continued(tmp_path, monkeypatch):
@@ -98,7 +98,7 @@ def test_a_whole_corpus_is_left_alone_and_an_unfinished_one_continued(tmp_path, 
     assert generate.generate(tmp_path, 3, **SMALL) == truth
     assert [path.stat().st_mtime_ns for path in tmp_path.rglob("*.gz")] == times
 
-    corpus.files(tmp_path, "ba")[0].unlink()  # as if a user deleted it
+    corpus.language_files(tmp_path, "ba")[0].unlink()  # as if a user deleted it
     generate.generate(tmp_path, 3, **SMALL)
     assert contents(tmp_path) == before
 
@@ -127,7 +127,7 @@ def test_refuses_to_overwrite(tmp_path):
     (tmp_path / "real" / "data" / "en").mkdir(parents=True)
     with pytest.raises(MscaleError, match="not made by the generator"):
         generate.generate(tmp_path / "real", 3, **SMALL)
-    path = corpus.files(tmp_path / "mine", "aa")[0]
+    path = corpus.language_files(tmp_path / "mine", "aa")[0]
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(MscaleError, match="changed after it was generated"):
         generate.generate(tmp_path / "mine", 3, **SMALL)

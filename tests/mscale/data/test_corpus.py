@@ -1,4 +1,4 @@
-"""Every bad input is one message that says where, what and what to do; good input comes through unchanged."""
+"""Reading corpora: text is unchanged, and every invalid file gives one message with place, cause and remedy."""
 
 import csv
 import gzip
@@ -31,7 +31,7 @@ def write(
 
 
 def message(call, *args) -> str:
-    """The message of the error that the call raises, without a traceback's worth of context."""
+    """The message of the MscaleError that the call raises, which has no chained exception."""
     with pytest.raises(MscaleError) as caught:
         result = call(*args)
         list(result)
@@ -46,8 +46,8 @@ def test_reads_compressed_and_plain_in_the_order_of_their_numbers(tmp_path):
     (tmp_path / "data/en/.en_clean_0001.jsonl.gz.x.tmp").write_bytes(b"half")
     (tmp_path / "data/empty").mkdir()
     write(tmp_path, "de", GOOD)
-    assert corpus.languages(tmp_path) == ["de", "en"]
-    texts = [text for path in corpus.files(tmp_path, "en") for text in corpus.documents(path)]
+    assert corpus.list_languages(tmp_path) == ["de", "en"]
+    texts = [text for path in corpus.language_files(tmp_path, "en") for text in corpus.documents(path)]
     expected = [json.loads(line)["text"] for line in GOOD]
     assert texts == expected[20:] + expected[10:20] + expected[:10]
 
@@ -83,52 +83,52 @@ def test_a_last_line_without_line_end_is_whole(tmp_path):
 
 def test_no_such_folder(tmp_path):
     (tmp_path / "corpus").mkdir()
-    text = message(corpus.languages, tmp_path / "corpsu")
+    text = message(corpus.list_languages, tmp_path / "corpsu")
     assert "corpsu: no such corpus folder" in text and "did you mean 'corpus'" in text
     assert "data/<lang>/<lang>_clean_NNNN.jsonl.gz" in text
-    assert "no such corpus folder" in message(corpus.languages, tmp_path / "a/b/c")
+    assert "no such corpus folder" in message(corpus.list_languages, tmp_path / "a/b/c")
 
 
 def test_a_folder_without_data(tmp_path):
-    assert "the folder is empty" in message(corpus.languages, tmp_path)
+    assert "the folder is empty" in message(corpus.list_languages, tmp_path)
     (tmp_path / "notes.txt").write_text("x")
-    assert "no data folder in it: found only notes.txt" in message(corpus.languages, tmp_path)
-    assert "found a file" in message(corpus.languages, tmp_path / "notes.txt")
+    assert "no data folder in it: found only notes.txt" in message(corpus.list_languages, tmp_path)
+    assert "found a file" in message(corpus.list_languages, tmp_path / "notes.txt")
 
 
 def test_an_empty_corpus(tmp_path):
     (tmp_path / "data" / "en").mkdir(parents=True)
-    assert "found no language" in message(corpus.languages, tmp_path)
+    assert "found no language" in message(corpus.list_languages, tmp_path)
 
 
 def test_pointing_at_the_wrong_level(tmp_path):
     write(tmp_path, "en", GOOD)
-    text = message(corpus.languages, tmp_path / "data")
+    text = message(corpus.list_languages, tmp_path / "data")
     assert "this is the data folder itself" in text and f"give its parent, {tmp_path}" in text
-    text = message(corpus.languages, tmp_path / "data" / "en")
+    text = message(corpus.list_languages, tmp_path / "data" / "en")
     assert "folder of one language" in text and text.endswith(str(tmp_path))
     (tmp_path / "data").rename(tmp_path / "text")
-    text = message(corpus.languages, tmp_path / "text")
+    text = message(corpus.list_languages, tmp_path / "text")
     assert "languages' folders directly in it" in text and str(tmp_path / "text" / "data") in text
 
 
 def test_all_missing_languages_at_once(tmp_path):
     for language in ("de", "en", "pt"):
         write(tmp_path, language, GOOD)
-    assert corpus.select(tmp_path) == ["de", "en", "pt"]
-    assert corpus.select(tmp_path, ["pt", "de"]) == ["pt", "de"]
-    text = message(corpus.select, tmp_path, ["en", "ptt", "zz"])
+    assert corpus.select_languages(tmp_path) == ["de", "en", "pt"]
+    assert corpus.select_languages(tmp_path, ["pt", "de"]) == ["pt", "de"]
+    text = message(corpus.select_languages, tmp_path, ["en", "ptt", "zz"])
     assert "2 of the 3" in text and "'ptt' – did you mean 'pt'?" in text and "'zz'" in text
     assert "de, en, pt" in text
-    assert "asked for twice: en" in message(corpus.select, tmp_path, ["en", "en"])
-    assert "no language was asked for" in message(corpus.select, tmp_path, [])
-    assert "not in this corpus: 'zz'" in message(corpus.files, tmp_path, "zz")
+    assert "asked for twice: en" in message(corpus.select_languages, tmp_path, ["en", "en"])
+    assert "no language was asked for" in message(corpus.select_languages, tmp_path, [])
+    assert "not in this corpus: 'zz'" in message(corpus.language_files, tmp_path, "zz")
 
 
 def test_a_shard_that_is_there_twice(tmp_path):
     write(tmp_path, "en", GOOD)
     write(tmp_path, "en", GOOD, suffix=".jsonl")
-    text = message(corpus.files, tmp_path, "en")
+    text = message(corpus.language_files, tmp_path, "en")
     assert "en_clean_0000.jsonl" in text and "twice" in text
 
 
@@ -255,6 +255,6 @@ def test_a_corpus_of_many_languages(many_languages):
     with open(many_languages / "languages.csv") as file:
         listed = [row["code"] for row in csv.DictReader(file)]
     assert len(listed) in (456, 502)  # generated, real
-    assert corpus.languages(many_languages) == sorted(listed)
-    texts = [text for path in corpus.files(many_languages, "zh") for text in corpus.documents(path)]
+    assert corpus.list_languages(many_languages) == sorted(listed)
+    texts = [text for path in corpus.language_files(many_languages, "zh") for text in corpus.documents(path)]
     assert len(texts) > 10 and all(texts)

@@ -1,3 +1,5 @@
+"""Batches: the windows of the schedule, on any number of hosts, with the thread ended and its errors raised."""
+
 import threading
 import time
 
@@ -62,16 +64,16 @@ def test_an_epoch_reads_all_text_once(store):
 
 def test_cold_windows_are_asked_for_together_and_warm_ones_not(store, plan, monkeypatch):
     asked = []
-    monkeypatch.setattr(feed, "_read_ahead", lambda windows, languages, ids: asked.append(len(ids)))
-    monkeypatch.setattr(feed, "_ROWS_AT_ONCE", 12)
-    monkeypatch.setattr(feed, "_SLOW_ROW", 1e9)
+    monkeypatch.setattr(feed, "advise_read_ahead", lambda windows, languages, ids: asked.append(len(ids)))
+    monkeypatch.setattr(feed, "ROWS_PER_LOOKUP", 12)
+    monkeypatch.setattr(feed, "COLD_ROW_SECONDS", 1e9)
     list(feed.batches(store, plan, S, 0, 10, prefetch=0))
     assert asked == [12]
-    monkeypatch.setattr(feed, "_SLOW_ROW", 0.0)
+    monkeypatch.setattr(feed, "COLD_ROW_SECONDS", 0.0)
     list(feed.batches(store, plan, S, 0, 10, prefetch=0))
     assert asked == [12] * 6
-    assert feed._mapping(feed._windows(store, "aa", S)) is not None
-    assert feed._mapping(np.zeros(3)) is None
+    assert feed.memory_mapping(feed.window_view(store, "aa", S)) is not None
+    assert feed.memory_mapping(np.zeros(3)) is None
 
 
 def test_endless_feeding_stops_with_its_iterator(store, plan):

@@ -1,14 +1,16 @@
+"""Mixture names: their languages, rates and unique windows, and an error for every invalid name or option."""
+
 import gin
 import numpy as np
 import pytest
 
 from mscale import languages, sampling
-from mscale.data.mixture import Mixture, parse, resolve
+from mscale.data.mixture import Mixture, parse_mixture_name, resolve
 from mscale.errors import MscaleError
 
 
 class Sizes:
-    """A store as far as mixtures are concerned."""
+    """A store with the methods that mixtures use."""
 
     def __init__(self, **tokens):
         self.tokens = tokens
@@ -178,4 +180,4 @@ def test_a_mixture_made_by_hand_is_checked_too():
         Mixture("m", ("en", "fr"), (1.0,), (1, 1), 10)
     with pytest.raises(MscaleError, match="fr has rate 0.5 but no window"):
         Mixture("m", ("en", "fr"), (0.5, 0.5), (1, 0), 10)
-    assert parse("unimax:en+fr") == ("unimax", ["en", "fr"], None)
+    assert parse_mixture_name("unimax:en+fr") == ("unimax", ["en", "fr"], None)

@@ -1,3 +1,5 @@
+"""The mixture schedule: random access, exact counts, the bound on errors, and permutations of windows."""
+
 import time
 from collections import Counter
 from fractions import Fraction
@@ -119,7 +121,7 @@ def test_counts_stay_within_the_bound_far_out(rates, seed, step, batch_size):
 @given(weights, seeds)
 def test_depth_and_rounding_are_what_the_proof_of_the_bound_rests_on(rates, seed):
     parts = {i: max(round(w / sum(rates) * 2**60), 1) for i, w in enumerate(rates)}
-    tree = schedule_tree.build([parts], seed)
+    tree = schedule_tree.build_tree([parts], seed)
     assert ((tree.c >= 2**60 * 15 // 32) & (tree.c < 2**60 * 17 // 32)).all()
     depth = [0] * len(tree.c)
     for slot, below in enumerate(tree.child.tolist()):
@@ -154,7 +156,7 @@ def errors(schedule, steps):
 
 @st.composite
 def curricula(draw):
-    """Up to 40 phases of one step and more, over weights and languages that have nothing in common."""
+    """Up to 40 phases of one or more steps, each with its own random languages and weights."""
     count = draw(st.integers(1, 30))
     rng = np.random.default_rng(draw(seeds))
     phases, start = [], 0
@@ -175,7 +177,7 @@ def test_counts_stay_within_the_bound_however_often_the_weights_change(drawn):
 
 
 @given(curricula())
-def test_what_came_before_a_change_does_not_depend_on_it(drawn):
+def test_rows_before_a_change_do_not_depend_on_it(drawn):
     schedule, end = drawn
     for kept in range(1, len(schedule.phases), 7):
         start = schedule.phases[kept][0]
@@ -186,13 +188,13 @@ def test_what_came_before_a_change_does_not_depend_on_it(drawn):
         assert before.windows_seen(start) == {language: seen[language] for language in before.languages}
 
 
-def test_hundreds_of_changes_over_hundreds_of_languages_are_paid_back_not_added():
+def test_errors_of_hundreds_of_changes_are_compensated_not_added():
     c = np.random.default_rng(0).lognormal(0, 4, 420)
     anneal = [(3 * i, mixture(c ** (1 / (1 + i / 10)))) for i in range(100)]
     schedule = from_phases(anneal, 256)
     assert schedule.bound < 4
     assert errors(schedule, 60).max() <= schedule.bound + ROUNDING
-    # Far into the last phase nothing of the others is left.
+    # Late in the last phase the errors of the earlier phases have been compensated.
     step = 10**6
     expected = np.zeros(420)
     for (start, one), end in zip(anneal, [*[start for start, _ in anneal[1:]], step], strict=True):
@@ -201,7 +203,7 @@ def test_hundreds_of_changes_over_hundreds_of_languages_are_paid_back_not_added(
     assert np.abs(counts - expected).max() <= single(anneal[-1][1], 256).bound + 1
 
 
-def test_a_language_that_goes_on_alone_gets_all_rows_but_the_few_that_are_owed():
+def test_a_single_remaining_language_gets_all_rows_but_a_few_that_others_lack():
     c = np.random.default_rng(1).lognormal(0, 5, 420)
     schedule = from_phases([(0, mixture(c)), (100, mixture([1], languages=("l7",)))], 256)
     before, after, later = (schedule.windows_seen(step) for step in (100, 110, 200))
@@ -211,8 +213,8 @@ def test_a_language_that_goes_on_alone_gets_all_rows_but_the_few_that_are_owed()
     assert schedule.bound < 4
 
 
-def test_weights_that_follow_the_languages_behind_stay_within_the_bound():
-    # The game that any schedule without foresight loses by 1/2 + … + 1/n.
+def test_adversarial_weights_stay_within_the_bound():
+    # The cup game: a schedule without knowledge of later weights can lack 1/2 + … + 1/n rows of a language.
     behind = [f"l{i}" for i in range(40)]
     phases, owed = [], dict.fromkeys(behind, 0.0)
     while len(behind) > 1:
@@ -261,7 +263,7 @@ def test_far_steps_are_exact_whatever_the_sizes(rates, seed, step, batch_size, n
 def test_descent_equals_integers_of_any_size():
     rates = np.random.default_rng(0).dirichlet(np.full(60, 0.1)) + 1e-12
     schedule = single(mixture(rates), 7, seed=5)
-    tree, (phase,), _ = schedule._plan
+    tree, (phase,), _ = schedule.plan
     for position in [0, 1, 2**31, 2**40 + 12345, 2**42 - 8]:
         step, row = divmod(position, 7)
         node, k = 0, position
@@ -314,7 +316,7 @@ def test_windows_of_an_epoch_are_spread_like_a_random_order():
     assert abs(np.corrcoef(windows[1:], windows[:-1])[0, 1]) < 0.05
 
 
-def test_a_batch_of_502_languages_is_cheap_and_no_dearer_far_into_training():
+def test_a_batch_of_502_languages_takes_milliseconds_at_any_step():
     rates = np.random.default_rng(0).lognormal(0, 4, 502)
     schedule = single(mixture(rates, [10**9] * 502), 256)
     schedule.batch(0)
@@ -334,7 +336,7 @@ def test_a_batch_of_502_languages_is_cheap_and_no_dearer_far_into_training():
 
 
 def test_the_same_on_every_machine():
-    # Values written down once: a change breaks resuming and the comparison of runs.
+    # Recorded values: another order of data would break resuming and the comparison of runs.
     languages, windows = single(mixture([3, 1, 1e-3], [100, 20, 5]), 8, seed=17).batch(12345)
     assert languages.tolist() == [0, 0, 0, 1, 0, 0, 0, 1]
     assert windows.tolist() == [56, 37, 79, 18, 89, 14, 76, 10]

@@ -1,3 +1,5 @@
+"""The token store: parts, counts and index agree, and damage is reported with the name of the file."""
+
 import json
 import shutil
 
@@ -6,7 +8,7 @@ import pytest
 import tiny_corpus
 
 from mixtures.packing.pack import pack
-from mscale.data.store import FILES, MANIFEST, UNFINISHED, open_store, token_dtype
+from mscale.data.store import LANGUAGE_FILES, MANIFEST, PACKING_FOLDER, open_store, token_dtype
 from mscale.data.vocabulary import byte_vocabulary
 from mscale.errors import MscaleError
 
@@ -182,7 +184,7 @@ def test_a_store_damaged_by_hand_names_the_file_when_opened_and_read(copied, dam
     assert str(copied) in str(raised.value)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", LANGUAGE_FILES)
 def test_a_flipped_bit_is_found_by_verifying(copied, name):
     flip(name)(copied)
     open_store(copied)
@@ -195,7 +197,7 @@ def test_a_store_that_is_not_there_or_not_finished(tmp_path, packed):
         open_store(tmp_path / "absent")
     with pytest.raises(MscaleError, match=r"no store\.json here"):
         open_store(tmp_path)
-    (tmp_path / UNFINISHED).mkdir()
+    (tmp_path / PACKING_FOLDER).mkdir()
     with pytest.raises(MscaleError, match="has not finished"):
         open_store(tmp_path)
     with pytest.raises(MscaleError, match=r"no language 'ab'.*There are 2: aa, bb"):

@@ -1,3 +1,5 @@
+"""Vocabularies: exact round trips of text, and errors for damaged or different vocabularies."""
+
 import subprocess
 import sys
 

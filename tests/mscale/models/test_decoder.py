@@ -1,4 +1,4 @@
-"""The decoder: what it computes, not how fast."""
+"""The decoder: its values, gradients, parameter counts and learning-rate rules."""
 
 import dataclasses
 
@@ -45,7 +45,7 @@ def test_parameters_are_float32_and_axes_fit_them():
 
 
 @pytest.mark.parametrize("config", [TINY, DEEP, dataclasses.replace(TINY, serial_block=True)])
-def test_no_position_sees_what_follows(config):
+def test_attention_is_causal(config):
     params = decoder.init_params(config, jax.random.key(0))
     ids = tokens()
     before = apply(config, params, ids)
@@ -54,8 +54,8 @@ def test_no_position_sees_what_follows(config):
     assert np.abs(before[:, 7:] - after[:, 7:]).max() > 1e-3
 
 
-def test_block_is_the_one_of_the_counts():
-    """Against a direct transcription: x + s·(attention(norm x) + mlp(norm x)), rotary, causal, one norm."""
+def test_block_equals_a_direct_implementation():
+    """Against a direct NumPy implementation of x + s·(attention(norm x) + mlp(norm x)), rotary, causal, one norm."""
     params = decoder.init_params(TINY, jax.random.key(0))
     ids = np.asarray(tokens())
     h, k, S = SHAPE.heads, SHAPE.kv, ids.shape[1]
@@ -98,7 +98,7 @@ def test_attention_equals_plain_attention(length):
 
 
 def test_large_scores_neither_overflow_nor_vanish():
-    """A later position that would outweigh all earlier ones must not drown them: it is masked."""
+    """Large scores of later positions are masked before the maximum, so earlier weights do not underflow."""
     q = jnp.ones((1, 70, 1, 8))
     k = jnp.linspace(-1e3, 1e3, 70)[None, :, None, None] * q
     v = jax.random.normal(jax.random.key(0), q.shape)
@@ -112,7 +112,7 @@ def test_remat_does_not_change_gradients(config):
     params, ids = decoder.init_params(config, jax.random.key(0)), tokens()
 
     def gradient(config):
-        return jax.jit(jax.grad(lambda p: loss.objective(config, p, ids, ids)[0]))(params)
+        return jax.jit(jax.grad(lambda p: loss.training_objective(config, p, ids, ids)[0]))(params)
 
     plain = gradient(config)
     for remat in ("dots", "full"):
@@ -124,7 +124,7 @@ def test_program_does_not_grow_with_depth():
     def lines(layers):
         config = decoder.ModelConfig(dataclasses.replace(SHAPE, layers=layers), 50)
         params = decoder.abstract_params(config)
-        step = jax.jit(jax.grad(lambda p: loss.objective(config, p, tokens(), tokens())[0]))
+        step = jax.jit(jax.grad(lambda p: loss.training_objective(config, p, tokens(), tokens())[0]))
         return step.lower(params).as_text().count("\n")
 
     assert lines(40) <= lines(10) + 5
@@ -142,13 +142,13 @@ def test_dropout(config):
 
 
 def test_initial_loss_lies_between_uniform_and_predicting_the_input():
-    """Tied unit embeddings start with a logit of at most LOGIT_GAIN on the input; all else is uniform."""
+    """With tied unit embeddings the initial logit of the input token is at most LOGIT_GAIN; others are near uniform."""
     most = np.log(258 + np.exp(decoder.LOGIT_GAIN * decoder.EMBEDDING_STD))
     for scale in ("nano0", "nano4"):
         config = decoder.ModelConfig(scales.get(scale), 259)
         params = decoder.init_params(config, jax.random.key(0))
         ids = jax.random.randint(jax.random.key(1), (4, 32), 0, 259)
-        found = float(loss.objective(config, params, ids, ids[:, ::-1])[1])
+        found = float(loss.training_objective(config, params, ids, ids[:, ::-1])[1])
         assert np.log(259) - 0.1 < found < most + 0.2, scale
 
 

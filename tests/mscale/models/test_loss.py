@@ -1,4 +1,4 @@
-"""The blocked cross entropy against the plain one."""
+"""The blocked cross-entropy against a plain implementation: values, gradients, memory."""
 
 import dataclasses
 import functools
@@ -46,15 +46,15 @@ def test_values_and_gradients_equal_the_plain_ones(length, blocks, z_loss):
 def test_blocks_of_the_model_do_not_change_it():
     params = decoder.init_params(CONFIG, jax.random.key(0))
     ids = jax.random.randint(jax.random.key(1), (2, 12), 0, 37)
-    one = jax.jit(jax.value_and_grad(lambda p: loss.objective(CONFIG, p, ids, ids)[0]))(params)
+    one = jax.jit(jax.value_and_grad(lambda p: loss.training_objective(CONFIG, p, ids, ids)[0]))(params)
     small = dataclasses.replace(CONFIG, loss_block=2 * 37 * 5)
     assert loss.block_count(CONFIG, 2, 12) == 1 and loss.block_count(small, 2, 12) == 3
-    many = jax.jit(jax.value_and_grad(lambda p: loss.objective(small, p, ids, ids)[0]))(params)
+    many = jax.jit(jax.value_and_grad(lambda p: loss.training_objective(small, p, ids, ids)[0]))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, many)
 
 
 def test_no_array_holds_all_logits():
-    """At 8 x 2,048 tokens and 64,512 pieces the temporaries of loss and gradient stay under 1 GB."""
+    """At 8 x 2,048 tokens and V = 64,512 the temporaries of loss and gradient stay under 1 GB."""
     V, D = scales.ATLAS_VOCABULARY, 128
     config = decoder.ModelConfig(scales.get(0), V)
     blocks = loss.block_count(config, 8, 2048)
@@ -74,9 +74,9 @@ def test_z_loss_is_in_the_objective_only():
     config = dataclasses.replace(CONFIG, z_loss=0.1)
     params = decoder.init_params(config, jax.random.key(0))
     ids = jax.random.randint(jax.random.key(1), (2, 12), 0, 37)
-    total, mean = loss.objective(config, params, ids, ids)
+    total, mean = loss.training_objective(config, params, ids, ids)
     np.testing.assert_allclose(mean, loss.token_losses(config, params, ids, ids).mean(), rtol=1e-6)
-    logits = decoder.logits(config, params, decoder.apply(config, params, ids))
+    logits = decoder.full_logits(config, params, decoder.apply(config, params, ids))
     expected = mean + 0.1 * jnp.mean(jax.nn.logsumexp(logits, -1) ** 2)
     np.testing.assert_allclose(total, expected, rtol=1e-5)
 
@@ -90,5 +90,5 @@ def test_bfloat16_stays_close(blocks):
     exact, found = (token_losses(c, params, ids, ids) for c in (CONFIG, config))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, exact, atol=0.1)
-    gradient = jax.jit(jax.grad(lambda p: loss.objective(config, p, ids, ids)[0]))(params)
+    gradient = jax.jit(jax.grad(lambda p: loss.training_objective(config, p, ids, ids)[0]))(params)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradient))

@@ -1,6 +1,6 @@
-"""The train loop on meshes of eight simulated devices: the losses of one device, for heads that split or do not.
+"""The train loop on meshes of eight simulated devices gives the losses of one device, whether or not heads are sharded.
 
-Tolerance: 1e-4 of the loss in float32 after eight steps; sums over a split dimension are taken in another order.
+Tolerance: 1e-4 of the loss in float32 after eight steps, since sums over a sharded dimension have another order.
 """
 
 import pytest
@@ -22,7 +22,7 @@ def losses(name, **macros):
     assert train.main(arguments(store, root / name, **common | macros)) == 0
     return [row["loss"] for row in rows(root / name)]
 
-# Whole on every device: what a single one computes.
+# Replicated on every device: the computation of a single device.
 WHOLE = {{"mesh__data": 8, "logical_axis_rules__overrides": {{"batch": None, "embed": None}}}}
 """
 
@@ -39,15 +39,15 @@ MOVED = """
 two_two_two = {{"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}}
 
 def stopped(name, **macros):
-    parsed = train.launch.parse(arguments(store, root / name, **common | macros))
+    parsed = train.launch.parse_arguments(arguments(store, root / name, **common | macros))
     stop = threading.Event()
     stop.set()
     with train.launch.configured(parsed):
-        return train.run_to_end(train.prepare(train.Settings()), stop)
+        return train.run_to_end(train.prepare_run(train.Settings()), stop)
 
 common["STEPS"], common["EVAL_STEPS"] = 16, (16,)
 one = losses("one", **WHOLE)
-assert stopped("moved", **two_two_two) == train.PREEMPTED
+assert stopped("moved", **two_two_two) == train.PREEMPTED_EXIT_STATUS
 moved = losses("moved", **{{"mesh__fsdp": 4, "mesh__tensor": 2, "ACCUMULATE": 2}})
 np.testing.assert_allclose(moved, one, rtol=1e-4)
 assert train.main(arguments(store, root / "w", **common | {{"BATCH_SIZE": 12}})) == 1
@@ -67,7 +67,7 @@ def run_there(program, folder, **values):
 
 
 def test_a_mesh_of_all_axes_gives_the_losses_of_one_device(tmp_path):
-    """nano2 has three heads, which two do not divide."""
+    """nano2 has three heads, which two devices do not divide."""
     run_there(EQUAL, tmp_path, scales=("nano2",), meshes=[(2, 2, 2)])
 
 
@@ -81,5 +81,5 @@ def test_every_mesh_gives_the_losses_of_one_device(tmp_path, scale):
 
 @pytest.mark.slow
 def test_a_run_moves_between_meshes(tmp_path):
-    """From 2x2x2 devices to 1x4x2 with the batch in two parts; against a run that holds everything everywhere."""
+    """From 2x2x2 devices to 1x4x2 with two microbatches, compared with a run that is replicated on every device."""
     run_there(MOVED, tmp_path)

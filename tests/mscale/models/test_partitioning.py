@@ -1,4 +1,4 @@
-"""Every factorisation of eight simulated devices gives the losses of one."""
+"""Partitioning: every mesh of eight simulated devices gives the losses of one device."""
 
 import jax
 import pytest
@@ -24,15 +24,16 @@ hyper = optimizer.hyper(0.02, 1, 4, 1)
 
 def step(params, state, index, ids, hyper):
     inputs = jnp.pad(ids, ((0, 0), (1, 0)))[:, :-1]
-    (_, mean), grads = jax.value_and_grad(lambda p: loss.objective(config, p, inputs, ids), has_aux=True)(params)
-    return *optimizer.update(grads, state, params, index, hyper, rates, decays), mean
+    objective = lambda p: loss.training_objective(config, p, inputs, ids)
+    (_, mean), grads = jax.value_and_grad(objective, has_aux=True)(params)
+    return *optimizer.adamw_update(grads, state, params, index, hyper, rates, decays), mean
 
 def losses(mesh):
-    with partitioning.using(mesh):
-        where = decoder.shardings(config, mesh)
+    with partitioning.use_mesh(mesh):
+        where = decoder.parameter_shardings(config, mesh)
         params = jax.device_put(decoder.init_params(config, jax.random.key(0)), where)
-        state = jax.jit(optimizer.init, out_shardings=optimizer.State(where, where))(params)
-        step_ = jax.jit(step, out_shardings=(where, optimizer.State(where, where), None))
+        state = jax.jit(optimizer.init_adamw, out_shardings=optimizer.AdamWState(where, where))(params)
+        step_ = jax.jit(step, out_shardings=(where, optimizer.AdamWState(where, where), None))
         batch = jax.device_put(ids, partitioning.batch_sharding(mesh, 8))
         found = []
         for index in range(4):
@@ -42,10 +43,10 @@ def losses(mesh):
         assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), path
     return found
 
-one = losses(partitioning.mesh(1, 1, 1, devices=jax.devices()[:1]))
+one = losses(partitioning.make_mesh(1, 1, 1, devices=jax.devices()[:1]))
 assert one[-1] < one[0]
 for sizes in {meshes}:
-    np.testing.assert_allclose(losses(partitioning.mesh(*sizes)), one, rtol=2e-5, err_msg=str(sizes))
+    np.testing.assert_allclose(losses(partitioning.make_mesh(*sizes)), one, rtol=2e-5, err_msg=str(sizes))
 """
 
 
@@ -66,20 +67,20 @@ def abstract_mesh(**sizes):
 
 def test_heads_that_tensor_parallelism_does_not_divide_stay_whole():
     mesh = abstract_mesh(data=1, fsdp=4, tensor=2)
-    found = decoder.shardings(decoder.ModelConfig(scales.get(34), 64_512), mesh)  # 17 heads
+    found = decoder.parameter_shardings(decoder.ModelConfig(scales.get(34), 64_512), mesh)  # 17 heads
     assert found["blocks"]["query"].spec == PartitionSpec(None, "fsdp", None, None)
     assert found["blocks"]["attention_out"].spec == PartitionSpec(None, None, None, "fsdp")
     assert found["blocks"]["up"].spec == PartitionSpec(None, "fsdp", "tensor")
     assert found["embedding"].spec == PartitionSpec("tensor", "fsdp")
-    even = decoder.shardings(decoder.ModelConfig(scales.get(46), 64_512), mesh)  # 28 heads
+    even = decoder.parameter_shardings(decoder.ModelConfig(scales.get(46), 64_512), mesh)  # 28 heads
     assert even["blocks"]["query"].spec == PartitionSpec(None, "fsdp", "tensor", None)
 
 
 def test_mesh_that_does_not_fit_the_devices():
     with pytest.raises(MscaleError, match="does not fit 1 devices"):
-        partitioning.mesh(data=2, fsdp=2, devices=jax.devices()[:1])
+        partitioning.make_mesh(data=2, fsdp=2, devices=jax.devices()[:1])
     with pytest.raises(MscaleError, match="product"):
-        partitioning.mesh(data=-1, fsdp=3, tensor=0, devices=jax.devices()[:1])
+        partitioning.make_mesh(data=-1, fsdp=3, tensor=0, devices=jax.devices()[:1])
 
 
 def test_batch_that_the_mesh_does_not_divide():
@@ -91,4 +92,4 @@ def test_batch_that_the_mesh_does_not_divide():
 def test_unknown_logical_axis():
     mesh = abstract_mesh(data=1, fsdp=1, tensor=1)
     with pytest.raises(MscaleError, match="no partitioning rule"):
-        partitioning.spec(mesh, ("embd",), (8,))
+        partitioning.partition_spec(mesh, ("embd",), (8,))

@@ -1,4 +1,4 @@
-"""Freed pages are kept: repeated large allocations fault nothing in again."""
+"""Freed memory is kept: repeated large allocations cause no page faults."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ PROGRAM = """
 import resource
 import numpy as np
 from mscale.training import runtime
-if not runtime.keep_freed_pages():
+if not runtime.retain_freed_memory():
     raise SystemExit(77)
 faults = []
 for _ in range(4):

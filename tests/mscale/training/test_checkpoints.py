@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, checked before use, and never deleted when damaged."""
+"""Checkpoints: written atomically, verified before a restore, and never deleted when damaged."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from mscale.errors import MscaleError
@@ -33,7 +34,7 @@ def same(a, b):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
-    saver = checkpoints.Saver(folder, recent=3)
+    saver = checkpoints.CheckpointWriter(folder, keep_latest=3)
     for step in (1, 2):
         saver.save(step, state(step), {"vocabulary": "v"})
     return folder
@@ -57,7 +58,7 @@ def test_round_trip_is_exact_whatever_the_dtype(saved):
 
 
 def test_a_part_of_the_state_can_be_restored(saved):
-    path = checkpoints.path_of(saved, 1)
+    path = checkpoints.checkpoint_path(saved, 1)
     restored = checkpoints.restore(path, {"params": state()["params"]})
     assert same(restored["params"], state(1)["params"])
 
@@ -72,21 +73,21 @@ def test_restores_onto_a_sharding(saved):
 
 
 def test_a_flipped_bit_in_any_file_is_found(folder, capsys):
-    for number, file in enumerate(files(checkpoints.path_of(folder, 2))):
+    for number, file in enumerate(files(checkpoints.checkpoint_path(folder, 2))):
         data = file.read_bytes()
         if not data:
             continue
         position = (number * 7919) % len(data)
         file.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
         with pytest.raises(checkpoints.DamagedCheckpoint):
-            checkpoints.verify(checkpoints.path_of(folder, 2))
+            checkpoints.verify(checkpoints.checkpoint_path(folder, 2))
         file.write_bytes(data)
-    checkpoints.verify(checkpoints.path_of(folder, 2))
+    checkpoints.verify(checkpoints.checkpoint_path(folder, 2))
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "manifest"])
 def test_damaged_latest_is_named_skipped_and_kept(folder, capsys, damage):
-    path = checkpoints.path_of(folder, 2)
+    path = checkpoints.checkpoint_path(folder, 2)
     largest = max(files(path / "state"), key=lambda file: file.stat().st_size)
     data = largest.read_bytes()
     if damage == "flip":
@@ -102,31 +103,31 @@ def test_damaged_latest_is_named_skipped_and_kept(folder, capsys, damage):
     assert same(restored, state(1))
     assert "step_2" in capsys.readouterr().err
     assert (folder / "step_2.damaged").is_dir()
-    # The run comes by again and saves a sound one; the damaged one is still there.
-    saver = checkpoints.Saver(folder, recent=1)
+    # The resumed run saves the step again; the damaged checkpoint is still there.
+    saver = checkpoints.CheckpointWriter(folder, keep_latest=1)
     saver.save(2, state(2), {})
     saver.save(3, state(3), {})
-    assert checkpoints.steps(folder) == [3]
+    assert checkpoints.saved_steps(folder) == [3]
     assert (folder / "step_2.damaged").is_dir()
 
 
 def test_old_ones_go_but_branch_points_stay(tmp_path):
-    saver = checkpoints.Saver(tmp_path, kept={2, 5}, recent=2)
+    saver = checkpoints.CheckpointWriter(tmp_path, keep_steps={2, 5}, keep_latest=2)
     for step in range(1, 8):
         saver.save(step, {"x": jnp.ones(2)}, {})
-    assert checkpoints.steps(tmp_path) == [2, 5, 6, 7]
+    assert checkpoints.saved_steps(tmp_path) == [2, 5, 6, 7]
 
 
 def test_an_unfinished_save_is_not_a_checkpoint(folder):
     (folder / "step_2").rename(folder / ".step_3.saving")
-    assert checkpoints.steps(folder) == [1]
-    checkpoints.Saver(folder)
+    assert checkpoints.saved_steps(folder) == [1]
+    checkpoints.CheckpointWriter(folder)
     assert not (folder / ".step_3.saving").exists()
 
 
 def test_saving_behind_the_training(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "ASYNCHRONOUS_BYTES", 0)
-    saver = checkpoints.Saver(tmp_path)
+    saver = checkpoints.CheckpointWriter(tmp_path)
     saver.save(1, state(1), {})
     saver.save(2, state(2), {})
     saver.wait()
@@ -135,11 +136,11 @@ def test_saving_behind_the_training(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
 
-    monkeypatch.setattr(checkpoints._checkpointer(), "save", full)
+    monkeypatch.setattr(ocp.Checkpointer, "save", full)
     saver.save(3, state(3), {})
     with pytest.raises(MscaleError, match="step_3: RESOURCE_EXHAUSTED: No space left"):
         saver.wait()
-    assert checkpoints.steps(tmp_path) == [1, 2]
+    assert checkpoints.saved_steps(tmp_path) == [1, 2]
     assert not list(tmp_path.glob(".step_*"))
 
 
@@ -154,17 +155,17 @@ def test_another_model_is_refused(saved):
 
 def test_references(saved):
     run = saved.parent
-    assert checkpoints.locate(run, "INIT_FROM").name == "step_2"
-    assert checkpoints.locate(f"{run}@1", "INIT_FROM").name == "step_1"
-    assert checkpoints.locate(f"{run}/1", "INIT_FROM").name == "step_1"
+    assert checkpoints.locate_checkpoint(run, "INIT_FROM").name == "step_2"
+    assert checkpoints.locate_checkpoint(f"{run}@1", "INIT_FROM").name == "step_1"
+    assert checkpoints.locate_checkpoint(f"{run}/1", "INIT_FROM").name == "step_1"
     with pytest.raises(MscaleError, match="BRANCH_FROM.*at step 7; it has 1, 2"):
-        checkpoints.locate(run, "BRANCH_FROM", 7)
+        checkpoints.locate_checkpoint(run, "BRANCH_FROM", 7)
     with pytest.raises(MscaleError, match="holds no checkpoint"):
-        checkpoints.locate(run / "none", "INIT_FROM")
+        checkpoints.locate_checkpoint(run / "none", "INIT_FROM")
     assert checkpoints.parse_reference("a@b/c") == (Path("a@b/c"), None)
 
 
 def test_manifest_lists_every_file(saved):
-    path = checkpoints.path_of(saved, 1)
+    path = checkpoints.checkpoint_path(saved, 1)
     listed = json.loads((path / "manifest.json").read_text())["files"]
     assert set(listed) == {str(file.relative_to(path)) for file in files(path)} - {"manifest.json"}

@@ -1,4 +1,4 @@
-"""The compile cache: the second process finds it, and a damaged entry is written again."""
+"""The compile cache: a second process hits it, and a damaged entry is removed and written again."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from mscale.training import runtime
 CODE = """
 import logging, sys
 from mscale.training import runtime
-runtime.use(sys.argv[1])
+runtime.use_compile_cache(sys.argv[1])
 import jax, jax.numpy as jnp
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
@@ -57,6 +57,6 @@ def test_a_damaged_entry_is_written_again(tmp_path, damage):
 
 def test_entries_being_written_are_left_alone(tmp_path):
     (tmp_path / "a-cache").write_bytes(b"half")
-    assert runtime.remove_damaged(tmp_path) == []
+    assert runtime.remove_damaged_entries(tmp_path) == []
     os.utime(tmp_path / "a-cache", (1, 1))
-    assert runtime.remove_damaged(tmp_path) == ["a-cache"]
+    assert runtime.remove_damaged_entries(tmp_path) == ["a-cache"]

@@ -1,4 +1,4 @@
-"""Several processes joined on loopback: the losses of one, one stop for all, and no survivor that waits."""
+"""Several processes on loopback: the losses of one process, one stop signal for all, and no process that hangs."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def store(tmp_path_factory):
     return tiny_store.write(tmp_path_factory.mktemp("tiny") / "store")
 
 
-# mscale.train, and a file beside the run's folder of the windows that the process asked the store for.
+# Runs mscale.train and records the windows that the process fetches from the store.
 READS = """
 import json, sys
 from mscale import train
@@ -37,13 +37,13 @@ def written(self, languages, windows, sequence_length):
         file.write(json.dumps([languages, windows]) + "\\n")
     fetch(self, languages, windows, sequence_length)
 store.Store.fetch = written
-with distributed.ending_together():
+with distributed.exit_at_once_on_error():
     sys.exit(train.main(sys.argv[2:]))
 """
 
 
 def start(store, workdir, processes, **macros):
-    """Starts the processes of one run, each in a log of its own."""
+    """Starts the processes of one run, each with its own log."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -64,7 +64,7 @@ def start(store, workdir, processes, **macros):
 
 
 def ended(started, timeout=110):
-    """Exit statuses, and what the processes said."""
+    """Waits for the processes; returns their exit statuses and logs."""
     deadline = time.monotonic() + timeout
     try:
         codes = [process.wait(max(deadline - time.monotonic(), 0.1)) for process in started]
@@ -95,7 +95,7 @@ def test_several_processes_give_the_losses_of_one(store, tmp_path, processes):
     for found, expected in zip(many, one, strict=True):
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
         assert found["target_tokens"] == expected["target_tokens"]
-    # Each host asked for its rows of every batch and for no others.
+    # Each host fetched its own rows of every batch and no others.
     plan = schedule.single(settings.resolve("en+fr", store, S), B, 0)
     share = B // processes
     for process in range(processes):
@@ -115,8 +115,8 @@ def test_sigterm_at_one_stops_all_at_one_step_and_one_host_goes_on(store, tmp_pa
     await_steps(tmp_path / "r", started)
     started[1].send_signal(signal.SIGTERM)
     codes, logs = ended(started)
-    assert codes == [train.PREEMPTED] * 2, logs
-    saved = checkpoints.steps(tmp_path / "r" / "checkpoints")
+    assert codes == [train.PREEMPTED_EXIT_STATUS] * 2, logs
+    saved = checkpoints.saved_steps(tmp_path / "r" / "checkpoints")
     assert len(saved) == 1 and status(tmp_path / "r")["step"] == saved[0]
     assert logs.count(f"SIGTERM at step {saved[0]};") == 2
     assert train.main(arguments(store, tmp_path / "r", **MACROS | long)) == 0
@@ -132,7 +132,7 @@ def test_when_one_dies_the_others_end_with_an_error(store, tmp_path, victim):
     died = time.monotonic()
     codes, logs = ended(started)
     print(f"the other ended {time.monotonic() - died:.1f} s later")
-    assert codes[1 - victim] not in (0, train.PREEMPTED), logs
+    assert codes[1 - victim] not in (0, train.PREEMPTED_EXIT_STATUS), logs
 
 
 @pytest.mark.parametrize(
@@ -145,4 +145,4 @@ def test_when_one_dies_the_others_end_with_an_error(store, tmp_path, victim):
 )
 def test_wrong_addresses(values, message):
     with pytest.raises(MscaleError, match=message):
-        distributed.join(*values)
+        distributed.initialize(*values)

@@ -1,4 +1,4 @@
-"""Evaluation: whole documents, exact counts, and losses that a direct computation repeats."""
+"""Evaluation: whole documents, exact counts, and losses equal to a direct computation."""
 
 import math
 
@@ -41,17 +41,17 @@ def test_chosen_documents_are_whole_and_within_the_limit(lengths, tokens):
     total = lengths[chosen].sum()
     if len(chosen) > 1 or total <= tokens:
         assert total <= tokens
-        # Nothing that would still fit was left out.
-        left = [n for d, n in enumerate(lengths) if n and d not in chosen]
-        assert all(n > tokens - total for n in left)
+        # No document that would still fit was left out.
+        left_out = [n for d, n in enumerate(lengths) if n and d not in chosen]
+        assert all(n > tokens - total for n in left_out)
     else:
         assert total == min(n for n in lengths if n) > tokens
 
 
 def test_losses_and_counts_equal_a_direct_computation(store, params):
-    """Each window alone, without padding or grouping, from the documents themselves."""
-    data = evaluation.held_out(store, ("fr", "en"), S, B, 300)
-    measured = evaluation.measure(evaluation.dispatch(CONFIG, params, data), data)
+    """Each window is computed alone, without padding or batches, from the documents."""
+    data = evaluation.held_out_windows(store, ("fr", "en"), S, B, 300)
+    measured = evaluation.language_losses(evaluation.dispatch_evaluation(CONFIG, params, data), data)
     direct = jax.jit(loss.token_losses, static_argnums=0)
     for language in ("fr", "en"):
         flat, index = store.valid(language)
@@ -82,57 +82,64 @@ def test_losses_and_counts_equal_a_direct_computation(store, params):
 
 
 def test_standard_error_is_the_spread_of_repeated_draws():
-    """Ratio estimator against a simulation: windows drawn anew, the loss's deviation over draws."""
+    """The ratio estimator against a simulation: the standard deviation of the loss over repeated draws of windows."""
     rng = np.random.default_rng(0)
     draws, errors = [], []
     for _ in range(400):
         lengths = np.append(np.full(39, 64), rng.integers(1, 64))
         sums = rng.normal(3.0, 0.4, 40) * lengths
-        language = evaluation.Language("en", 0, 40, int(lengths.sum()), 1, 0.0)
-        result = evaluation.measure([sums], evaluation.HeldOut((language,), (), lengths))["en"]
+        language = evaluation.LanguageWindows("en", 0, 40, int(lengths.sum()), 1, 0.0)
+        result = evaluation.language_losses([sums], evaluation.HeldOut((language,), (), lengths))["en"]
         draws.append(result["loss"])
         errors.append(result["loss_se"])
     assert np.mean(errors) == pytest.approx(np.std(draws), rel=0.1)
 
 
 def test_one_window_has_no_standard_error(store, params):
-    data = evaluation.held_out(store, ("en",), 512, 1, 64)
-    assert evaluation.measure(evaluation.dispatch(CONFIG, params, data), data)["en"]["loss_se"] is None
+    data = evaluation.held_out_windows(store, ("en",), 512, 1, 64)
+    assert (
+        evaluation.language_losses(evaluation.dispatch_evaluation(CONFIG, params, data), data)["en"][
+            "loss_se"
+        ]
+        is None
+    )
 
 
 def test_other_languages_do_not_change_a_language(store, params):
-    alone = evaluation.held_out(store, ("sw",), S, B, 200)
-    among = evaluation.held_out(store, ("en", "fr", "sw"), S, B, 200)
-    one = evaluation.measure(evaluation.dispatch(CONFIG, params, alone), alone)["sw"]
-    three = evaluation.measure(evaluation.dispatch(CONFIG, params, among), among)["sw"]
+    alone = evaluation.held_out_windows(store, ("sw",), S, B, 200)
+    among = evaluation.held_out_windows(store, ("en", "fr", "sw"), S, B, 200)
+    one = evaluation.language_losses(evaluation.dispatch_evaluation(CONFIG, params, alone), alone)["sw"]
+    three = evaluation.language_losses(evaluation.dispatch_evaluation(CONFIG, params, among), among)["sw"]
     assert one == pytest.approx(three, rel=1e-6)
 
 
 def test_all_languages_share_one_program_and_one_copy(store, params):
-    first = evaluation.held_out(store, ("en", "fr"), S, B, 200)
-    evaluation.dispatch(CONFIG, params, first)
+    first = evaluation.held_out_windows(store, ("en", "fr"), S, B, 200)
+    evaluation.dispatch_evaluation(CONFIG, params, first)
     programs = evaluation.window_nats._cache_size()
-    evaluation.dispatch(CONFIG, params, evaluation.held_out(store, ("en", "fr", "sw"), S, B, 200))
+    evaluation.dispatch_evaluation(
+        CONFIG, params, evaluation.held_out_windows(store, ("en", "fr", "sw"), S, B, 200)
+    )
     assert evaluation.window_nats._cache_size() == programs
-    assert evaluation.held_out(store, ["en", "fr"], S, B, 200) is first
+    assert evaluation.held_out_windows(store, ["en", "fr"], S, B, 200) is first
 
 
 def test_a_store_packed_anew_is_not_taken_from_the_cache(tmp_path):
     path = tmp_path / "store"
-    first = evaluation.held_out(tiny_store.write(path, ("en",)), ("en",), S, B, 200)
+    first = evaluation.held_out_windows(tiny_store.write(path, ("en",)), ("en",), S, B, 200)
     import os
     import shutil
 
     shutil.rmtree(path)
     again = tiny_store.write(path, ("en",), seed=1)
     os.utime(path / "store.json", ns=(1, 1))
-    assert evaluation.held_out(again, ("en",), S, B, 200) is not first
+    assert evaluation.held_out_windows(again, ("en",), S, B, 200) is not first
 
 
 def test_a_language_without_held_out_text_is_named(tmp_path):
     store = tiny_store.write(tmp_path / "store", ("en",), valid_tokens=0)
     with pytest.raises(MscaleError, match="en has no held-out document"):
-        evaluation.held_out(store, ("en",), S, B, 100)
+        evaluation.held_out_windows(store, ("en",), S, B, 100)
 
 
 def test_shift_right_begins_with_the_padding_id():

@@ -1,4 +1,4 @@
-"""AdamW against optax, schedules against their definitions."""
+"""AdamW against optax, and the WSD and cosine schedules against their definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +29,11 @@ def test_equals_optax_adamw():
             lambda i: optimizer.learning_rate(i, hyper), b1=0.9, b2=0.95, weight_decay=0.1, mask=mask
         ),
     )
-    params, state = PARAMS, optimizer.init(PARAMS)
+    params, state = PARAMS, optimizer.init_adamw(PARAMS)
     expected, expected_state = PARAMS, reference.init(PARAMS)
     for step in range(20):
         grads = gradients(step)
-        params, state = optimizer.update(grads, state, params, step, hyper, None, mask)
+        params, state = optimizer.adamw_update(grads, state, params, step, hyper, None, mask)
         updates, expected_state = reference.update(grads, expected_state, expected)
         expected = optax.apply_updates(expected, updates)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), params, expected)
@@ -43,17 +43,19 @@ def test_multipliers_scale_the_step_and_not_the_decay():
     hyper = optimizer.hyper(1e-2, 0, 10, weight_decay=0.5, clip=0)
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     half = jax.tree.map(lambda _: 0.5, PARAMS)
-    one, _ = optimizer.update(zeros, optimizer.init(PARAMS), PARAMS, 0, hyper)
-    same, _ = optimizer.update(zeros, optimizer.init(PARAMS), PARAMS, 0, hyper, half)
+    one, _ = optimizer.adamw_update(zeros, optimizer.init_adamw(PARAMS), PARAMS, 0, hyper)
+    same, _ = optimizer.adamw_update(zeros, optimizer.init_adamw(PARAMS), PARAMS, 0, hyper, half)
     jax.tree.map(np.testing.assert_array_equal, one, same)
     none = hyper._replace(weight_decay=np.float32(0))
-    one, _ = optimizer.update(gradients(0), optimizer.init(PARAMS), PARAMS, 0, none)
-    less, _ = optimizer.update(gradients(0), optimizer.init(PARAMS), PARAMS, 0, none, half)
+    one, _ = optimizer.adamw_update(gradients(0), optimizer.init_adamw(PARAMS), PARAMS, 0, none)
+    less, _ = optimizer.adamw_update(gradients(0), optimizer.init_adamw(PARAMS), PARAMS, 0, none, half)
     jax.tree.map(lambda a, b, p: np.testing.assert_allclose(b - p, (a - p) / 2, atol=1e-6), one, less, PARAMS)
 
 
 def test_other_hyperparameters_do_not_recompile():
-    step = jax.jit(lambda i, hyper: optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS, i, hyper))
+    step = jax.jit(
+        lambda i, hyper: optimizer.adamw_update(PARAMS, optimizer.init_adamw(PARAMS), PARAMS, i, hyper)
+    )
     step(np.int32(0), optimizer.hyper(1e-2, 3, 20, 5))
     step(np.int32(7), optimizer.hyper(3e-4, 100, 2000, 0, schedule="cosine", clip=0))
     assert step._cache_size() == 1
@@ -88,17 +90,17 @@ def test_decay_shapes():
 
 
 def test_a_branch_continues_its_trunk():
-    """A trunk that never decays has the rates of each branch off it up to the branch point."""
+    """A trunk has the same learning rates as each of its branches up to the branch point."""
     trunk, branch = optimizer.hyper(0.3, 5, 100), optimizer.hyper(0.3, 5, 60, 6)
     for step in range(54):
         assert optimizer.learning_rate(step, trunk) == optimizer.learning_rate(step, branch)
 
 
 def test_phase():
-    found = [optimizer.phase(step, 10, 100, 20) for step in (0, 9, 10, 80, 81, 99, 100)]
+    found = [optimizer.schedule_phase(step, 10, 100, 20) for step in (0, 9, 10, 80, 81, 99, 100)]
     assert found == ["warmup", "warmup", "stable", "stable", "decay", "decay", "end"]
-    assert optimizer.phase(100, 10, 100, 0) == "stable"
-    assert [optimizer.phase(step, 10, 100, 0, "cosine") for step in (5, 50, 100)] == [
+    assert optimizer.schedule_phase(100, 10, 100, 0) == "stable"
+    assert [optimizer.schedule_phase(step, 10, 100, 0, "cosine") for step in (5, 50, 100)] == [
         "warmup",
         "decay",
         "end",

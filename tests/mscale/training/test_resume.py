@@ -1,4 +1,4 @@
-"""Dying changes no bit: killed, told to stop, damaged, out of disk, a run ends as if nothing had been."""
+"""Resuming is bit-identical after SIGKILL, SIGTERM, a damaged checkpoint or a full disk."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ def trunk(store, tmp_path_factory):
     return workdir
 
 
-# ------------------------------------------------------------------------------------------- dying, and resuming
+# ------------------------------------------------------------------------------------------- killed and resumed
 
 
 def start_process(store, workdir, **macros):
@@ -56,7 +56,7 @@ def undisturbed(store, tmp_path_factory):
 
 @pytest.mark.parametrize("workdir", ["my-run", "runs/mein Lauf/é"])
 def test_a_relative_workdir_resumes_branches_and_continues(store, trunk, tmp_path, monkeypatch, workdir):
-    """As README writes it: WORKDIR, BRANCH_FROM and INIT_FROM relative to the folder one stands in."""
+    """As in the README: WORKDIR, BRANCH_FROM and INIT_FROM are relative to the current folder."""
     monkeypatch.chdir(tmp_path)
     here = Path(workdir)
     assert run(store, here, CHECKPOINT_STEPS=(16,)) == 0
@@ -87,7 +87,7 @@ def test_a_url_is_refused_where_a_run_would_write(store, tmp_path, monkeypatch, 
     [*range(3), *(pytest.param(moment, marks=pytest.mark.slow) for moment in range(3, 23))],
 )
 def test_killed_and_resumed_is_bit_identical(store, undisturbed, tmp_path, moment):
-    """KILL_SEED=… in the environment tries other moments."""
+    """KILL_SEED=… in the environment selects other moments."""
     workdir = tmp_path / "run"
     process = start_process(store, workdir, **LONG)
     chance = random.Random(f"{os.environ.get('KILL_SEED', '')}-{moment}")
@@ -96,7 +96,7 @@ def test_killed_and_resumed_is_bit_identical(store, undisturbed, tmp_path, momen
     deadline = time.monotonic() + 120
     awaited = chance.choice([25, 100, 250])
     while time.monotonic() < deadline and process.poll() is None:
-        if any(step >= awaited for step in checkpoints.steps(folder)):
+        if any(step >= awaited for step in checkpoints.saved_steps(folder)):
             break
         time.sleep(0.002)
     time.sleep(chance.random() * 0.1)
@@ -124,9 +124,9 @@ def test_sigterm_saves_and_exits_143(store, undisturbed, tmp_path):
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == train.PREEMPTED, error
+    assert process.returncode == train.PREEMPTED_EXIT_STATUS, error
     assert status(workdir)["state"] == "preempted"
-    saved = checkpoints.steps(workdir / "checkpoints")
+    saved = checkpoints.saved_steps(workdir / "checkpoints")
     assert len(saved) == 1 and 0 < saved[0] < 400
     assert status(workdir)["step"] == saved[0]
     assert run(store, workdir, **steps) == 0
@@ -138,7 +138,7 @@ def test_damaged_latest_checkpoint_costs_steps_not_the_run(store, undisturbed, t
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed, workdir)
     (workdir / "status.json").unlink()
-    path = checkpoints.path_of(workdir / "checkpoints", 400)
+    path = checkpoints.checkpoint_path(workdir / "checkpoints", 400)
     largest = max((f for f in path.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
@@ -161,12 +161,12 @@ def test_a_non_finite_loss_stops_the_run_at_its_step(store, tmp_path, capsys, mo
     assert step <= 3
     assert all(row["step"] < step for row in rows(tmp_path / "n"))
     assert not (tmp_path / "n" / "metrics.jsonl").exists()
-    assert checkpoints.steps(tmp_path / "n" / "checkpoints") == []
+    assert checkpoints.saved_steps(tmp_path / "n" / "checkpoints") == []
 
 
 @pytest.mark.parametrize("moment", [5, 9, 14])
 def test_a_disk_that_fills_mid_run_loses_nothing_that_was_whole(store, trunk, tmp_path, capsys, moment):
-    """The disk is full from the ``moment``-th sync on; with room again the run ends as if nothing had been."""
+    """The disk is full from the ``moment``-th fsync on; with free space again the run ends with the same results."""
     sync, calls = os.fsync, []
 
     def full(handle):

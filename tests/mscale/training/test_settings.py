@@ -1,4 +1,4 @@
-"""What a run is asked to be: all that cannot work is an error before the first step."""
+"""Settings: every invalid value is an error before the first step."""
 
 import pytest
 import tiny_run
@@ -66,7 +66,7 @@ def test_log_spaced_evaluations(store):
 def test_atlas_is_table_b2(store):
     values = {"SCALE": 0, "MIXTURE": "en", "STORE": str(store.path), "WORKDIR": "w"}
     overrides = [f"--gin.{name}={value!r}" for name, value in values.items()]
-    parsed = train.launch.parse(["--gin_file=gin/train/atlas.gin", *overrides])
+    parsed = train.launch.parse_arguments(["--gin_file=gin/train/atlas.gin", *overrides])
     with train.launch.configured(parsed):
         s = train.Settings()
         assert (s.learning_rate, s.warmup_steps, s.sequence_length, s.steps) == (2e-4, 1000, 2048, 30_000)

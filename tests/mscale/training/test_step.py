@@ -1,4 +1,4 @@
-"""A batch in parts, on meshes, by other axis rules: the same training."""
+"""Gradient accumulation gives the gradients of the whole batch; rules from logical to mesh axes."""
 
 import jax
 import numpy as np
@@ -10,13 +10,13 @@ from mscale.models import decoder, partitioning
 from mscale.training import step
 
 
-def test_parts_of_a_batch_give_its_gradients():
+def test_microbatches_give_the_gradients_of_the_batch():
     config = decoder.ModelConfig(scales.get("nano0"), 32)
     params = decoder.init_params(config, jax.random.key(0))
     targets = jax.random.randint(jax.random.key(1), (12, 8), 0, 32)
     whole = step.gradients(config, params, targets, None)
-    for parts in (2, 3):
-        found = step.gradients(config, params, targets, None, parts)
+    for microbatches in (2, 3):
+        found = step.gradients(config, params, targets, None, microbatches)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: speed, and curves in TensorBoard or Weights & Biases."""
+"""Live metrics of a run: speed, and curves in TensorBoard or Weights & Biases."""
 
 import sys
 import types

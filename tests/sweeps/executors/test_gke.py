@@ -143,7 +143,7 @@ def joined_as(container, field_refs, tmp_path, monkeypatch) -> tuple[int, int]:
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     for name in ("MSCALE_COORDINATOR", "MSCALE_PROCESSES", "MSCALE_PROCESS_ID"):
         monkeypatch.setenv(name, seen[name])
-    distributed.join()
+    distributed.initialize()
     ((_, processes, process_id),) = calls
     return processes, process_id
 
