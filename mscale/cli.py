@@ -64,6 +64,10 @@ COMMANDS = {
         "Read the transfer matrix off a table of curves or a study.",
     ),
     "plan": ("analysis.commands.plan:plan", "Decide: which languages, how large, from where, which mixture."),
+    "power": (
+        "analysis.commands.plan:power",
+        "How many seeds tell a quantity from zero, by planted studies.",
+    ),
     "demo": ("analysis.commands.demo:demo", "All stages, from text to report.html, in a few minutes."),
     "doctor": (
         "mscale.doctor:doctor",

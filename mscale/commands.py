@@ -45,7 +45,7 @@ class LocalPath(click.Path):
     """A local path; a URL is an error, since ``Path`` would turn it into a folder named ``s3:``."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, str) and re.match(r"(?!file:)[a-z][a-z0-9+.-]+://", value):
+        if isinstance(value, str) and re.match(r"(?!file:)[a-z][a-z0-9+.-]+://", value, re.IGNORECASE):
             self.fail(f"{value} is a URL: of all paths only --store takes one; give a local path", param, ctx)
         return super().convert(value, param, ctx)
 

@@ -26,7 +26,7 @@ CONNECTIONS = 64
 
 # Keys of fsspec's ``info`` that change with a file's content, for various file systems.
 _VERSION_KEYS = ("etag", "ETag", "md5Hash", "mtime", "updated", "LastModified", "last_modified", "created")
-_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL | re.IGNORECASE)
 _T = TypeVar("_T")
 
 
@@ -46,7 +46,7 @@ def location(path: str | os.PathLike) -> Path | Url:
     match = _URL.fullmatch(str(path))
     if not match:
         return Path(path)
-    scheme, rest = match.groups()
+    scheme, rest = match[1].lower(), match[2]
     return Path("/" + rest) if scheme in ("file", "local") else Url(f"{scheme}://{rest}".rstrip("/"))
 
 
@@ -66,7 +66,7 @@ def local_folder(path: str | os.PathLike, setting: str) -> Path:
             f"{setting} is {place}: run folders cannot be written to a URL; give a local folder (a mounted "
             "bucket is one), and copy it afterwards"
         )
-    return place.absolute()
+    return place.expanduser().absolute()
 
 
 class RemoteFiles:

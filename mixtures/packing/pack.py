@@ -108,7 +108,12 @@ def pack(
     scratch = store_dir / PACKING_FOLDER
     locked_message = f"{store_dir}: another packing is at work here; wait for it or choose another folder"
     with locked(scratch / "lock", locked_message):
-        previous = _previous_entries(store_dir, header, vocabulary)
+        try:
+            previous = _previous_entries(store_dir, header, vocabulary)
+        except MscaleError:  # refused before anything was packed: the store is left as it was
+            if os.listdir(scratch) == ["lock"]:
+                shutil.rmtree(scratch)
+            raise
         entries = dict(previous)
         todo = [
             language

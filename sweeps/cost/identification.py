@@ -82,7 +82,7 @@ def design_points(study: Study) -> list[DesignPoint]:
     return list(rows.values())
 
 
-def effective_tokens(tokens: float, unique: float, lambda_: float) -> float:
+def tokens_after_repetition(tokens: float, unique: float, lambda_: float) -> float:
     """Effective data S(D; U) of ATLAS: D up to U, then U·[1 + (1 − exp(−λ(D/U − 1)))/λ]."""
     if tokens <= unique:
         return tokens
@@ -184,9 +184,9 @@ class _Atlas:
 
     def __call__(self, row: DesignPoint, p: dict[str, float]) -> float:
         t = row.language
-        effective = effective_tokens(row.tokens[t], row.unique[t], p["lambda"])
+        effective = tokens_after_repetition(row.tokens[t], row.unique[t], p["lambda"])
         for name, tokens, unique in self.terms[id(row)]:
-            effective += p[name] * effective_tokens(tokens, unique, p["lambda"])
+            effective += p[name] * tokens_after_repetition(tokens, unique, p["lambda"])
         size = p[f"A[{t}]"] * row.params ** -p["alpha"]
         return p[f"E[{t}]"] + size + p[f"B[{t}]"] * effective ** -p["beta"]
 

@@ -1,6 +1,7 @@
 """The command line: user errors are one message and exit status 1, and leave no incomplete output."""
 
 import gzip
+import importlib
 import json
 import os
 import random
@@ -10,10 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 
 from mscale import cli
 from mscale.errors import MscaleError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*arguments: object) -> int:
@@ -39,6 +43,29 @@ def test_help_names_every_stage_in_order(capsys):
     stages = ["corpus", "pack", "train", "sweep", "fit", "report", "demo"]
     places = [listed.index(f"\n  {stage}") for stage in stages]
     assert places == sorted(places)
+
+
+def test_the_table_lists_every_command_with_its_line_of_help():
+    """A command that a package defines is in the table, or in a group that is; the line of help is not empty."""
+    listed = set()
+    for dotted, text in cli.COMMANDS.values():
+        module, _, attribute = dotted.partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command) and text.strip() and command.help
+        listed.add(command)
+        listed.update(getattr(command, "commands", {}).values())
+    for name in ("mscale", "mixtures", "sweeps", "analysis"):
+        for path in (ROOT / name).rglob("*.py"):
+            if path.stem != "commands" and path.parent.name != "commands" and path.stem != "doctor":
+                continue
+            module_name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            for value in vars(importlib.import_module(module_name)).values():
+                assert not isinstance(value, click.Command) or value in listed, (module_name, value.name)
+
+
+def test_python_m_mscale_is_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "mscale", "train", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--gin_file" in done.stdout
 
 
 def test_pack_with_its_flags_then_show_a_mixture(tmp_path, capsys):
@@ -209,6 +236,7 @@ def test_a_demo_killed_three_times_ends_with_the_same_observations(tmp_path):
     [
         ("sweep", "run", "demo", "--store", "s", "--root", "s3://bucket/study"),
         ("demo", "--workdir", "gs://bucket/demo"),
+        ("demo", "--workdir", "S3://bucket/demo"),
     ],
 )
 def test_a_url_where_something_is_written_is_refused(tmp_path, monkeypatch, arguments, capsys):

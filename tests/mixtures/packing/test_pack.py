@@ -310,6 +310,7 @@ def test_another_vocabulary_for_the_same_store_names_both(corpus, store):
     other = dataclasses.replace(byte_vocabulary(), fingerprint="bytes-other")
     with pytest.raises(MscaleError, match="has bytes-259, the vocabulary given has bytes-other"):
         pack(corpus, store.path, other)
+    assert not (store.path / ".packing").exists()
 
 
 def test_a_second_packing_of_the_same_store_is_refused(corpus, tmp_path):

@@ -15,6 +15,8 @@ import tiny_run
 from tiny_run import ROOT, arguments, arrays, assert_same_arrays, rows, run, status
 
 from mscale import observations, train
+from mscale.errors import MscaleError
+from mscale.remote import local_folder
 from mscale.training import checkpoints
 
 
@@ -69,6 +71,13 @@ def test_a_relative_workdir_resumes_branches_and_continues(store, trunk, tmp_pat
     assert run(store, Path("branch"), STEPS=20, EVAL_STEPS=(20,), BRANCH_FROM=workdir, DECAY_STEPS=4) == 0
     assert run(store, Path("child"), STEPS=8, EVAL_STEPS=(8,), INIT_FROM=f"{workdir}@24") == 0
     assert rows(Path("child"))[0]["init"] == here.name
+
+
+def test_a_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert local_folder("~/runs/a", "WORKDIR") == tmp_path / "runs" / "a"
+    with pytest.raises(MscaleError, match="--root is s3://bucket/study"):
+        local_folder("S3://bucket/study", "--root")
 
 
 @pytest.mark.parametrize("name", ["WORKDIR", "BRANCH_FROM", "INIT_FROM"])
