@@ -37,34 +37,20 @@ def results_or_published(source: Path | None, prior: str | None) -> dict | None:
     """The results of a study, or None for the published figures; raises a usage error where neither is named."""
     if source is None and prior is None:
         raise click.UsageError("say what to answer from: --results my-study/laws.json, or --prior atlas")
-    return None if source is None else results_of(source)
+    if source is None:
+        return None
+    from analysis.study.results import read_results
 
-
-def results_of(source: Path) -> dict:
-    """Reads the results that `mscale fit` wrote: `source` is the JSON file, or a folder with laws.json in it."""
-    from analysis.study.analyse import RESULTS_FORMAT
-    from mscale.files import read_json
-
-    path = source / "laws.json" if source.is_dir() else source
-    if path.exists() and path.suffix != ".json":
-        raise MscaleError(
-            f"{path}: expected the laws.json that `mscale fit` writes, found a {path.suffix or 'nameless'} file; run "
-            f"`mscale fit {path}` first"
-        )
-    results = read_json(path, what="results of mscale fit")
-    found = results.get("format") if isinstance(results, dict) else None
-    if found != RESULTS_FORMAT:
-        raise MscaleError(
-            f"{path}: not results of this mscale (format {found}, expected {RESULTS_FORMAT}): run `mscale fit` again"
-        )
-    return results
+    return read_results(source)
 
 
 def need_results(source: Path | None, what: str, why: str) -> dict:
     """The results of a study; raises MscaleError with `why` the published figures cannot answer `what`."""
     if source is None:
         raise MscaleError(f"{what}: {why}; fit your own runs: --results my-study/laws.json")
-    return results_of(source)
+    from analysis.study.results import read_results
+
+    return read_results(source)
 
 
 def print_answer(answer: "Answer", as_json: bool = False) -> None:

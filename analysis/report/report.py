@@ -13,8 +13,9 @@ from rich.table import Table
 from analysis.planning.mixture import advice
 from analysis.report import law_figures, page, planning_figures, plots, transfer_figures
 from analysis.report.findings import headlines, recommendations
-from analysis.study.analyse import RESULTS_FORMAT, analyse_tables
+from analysis.study.analyse import analyse_tables
 from analysis.study.read import read_inputs
+from analysis.study.results import RESULTS_FORMAT
 from analysis.tables.records import to_json_value
 from analysis.text import count
 from analysis.vega import scripts

@@ -16,6 +16,7 @@ from analysis.laws.atlas import most_co_sampled
 from analysis.second_process import SecondProcess
 from analysis.study.law_comparison import COMPARED_SPLITS, compare_laws
 from analysis.study.laws import atlas_results, capacity_results, cooled_rows, fit_atlas, fit_chinchilla
+from analysis.study.results import RESULTS_FORMAT
 from analysis.study.transfer import matrix_results, measured_matrix, transfer_results
 from analysis.tables.mixtures import describe_mixtures, select_split
 from analysis.tables.observations import validate_exposure, validate_observations
@@ -25,7 +26,6 @@ from analysis.transfer.matrix import INTERVAL_LEVEL
 from mscale.errors import MscaleError
 from mscale.progress import progress
 
-RESULTS_FORMAT = 3
 _STAGES = (
     "matrix",
     "atlas",

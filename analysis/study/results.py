@@ -1,11 +1,34 @@
 """Reads the results of a study (laws.json): its fits, its range of sizes, its transfer matrix."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from analysis.fitting.fit import from_json
 from analysis.fitting.result import Fit
 from mscale.errors import MscaleError
+from mscale.files import read_json
+
+RESULTS_FORMAT = 3
+"""Of laws.json; raised when a field changes, and results of another number are refused."""
+
+
+def read_results(source: str | Path) -> dict:
+    """Reads the results that `mscale fit` wrote: `source` is the JSON file, or a folder with laws.json in it."""
+    source = Path(source)
+    path = source / "laws.json" if source.is_dir() else source
+    if path.exists() and path.suffix != ".json":
+        raise MscaleError(
+            f"{path}: expected the laws.json that `mscale fit` writes, found a {path.suffix or 'nameless'} file; run "
+            f"`mscale fit {path}` first"
+        )
+    results = read_json(path, what="results of mscale fit")
+    found = results.get("format") if isinstance(results, dict) else None
+    if found != RESULTS_FORMAT:
+        raise MscaleError(
+            f"{path}: not results of this mscale (format {found}, expected {RESULTS_FORMAT}): run `mscale fit` again"
+        )
+    return results
 
 
 def saved_fit(results: Mapping[str, Any], law: str) -> Fit | None:

@@ -2,6 +2,8 @@
 
 Held-out folds are predicted from these refits. In the batch a subset is a mask over the rows; rows outside it have
 weight 0. The search starts at the optimum and the variance ratio ρ of the fit to all rows, which are close.
+One fold at a time, a report takes 22.9 s of CPU for 20 languages and not 12.8 s, and for 8 languages 15.4 s and not
+9.2 s (benchmarks/report.py).
 """
 
 import dataclasses

@@ -5,7 +5,7 @@ import json
 import planted_mixtures
 import pytest
 
-from analysis.study.analyse import RESULTS_FORMAT
+from analysis.study.results import RESULTS_FORMAT
 from mscale.cli import main
 
 
