@@ -4,7 +4,6 @@ A command is a click command in the ``commands`` module of the package that it b
 """
 
 import importlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,8 +44,13 @@ class LocalPath(click.Path):
     """A local path; a URL is an error, since ``Path`` would turn it into a folder named ``s3:``."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, str) and re.match(r"(?!file:)[a-z][a-z0-9+.-]+://", value, re.IGNORECASE):
-            self.fail(f"{value} is a URL: of all paths only --store takes one; give a local path", param, ctx)
+        if isinstance(value, str):
+            from mscale.remote import Url, location
+
+            place = location(value)
+            if isinstance(place, Url):
+                self.fail(f"{value} is a URL, and this is a path of the local disk", param, ctx)
+            value = str(place)
         return super().convert(value, param, ctx)
 
 

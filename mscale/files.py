@@ -97,6 +97,8 @@ def read_json(path: str | os.PathLike, *, what: str = "JSON file") -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MscaleError(f"{path}: no such {what}") from None
+    except OSError as error:
+        raise MscaleError(f"{path}: this {what} cannot be read ({error.strerror or error})") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise MscaleError(f"{path}: this {what} is damaged ({error}); delete it and make it again") from error
 

@@ -42,10 +42,13 @@ class Url(str):
 
 
 def location(path: str | os.PathLike) -> Path | Url:
-    """Returns a ``Url`` if ``path`` has a scheme (also if ``Path`` shortened it to ``gs:/``), else a ``Path``."""
+    """Returns a ``Url`` if ``path`` has a scheme (also if ``Path`` shortened it to ``gs:/``), else a ``Path``.
+
+    ``~`` is the home folder, and ``file://`` a local path.
+    """
     match = _URL.fullmatch(str(path))
     if not match:
-        return Path(path)
+        return Path(path).expanduser()
     scheme, rest = match[1].lower(), match[2]
     return Path("/" + rest) if scheme in ("file", "local") else Url(f"{scheme}://{rest}".rstrip("/"))
 
@@ -63,10 +66,10 @@ def local_folder(path: str | os.PathLike, setting: str) -> Path:
     place = location(path)
     if isinstance(place, Url):
         raise MscaleError(
-            f"{setting} is {place}: run folders cannot be written to a URL; give a local folder (a mounted "
-            "bucket is one), and copy it afterwards"
+            f"{setting} is {place}: run folders lie on a local disk and not behind a URL; give a local folder (a "
+            "mounted bucket is one), and copy it afterwards"
         )
-    return place.expanduser().absolute()
+    return place.absolute()
 
 
 class RemoteFiles:

@@ -14,7 +14,7 @@ import pandas as pd
 LANGUAGES = ("aka", "abo", "bek", "bil", "cut", "cim")
 _FAMILY_OF_INITIAL = {"a": "west", "b": "south", "c": "east"}
 PARAMS = {"nano0": 16_000, "nano1": 34_000, "nano2": 72_000, "nano3": 155_000, "nano4": 330_000}
-ALPHA, BETA, LAMBDA = 0.35, 0.30, 0.25
+TRUE_ALPHA, TRUE_BETA, TRUE_LAMBDA = 0.35, 0.30, 0.25
 _BATCH_TOKENS = 16 * 256
 _MIDDLE = "nano2"  # the scale at which all languages and pairs are run
 
@@ -27,10 +27,10 @@ def planted_tau(source: str, target: str) -> float:
 
 
 def _effective_tokens(tokens: float, unique: float) -> float:
-    """S(D; U) of ATLAS with λ = `LAMBDA`."""
+    """S(D; U) of ATLAS with λ = `TRUE_LAMBDA`."""
     if unique <= 0 or tokens <= unique:
         return tokens
-    return unique * (1 + (1 - np.exp(-LAMBDA * (tokens / unique - 1))) / LAMBDA)
+    return unique * (1 + (1 - np.exp(-TRUE_LAMBDA * (tokens / unique - 1))) / TRUE_LAMBDA)
 
 
 def loss(
@@ -54,7 +54,7 @@ def loss(
         effective += planted_tau(source, target) * _effective_tokens(seen, unique.get(source, np.inf))
     effective = max(effective, 2e3)
     big_e, big_a, big_b = 1.0 + 0.05 * index, 14.0 + index, 22.0 + 2 * index
-    return big_e + (1 + worse) * big_a / params**ALPHA + big_b / effective**BETA
+    return big_e + (1 + worse) * big_a / params**TRUE_ALPHA + big_b / effective**TRUE_BETA
 
 
 @dataclass(frozen=True)

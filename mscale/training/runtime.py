@@ -14,6 +14,8 @@ from pathlib import Path
 
 import jax
 
+from mscale.remote import local_folder
+
 # Parameters of mallopt(3), from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
@@ -40,7 +42,7 @@ def use_compile_cache(folder: str | os.PathLike | None) -> None:
     """Makes JAX keep compiled programs in ``folder``; None leaves JAX's own settings as they are."""
     if not folder or str(folder) in _configured_folders:
         return
-    path = Path(folder).absolute()
+    path = local_folder(folder, "COMPILE_CACHE")
     path.mkdir(parents=True, exist_ok=True)
     remove_damaged_entries(path)
     jax.config.update("jax_compilation_cache_dir", str(path))

@@ -1,14 +1,23 @@
 """The planted study of `analysis.validation.planted_study`, importable by the tests as `planted_study`."""
 
 from analysis.validation.planted_study import (
-    ALPHA,
-    BETA,
-    LAMBDA,
     LANGUAGES,
     PARAMS,
+    TRUE_ALPHA,
+    TRUE_BETA,
+    TRUE_LAMBDA,
     loss,
     make_study,
     planted_tau,
 )
 
-__all__ = ["ALPHA", "BETA", "LAMBDA", "LANGUAGES", "PARAMS", "loss", "make_study", "planted_tau"]
+__all__ = [
+    "TRUE_ALPHA",
+    "TRUE_BETA",
+    "TRUE_LAMBDA",
+    "LANGUAGES",
+    "PARAMS",
+    "loss",
+    "make_study",
+    "planted_tau",
+]

@@ -243,3 +243,18 @@ def test_a_url_where_something_is_written_is_refused(tmp_path, monkeypatch, argu
     monkeypatch.chdir(tmp_path)
     assert run(*arguments) == 2
     assert "is a URL" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_file_url_is_the_local_path_and_a_squeezed_url_is_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    corpus = ("--bytes", 2000, "--languages", 2, "--families", 1)
+    assert run("corpus", f"file://{tmp_path}/made", *corpus) == 0
+    assert (tmp_path / "made" / "truth.json").exists()
+    assert run("corpus", "gs:/bucket/made", *corpus) == 2
+    assert "is a URL" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_file_where_a_study_is_expected_is_one_line(tmp_path, capsys):
+    (tmp_path / "x.csv").write_text("a")
+    assert run("sweep", "status", tmp_path / "x.csv") == 1
+    assert "cannot be read" in capsys.readouterr().err

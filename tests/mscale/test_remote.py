@@ -210,3 +210,9 @@ def test_locations():
     assert location("a/b") == location(Path("a/b")) == Path("a/b")
     assert location("file:///a/b") == Path("/a/b")
     assert str(Url("gs://a") / "b" / "c") == "gs://a/b/c"
+
+
+def test_home_and_file_urls_are_local(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert location("~/store") == tmp_path / "store"
+    assert location("FILE:///a/b") == location("file:/a/b")

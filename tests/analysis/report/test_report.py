@@ -160,9 +160,9 @@ def test_markup_in_names_is_escaped(page):
 def test_planted_truths_are_found_and_said(results):
     parameters = {row["name"]: row for row in results["laws"]["atlas"]["parameters"]}
     for name, truth, slack in (
-        ("alpha", planted_study.ALPHA, 0.05),
-        ("beta", planted_study.BETA, 0.05),
-        ("lambda", planted_study.LAMBDA, 0.1),
+        ("alpha", planted_study.TRUE_ALPHA, 0.05),
+        ("beta", planted_study.TRUE_BETA, 0.05),
+        ("lambda", planted_study.TRUE_LAMBDA, 0.1),
     ):
         row = parameters[name]
         assert row["identified"] and row["low"] - slack <= truth <= row["high"] + slack
