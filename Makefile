@@ -1,6 +1,7 @@
 # make demo    the whole path on a small generated corpus, into demo-work/report.html
 # make test    every fast test, in parallel      make lint   ruff and the type check
 # make test-slow, make test-slurm (a real Slurm daemon on the loopback address), make bench, make clean
+# make test-upgrades  files made by earlier versions of mscale
 # make test-wheel     the built package, installed and used away from the checkout
 # Each sets up what it needs in .venv; a second call starts at once.
 
@@ -10,16 +11,19 @@ WORKDIR ?= demo-work
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-slurm test-wheel lint bench clean
+.PHONY: demo test test-slow test-upgrades test-slurm test-wheel lint bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/mscale demo --workdir $(WORKDIR)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not upgrades"
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
+
+test-upgrades: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 -m upgrades
 
 test-slurm: $(VENV)/.test
 	tests/sweeps/slurm/run.sh $(BIN)/python -m pytest tests/sweeps/slurm

@@ -27,12 +27,13 @@ def published_tables() -> Path:
     return HERE / "data"
 
 
-@pytest.fixture(scope="session", params=["generated", "real"])
+@pytest.fixture(scope="session", params=["generated", pytest.param("real", marks=pytest.mark.slow)])
 def many_languages(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of several hundred languages in their scripts, in MADLAD-400's layout; a test runs once on each:
 
     - generated: tests/fakes/script_text.py makes it, so that every checkout has it;
-    - real: 502 languages in ../shared/corpora/madlad_mini, which is not distributed; skipped where it is absent.
+    - real: 502 languages in ../shared/corpora/madlad_mini, by `make test-slow`; skipped where it is absent, since it is
+      not distributed.
 
     languages.csv in the folder lists every language (`code`) and its script (`script`).
     """

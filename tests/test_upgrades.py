@@ -26,6 +26,8 @@ TRUNK = "nano0-aa-ab-trunk-s0-d34ee675c6"
 SHORT, LONG = "nano0-aa-ab-40-s0-e5cde555c9", "nano0-aa-ab-80-s0-8f4f3e044b"
 NEAR = 1e-4  # relative: another processor rounds otherwise
 
+pytestmark = pytest.mark.upgrades
+
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory):
