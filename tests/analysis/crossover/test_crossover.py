@@ -2,12 +2,12 @@
 
 import numpy as np
 import pandas as pd
-import planted_study
 import pytest
 from scipy.optimize import brentq
 
 from analysis.crossover import crossover
 from analysis.tables.observations import validate_observations
+from analysis.validation import planted_study
 from mscale.errors import MscaleError
 
 

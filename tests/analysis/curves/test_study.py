@@ -1,12 +1,12 @@
 """Curves of a whole study equal those collected one by one, without loss spikes."""
 
 import numpy as np
-import planted_study
 import pytest
 
 from analysis.curves.curve import MAX_POINTS, bin_points, collect_points, points_by_curve
 from analysis.curves.study import CURVE_PHASES, study_curves
 from analysis.tables.observations import validate_observations
+from analysis.validation import planted_study
 
 
 @pytest.fixture(scope="module")

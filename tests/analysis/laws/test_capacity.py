@@ -1,7 +1,6 @@
 """The capacity law: published growth factors, iso-loss curves, and the growth of least compute."""
 
 import numpy as np
-import planted_study
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +11,7 @@ from analysis.planning import expand
 from analysis.study import laws
 from analysis.tables import published
 from analysis.tables.observations import validate_observations
+from analysis.validation import planted_study
 
 EXPONENTS = {"phi": 0.11, "psi": -0.04, "alpha": 0.4527, "beta": 0.1471}
 

@@ -9,7 +9,6 @@ import time
 
 import numpy as np
 import pandas as pd
-import planted_study
 import pytest
 from rich.console import Console
 
@@ -19,6 +18,7 @@ from analysis.report.report import analyse
 from analysis.study.results import main_matrix
 from analysis.study.transfer import published_comparison
 from analysis.tables.published import published_transfer
+from analysis.validation import planted_study
 from mscale.errors import MscaleError
 
 

@@ -1,6 +1,5 @@
 import numpy as np
 import pandas as pd
-import planted_study
 import pytest
 
 from analysis.laws.atlas import most_co_sampled
@@ -9,6 +8,7 @@ from analysis.study import laws
 from analysis.tables.mixtures import describe_mixtures
 from analysis.tables.observations import validate_observations
 from analysis.transfer.matrix import transfer_matrix
+from analysis.validation import planted_study
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pandas as pd
-import planted_study
 import pytest
 
 from analysis.tables import mixtures
 from analysis.tables import observations as observations_
+from analysis.validation import planted_study
 from mscale.errors import MscaleError
 from mscale.observations import COLUMNS
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pandas as pd
-import planted_study
 import pytest
 
 from analysis.curves.curve import CurveNoise
 from analysis.tables.observations import validate_observations
 from analysis.transfer import adaptation, matrix, statistics
+from analysis.validation import planted_study
 
 
 def test_agreement_with_planted_relatedness():

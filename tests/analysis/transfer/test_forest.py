@@ -1,5 +1,4 @@
 import numpy as np
-import planted_study
 import pytest
 from planted_scores import KNOWN, LANGUAGES, hide, planted
 from scipy.stats import spearmanr
@@ -9,6 +8,7 @@ from analysis.tables import published
 from analysis.tables.observations import validate_observations
 from analysis.transfer import adaptation, collaborative_filtering, forest, statistics
 from analysis.transfer.matrix import transfer_matrix
+from analysis.validation import planted_study
 from mscale.errors import MscaleError
 
 FEATURES = forest.PairFeatures(LANGUAGES, {}, inventory.pair_features(LANGUAGES, KNOWN))

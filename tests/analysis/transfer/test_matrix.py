@@ -1,13 +1,13 @@
 import numpy as np
 import one_billion
 import pandas as pd
-import planted_study
 import pytest
 from scipy.stats import spearmanr
 
 from analysis.tables.observations import validate_observations
 from analysis.transfer import matrix as transfer
 from analysis.transfer import units
+from analysis.validation import planted_study
 from mscale.errors import MscaleError
 
 

@@ -1,5 +1,4 @@
 import numpy as np
-import planted_study
 import pytest
 from planted_scores import KNOWN, LANGUAGES, hide, planted
 
@@ -7,6 +6,7 @@ from analysis.tables import languages as inventory
 from analysis.tables.observations import validate_observations
 from analysis.transfer import pair_selection, statistics
 from analysis.transfer.matrix import transfer_matrix
+from analysis.validation import planted_study
 from mscale.errors import MscaleError
 
 FEATURES = inventory.pair_features(LANGUAGES, KNOWN)

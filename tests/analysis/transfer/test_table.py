@@ -5,11 +5,11 @@ import json
 import numpy as np
 import one_billion
 import pandas as pd
-import planted_study
 import pytest
 
 from analysis.tables.observations import validate_observations
 from analysis.transfer.table import TRANSFER_TABLE_COLUMNS, format_score, transfer_table
+from analysis.validation import planted_study
 from mscale.cli import main
 from mscale.errors import MscaleError
 
