@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import isotonic_regression
 
-from analysis.curves.monotone import MonotoneCubics, pchip_slopes
+from analysis.curves.monotone import MonotoneCubics
 from analysis.curves.smoothing import smoother
 
 # Longer curves are averaged in this many bins of log tokens.
@@ -64,13 +64,11 @@ class Curve:
     """A non-increasing loss over log tokens and R draws of it: monotone cubics through the smoothed points.
 
     Attributes:
-      knots: log tokens of the points, (n,). values, slopes: at the knots, of the curve and then of its draws,
-        (1 + R, n), as `monotone.MonotoneCubics` takes them.
+      knots: log tokens of the points, (n,). values: at the knots, of the curve and then of its draws, (1 + R, n).
     """
 
     knots: np.ndarray
     values: np.ndarray
-    slopes: np.ndarray
     points: CurvePoints
 
     @property
@@ -265,10 +263,9 @@ def fit_curves(
         for cell, draw in np.argwhere((np.diff(values, axis=2) > 0).any(axis=2)):
             row = values[cell, draw]
             row[:] = -isotonic_regression(-row, weights=repeats).x
-        slopes = pchip_slopes(x, values)
         values[:, 1:] += offsets[:, :, None]
         for place, index in enumerate(same):
-            curves[index] = Curve(x, values[place], slopes[place], cells[index])
+            curves[index] = Curve(x, values[place], cells[index])
     return [curves[index] for index in range(len(cells))]
 
 
@@ -294,8 +291,7 @@ def first_tokens_at(curves: Sequence[Curve], wanted: np.ndarray) -> np.ndarray:
 
 
 def _cubics(curves: Sequence[Curve]) -> MonotoneCubics:
-    values, slopes = (np.stack([getattr(curve, name) for curve in curves]) for name in ("values", "slopes"))
-    return MonotoneCubics(curves[0].knots, values, slopes)
+    return MonotoneCubics(curves[0].knots, np.stack([curve.values for curve in curves]))
 
 
 def cell_generator(seed: int, *cell: Any) -> np.random.Generator:

@@ -101,9 +101,6 @@ def _block(
 
 def _same_loss(alone: Sequence[Curve], both: Sequence[Curve]) -> np.ndarray:
     """d (B, m) at which each curve alone has the loss of each point of its partner curve; NaN where it has not."""
-    alone, both = (
-        [replace(curve, values=curve.values[:1], slopes=curve.slopes[:1]) for curve in curves]
-        for curves in (alone, both)
-    )
+    alone, both = ([replace(curve, values=curve.values[:1]) for curve in curves] for curves in (alone, both))
     d = first_tokens_at(alone, losses_at(both, np.tile(both[0].points.tokens, (len(both), 1))))[:, 0]
     return np.where(np.isfinite(d) & (d > 0), d, np.nan)
