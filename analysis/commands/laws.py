@@ -75,17 +75,20 @@ def fit_one(
     """Fits one law to a study or a table; prints a summary and writes the fit as JSON and a figure as SVG."""
     import analysis
     from analysis.study.read import one_evaluation
+    from analysis.tables.checks import drop_duplicates
     from analysis.tables.observations import read_table
     from mscale.files import atomic_write
 
     folder = observations if observations.is_dir() else observations.parent
     path = folder / "observations.parquet" if observations.is_dir() else observations
-    table = one_evaluation(read_table(path), path, split, vocabulary)
+    notes: list[str] = []
+    table = drop_duplicates(read_table(path), notes, str(path))
+    table = one_evaluation(table, path, split, vocabulary)
     exposure_files = [folder / name for name in ("exposure.parquet", "exposure.csv")]
     exposure_file = next((file for file in exposure_files if file.exists()), None)
     exposure = None if exposure_file is None else read_table(exposure_file)
     found = analysis.fit(law, table, exposure=exposure, target=target)
-    print(found.summary())
+    print(found.summary(), *notes, sep="\n")
     atomic_write(out, found.to_json())
     figure = out.with_suffix(".svg")
     found.plot().save(str(figure))
@@ -188,19 +191,18 @@ def transfer(
     out: Path | None,
 ) -> None:
     """Read the transfer matrix off SOURCE, a table of curves or a study: shown here, every pair into a CSV."""
+    from analysis.tables.checks import select_split
     from analysis.tables.observations import read_study
-    from analysis.transfer.table import scores_over_d as scores_over_d
-    from analysis.transfer.table import transfer_table
+    from analysis.transfer.table import scores_over_d, transfer_table
     from mscale.data.parallel_text import byte_premiums
     from mscale.files import atomic_write
 
     tables = read_study(source)
     table, details = transfer_table(
-        tables.observations,
+        select_split(tables.observations, split, "--split {}"),
         d=d,
         scale=scale,
         phase=phase,
-        split=split,
         vocabulary=vocabulary,
         run_noise=run_noise,
         premiums=None if parallel is None else byte_premiums(parallel),

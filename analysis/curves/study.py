@@ -12,7 +12,8 @@ import pandas as pd
 
 from analysis.curves.curve import CurveNoise, CurvePoints, estimate_curve_noise, points_by_curve
 from analysis.curves.loss_spikes import find_spikes
-from analysis.tables.mixtures import describe_mixtures, select_split
+from analysis.tables.checks import select_split
+from analysis.tables.mixtures import describe_mixtures
 
 CURVE_PHASES = ("stable", "end")
 # Epochs; runs that repeat a language more often are about repetition and not used for transfer and crossover.

@@ -9,10 +9,12 @@ import pandas as pd
 from analysis.laws.law import Law
 from analysis.tables.checks import (
     drop_duplicates,
+    drop_infinite,
     joined_names,
     numeric_column,
-    require_one_split,
+    refuse_rows,
     rows_in_phases,
+    select_split,
 )
 from mscale.errors import MscaleError, nearest
 
@@ -75,6 +77,7 @@ def select_rows(
     columns: Mapping[str, str] | None = None,
     *,
     phases: Sequence[str] | None = ("end",),
+    split: str | None = None,
     per: str | None = None,
     group: str | None = None,
 ) -> SelectedRows:
@@ -83,6 +86,7 @@ def select_rows(
     Args:
       columns: {variable or "loss" or "group": column of the table}, for tables with names of their own.
       phases: schedule phases that may be compared; None takes all. Ignored where there is no such column.
+      split: the evaluation split, where the table has several.
       per: column whose levels have parameters of their own, or None.
 
     Raises:
@@ -111,16 +115,18 @@ def select_rows(
         variable: column_for(table, law, variable, default, columns)
         for variable, default in law.columns.items()
     }
-    table = drop_duplicates(table, notes)
+    table = select_split(table, split)
     table = rows_in_phases(table, phases, notes)
-    require_one_split(table)
     if law.pretraining:
         table = _from_scratch(table, law, notes)
-    values = {variable: numeric_column(table, name) for variable, name in names.items()}
-    y = numeric_column(table, response)
+    table = table.assign(**{response: numeric_column(table, response)})
+    table = drop_duplicates(drop_infinite(table, response, notes), notes)
+    values = {variable: numeric_column(table, name).to_numpy(float) for variable, name in names.items()}
+    y = table[response].to_numpy(float)
     keep = np.ones(len(table), bool)
     for variable, array in values.items():
-        _check_finite(table, array, names[variable])
+        expected = "a finite number that is not negative"
+        refuse_rows(table, ~np.isfinite(array) | (array < 0), names[variable], expected)
         if variable in law.may_be_zero:
             continue
         zero = array == 0
@@ -134,7 +140,12 @@ def select_rows(
         raise MscaleError(
             f"every row has a zero in {joined_names(sorted(set(names.values())))}: nothing is left to fit"
         )
-    _check_response(table, y, response, law)
+    if law.residual == "log":
+        expected = (
+            f"a positive number, because law {law.name!r} takes logarithms. For the unigram-normalised loss, which is "
+            "negative, fit with residual='additive'"
+        )
+        refuse_rows(table, y <= 0, response, expected)
     for variable, name in names.items():
         _note_unit(values[variable][keep], name, notes)
     _note_tokens_per_parameter(values, names, keep, notes)
@@ -155,33 +166,6 @@ def select_rows(
         tuple(notes),
         {**names, law.response: response},
     )
-
-
-def _check_finite(table: pd.DataFrame, array: np.ndarray, name: str) -> None:
-    wrong = ~np.isfinite(array) | (array < 0)
-    if wrong.any():
-        at = int(np.argmax(wrong))
-        raise MscaleError(
-            f"column {name!r}, row {table.index[at]}: found {array[at]:g}, expected a finite number that is not "
-            f"negative ({wrong.sum()} such rows); drop or mend them"
-        )
-
-
-def _check_response(table: pd.DataFrame, y: np.ndarray, name: str, law: Law) -> None:
-    wrong = ~np.isfinite(y)
-    if wrong.any():
-        at = int(np.argmax(wrong))
-        raise MscaleError(
-            f"column {name!r}, row {table.index[at]}: the loss is {y[at]:g} ({wrong.sum()} such rows). "
-            f"A run that diverged or died says nothing about the law: drop its rows"
-        )
-    if law.residual == "log" and (y <= 0).any():
-        at = int(np.argmax(y <= 0))
-        raise MscaleError(
-            f"column {name!r}, row {table.index[at]}: found {y[at]:g}, but law {law.name!r} takes logarithms, so it "
-            f"must be positive ({(y <= 0).sum()} such rows). For the unigram-normalised loss, which is negative, "
-            f"fit with residual='additive'"
-        )
 
 
 def _from_scratch(table: pd.DataFrame, law: Law, notes: list[str]) -> pd.DataFrame:
@@ -208,14 +192,11 @@ def _check_unique_tokens(
         seen = values.get("D" + variable[1:]) if variable.startswith("U") else None
         if seen is None:
             continue
-        wrong = keep & (unique <= 0) & (seen > 0)
-        if wrong.any():
-            at = int(np.argmax(wrong))
-            raise MscaleError(
-                f"column {names[variable]!r}, row {table.index[at]}: 0 unique tokens of {seen[at]:g} seen "
-                f"({wrong.sum()} such rows). Repetition is measured against them: give how many tokens the run had "
-                f"to draw from; where nothing repeats, as many as it saw"
-            )
+        expected = (
+            "at least one unique token in a row that saw some: repetition is measured against how many tokens the run "
+            "had to draw from; where nothing repeats, as many as it saw"
+        )
+        refuse_rows(table, keep & (unique <= 0) & (seen > 0), names[variable], expected)
 
 
 def _note_tokens_per_parameter(

@@ -227,6 +227,7 @@ class RowOptions:
     target: str | Sequence[str] | None = None
     weights: str | Sequence[float] | None = None
     phases: Sequence[str] | None = ("end",)
+    split: str | None = None
     group: str | None = None
 
 
@@ -298,7 +299,13 @@ def specify(
     share, fixed, tie = model.share, model.fixed or {}, model.tie or {}
     _check_parameter_names(law, share or (), fixed, tie, model.priors or {})
     rows = checks.select_rows(
-        table, law, row_options.columns, phases=row_options.phases, per=per, group=row_options.group
+        table,
+        law,
+        row_options.columns,
+        phases=row_options.phases,
+        split=row_options.split,
+        per=per,
+        group=row_options.group,
     )
     group_names, codes = np.unique(rows.group, return_inverse=True)
     order = np.lexsort((codes, rows.level))

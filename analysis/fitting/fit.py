@@ -50,6 +50,7 @@ def fit(
     weights: str | Sequence[float] | None = None,
     priors: Mapping[str, tuple[float, float]] | None = None,
     phases: Sequence[str] | None = ("end",),
+    split: str | None = None,
     group: str | None = None,
     few_groups: bool = False,
     seed: int = 0,
@@ -76,6 +77,7 @@ def fit(
       priors: {parameter: (mean, standard deviation)}, Gaussian, in the fitted scale (logarithms for positive
         parameters, contributions at the geometric means for A and B).
       phases: phases of the learning-rate schedule to fit; by default "end", after decay; None takes all rows.
+      split: evaluation split to fit, where the table has several.
       group: column of the unit that is resampled (default "group", then "run", then the row).
       few_groups: fit even with fewer groups than parameters + 3 (intervals are then worth little).
       options: of the law (ATLAS: variant, sources, count). For the data-constrained law two_stage=True fits E, A, α, B
@@ -96,6 +98,7 @@ def fit(
         weights=weights,
         priors=priors,
         phases=phases,
+        split=split,
         group=group,
     )
     if law == "data_constrained" and options.pop("two_stage", False):

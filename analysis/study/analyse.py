@@ -18,7 +18,8 @@ from analysis.study.law_comparison import COMPARED_SPLITS, compare_laws
 from analysis.study.laws import atlas_results, capacity_results, cooled_rows, fit_atlas, fit_chinchilla
 from analysis.study.results import RESULTS_FORMAT
 from analysis.study.transfer import matrix_results, measured_matrix, transfer_results
-from analysis.tables.mixtures import describe_mixtures, select_split
+from analysis.tables.checks import select_split
+from analysis.tables.mixtures import describe_mixtures
 from analysis.tables.observations import validate_exposure, validate_observations
 from analysis.tables.records import records, to_json_value
 from analysis.transfer.forest import VocabularyOverlap

@@ -14,7 +14,8 @@ from analysis.fitting.fit import fit
 from analysis.fitting.result import Fit
 from analysis.laws import capacity
 from analysis.tables import published
-from analysis.tables.mixtures import describe_mixtures, select_split
+from analysis.tables.checks import select_split
+from analysis.tables.mixtures import describe_mixtures
 from analysis.text import short_reason
 from mscale.errors import MscaleError
 

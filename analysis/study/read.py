@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.tables.mixtures import select_split
+from analysis.tables.checks import select_split
 from analysis.tables.observations import read_study
 from analysis.transfer.table import one_vocabulary
 from mscale.errors import MscaleError
@@ -66,11 +66,11 @@ def one_evaluation(
     Raises:
       MscaleError: the table has no such split or vocabulary, has no such column, or has several and none is named.
     """
-    for name, value in (("split", split), ("vocabulary", vocabulary)):
-        if value is not None and name not in table.columns:
-            raise MscaleError(
-                f"{path}: no column {name!r}, so --{name} {value} chooses nothing; leave it out, or add the column"
-            )
+    if vocabulary is not None and "vocabulary" not in table.columns:
+        raise MscaleError(
+            f"{path}: no column 'vocabulary', so --vocabulary {vocabulary} chooses nothing; leave it out, or add the "
+            "column"
+        )
     if "vocabulary" in table.columns:
         table = one_vocabulary(table, vocabulary)
         found = sorted(set(map(str, table["vocabulary"])))
@@ -79,7 +79,7 @@ def one_evaluation(
                 f"{path}: runs of {len(found)} vocabularies ({', '.join(found)}), whose losses per token are not "
                 f"comparable: choose one, such as --vocabulary {found[0]}"
             )
-    return select_split(table, split) if "split" in table.columns else table
+    return select_split(table, split, "--split {}")
 
 
 def executor_record(observations: Path) -> dict[str, Any]:

@@ -1,13 +1,17 @@
-"""Checks of the rows of an observations table that a law is fitted to; errors name column, row and value."""
+"""Checks of an observations table, the same for `analysis.fit` and for studies; errors name column, row and value.
+
+Rows that are exact duplicates, and rows whose loss is not finite, are left out and counted. Rows that share run, step,
+language and split but differ raise, and so do losses on several splits of which none is chosen.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from mscale.errors import MscaleError
-
-_ROW_KEY = ("run", "step", "language", "split")
+from mscale.observations import KEY
 
 
 def joined_names(names: Sequence) -> str:
@@ -16,17 +20,39 @@ def joined_names(names: Sequence) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
-def numeric_column(table: pd.DataFrame, name: str) -> np.ndarray:
-    """A column as floats, NaN where empty; MscaleError names the first value that is no number."""
-    converted = pd.to_numeric(table[name], errors="coerce")
-    wrong = converted.isna() & table[name].notna()
-    if wrong.any():
-        at = int(np.argmax(wrong))
-        raise MscaleError(f"column {name!r}, row {table.index[at]}: {table[name].iloc[at]!r} is not a number")
-    return converted.to_numpy(float)
+def refuse_rows(table: pd.DataFrame, wrong: ArrayLike, name: str, expected: str, source: str = "") -> None:
+    """Raises MscaleError where any of the rows is `wrong`: the first one's value in the column `name`, and how many.
+
+    Rows are named by their label in the table's index, which `observations.read_table` counts from 1.
+    """
+    wrong = np.asarray(wrong, dtype=bool)
+    if not wrong.any():
+        return
+    at = int(np.argmax(wrong))
+    value = table[name].iloc[at]
+    found = f"{value:g}" if isinstance(value, int | float | np.number) else repr(value)
+    raise MscaleError(
+        f"{_prefix(source)}column {name!r}, row {table.index[at]}: found {found}, expected {expected} "
+        f"({wrong.sum()} such rows)"
+    )
 
 
-def drop_duplicates(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+def numeric_column(table: pd.DataFrame, name: str, source: str = "") -> pd.Series:
+    """A column as numbers, NaN where empty, its type NumPy's; MscaleError names the first value that is no number."""
+    numbers = pd.to_numeric(table[name], errors="coerce")
+    refuse_rows(table, numbers.isna() & table[name].notna(), name, "a number", source)
+    return numpy_column(numbers)
+
+
+def numpy_column(column: pd.Series) -> pd.Series:
+    """A nullable pandas column (Int64, Float64) as int64 or float64, NaN for `pd.NA`; others unchanged."""
+    if not pd.api.types.is_extension_array_dtype(column.dtype) or not pd.api.types.is_numeric_dtype(column):
+        return column
+    whole = pd.api.types.is_integer_dtype(column) and not column.hasnans
+    return pd.Series(column.to_numpy("int64" if whole else "float64", na_value=np.nan), index=column.index)
+
+
+def drop_duplicates(table: pd.DataFrame, notes: list[str], source: str = "") -> pd.DataFrame:
     """The table without exact duplicates of a (run, step, language, split); adds a note on what was dropped.
 
     Without a column `run` duplicates are kept, with a note.
@@ -34,38 +60,73 @@ def drop_duplicates(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     Raises:
       MscaleError: rows share run, step, language and split but differ.
     """
-    key = [name for name in _ROW_KEY if name in table]
+    key = [name for name in KEY if name in table]
+    if "run" in key and not table.duplicated(key).any():
+        return table
+    exact = table.duplicated()
     if "run" not in key:
-        same = table.duplicated()
-        if same.any():
+        if exact.any():
             notes.append(
-                f"{same.sum()} rows are exact duplicates of others and count twice; drop them if unmeant"
+                f"{exact.sum()} rows are exact duplicates of others and count twice; drop them if unmeant"
             )
         return table
-    again = table.duplicated(key, keep=False)
-    if not again.any():
-        return table
-    exact = table.duplicated(keep="first")
     table = table[~exact]
-    clash = table.duplicated(key, keep=False)
-    if clash.any():
-        row = table[clash].iloc[0]
+    again = table.duplicated(key, keep=False)
+    if again.any():
+        first = table[again].iloc[0]
+        rows = table[again & (table[key] == first[key]).all(axis=1)]
+        differ = [name for name in table.columns if rows[name].astype(str).nunique() > 1]
+        shown = "; ".join(f"{name} {joined_names(list(rows[name].unique()))}" for name in differ[:3])
         raise MscaleError(
-            f"{clash.sum()} rows share {', '.join(key)} but differ, the first being "
-            f"{', '.join(f'{name}={row[name]}' for name in key)}: keep one of each"
+            f"{_prefix(source)}{again.sum()} rows share {', '.join(key)} with another row but differ, the first being "
+            f"{', '.join(f'{name}={first[name]}' for name in key)} ({shown}): keep one row of each"
         )
-    notes.append(f"{exact.sum()} duplicate rows dropped")
+    if exact.any():
+        notes.append(f"{exact.sum()} duplicate rows dropped")
     return table
 
 
-def require_one_split(table: pd.DataFrame) -> None:
-    """Raises MscaleError where the table holds losses on several evaluation splits."""
-    if "split" in table and table["split"].nunique() > 1:
-        splits = sorted(map(str, table["split"].unique()))
-        raise MscaleError(
-            f"column 'split' holds {joined_names(splits)}: losses on different texts "
-            f"are not comparable; keep the rows of one"
+def drop_infinite(table: pd.DataFrame, name: str, notes: list[str]) -> pd.DataFrame:
+    """The rows whose loss, the numeric column `name`, is finite; adds a note on those of runs that diverged.
+
+    Raises:
+      MscaleError: there is no such row.
+    """
+    finite = np.isfinite(table[name].to_numpy(dtype=float))
+    if not finite.any():
+        raise MscaleError(f"column {name!r}: no loss is finite, so nothing is left to fit")
+    if not finite.all():
+        notes.append(
+            f"{(~finite).sum()} rows left out whose {name} is not finite: a run that diverged says nothing about a law"
         )
+    return table[finite]
+
+
+def select_split(table: pd.DataFrame, split: str | None, option: str = "split='{}'") -> pd.DataFrame:
+    """The rows of one evaluation split: the one that is named, or all rows of a table with a single split.
+
+    Args:
+      option: how a user of the caller names a split, for the message.
+
+    Raises:
+      MscaleError: no such split or no such column, or several splits and none is named.
+    """
+    if "split" not in table:
+        if split is not None:
+            raise MscaleError(
+                f"the table has no column 'split', so {option.format(split)} chooses nothing; leave it out, or add "
+                "the column"
+            )
+        return table
+    found = sorted(map(str, table["split"].unique()))
+    if split is None and len(found) > 1:
+        raise MscaleError(
+            f"column 'split' holds {joined_names(found)}: losses on different texts are not comparable. Choose one, "
+            f"such as {option.format(found[-1])}, or keep the rows of one"
+        )
+    if split is not None and split not in found:
+        raise MscaleError(f"no split {split!r} in the table; found {', '.join(found)}")
+    return table if split is None else table[table["split"].astype(str) == split]
 
 
 def rows_in_phases(table: pd.DataFrame, phases: Sequence[str] | None, notes: list[str]) -> pd.DataFrame:
@@ -88,3 +149,7 @@ def rows_in_phases(table: pd.DataFrame, phases: Sequence[str] | None, notes: lis
     if len(phases) > 1 and table.loc[wanted, "phase"].nunique() > 1:
         notes.append("rows of different schedule phases are fitted together, as asked")
     return table[wanted]
+
+
+def _prefix(source: str) -> str:
+    return f"{source}: " if source else ""

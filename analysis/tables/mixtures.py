@@ -1,9 +1,8 @@
-"""What each run was trained on, derived from its observations; and the rows of one evaluation split."""
+"""What each run was trained on, derived from its observations."""
 
 import numpy as np
 import pandas as pd
 
-from mscale.errors import MscaleError
 from mscale.observations import PHASES
 
 # A run whose share of a language is within this of 1/K counts as uniform over its K languages.
@@ -51,25 +50,3 @@ def _largest(code: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
     found = np.full(count, np.nan)
     np.fmax.at(found, code, values)
     return found
-
-
-def select_split(observations: pd.DataFrame, split: str | None) -> pd.DataFrame:
-    """The rows of one evaluation split.
-
-    Args:
-      split: its name; None takes the only one, or `valid`.
-
-    Raises:
-      MscaleError: no such split, or several without `valid` and none chosen.
-    """
-    found = sorted(map(str, observations["split"].unique()))
-    if split is None and len(found) > 1:
-        split = "valid" if "valid" in found else None
-        if split is None:
-            raise MscaleError(
-                f"the table holds losses on the splits {', '.join(found)}, which are not comparable: choose one "
-                "(mscale transfer --split), or keep the rows of one"
-            )
-    if split is not None and split not in found:
-        raise MscaleError(f"no split {split!r} in the table; found {', '.join(found)}")
-    return observations if split is None else observations[observations["split"] == split]

@@ -12,28 +12,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.tables.checks import (
+    drop_duplicates,
+    drop_infinite,
+    numeric_column,
+    numpy_column,
+    refuse_rows,
+)
 from mscale.errors import MscaleError, nearest
 from mscale.observations import COLUMNS, EXPOSURE_COLUMNS, IMPORT_DEFAULTS, PHASES, scale_names
 
 REQUIRED = ("run", "params", "languages", "tokens", "phase", "language", "loss")
-_NUMBERS = [
-    "params",
-    "params_nonembedding",
-    "init_tokens",
-    "seed",
-    "step",
-    "tokens",
-    "lr",
-    "target_tokens",
-    "target_unique",
-    "loss",
-    "loss_se",
-    "bits_per_byte",
-    "unigram_normalized_loss",
-    "eval_tokens",
-    "eval_bytes",
-    "flops",
-]
+_NUMBERS = [name for name, kind in COLUMNS.items() if kind is not str]
 # Tokens per parameter; below it one of the two columns is probably in another unit.
 _FEW_TOKENS_PER_PARAMETER = 1e-3
 
@@ -50,7 +40,7 @@ class StudyTables:
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """Reads a table from a .parquet, .csv or .jsonl file.
+    """Reads a table from a .parquet, .csv or .jsonl file; rows are numbered from 1, as errors name them.
 
     Raises:
       MscaleError: no such file, another extension, or a damaged file.
@@ -67,9 +57,10 @@ def read_table(path: str | Path) -> pd.DataFrame:
         raise MscaleError(f"{path}: unknown kind of table {path.suffix!r}; expected .parquet, .csv or .jsonl")
     try:
         # keep_default_na stays on; `_as_text` turns empty language cells back into the code `nan` (Min Nan).
-        return readers[path.suffix](path)
+        table = readers[path.suffix](path)
     except Exception as error:  # pandas and pyarrow raise many kinds; all mean the same to the user
         raise MscaleError(f"{path}: this table cannot be read ({error}); make it again") from error
+    return table.set_index(pd.RangeIndex(1, len(table) + 1))
 
 
 def read_study(path: str | Path, truth: str | Path | None = None) -> StudyTables:
@@ -137,52 +128,25 @@ def validate_observations(
     if frame.empty:
         raise MscaleError(f"{source}: the table has no rows; run `mscale sweep` first")
     for name in (column for column in _NUMBERS if column in frame.columns):
-        numbers = pd.to_numeric(frame[name], errors="coerce")
-        bad = numbers.isna() & frame[name].notna()
-        if bad.any():
-            row = int(np.flatnonzero(bad.to_numpy())[0])
-            raise MscaleError(
-                f"{source}: row {row + 1}, column {name!r}: expected a number, "
-                f"found {frame[name].iloc[row]!r}"
-            )
-        frame[name] = _as_numpy(numbers)
+        frame[name] = numeric_column(frame, name, source)
     if "scale" not in frame.columns:
         sizes = frame["params"].where(frame["params"].between(1, np.inf, inclusive="left"), 1).astype("int64")
         frame["scale"] = sizes.map(scale_names(sizes))
         notes.append("scale was not given: taken as the number of parameters")
     for name in ("run", "scale", "languages", "language", "phase"):
         frame[name] = _as_text(frame[name])
-    unknown = sorted(set(frame["phase"].unique()) - set(PHASES))
-    if unknown:
-        raise MscaleError(
-            f"{source}: column 'phase' holds {unknown[0]!r}; expected one of {', '.join(PHASES)}"
-        )
-    for name in ("params", "tokens"):
-        bad = ~(frame[name].between(0 if name == "tokens" else 1, np.inf, inclusive="left"))
-        if bad.any():
-            row = int(np.flatnonzero(bad.to_numpy())[0])
-            raise MscaleError(
-                f"{source}: row {row + 1}, column {name!r}: expected a positive number, "
-                f"found {frame[name].iloc[row]:g}"
-            )
+    refuse_rows(frame, ~frame["phase"].isin(PHASES), "phase", f"one of {', '.join(PHASES)}", source)
+    for name, least in (("params", 1), ("tokens", 0)):
+        wrong = ~frame[name].between(least, np.inf, inclusive="left")
+        refuse_rows(frame, wrong, name, "a positive number", source)
     notes += _fill_missing_columns(frame, source)
     _refuse_impossible(frame, source)
-    broken = ~np.isfinite(frame["loss"].to_numpy(dtype=float))
-    if broken.any():
-        runs = frame.loc[broken, "run"].nunique()
-        exclusions.append(
-            {"what": f"rows of {runs} run(s)", "rows": int(broken.sum()), "why": "the loss is not finite"}
-        )
-        frame = frame[~broken]
-    key = ["run", "step", "language", "split"]
-    repeated = frame.duplicated(key, keep="last")
-    if repeated.any():
-        others = frame.groupby(key, sort=False)["loss"].nunique()
-        clash = int((others > 1).sum())
-        why = "the same run, step, language and split twice: the later row is kept"
-        why += f" ({clash} times with another loss)" if clash else ""
-        exclusions.append({"what": "repeated rows", "rows": int(repeated.sum()), "why": why})
-        frame = frame[~repeated]
+    finite = drop_infinite(frame, "loss", [])
+    if len(finite) < len(frame):
+        runs = frame["run"][~np.isfinite(frame["loss"].to_numpy(dtype=float))].nunique()
+        rows = len(frame) - len(finite)
+        exclusions.append({"what": f"rows of {runs} run(s)", "rows": rows, "why": "the loss is not finite"})
+    frame = drop_duplicates(finite, notes, source)
     notes += _comparability_notes(frame)
     order = [*COLUMNS, *(name for name in frame.columns if name not in COLUMNS)]
     return frame[order].reset_index(drop=True), notes, exclusions
@@ -199,7 +163,7 @@ def validate_exposure(frame: pd.DataFrame, source: str = "exposure") -> pd.DataF
     for name in ("run", "language"):
         frame[name] = _as_text(frame[name])
     for name in ("step", "tokens", "unique_tokens"):
-        frame[name] = _as_numpy(frame[name])
+        frame[name] = numpy_column(frame[name])
     return frame
 
 
@@ -217,14 +181,6 @@ def exposure_of(observations: pd.DataFrame) -> pd.DataFrame:
         trained = trained.head(0)
     table = trained[[*key, "language", "target_tokens", "target_unique"]]
     return table.set_axis(list(EXPOSURE_COLUMNS), axis=1).reset_index(drop=True)
-
-
-def _as_numpy(column: pd.Series) -> pd.Series:
-    """A nullable pandas column (Int64, Float64) as int64 or float64, NaN for `pd.NA`; others unchanged."""
-    if not pd.api.types.is_extension_array_dtype(column.dtype) or not pd.api.types.is_numeric_dtype(column):
-        return column
-    whole = pd.api.types.is_integer_dtype(column) and not column.hasnans
-    return pd.Series(column.to_numpy("int64" if whole else "float64", na_value=np.nan), index=column.index)
 
 
 def _as_text(column: pd.Series) -> pd.Series:
@@ -286,21 +242,14 @@ def _fill_missing_columns(frame: pd.DataFrame, source: str) -> list[str]:
 
 def _refuse_impossible(frame: pd.DataFrame, source: str) -> None:
     """Raises MscaleError for negative losses, more tokens of a language than of all, and token counts that decrease."""
-    negative = frame["loss"] < 0
-    if negative.any():
-        row = int(np.flatnonzero(negative.to_numpy())[0])
-        raise MscaleError(
-            f"{source}: row {row + 1}, column 'loss': found {frame['loss'].iloc[row]:g}, expected nats per token, "
-            f"never negative ({int(negative.sum())} such rows); a unigram-normalised loss has a column of its own, "
-            "'unigram_normalized_loss'"
-        )
+    expected = (
+        "nats per token, never negative; a unigram-normalised loss has a column of its own, "
+        "'unigram_normalized_loss'"
+    )
+    refuse_rows(frame, frame["loss"] < 0, "loss", expected, source)
+    expected = "0 to the row's tokens: those of the evaluated language among them"
     wrong = ~frame["target_tokens"].between(0, frame["tokens"] * 1.000001)
-    if wrong.any():
-        row = int(np.flatnonzero(wrong.to_numpy())[0])
-        raise MscaleError(
-            f"{source}: row {row + 1}, column 'target_tokens': found {frame['target_tokens'].iloc[row]:g}, expected 0 "
-            f"to the row's tokens, {frame['tokens'].iloc[row]:g}: those of the evaluated language among them"
-        )
+    refuse_rows(frame, wrong, "target_tokens", expected, source)
     ordered = frame.sort_values(["run", "step", "tokens"], kind="stable")
     fell = (ordered["tokens"].diff() < 0) & (ordered["run"] == ordered["run"].shift())
     if fell.any():

@@ -1,7 +1,6 @@
 """Each kind of bad input raises an error, or leaves a note, that says what to do."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from planted_chinchilla import TRUE
 
@@ -26,12 +25,6 @@ def test_missing_column_suggests_the_nearest(table):
     refuses("no column 'parms'.*did you mean 'params'", table, columns={"N": "parms"})
     refuses("no variable 'n'", table, columns={"n": "params"})
     refuses("column 'loss'", table.drop(columns="loss"))
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_losses_that_are_not_finite(table, value):
-    table.loc[table.index[3], "loss"] = value
-    refuses("column 'loss', row 3.*drop its rows", table)
 
 
 def test_losses_that_are_not_positive_where_logs_are_taken(table):
@@ -91,27 +84,20 @@ def test_unit_of_tokens_is_questioned(table):
     assert not any("tokens a parameter" in note for note in analysis.fit("chinchilla", table).notes)
 
 
-def test_duplicates(table):
-    again = pd.concat([table, table.head(2)], ignore_index=True)
-    assert any("2 duplicate rows dropped" in note for note in analysis.fit("chinchilla", again).notes)
-    again.loc[again.index[-1], "loss"] += 0.1
-    refuses("share run, step, language but differ", again)
-
-
 def test_repetition_needs_unique_tokens(table):
     refuses("'target_unique'", table.drop(columns="target_unique"), law="data_constrained")
     refuses(
-        "target_unique.*0 unique tokens of 2e\\+06 seen.*where nothing repeats",
+        "target_unique.*found 0, .*where nothing repeats",
         table.assign(target_unique=0),
         law="data_constrained",
     )
     refuses(
-        "target_unique.*row 4: 0 unique",
+        "target_unique.*row 4: found 0, expected at least one unique",
         table.assign(target_unique=table["target_unique"].where(table.index != 4, 0)),
         law="data_constrained",
     )
     refuses(
-        "target_unique.*row 4: found nan.*drop or mend",
+        "target_unique.*row 4: found nan, expected a finite",
         table.assign(target_unique=table["target_unique"].where(table.index != 4)),
         law="data_constrained",
     )
@@ -119,7 +105,7 @@ def test_repetition_needs_unique_tokens(table):
 
 def test_text_where_a_number_belongs(table):
     refuses(
-        "row 2: 'many' is not a number",
+        "row 2: found 'many', expected a number",
         table.assign(params=table["params"].astype(object).where(table.index != 2, "many")),
     )
 
@@ -143,11 +129,6 @@ def test_atlas_asks_for_the_exposure(table):
     )
     exposure = table[["run", "step", "language", "tokens"]].assign(unique_tokens=1).iloc[1:]
     refuses("no rows for run", table, law="atlas", exposure=exposure)
-
-
-def test_two_splits_are_not_one(table):
-    both = pd.concat([table.assign(split="valid"), table.assign(split="flores")], ignore_index=True)
-    refuses("column 'split' holds flores, valid", both)
 
 
 def test_negative_or_unusable_weights(table):

@@ -1,7 +1,6 @@
 """Observations tables are checked, completed with notes, and refused with the reason."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from analysis.tables import mixtures
@@ -32,17 +31,17 @@ def test_a_minimal_table_is_completed_with_notes(observations):
     [
         (lambda f: f.drop(columns="loss"), "column 'loss' is missing"),
         (lambda f: f.drop(columns="target_tokens"), "column 'target_tokens' is missing"),
-        (lambda f: f.assign(phase="cooled"), "'phase' holds 'cooled'"),
+        (lambda f: f.assign(phase="cooled"), "column 'phase', row 0: found 'cooled', expected one of"),
         (lambda f: f.assign(params=-1), "column 'params'"),
-        (lambda f: f.assign(tokens="many"), "expected a number, found 'many'"),
+        (lambda f: f.assign(tokens="many"), "found 'many', expected a number"),
         (lambda f: f.head(0), "no rows"),
-        (lambda f: f.assign(loss=-f["loss"]), "'loss': found -.*nats per token, never negative"),
+        (lambda f: f.assign(loss=-f["loss"]), "'loss', row .* found -.*nats per token, never negative"),
         (
             lambda f: f.assign(target_tokens=2 * f["tokens"] + 1),
-            "'target_tokens': found .*to the row's tokens",
+            "'target_tokens', row .*to the row's tokens",
         ),
         (lambda f: f.assign(tokens=f["tokens"].max() - f["tokens"], target_tokens=0), "tokens must not fall"),
-        (lambda f: f.assign(tokens=np.nan), "row 1, column 'tokens': expected a positive number, found"),
+        (lambda f: f.assign(tokens=np.nan), "column 'tokens', row 0: found nan, expected a positive number"),
     ],
 )
 def test_broken_tables_are_refused_naming_the_column(observations, change, message):
@@ -63,20 +62,6 @@ def test_pairs_without_shares_are_halves_and_other_units_are_noted(observations)
     assert set(frame["scale"]) == {"16k", "72k", "330k"}
     billions = observations.assign(tokens=observations["tokens"] / 1e6, target_tokens=0)
     assert any("check the units" in note for note in observations_.validate_observations(billions)[1])
-
-
-def test_losses_that_are_not_finite_are_left_out_and_counted(observations):
-    broken = observations.copy()
-    broken.loc[broken.index[:3], "loss"] = np.nan
-    frame, _, excluded = observations_.validate_observations(broken)
-    assert len(frame) == len(observations) - 3 and excluded[0]["rows"] == 3
-
-
-def test_repeated_rows_keep_the_later(observations):
-    again = observations.iloc[[0]].assign(loss=9.0)
-    frame, _, excluded = observations_.validate_observations(pd.concat([observations, again]))
-    assert len(frame) == len(observations) and (frame["loss"] == 9.0).sum() == 1
-    assert excluded[0]["rows"] == 1
 
 
 def test_runs_are_described(observations):
@@ -100,6 +85,9 @@ def test_study_folder_round_trip(observations, tmp_path):
     assert len(study.observations) == len(observations) and study.truth is None
     assert any("no exposure" in note for note in study.notes)
     np.testing.assert_allclose(study.observations["loss"], observations["loss"])
+    observations.assign(phase="hot").to_csv(tmp_path / "observations.csv", index=False)
+    with pytest.raises(MscaleError, match="observations.csv: column 'phase', row 1: found 'hot'"):
+        observations_.read_study(tmp_path)
     with pytest.raises(MscaleError, match="no such table"):
         observations_.read_study(tmp_path / "other.csv")
 

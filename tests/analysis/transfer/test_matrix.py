@@ -216,7 +216,9 @@ def test_evaluation_sets_that_differ_are_noted_and_splits_are_never_mixed(plante
     other = observations.copy()
     other.loc[other["languages"] == "aka", "split"] = "flores"
     other.loc[other["languages"] != "aka", "split"] = "dev"
-    with pytest.raises(MscaleError, match="the splits dev, flores, which are not comparable: choose one"):
+    with pytest.raises(
+        MscaleError, match="holds dev, flores: losses on different texts are not comparable. Choose one"
+    ):
         transfer.transfer_cells(other)
 
 

@@ -176,14 +176,14 @@ def test_curves_over_d_and_one_of_several_vocabularies(tmp_path, capsys, curves)
     ("change", "message"),
     [
         (lambda t: where(t, "en", vocabulary=("own", "spm")), "runs of the vocabularies own, spm"),
-        (lambda t: where(t, "en", split=("flores", "dev")), "splits dev, flores, which are not comparable"),
-        (lambda t: at(t, loss=-2), "row 6, column 'loss': found -2, expected nats per token"),
-        (lambda t: at(t, loss="oops"), "row 6, column 'loss': expected a number, found 'oops'"),
+        (lambda t: where(t, "en", split=("flores", "dev")), "holds dev, flores: losses on different texts"),
+        (lambda t: at(t, loss=-2), "column 'loss', row 6: found -2, expected nats per token"),
+        (lambda t: at(t, loss="oops"), "column 'loss', row 6: found 'oops', expected a number"),
         (
             lambda t: at(t, tokens=float("nan")),
-            "row 6, column 'tokens': expected a positive number, found nan",
+            "column 'tokens', row 6: found nan, expected a positive number",
         ),
-        (lambda t: t.assign(params=np.inf), "row 1, column 'params': expected a positive number, found inf"),
+        (lambda t: t.assign(params=np.inf), "column 'params', row 1: found inf, expected a positive number"),
         (lambda t: t.assign(tokens=t["tokens"].max() - t["tokens"]), "tokens must not fall"),
         (lambda t: t.drop(columns="phase"), "column 'phase' is missing"),
         (lambda t: t.drop(columns="tokens"), "column 'tokens' is missing"),
@@ -243,6 +243,7 @@ def test_laws_are_fitted_to_one_vocabulary_and_split_and_the_rest_is_counted(tmp
         (("report", tmp_path / "both.csv", "--vocabulary", "bytse"), "did you mean 'bytes'"),
         (("fit", tmp_path / "both.csv", "--vocabulary", "spm", "--split", "test"), "no split 'test' in the"),
         (("fit", tmp_path / "one.csv", "--law", "chinchilla", "--split", "valid"), "no column 'split', so"),
+        (("transfer", tmp_path / "both.csv", "--vocabulary", "bytes"), "Choose one, such as --split valid"),
     ):
         assert run(*arguments) == 1
         assert message in " ".join(capsys.readouterr().err.split())
@@ -262,7 +263,7 @@ def test_laws_are_fitted_to_one_vocabulary_and_split_and_the_rest_is_counted(tmp
         == 1
     )
     alone, none = matrix("one.csv")
-    chosen, left_out = matrix("both.csv", "--vocabulary", "bytes")
+    chosen, left_out = matrix("both.csv", "--vocabulary", "bytes", "--split", "valid")
     assert chosen == alone and any(score is not None for score in alone)
     assert {
         "losses of vocabulary spm": len(other),
