@@ -4,82 +4,140 @@ A run appends rows to JSON-lines files (``observations.jsonl``, ``exposure.jsonl
 is killed while it writes; a study collects them into Parquet or CSV. This module imports neither jax nor pandas.
 """
 
-import csv
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 from mscale.errors import MscaleError, nearest
-from mscale.files import atomic_write, atomic_writer, writing
+from mscale.files import atomic_write, writing
+from mscale.scales import training_flops
 
 Row = dict[str, Any]
 
-COLUMNS: dict[str, type] = {
-    "run": str,
-    "study": str,
-    "tag": str,
-    "group": str,  # the root trunk's run: runs of a group share its noise, so groups are resampled
-    "scale": str,
-    "params": int,
-    "params_nonembedding": int,
-    "mixture": str,
-    "languages": str,  # joined by "+"
-    "vocabulary": str,  # fingerprint
-    "init": str,  # "scratch", or the run whose checkpoint this one continues
-    "init_tokens": int,
-    "seed": int,
-    "step": int,
-    "tokens": int,  # trained on, of all languages, from the schedule
-    "phase": str,
-    "lr": float,
-    "language": str,
-    "split": str,
-    "target_tokens": int,  # tokens of `language` trained on, from the schedule
-    "target_unique": int,  # U: its unique tokens available to the run, whether trained on or not
-    "loss": float,  # nats per token
-    "loss_se": float,
-    "bits_per_byte": float,
-    "unigram_normalized_loss": float,
-    "eval_tokens": int,
-    "eval_bytes": int,
-    "flops": float,
-}
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """The loss of one language at one step of a run: the contract between runs and analysis.
+
+    The fields are the columns of the table, in order. A field of type ``… | None`` may be empty. A field with a
+    default may be missing in a table that is imported. ``KEY`` identifies an observation. Numbers are finite and not
+    negative, except ``unigram_normalized_loss`` and ``seed``.
+
+    Attributes:
+      run: id of the run.
+      study, tag: how the run is filed.
+      group: the root trunk's run. Runs of a group share its noise, so groups are resampled.
+      scale: name of the model's size.
+      params: N, parameters with the embedding.
+      params_nonembedding: parameters of the blocks alone.
+      mixture: its name, as in ``mscale.data.mixture``.
+      languages: codes of the mixture's languages, joined by "+".
+      vocabulary: fingerprint.
+      init: "scratch", or the run whose checkpoint this one continues.
+      init_tokens: tokens that the parameters were trained on before this run.
+      seed: of parameters and data order.
+      step: optimizer steps done.
+      tokens: D, tokens of all languages trained on, from the schedule.
+      phase: of the learning rate, one of ``PHASES``.
+      lr: learning rate of the step.
+      language: evaluated.
+      split: evaluated.
+      target_tokens: tokens of ``language`` trained on, from the schedule.
+      target_unique: U, its unique tokens available to the run, whether trained on or not.
+      loss: nats per token.
+      loss_se: its standard error over windows; one window has none.
+      bits_per_byte: bits per UTF-8 byte of the evaluated text.
+      unigram_normalized_loss: the loss minus that of the unigram model, nats per token.
+      eval_tokens, eval_bytes: evaluated tokens, and UTF-8 bytes of their text.
+      flops: training compute, 6·N·D.
+    """
+
+    run: str
+    study: str = ""
+    tag: str = ""
+    group: str
+    scale: str
+    params: int
+    params_nonembedding: int
+    mixture: str
+    languages: str
+    vocabulary: str = "unknown"
+    init: str = "scratch"
+    init_tokens: int = 0
+    seed: int = 0
+    step: int
+    tokens: int
+    phase: str
+    lr: float | None = None
+    language: str
+    split: str = "valid"
+    target_tokens: int
+    target_unique: int
+    loss: float
+    loss_se: float | None = None
+    bits_per_byte: float | None = None
+    unigram_normalized_loss: float | None = None
+    eval_tokens: int = 0
+    eval_bytes: int | None = None
+    flops: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exposure:
+    """Tokens of one training language up to a step of a run; the fields are the columns of the exposure table.
+
+    Attributes:
+      run, step, language: as in ``Observation``.
+      tokens: of ``language`` trained on.
+      unique_tokens: of these, those of the first epoch.
+    """
+
+    run: str
+    step: int
+    language: str
+    tokens: int
+    unique_tokens: int
+
+
+def _columns(table: type[Observation] | type[Exposure]) -> dict[str, type]:
+    """The type of each column, without None."""
+    return {column.name: (get_args(column.type) or (column.type,))[0] for column in fields(table)}
+
+
+COLUMNS = _columns(Observation)
 """The columns of an observation in order, with their types."""
 
 KEY = ("run", "step", "language", "split")
 """Columns that identify an observation."""
 
-EXPOSURE_COLUMNS: dict[str, type] = {
-    "run": str,
-    "step": int,
-    "language": str,
-    "tokens": int,
-    "unique_tokens": int,
-}
-"""The columns of the exposure table: tokens of every training language up to a step of a run."""
+EXPOSURE_COLUMNS = _columns(Exposure)
 
 EXPOSURE_KEY = ("run", "step", "language")
 
 PHASES = ("warmup", "stable", "decay", "end")
 """Phases of the learning-rate schedule; only at ``end`` has the learning rate decayed completely."""
 
-NULLABLE = frozenset({"lr", "loss_se", "bits_per_byte", "unigram_normalized_loss", "eval_bytes"})
-"""Columns that may be None: one window has no standard error, and an imported run may not know its bytes."""
+NULLABLE = frozenset(column.name for column in fields(Observation) if get_args(column.type))
+"""Columns that may be None."""
 
 IMPORT_DEFAULTS: Row = {
-    "study": "",
-    "tag": "",
-    "vocabulary": "unknown",
-    "init": "scratch",
-    "init_tokens": 0,
-    "seed": 0,
-    "split": "valid",
-    "eval_tokens": 0,
+    column.name: column.default for column in fields(Observation) if column.default not in (MISSING, None)
 }
 """Values of columns that an imported table lacks; an importer reports which ones it used."""
+
+DERIVED: dict[str, Callable[[Any], Any]] = {
+    "group": lambda row: row["run"],
+    "params_nonembedding": lambda row: row["params"],
+    "mixture": lambda row: row["languages"],
+    "step": lambda row: row["tokens"],
+    "target_unique": lambda row: row["target_tokens"],  # never repeated
+    "flops": lambda row: 1.0 * training_flops(row["params"], row["tokens"]),
+}
+"""Columns that follow from others where an imported table lacks them; ``row`` is a row or a whole pandas table."""
 
 
 def scale_names(sizes: Iterable[int]) -> dict[int, str]:
@@ -238,63 +296,3 @@ def truncate_rows(path: str | os.PathLike, step: int) -> None:
     lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in kept)
     if lines.encode("utf-8") != Path(path).read_bytes():
         atomic_write(path, lines)
-
-
-def write_table(
-    rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, columns: Mapping[str, type] | None = None
-) -> None:
-    """Writes rows of one table as ``.parquet`` or ``.csv``, atomically, with the types of its columns.
-
-    Args:
-      rows: rows of one of the two tables.
-      path: of the file; its extension determines the format.
-      columns: COLUMNS or EXPOSURE_COLUMNS; None for those of the first row (COLUMNS without rows).
-
-    Raises:
-      MscaleError: a row is invalid, the extension is another one, or pyarrow is not installed.
-    """
-    path = Path(path)
-    columns = columns or (columns_of(rows[0]) if rows else COLUMNS)
-    for number, row in enumerate(rows):
-        validate(row, where=f"{path}, row {number}")
-        if columns_of(row) is not columns:
-            raise MscaleError(f"{path}, row {number}: an observation and an exposure row in one table")
-    if path.suffix == ".csv":
-        with atomic_writer(path) as file:
-            file.write(_csv(rows, columns))
-    elif path.suffix == ".parquet":
-        try:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-        except ImportError:
-            raise MscaleError(
-                f"{path}: Parquet needs pyarrow; install mscale[analysis], or write a .csv"
-            ) from None
-        types = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-        schema = pa.schema([(name, types[kind]) for name, kind in columns.items()])
-        arrays = [
-            pa.array(
-                [None if row[name] is None else kind(row[name]) for row in rows], type=schema.field(name).type
-            )
-            for name, kind in columns.items()
-        ]
-        with atomic_writer(path) as file:
-            pq.write_table(pa.Table.from_arrays(arrays, schema=schema), file)
-    else:
-        raise MscaleError(f"{path}: cannot write a {path.suffix or 'nameless'} table; use .parquet or .csv")
-
-
-def _csv(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, type]) -> bytes:
-    import io
-
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        writer.writerow(
-            [
-                "" if row[name] is None else repr(row[name]) if columns[name] is float else row[name]
-                for name in columns
-            ]
-        )
-    return text.getvalue().encode("utf-8")

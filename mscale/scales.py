@@ -8,6 +8,7 @@ module does not import JAX.
 import csv
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from mscale.errors import MscaleError, nearest
 
@@ -83,12 +84,26 @@ def parameter_count(shape: Shape, vocab_size: int) -> int:
     return vocab_size * shape.embed + parameter_count_nonembedding(shape)
 
 
+def training_flops(params: Any, tokens: Any) -> Any:
+    """Training compute C = 6·N·D (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
+
+    Args:
+      params: N, all parameters, embeddings included as in ATLAS.
+      tokens: D.
+
+    Returns:
+      An exact integer for two integers of Python; otherwise floats, since 64-bit integers of arrays would overflow.
+    """
+    exact = isinstance(params, int) and isinstance(tokens, int)
+    return (6 if exact else 6.0) * params * tokens
+
+
 def flops_per_token(
     shape: Shape, vocab_size: int, sequence_length: int | None = None, *, backward: bool = True
 ) -> int:
     """Model FLOPs per token: 6N, plus those of causal attention if ``sequence_length`` S is given.
 
-    N counts all parameters, as in ATLAS (C = 6ND). A position attends to (S+1)/2 positions on average, with ``2hk``
+    N as in ``training_flops``. A position attends to (S+1)/2 positions on average, with ``2hk``
     multiply-adds each (scores and weighted sum): ``6·L·h·k·(S+1)`` FLOPs with the backward pass. Without ``backward``
     the count is a third, the cost of evaluation.
     """

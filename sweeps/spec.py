@@ -18,6 +18,7 @@ from typing import Any
 from mscale import launch
 from mscale.data.store import Store
 from mscale.errors import MscaleError
+from mscale.scales import training_flops
 
 RUN_KINDS = ("single", "trunk", "branch")
 # Bindings that say where a run lies or how it is filed; `argv` adds them, and they do not enter the hash.
@@ -62,7 +63,7 @@ class RunSpec:
     @property
     def flops(self) -> int:
         """Training compute 6·N·D of the tokens this run itself computes, exact."""
-        return 6 * self.params * self.tokens
+        return training_flops(self.params, self.tokens)
 
     @property
     def cost(self) -> float:

@@ -17,6 +17,7 @@ from analysis.curves.curve import Curve, cell_generator, fit_curves, percentile_
 from analysis.curves.study import MAX_EPOCHS, StudyCurves, study_curves
 from analysis.transfer.matrix import CURVE_DRAWS, INTERVAL_LEVEL
 from mscale.errors import MscaleError
+from mscale.scales import training_flops
 
 # Columns computed from the two curves; `gap` is at `gap_tokens`, see `crossovers`.
 CROSSOVER_MEASURES = ["tokens", "low", "high", "status", "bound", "gap", "gap_low", "gap_high", "gap_tokens"]
@@ -43,7 +44,7 @@ class PowerLaw:
 
     def tokens(self, params: Any) -> np.ndarray:
         """Tokens of the crossover, D = C/(6N)."""
-        return self.flops(params) / (6 * np.asarray(params, dtype=float))
+        return self.flops(params) / training_flops(np.asarray(params, dtype=float), 1)
 
 
 PUBLISHED_POWER_LAW = PowerLaw(1_113_708.0, 1.65, "Longpre et al. 2026, section 6 (text)")
@@ -216,7 +217,7 @@ def fit_power_law(
             f"{rows['params'].nunique()}: continue the checkpoint of more sizes, for more tokens"
         )
     x = np.log(rows["params"].to_numpy(dtype=float))
-    y = np.log(6 * rows["params"].to_numpy(dtype=float) * rows["tokens"].to_numpy(dtype=float))
+    y = np.log(training_flops(rows["params"], rows["tokens"]).to_numpy(dtype=float))
     slope, offset = np.polyfit(x, y, 1)
     spread = np.log(rows["high"].fillna(rows["tokens"] * 2) / rows["low"].fillna(rows["tokens"] / 2)) / 3.3
     rng = np.random.default_rng(seed)

@@ -15,6 +15,7 @@ from analysis.estimation.quantities import Derived
 from analysis.fitting.fit_like import FitLike
 from analysis.laws.law import Predict
 from mscale.errors import MscaleError
+from mscale.scales import training_flops
 
 UNIQUE_TOKENS = ("U", "U_t")  # variables for unique tokens: equal to D (nothing repeats) unless given
 
@@ -48,7 +49,9 @@ def compute_optimal(fit: FitLike, C: Any, level: float | None, at: Mapping[str, 
 
     def log_size(p: Any, x: Any) -> Any:
         a, alpha, b, beta = trade(p, SimpleNamespace(**others))
-        return (np.log(alpha * a) - np.log(beta * b) + beta * np.log(x.C / 6)) / (alpha + beta)
+        return (np.log(alpha * a) - np.log(beta * b) + beta * np.log(x.C / training_flops(1, 1))) / (
+            alpha + beta
+        )
 
     fitted_n, fitted_d = fit.problem.x[n_name], fit.problem.x[d_name]
     frames = []
@@ -56,7 +59,7 @@ def compute_optimal(fit: FitLike, C: Any, level: float | None, at: Mapping[str, 
         quantity = Derived(cell, log_size, {"C": budgets}, len(budgets))
         estimate, low, high = fit.ends([quantity], level)
         N = np.exp(estimate)
-        D = budgets / 6 / N
+        D = budgets / training_flops(N, 1)
         x = {v: np.full(len(N), value) for v, value in others.items()} | {n_name: N, d_name: D}
         x |= {v: D for v in UNIQUE_TOKENS if v in x and v not in at}
         frame = pd.DataFrame({fit.per: name} if fit.per else {}, index=range(len(N)))
@@ -64,7 +67,10 @@ def compute_optimal(fit: FitLike, C: Any, level: float | None, at: Mapping[str, 
         if level is not None:
             frame = frame.assign(N_low=np.exp(low), N_high=np.exp(high))
             with np.errstate(divide="ignore"):
-                frame = frame.assign(D_low=budgets / 6 / np.exp(high), D_high=budgets / 6 / np.exp(low))
+                frame = frame.assign(
+                    D_low=budgets / training_flops(np.exp(high), 1),
+                    D_high=budgets / training_flops(np.exp(low), 1),
+                )
         frame["in_range"] = (
             (fitted_n.min() <= N) & (fitted_n.max() >= N) & (fitted_d.min() <= D) & (fitted_d.max() >= D)
         )

@@ -16,6 +16,7 @@ from analysis.fitting.result import Fit
 from analysis.laws.atlas import EFFECTIVE_DATA_FLOOR
 from mscale.errors import MscaleError, nearest
 from mscale.sampling import temperature, unimax
+from mscale.scales import training_flops
 
 # Successive sharpness (per nat) of the log-sum-exp that replaces the maximum over targets.
 _SHARPNESS = (50.0, 500.0)
@@ -187,14 +188,14 @@ def best_allocation(
     """
     L = len(laws.sources)
     weights = np.asarray(objective.weights, dtype=float) / np.sum(objective.weights)
-    middle = 0.5 * np.log(flops / 6 / 20)
-    bounds = (np.log(1e2), np.log(flops / 6e2))
+    middle = 0.5 * np.log(flops / training_flops(1, 20))
+    bounds = (np.log(1e2), np.log(flops / training_flops(1, 1e2)))
 
     def value(theta: np.ndarray, sharpness: float | None) -> tuple[float, np.ndarray]:
         p = _softmax(theta[:L]) if rates is None else rates
         log_n = theta[L] if params is None else np.log(params)
         n = float(np.exp(log_n))
-        losses, in_rates, in_size = laws.loss_and_slope(p, n, flops / 6 / n)
+        losses, in_rates, in_size = laws.loss_and_slope(p, n, flops / training_flops(n, 1))
         if sharpness is None:
             share = np.broadcast_to(weights, losses.shape)
             total = float(np.mean(losses @ weights))
@@ -233,9 +234,12 @@ def best_allocation(
     assert best is not None
     chosen = _softmax(best.x[:L]) if rates is None else rates
     n = float(np.exp(best.x[L])) if params is None else params
-    losses = laws.loss_and_slope(chosen, n, flops / 6 / n)[0]
+    losses = laws.loss_and_slope(chosen, n, flops / training_flops(n, 1))[0]
     return Allocation(
-        chosen, n, flops / 6 / n, float(np.mean(Objective(weights, objective.worst).of(losses)))
+        chosen,
+        n,
+        flops / training_flops(n, 1),
+        float(np.mean(Objective(weights, objective.worst).of(losses))),
     )
 
 

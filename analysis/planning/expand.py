@@ -21,6 +21,7 @@ from analysis.tables import published
 from analysis.text import count
 from analysis.uncertainty.delta_method import delta_interval
 from mscale.errors import MscaleError
+from mscale.scales import training_flops
 
 
 def published_growth(ratio: float) -> Growth:
@@ -68,7 +69,7 @@ def least_compute(
     row |= {
         "parameters": params * float(factors["parameters"][0]),
         "tokens": tokens * float(factors["tokens"][0]),
-        "flops": 6 * params * tokens * float(factors["flops"][0]),
+        "flops": training_flops(params, tokens) * float(factors["flops"][0]),
     }
     for column, ends in factors.items():
         row |= {f"times_{column}": ends[0], f"times_{column}_low": ends[1], f"times_{column}_high": ends[2]}
@@ -124,7 +125,7 @@ def _grown(growth: capacity.Growth, params: float, tokens: float) -> dict[str, A
         "what": "same balance of size and data",
         "parameters": params * growth.N,
         "tokens": tokens * growth.D_tot,
-        "flops": 6 * params * tokens * growth.C,
+        "flops": training_flops(params, tokens) * growth.C,
         "times_parameters": growth.N,
         "times_tokens": growth.D_tot,
         "times_flops": growth.C,

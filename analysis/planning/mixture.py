@@ -19,6 +19,7 @@ from analysis.text import count, first_few, signed, span
 from analysis.uncertainty.delta_method import delta_interval, gradient
 from analysis.uncertainty.posterior import draws, local_posterior
 from mscale.errors import MscaleError, nearest
+from mscale.scales import training_flops
 
 # Posterior draws that the loss is averaged over, and draws that are optimised one by one for intervals of the rates.
 AVERAGED_DRAWS, _REOPTIMISED_DRAWS = 32, 20
@@ -127,7 +128,7 @@ def advice(results: Mapping[str, Any]) -> dict[str, Any]:
             names = first_few(at_one_size, 6)
             return {"reason": f"{names}: run at one size alone, so their loss at other sizes is not told"}
         rows = [row for row in results["fit_points"] if row["law"] == "atlas"]
-        flops = max(6.0 * row["params"] * row["tokens"] for row in rows)
+        flops = max(float(training_flops(row["params"], row["tokens"])) for row in rows)
         limits = unique_token_limits(results, None, fit)
         problem = MixtureProblem(tuple(targets), Objective(np.ones(len(targets))), flops, None, limits)
         theta = np.concatenate([fit.theta[None], draws(fit, _ADVICE_DRAWS)])
@@ -154,7 +155,8 @@ def advice(results: Mapping[str, Any]) -> dict[str, Any]:
     check_study_range(size, results, reasons)
     if sure == "unclear":
         text += (
-            f"{count(size)} parameters on {count(flops / 6 / size)} tokens, mixed as usual ({usual['mixture']}). "
+            f"{count(size)} parameters on {count(flops / training_flops(size, 1))} tokens, mixed as usual "
+            f"({usual['mixture']}). "
             f"The law's own best, {shown}, is not surely better: by {gain}."
         )
     else:

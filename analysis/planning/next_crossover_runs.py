@@ -22,6 +22,7 @@ from analysis.crossover.gaussian_process import (
 from analysis.planning.answer import BASIS_STUDY, Answer, check_positive
 from analysis.text import count
 from mscale.errors import MscaleError
+from mscale.scales import training_flops
 
 # A run that is to show a crossover gets this multiple of its expected tokens; a run that is extended gets one of these
 # multiples of the tokens it has.
@@ -151,7 +152,7 @@ def candidate_runs(
         where = f"{target} at {cell.scale}"
         if cell.status == "measured":
             tokens = float(np.exp(mean)) * CROSSOVER_MARGIN
-            flops = 6 * cell.params * tokens
+            flops = training_flops(cell.params, tokens)
             for side, name in enumerate(("from scratch", "from the checkpoint")):
                 repeated = replace(cell, runs=(cell.runs[0] + (side == 0), cell.runs[1] + (side == 1)))
                 found.append(
@@ -170,7 +171,7 @@ def candidate_runs(
             and cell.log_tokens < np.log(max(shared, 1.0))
         ):
             tokens = float(np.exp(cell.log_tokens)) * CROSSOVER_MARGIN
-            flops = 2 * 6 * cell.params * tokens
+            flops = 2 * training_flops(cell.params, tokens)
             name = f"{where} from scratch and from the checkpoint again, evaluated from the first steps on"
             found.append(
                 CrossoverRun(name, shown, tokens, flops, float(ndtr(np.log(CROSSOVER_MARGIN) / deviation)))
@@ -179,7 +180,7 @@ def candidate_runs(
         start = float(np.exp(mean)) if cell.log_tokens is None else shared
         for times in (CROSSOVER_MARGIN, *EXTENSIONS[1:]) if cell.log_tokens is None else EXTENSIONS:
             tokens = start * times
-            flops = sum(6 * cell.params * max(tokens - reach, 0.0) for reach in cell.last_tokens)
+            flops = sum(training_flops(cell.params, max(tokens - reach, 0.0)) for reach in cell.last_tokens)
             chance = chance_to_show(mean, deviation, tokens, shared)
             verb = "" if not shared else "further "
             name = f"{where}, {verb}{_sides(cell, tokens)}, to {count(tokens)} tokens"

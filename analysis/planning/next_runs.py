@@ -24,6 +24,7 @@ from analysis.text import count, first_few
 from analysis.transfer import pair_selection
 from analysis.uncertainty.delta_method import covariance, gradient
 from mscale.errors import MscaleError, nearest
+from mscale.scales import training_flops
 
 DECISIONS = ("languages", "expand", "start", "mixture", "pairs")
 _DEFAULT_RUNS = 5
@@ -45,7 +46,7 @@ class CandidateTrunk:
     def flops(self) -> float:
         """6·N·D of the trunk without its last decay, plus those of the decay of each budget."""
         trained = (1 - _DECAY_SHARE) * self.tokens + _DECAY_SHARE * sum(BUDGET_SHARES) * self.tokens
-        return 6 * self.params * trained
+        return training_flops(self.params, trained)
 
     @property
     def name(self) -> str:
@@ -333,7 +334,7 @@ def _pairs(results: Mapping[str, Any], targets: Sequence[str], budget: float, ru
     process, scores = pair_selection.pair_model_of_matrix(
         cells, lambda names: inventory.pair_features(names, planted)
     )
-    price = 6 * float(transfer["params"]) * 2.5 * float(transfer["d"])
+    price = training_flops(float(transfer["params"]), 2.5 * float(transfer["d"]))
     weight = np.array([[float(not targets or name in targets)] * len(languages) for name in languages])
     prices = {(a, b): price for a, b in itertools.combinations(languages, 2)}
     ran = pair_selection.pairs_already_run(cells)

@@ -26,6 +26,7 @@ from analysis.transfer.forest import VocabularyOverlap
 from analysis.transfer.matrix import INTERVAL_LEVEL
 from mscale.errors import MscaleError
 from mscale.progress import progress
+from mscale.scales import training_flops
 
 _STAGES = (
     "matrix",
@@ -208,7 +209,7 @@ def _trained_flops(first: pd.Series, runs: pd.DataFrame) -> float:
     trunk = runs["end_phase"] != "end"
     branch = ~trunk & trunk.groupby(runs["group"]).transform("any")
     branched_at = runs["run"].map(first).clip(upper=0.9 * runs["tokens"])
-    return float((6.0 * runs["params"] * (runs["tokens"] - branched_at.where(branch, 0.0))).sum())
+    return float(training_flops(runs["params"], runs["tokens"] - branched_at.where(branch, 0.0)).sum())
 
 
 def _failed(extra: Mapping[str, Any]) -> list[dict]:

@@ -20,7 +20,15 @@ from analysis.tables.checks import (
     refuse_rows,
 )
 from mscale.errors import MscaleError, nearest
-from mscale.observations import COLUMNS, EXPOSURE_COLUMNS, IMPORT_DEFAULTS, PHASES, scale_names
+from mscale.observations import (
+    COLUMNS,
+    DERIVED,
+    EXPOSURE_COLUMNS,
+    IMPORT_DEFAULTS,
+    NULLABLE,
+    PHASES,
+    scale_names,
+)
 
 REQUIRED = ("run", "params", "languages", "tokens", "phase", "language", "loss")
 _NUMBERS = [name for name, kind in COLUMNS.items() if kind is not str]
@@ -215,21 +223,14 @@ def _fill_missing_columns(frame: pd.DataFrame, source: str) -> list[str]:
         )
     fills: dict[str, Any] = {
         **IMPORT_DEFAULTS,
-        "group": lambda: frame["run"],
-        "params_nonembedding": lambda: frame["params"],
-        "mixture": lambda: frame["languages"],
-        "step": lambda: frame["tokens"],
-        "lr": np.nan,
-        "target_unique": lambda: frame["target_tokens"],
+        **DERIVED,
+        **dict.fromkeys(NULLABLE, np.nan),
         "loss_se": 0.0,
-        "bits_per_byte": np.nan,
-        "unigram_normalized_loss": np.nan,
         "eval_bytes": 0,
-        "flops": lambda: 6.0 * frame["params"] * frame["tokens"],
     }
     filled = [name for name in COLUMNS if name not in frame.columns]
     for name in filled:
-        frame[name] = fills[name]() if callable(fills[name]) else fills[name]
+        frame[name] = fills[name](frame) if callable(fills[name]) else fills[name]
     if filled:
         notes.append(
             f"columns not in the table and filled in: {', '.join(filled)} (groups default to runs, data to "

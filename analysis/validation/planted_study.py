@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from mscale.scales import training_flops
+
 LANGUAGES = ("aka", "abo", "bek", "bil", "cut", "cim")
 _FAMILY_OF_INITIAL = {"a": "west", "b": "south", "c": "east"}
 PARAMS = {"nano0": 16_000, "nano1": 34_000, "nano2": 72_000, "nano3": 155_000, "nano4": 330_000}
@@ -196,7 +198,7 @@ def _draw_trunk(
                     "target_unique": int(trunk.unique.get(target, 10_000_000)) if target in languages else 0,
                     "loss": value, "loss_se": 0.004, "bits_per_byte": value / np.log(2),
                     "unigram_normalized_loss": value - 2.9, "eval_tokens": 65536, "eval_bytes": 65000,
-                    "flops": 6.0 * params * tokens,
+                    "flops": float(training_flops(params, tokens)),
                 }
             )  # fmt: skip
     return rows, exposures

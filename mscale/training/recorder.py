@@ -3,6 +3,7 @@
 import resource
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 
 from mscale import observations, scales
 from mscale.files import atomic_json, read_json
+from mscale.observations import Exposure, Observation
 from mscale.training import optimizer
 from mscale.training.settings import Run, model_shape
 
@@ -101,55 +103,44 @@ class Recorder:
             return
         run, s = self.run, self.run.settings
         exposure = run.schedule.exposure(step, s.sequence_length)
-        config = run.model
-        tokens = step * run.step_tokens
-        params = scales.parameter_count(config.shape, config.vocab_size)
-        common = {
-            "run": run.name,
-            "study": s.study,
-            "tag": s.tag,
-            "group": self.group,
-            "scale": str(s.scale),
-            "params": params,
-            "params_nonembedding": scales.parameter_count_nonembedding(config.shape),
-            "mixture": s.mixture,
-            "languages": "+".join(run.schedule.languages),
-            "vocabulary": run.store.vocabulary["fingerprint"],
-            "init": self.init,
-            "init_tokens": self.init_tokens,
-            "seed": s.seed,
-            "step": step,
-            "tokens": tokens,
-            "phase": optimizer.schedule_phase(
-                step, s.warmup_steps, s.steps, s.decay_steps, optimizer.SCHEDULES[int(run.hyper.schedule)]
-            ),
-            "lr": lr,
-            "flops": float(6 * params * tokens),
-        }
-        rows = []
-        for language, values in measured.items():
-            row = common | {
-                "language": language,
-                "split": "valid",
-                "target_tokens": exposure.get(language, (0, 0))[0],
-                "target_unique": run.schedule.windows.get(language, 0) * s.sequence_length,
+        shape, tokens = run.model.shape, step * run.step_tokens
+        params = scales.parameter_count(shape, run.model.vocab_size)
+        rows = [
+            Observation(
+                run=run.name,
+                study=s.study,
+                tag=s.tag,
+                group=self.group,
+                scale=str(s.scale),
+                params=params,
+                params_nonembedding=scales.parameter_count_nonembedding(shape),
+                mixture=s.mixture,
+                languages="+".join(run.schedule.languages),
+                vocabulary=run.store.vocabulary["fingerprint"],
+                init=self.init,
+                init_tokens=self.init_tokens,
+                seed=s.seed,
+                step=step,
+                tokens=tokens,
+                phase=optimizer.schedule_phase(
+                    step, s.warmup_steps, s.steps, s.decay_steps, optimizer.SCHEDULES[int(run.hyper.schedule)]
+                ),
+                lr=lr,
+                language=language,
+                split="valid",
+                target_tokens=exposure.get(language, (0, 0))[0],
+                target_unique=run.schedule.windows.get(language, 0) * s.sequence_length,
+                flops=float(scales.training_flops(params, tokens)),
                 **values,
-            }
-            rows.append({name: row[name] for name in observations.COLUMNS})
-        observations.append_rows(
-            self.exposure,
-            [
-                {
-                    "run": run.name,
-                    "step": step,
-                    "language": language,
-                    "tokens": count,
-                    "unique_tokens": unique,
-                }
-                for language, (count, unique) in exposure.items()
-            ],
-        )
-        observations.append_rows(self.observations, rows)
+            )
+            for language, values in measured.items()
+        ]
+        exposed = [
+            Exposure(run=run.name, step=step, language=language, tokens=count, unique_tokens=unique)
+            for language, (count, unique) in exposure.items()
+        ]
+        observations.append_rows(self.exposure, map(asdict, exposed))
+        observations.append_rows(self.observations, map(asdict, rows))
 
 
 def peak_memory_bytes() -> int:

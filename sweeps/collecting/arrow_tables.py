@@ -64,7 +64,13 @@ def read_parquet(path: Path) -> "pa.Table":
 
 
 def write_arrow_table(table: "pa.Table", path: Path) -> None:
-    """Writes a table as .csv or .parquet, atomically."""
+    """Writes a table as .csv or .parquet, atomically.
+
+    Raises:
+      MscaleError: another extension, or the file cannot be written.
+    """
+    if path.suffix not in (".csv", ".parquet"):
+        raise MscaleError(f"{path}: cannot write a {path.suffix or 'nameless'} table; use .parquet or .csv")
     with atomic_writer(path) as file:
         if path.suffix == ".csv":
             options = pyarrow.csv.WriteOptions(quoting_style="needed")

@@ -1,6 +1,6 @@
 """Fills in the columns that an imported table lacks and that follow from its others: shares, phases, steps.
 
-Columns that do not follow get the defaults of `observations.UNSAID`, where it has one. Both are reported as notes.
+Columns that do not follow get the defaults of `observations.Observation`, where it has one. Both are reported as notes.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 from mscale import languages, observations
 from mscale.errors import MscaleError, nearest
-from mscale.observations import COLUMNS, IMPORT_DEFAULTS, NULLABLE, Row
+from mscale.observations import COLUMNS, DERIVED, IMPORT_DEFAULTS, NULLABLE, Row
 
 # Fractions of a run's highest learning rate: at or above the first it is the plateau, at or below the second decayed.
 _PLATEAU_RATE, _COOLED_RATE = 0.999, 0.2
@@ -40,20 +40,17 @@ def fill_missing_columns(found: Sequence[SourceRow], source: str) -> tuple[list[
     _phases(rows, source, notes)
     filled = [name for name in IMPORT_DEFAULTS if any(name not in row for row in rows)]
     plain = [name for name in filled if name not in ("study", "tag", "init", "init_tokens", "split")]
+    if any("target_unique" not in row for row in rows):
+        notes.append("no unique tokens given: data taken as never repeated")
     scales = observations.scale_names(row["params"] for row in rows)
     for row in rows:
         for name in NULLABLE:
             row.setdefault(name, None)
         for name, value in IMPORT_DEFAULTS.items():
             row.setdefault(name, value)
-        row.setdefault("flops", float(6 * row["params"] * row["tokens"]))
         row.setdefault("scale", scales[row["params"]])
-        row.setdefault("group", row["run"])
-        row.setdefault("params_nonembedding", row["params"])
-    if any("target_unique" not in row for row in rows):
-        notes.append("no unique tokens given: data taken as never repeated")
-    for row in rows:
-        row.setdefault("target_unique", row["target_tokens"])
+        for name, of_row in DERIVED.items():
+            row.setdefault(name, of_row(row))
     if plain:
         notes.append(
             "taken, as the file says nothing: " + ", ".join(f"{n} {IMPORT_DEFAULTS[n]}" for n in plain)
@@ -99,7 +96,7 @@ def _steps(rows: list[Row], found: Sequence[SourceRow], source: str, notes: list
 
 
 def _mixtures(rows: list[Row], found: Sequence[SourceRow], source: str, notes: list[str]) -> None:
-    """Fills in `languages` and `target_tokens` from the mixture, such as ``en``, ``en+es`` or ``en:0.7 es:0.3``."""
+    """Fills in `languages` and `target_tokens` from the mixture, such as ``en``, ``en+es`` or ``en=0.7 es=0.3``."""
     evaluated = {row["language"] for row in rows}
     parsed: dict[str, dict[str, float] | None] = {}
     halves: set[str] = set()
@@ -107,7 +104,7 @@ def _mixtures(rows: list[Row], found: Sequence[SourceRow], source: str, notes: l
         if "mixture" not in row and "languages" not in row:
             raise MscaleError(
                 f"{source}: nothing says mixture, what a run trained on; map a column to it (--column mixture=THEIRS) "
-                "with cells such as en, en+es or en:0.7+es:0.3"
+                "with cells such as en, en+es or en=0.7+es=0.3"
             )
         text = str(row.get("languages", row.get("mixture")))
         if text not in parsed:
@@ -124,7 +121,7 @@ def _mixtures(rows: list[Row], found: Sequence[SourceRow], source: str, notes: l
         if share != share:
             if len(shares) > 2:
                 raise MscaleError(
-                    f"{each.where}: {text!r} names {len(shares)} languages and no shares: write en:0.5+es:0.3+fr:0.2, "
+                    f"{each.where}: {text!r} names {len(shares)} languages and no shares: write en=0.5+es=0.3+fr=0.2, "
                     "or map a column to target_tokens"
                 )
             halves.add(row["languages"])
@@ -178,7 +175,7 @@ def mixture_shares(
             else "it names no language, or one twice"
         )
         raise MscaleError(
-            f"{where}: mixture {text!r}: {what}; expected languages such as en, en+es or en:0.7+es:0.3 (map a column "
+            f"{where}: mixture {text!r}: {what}; expected languages such as en, en+es or en=0.7+es=0.3 (map a column "
             "to target_tokens where a mixture has a name of its own)"
         )
     return dict.fromkeys(parts, 1.0 if len(parts) == 1 else float("nan"))

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from mscale import observations
 from mscale.errors import MscaleError, nearest
 from mscale.observations import COLUMNS, IMPORT_DEFAULTS, NULLABLE, Row
+from sweeps.collecting import arrow_tables
 from sweeps.collecting.import_defaults import SourceRow, fill_missing_columns
 
 _UNIT_PREFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
@@ -286,6 +287,7 @@ def _write(
         seen.setdefault(key, (row, where))
     if len(seen) < len(rows):
         notes.append(f"{len(rows) - len(seen)} rows say what another row says: kept once")
-    kept = sorted((row for row, _ in seen.values()), key=observations.key_of)
-    observations.write_table(kept, target, COLUMNS)
+    kept = [row for row, _ in seen.values()]
+    table = arrow_tables.merge_rows(None, (), kept, COLUMNS, observations.KEY)
+    arrow_tables.write_arrow_table(table, Path(target))
     return ImportSummary(len(kept), len({row["run"] for row in kept}), tuple(notes))

@@ -88,7 +88,7 @@ def _bill(study: Study, tag: str) -> Bill:
     runs = [run for run in study.runs if run.tag == tag]
     cells = [(cell, ends) for cell, ends in zip(study.cells, study.ends, strict=True) if cell.tag == tag]
     naive = [
-        (tokens, 6 * study.by_id[end].params * tokens)
+        (tokens, scales.training_flops(study.by_id[end].params, tokens))
         for cell, ends in cells
         for tokens, end in zip(cell.tokens, ends, strict=True)
     ]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, read_json
+from mscale.scales import training_flops
 from sweeps import run_graph, spec, study
 from sweeps.executors import liveness, run_folder
 from sweeps.spec import RunSpec
@@ -224,7 +225,7 @@ def status_lines(root: str | Path, states: dict[str, RunState]) -> list[str]:
     remaining = sum(
         state.spec.flops - flops_done(state) for state in states.values() if state.state != "failed"
     )
-    speed = sum(6 * state.spec.params * state.tokens_per_second for state in running)
+    speed = sum(training_flops(state.spec.params, state.tokens_per_second) for state in running)
     if running and speed:
         lines.append(f"{speed:.3g} FLOP/s; about {remaining / speed:,.0f} s left")
     for state in states.values():
@@ -240,7 +241,7 @@ def status_lines(root: str | Path, states: dict[str, RunState]) -> list[str]:
 
 def flops_done(state: RunState) -> int:
     """Training compute that a run has done so far."""
-    return 6 * state.spec.params * state.tokens_done
+    return training_flops(state.spec.params, state.tokens_done)
 
 
 def state_counts(root: str | Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Observations: columns and types are checked, and a file that is cut at any byte can be continued."""
 
-import csv
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
@@ -122,23 +122,13 @@ def test_damaged_middle_line_is_named(tmp_path):
         observations.read_rows(path)
 
 
-def test_tables_round_trip(tmp_path):
-    rows = [observation(params=2**53 + 1, loss=0.1 + 0.2), observation(step=8, loss_se=None)]
-    observations.write_table(rows, tmp_path / "o.csv")
-    with open(tmp_path / "o.csv", newline="") as file:
-        read = list(csv.DictReader(file))
-    assert int(read[0]["params"]) == 2**53 + 1
-    assert float(read[0]["loss"]) == 0.1 + 0.2
-    assert read[1]["loss_se"] == ""
-    parquet = pytest.importorskip("pyarrow.parquet")
-    observations.write_table(rows, tmp_path / "o.parquet")
-    assert parquet.read_table(tmp_path / "o.parquet").to_pylist() == rows
-    observations.write_table([], tmp_path / "e.parquet", columns=observations.EXPOSURE_COLUMNS)
-    assert parquet.read_table(tmp_path / "e.parquet").column_names == list(observations.EXPOSURE_COLUMNS)
-
-
-def test_table_refuses_mixed_rows_and_unknown_endings(tmp_path):
-    with pytest.raises(MscaleError, match="one table"):
-        observations.write_table([observation(), exposure()], tmp_path / "o.csv")
-    with pytest.raises(MscaleError, match=r"\.parquet or \.csv"):
-        observations.write_table([observation()], tmp_path / "o.xlsx")
+def test_what_an_imported_table_may_lack_follows_from_the_contract():
+    required = {name: row for name, row in observation().items() if name not in observations.DERIVED}
+    required = {name: value for name, value in required.items() if name not in observations.IMPORT_DEFAULTS}
+    required = {name: value for name, value in required.items() if name not in observations.NULLABLE}
+    assert set(required) == {
+        "run", "scale", "params", "languages", "tokens", "phase", "language", "target_tokens", "loss"
+    }  # fmt: skip
+    derived = {name: of_row(required) for name, of_row in observations.DERIVED.items()}
+    observations.validate(asdict(observations.Observation(**required, **derived)))
+    assert observations.IMPORT_DEFAULTS["split"] == "valid" and "lr" not in observations.IMPORT_DEFAULTS

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mscale import scales
@@ -43,6 +44,11 @@ def test_flops():
     attention = 3 * shape.layers * (2 + 2) * shape.heads * shape.kv * (2048 + 1) // 2
     assert scales.flops_per_token(shape, 64_512, 2048) == 6 * count + attention
     assert 3 * scales.flops_per_token(shape, 64_512, 2048, backward=False) == 6 * count + attention
+
+
+def test_training_flops_are_exact_for_integers_and_do_not_overflow_in_arrays():
+    assert scales.training_flops(10**12 + 1, 10**13) == 6 * (10**12 + 1) * 10**13
+    assert scales.training_flops(np.array([10**12]), np.array([10**13])) == pytest.approx(6e25)
 
 
 @pytest.mark.parametrize("scale", [53, "53", "nano5", "nanO2", -1, True, 1.5])

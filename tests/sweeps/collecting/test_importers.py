@@ -228,3 +228,22 @@ def test_delimiters_are_commas_semicolons_or_tabs(tmp_path, mark):
     )
     made = import_csv(tmp_path / "runs.csv", tmp_path / "o.csv", {}, {"params": 10**6, "phase": "stable"})
     assert made.rows == 1
+
+
+def test_csv_and_parquet_hold_the_same_exact_numbers_and_other_endings_are_refused(tmp_path):
+    source = write(
+        tmp_path / "runs.csv",
+        ["run", "mixture", "tokens", "language", "loss", "loss_se"],
+        ["a", "en", str(2**53 + 1), "en", repr(0.1 + 0.2), ""],
+    )
+    constants = {"params": 10**6, "phase": "stable"}
+    for name in ("o.csv", "o.parquet"):
+        import_csv(source, tmp_path / name, {}, constants)
+    with open(tmp_path / "o.csv", newline="") as file:
+        (text,) = csv.DictReader(file)
+    (row,) = pq.read_table(tmp_path / "o.parquet").to_pylist()
+    assert int(text["tokens"]) == row["tokens"] == 2**53 + 1
+    assert float(text["loss"]) == row["loss"] == 0.1 + 0.2
+    assert text["loss_se"] == "" and row["loss_se"] is None
+    with pytest.raises(MscaleError, match=r"\.parquet or \.csv"):
+        import_csv(source, tmp_path / "o.xlsx", {}, constants)
