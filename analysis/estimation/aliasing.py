@@ -131,25 +131,10 @@ def remove_aliased(problem: Problem) -> Reduction:
     if not dropped:
         return identity_reduction(problem)
     keep = ~np.isin(np.arange(problem.size), dropped)
-    fixed = np.where(keep, 0.0, problem.lower)
-    reduced = dataclasses.replace(
-        problem,
-        cells=tuple(
-            dataclasses.replace(
-                cell, selection=cell.selection[:, keep], offset=cell.offset + cell.selection @ fixed
-            )
-            for cell in problem.cells
-        ),
-        lower=problem.lower[keep],
-        upper=problem.upper[keep],
-        exponential=None if problem.exponential is None else problem.exponential[keep],
-        prior=None if problem.prior is None else (problem.prior[0][keep], problem.prior[1][keep]),
-        fitted_parameters=tuple(q for q, kept in zip(problem.fitted_parameters, keep, strict=True) if kept),
-    )
     probe = problem.subset(np.isin(np.arange(len(problem.y)), rows))
     return Reduction(
         problem,
-        reduced,
+        problem.hold(keep, problem.lower),
         np.array(dropped),
         np.array(partner),
         np.array(location),

@@ -9,6 +9,7 @@ Noise that the rows of a group share is integrated out: with ρ its variance ove
 the residuals uses the inverse of W⁻¹ + ρ·11ᵀ in each group (a random intercept), by the Woodbury identity.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -171,6 +172,22 @@ class Problem:
                 for cell in self.cells
                 if keep[cell.rows].any()
             ),
+        )
+
+    def hold(self, fitted: np.ndarray, values: np.ndarray) -> "Problem":
+        """The problem in the parameters where fitted (P,) holds; the others are held at values (P,)."""
+        held = np.where(fitted, 0.0, values)
+        return replace(
+            self,
+            cells=tuple(
+                replace(cell, selection=cell.selection[:, fitted], offset=cell.offset + cell.selection @ held)
+                for cell in self.cells
+            ),
+            lower=self.lower[fitted],
+            upper=self.upper[fitted],
+            exponential=None if self.exponential is None else self.exponential[fitted],
+            prior=None if self.prior is None else (self.prior[0][fitted], self.prior[1][fitted]),
+            fitted_parameters=tuple(itertools.compress(self.fitted_parameters, fitted)),
         )
 
     # Parameters of cells -----------------------------------------------------------------------------------

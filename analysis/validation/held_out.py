@@ -1,11 +1,11 @@
-"""Predictions of a law for rows that it was not fitted to, for all folds of all splits together.
+"""Predictions of a law for rows that it was not fitted to, for all folds of all splits.
 
-The law is fitted to all rows once, and the folds are refitted as one batch from that optimum (`refit`). A fold that is
-not a subset of the same model (another Huber threshold, a single language, a language held out) is fitted separately.
+The law is fitted to all rows once, and each fold is refitted from that optimum (`refit`). A fold that is not a subset
+of the same model (another Huber threshold, a single language, a language held out) has a search of its own.
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from analysis.fitting.fit import fit
 from analysis.fitting.result import Fit
 from analysis.laws import registry
 from analysis.laws.law import Law
-from analysis.validation.refit import refit_subsets
+from analysis.validation.refit import refit
 from analysis.validation.splits import TEST_SHARE, comparable_rows, folds
 from mscale.errors import MscaleError
 
@@ -31,9 +31,16 @@ class _Fold:
     """Masks (n,) of the rows of a table that a law is fitted to, and of those that it predicts."""
 
     split: str
-    name: str
     train: np.ndarray
     test: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _FitToAllRows:
+    """The model of all rows of a table, and its optimum."""
+
+    specified: Specification
+    found: Estimate
 
 
 def predict_splits(
@@ -68,35 +75,35 @@ def predict_splits(
             options |= prepared
     except MscaleError as error:
         return dict.fromkeys(languages, error)
+    if None not in languages.values():
+        table = table[table["language"].isin({name for names in languages.values() for name in names or ()})]
+    whole = _fit_to_all_rows(law, table, options)
     found: dict[str, PredictionsOrError] = {}
-    all_folds: list[_Fold] = []
     for split, names in languages.items():
-        used = np.ones(len(table), bool) if names is None else table["language"].isin(names).to_numpy()
+        rows = np.ones(len(table), bool) if names is None else table["language"].isin(names).to_numpy()
         try:
-            masks = folds(table[used], split, share=share, seed=seed, columns=options.get("columns"))
+            masks = folds(table[rows], split, share=share, seed=seed, columns=options.get("columns"))
         except MscaleError as error:
             found[split] = error
             continue
+        parts, refused = [], {}
         for name, mask in masks.items():
-            test = used.copy()
-            test[used] = mask
-            all_folds.append(_Fold(split, name, used & ~test, test))
-    predictions = _refit_folds(law, table, all_folds, options)
-    for number, fold in enumerate(all_folds):
-        if number not in predictions:
-            predictions[number] = _fit_fold(law, table, fold, options)
-    for split in languages:
-        of_split = {fold.name: predictions[n] for n, fold in enumerate(all_folds) if fold.split == split}
-        found.setdefault(split, _join_folds(of_split))
+            test = rows.copy()
+            test[rows] = mask
+            fold = _Fold(split, rows & ~test, test)
+            try:
+                frame = None if whole is None else _refit_fold(whole, fold, options)
+                parts.append(
+                    (_fit_fold(law, table, fold, options) if frame is None else frame).assign(fold=name)
+                )
+            except MscaleError as error:
+                refused[name] = str(error)
+        found[split] = _join_folds(parts, refused)
     return found
 
 
-def _join_folds(predictions: Mapping[str, PredictionsOrError]) -> pd.DataFrame:
-    """The folds of a split, {name: predictions}, as one frame."""
-    refused = {name: str(found) for name, found in predictions.items() if isinstance(found, MscaleError)}
-    parts = [
-        found.assign(fold=name) for name, found in predictions.items() if not isinstance(found, MscaleError)
-    ]
+def _join_folds(parts: Sequence[pd.DataFrame], refused: dict[str, str]) -> pd.DataFrame:
+    """The predictions of the folds of a split as one frame."""
     frame = pd.concat(parts)[_COLUMNS] if parts else pd.DataFrame(columns=_COLUMNS)
     at_bound = frame["predicted"].isna()
     if at_bound.any():
@@ -106,50 +113,54 @@ def _join_folds(predictions: Mapping[str, PredictionsOrError]) -> pd.DataFrame:
     return frame
 
 
-def _refit_folds(
-    law: str | Law, table: pd.DataFrame, all_folds: Sequence[_Fold], fit_options: dict[str, Any]
-) -> dict[int, PredictionsOrError]:
-    """{index: predictions} of the folds whose model is that of all rows, refitted together."""
+def _fit_to_all_rows(
+    law: str | Law, table: pd.DataFrame, fit_options: Mapping[str, Any]
+) -> _FitToAllRows | None:
+    """The fit to all rows, or None where it is refused or leaves rows out: each fold is then fitted on its own."""
     options = {name: value for name, value in fit_options.items() if name not in ("few_groups", "seed")}
-    few_groups = fit_options["few_groups"]
-    priors = fit_options.get("priors") or {}
-    used = np.any([np.zeros(len(table), bool), *(fold.train | fold.test for fold in all_folds)], axis=0)
     try:
-        specified = specify(law, table[used], *split_arguments(options))
-        all_rows_kept = len(specified.rows.table) == used.sum()
-        numbers = [
-            number
-            for number, fold in enumerate(all_folds)
-            if all_rows_kept and _is_subset_of_same_model(specified, fold.split, fold.train[used], options)
-        ]
-        if not numbers:
-            return {}
+        specified = specify(law, table, *split_arguments(options))
+        groups = len(specified.group_names)
         require_enough_data(
-            specified.law, specified.problem, specified.names, len(specified.group_names), few_groups
+            specified.law, specified.problem, specified.names, groups, fit_options["few_groups"]
         )
-        whole = estimate(specified.problem, specified.names, priors, fit_options.get("seed", 0))
-    except (
-        MscaleError
-    ):  # a refusal of all rows need not hold for a fold; where it does, the fold's own fit raises it
-        return {}
-    train = np.array([all_folds[number].train[used] for number in numbers])
-    optima = refit_subsets(whole, priors, train[:, specified.order], few_groups)
-    rows = _test_rows(specified.rows.table, specified.per, specified.rows.columns[specified.law.response])
-    return {
-        number: optimum
-        if isinstance(optimum, MscaleError)
-        else _predict_fold(specified, whole, optimum, mask, all_folds[number].test[used], rows)
-        for number, mask, optimum in zip(numbers, train, optima, strict=True)
-        if optimum is not None
-    }
+        priors, seed = fit_options.get("priors") or {}, fit_options.get("seed", 0)
+        found = estimate(specified.problem, specified.names, priors, seed)
+    except MscaleError:
+        return None
+    return _FitToAllRows(specified, found) if len(specified.rows.table) == len(table) else None
 
 
-def _is_subset_of_same_model(
-    specified: Specification, split: str, train: np.ndarray, fit_options: Mapping[str, Any]
-) -> bool:
-    """Whether a fit to the training rows (n,) has the same parameters and objective as the fit to all rows."""
-    rows, per = specified.rows, specified.per
-    if split == "leave_one_language_out" and fit_options.get("per", "auto") is not None or not train.any():
+def _refit_fold(whole: _FitToAllRows, fold: _Fold, fit_options: Mapping[str, Any]) -> pd.DataFrame | None:
+    """Predictions for the test rows of a fold from a refit; None where its model is not that of all rows.
+
+    Raises:
+      MscaleError: too few rows to fit, or none to predict.
+    """
+    specified, problem, train = whole.specified, whole.found.problem, fold.train
+    if not _is_subset_of_same_model(specified, fold, fit_options):
+        return None
+    priors = fit_options.get("priors") or {}
+    theta = refit(whole.found, priors, train[specified.order], fit_options["few_groups"])
+    if theta is None:
+        return None
+    rows = specified.rows
+    predicted = np.empty(len(train))
+    feasible = problem.constraint(theta[None])[0] > 0
+    predicted[specified.order] = np.where(feasible, problem.predict(theta[None])[0], np.nan)
+    in_range = np.ones(len(train), bool)
+    for values in rows.x.values():
+        fitted = values[train]
+        in_range &= (values >= fitted.min() * 0.999) & (values <= fitted.max() * 1.001)
+    known = fold.test & _of_fitted_levels(rows.level, fold.test, np.unique(rows.level[train]))
+    observed = _test_rows(rows.table[known], specified.per, rows.columns[specified.law.response])
+    return observed.assign(predicted=predicted[known], in_range=in_range[known])
+
+
+def _is_subset_of_same_model(specified: Specification, fold: _Fold, fit_options: Mapping[str, Any]) -> bool:
+    """Whether a fit to the training rows has the same parameters and objective as the fit to all rows."""
+    rows, per, train = specified.rows, specified.per, fold.train
+    if _holds_out_language(fold, fit_options) or not train.any():
         return False
     # With a single language, parameters are not per language.
     if per is not None and specified.law.name != "atlas" and len(np.unique(rows.level[train])) < 2:
@@ -158,52 +169,34 @@ def _is_subset_of_same_model(
     return huber_threshold(loss, delta, rows.group[train]) == specified.spec.delta
 
 
-def _predict_fold(
-    specified: Specification,
-    whole: Estimate,
-    theta: np.ndarray,
-    train: np.ndarray,
-    test: np.ndarray,
-    test_rows: pd.DataFrame,
-) -> PredictionsOrError:
-    """Predictions for the test rows (n,) from theta (P,), the optimum of the training rows (n,)."""
-    rows, problem = specified.rows, whole.problem
-    predicted = np.empty(len(train))
-    feasible = problem.constraint(theta[None])[0] > 0
-    predicted[specified.order] = np.where(feasible, problem.predict(theta[None])[0], np.nan)
-    in_range = np.ones(len(train), bool)
-    for values in rows.x.values():
-        fitted = values[train]
-        in_range &= (values >= fitted.min() * 0.999) & (values <= fitted.max() * 1.001)
-    known = test & np.isin(rows.level, np.unique(rows.level[train]))
-    if not known.any():
-        return _unknown_levels(rows.level[test])
-    return test_rows[known].assign(predicted=predicted[known], in_range=in_range[known])
+def _holds_out_language(fold: _Fold, fit_options: Mapping[str, Any]) -> bool:
+    """Whether the fold holds out a language whose own parameters have to be fitted to some of its rows."""
+    return fold.split == "leave_one_language_out" and fit_options.get("per", "auto") is not None
 
 
 def _fit_fold(
-    law: str | Law, table: pd.DataFrame, fold: _Fold, fit_options: dict[str, Any]
-) -> PredictionsOrError:
-    """Predictions for the test rows of a fold from a fit of its own."""
-    try:
-        if fold.split == "leave_one_language_out" and fit_options.get("per", "auto") is not None:
-            fitted, test = _fit_held_out_language(law, table, fold, fit_options)
-        else:
-            fitted, test = fit(law, table[fold.train], **fit_options), table[fold.test]
-        if fitted.per is not None and fitted.per in test:
-            levels = test[fitted.per].astype(str)
-            test = test[levels.isin(fitted.levels)]
-            if not len(test):
-                return _unknown_levels(levels)
-        result = fitted.predict(test)
-    except MscaleError as error:
-        return error
+    law: str | Law, table: pd.DataFrame, fold: _Fold, fit_options: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Predictions for the test rows of a fold from a fit of its own; raises MscaleError where there is none."""
+    if _holds_out_language(fold, fit_options):
+        fitted, test = _fit_held_out_language(law, table, fold, fit_options)
+    else:
+        fitted, test = fit(law, table[fold.train], **fit_options), table[fold.test]
+    if fitted.per is not None and fitted.per in test:
+        levels = test[fitted.per].astype(str).to_numpy()
+        test = test[_of_fitted_levels(levels, np.ones(len(test), bool), fitted.levels)]
+    result = fitted.predict(test)
     rows = _test_rows(test, fitted.per, fitted.columns[fitted.law.response])
     return rows.assign(predicted=result["prediction"], in_range=result["in_range"])
 
 
-def _unknown_levels(levels: Iterable[str]) -> MscaleError:
-    return MscaleError(f"no held-out row is of a level that was fitted ({', '.join(sorted(set(levels)))})")
+def _of_fitted_levels(level: np.ndarray, test: np.ndarray, fitted: Collection[str]) -> np.ndarray:
+    """Mask (n,) of the rows of levels that were fitted; raises MscaleError where none of the `test` rows (n,) is."""
+    known = np.isin(level, list(fitted))
+    if not known[test].any():
+        listed = ", ".join(sorted(set(level[test])))
+        raise MscaleError(f"no held-out row is of a level that was fitted ({listed})")
+    return known
 
 
 def _test_rows(table: pd.DataFrame, per: str | None, response: str) -> pd.DataFrame:
@@ -220,7 +213,7 @@ def _test_rows(table: pd.DataFrame, per: str | None, response: str) -> pd.DataFr
 
 
 def _fit_held_out_language(
-    law: str | Law, table: pd.DataFrame, fold: _Fold, fit_options: dict[str, Any]
+    law: str | Law, table: pd.DataFrame, fold: _Fold, fit_options: Mapping[str, Any]
 ) -> tuple[Fit, pd.DataFrame]:
     """A fit to the cheaper half of a held-out language's rows, and the other half.
 

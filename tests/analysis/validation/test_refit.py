@@ -1,4 +1,4 @@
-"""Subsets of rows, refitted together from the fit to all rows, give the same predictions as separate fits."""
+"""Subsets of rows, refitted from the fit to all rows, give the same predictions as separate fits."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from analysis.estimation.specify import ModelOptions, specify, split_arguments
 from analysis.study import law_comparison
 from analysis.study.laws import atlas_rows
 from analysis.validation import compare, held_out, planted_study, simulate, splits
-from analysis.validation.refit import refit_subsets
+from analysis.validation.refit import refit
 from mscale.errors import MscaleError
 
 TRUE = {"E": 1.7, "A": 30.0, "alpha": 0.32, "B": 90.0, "beta": 0.36}
@@ -37,9 +37,9 @@ def assert_as_separate_fits(law, table, masks, priors=None, **options):
     """The predictions for all rows from each refitted subset agree with those of a fit to the subset."""
     specified = specify(law, table, *split_arguments({"priors": priors, **options}))
     whole = estimate(specified.problem, specified.names, priors or {}, 0)
-    found = refit_subsets(whole, priors or {}, np.array(masks)[:, specified.order], True)
     largest_change = 0.0
-    for mask, theta in zip(masks, found, strict=True):
+    for mask in masks:
+        theta = refit(whole, priors or {}, np.asarray(mask)[specified.order], True)
         alone = analysis.fit(law, table[mask], priors=priors, few_groups=True, **options)
         rows = table.iloc[specified.order]
         expected = alone.predict(rows, exposure=options.get("exposure"))["prediction"].to_numpy()
@@ -86,28 +86,27 @@ def test_subsets_with_aliased_parameters_are_as_their_fits_or_left_to_them(curve
     options = {"share": ("alpha", "beta"), "loss": "squares"}
     specified = specify("chinchilla", one_size, *split_arguments(options))
     whole = estimate(specified.problem, specified.names, {}, 0)
-    found = refit_subsets(whole, {}, np.array(masks)[:, specified.order], True)
-    for mask, theta in zip(masks, found, strict=True):
+    for mask in masks:
+        theta = refit(whole, {}, mask[specified.order], True)
         alone = analysis.fit("chinchilla", one_size[mask], few_groups=True, **options)
         expected = alone.predict(one_size.iloc[specified.order])["prediction"].to_numpy()
         np.testing.assert_allclose(whole.problem.predict(theta[None])[0], expected, rtol=3e-5)
     specified = specify("chinchilla", curves, *split_arguments(options))
     whole = estimate(specified.problem, specified.names, {}, 0)
     kept = ((curves["language"] == "en") | (curves["params"] == curves["params"].min())).to_numpy()
-    assert refit_subsets(whole, {}, kept[None, specified.order], True) == [None]
+    assert refit(whole, {}, kept[specified.order], True) is None
 
 
-def test_a_subset_with_too_few_rows_is_refused_and_the_others_are_fitted(curves):
+def test_a_subset_with_too_few_rows_is_refused_as_its_own_fit_is(curves):
     specified = specify("chinchilla", curves, model=ModelOptions(share=("alpha", "beta")))
     whole = estimate(specified.problem, specified.names, {}, 0)
     one_size = (curves["params"] == curves["params"].min()).to_numpy()
-    refused, fitted = refit_subsets(whole, {}, np.array([one_size, ~one_size])[:, specified.order], True)
-    with pytest.raises(MscaleError, match="one value only"):
-        raise refused
+    with pytest.raises(MscaleError, match="one value only") as refused:
+        refit(whole, {}, one_size[specified.order], True)
     with pytest.raises(MscaleError) as alone:
         analysis.fit("chinchilla", curves[one_size], share=("alpha", "beta"))
-    assert str(refused) == str(alone.value)
-    assert np.isfinite(fitted).all()
+    assert str(refused.value) == str(alone.value)
+    assert np.isfinite(refit(whole, {}, ~one_size[specified.order], True)).all()
 
 
 def test_a_split_can_be_restricted_to_some_languages(curves):
