@@ -10,6 +10,7 @@ from analysis.laws.law import Law
 from analysis.tables.checks import (
     drop_duplicates,
     drop_infinite,
+    from_scratch,
     joined_names,
     numeric_column,
     refuse_rows,
@@ -170,9 +171,7 @@ def select_rows(
 
 def _from_scratch(table: pd.DataFrame, law: Law, notes: list[str]) -> pd.DataFrame:
     """The rows of runs that do not continue a checkpoint."""
-    if "init" not in table:
-        return table
-    scratch = table["init"].isna() | (table["init"] == "scratch") | (table["init"] == "")
+    scratch = from_scratch(table)
     if not scratch.any():
         raise MscaleError(
             f"every run continues a checkpoint (column 'init'); law {law.name!r} describes pretraining from scratch"

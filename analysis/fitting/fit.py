@@ -80,8 +80,9 @@ def fit(
       split: evaluation split to fit, where the table has several.
       group: column of the unit that is resampled (default "group", then "run", then the row).
       few_groups: fit even with fewer groups than parameters + 3 (intervals are then worth little).
-      options: of the law (ATLAS: variant, sources, count). For the data-constrained law two_stage=True fits E, A, α, B
-        and β to the rows without repeated data first, as Muennighoff et al. 2023 did.
+      options: of the law. ATLAS: variant, sources, count, and scores (a transfer matrix, which breaks ties among the
+        most co-sampled sources). For the data-constrained law two_stage=True fits E, A, α, B and β to the rows without
+        repeated data first, as Muennighoff et al. 2023 did.
 
     Raises:
       MscaleError: bad input, or too few rows or groups; the message says what to do.

@@ -15,10 +15,12 @@ import pandas as pd
 
 from analysis.laws.chinchilla import ALPHA, BETA, A, B, E, size_and_data_terms
 from analysis.laws.law import Law, Parameter
+from analysis.tables.checks import from_scratch
 from mscale.errors import MscaleError, nearest
 
 VARIANTS = ("D_t", "D_other", "K_t")
 EFFECTIVE_DATA_FLOOR = 0.01
+_TIE = 0.05  # share of the largest weight within which co-sampled sources count as tied
 LAMBDA = Parameter(
     "lambda", (0.05, 5.0), (1e-3, 1e3), log=True, unit="1/epoch", meaning="how fast repeated data lose worth"
 )
@@ -120,23 +122,43 @@ def atlas_law(variant: str, sources: Mapping[str, Sequence[str]]) -> Law:
         optimum=("N", "D_t"),
         trade=size_and_data_terms,
         contains=("chinchilla", "atlas"),
-        notes=(f"variant {variant}",),
     )
 
 
-def co_sampled_tokens(observations: pd.DataFrame, exposure: pd.DataFrame, target: str) -> pd.Series:
-    """Tokens of every other language, summed over the runs that trained on `target`, largest first.
+def co_sampled_sources(
+    observations: pd.DataFrame, exposure: pd.DataFrame, scores: pd.DataFrame | None = None, count: int = 3
+) -> dict[str, list[str]]:
+    """K_t of every language that is trained on: the `count` languages most co-sampled with it, as in the paper.
 
-    Each run counts once, at its last step. The paper chooses K_t by this "co-sampling".
+    A source weighs the tokens of it, by the exposure at a run's last step, summed over the runs from scratch that train
+    on the target as well: what a mixture was planned to hold is not always what a run saw, and a continued run's
+    checkpoint has seen other languages too. Sources within 5% of the largest are tied, since shares of a schedule are
+    never exactly equal, and a study that pairs every language with every other says nothing else about them: the higher
+    measured transfer score comes first (in the paper τ starts from the scores), then the name.
+
+    Args:
+      observations: of these `run` and `init` are read (without `init`, every run is from scratch).
+      exposure: run, step, language, tokens.
+      scores: `analysis.transfer.matrix.transfer_matrix`: target, source, status, score. None: ties go by name.
     """
-    last = exposure.sort_values("step").groupby(["run", "language"], as_index=False).last()
-    wide = last.pivot(index="run", columns="language", values="tokens").fillna(0.0)
-    runs = wide.index.isin(observations.loc[observations["language"] == target, "run"])
-    if target not in wide:
-        return pd.Series(dtype=float)
-    wide = wide[runs & (wide[target] > 0)]
-    totals = wide.drop(columns=target).sum().sort_index().sort_values(ascending=False, kind="stable")
-    return totals[totals > 0]
+    tokens = exposure.groupby(["run", "language"])["tokens"].max().unstack().fillna(0.0)
+    tokens = tokens[tokens.index.isin(observations.loc[from_scratch(observations), "run"])]
+    score_of: dict[tuple[str, str], float] = {}
+    if scores is not None and len(scores):
+        measured = scores[scores["status"] == "measured"]
+        means = measured.groupby(["target", "source"], as_index=False)["score"].mean()
+        score_of = {(target, source): score for target, source, score in means.itertuples(index=False)}
+    chosen: dict[str, list[str]] = {}
+    for target in tokens.columns[(tokens > 0).any()]:
+        weight = tokens[tokens[target] > 0].drop(columns=target).sum()
+        weight = weight[weight > 0]
+        chosen[target] = []
+        while len(weight) and len(chosen[target]) < count:
+            tied = weight.index[weight >= (1 - _TIE) * weight.max()]
+            best = min(tied, key=lambda source: (-score_of.get((target, source), -np.inf), source))
+            chosen[target].append(best)
+            weight = weight.drop(best)
+    return chosen
 
 
 def prepare_atlas(
@@ -146,6 +168,7 @@ def prepare_atlas(
     target: str | Sequence[str] | None = None,
     variant: str = "K_t",
     sources: Mapping[str, Sequence[str]] | None = None,
+    scores: pd.DataFrame | None = None,
     count: int = 3,
 ) -> tuple[Law, pd.DataFrame, dict]:
     """The ATLAS law for a table: chooses K_t and joins the exposure to the observations.
@@ -154,7 +177,7 @@ def prepare_atlas(
       observations, exposure: tables of the contract; `exposure` has run, step, language, tokens, unique_tokens.
       target: a language, several, or None for all that were trained on.
       variant: "D_t", "D_other" or "K_t".
-      sources: {target: source languages}; None takes the `count` most co-sampled of each target.
+      sources: {target: source languages}; None chooses `count` of each target by `co_sampled_sources`, with `scores`.
 
     Returns: the law, the observations of the targets with D_1, U_1, …, D_other, U_other added, and
     {"sources": …, "variant": …}.
@@ -164,12 +187,12 @@ def prepare_atlas(
     """
     if "language" not in observations:
         raise MscaleError("column 'language' is missing: ATLAS is fitted per target language")
-    present = [str(language) for language in pd.unique(observations["language"].dropna())]
+    present = sorted(map(str, observations["language"].dropna().unique()))
     targets = present if target is None else [target] if isinstance(target, str) else list(target)
     for name in targets:
         if name not in present:
             raise MscaleError(
-                f"target {name!r} is not in column 'language', which has {', '.join(sorted(present))}"
+                f"target {name!r} is not in column 'language', which has {', '.join(present)}"
                 + nearest(name, present)
             )
     table = observations[observations["language"].isin(targets)].copy()
@@ -189,14 +212,10 @@ def prepare_atlas(
                 f"exposure: column {column!r} is missing; found {', '.join(map(str, exposure.columns))}"
                 + nearest(column, exposure.columns)
             )
-    chosen: dict[str, list[str]] = {}
-    for name in targets:
-        if variant != "K_t":
-            chosen[name] = []
-        elif sources is not None:
-            chosen[name] = list(sources.get(name, ()))
-        else:
-            chosen[name] = list(co_sampled_tokens(observations, exposure, name).index[:count])
+    if variant == "K_t" and sources is None:
+        sources = co_sampled_sources(observations, exposure, scores, count)
+    own = sources if variant == "K_t" and sources is not None else {}
+    chosen = {name: list(own.get(name, ())) for name in targets}
     return (
         atlas_law(variant, chosen),
         _join_exposure(table, exposure, chosen, max(map(len, chosen.values()), default=0)),
@@ -235,41 +254,3 @@ def _join_exposure(table: pd.DataFrame, exposure: pd.DataFrame, sources: Mapping
         result["D_other"][at] = D[at][:, rest].sum(axis=1)
         result["U_other"][at] = U[at][:, rest].sum(axis=1)
     return table.assign(**result)
-
-
-def most_co_sampled(
-    rows: pd.DataFrame, runs: pd.DataFrame, matrix: pd.DataFrame, count: int = 3
-) -> dict[str, list[str]]:
-    """K_t of each trained language: the `count` languages most co-sampled with it over the runs from scratch.
-
-    Args:
-      rows: observations. runs: what each run trained on (`tables.mixtures.describe_mixtures`).
-      matrix: measured transfer scores (target, source, status, score), which break ties.
-
-    In a study that pairs every language with every other all sources tie: ties go to the higher measured transfer
-    score (as in the paper, where τ starts from the scores), then to the name.
-    """
-    scratch = runs[(runs["init"] == "scratch") & (runs["K"] > 1)]
-    weight: dict[tuple[str, str], float] = {}
-    for _, languages, tokens in zip(scratch["run"], scratch["languages"], scratch["tokens"], strict=True):
-        for target in languages:
-            for source in languages:
-                if source != target:
-                    key = (target, source)
-                    weight[key] = weight.get(key, 0.0) + tokens / len(languages)
-    scores: dict[tuple[str, str], float] = {}
-    if len(matrix):
-        measured = matrix[matrix["status"] == "measured"]
-        by_pair = measured.groupby(["target", "source"])["score"].mean()
-        scores = {(str(pair[0]), str(pair[1])): float(value) for pair, value in by_pair.items()}  # type: ignore
-    trained = set(rows.loc[rows["target_tokens"] > 0, "language"])
-    chosen: dict[str, list[str]] = {target: [] for target in sorted(trained)}
-    # Shares of a schedule are never exactly equal: within 5% they count as tied.
-    for target in chosen:
-        candidates = [(source, value) for (t, source), value in weight.items() if t == target]
-        largest = max((value for _, value in candidates), default=1.0)
-        candidates.sort(
-            key=lambda item: (-round(item[1] / largest * 20), -scores.get((target, item[0]), -9.0), item[0])
-        )
-        chosen[target] = [source for source, _ in candidates[:count]]
-    return chosen

@@ -1,7 +1,7 @@
 """The declaration of a scaling law: equation, parameters, columns that it reads, source."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 Predict = Callable[[Any, Any], Any]  # (parameters p, variables x) -> prediction, by attribute: p.alpha, x.N
@@ -54,7 +54,6 @@ class Law:
         no data repeat; the compute-optimal size and its exponent follow from these four.
       contains: names of nested laws: those that it becomes for some values of its other parameters. Parameters of the
         same name must mean the same in both.
-      notes: remarks that every fit of the law carries.
     """
 
     name: str
@@ -74,7 +73,6 @@ class Law:
     optimum: tuple[str, str] | None = None
     trade: Predict | None = None
     contains: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
 
     def parameter(self, name: str) -> Parameter:
         """The parameter of that name."""

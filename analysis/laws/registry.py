@@ -50,13 +50,13 @@ def prepare_law(
     Args:
       law: a name in `LAW_NAMES`, or a law of the caller's own.
       target: fit these languages' rows only (None: all).
-      options: ATLAS takes variant, sources and count; "mixing" domains; "family" families.
+      options: ATLAS takes variant, sources, scores and count; "mixing" domains; "family" families.
 
     Raises:
       MscaleError: no such law, target or option.
     """
     if law == "atlas":
-        _check_options(law, options, ("variant", "sources", "count"))
+        _check_options(law, options, ("variant", "sources", "scores", "count"))
         return atlas.prepare_atlas(table, exposure, target=target, **options)
     if target is not None:
         table = _rows_of_targets(table, target)

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.crossover import crossover
 from analysis.curves.study import StudyCurves, study_curves
 from analysis.estimation.objective import one_blas_thread
-from analysis.laws.atlas import most_co_sampled
+from analysis.laws.atlas import co_sampled_sources
 from analysis.second_process import SecondProcess
 from analysis.study.law_comparison import COMPARED_SPLITS, compare_laws
 from analysis.study.laws import atlas_results, capacity_results, cooled_rows, fit_atlas, fit_chinchilla
@@ -99,7 +99,7 @@ def analyse_tables(
         pairs = second.submit(
             matrix_results, measured.main_matrix, measured.adaptation, planted, overlap, level, seed
         )
-        sources = most_co_sampled(rows, runs, measured.matrix)
+        sources = {} if exposure is None else co_sampled_sources(rows, exposure, measured.matrix)
         atlas = stage("atlas", lambda: fit_atlas(cooled, exposure, sources, seed))
         heldout = second.submit(
             compare_laws, atlas.table, exposure, atlas.sources or sources, level, seed, splits

@@ -129,6 +129,13 @@ def select_split(table: pd.DataFrame, split: str | None, option: str = "split='{
     return table if split is None else table[table["split"].astype(str) == split]
 
 
+def from_scratch(table: pd.DataFrame) -> np.ndarray:
+    """(n,) bool: rows of runs that do not continue a checkpoint."""
+    if "init" not in table:
+        return np.ones(len(table), bool)
+    return (table["init"].isna() | table["init"].isin(["scratch", ""])).to_numpy()
+
+
 def rows_in_phases(table: pd.DataFrame, phases: Sequence[str] | None, notes: list[str]) -> pd.DataFrame:
     """The rows in some phases of the learning-rate schedule (None: all rows); adds notes on what was left out.
 

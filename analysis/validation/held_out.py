@@ -68,7 +68,7 @@ def predict_splits(
         if law == "atlas" and options.get("exposure") is not None:
             of_law = {
                 name: options.pop(name)
-                for name in ("variant", "sources", "count", "exposure")
+                for name in ("variant", "sources", "scores", "count", "exposure")
                 if name in options
             }
             _, table, prepared = registry.prepare_law(law, table, target=options.get("target"), **of_law)

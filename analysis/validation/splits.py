@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from analysis.tables.checks import from_scratch
 from mscale.errors import MscaleError
 
 ATLAS_SPLITS = ("R2", "R2_N", "R2_D", "R2_C", "R2_M")
@@ -114,8 +115,7 @@ def comparable_rows(table: pd.DataFrame, phases: Sequence[str] | None = ("end",)
                 f"schedule are not comparable; ask for others with phases="
             )
         table = kept
-    if "init" in table:
-        table = table[table["init"].isna() | table["init"].isin(["scratch", ""])]
+    table = table[from_scratch(table)]
     if "target_tokens" in table:
         table = table[table["target_tokens"] > 0]
     return table

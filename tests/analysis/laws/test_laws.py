@@ -109,7 +109,30 @@ def test_sources_are_the_most_co_sampled():
             (("en", "sw"), SIZES[:1], (4e6,)),
         ]
     )
-    assert list(atlas.co_sampled_tokens(design, exposure, "en").index) == ["fr", "sw", "hi"]
+    assert atlas.co_sampled_sources(design, exposure)["en"] == ["fr", "sw", "hi"]
+    assert atlas.co_sampled_sources(design, exposure, count=2) == {
+        "en": ["fr", "sw"],
+        "fr": ["en"],
+        "hi": ["en"],
+        "sw": ["en"],
+    }
+    continued = design.assign(init=np.where(design["mixture"] == "en+fr", "en-trunk", "scratch"))
+    assert atlas.co_sampled_sources(continued, exposure)["en"] == ["sw", "hi"]
+
+
+def test_ties_among_sources_go_to_the_higher_measured_score_then_to_the_name():
+    design, exposure = simulate.multilingual_design(
+        [
+            (("en", other), SIZES[:1], (tokens,))
+            for other, tokens in (("fr", 4e6), ("hi", 4.1e6), ("sw", 4e6), ("zh", 2e6))
+        ]
+    )
+    assert atlas.co_sampled_sources(design, exposure)["en"] == ["fr", "hi", "sw"]
+    scores = pd.DataFrame(
+        [("en", "sw", "measured", 0.4), ("en", "hi", "bound", 0.9), ("en", "zh", "measured", 0.9)],
+        columns=["target", "source", "status", "score"],
+    )
+    assert atlas.co_sampled_sources(design, exposure, scores)["en"] == ["sw", "fr", "hi"]
 
 
 def test_saturation():

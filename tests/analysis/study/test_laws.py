@@ -2,10 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.laws.atlas import most_co_sampled
+import analysis
+from analysis.laws.atlas import co_sampled_sources
 from analysis.report.report import analyse
 from analysis.study import laws
-from analysis.tables.mixtures import describe_mixtures
 from analysis.tables.observations import validate_observations
 from analysis.transfer.matrix import transfer_matrix
 from analysis.validation import planted_study
@@ -36,11 +36,16 @@ def test_without_exposure_or_cooled_rows_atlas_is_refused_with_the_reason(plante
     assert not law["fitted"] and "cooled" in law["reason"]
 
 
-def test_partners_of_a_tied_study_are_those_that_transfer_most(planted):
-    observations, exposure = planted
-    matrix = transfer_matrix(observations, scales=["nano2"])
-    chosen = most_co_sampled(observations, describe_mixtures(observations), matrix, count=1)
-    assert chosen["aka"] == ["abo"] and chosen["abo"] == ["aka"]
+def test_a_fit_and_the_study_choose_the_same_sources_whatever_the_order_of_rows():
+    observations, exposure, _ = planted_study.make_study(seed=2)
+    observations, _, _ = validate_observations(observations)
+    scores = transfer_matrix(observations, scales=["nano2"])
+    chosen = laws.fit_atlas(observations, exposure, co_sampled_sources(observations, exposure, scores), 0)
+    assert chosen.sources["aka"] == ["abo"] and chosen.sources["abo"] == ["aka"]  # tied: highest score
+    rows, seen, scores = (t.sample(frac=1, random_state=0) for t in (observations, exposure, scores))
+    fitted = analysis.fit("atlas", rows, exposure=seen, scores=scores, count=1)
+    assert fitted.spec["options"]["sources"] == chosen.sources
+    assert fitted.objective == pytest.approx(chosen.fit.objective, rel=1e-6)
 
 
 def test_r2_within_languages_ignores_their_levels():
