@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from analysis.estimation.autodiff import Jet, value_of, where
+from analysis.estimation.autodiff import Jet, value_of
 from analysis.laws.law import Law
 
 # Residuals (B, n) -> by how much group effects lower the objective, (B,), and the predicted effect of each row's
@@ -33,7 +33,6 @@ class RowTerms:
       delta: Huber's threshold, None for least squares.
       barrier: weight of −Σ log(constraint), for laws that have a constraint.
       group_effects: of rows whose noise is partly common to their group, None without groups.
-      row_mask: rows on which the constraint has to hold, (B, n) bool; None for all.
     """
 
     law: Law
@@ -45,7 +44,6 @@ class RowTerms:
     delta: float | None
     barrier: float = 0.0
     group_effects: GroupEffects | None = None
-    row_mask: np.ndarray | None = None
 
     @property
     def has_barrier(self) -> bool:
@@ -193,28 +191,27 @@ def _add_barrier(
     Where a row violates the constraint, f is infinite.
     """
     barrier, column_of, starts = terms.barrier, terms.column_of, terms.starts
-    inside = constraint if terms.row_mask is None else where(terms.row_mask, constraint, 1.0)
-    f[np.any(value_of(inside) <= 0, axis=-1)] = np.inf
-    if not isinstance(inside, Jet):
+    f[np.any(value_of(constraint) <= 0, axis=-1)] = np.inf
+    if not isinstance(constraint, Jet):
         return
-    which = list(inside.grad)
+    which = list(constraint.grad)
     at = np.array([column_of[index] for index in which], int)
-    shape = inside.value.shape
+    shape = constraint.value.shape
     slopes = np.empty((len(which), *shape))
-    for slope, entry in zip(slopes, inside.grad.values(), strict=True):
-        np.divide(entry, inside.value, out=slope)
-    f -= barrier * np.sum(np.log(inside.value), axis=1)
+    for slope, entry in zip(slopes, constraint.grad.values(), strict=True):
+        np.divide(entry, constraint.value, out=slope)
+    f -= barrier * np.sum(np.log(constraint.value), axis=1)
     g[:, :, at] -= barrier * np.add.reduceat(slopes, starts, axis=2).T
     if not matrices:
         return
     i, j = np.triu_indices(len(which))
     _add_entries(matrices, np.stack([at[i], at[j]], axis=1), barrier * slopes[i] * slopes[j], starts)
-    if inside.hess:
-        parts = np.empty((len(inside.hess), *shape))
-        for part, entry in zip(parts, inside.hess.values(), strict=True):
-            np.multiply(entry, -barrier / inside.value, out=part)
+    if constraint.hess:
+        parts = np.empty((len(constraint.hess), *shape))
+        for part, entry in zip(parts, constraint.hess.values(), strict=True):
+            np.multiply(entry, -barrier / constraint.value, out=part)
         _add_entries(
-            matrices, np.array([(column_of[a], column_of[b]) for a, b in inside.hess]), parts, starts
+            matrices, np.array([(column_of[a], column_of[b]) for a, b in constraint.hess]), parts, starts
         )
 
 

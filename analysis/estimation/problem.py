@@ -44,9 +44,6 @@ class Batch:
       y: (B, n) the response.
       quantity, target, penalty_weight: (B,) the quadratic penalty ½·penalty_weight·(h(θ) − target)² that is added to
         the objective; h is the scalar of index `quantity` among the problem's `penalised` quantities.
-      precision: (B, P) of the prior, in place of the problem's own.
-      row_mask: (B, n) bool, rows that belong to the problem. The others have no weight, and the law's constraint
-        need not hold on them.
     """
 
     multiplicity: np.ndarray
@@ -55,8 +52,6 @@ class Batch:
     quantity: np.ndarray | None = None
     target: np.ndarray | None = None
     penalty_weight: np.ndarray | None = None
-    precision: np.ndarray | None = None
-    row_mask: np.ndarray | None = None
 
     def take(self, index: Any) -> "Batch":
         """The problems of the batch at an index, slice or mask."""
@@ -319,7 +314,6 @@ class Problem:
         f = self.objective(theta, batch)
         if self.law.constraint is not None and self.barrier:
             inside = self.constraint(theta)
-            inside = inside if batch.row_mask is None else np.where(batch.row_mask, inside, 1.0)
             f[(inside <= 0).any(axis=1)] = np.inf
             f -= self.barrier * np.log(inside).sum(axis=1)
         if self.prior is not None:
@@ -375,13 +369,11 @@ class Problem:
             delta=self.delta,
             barrier=self.barrier,
             group_effects=self._group_effects(batch) if batch.ratio.any() else None,
-            row_mask=batch.row_mask,
         )
 
     def _add_prior(self, theta: np.ndarray, batch: Batch, f: np.ndarray, g: np.ndarray) -> np.ndarray:
-        """Adds the prior's negative log density to the objective and its gradient; its precision, (P,) or (B, P)."""
+        """Adds the prior's negative log density to the objective and its gradient; its precision, (P,)."""
         mean, precision = self.prior  # type: ignore[misc]
-        precision = precision if batch.precision is None else batch.precision
         f += 0.5 * ((theta - mean) ** 2 * precision).sum(axis=1)
         g += (theta - mean) * precision
         return precision
@@ -433,18 +425,9 @@ class Problem:
 
     # Weights and groups ------------------------------------------------------------------------------------
 
-    @cached_property
-    def _has_unit_weights(self) -> bool:
-        return bool((self.weight == 1.0).all())
-
-    def _row_weights(self, batch: Batch) -> np.ndarray:
-        """(B, n) or (1, n): weights of the rows, each counted once."""
-        return self.weight[None] if batch.row_mask is None else self.weight * batch.row_mask
-
     def weights(self, batch: Batch) -> np.ndarray:
         """(B, n) or (1, n): weights of the rows times their multiplicities."""
-        only_multiplicity = batch.row_mask is None and self._has_unit_weights
-        return batch.multiplicity if only_multiplicity else batch.multiplicity * self._row_weights(batch)
+        return batch.multiplicity * self.weight
 
     @cached_property
     def _first_row_of_group(self) -> np.ndarray:
@@ -480,13 +463,13 @@ class Problem:
     def _woodbury_coefficients(self, batch: Batch) -> np.ndarray:
         """(B, G) c = ρ/(1 + ρ·Σw) of each group, with which (W⁻¹ + ρ·11ᵀ)⁻¹ = W − c·W11ᵀW."""
         ratio = batch.ratio[:, None]
-        return ratio / (1.0 + ratio * self.group_sums(self._row_weights(batch)))
+        return ratio / (1.0 + ratio * self.group_sums(self.weight[None]))
 
     def _group_effects(self, batch: Batch) -> GroupEffects:
-        coefficients, weights = self._woodbury_coefficients(batch), self._row_weights(batch)
+        coefficients = self._woodbury_coefficients(batch)
 
         def group_effects(residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            sums = self.group_sums(weights * residual)
+            sums = self.group_sums(self.weight * residual)
             saved = 0.5 * np.sum(self._group_multiplicity(batch) * coefficients * sums**2, axis=1)
             return saved, (coefficients * sums)[:, self.group]
 
@@ -494,7 +477,7 @@ class Problem:
 
     def _group_jacobian(self, J: np.ndarray, batch: Batch) -> np.ndarray:
         """(B, P, G): the Jacobian of the residuals J (B, k, n), weighted, summed over the rows of each group."""
-        sums = np.add.reduceat(J * self._row_weights(batch)[:, None], self._segments[0], axis=2)
+        sums = np.add.reduceat(J * self.weight, self._segments[0], axis=2)
         result = np.zeros((len(J), self.size * self.groups))
         self._to_group_jacobian.add(sums.transpose(1, 2, 0), result)
         return result.reshape(len(J), self.size, self.groups)
