@@ -219,22 +219,12 @@ _WEIGHT_COLUMN = "__weight__"
 
 
 @dataclasses.dataclass(frozen=True)
-class RowOptions:
-    """Which rows of a table are fitted, and how they are read and weighted: arguments of `analysis.fit`."""
+class FitOptions:
+    """The arguments of `analysis.fit`, which describes them. of_law: those of the law, such as ATLAS's variant."""
 
     columns: Mapping[str, str] | None = None
     exposure: pd.DataFrame | None = None
     target: str | Sequence[str] | None = None
-    weights: str | Sequence[float] | None = None
-    phases: Sequence[str] | None = ("end",)
-    split: str | None = None
-    group: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelOptions:
-    """Which parameters are fitted with which loss: arguments of `analysis.fit`."""
-
     per: str | None = "auto"
     share: Sequence[str] | None = None
     fixed: Mapping[str, float] | None = None
@@ -242,17 +232,24 @@ class ModelOptions:
     loss: str = "auto"
     delta: float = HUBER_DELTA
     residual: str | None = None
+    weights: str | Sequence[float] | None = None
     priors: Mapping[str, tuple[float, float]] | None = None
+    phases: Sequence[str] | None = ("end",)
+    split: str | None = None
+    group: str | None = None
+    few_groups: bool = False
+    seed: int = 0
+    of_law: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, **arguments: Any) -> "FitOptions":
+        """From keyword arguments as `analysis.fit` takes them: what is no field belongs to the law."""
+        names = {one.name for one in dataclasses.fields(cls)}
+        of_law = {name: value for name, value in arguments.items() if name not in names}
+        return cls(**{name: arguments[name] for name in arguments if name in names}, of_law=of_law)
 
 
-def split_arguments(arguments: Mapping[str, Any]) -> tuple[RowOptions, ModelOptions, dict[str, Any]]:
-    """Keyword arguments of `analysis.fit`, sorted: of rows, of the model, and what is left, the law's own options."""
-    rows, model = (
-        {field.name: arguments[field.name] for field in dataclasses.fields(kind) if field.name in arguments}
-        for kind in (RowOptions, ModelOptions)
-    )
-    own = {name: value for name, value in arguments.items() if name not in rows and name not in model}
-    return RowOptions(**rows), ModelOptions(**model), own
+DEFAULT_OPTIONS = FitOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,37 +272,32 @@ class Specification:
 
 
 def specify(
-    law: str | Law,
-    table: Any,
-    row_options: RowOptions | None = None,
-    model: ModelOptions | None = None,
-    law_options: Mapping[str, Any] | None = None,
+    law: str | Law, table: pd.DataFrame | Mapping[str, Any], options: FitOptions = DEFAULT_OPTIONS
 ) -> Specification:
-    """The problem whose optimum `analysis.fit` searches, with the same arguments.
+    """The problem whose optimum `analysis.fit` searches.
 
     Raises:
       MscaleError: a wrong argument, or rows that the law cannot be fitted to.
     """
-    row_options, model = row_options or RowOptions(), model or ModelOptions()
-    table = _with_weights(as_table(table), row_options.weights)
-    law, table, options = registry.prepare_law(
-        law, table, exposure=row_options.exposure, target=row_options.target, **(law_options or {})
+    table = _with_weights(as_table(table), options.weights)
+    law, table, of_law = registry.prepare_law(
+        law, table, exposure=options.exposure, target=options.target, **options.of_law
     )
-    if model.residual is not None:
-        if model.residual not in ("log", "additive"):
-            raise MscaleError(f"residual={model.residual!r}: expected 'log' or 'additive'")
-        law = with_residual(law, model.residual)
-    per = _level_column(law, table, model.per)
-    share, fixed, tie = model.share, model.fixed or {}, model.tie or {}
-    _check_parameter_names(law, share or (), fixed, tie, model.priors or {})
+    if options.residual is not None:
+        if options.residual not in ("log", "additive"):
+            raise MscaleError(f"residual={options.residual!r}: expected 'log' or 'additive'")
+        law = with_residual(law, options.residual)
+    per = _level_column(law, table, options.per)
+    share, fixed, tie = options.share, options.fixed or {}, options.tie or {}
+    _check_parameter_names(law, share or (), fixed, tie, options.priors or {})
     rows = checks.select_rows(
         table,
         law,
-        row_options.columns,
-        phases=row_options.phases,
-        split=row_options.split,
+        options.columns,
+        phases=options.phases,
+        split=options.split,
         per=per,
-        group=row_options.group,
+        group=options.group,
     )
     group_names, codes = np.unique(rows.group, return_inverse=True)
     order = np.lexsort((codes, rows.level))
@@ -314,9 +306,9 @@ def specify(
         shared=everything if per is None else tuple(law.share if share is None else share),
         fixed=dict(fixed),
         tie=dict(tie),
-        delta=huber_threshold(model.loss, model.delta, codes),
+        delta=huber_threshold(options.loss, options.delta, codes),
         residual=law.residual,
-        options=options,
+        options=of_law,
     )
     problem, names = build_problem(
         law,
@@ -343,7 +335,7 @@ def with_residual(law: Law, residual: str) -> Law:
     )
 
 
-def as_table(table: Any) -> pd.DataFrame:
+def as_table(table: pd.DataFrame | Mapping[str, Any]) -> pd.DataFrame:
     """The table as a DataFrame; raises MscaleError where it cannot be one."""
     try:
         return table if isinstance(table, pd.DataFrame) else pd.DataFrame(table)

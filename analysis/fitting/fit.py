@@ -18,12 +18,13 @@ import pandas as pd
 from analysis.estimation import rows as checks
 from analysis.estimation.estimate import estimate
 from analysis.estimation.specify import (
+    DEFAULT_OPTIONS,
     HUBER_DELTA,
+    FitOptions,
     Spec,
     as_table,
     build_problem,
     specify,
-    split_arguments,
     with_residual,
 )
 from analysis.estimation.sufficiency import few_groups_warning, require_enough_data, search_warnings
@@ -87,11 +88,13 @@ def fit(
     Raises:
       MscaleError: bad input, or too few rows or groups; the message says what to do.
     """
-    arguments: dict[str, Any] = dict(
+    chosen = FitOptions(
+        columns=columns,
         exposure=exposure,
         target=target,
         per=per,
         share=share,
+        fixed=fixed,
         tie=tie,
         loss=loss,
         delta=delta,
@@ -101,15 +104,26 @@ def fit(
         phases=phases,
         split=split,
         group=group,
+        few_groups=few_groups,
+        seed=seed,
+        of_law=options,
     )
-    if law == "data_constrained" and options.pop("two_stage", False):
-        arguments |= {"few_groups": few_groups, "seed": seed}
-        return _fit_in_two_stages(as_table(table), columns, fixed or {}, arguments)
-    everything = {"columns": columns, "fixed": fixed, **arguments, **options}
-    specified = specify(law, table, *split_arguments(everything))
+    return fit_with_options(law, table, chosen)
+
+
+def fit_with_options(
+    law: str | Law, table: pd.DataFrame | Mapping[str, Any], options: FitOptions = DEFAULT_OPTIONS
+) -> Fit:
+    """As `fit`, which describes the options."""
+    if law == "data_constrained" and "two_stage" in options.of_law:
+        of_law = {name: value for name, value in options.of_law.items() if name != "two_stage"}
+        two_stages, options = options.of_law["two_stage"], dataclasses.replace(options, of_law=of_law)
+        if two_stages:
+            return _fit_in_two_stages(as_table(table), options)
+    specified = specify(law, table, options)
     groups, rows = len(specified.group_names), specified.rows
-    require_enough_data(specified.law, specified.problem, specified.names, groups, few_groups)
-    found = estimate(specified.problem, specified.names, priors or {}, seed)
+    require_enough_data(specified.law, specified.problem, specified.names, groups, options.few_groups)
+    found = estimate(specified.problem, specified.names, options.priors or {}, options.seed)
     warnings = (
         *search_warnings(found.agreement, found.problem, found.theta),
         *few_groups_warning(found.problem, groups),
@@ -130,22 +144,15 @@ def fit(
     )
 
 
-def _fit_in_two_stages(
-    table: pd.DataFrame,
-    columns: Mapping[str, str] | None,
-    fixed: Mapping[str, float],
-    arguments: dict[str, Any],
-) -> Fit:
+def _fit_in_two_stages(table: pd.DataFrame, options: FitOptions) -> Fit:
     """The data-constrained law as it was published (Muennighoff et al. 2023, section 5).
 
     Stage one fits Chinchilla to the rows without repeated data; stage two fits R_D* and R_N* to all rows with the other
     parameters fixed. Intervals of stage two ignore the uncertainty of stage one, so they are narrower than those of the
     joint fit, which is the default.
     """
-    law = registry.LAWS["data_constrained"]
-    names = {
-        v: checks.column_for(table, law, v, default, columns or {}) for v, default in law.columns.items()
-    }
+    law, given, fixed = registry.LAWS["data_constrained"], options.columns or {}, options.fixed or {}
+    names = {v: checks.column_for(table, law, v, default, given) for v, default in law.columns.items()}
     D, U = (pd.to_numeric(table[names[v]], errors="coerce") for v in ("D", "U"))
     once = (D <= U).to_numpy()
     if not once.any() or once.all():
@@ -153,23 +160,15 @@ def _fit_in_two_stages(
             f"two_stage=True: {once.sum()} of {len(table)} rows see their data once ({names['D']} <= {names['U']}); "
             f"the first stage needs such rows and the second others: add runs, or fit jointly"
         )
-    columns_of_first = {key: name for key, name in (columns or {}).items() if key != "U"}
-    share = arguments["share"]
-    first_share = [name for name in (law.share if share is None else share) if name not in ("R_D", "R_N")]
-    weights = arguments["weights"]
-    first = fit(
-        "chinchilla",
-        table[once],
-        {**columns_of_first, "N": names["N"], "D": names["D"]},
-        fixed=fixed,
-        **{
-            **arguments,
-            "share": first_share,
-            "weights": weights if weights is None or isinstance(weights, str) else np.asarray(weights)[once],
-        },
-    )
+    columns = {**{key: name for key, name in given.items() if key != "U"}, "N": names["N"], "D": names["D"]}
+    share = [q for q in (law.share if options.share is None else options.share) if q not in ("R_D", "R_N")]
+    weights = options.weights
+    if weights is not None and not isinstance(weights, str):
+        weights = np.asarray(weights)[once].tolist()
+    options_of_first = dataclasses.replace(options, columns=columns, share=share, weights=weights)
+    first = fit_with_options("chinchilla", table[once], options_of_first)
     estimated = {name: float(first.params[name]) for name in first.names}
-    second = fit("data_constrained", table, columns, fixed={**estimated, **fixed}, **arguments)
+    second = fit_with_options(law, table, dataclasses.replace(options, fixed={**estimated, **fixed}))
     listed = ", ".join(f"{name} {value:.4g}" for name, value in estimated.items())
     note = f"two stages: {listed} are those of {once.sum()} rows without repetition, and held"
     return dataclasses.replace(second, notes=(note, *second.notes))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.estimation.specify import FitOptions
 from analysis.laws.law import Law
 from analysis.validation import held_out
 from analysis.validation.splits import ATLAS_SPLITS, TEST_SHARE
@@ -37,7 +38,9 @@ def predict_split(
     Raises:
       MscaleError: the table has nothing to hold out by this split.
     """
-    found = held_out.predict_splits(law, table, {split: None}, fit_options, seed, share_of)[split]
+    found = held_out.predict_splits(law, table, {split: None}, FitOptions.of(**fit_options), seed, share_of)[
+        split
+    ]
     if isinstance(found, MscaleError):
         raise found
     return found
@@ -84,19 +87,23 @@ def judge(
     Raises:
       MscaleError: the laws are fitted to different schedule phases.
     """
-    phases_of = {label: options.get("phases", ("end",)) for label, options in contenders.items()}
-    if len({None if phases is None else tuple(phases) for phases in phases_of.values()}) > 1:
-        listed = ", ".join(f"{label}: {phases}" for label, phases in phases_of.items())
+    options_of = {
+        label: FitOptions.of(**{name: value for name, value in arguments.items() if name != "law"})
+        for label, arguments in contenders.items()
+    }
+    if len({None if one.phases is None else tuple(one.phases) for one in options_of.values()}) > 1:
+        listed = ", ".join(f"{label}: {one.phases}" for label, one in options_of.items())
         raise MscaleError(
             f"phases differ between the laws ({listed}): "
             f"laws are compared on the same runs in the same phase of their schedule; give all the same phases="
         )
     languages_of = {split: (languages or {}).get(split) for split in splits}
-    found: dict[str, dict[str, held_out.PredictionsOrError]] = {}
-    for label, arguments in contenders.items():
-        options = dict(arguments)
-        law = options.pop("law", label)
-        found[label] = held_out.predict_splits(law, table, languages_of, options, seed)
+    found = {
+        label: held_out.predict_splits(
+            arguments.get("law", label), table, languages_of, options_of[label], seed
+        )
+        for label, arguments in contenders.items()
+    }
     records = []
     for split in splits:
         first = None

@@ -6,15 +6,14 @@ of the same model (another Huber threshold, a single language, a language held o
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.estimation.estimate import Estimate, estimate
-from analysis.estimation.specify import HUBER_DELTA, Specification, huber_threshold, specify, split_arguments
+from analysis.estimation.specify import FitOptions, Specification, huber_threshold, specify
 from analysis.estimation.sufficiency import require_enough_data
-from analysis.fitting.fit import fit
+from analysis.fitting.fit import fit_with_options
 from analysis.fitting.result import Fit
 from analysis.laws import registry
 from analysis.laws.law import Law
@@ -47,7 +46,7 @@ def predict_splits(
     law: str | Law,
     table: pd.DataFrame,
     languages: Mapping[str, Collection[str] | None],
-    fit_options: Mapping[str, Any],
+    options: FitOptions,
     seed: int,
     share: float = TEST_SHARE,
 ) -> dict[str, PredictionsOrError]:
@@ -55,24 +54,21 @@ def predict_splits(
 
     Args:
       languages: {split of `validation.splits`: the languages whose rows it is made of, None: all}.
-      fit_options: arguments of `analysis.fit`.
+      options: of the fits. Few groups are allowed, because intervals are not needed.
       seed, share: of the folds.
 
     Returns: {split: frame, or the MscaleError that refuses the split}. A frame has a row for each test row with the
     columns fold, level, group, observed, predicted and in_range. Folds that cannot be fitted are left out, with the
     reason in the frame's attrs["refused"], {fold: reason}.
     """
-    options = {"few_groups": True, **fit_options}  # intervals are not needed
+    options = dataclasses.replace(options, few_groups=True)
     try:
-        table = comparable_rows(table, options.get("phases", ("end",)))
-        if law == "atlas" and options.get("exposure") is not None:
-            of_law = {
-                name: options.pop(name)
-                for name in ("variant", "sources", "scores", "count", "exposure")
-                if name in options
-            }
-            _, table, prepared = registry.prepare_law(law, table, target=options.get("target"), **of_law)
-            options |= prepared
+        table = comparable_rows(table, options.phases)
+        if law == "atlas" and options.exposure is not None:
+            _, table, prepared = registry.prepare_law(
+                law, table, exposure=options.exposure, target=options.target, **options.of_law
+            )
+            options = dataclasses.replace(options, exposure=None, of_law=prepared)
     except MscaleError as error:
         return dict.fromkeys(languages, error)
     if None not in languages.values():
@@ -82,7 +78,7 @@ def predict_splits(
     for split, names in languages.items():
         rows = np.ones(len(table), bool) if names is None else table["language"].isin(names).to_numpy()
         try:
-            masks = folds(table[rows], split, share=share, seed=seed, columns=options.get("columns"))
+            masks = folds(table[rows], split, share=share, seed=seed, columns=options.columns)
         except MscaleError as error:
             found[split] = error
             continue
@@ -113,35 +109,28 @@ def _join_folds(parts: Sequence[pd.DataFrame], refused: dict[str, str]) -> pd.Da
     return frame
 
 
-def _fit_to_all_rows(
-    law: str | Law, table: pd.DataFrame, fit_options: Mapping[str, Any]
-) -> _FitToAllRows | None:
+def _fit_to_all_rows(law: str | Law, table: pd.DataFrame, options: FitOptions) -> _FitToAllRows | None:
     """The fit to all rows, or None where it is refused or leaves rows out: each fold is then fitted on its own."""
-    options = {name: value for name, value in fit_options.items() if name not in ("few_groups", "seed")}
     try:
-        specified = specify(law, table, *split_arguments(options))
+        specified = specify(law, table, options)
         groups = len(specified.group_names)
-        require_enough_data(
-            specified.law, specified.problem, specified.names, groups, fit_options["few_groups"]
-        )
-        priors, seed = fit_options.get("priors") or {}, fit_options.get("seed", 0)
-        found = estimate(specified.problem, specified.names, priors, seed)
+        require_enough_data(specified.law, specified.problem, specified.names, groups, options.few_groups)
+        found = estimate(specified.problem, specified.names, options.priors or {}, options.seed)
     except MscaleError:
         return None
     return _FitToAllRows(specified, found) if len(specified.rows.table) == len(table) else None
 
 
-def _refit_fold(whole: _FitToAllRows, fold: _Fold, fit_options: Mapping[str, Any]) -> pd.DataFrame | None:
+def _refit_fold(whole: _FitToAllRows, fold: _Fold, options: FitOptions) -> pd.DataFrame | None:
     """Predictions for the test rows of a fold from a refit; None where its model is not that of all rows.
 
     Raises:
       MscaleError: too few rows to fit, or none to predict.
     """
     specified, problem, train = whole.specified, whole.found.problem, fold.train
-    if not _is_subset_of_same_model(specified, fold, fit_options):
+    if not _is_subset_of_same_model(specified, fold, options):
         return None
-    priors = fit_options.get("priors") or {}
-    theta = refit(whole.found, priors, train[specified.order], fit_options["few_groups"])
+    theta = refit(whole.found, options.priors or {}, train[specified.order], options.few_groups)
     if theta is None:
         return None
     rows = specified.rows
@@ -157,31 +146,28 @@ def _refit_fold(whole: _FitToAllRows, fold: _Fold, fit_options: Mapping[str, Any
     return observed.assign(predicted=predicted[known], in_range=in_range[known])
 
 
-def _is_subset_of_same_model(specified: Specification, fold: _Fold, fit_options: Mapping[str, Any]) -> bool:
+def _is_subset_of_same_model(specified: Specification, fold: _Fold, options: FitOptions) -> bool:
     """Whether a fit to the training rows has the same parameters and objective as the fit to all rows."""
     rows, per, train = specified.rows, specified.per, fold.train
-    if _holds_out_language(fold, fit_options) or not train.any():
+    if _holds_out_language(fold, options) or not train.any():
         return False
     # With a single language, parameters are not per language.
     if per is not None and specified.law.name != "atlas" and len(np.unique(rows.level[train])) < 2:
         return False
-    loss, delta = fit_options.get("loss", "auto"), fit_options.get("delta", HUBER_DELTA)
-    return huber_threshold(loss, delta, rows.group[train]) == specified.spec.delta
+    return huber_threshold(options.loss, options.delta, rows.group[train]) == specified.spec.delta
 
 
-def _holds_out_language(fold: _Fold, fit_options: Mapping[str, Any]) -> bool:
+def _holds_out_language(fold: _Fold, options: FitOptions) -> bool:
     """Whether the fold holds out a language whose own parameters have to be fitted to some of its rows."""
-    return fold.split == "leave_one_language_out" and fit_options.get("per", "auto") is not None
+    return fold.split == "leave_one_language_out" and options.per is not None
 
 
-def _fit_fold(
-    law: str | Law, table: pd.DataFrame, fold: _Fold, fit_options: Mapping[str, Any]
-) -> pd.DataFrame:
+def _fit_fold(law: str | Law, table: pd.DataFrame, fold: _Fold, options: FitOptions) -> pd.DataFrame:
     """Predictions for the test rows of a fold from a fit of its own; raises MscaleError where there is none."""
-    if _holds_out_language(fold, fit_options):
-        fitted, test = _fit_held_out_language(law, table, fold, fit_options)
+    if _holds_out_language(fold, options):
+        fitted, test = _fit_held_out_language(law, table, fold, options)
     else:
-        fitted, test = fit(law, table[fold.train], **fit_options), table[fold.test]
+        fitted, test = fit_with_options(law, table[fold.train], options), table[fold.test]
     if fitted.per is not None and fitted.per in test:
         levels = test[fitted.per].astype(str).to_numpy()
         test = test[_of_fitted_levels(levels, np.ones(len(test), bool), fitted.levels)]
@@ -213,15 +199,15 @@ def _test_rows(table: pd.DataFrame, per: str | None, response: str) -> pd.DataFr
 
 
 def _fit_held_out_language(
-    law: str | Law, table: pd.DataFrame, fold: _Fold, fit_options: Mapping[str, Any]
+    law: str | Law, table: pd.DataFrame, fold: _Fold, options: FitOptions
 ) -> tuple[Fit, pd.DataFrame]:
     """A fit to the cheaper half of a held-out language's rows, and the other half.
 
     Shared parameters (exponents) are fixed at their values in a fit to the other languages.
     """
-    per = fit_options.get("per", "auto")
-    options = {**fit_options, "target": None, "per": "language" if per == "auto" else per}
-    others = fit(law, table[fold.train], **options)
+    per = "language" if options.per == "auto" else options.per
+    options = dataclasses.replace(options, target=None, per=per)
+    others = fit_with_options(law, table[fold.train], options)
     own = table[fold.test]
     cost = own[[c for c in ("params", "target_tokens") if c in own]].astype(float).prod(axis=1)
     cheap = cost <= cost.median()
@@ -230,4 +216,5 @@ def _fit_held_out_language(
         raise MscaleError(
             "nothing is shared between languages (share=): none can be predicted from the others"
         )
-    return fit(law, own[cheap], **{**options, "fixed": {**options.get("fixed", {}), **shared}}), own[~cheap]
+    options = dataclasses.replace(options, fixed={**(options.fixed or {}), **shared})
+    return fit_with_options(law, own[cheap], options), own[~cheap]

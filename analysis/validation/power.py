@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from analysis.estimation.specify import FitOptions
 from analysis.validation import simulate
 from mscale.errors import MscaleError, nearest
 from mscale.progress import progress
@@ -121,7 +122,7 @@ def power_experiment(
     if quantity in ("alpha", "beta"):
         table = simulate.monolingual_design(sizes, tokens, (TARGET,), seeds)
         truth = {**_CHINCHILLA_TRUTH, quantity: effect}
-        return simulate.Experiment("chinchilla", table, truth, quantity, fit_options={"per": None})
+        return simulate.Experiment("chinchilla", table, truth, quantity, FitOptions(per=None))
     if quantity in ("phi", "psi"):
         cells = [
             (tuple(f"{TARGET}{i}" for i in range(K)), sizes, [K * D for D in tokens]) for K in (1, 2, 4, 8)
@@ -134,7 +135,7 @@ def power_experiment(
             "psi": DEFAULT_EFFECTS["psi"],
             quantity: effect,
         }
-        return simulate.Experiment("capacity", table, params, quantity, fit_options={"per": None})
+        return simulate.Experiment("capacity", table, params, quantity, FitOptions(per=None))
     params = {
         **_CHINCHILLA_TRUTH,
         "lambda": DEFAULT_EFFECTS["lambda"],
@@ -150,8 +151,8 @@ def power_experiment(
         params[f"tau[{TARGET},{SOURCE}]"] = params.pop("tau")
         params["tau_other"] = 0.0
         name = f"tau[{TARGET},{SOURCE}]"
-        options = {"sources": {TARGET: [SOURCE]}}
-        return simulate.Experiment("atlas", table, params, name, exposure, options)
+        options = FitOptions(exposure=exposure, of_law={"sources": {TARGET: [SOURCE]}})
+        return simulate.Experiment("atlas", table, params, name, options)
     parts = []
     for epochs in (1, 4, 8):
         part, _ = simulate.multilingual_design(
@@ -159,7 +160,7 @@ def power_experiment(
         )
         parts.append(part.assign(run=part["run"] + f"-e{epochs}", group=part["group"] + f"-e{epochs}"))
     table = pd.concat(parts, ignore_index=True)
-    return simulate.Experiment("atlas", table, params, "lambda", law_options={"variant": "D_t"})
+    return simulate.Experiment("atlas", table, params, "lambda", FitOptions(of_law={"variant": "D_t"}))
 
 
 def _wilson(share: float, count: int, z: float = 1.645) -> tuple[float, float]:

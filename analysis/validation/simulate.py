@@ -5,14 +5,15 @@ The tests, the coverage benchmark and the power analysis (`validation.power`) us
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.fitting.fit import fit
+from analysis.estimation.specify import DEFAULT_OPTIONS, FitOptions
+from analysis.fitting.fit import fit_with_options
 from analysis.laws import registry
 from analysis.laws.law import Law
 from mscale.errors import MscaleError, nearest
@@ -185,17 +186,15 @@ class Experiment:
     """A study to simulate, and the parameter that it is to detect.
 
     Attributes:
-      law, design, params, exposure: as `draw_observations` takes them. quantity: a fitted parameter's name.
-      law_options: options of the law (ATLAS: sources, variant). fit_options: further arguments of `analysis.fit`.
+      law, design, params: as `draw_observations` takes them. quantity: a fitted parameter's name.
+      options: of the fit; exposure and the law's own options are those of the drawn observations, too.
     """
 
     law: str | Law
     design: pd.DataFrame
     params: Mapping[str, float]
     quantity: str
-    exposure: pd.DataFrame | None = None
-    law_options: Mapping[str, Any] = field(default_factory=dict)
-    fit_options: Mapping[str, Any] = field(default_factory=dict)
+    options: FitOptions = DEFAULT_OPTIONS
 
 
 def detection_rate(
@@ -229,7 +228,7 @@ def detection_rate(
         raise MscaleError(
             f"quantity {quantity!r} is not among the planted parameters{nearest(quantity, params)}"
         )
-    options = dict(experiment.law_options)
+    options = experiment.options
     for number in range(studies):
         table = draw_observations(
             experiment.law,
@@ -237,16 +236,13 @@ def detection_rate(
             params,
             trunk=trunk,
             checkpoint=checkpoint,
-            exposure=experiment.exposure,
+            exposure=options.exposure,
             seed=seed * 100_003 + number,
-            **options,
+            **options.of_law,
         )
         advance()
         try:
-            fitted = fit(
-                experiment.law, table, exposure=experiment.exposure, **experiment.fit_options, **options
-            )
-            intervals = fitted.interval(level)
+            intervals = fit_with_options(experiment.law, table, options).interval(level)
         except MscaleError:
             unidentified += 1
             continue

@@ -5,7 +5,7 @@ import pytest
 
 import analysis
 from analysis.estimation.estimate import estimate
-from analysis.estimation.specify import ModelOptions, specify, split_arguments
+from analysis.estimation.specify import FitOptions, specify
 from analysis.study import law_comparison
 from analysis.study.laws import atlas_rows
 from analysis.validation import compare, held_out, planted_study, simulate, splits
@@ -35,7 +35,7 @@ def mixtures():
 
 def assert_as_separate_fits(law, table, masks, priors=None, **options):
     """The predictions for all rows from each refitted subset agree with those of a fit to the subset."""
-    specified = specify(law, table, *split_arguments({"priors": priors, **options}))
+    specified = specify(law, table, FitOptions.of(priors=priors, **options))
     whole = estimate(specified.problem, specified.names, priors or {}, 0)
     largest_change = 0.0
     for mask in masks:
@@ -84,21 +84,21 @@ def test_subsets_with_aliased_parameters_are_as_their_fits_or_left_to_them(curve
     one_size = curves[(curves["language"] == "en") | (curves["params"] == curves["params"].min())]
     masks = [~test for test in splits.folds(one_size, "R2").values()]
     options = {"share": ("alpha", "beta"), "loss": "squares"}
-    specified = specify("chinchilla", one_size, *split_arguments(options))
+    specified = specify("chinchilla", one_size, FitOptions.of(**options))
     whole = estimate(specified.problem, specified.names, {}, 0)
     for mask in masks:
         theta = refit(whole, {}, mask[specified.order], True)
         alone = analysis.fit("chinchilla", one_size[mask], few_groups=True, **options)
         expected = alone.predict(one_size.iloc[specified.order])["prediction"].to_numpy()
         np.testing.assert_allclose(whole.problem.predict(theta[None])[0], expected, rtol=3e-5)
-    specified = specify("chinchilla", curves, *split_arguments(options))
+    specified = specify("chinchilla", curves, FitOptions.of(**options))
     whole = estimate(specified.problem, specified.names, {}, 0)
     kept = ((curves["language"] == "en") | (curves["params"] == curves["params"].min())).to_numpy()
     assert refit(whole, {}, kept[specified.order], True) is None
 
 
 def test_a_subset_with_too_few_rows_is_refused_as_its_own_fit_is(curves):
-    specified = specify("chinchilla", curves, model=ModelOptions(share=("alpha", "beta")))
+    specified = specify("chinchilla", curves, FitOptions(share=("alpha", "beta")))
     whole = estimate(specified.problem, specified.names, {}, 0)
     one_size = (curves["params"] == curves["params"].min()).to_numpy()
     with pytest.raises(MscaleError, match="one value only") as refused:
@@ -110,7 +110,7 @@ def test_a_subset_with_too_few_rows_is_refused_as_its_own_fit_is(curves):
 
 
 def test_a_split_can_be_restricted_to_some_languages(curves):
-    options = {"share": ("alpha", "beta")}
+    options = FitOptions(share=("alpha", "beta"))
     found = held_out.predict_splits(
         "chinchilla", curves, {"R2": None, "leave_one_scale_out": ["sw"]}, options, 0
     )
