@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mscale import launch
+from mscale import launch, run_folder
 from mscale.data import feed
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_write, read_json, writing
@@ -31,7 +31,7 @@ from mscale.models import partitioning
 from mscale.progress import progress
 from mscale.training import checkpoints, distributed, evaluation, runtime, tracking
 from mscale.training.metrics import PendingMetrics, no_progress_bar
-from mscale.training.recorder import Recorder, is_done
+from mscale.training.recorder import Recorder
 from mscale.training.settings import (
     Run,
     Settings,
@@ -51,9 +51,6 @@ from mscale.training.step import (
     state_shardings,
     zero_moments,
 )
-
-PREEMPTED_EXIT_STATUS = 143  # 128 + SIGTERM
-
 
 # -------------------------------------------------------------------------------------------------- the start
 
@@ -102,7 +99,7 @@ def find_start(run: Run) -> Start:
     s = run.settings
     shardings = None if run.mesh is None else state_shardings(run.model, run.mesh, run.rules)
     own = checkpoints.restore_latest(
-        run.workdir / "checkpoints",
+        run.workdir / run_folder.CHECKPOINTS_FOLDER,
         abstract_state(run.model),
         shardings=shardings,
         check=lambda path, meta: check_checkpoint_fits(run, path, meta),
@@ -176,7 +173,9 @@ def train(
     key = jax.random.key(s.seed)
     branch_points = frozenset(s.checkpoint_steps)
     saver = checkpoints.CheckpointWriter(
-        run.workdir / "checkpoints", keep_steps=branch_points | {s.steps}, keep_latest=s.checkpoints_kept
+        run.workdir / run_folder.CHECKPOINTS_FOLDER,
+        keep_steps=branch_points | {s.steps},
+        keep_latest=s.checkpoints_kept,
     )
     batches = dispatch_batches(run, start.step, K)
     state, step = start.state, start.step
@@ -267,9 +266,9 @@ def run_to_end(run: Run, stop: threading.Event | None = None) -> int:
     """
     workdir = run.workdir
     identity = json.loads(json.dumps(run_identity(run)))
-    if (workdir / "run.json").exists():
-        check_same_run(workdir, read_json(workdir / "run.json", what="run"), identity)
-        if is_done(workdir):
+    if (workdir / run_folder.RUN_FILE).exists():
+        check_same_run(workdir, read_json(workdir / run_folder.RUN_FILE, what="run"), identity)
+        if run_folder.is_done(workdir):
             return 0
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
@@ -282,7 +281,7 @@ def run_to_end(run: Run, stop: threading.Event | None = None) -> int:
             start = find_start(run)
             recorder = Recorder(run, start.step, start.init, start.init_tokens, start.group)
             if recorder.writes:
-                atomic_json(workdir / "run.json", identity)
+                atomic_json(workdir / run_folder.RUN_FILE, identity)
             recorder.status("running")
             with tracking.trackers(run, recorder.writes) as track:
                 train(run, start, recorder, stop or threading.Event(), track)
@@ -292,7 +291,7 @@ def run_to_end(run: Run, stop: threading.Event | None = None) -> int:
             assert recorder is not None
             recorder.status("preempted", str(error))
             print(f"{run.name}: {error}; saved, call again to continue", file=sys.stderr)
-            return PREEMPTED_EXIT_STATUS
+            return run_folder.PREEMPTED_EXIT_STATUS
         except BaseException as error:
             if recorder is not None:
                 state = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -320,10 +319,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             runtime.use_compile_cache(settings.compile_cache or os.environ.get("MSCALE_COMPILE_CACHE"))
             run = prepare_run(settings)
             launch.check_overrides_used(parsed)
-            if jax.process_index() == 0 and not is_done(run.workdir):
+            if jax.process_index() == 0 and not run_folder.is_done(run.workdir):
                 with writing(run.workdir):
                     run.workdir.mkdir(parents=True, exist_ok=True)
-                atomic_write(run.workdir / "config.gin", launch.operative_config())
+                atomic_write(run.workdir / run_folder.CONFIG_FILE, launch.operative_config())
             return run_to_end(run, stop)
     except MscaleError as error:
         print(f"error: {launch.plain_message(error)}", file=sys.stderr)

@@ -26,6 +26,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mscale import run_folder
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, writing
 from mscale.remote import local_folder
@@ -315,7 +316,7 @@ class CheckpointWriter:
 def parse_reference(text: str) -> tuple[Path, int | None]:
     """Splits ``<workdir>@<step>`` or ``<workdir>/<step>`` into (workdir, step); None if no step is given."""
     match = re.fullmatch(r"(.+)[@/](\d+)/?", text)
-    if match and not (Path(text) / "checkpoints").is_dir():
+    if match and not (Path(text) / run_folder.CHECKPOINTS_FOLDER).is_dir():
         return Path(match[1]), int(match[2])
     return Path(text), None
 
@@ -334,7 +335,7 @@ def locate_checkpoint(reference: str | os.PathLike, setting: str, step: int | No
     folder, step_of_reference = parse_reference(str(reference))
     workdir = local_folder(folder, setting)
     step = step_of_reference if step_of_reference is not None else step
-    available: Sequence[int] = saved_steps(workdir / "checkpoints")
+    available: Sequence[int] = saved_steps(workdir / run_folder.CHECKPOINTS_FOLDER)
     if not available:
         raise MscaleError(f"{setting}: {workdir} holds no checkpoint; run it first, or correct the path")
     if step is None:
@@ -343,4 +344,4 @@ def locate_checkpoint(reference: str | os.PathLike, setting: str, step: int | No
         raise MscaleError(
             f"{setting}: {workdir} has no checkpoint at step {step}; it has {', '.join(map(str, available))}"
         )
-    return checkpoint_path(workdir / "checkpoints", step)
+    return checkpoint_path(workdir / run_folder.CHECKPOINTS_FOLDER, step)

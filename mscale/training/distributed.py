@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mscale.errors import MscaleError
+from mscale.run_folder import PREEMPTED_EXIT_STATUS
 
 _HEARTBEAT_TIMEOUT_SECONDS = 60  # a process without a heartbeat for so long counts as dead
 
@@ -133,7 +134,7 @@ def exit_at_once_on_error() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        failed = not isinstance(error, SystemExit) or error.code not in (None, 0, 143)
+        failed = not isinstance(error, SystemExit) or error.code not in (None, 0, PREEMPTED_EXIT_STATUS)
         if failed and jax.distributed.is_initialized():
             if not isinstance(error, SystemExit):
                 traceback.print_exc()

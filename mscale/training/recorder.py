@@ -4,13 +4,11 @@ import resource
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from mscale import observations, scales
-from mscale.files import atomic_json, read_json
+from mscale import observations, run_folder, scales
 from mscale.observations import Exposure, Observation
 from mscale.training import optimizer
 from mscale.training.settings import Run, model_shape
@@ -38,9 +36,9 @@ class Recorder:
         self.began = time.monotonic()
         self.compile_seconds = 0.0
         self.tokens_per_second = 0.0
-        self.observations = run.workdir / "observations.jsonl"
-        self.exposure = run.workdir / "exposure.jsonl"
-        self.metrics = run.workdir / "metrics.jsonl"
+        self.observations = run.workdir / run_folder.OBSERVATIONS_FILE
+        self.exposure = run.workdir / run_folder.EXPOSURE_FILE
+        self.metrics = run.workdir / run_folder.METRICS_FILE
         self._wrote_status = 0.0
         for path in (self.observations, self.exposure, self.metrics) if self.writes else ():
             observations.truncate_rows(path, step)
@@ -64,18 +62,18 @@ class Recorder:
         if now - self._wrote_status < every or not self.writes:
             return
         self._wrote_status = now
-        values = {
-            "state": state,
-            "step": self.step,
-            "steps": self.run.settings.steps,
-            "tokens_per_second": round(self.tokens_per_second, 1),
-            "reason": reason,
-            "updated": time.time(),
-            "compile_seconds": round(self.compile_seconds, 3),
-            "seconds": round(now - self.began, 3),
-            "peak_memory_bytes": peak_memory_bytes(),
-        }
-        atomic_json(self.run.workdir / "status.json", values)
+        status = run_folder.Status(
+            state,
+            self.step,
+            self.run.settings.steps,
+            tokens_per_second=round(self.tokens_per_second, 1),
+            reason=reason,
+            updated=time.time(),
+            compile_seconds=round(self.compile_seconds, 3),
+            seconds=round(now - self.began, 3),
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+        run_folder.write_status(self.run.workdir, status)
 
     def add_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Appends loss, learning rate and gradient norm of one step to metrics.jsonl."""
@@ -147,9 +145,3 @@ def peak_memory_bytes() -> int:
     """Peak memory of the first local accelerator; on the CPU, of this process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return int(stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
-def is_done(workdir: Path) -> bool:
-    """Whether the run in ``workdir`` has reached its last step."""
-    path = workdir / "status.json"
-    return path.exists() and read_json(path, what="run status").get("state") == "done"

@@ -15,7 +15,7 @@ from typing import Any
 import gin
 import jax
 
-from mscale import scales
+from mscale import run_folder, scales
 from mscale.data import schedule
 from mscale.data.mixture import resolve
 from mscale.data.store import Store, open_store
@@ -285,7 +285,7 @@ def check_branch_fits_trunk(run: Run, trunk: Path) -> None:
     Raises:
       MscaleError: the trunk has a decay of its own, or a value differs; the message gives both values.
     """
-    trunk_identity = read_json(trunk / "run.json", what="run")
+    trunk_identity = read_json(trunk / run_folder.RUN_FILE, what="run")
     if trunk_identity["decay_steps"]:
         raise MscaleError(f"BRANCH_FROM: {trunk} decays itself; a trunk has DECAY_STEPS = 0")
     branch_identity = json.loads(json.dumps(run_identity(run)))

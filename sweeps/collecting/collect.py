@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mscale import observations
+from mscale import observations, run_folder
 from mscale.errors import MscaleError
 from mscale.files import atomic_json
 from mscale.observations import Row
@@ -23,6 +23,7 @@ from sweeps.spec import RunSpec
 
 _RECORD_VERSION = 1
 _RECORD = "collected.json"
+_RUN_FILES = (run_folder.OBSERVATIONS_FILE, run_folder.EXPOSURE_FILE, run_folder.SPEC_FILE)
 _TABLES = ("observations.parquet", "exposure.parquet")
 
 
@@ -71,8 +72,8 @@ def collect(root: str | Path) -> Collected:
             stamps[run.id] = stamp
             continue
         try:
-            of_run = observations.read_rows(folder / "observations.jsonl")
-            exposed = observations.read_rows(folder / "exposure.jsonl")
+            of_run = observations.read_rows(folder / run_folder.OBSERVATIONS_FILE)
+            exposed = observations.read_rows(folder / run_folder.EXPOSURE_FILE)
             check_rows(run, of_run, exposed, folder)
         except MscaleError as error:
             missing[run.id] = f"unusable: {error}"
@@ -128,9 +129,7 @@ def _before(root: Path) -> _Before:
     return _Before(record["runs"], found)
 
 
-def _file_stamps(
-    folder: Path, names: Sequence[str] = ("observations.jsonl", "exposure.jsonl", "spec.json")
-) -> list:
+def _file_stamps(folder: Path, names: Sequence[str] = _RUN_FILES) -> list:
     """Size and modification time of each file, to see whether it has changed; None where it is missing."""
     stamps: list[list[int] | None] = []
     for name in names:
@@ -149,7 +148,7 @@ def check_rows(run: RunSpec, rows: Sequence[Row], exposure: Sequence[Row], folde
       MscaleError: a row of another run, tag, group or size; token counts that differ from the schedule's; a step
         outside the run; or no loss of a language at the end of a run that decays.
     """
-    where = folder / "observations.jsonl"
+    where = folder / run_folder.OBSERVATIONS_FILE
     step_tokens = int(run.bindings["BATCH_SIZE"]) * int(run.bindings["SEQUENCE_LENGTH"])
     expected: dict[str, Any] = {"run": run.id, "tag": run.tag, "group": run.group, "params": run.params}
     for row in rows:
@@ -180,12 +179,12 @@ def check_rows(run: RunSpec, rows: Sequence[Row], exposure: Sequence[Row], folde
     for row in exposure:
         if row["run"] != run.id:
             raise MscaleError(
-                f"{folder / 'exposure.jsonl'}: a row of run {row['run']!r}; expected {run.id!r}"
+                f"{folder / run_folder.EXPOSURE_FILE}: a row of run {row['run']!r}; expected {run.id!r}"
             )
         exposed[row["step"]] = exposed.get(row["step"], 0) + row["tokens"]
     for step, tokens in exposed.items():
         if tokens != step * step_tokens:
             raise MscaleError(
-                f"{folder / 'exposure.jsonl'}, step {step}: {tokens:,} tokens of all languages; the schedule "
+                f"{folder / run_folder.EXPOSURE_FILE}, step {step}: {tokens:,} tokens of all languages; the schedule "
                 f"gives {step * step_tokens:,}"
             )

@@ -5,15 +5,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mscale import run_folder
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_write
 from mscale.progress import progress
 from mscale.remote import Url, connect, list_files, location, with_retries
 
 _RECORD = "fetched.json"
-# status.json is written last: a run that is done here has all its other files here.
-_RUN_FILES = ("spec.json", "failure.json", "heartbeat.json", "observations.jsonl", "exposure.jsonl")
-_STATUS = "status.json"
+# The status is written last: a run that is done here has all its other files here.
+_STATUS = run_folder.STATUS_FILE
+_RUN_FILES = (
+    run_folder.SPEC_FILE,
+    run_folder.FAILURE_FILE,
+    run_folder.HEARTBEAT_FILE,
+    run_folder.OBSERVATIONS_FILE,
+    run_folder.EXPOSURE_FILE,
+)
 
 
 def fetch(source: str, root: str | Path) -> int:

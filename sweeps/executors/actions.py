@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mscale import run_folder
 from mscale.errors import MscaleError, nearest
-from mscale.files import atomic_json
 from sweeps import spec
-from sweeps.executors import liveness, run_folder, state
+from sweeps.executors import liveness, state
 from sweeps.spec import RunSpec
 from sweeps.study import Study
 
@@ -47,7 +47,7 @@ def logs(root: str | Path, run: str, lines: int = 40, follow: bool = False) -> I
     one = find_run(study, run)
     folder = spec.workdir(root, one.id)
     now = state.read_states(study.runs, root)[one.id]
-    path = folder / "log.txt"
+    path = folder / run_folder.LOG_FILE
     if not path.exists():
         reason = f" ({now.reason})" if now.reason else ""
         raise MscaleError(f"{path}: run {one.id} is {now.state}{reason} and has written no log")
@@ -86,8 +86,8 @@ def retry(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
                 raise MscaleError(f"run {one.id} is {now.state}: only failed or cancelled runs are retried")
     for one in chosen:
         folder = spec.workdir(root, one.id)
-        (folder / "failure.json").unlink(missing_ok=True)
-        (folder / "cancelled.json").unlink(missing_ok=True)
+        run_folder.clear_failure(folder)
+        run_folder.mark_cancelled(folder, False)
     return [one.id for one in chosen]
 
 
@@ -111,7 +111,7 @@ def cancel(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
         if state.read_run(one, root).state == "done":
             raise MscaleError(f"run {one.id} is done: there is nothing to cancel")
     for one in chosen:
-        atomic_json(spec.workdir(root, one.id) / "cancelled.json", {"when": time.time()})
+        run_folder.mark_cancelled(spec.workdir(root, one.id))
     stopped = [one.id for one in chosen]
     if (root / "slurm").is_dir():
         from sweeps.executors import slurm
@@ -120,17 +120,16 @@ def cancel(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
     elif not chosen:
         states = state.read_states(study.runs, root).values()
         stopped = [one.spec.id for one in states if one.state in ("running", "stalled")]
-        holder = liveness.read_lease(root)
-        if holder and liveness.lease_holder_is_alive(holder):
-            if holder["host"] != socket.gethostname():
+        if runner := liveness.holder(root):
+            if runner.host != socket.gethostname():
                 raise MscaleError(
-                    f"{root}: its runner is process {holder['pid']} on {holder['host']}; cancel it there"
+                    f"{root}: its runner is process {runner.pid} on {runner.host}; cancel it there"
                 )
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(holder["pid"]), signal.SIGTERM)
+                os.kill(runner.pid, signal.SIGTERM)
     for one in chosen:  # a run at work records its own failure when it ends
         if state.read_run(one, root).state not in ("running", "stalled", "done"):
-            run_folder.write_failure(spec.workdir(root, one.id), run_folder.CANCELLED_REASON)
+            run_folder.write_failure(spec.workdir(root, one.id), state.CANCELLED_REASON)
     return stopped
 
 

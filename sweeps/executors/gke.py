@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mscale import run_folder
 from mscale.errors import MscaleError, nearest
 from mscale.remote import local_folder
 from sweeps import run_graph, spec
-from sweeps.executors import run_folder, state
-from sweeps.executors.liveness import study_lease
+from sweeps.executors import state
+from sweeps.executors.liveness import study_lock
+from sweeps.executors.worker import DEFAULT_TRAINER
 from sweeps.spec import RunSpec
 from sweeps.study import Study
 
@@ -70,7 +72,7 @@ class Options:
     queue: str | None = None
     priority: str | None = None
     service_account: str | None = None
-    trainer: str = run_folder.DEFAULT_TRAINER
+    trainer: str = DEFAULT_TRAINER
 
     @property
     def chips(self) -> int:
@@ -166,7 +168,7 @@ def _job(name: str, run: RunSpec, options: Options, hosts: int, labels: dict[str
             "onExitCodes": {
                 "containerName": "train",
                 "operator": "In",
-                "values": [run_folder.PREEMPTED_EXIT_CODE],
+                "values": [run_folder.PREEMPTED_EXIT_STATUS],
             },
         },
     ]
@@ -294,7 +296,7 @@ def run(
 
     root = local_folder(root, "--root").resolve()
     total = sum(one.flops for one in study.runs)
-    with study_lease(root) as renew:
+    with study_lock(root):
         state.save_study(study, root)
         _clear_ended(study, root, options, context)
         shown = 0
@@ -328,7 +330,6 @@ def run(
                     _kubectl(["apply", "-f", "-"], context, json.dumps(manifest(one, options)))
                 if not ready and not active:
                     break
-                renew()
                 time.sleep(poll_seconds)
     unfinished = [one for one in states.values() if one.state != "done"]
     if unfinished:
@@ -351,7 +352,7 @@ def _clear_ended(study: Study, root: Path, options: Options, context: str | None
     cancel(study, options, [one.id for one in ended], context)
     for one in study.runs:
         if states[one.id].state == "failed":
-            (spec.workdir(root, one.id) / "failure.json").unlink(missing_ok=True)
+            run_folder.clear_failure(spec.workdir(root, one.id))
 
 
 def jobsets(study: Study, options: Options, context: str | None = None) -> dict[str, str]:

@@ -11,10 +11,11 @@ import signal
 import sys
 from pathlib import Path
 
+from mscale import run_folder
 from mscale.errors import MscaleError
 from mscale.files import read_json
 from sweeps import spec
-from sweeps.executors import run_folder, worker
+from sweeps.executors import worker
 
 
 def assigned_run(root: Path, run_id: str | None, array: str | None, index: int | None) -> str:
@@ -52,10 +53,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", nargs="?")
     parser.add_argument("--array")
     parser.add_argument("--index", type=int)
-    parser.add_argument("--trainer", default=run_folder.DEFAULT_TRAINER)
+    parser.add_argument("--trainer", default=worker.DEFAULT_TRAINER)
     options = parser.parse_args(argv)
     # Stopped before the trainer handles the signal: nothing has been computed, and this is not a failure.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(run_folder.PREEMPTED_EXIT_CODE))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(run_folder.PREEMPTED_EXIT_STATUS))
     try:
         run_id = assigned_run(options.root, options.run, options.array, options.index)
         folder = spec.workdir(options.root, run_id)

@@ -1,183 +1,126 @@
-"""Locks and heartbeats: who works on a study's folder, and which process trains a run.
+"""Who is at work in a folder: one process at a time runs a study, and one trains a run.
 
-A lease keeps two runners off one study, a file lock (flock) two processes of one machine off one run. A heartbeat file
-shows other machines that a run's process is alive.
+The lock is flock(2) on ``.lock``, taken through filelock: the kernel frees it when the process ends for any reason, a
+stopped process keeps it, and child processes do not inherit it. It names nobody, and some network file systems keep it
+to one machine. So the process that holds it also writes ``heartbeat.json`` beside it, every ``HEARTBEAT_SECONDS``: it
+names host and process, and other machines take the process for dead ``HEARTBEAT_EXPIRY_SECONDS`` after the last one.
 """
 
 import contextlib
 import fcntl
-import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from filelock import FileLock, Timeout
+
+from mscale import run_folder
 from mscale.errors import MscaleError
-from mscale.files import atomic_json, writing
+from mscale.files import writing
+from mscale.run_folder import Heartbeat
 
-LEASE_EXPIRY_SECONDS = 90.0
-LEASE_RENEWAL_SECONDS = 10.0
-HEARTBEAT_INTERVAL_SECONDS = 15.0
-_LOCK_TIMEOUT_SECONDS = 30.0
+HEARTBEAT_SECONDS = 15.0
+HEARTBEAT_EXPIRY_SECONDS = 8 * HEARTBEAT_SECONDS
+_LOCK_FILE = ".lock"
+_STUDY_TIMEOUT_SECONDS = 1.0  # `holder` takes the lock for an instant
+_RUN_TIMEOUT_SECONDS = 30.0  # in which a worker that was killed ends
 
 
 @contextlib.contextmanager
-def study_lease(root: str | Path) -> Iterator[Callable[[], None]]:
-    """Holds the lease on a study's folder; yields a function that renews it, to be called regularly.
-
-    A lease of a process on this machine is valid while that process lives; one of another machine for
-    ``LEASE_EXPIRY_SECONDS`` after its last renewal.
+def study_lock(root: Path) -> Iterator[None]:
+    """Holds a study's folder while the block runs, so that it has one runner.
 
     Raises:
-      MscaleError: another runner holds the lease. The yielded function raises it where another runner took the lease
-        over after it expired.
+      MscaleError: another runner holds it, on this machine or another; the message names both.
     """
-    root = Path(root)
-    path = root / "lease.json"
-    holder: dict[str, Any] = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "process_started": _process_start(os.getpid()),
-        "since": time.time(),
-    }
-    with _lease_file_locked(root):
-        other = read_lease(root)
-        if other and lease_holder_is_alive(other):
-            raise MscaleError(
-                f"{root}: another runner works on this study (process {other['pid']} on {other['host']}); "
-                "wait for it or stop it first"
-            )
-        atomic_json(path, {**holder, "renewed": time.time()})
-    last_renewal = time.monotonic()
-
-    def renew() -> None:
-        nonlocal last_renewal
-        if time.monotonic() - last_renewal < LEASE_RENEWAL_SECONDS:
-            return
-        with _lease_file_locked(root):
-            if not _same_holder(read_lease(root), holder):
-                raise MscaleError(
-                    f"{path}: another runner took this study over while this one was stopped; this one ends"
-                )
-            atomic_json(path, {**holder, "renewed": time.time()})
-        last_renewal = time.monotonic()
-
-    try:
-        yield renew
-    finally:
-        with contextlib.suppress(OSError, MscaleError), _lease_file_locked(root):
-            if _same_holder(read_lease(root), holder):
-                path.unlink()
-
-
-def read_lease(root: str | Path) -> dict[str, Any] | None:
-    """The content of lease.json, or None where there is no readable lease."""
-    try:
-        lease = json.loads((Path(root) / "lease.json").read_text(encoding="utf-8"))
-        return lease if {"host", "pid"} <= set(lease) else None
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def lease_holder_is_alive(holder: dict[str, Any]) -> bool:
-    """Whether the lease is valid: its process lives, or it is of another machine and has not expired."""
-    if holder["host"] != socket.gethostname():
-        return time.time() - float(holder.get("renewed", 0)) < LEASE_EXPIRY_SECONDS
-    started = _process_start(int(holder["pid"]))
-    return started is not None and started == holder.get("process_started")
-
-
-def _same_holder(lease: dict[str, Any] | None, holder: dict[str, Any]) -> bool:
-    return lease is not None and all(lease.get(name) == value for name, value in holder.items())
-
-
-def _process_start(pid: int) -> int | None:
-    """Start time of a live process in clock ticks since boot, which tells a reused pid; None if it is dead."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-@contextlib.contextmanager
-def _lease_file_locked(root: Path) -> Iterator[None]:
-    with writing(root):
-        root.mkdir(parents=True, exist_ok=True)
-        file = open(root / ".lease.lock", "w")  # noqa: SIM115
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    busy = "another runner works on this study"
+    other = holder(root)
+    if other is not None and other.host != socket.gethostname():
+        raise _busy(root, busy)
+    with _held(root, busy, _STUDY_TIMEOUT_SECONDS):
         yield
 
 
 @contextlib.contextmanager
-def heartbeat(folder: Path, seconds: float = HEARTBEAT_INTERVAL_SECONDS) -> Iterator[None]:
-    """Rewrites ``heartbeat.json`` in a run's folder every ``seconds`` while the block runs.
+def run_lock(folder: Path, seconds: float = _RUN_TIMEOUT_SECONDS) -> Iterator[None]:
+    """Holds a run's folder while the block trains it.
 
-    It shows runners on other machines that the process lives, on which host and as which job. Its progress is in the
-    trainer's ``status.json``.
+    Raises:
+      MscaleError: another process of this machine still holds it after ``seconds``.
     """
+    with _held(folder, "another process is training this run", seconds):
+        yield
+
+
+def holder(folder: Path) -> Heartbeat | None:
+    """The live process that holds a folder, on this machine or another; None if nobody does."""
+    found, here, now = run_folder.read_heartbeat(folder), socket.gethostname(), time.time()
+    if _is_locked(folder):
+        return found or Heartbeat(here, 0, "", now, now)  # it has not yet written its first heartbeat
+    if found is not None and found.host != here and now - found.when < HEARTBEAT_EXPIRY_SECONDS:
+        return found
+    return None
+
+
+@contextlib.contextmanager
+def _held(folder: Path, busy: str, seconds: float) -> Iterator[None]:
+    lock = FileLock(folder / _LOCK_FILE)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=seconds)
+        except Timeout:
+            raise _busy(folder, busy) from None
+    try:
+        with _heartbeats(folder):
+            yield
+    finally:
+        lock.release()
+
+
+def _busy(folder: Path, busy: str) -> MscaleError:
+    other = run_folder.read_heartbeat(folder)
+    who = f" (process {other.pid} on {other.host})" if other else ""
+    return MscaleError(f"{folder}: {busy}{who}; wait for it or stop it, then run again")
+
+
+@contextlib.contextmanager
+def _heartbeats(folder: Path) -> Iterator[None]:
+    """Writes this process's heartbeats while the block runs; then removes them."""
     job = os.environ.get("SLURM_JOB_ID") or os.environ.get("JOBSET_NAME") or ""
-    process = {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "began": time.time()}
+    host, pid, began = socket.gethostname(), os.getpid(), time.time()
     ended = threading.Event()
 
     def beat() -> None:
-        while True:
-            with contextlib.suppress(MscaleError):  # the trainer reports a full disk
-                atomic_json(folder / "heartbeat.json", {**process, "when": time.time()})
-            if ended.wait(seconds):
-                return
+        with contextlib.suppress(MscaleError):  # a full disk is reported by what else is written
+            run_folder.write_heartbeat(folder, Heartbeat(host, pid, job, began, time.time()))
 
-    thread = threading.Thread(target=beat, daemon=True)
+    def repeat() -> None:
+        while not ended.wait(HEARTBEAT_SECONDS):
+            beat()
+
+    beat()
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
+        with contextlib.suppress(OSError):
+            (folder / run_folder.HEARTBEAT_FILE).unlink(missing_ok=True)
 
 
-def read_heartbeat(folder: Path) -> dict[str, Any]:
-    """The content of ``heartbeat.json`` in a run's folder; empty where there is none that can be read."""
+def _is_locked(folder: Path) -> bool:
+    """Whether a process of this machine holds the lock; needs read access alone, for a study of another user."""
     try:
-        found = json.loads((folder / "heartbeat.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-@contextlib.contextmanager
-def run_lock(folder: Path, seconds: float = _LOCK_TIMEOUT_SECONDS) -> Iterator[None]:
-    """Holds an flock on the run's folder, which the kernel releases when the process ends for any reason.
-
-    Raises:
-      MscaleError: another process still holds it after ``seconds``.
-    """
-    with open(folder / ".lock", "w") as file:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise MscaleError(
-                        f"{folder}: another process is training this run; stop it, then run again"
-                    ) from None
-                time.sleep(0.05)
-        yield
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a live process of this machine holds ``run_lock``."""
-    try:
-        with open(folder / ".lock") as file:
+        with open(folder / _LOCK_FILE) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
+    except (FileNotFoundError, NotADirectoryError):
+        pass
     return False

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from mscale import run_folder
 from mscale.errors import MscaleError
 from mscale.files import atomic_json
 from mscale.remote import local_folder
 from sweeps import spec
-from sweeps.executors import run_folder, state
-from sweeps.executors.liveness import study_lease
+from sweeps.executors import state
+from sweeps.executors.liveness import study_lock
 from sweeps.executors.pool import WorkerPool
+from sweeps.executors.worker import DEFAULT_TRAINER
 from sweeps.study import Study
 
 _WORKER_BYTES = 1_200_000_000  # memory of one worker, to choose how many to start
@@ -53,7 +55,7 @@ def run(
     root: str | Path,
     *,
     workers: int | None = None,
-    trainer: str = run_folder.DEFAULT_TRAINER,
+    trainer: str = DEFAULT_TRAINER,
     attempts: int = 3,
     stall_seconds: float = state.STALL_SECONDS,
     description: str = "Training",
@@ -74,20 +76,20 @@ def run(
     """
     root = local_folder(root, "--root").resolve()
     started = time.monotonic()
-    with study_lease(root) as renew:
+    with study_lock(root):
         state.save_study(study, root)
         states = state.read_states(study.runs, root)
         todo = [one for one in study.runs if states[one.id].state != "done"]
         if not todo:
             return LocalSummary(len(study.runs), 0, len(study.runs), 0.0, 0, 0, 0)
         for one in todo:  # a failed run is tried again: its cause may be fixed
-            (spec.workdir(root, one.id) / "failure.json").unlink(missing_ok=True)
+            run_folder.clear_failure(spec.workdir(root, one.id))
         cores = worker_cores(min(workers or default_workers(), len(todo)))
         pool = WorkerPool(study, root, todo, cores, trainer, attempts, stall_seconds)
         ended = "interrupted"
         try:
             with _terminable():
-                pool.work(description, renew)
+                pool.work(description)
             ended = "failed" if pool.failed else "finished"
         finally:
             pool.stop()
@@ -130,7 +132,7 @@ def worker_cores(workers: int) -> list[tuple[int, ...]]:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM raises SystemExit in the block, so that workers are stopped and the lease is released."""
+    """SIGTERM raises SystemExit in the block, so that workers are stopped and the lock is released."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -172,6 +174,6 @@ def _failures(study: Study, root: Path, failed: dict[str, str]) -> str:
         lines.append(f"  {ids[0]}{more}: {reason}")
         tail = [line for line in run_folder.log_tail(spec.workdir(root, ids[0]), 6) if line.strip()]
         lines += [f"    | {line[:160]}" for line in tail]
-        lines.append(f"    whole log: {spec.workdir(root, ids[0]) / 'log.txt'}")
+        lines.append(f"    whole log: {spec.workdir(root, ids[0]) / run_folder.LOG_FILE}")
     lines.append("Mend the cause and call the same command again: what is done is kept.")
     return "\n".join(lines)

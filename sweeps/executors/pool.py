@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mscale import run_folder
 from mscale.progress import progress
 from sweeps import run_graph, spec
-from sweeps.executors import run_folder
+from sweeps.executors.state import CANCELLED_REASON
 from sweeps.spec import RunSpec
 from sweeps.study import Study
 
@@ -93,8 +94,8 @@ class WorkerPool:
             if one.id not in assigned and (one.parent is None or one.parent in self.done)
         ]
 
-    def work(self, description: str, renew: Callable[[], None]) -> None:
-        """Trains until no run is left that can be trained; calls ``renew`` several times a second."""
+    def work(self, description: str) -> None:
+        """Trains until no run is left that can be trained."""
         total = sum(one.flops for one in self.todo.values())
         unit, factor = next(
             (
@@ -114,7 +115,6 @@ class WorkerPool:
                 for key, _ in self.selector.select(_POLL_SECONDS):
                     self._receive(key.data)
                 self._measure_memory()
-                renew()
                 if time.monotonic() - last_check >= _STATUS_SECONDS:
                     last_check = time.monotonic()
                     self._check_running()
@@ -130,8 +130,8 @@ class WorkerPool:
             others = {shape for one in self.workers if one is not free for shape in one.shapes}
             chosen = next_run_for_worker(ready, free.shapes, others, self.chain_costs)
             while chosen is not None and run_folder.is_cancelled(spec.workdir(self.root, chosen.id)):
-                run_folder.write_failure(spec.workdir(self.root, chosen.id), run_folder.CANCELLED_REASON)
-                self._finish_run(chosen, run_folder.CANCELLED_REASON)
+                run_folder.write_failure(spec.workdir(self.root, chosen.id), CANCELLED_REASON)
+                self._finish_run(chosen, CANCELLED_REASON)
                 ready.remove(chosen)
                 chosen = next_run_for_worker(ready, free.shapes, others, self.chain_costs)
             if chosen is None:
@@ -210,12 +210,12 @@ class WorkerPool:
         if one.run is None:
             return
         interrupted = one.run
-        if run_folder.read_status(spec.workdir(self.root, interrupted.id)).get("state") == "done":
+        if run_folder.is_done(spec.workdir(self.root, interrupted.id)):
             self._finish_run(interrupted, None)  # it finished the run and died before it reported
             return
         if run_folder.is_cancelled(spec.workdir(self.root, interrupted.id)):
-            run_folder.write_failure(spec.workdir(self.root, interrupted.id), run_folder.CANCELLED_REASON)
-            self._finish_run(interrupted, run_folder.CANCELLED_REASON)
+            run_folder.write_failure(spec.workdir(self.root, interrupted.id), CANCELLED_REASON)
+            self._finish_run(interrupted, CANCELLED_REASON)
             return
         _clear_cache(self.root, since=one.run_started)
         self.worker_losses[interrupted.id] = self.worker_losses.get(interrupted.id, 0) + 1
@@ -250,13 +250,13 @@ class WorkerPool:
             if run_folder.is_cancelled(spec.workdir(self.root, one.run.id)):
                 one.process.kill()  # noticed when its socket is read
                 continue
-            if (last_status := (status.get("step"), status.get("updated"))) != one.last_status:
+            if (last_status := (status.step, status.updated)) != one.last_status:
                 one.last_status, one.last_progress = last_status, time.monotonic()
             elif time.monotonic() - one.last_progress > self.stall_seconds:
                 one.process.kill()  # noticed when its socket is read; the run counts as having lost its worker
                 continue
             steps = one.run.steps - one.run.start_step
-            step = int(status.get("step") or 0) - one.run.start_step
+            step = status.step - one.run.start_step
             self._count_flops(one.run, min(1.0, max(0.0, step / steps)) if steps else 0.0)
 
     def _count_flops(self, one: RunSpec, fraction: float) -> None:

@@ -18,12 +18,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mscale import run_folder
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_write, read_json
 from mscale.remote import local_folder
 from sweeps import run_graph, spec
-from sweeps.executors import run_folder, state
-from sweeps.executors.liveness import study_lease
+from sweeps.executors import state
+from sweeps.executors.liveness import study_lock
+from sweeps.executors.worker import DEFAULT_TRAINER
 from sweeps.spec import RunSpec
 from sweeps.study import Study
 
@@ -93,7 +95,7 @@ def submit(
     root: str | Path,
     options: Options | None = None,
     *,
-    trainer: str = run_folder.DEFAULT_TRAINER,
+    trainer: str = DEFAULT_TRAINER,
 ) -> Submission:
     """Queues every run that is neither done nor queued, parents first.
 
@@ -107,7 +109,7 @@ def submit(
     """
     options = options or Options()
     root = local_folder(root, "--root").resolve()
-    with study_lease(root) as renew:
+    with study_lock(root):
         state.save_study(study, root)
         states = state.read_states(study.runs, root)
         jobs = queued_jobs(root)
@@ -119,7 +121,7 @@ def submit(
         skipped = {*done, *jobs, *cancelled}
         todo = [run for run in run_graph.longest_chain_first(study.runs) if run.id not in skipped]
         for run in todo:  # a failed run is tried again: its cause may be fixed
-            (spec.workdir(root, run.id) / "failure.json").unlink(missing_ok=True)
+            run_folder.clear_failure(spec.workdir(root, run.id))
         script = root / "slurm" / "job.sh"
         atomic_write(script, job_script(root, options, trainer))
         logs = Path(options.logs or root / "logs")
@@ -138,7 +140,6 @@ def submit(
                 job = _sbatch(array, len(chunk), after, script, logs, options, f"{study.name}-{chunk[0].tag}")
                 job_ids.update({run.id: f"{job}_{index}" for index, run in enumerate(chunk)})
                 arrays.append(job)
-                renew()
     return Submission(len(todo), len(jobs), len(done), tuple(arrays))
 
 
@@ -147,7 +148,7 @@ def run(
     root: str | Path,
     options: Options | None = None,
     *,
-    trainer: str = run_folder.DEFAULT_TRAINER,
+    trainer: str = DEFAULT_TRAINER,
     attempts: int = 3,
     poll_seconds: float = 10.0,
 ) -> None:
@@ -236,7 +237,7 @@ trap 'again=1; kill -TERM "$child"' USR1
 trap 'kill -TERM "$child"' TERM
 wait "$child"; code=$?
 while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done
-if [ "$again" = 1 ] && [ "$code" = {run_folder.PREEMPTED_EXIT_CODE} ]; then
+if [ "$again" = 1 ] && [ "$code" = {run_folder.PREEMPTED_EXIT_STATUS} ]; then
   scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 fi
 exit "$code"

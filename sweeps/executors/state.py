@@ -1,26 +1,20 @@
-"""State of a study, read from its folder alone.
+"""State of a study, read from its folder alone: ``study.json``, and a folder ``runs/<id>`` for each run.
 
-<root>/study.json                the study as it was started
-<root>/runs/<id>/spec.json       the run's spec
-<root>/runs/<id>/heartbeat.json  host and time at which its process was last alive
-<root>/runs/<id>/status.json     written by the trainer: state, step, speed
-<root>/runs/<id>/failure.json    after a failure: the reason and the last lines of the log
-<root>/runs/<id>/log.txt         what the trainer printed
+``mscale.run_folder`` says what a run's folder holds.
 """
 
-import json
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mscale import run_folder
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, read_json
 from mscale.scales import training_flops
 from sweeps import run_graph, spec, study
-from sweeps.executors import liveness, run_folder
+from sweeps.executors import liveness
 from sweeps.spec import RunSpec
 from sweeps.study import Study
 
@@ -28,10 +22,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 STATES = ("done", "running", "stalled", "failed", "blocked", "waiting", "interrupted")
-HEARTBEAT_EXPIRY_SECONDS = (
-    8 * liveness.HEARTBEAT_INTERVAL_SECONDS
-)  # without a heartbeat, a process on another host counts as dead
 STALL_SECONDS = 1800.0  # a live process is stalled when status.json has not changed for so long
+CANCELLED_REASON = "cancelled; `mscale sweep retry` takes it up again"
 
 
 @dataclass(frozen=True)
@@ -64,32 +56,17 @@ def read_run(run: RunSpec, root: str | Path) -> RunState:
     """The state of one run, from its folder."""
     folder = spec.workdir(root, run.id)
     status = run_folder.read_status(folder)
-    step = min(int(status.get("step") or run.start_step), run.steps)
-    speed = float(status.get("tokens_per_second") or 0.0)
-    if status.get("state") == "done":
-        return RunState(run, "done", run.steps, speed, "")
-    try:
-        failure = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        failure = None
-    heartbeat = liveness.read_heartbeat(folder)
-    if liveness.is_locked(folder) or _is_alive_elsewhere(heartbeat):
-        silent = time.time() - max(
-            float(status.get("updated") or 0), float(heartbeat.get("began") or time.time())
-        )
+    step = min(status.step or run.start_step, run.steps)
+    if status.state == "done":
+        return RunState(run, "done", run.steps, status.tokens_per_second, "")
+    if process := liveness.holder(folder):
+        silent = time.time() - max(status.updated, process.began)
         if silent > STALL_SECONDS:
             return RunState(run, "stalled", step, 0.0, f"no progress for {silent:,.0f} s")
-        return RunState(run, "running", step, speed, "")
-    if failure is not None:
-        log = tuple(map(str, failure.get("log", ())))
-        return RunState(run, "failed", step, 0.0, str(failure.get("reason", "unknown")), log)
-    return RunState(run, "interrupted" if status else "waiting", step, 0.0, "")
-
-
-def _is_alive_elsewhere(heartbeat: dict[str, Any]) -> bool:
-    """Whether a process on another host trains the run; one on this host would hold the folder's lock."""
-    elsewhere = heartbeat.get("host") not in (None, socket.gethostname())
-    return elsewhere and time.time() - float(heartbeat.get("when") or 0) < HEARTBEAT_EXPIRY_SECONDS
+        return RunState(run, "running", step, status.tokens_per_second, "")
+    if failure := run_folder.read_failure(folder):
+        return RunState(run, "failed", step, 0.0, failure.reason, failure.log)
+    return RunState(run, "interrupted" if status.state else "waiting", step, 0.0, "")
 
 
 def read_states(runs: Sequence[RunSpec], root: str | Path) -> dict[str, RunState]:
@@ -128,14 +105,16 @@ def save_study(planned: Study, root: str | Path) -> None:
     path = Path(root) / "study.json"
     if path.exists():
         before = load_study(root)
-        if (change := difference(before, planned)) and any((Path(root) / "runs").glob("*/status.json")):
+        if (change := difference(before, planned)) and any(
+            (Path(root) / "runs").glob(f"*/{run_folder.STATUS_FILE}")
+        ):
             raise MscaleError(
                 f"{path}: this study was begun with another definition ({change}); go on with the old one, "
                 "or choose another folder for the new one"
             )
     atomic_json(path, study.study_to_json(planned))
     for run in planned.runs:
-        target = spec.workdir(root, run.id) / "spec.json"
+        target = spec.workdir(root, run.id) / run_folder.SPEC_FILE
         data = spec.spec_to_json(run)
         if not target.exists() or read_json(target, what="run spec") != data:
             atomic_json(target, data)
@@ -231,9 +210,8 @@ def status_lines(root: str | Path, states: dict[str, RunState]) -> list[str]:
     for state in states.values():
         if state.state == "failed":
             lines.append(f"failed {state.spec.id}: {state.reason}")
-    holder = liveness.read_lease(root)
-    if holder and liveness.lease_holder_is_alive(holder):
-        lines.append(f"runner: process {holder['pid']} on {holder['host']}")
+    if runner := liveness.holder(Path(root)):
+        lines.append(f"runner: process {runner.pid} on {runner.host}")
     elif remaining:
         lines.append("no runner is working on it; `mscale sweep run` continues")
     return lines

@@ -19,8 +19,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweeps.executors.liveness import heartbeat, run_lock
-from sweeps.executors.run_folder import PREEMPTED_EXIT_CODE, read_status, write_failure
+from mscale import run_folder
+from mscale.errors import MscaleError
+from sweeps.executors.liveness import run_lock
+
+DEFAULT_TRAINER = "mscale.train:main"
 
 
 def train_run(folder: Path, arguments: Sequence[str], trainer: Callable[[list[str]], int]) -> str | None:
@@ -28,33 +31,39 @@ def train_run(folder: Path, arguments: Sequence[str], trainer: Callable[[list[st
 
     What the trainer prints goes to ``log.txt`` in the run's folder. A failure is written to ``failure.json``
     there, with its reason and the log's last lines. Where the trainer was stopped by SIGTERM and has saved its state,
-    the process exits with ``PREEMPTED_EXIT_CODE``.
+    the process exits with ``PREEMPTED_EXIT_STATUS``.
+
+    Raises:
+      MscaleError: another process trains the run.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with run_lock(folder), heartbeat(folder):
-        (folder / "failure.json").unlink(missing_ok=True)
-        reason: str | None = None
-        with _output_to(folder / "log.txt"):
-            try:
-                code = trainer(list(arguments))
-                if code:
-                    reason = f"the trainer returned {code}"
-            except SystemExit as error:
-                reason = f"the trainer exited with {error.code}" if error.code else None
-            except Exception as error:  # one run's failure must not end the study
-                traceback.print_exc()
-                reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-                if type(error).__name__ == "MscaleError":
-                    reason = str(error)
-        status = read_status(folder)
-        if status.get("state") == "preempted":  # stopped and saved: not a failure
-            os._exit(PREEMPTED_EXIT_CODE)
-        if reason is None and status.get("state") != "done":
+    with run_lock(folder):
+        run_folder.clear_failure(folder)
+        with _output_to(folder / run_folder.LOG_FILE):
+            reason = _reason_of_failure(trainer, arguments)
+        status = run_folder.read_status(folder)
+        if reason is None and status.state != "done":
             reason = "the trainer returned before the run was done"
-        if reason is not None:
-            reason = str(status.get("reason") or reason)
-            write_failure(folder, reason)
-        return reason
+        if reason is not None and status.state != "preempted":
+            reason = status.reason or reason
+            run_folder.write_failure(folder, reason)
+    if status.state == "preempted":  # stopped and saved: not a failure
+        os._exit(run_folder.PREEMPTED_EXIT_STATUS)
+    return reason
+
+
+def _reason_of_failure(trainer: Callable[[list[str]], int], arguments: Sequence[str]) -> str | None:
+    """Calls the trainer; returns why it failed, None if it says that it did not."""
+    try:
+        code = trainer(list(arguments))
+        return f"the trainer returned {code}" if code else None
+    except SystemExit as error:
+        return f"the trainer exited with {error.code}" if error.code else None
+    except MscaleError as error:
+        traceback.print_exc()
+        return str(error)
+    except Exception as error:  # one run's failure must not end the study
+        traceback.print_exc()
+        return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 @contextlib.contextmanager
@@ -114,7 +123,7 @@ def main(descriptor: int, cores: Sequence[int], trainer_name: str) -> None:
             trainer = trainer or load_trainer(trainer_name)
         except (ImportError, AttributeError) as error:
             reason: str | None = f"cannot load the trainer {trainer_name}: {error}"
-            write_failure(Path(command["folder"]), str(reason))
+            run_folder.write_failure(Path(command["folder"]), str(reason))
         else:
             reason = train_run(Path(command["folder"]), command["argv"], trainer)
         connection.sendall((json.dumps({"run": command["run"], "reason": reason}) + "\n").encode())

@@ -10,10 +10,9 @@ import signal
 import time
 from pathlib import Path
 
+from mscale import run_folder
 from mscale.errors import MscaleError
-from mscale.files import atomic_json
 from mscale.observations import append_rows, truncate_rows
-from sweeps.executors import run_folder
 
 
 def main(argv: list[str]) -> int:
@@ -26,16 +25,16 @@ def main(argv: list[str]) -> int:
     for name in ("BRANCH_FROM", "INIT_FROM"):
         if name in config:
             parent = Path(config[name].partition("@")[0])
-            if run_folder.read_status(parent).get("state") != "done":
+            if not run_folder.is_done(parent):
                 raise MscaleError(f"{parent}: not done, yet {config['RUN']} was started")
     if "BRANCH_FROM" in config:
         start = config["STEPS"] - config["DECAY_STEPS"]
     status = run_folder.read_status(folder)
-    if status.get("state") == "done":
+    if status.state == "done":
         return 0
-    step = max(start, int(status.get("step") or 0))
-    truncate_rows(folder / "observations.jsonl", step)
-    truncate_rows(folder / "exposure.jsonl", step)
+    step = max(start, status.step)
+    truncate_rows(folder / run_folder.OBSERVATIONS_FILE, step)
+    truncate_rows(folder / run_folder.EXPOSURE_FILE, step)
     with open(folder / "began.txt", "a") as file:
         file.write(f"{os.getpid()} {sorted(os.sched_getaffinity(0))}\n")
     print("training", config["RUN"])
@@ -47,15 +46,12 @@ def main(argv: list[str]) -> int:
     pause = float(os.environ.get("FAKE_SECONDS", "0")) / max(1, len(points))
     for point in sorted(point for point in points if point > step):
         time.sleep(pause)
-        append_rows(
-            folder / "observations.jsonl", [row(config, point, name) for name in config["EVAL_LANGUAGES"]]
-        )
-        append_rows(folder / "exposure.jsonl", exposure(config, point))
+        rows = [row(config, point, name) for name in config["EVAL_LANGUAGES"]]
+        append_rows(folder / run_folder.OBSERVATIONS_FILE, rows)
+        append_rows(folder / run_folder.EXPOSURE_FILE, exposure(config, point))
         done = point == config["STEPS"]
-        atomic_json(
-            folder / "status.json",
-            {"state": "done" if done else "running", "step": point, "steps": config["STEPS"], "reason": ""},
-        )
+        status = run_folder.Status("done" if done else "running", point, config["STEPS"])
+        run_folder.write_status(folder, status)
     return 0
 
 

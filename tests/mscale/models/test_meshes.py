@@ -12,7 +12,7 @@ sys.path.insert(0, "tests/fakes")
 import numpy as np
 import tiny_store
 from tiny_run import arguments, rows
-from mscale import train
+from mscale import run_folder, train
 
 root = pathlib.Path({root!r})
 store = tiny_store.write(root / "store")
@@ -47,7 +47,7 @@ def stopped(name, **macros):
 
 common["STEPS"], common["EVAL_STEPS"] = 16, (16,)
 one = losses("one", **WHOLE)
-assert stopped("moved", **two_two_two) == train.PREEMPTED_EXIT_STATUS
+assert stopped("moved", **two_two_two) == run_folder.PREEMPTED_EXIT_STATUS
 moved = losses("moved", **{{"mesh__fsdp": 4, "mesh__tensor": 2, "ACCUMULATE": 2}})
 np.testing.assert_allclose(moved, one, rtol=1e-4)
 assert train.main(arguments(store, root / "w", **common | {{"BATCH_SIZE": 12}})) == 1

@@ -12,7 +12,7 @@ import pytest
 import tiny_store
 from tiny_run import ROOT, B, S, arguments, rows, status
 
-from mscale import train
+from mscale import run_folder, train
 from mscale.data import schedule
 from mscale.errors import MscaleError
 from mscale.training import checkpoints, distributed, settings
@@ -115,7 +115,7 @@ def test_sigterm_at_one_stops_all_at_one_step_and_one_host_goes_on(store, tmp_pa
     await_steps(tmp_path / "r", started)
     started[1].send_signal(signal.SIGTERM)
     codes, logs = ended(started)
-    assert codes == [train.PREEMPTED_EXIT_STATUS] * 2, logs
+    assert codes == [run_folder.PREEMPTED_EXIT_STATUS] * 2, logs
     saved = checkpoints.saved_steps(tmp_path / "r" / "checkpoints")
     assert len(saved) == 1 and status(tmp_path / "r")["step"] == saved[0]
     assert logs.count(f"SIGTERM at step {saved[0]};") == 2
@@ -132,7 +132,7 @@ def test_when_one_dies_the_others_end_with_an_error(store, tmp_path, victim):
     died = time.monotonic()
     codes, logs = ended(started)
     print(f"the other ended {time.monotonic() - died:.1f} s later")
-    assert codes[1 - victim] not in (0, train.PREEMPTED_EXIT_STATUS), logs
+    assert codes[1 - victim] not in (0, run_folder.PREEMPTED_EXIT_STATUS), logs
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import tiny_run
 from tiny_run import ROOT, arguments, arrays, assert_same_arrays, rows, run, status
 
-from mscale import observations, train
+from mscale import observations, run_folder
 from mscale.errors import MscaleError
 from mscale.remote import local_folder
 from mscale.training import checkpoints
@@ -133,7 +133,7 @@ def test_sigterm_saves_and_exits_143(store, undisturbed, tmp_path):
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == train.PREEMPTED_EXIT_STATUS, error
+    assert process.returncode == run_folder.PREEMPTED_EXIT_STATUS, error
     assert status(workdir)["state"] == "preempted"
     saved = checkpoints.saved_steps(workdir / "checkpoints")
     assert len(saved) == 1 and 0 < saved[0] < 400

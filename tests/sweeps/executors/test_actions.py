@@ -11,7 +11,7 @@ from studies import cell, make
 from mscale.errors import MscaleError
 from mscale.files import atomic_json
 from sweeps import spec
-from sweeps.executors import actions, local, state
+from sweeps.executors import actions, liveness, local, state
 
 
 def test_a_log_begins_with_how_the_run_ended(tmp_path, monkeypatch):
@@ -79,7 +79,7 @@ def test_cancelling_the_study_ends_its_runner(tmp_path):
     wait_for(lambda: (root / "study.json").exists() and state.state_counts(root)["running"], 60)
     assert actions.cancel(root) == [study.runs[0].id]
     runner.communicate(timeout=60)
-    assert runner.returncode == 128 + signal.SIGTERM and not (root / "lease.json").exists()
+    assert runner.returncode == 128 + signal.SIGTERM and not (root / "heartbeat.json").exists()
 
 
 def test_a_stalled_run_is_started_again(tmp_path, monkeypatch):
@@ -94,14 +94,14 @@ def test_a_live_process_without_progress_is_shown_as_stalled(tmp_path):
     folder = spec.workdir(tmp_path, study.runs[0].id)
     state.save_study(study, tmp_path)
     now = time.time()
-    elsewhere = {"host": "another", "pid": 1, "began": now - 9_000, "when": now}
+    elsewhere = {"host": "another", "pid": 1, "job": "", "began": now - 9_000, "when": now}
     atomic_json(folder / "heartbeat.json", elsewhere)
     atomic_json(folder / "status.json", {"state": "running", "step": 5, "updated": now - 60})
     assert state.read_run(study.runs[0], tmp_path).state == "running"
     atomic_json(folder / "status.json", {"state": "running", "step": 5, "updated": now - 8_000})
     found = state.read_run(study.runs[0], tmp_path)
     assert found.state == "stalled" and "no progress for 8,0" in found.reason
-    atomic_json(folder / "heartbeat.json", {**elsewhere, "when": now - 2 * state.HEARTBEAT_EXPIRY_SECONDS})
+    atomic_json(folder / "heartbeat.json", {**elsewhere, "when": now - 2 * liveness.HEARTBEAT_EXPIRY_SECONDS})
     assert state.read_run(study.runs[0], tmp_path).state == "interrupted"
 
 
@@ -122,7 +122,7 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path, monkeypatch):
     ):
         local.run(study, tmp_path, workers=1, trainer=FAKE_TRAINER)
     monkeypatch.undo()
-    assert not list(tmp_path.glob("*.tmp")) and not (tmp_path / "lease.json").exists()
+    assert not list(tmp_path.glob("*.tmp")) and not (tmp_path / "heartbeat.json").exists()
 
 
 def test_watching_without_a_terminal_prints_once(tmp_path, capsys):

@@ -288,4 +288,4 @@ def test_an_unreachable_cluster_is_one_clear_error(tmp_path, monkeypatch, study)
         MscaleError, match="kubectl get failed: The connection to the server 10.0.0.1 was refused"
     ):
         gke.run(study, tmp_path / "study", OPTIONS)
-    assert not (tmp_path / "study" / "lease.json").exists()
+    assert not (tmp_path / "study" / "heartbeat.json").exists()

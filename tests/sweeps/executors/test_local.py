@@ -15,7 +15,7 @@ from mscale.errors import MscaleError
 from sweeps import spec
 from sweeps.build import build_study
 from sweeps.collecting.collect import collect
-from sweeps.executors import liveness, local, pool, state
+from sweeps.executors import local, pool, state
 from sweeps.study import Cell
 
 
@@ -32,7 +32,7 @@ def test_every_run_is_trained_once_with_parents_first(tmp_path):
     assert summary.peak_memory_bytes > 1e6
     again = local.run(study, tmp_path, workers=2, trainer=FAKE_TRAINER)
     assert (again.trained, again.skipped) == (0, len(study.runs))
-    assert not (tmp_path / "lease.json").exists()
+    assert not (tmp_path / "heartbeat.json").exists()
 
 
 def test_workers_are_pinned_to_cores_of_their_own(tmp_path):
@@ -145,7 +145,7 @@ def test_workers_exit_with_their_runner(tmp_path, how):
     runner.communicate(timeout=20)
     assert runner.returncode == {signal.SIGTERM: 143, signal.SIGKILL: -9}.get(how, runner.returncode) != 0
     wait_for(lambda: not any(map(alive, workers)), seconds=5)
-    assert (root / "lease.json").exists() == (how == signal.SIGKILL)
+    assert (root / "heartbeat.json").exists() == (how == signal.SIGKILL)
 
     def states() -> set[str]:
         return {one.state for one in state.read_states(study.runs, root).values()}
@@ -165,17 +165,6 @@ def test_a_second_runner_on_one_folder_is_refused(tmp_path):
     runner.kill()
     runner.communicate()
     assert local.run(study, root, workers=2, trainer=FAKE_TRAINER).trained == len(study.runs)
-
-
-def test_a_folder_that_is_being_trained_is_locked(tmp_path):
-    with liveness.run_lock(tmp_path):
-        assert liveness.is_locked(tmp_path)
-        with (
-            pytest.raises(MscaleError, match="another process is training this run"),
-            liveness.run_lock(tmp_path, 0.1),
-        ):
-            pass
-    assert not liveness.is_locked(tmp_path)
 
 
 def many(seeds: int = 1):

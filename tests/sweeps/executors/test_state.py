@@ -2,16 +2,16 @@
 
 import json
 import os
-import time
 
 import pytest
 from rich.console import Console
 from studies import cell, make
 
+from mscale import run_folder
 from mscale.errors import MscaleError
 from mscale.files import atomic_json
 from sweeps import spec
-from sweeps.executors import liveness, run_folder, state
+from sweeps.executors import liveness, state
 
 
 @pytest.fixture
@@ -80,40 +80,3 @@ def test_folder_without_a_study_says_what_to_do(tmp_path):
     (tmp_path / "study.json").write_text("{}")
     with pytest.raises(MscaleError, match="not a study file"):
         state.load_study(tmp_path)
-
-
-def test_lease_of_a_dead_or_foreign_owner(tmp_path):
-    with liveness.study_lease(tmp_path) as renew:
-        holder = liveness.read_lease(tmp_path)
-        assert holder["pid"] == os.getpid() and liveness.lease_holder_is_alive(holder)
-        with (
-            pytest.raises(MscaleError, match="another runner works on this study"),
-            liveness.study_lease(tmp_path),
-        ):
-            pass
-        renew()
-    assert liveness.read_lease(tmp_path) is None
-    # The pid exists, but belongs to another process now.
-    atomic_json(tmp_path / "lease.json", {**holder, "process_started": holder["process_started"] - 1})
-    with liveness.study_lease(tmp_path):
-        pass
-    foreign = {**holder, "host": "elsewhere", "renewed": time.time()}
-    atomic_json(tmp_path / "lease.json", foreign)
-    with pytest.raises(MscaleError, match="on elsewhere"), liveness.study_lease(tmp_path):
-        pass
-    atomic_json(
-        tmp_path / "lease.json", {**foreign, "renewed": time.time() - 2 * liveness.LEASE_EXPIRY_SECONDS}
-    )
-    with liveness.study_lease(tmp_path):
-        pass
-
-
-def test_a_runner_whose_lease_was_taken_over_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(liveness, "LEASE_RENEWAL_SECONDS", 0.0)
-    with liveness.study_lease(tmp_path) as renew:
-        renew()
-        other = {**liveness.read_lease(tmp_path), "host": "elsewhere"}
-        atomic_json(tmp_path / "lease.json", other)
-        with pytest.raises(MscaleError, match="took this study over"):
-            renew()
-    assert liveness.read_lease(tmp_path)["host"] == "elsewhere"  # and another runner's lease is not removed

@@ -1,0 +1,36 @@
+"""What trainer and executors write into a run's folder is read back, and a damaged file says nothing."""
+
+from mscale import run_folder
+from mscale.run_folder import Heartbeat, Status
+
+
+def test_status_and_heartbeat_are_read_back(tmp_path):
+    assert run_folder.read_status(tmp_path) == Status() and not run_folder.is_done(tmp_path)
+    status = Status("done", 20, 20, tokens_per_second=1.5, updated=3.0)
+    run_folder.write_status(tmp_path, status)
+    assert run_folder.read_status(tmp_path) == status and run_folder.is_done(tmp_path)
+    heartbeat = Heartbeat("host", 1, "7", 1.0, 2.0)
+    run_folder.write_heartbeat(tmp_path, heartbeat)
+    assert run_folder.read_heartbeat(tmp_path) == heartbeat
+
+
+def test_a_failure_keeps_the_end_of_the_log_until_it_is_cleared(tmp_path):
+    (tmp_path / run_folder.LOG_FILE).write_text("".join(f"line {number}\n" for number in range(2_000)))
+    run_folder.write_failure(tmp_path, "the disk is full")
+    failure = run_folder.read_failure(tmp_path)
+    assert failure.reason == "the disk is full" and failure.log[-1] == "line 1999" and len(failure.log) == 20
+    run_folder.clear_failure(tmp_path)
+    assert run_folder.read_failure(tmp_path) is None
+
+
+def test_a_cancelled_run_is_so_until_the_mark_is_removed(tmp_path):
+    run_folder.mark_cancelled(tmp_path)
+    assert run_folder.is_cancelled(tmp_path)
+    run_folder.mark_cancelled(tmp_path, False)
+    assert not run_folder.is_cancelled(tmp_path)
+
+
+def test_damaged_files_say_nothing(tmp_path):
+    (tmp_path / run_folder.STATUS_FILE).write_text('{"state": "do')
+    (tmp_path / run_folder.FAILURE_FILE).write_text("[]")
+    assert run_folder.read_status(tmp_path) == Status() and run_folder.read_failure(tmp_path) is None
