@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from analysis.crossover import crossover
+from analysis.gaussian import posterior
 from mscale.errors import MscaleError, nearest
 
 # Prior standard deviations in log tokens: of the level (nearly flat), the exponent of N, languages (0.27 among the
@@ -168,18 +169,14 @@ def crossover_posterior(cells: Sequence[CrossoverCell], wanted: CrossoverCell) -
     mean, covariance = _prior(cells)
     at = next(i for i, cell in enumerate(cells) if cell_key(cell) == cell_key(wanted))
     observed = [i for i, cell in enumerate(cells) if cell.log_tokens is not None]
-    if not observed:
-        return float(mean[at]), float(covariance[at, at])
-    away = TREND_ERROR * np.array([cells[i].extrapolation for i in observed])
-    with_noise = covariance[np.ix_(observed, observed)] + np.diag([cells[i].variance() for i in observed])
-    with_noise = with_noise + np.outer(away, away) * (
-        _TREND_CORRELATION + (1 - _TREND_CORRELATION) * np.eye(len(observed))
-    )
-    weight = np.linalg.solve(with_noise, covariance[observed, at])
-    values = np.array([cells[i].log_tokens for i in observed], dtype=float)
-    return float(mean[at] + weight @ (values - mean[observed])), float(
-        covariance[at, at] - weight @ covariance[observed, at]
-    )
+    if observed:
+        seen = [cells[i] for i in observed]
+        away = TREND_ERROR * np.array([cell.extrapolation for cell in seen])
+        shared = _TREND_CORRELATION + (1 - _TREND_CORRELATION) * np.eye(len(seen))
+        noise = np.diag([cell.variance() for cell in seen]) + np.outer(away, away) * shared
+        values = np.array([cell.log_tokens for cell in seen], dtype=float)
+        mean, covariance = posterior(mean, covariance, np.eye(len(cells))[observed], values, noise)
+    return float(mean[at]), float(covariance[at, at])
 
 
 def cell_key(cell: CrossoverCell) -> tuple[str, str]:

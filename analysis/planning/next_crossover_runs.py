@@ -5,6 +5,7 @@ variance after a run is known before it is made. A repeated run averages the noi
 crossover with the probability that this lies within its tokens.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from analysis.crossover.gaussian_process import (
     crossover_cells,
     crossover_posterior,
 )
+from analysis.gaussian import greedy_design
 from analysis.planning.answer import BASIS_STUDY, Answer, check_positive
 from analysis.text import count
 from mscale.errors import MscaleError
@@ -68,43 +70,50 @@ def next_runs_for_crossover(
     spread = float(
         np.median([cell.run_variance for cell in cells if cell.log_tokens is not None] or [0.2**2])
     )
-    chosen: list[dict[str, Any]] = []
-    total = 0.0
     level, before = crossover_posterior(cells, wanted)
-    now, cheapest = before, np.inf
-    direct = [
-        one for one in candidate_runs(cells, target, wanted, spread) if cell_key(one.cell) == cell_key(wanted)
-    ]
+    at_first = candidate_runs(cells, target, wanted, spread)
+    direct = [one for one in at_first if cell_key(one.cell) == cell_key(wanted)]
     shows = min(
         (one for one in direct if _MIN_CHANCE <= one.chance < 1), key=lambda one: one.flops, default=None
     )
-    while len(chosen) < runs:
-        offered = candidate_runs(cells, target, wanted, spread)
-        cheapest = min([cheapest, *(one.flops for one in offered)])
-        affordable = [
-            (one, _expected_variance(cells, wanted, one)) for one in offered if total + one.flops <= budget
-        ]
-        affordable = [
-            (one, after) for one, after in affordable if after < now * (1 - _MIN_VARIANCE_REDUCTION)
-        ]
-        if not affordable:
-            break
-        best, after = max(affordable, key=lambda pair: (now - pair[1]) / pair[0].flops)
-        total += best.flops
+    cheapest = min((one.flops for one in at_first), default=np.inf)
+
+    def expected_after(cells: Sequence[CrossoverCell], run: CrossoverRun) -> float:
+        """The expected variance of the log tokens of the wanted crossover after a run."""
+        shown = crossover_posterior(_replaced(cells, run.cell), wanted)[1]
+        return run.chance * shown + (1 - run.chance) * crossover_posterior(cells, wanted)[1]
+
+    def reductions(cells: Sequence[CrossoverCell], offered: Sequence[CrossoverRun]) -> np.ndarray:
+        now = crossover_posterior(cells, wanted)[1]
+        gain = now - np.array([expected_after(cells, run) for run in offered])
+        return np.where(gain > _MIN_VARIANCE_REDUCTION * now, gain, -np.inf)
+
+    design = greedy_design(
+        cells,
+        lambda cells: candidate_runs(cells, target, wanted, spread),
+        reductions,
+        # The runs after it are chosen as if it had shown the crossover.
+        lambda cells, run: _replaced(cells, run.cell),
+        lambda run: run.flops,
+        budget,
+    )
+    chosen: list[dict[str, Any]] = []
+    now, total = before, 0.0
+    for run, after in itertools.islice(design, runs):
+        total += run.flops
         chosen.append(
             {
-                "run": best.name,
-                "tokens": best.tokens,
-                "flops": best.flops,
-                "chance_to_show": best.chance,
+                "run": run.name,
+                "tokens": run.tokens,
+                "flops": run.flops,
+                "chance_to_show": run.chance,
                 "interval_before": _interval_ratio(now),
-                "interval_after": _interval_ratio(after),
+                "interval_after": _interval_ratio(expected_after(cells, run)),
                 "flops_so_far": total,
             }
         )
-        # The runs after it are chosen as if it had shown the crossover.
-        cells = _replaced(cells, best.cell)
-        _, now = crossover_posterior(cells, wanted)
+        cells = after
+        now = crossover_posterior(cells, wanted)[1]
     if not chosen and cheapest <= budget:
         raise MscaleError(
             f"plan next --decision start: no run takes {_MIN_VARIANCE_REDUCTION:.0%} off the variance of the crossover "
@@ -212,13 +221,6 @@ def chance_to_show(mean: float, deviation: float, tokens: float, shared: float) 
         return below
     before = float(ndtr((np.log(shared) - mean) / deviation))
     return max(below - before, 0.0) / max(1 - before, 1e-9)
-
-
-def _expected_variance(cells: Sequence[CrossoverCell], wanted: CrossoverCell, run: CrossoverRun) -> float:
-    """The expected variance of the log tokens of the wanted crossover after a run."""
-    _, now = crossover_posterior(cells, wanted)
-    _, shown = crossover_posterior(_replaced(cells, run.cell), wanted)
-    return run.chance * shown + (1 - run.chance) * now
 
 
 def _replaced(cells: Sequence[CrossoverCell], changed: CrossoverCell) -> list[CrossoverCell]:

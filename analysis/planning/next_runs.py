@@ -15,6 +15,7 @@ import numpy as np
 
 from analysis.estimation.quantities import Derived
 from analysis.fitting.result import Fit
+from analysis.gaussian import greedy_design, posterior_covariance
 from analysis.planning import allocation, next_crossover_runs
 from analysis.planning.answer import BASIS_STUDY, Answer, check_positive
 from analysis.planning.mixture import unidentified_targets, unique_token_limits
@@ -242,18 +243,6 @@ def residual_slopes(fit: Fit, trunk: CandidateTrunk, unique: Mapping[str, float]
     return found
 
 
-def covariance_after(spread: np.ndarray, slopes: np.ndarray, sigma2: float, ratio: float) -> np.ndarray:
-    """The covariance (P, P) of theta after a trunk is run whose residuals have the derivatives `slopes` (n, P).
-
-    Args:
-      spread: covariance before it.
-      sigma2: variance of the noise of a row; `ratio` times it is the variance of the noise that all rows share.
-    """
-    across = slopes @ spread
-    inner = across @ slopes.T + sigma2 * (np.eye(len(slopes)) + ratio)
-    return spread - across.T @ np.linalg.solve(inner, across)
-
-
 def _answer(
     fit: Fit,
     names: Sequence[str],
@@ -269,46 +258,50 @@ def _answer(
     """
     noise = fit.noise
     sigma2, ratio = float(noise.at_best(noise.sigma2)[0]), float(noise.ratio[noise.best[0]])
+
+    def deviation(spread: np.ndarray) -> float:
+        return float(np.sqrt(np.einsum("qi,ij,qj->", wanted, spread, wanted) / len(wanted)))
+
+    def run_trunk(spread: np.ndarray, trunk: CandidateTrunk) -> np.ndarray:
+        rows = slopes[trunk]
+        return posterior_covariance(spread, rows, sigma2 * (np.eye(len(rows)) + ratio))
+
+    def reductions(spread: np.ndarray, offered: Sequence[CandidateTrunk]) -> np.ndarray:
+        after = [deviation(run_trunk(spread, trunk)) ** 2 for trunk in offered]
+        return deviation(spread) ** 2 - np.array(after)
+
     spread = covariance(fit)
-    candidates = list(slopes)
-
-    def deviation(covariance_: np.ndarray) -> float:
-        return float(np.sqrt(np.einsum("qi,ij,qj->", wanted, covariance_, wanted) / len(wanted)))
-
-    start, total, remaining = deviation(spread), 0.0, budget
+    design = greedy_design(
+        spread, lambda _: list(slopes), reductions, run_trunk, lambda trunk: trunk.flops, budget
+    )
+    before, total = deviation(spread), 0.0
     rows: list[dict[str, Any]] = []
-    while slopes and len(rows) < runs:
-        slopes = {run: value for run, value in slopes.items() if run.flops <= remaining}
-        if not slopes:
-            break
-        now = deviation(spread) ** 2
-        better = {run: covariance_after(spread, value, sigma2, ratio) for run, value in slopes.items()}
-        best = max(better, key=lambda run: (now - deviation(better[run]) ** 2) / run.flops)
-        spread, remaining, total = better[best], remaining - best.flops, total + best.flops
+    for trunk, spread in itertools.islice(design, runs):
+        total += trunk.flops
         rows.append(
             {
-                "run": best.name,
-                "tokens": best.tokens,
-                "flops": best.flops,
-                "uncertainty_before": float(np.sqrt(now)),
-                "uncertainty_after": deviation(spread),
+                "run": trunk.name,
+                "tokens": trunk.tokens,
+                "flops": trunk.flops,
+                "uncertainty_before": before,
+                "uncertainty_after": (before := deviation(spread)),
                 "flops_so_far": total,
             }
         )
     if not rows:
         raise MscaleError(
             f"plan next: no run fits into {count(budget)} FLOPs; the cheapest takes "
-            f"{count(min(run.flops for run in candidates))}"
+            f"{count(min(run.flops for run in slopes))}"
         )
     quantity = names[0] if len(names) == 1 else f"{', '.join(names[:4])}{', …' if len(names) > 4 else ''}"
     first = rows[0]
     text = (
         f"Run {first['run']} next, {count(first['tokens'])} tokens, {count(first['flops'])} FLOPs: the standard error "
-        f"of {quantity} falls from {start:.3g} to {first['uncertainty_after']:.3g}; all {len(rows)} runs below, "
-        f"{count(total)} FLOPs, bring it to {rows[-1]['uncertainty_after']:.3g}."
+        f"of {quantity} falls from {first['uncertainty_before']:.3g} to {first['uncertainty_after']:.3g}; all "
+        f"{len(rows)} runs below, {count(total)} FLOPs, bring it to {rows[-1]['uncertainty_after']:.3g}."
     )
     reasons = (
-        f"from the fitted {fit.law.name} law's own slopes and noise ({len(candidates)} candidate trunks at the study's "
+        f"from the fitted {fit.law.name} law's own slopes and noise ({len(slopes)} candidate trunks at the study's "
         "sizes and budgets, and twice those)",
         "to first order, and only as true as the law; a run is a trunk with three cooled budgets, priced at 6ND",
         "the order is greedy, by variance taken away per FLOP: the same run twice means another seed",
@@ -336,21 +329,20 @@ def _pairs(results: Mapping[str, Any], targets: Sequence[str], budget: float, ru
     )
     price = training_flops(float(transfer["params"]), 2.5 * float(transfer["d"]))
     weight = np.array([[float(not targets or name in targets)] * len(languages) for name in languages])
-    prices = {(a, b): price for a, b in itertools.combinations(languages, 2)}
     ran = pair_selection.pairs_already_run(cells)
     chosen = pair_selection.select_pairs(
-        process, scores, runs, price=prices, budget=budget, weight=weight, ran=ran
+        process, scores, runs, price=price, budget=budget, weight=weight, ran=ran
     )
     bounds = [f"{row['source']}→{row['target']}" for row in cells if row["status"] == "bound"]
     longer = f"; {first_few(bounds)} only bound their scores: train those pairs longer" if bounds else ""
     if not chosen:
         raise MscaleError(
             f"plan next --decision pairs: every pair was run{longer}"
-            if len(ran) == len(prices)
+            if 2 * len(ran) == len(languages) * (len(languages) - 1)
             else f"plan next: no pair fits into {count(budget)} FLOPs; one takes {count(price)}"
         )
     rows = tuple(
-        {"pair": "+".join(choice.pair), "flops": choice.price, "variance_left": choice.remaining_variance}
+        {"pair": "+".join(choice.pair), "flops": price, "variance_left": choice.remaining_variance}
         for choice in chosen
     )
     first = ", ".join("+".join(choice.pair) for choice in chosen[:3])

@@ -6,6 +6,7 @@ related languages share, and independent noise. A run of a pair measures both it
 by the reduction of the summed posterior variance per unit of price (Krause, Singh & Guestrin 2008).
 """
 
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
 
+from analysis.gaussian import greedy_design, posterior_covariance
 from analysis.transfer.statistics import score_matrix
 from mscale.errors import MscaleError
 
@@ -48,20 +50,9 @@ class PairModel:
     noise: float
     deviations: Mapping[str, float]
 
-    def posterior(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Posterior mean and standard deviation (T, T) of the true scores given `scores` (T, T), NaN where unknown."""
-        values = scores[tuple(self.cells.T)]
-        at = np.flatnonzero(np.isfinite(values))
-        mean, variance = np.zeros(len(values)), np.diag(self.covariance).copy()
-        if len(at):
-            factor = cho_factor(self.covariance[np.ix_(at, at)] + self.noise**2 * np.eye(len(at)))
-            across = self.covariance[:, at]
-            mean = across @ cho_solve(factor, values[at])
-            variance -= np.einsum("ij,ji->i", across, cho_solve(factor, across.T))
-        result = np.full((2, *scores.shape), np.nan)
-        result[0][tuple(self.cells.T)] = mean
-        result[1][tuple(self.cells.T)] = np.sqrt(np.maximum(variance, 0.0))
-        return result[0], result[1]
+    def given(self, covariance: np.ndarray, at: Sequence[int] | np.ndarray) -> np.ndarray:
+        """A covariance (m, m) of the true scores, given measurements of the cells with the indices `at` too."""
+        return posterior_covariance(covariance, np.eye(len(covariance))[at], self.noise**2 * np.eye(len(at)))
 
 
 @dataclass(frozen=True)
@@ -74,7 +65,6 @@ class SelectedPair:
     """
 
     pair: tuple[str, str]
-    price: float
     remaining_variance: float
 
 
@@ -140,7 +130,7 @@ def select_pairs(
     scores: np.ndarray,
     count: int,
     *,
-    price: Mapping[tuple[str, str], float] | None = None,
+    price: float = 1.0,
     budget: float = np.inf,
     weight: np.ndarray | None = None,
     ran: Collection[tuple[str, str]] = (),
@@ -149,53 +139,42 @@ def select_pairs(
 
     Args:
       scores: (T, T) measured so far, NaN elsewhere.
-      price: of each pair (names in the order of the languages), 1 by default. The sum stays within `budget`.
+      price: of a pair. The sum stays within `budget`.
       weight: (T, T) of the variance of each score; 1 by default.
       ran: pairs that were run before (names in the order of the languages) and are not chosen again, also those that
         gave only a bound: the same run would give the same bound.
     """
-    place = {tuple(cell): index for index, cell in enumerate(process.cells)}
-    importance = np.ones(len(process.cells)) if weight is None else weight[tuple(process.cells.T)]
-    known = np.isfinite(scores[tuple(process.cells.T)])
-    covariance = posterior_covariance(process.covariance.copy(), np.flatnonzero(known), process.noise)
+    languages, cells = process.languages, process.cells
+    place = {tuple(cell): index for index, cell in enumerate(cells)}
+    importance = np.ones(len(cells)) if weight is None else weight[tuple(cells.T)]
+    known = np.isfinite(scores[tuple(cells.T)])
     pairs = [
-        (place[i, j], place[j, i])
-        for i in range(len(process.languages))
-        for j in range(i + 1, len(process.languages))
-        if not (known[place[i, j]] and known[place[j, i]])
-        and (process.languages[i], process.languages[j]) not in ran
+        (i, j)
+        for i, j in itertools.combinations(range(len(languages)), 2)
+        if not (known[place[i, j]] and known[place[j, i]]) and (languages[i], languages[j]) not in ran
     ]
-    names = {pair: tuple(process.languages[index] for index in process.cells[pair[0]]) for pair in pairs}
-    cost = {pair: (price or {}).get(names[pair], 1.0) for pair in pairs}  # type: ignore[call-overload]
-    prior_variance = float(importance @ np.diag(process.covariance))
-    chosen: list[SelectedPair] = []
-    while pairs and len(chosen) < count:
-        pairs = [pair for pair in pairs if cost[pair] <= budget]
-        if not pairs:
-            break
-        both = np.array(pairs)
+
+    def cells_of(pair: tuple[int, int]) -> list[int]:
+        return [place[pair], place[pair[::-1]]]
+
+    def reductions(covariance: np.ndarray, offered: Sequence[tuple[int, int]]) -> np.ndarray:
+        both = np.array([cells_of(pair) for pair in offered])
         across = covariance[both]  # (p, 2, m)
         own = covariance[both[:, :, None], both[:, None, :]] + process.noise**2 * np.eye(2)
         gain = np.einsum("pim,m,pjm->pij", across, importance, across, optimize=True)
-        reduction = np.einsum("pij,pji->p", np.linalg.inv(own), gain)
-        per_cost = reduction / np.array([cost[pair] for pair in pairs])
-        # Of pairs that are equal but for rounding, the first.
-        best = pairs[int(np.argmax(per_cost >= per_cost.max() * (1 - 1e-9)))]
-        covariance = posterior_covariance(covariance, np.array(best), process.noise)
-        budget -= cost[best]
-        pairs.remove(best)
-        remaining = float(importance @ np.diag(covariance)) / prior_variance
-        chosen.append(SelectedPair(names[best], cost[best], remaining))  # type: ignore[arg-type]
-    return chosen
+        return np.einsum("pij,pji->p", np.linalg.inv(own), gain)
 
+    def measure(covariance: np.ndarray, pair: tuple[int, int]) -> np.ndarray:
+        pairs.remove(pair)
+        return process.given(covariance, cells_of(pair))
 
-def posterior_covariance(covariance: np.ndarray, at: np.ndarray, noise: float) -> np.ndarray:
-    """The covariance (m, m) conditioned on measurements of the cells `at` with standard deviation `noise`."""
-    if not len(at):
-        return covariance
-    across = covariance[:, at]
-    inverse = np.linalg.inv(across[at] + noise**2 * np.eye(len(at)))
-    return covariance - across @ inverse @ across.T
+    now = process.given(process.covariance, np.flatnonzero(known))
+    design = greedy_design(now, lambda _: pairs, reductions, measure, lambda _: price, budget)
+    prior_variance = float(importance @ np.diag(process.covariance))
+    return [
+        SelectedPair((languages[i], languages[j]), float(importance @ np.diag(after)) / prior_variance)
+        for (i, j), after in itertools.islice(design, count)
+    ]
 
 
 def _covariance_components(cells: np.ndarray, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -12,13 +12,7 @@ from analysis.planning import languages as languages_
 from analysis.planning import mixture as mixture_plan
 from analysis.planning.co_training import co_training
 from analysis.planning.mixture import best_mixture
-from analysis.planning.next_runs import (
-    BUDGET_SHARES,
-    CandidateTrunk,
-    covariance_after,
-    next_runs,
-    residual_slopes,
-)
+from analysis.planning.next_runs import BUDGET_SHARES, CandidateTrunk, next_runs, residual_slopes
 from analysis.text import count
 from analysis.uncertainty.delta_method import covariance
 from analysis.validation import simulate
@@ -246,19 +240,25 @@ def test_sources_help_once_ones_own_text_is_exhausted():
     assert low <= exact <= high < 6 * low
 
 
-def test_the_predicted_covariance_is_that_of_a_fit_with_the_run_added():
-    """With the rows of the trunk added at the same noise."""
+def test_the_uncertainty_after_a_run_is_that_of_a_fit_with_its_rows_added():
+    """By the information of the rows of the trunk, at the same noise."""
     found = planted_mixtures.fitted(0)
-    run = CandidateTrunk(("a", "b"), "s", planted_mixtures.SIZES[2], 6e6)
+    row = next_runs("languages", planted_mixtures.results(0), targets=["a"], runs=1).rows[0]
+    languages, scale = row["run"].split(" at ")
+    params = {one["scale"]: one["params"] for one in planted_mixtures.results(0)["study"]["scales"]}[scale]
+    run = CandidateTrunk(tuple(languages.split("+")), scale, params, row["tokens"])
     slopes = residual_slopes(found, run, planted_mixtures.UNIQUE)
-    assert slopes.shape == (2 * len(BUDGET_SHARES), len(found.theta))
+    assert slopes.shape == (len(run.languages) * len(BUDGET_SHARES), len(found.theta))
     noise = found.noise
     sigma2, ratio = noise.at_best(noise.sigma2)[0], noise.ratio[noise.best[0]]
-    predicted = covariance_after(covariance(found), slopes, sigma2, ratio)
     shared = np.eye(len(slopes)) + ratio
     information = np.linalg.inv(covariance(found)) + slopes.T @ np.linalg.inv(shared) @ slopes / sigma2
-    assert np.allclose(predicted, np.linalg.inv(information), rtol=1e-6, atol=1e-12)
-    assert (np.diag(predicted) <= np.diag(covariance(found)) + 1e-15).all()
+    taus = [index for index, name in enumerate(found.names) if name.startswith("tau[a,")]
+    for known, name in (
+        (covariance(found), "uncertainty_before"),
+        (np.linalg.inv(information), "uncertainty_after"),
+    ):
+        assert row[name] == pytest.approx(np.sqrt(np.diag(known)[taus].mean()), rel=1e-5)
 
 
 def test_the_recommended_run_narrows_the_decision_more_than_other_runs_do():
