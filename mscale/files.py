@@ -8,10 +8,13 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+import msgspec
 
 from mscale.errors import MscaleError
 
+_T = TypeVar("_T")
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space or choose another folder, then run again",
     errno.EDQUOT: "your disk quota is used up: free some space or choose another folder, then run again",
@@ -64,8 +67,9 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
 
 
 def atomic_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes ``value`` as indented JSON, atomically; raises ValueError for NaN, which JSON does not have."""
-    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Writes ``value`` (also a dataclass) as indented JSON, atomically; raises ValueError for NaN, not a JSON value."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=msgspec.to_builtins)
+    atomic_write(path, text + "\n")
 
 
 @contextlib.contextmanager
@@ -101,6 +105,24 @@ def read_json(path: str | os.PathLike, *, what: str = "JSON file") -> Any:
         raise MscaleError(f"{path}: this {what} cannot be read ({error.strerror or error})") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise MscaleError(f"{path}: this {what} is damaged ({error}); delete it and make it again") from error
+
+
+def read_json_as(
+    path: str | os.PathLike, kind: type[_T], *, what: str, remedy: str = "delete it and make it again"
+) -> _T:
+    """Reads a JSON file as a dataclass, such as ``atomic_json`` writes.
+
+    Raises:
+      MscaleError: as ``read_json``; or a field is missing, of another type, or refused by the class. The message
+        names the field by its path, such as ``$.runs[3].steps``.
+    """
+    value = read_json(path, what=what)
+    try:
+        return msgspec.convert(value, kind)
+    except (msgspec.ValidationError, MscaleError) as error:
+        raise MscaleError(
+            f"{path}: this {what} does not fit this version of mscale: {error}; {remedy}"
+        ) from None
 
 
 def _umask() -> int:

@@ -20,7 +20,7 @@ The executor of a study writes:
 
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -76,7 +76,7 @@ class Failure:
     """Why an attempt failed, ``time.time()`` of that, and the last lines of the log."""
 
     reason: str
-    when: float
+    when: float = 0.0
     log: tuple[str, ...] = ()
 
 
@@ -106,7 +106,7 @@ def read_status(folder: Path) -> Status:
 
 def write_status(folder: Path, status: Status) -> None:
     """Replaces the run's status."""
-    atomic_json(folder / STATUS_FILE, asdict(status))
+    atomic_json(folder / STATUS_FILE, status)
 
 
 def is_done(folder: Path) -> bool:
@@ -121,7 +121,7 @@ def read_failure(folder: Path) -> Failure | None:
 
 def write_failure(folder: Path, reason: str) -> None:
     """Writes why an attempt failed, with the last lines of the log."""
-    atomic_json(folder / FAILURE_FILE, asdict(Failure(reason, time.time(), tuple(log_tail(folder)))))
+    atomic_json(folder / FAILURE_FILE, Failure(reason, time.time(), tuple(log_tail(folder))))
 
 
 def clear_failure(folder: Path) -> None:
@@ -136,7 +136,7 @@ def read_heartbeat(folder: Path) -> Heartbeat | None:
 
 def write_heartbeat(folder: Path, heartbeat: Heartbeat) -> None:
     """Replaces the heartbeat."""
-    atomic_json(folder / HEARTBEAT_FILE, asdict(heartbeat))
+    atomic_json(folder / HEARTBEAT_FILE, heartbeat)
 
 
 def mark_cancelled(folder: Path, cancelled: bool = True) -> None:

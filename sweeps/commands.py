@@ -1,18 +1,21 @@
 """The commands of studies: plan, run, status, logs, retry, cancel, collect, import, and the memory of a run."""
 
+import dataclasses
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import msgspec
 
 from mscale.commands import LANGUAGES_OPTION, LOCAL_FOLDER, STORE_PATH, OrderedGroup, comma_list
 from mscale.errors import MscaleError, nearest
 
 if TYPE_CHECKING:
     from sweeps.study import Study
+
+_T = TypeVar("_T")
 
 
 @click.command("memory")
@@ -51,7 +54,7 @@ def plan_memory(
     from sweeps.cost import memory
 
     usable = memory.usable_bytes(chip)
-    columns = [field.name for field in fields(memory.MemoryUse)]
+    columns = [field.name for field in dataclasses.fields(memory.MemoryUse)]
     table = Table("scale", "batch", "mesh", *columns, "total", f"of {usable / 1e9:.1f} GB")
     fixed = {name: size for name, size in (("data", data), ("fsdp", fsdp), ("tensor", tensor)) if size}
     for name in names:
@@ -229,11 +232,11 @@ def sweep_run(
     elif executor == "slurm":
         from sweeps.executors import slurm
 
-        slurm.run(made, root, slurm.Options(**parsed(options, slurm.Options)))
+        slurm.run(made, root, parsed(options, slurm.Options))
     else:
         from sweeps.executors import gke
 
-        chosen = gke.Options(**parsed(options, gke.Options))
+        chosen = parsed(options, gke.Options)
         if dry_run:
             print(gke.dry_run(made, chosen, root))
             return
@@ -241,30 +244,22 @@ def sweep_run(
     print_collected(root)
 
 
-def parsed(options: tuple[str, ...], kind: type) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs as keyword arguments of an executor's options; integers, true and false are converted."""
-    import dataclasses
-
-    names = {field.name for field in dataclasses.fields(kind)}
+def parsed(options: tuple[str, ...], kind: type[_T]) -> _T:
+    """``NAME=VALUE`` pairs as the options of an executor, each as the type of its field; ``;`` separates several."""
+    types = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     found: dict[str, Any] = {}
     for option in options:
         name, equals, value = option.partition("=")
-        if not equals or name not in names:
+        if not equals or name not in types:
             raise MscaleError(
-                f"--option {option}: expected NAME=VALUE with a name of {', '.join(sorted(names))}"
-                f"{nearest(name, names)}"
+                f"--option {option}: expected NAME=VALUE with a name of {', '.join(sorted(types))}"
+                f"{nearest(name, types)}"
             )
-        words: dict[str, Any] = {"true": True, "false": False}
-        found[name] = int(value) if value.isdecimal() else words.get(value.lower(), value)
-        if name in ("setup", "extra"):
-            found[name] = tuple(value.split(";"))
-    if missing := [
-        field.name
-        for field in dataclasses.fields(kind)
-        if field.default is dataclasses.MISSING and field.name not in found
-    ]:
-        raise MscaleError(f"--option {missing[0]}=... is missing: this executor needs it")
-    return found
+        found[name] = value.split(";") if types[name] == tuple[str, ...] else value
+    try:
+        return msgspec.convert(found, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise MscaleError(f"--option: {error}; give each as --option NAME=VALUE") from None
 
 
 @sweep.command("status")
@@ -366,8 +361,8 @@ def sweep_import(
     The JSON of --wandb is {"tokens_per_step": 65536, "shared": {"params": 9044352, "phase": "stable"}, "runs":
     {"my-run": {"mixture": "en"}, "other": {"mixture": "en+es"}}}.
     """
-    from mscale.files import read_json
-    from sweeps.collecting.importers import import_csv, import_wandb
+    from mscale.files import read_json_as
+    from sweeps.collecting.importers import WandbRuns, import_csv, import_wandb
 
     if wandb is None:
         made = import_csv(
@@ -380,13 +375,10 @@ def sweep_import(
             if value
         ]:
             raise MscaleError(f"{given[0]} is not read with --wandb: say it in {wandb}")
-        described = read_json(wandb, what="description of W&B runs")
-        keys = ("tokens_per_step", "shared", "runs", "metric")
-        if not isinstance(described, dict) or not {"runs", "tokens_per_step"} <= set(described) <= set(keys):
-            raise MscaleError(
-                f"{wandb}: expected an object with {', '.join(keys)} (shared and metric may be missing)"
-            )
-        made = import_wandb(source, target, **described)
+        described = read_json_as(
+            wandb, WandbRuns, what="description of W&B runs", remedy="see `mscale sweep import --help`"
+        )
+        made = import_wandb(source, target, described)
     print(f"{target}: {made.rows:,} rows of {made.runs} runs")
     for note in made.notes:
         print(f"- {note}")

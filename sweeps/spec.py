@@ -5,7 +5,6 @@ the gin files, the parent's id and step, and the token store's fingerprint. Fold
 enter it, so a run that two studies share has the same id in both, and moving a folder changes no id.
 """
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -15,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mscale import launch
+from mscale import launch, run_folder
 from mscale.data.store import Store
 from mscale.errors import MscaleError
+from mscale.files import read_json_as
 from mscale.scales import training_flops
 
 RUN_KINDS = ("single", "trunk", "branch")
@@ -35,7 +35,7 @@ class RunSpec:
       kind: ``trunk`` (its learning rate never decays), ``branch`` (the decay to one budget), ``single`` (a whole
         warmup-stable-decay run).
       gin_files: gin files, as given to ``--gin_file``.
-      bindings: gin macro or parameter to Python value, without those of ``PLACEMENT``.
+      bindings: gin macro or parameter to Python value (as ``canonical_value``), without those of ``PLACEMENT``.
       store: folder of the token store.
       parent: id of the run this one starts from, or None. A branch continues its trunk's parameters,
         optimiser and schedule; any other run with a parent starts from its parameters alone.
@@ -59,6 +59,9 @@ class RunSpec:
     start_step: int
     params: int
     tokens: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bindings", canonical_value(self.bindings))
 
     @property
     def flops(self) -> int:
@@ -97,30 +100,6 @@ def canonical_value(value: Any) -> Any:
     raise MscaleError(
         f"a run's binding holds {value!r} ({type(value).__name__}): use numbers, strings, tuples and dicts"
     )
-
-
-def spec_to_json(spec: RunSpec) -> dict[str, Any]:
-    """Returns the spec as JSON-serialisable data; ``spec_from_json`` inverts it."""
-    return json.loads(json.dumps(dataclasses.asdict(spec)))
-
-
-def spec_from_json(data: Mapping[str, Any], *, where: str = "run spec") -> RunSpec:
-    """Reads what ``spec_to_json`` wrote.
-
-    Raises:
-      MscaleError: a field is missing or unknown; ``where`` names the file.
-    """
-    names = {item.name for item in dataclasses.fields(RunSpec)}
-    if missing := names - set(data):
-        raise MscaleError(f"{where}: field {sorted(missing)[0]!r} is missing; plan the study again")
-    if unknown := set(data) - names:
-        raise MscaleError(
-            f"{where}: unknown field {sorted(unknown)[0]!r}; it was written by another version of mscale"
-        )
-    values = dict(data)
-    values["gin_files"] = tuple(values["gin_files"])
-    values["bindings"] = canonical_value(values["bindings"])
-    return RunSpec(**values)
 
 
 @dataclass(frozen=True)
@@ -220,6 +199,15 @@ def make_run(
 def workdir(root: str | Path, run_id: str) -> Path:
     """Folder of a run below the study's folder."""
     return Path(root) / "runs" / run_id
+
+
+def read_spec(folder: Path) -> RunSpec:
+    """The spec in a run's folder.
+
+    Raises:
+      MscaleError: there is none, or it is of another version; the message names file and field.
+    """
+    return read_json_as(folder / run_folder.SPEC_FILE, RunSpec, what="run spec")
 
 
 def argv(spec: RunSpec, root: str | Path) -> list[str]:

@@ -6,14 +6,12 @@ runs to 0.9 of the largest budget; each budget is a branch off the trunk that de
 different tags with the same training share its trunk, so that monolingual baselines are trained once.
 """
 
-import json
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 from mscale.errors import MscaleError, nearest
-from sweeps import spec as specs
 from sweeps.run_graph import topological_order
 from sweeps.spec import RunSpec
 
@@ -71,89 +69,35 @@ class Study:
     unique: Mapping[str, int] = field(default_factory=dict, hash=False)
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Checks that the runs form a graph that can be trained.
+
+        Raises:
+          MscaleError: no runs, two runs with one id, a parent that is not in the study, a branch point outside its
+            trunk, or a cycle between parents.
+        """
+        if not self.runs:
+            raise MscaleError(f"study {self.name}: it has no runs; add cells")
+        for run_id, count in Counter(run.id for run in self.runs).items():
+            if count > 1:
+                raise MscaleError(f"study {self.name}: run id {run_id!r} occurs twice; give each run once")
+        for run in self.runs:
+            if run.parent is None:
+                continue
+            trunk = self.by_id.get(run.parent)
+            if trunk is None:
+                raise MscaleError(
+                    f"study {self.name}: run {run.id} starts from {run.parent!r}, which is not in the study; "
+                    f"add that run{nearest(run.parent, self.by_id)}"
+                )
+            if run.kind == "branch" and not 0 < (run.parent_step or 0) <= trunk.steps:
+                raise MscaleError(
+                    f"study {self.name}: run {run.id} branches off {run.parent} at step {run.parent_step}, "
+                    f"but that trunk has {trunk.steps} steps"
+                )
+        topological_order(self.runs)
+
     @cached_property
     def by_id(self) -> dict[str, RunSpec]:
         """Run id to spec."""
         return {run.id: run for run in self.runs}
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Checks, order, files
-
-
-def check_study(study: Study) -> None:
-    """Checks that a study's runs form a graph that can be trained.
-
-    Raises:
-      MscaleError: no runs, two runs with one id, a parent that is not in the study, a branch point outside its trunk,
-        or a cycle between parents.
-    """
-    if not study.runs:
-        raise MscaleError(f"study {study.name}: it has no runs; add cells")
-    seen: set[str] = set()
-    for run in study.runs:
-        if run.id in seen:
-            raise MscaleError(f"study {study.name}: run id {run.id!r} occurs twice; give each run once")
-        seen.add(run.id)
-    for run in study.runs:
-        if run.parent is not None and run.parent not in seen:
-            raise MscaleError(
-                f"study {study.name}: run {run.id} starts from {run.parent!r}, which is not in the study; "
-                f"add that run{nearest(run.parent, seen)}"
-            )
-        if run.kind == "branch" and not 0 < (run.parent_step or 0) <= study.by_id[run.parent or ""].steps:
-            raise MscaleError(
-                f"study {study.name}: run {run.id} branches off {run.parent} at step {run.parent_step}, "
-                f"but that trunk has {study.by_id[run.parent or ''].steps} steps"
-            )
-    topological_order(study.runs)
-
-
-def study_to_json(study: Study) -> dict[str, Any]:
-    """Returns the study as JSON-serialisable data; ``study_from_json`` inverts it."""
-    return json.loads(
-        json.dumps(
-            {
-                "name": study.name,
-                "notes": study.notes,
-                "mixtures": study.mixtures,
-                "unique": study.unique,
-                "cells": [asdict(cell) for cell in study.cells],
-                "ends": study.ends,
-                "runs": [specs.spec_to_json(run) for run in study.runs],
-            }
-        )
-    )
-
-
-def study_from_json(data: Mapping[str, Any], *, where: str = "study.json") -> Study:
-    """Reads what ``study_to_json`` wrote.
-
-    Raises:
-      MscaleError: a field is missing, or the runs do not pass ``check_study``; ``where`` names the file.
-    """
-    try:
-        study = Study(
-            name=data["name"],
-            runs=tuple(specs.spec_from_json(run, where=where) for run in data["runs"]),
-            cells=tuple(_cell_from_json(cell) for cell in data["cells"]),
-            ends=tuple(tuple(ids) for ids in data["ends"]),
-            mixtures=data["mixtures"],
-            unique=data["unique"],
-            notes=tuple(data["notes"]),
-        )
-    except (KeyError, TypeError) as error:
-        raise MscaleError(
-            f"{where}: not a study file of this version ({error}); plan the study again"
-        ) from None
-    check_study(study)
-    return study
-
-
-def _cell_from_json(data: Mapping[str, Any]) -> Cell:
-    values = dict(data)
-    values["tokens"] = tuple(values["tokens"])
-    values["unique_tokens"] = tuple((language, unique) for language, unique in values["unique_tokens"])
-    values["evaluate"] = None if values["evaluate"] is None else tuple(values["evaluate"])
-    values["init"] = None if values["init"] is None else _cell_from_json(values["init"])
-    return Cell(**values)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import msgspec
+
 from mscale import observations
 from mscale.errors import MscaleError, nearest
 from mscale.observations import COLUMNS, IMPORT_DEFAULTS, NULLABLE, Row
@@ -97,30 +99,33 @@ def import_csv(
     return _write(rows, source, target, left_out)
 
 
-def import_wandb(
-    source: str | Path,
-    target: str | Path,
-    runs: Mapping[str, Mapping[str, Any]],
-    *,
-    tokens_per_step: Mapping[str, int] | int,
-    shared: Mapping[str, Any] | None = None,
-    metric: str = r"(?P<language>[A-Za-z_]+)/loss$",
-) -> ImportSummary:
-    """Writes observations from the CSV that a W&B chart exports: a ``Step`` and a column "RUN - METRIC" a curve.
+class WandbRuns(msgspec.Struct, forbid_unknown_fields=True):
+    """What a chart exported from W&B does not say of its runs.
 
-    Args:
+    Attributes:
       runs: name of the run in W&B to its other columns (params, mixture, phase, ...), equal at every step.
-      shared: columns with the same value for all runs.
       tokens_per_step: batch × sequence, of all runs or by run. Tokens are step times this, since W&B's own counters
         restart when a run resumes.
+      shared: columns with the same value for all runs.
       metric: regular expression on METRIC whose group ``language`` names the language.
+    """
+
+    runs: dict[str, dict[str, Any]]
+    tokens_per_step: dict[str, int] | int
+    shared: dict[str, Any] = {}
+    metric: str = r"(?P<language>[A-Za-z_]+)/loss$"
+
+
+def import_wandb(source: str | Path, target: str | Path, about: WandbRuns) -> ImportSummary:
+    """Writes observations from the CSV that a W&B chart exports: a ``Step`` and a column "RUN - METRIC" a curve.
 
     Raises:
-      MscaleError: no column belongs to a run in ``runs``, a run lacks a required column, or a cell is not a number.
+      MscaleError: no column belongs to a run in ``about``, a run lacks a required column, or a cell is not a number.
     """
-    described = {run: {**(shared or {}), **about} for run, about in runs.items()}
-    for run, about in described.items():
-        for name in about:
+    tokens_per_step, metric = about.tokens_per_step, about.metric
+    described = {run: {**about.shared, **columns} for run, columns in about.runs.items()}
+    for run, columns in described.items():
+        for name in columns:
             if name not in COLUMNS:
                 raise MscaleError(
                     f"run {run!r}: {name!r} is no column of observations{nearest(name, COLUMNS)}"

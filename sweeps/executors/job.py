@@ -13,9 +13,8 @@ from pathlib import Path
 
 from mscale import run_folder
 from mscale.errors import MscaleError
-from mscale.files import read_json
 from sweeps import spec
-from sweeps.executors import worker
+from sweeps.executors import slurm, worker
 
 
 def assigned_run(root: Path, run_id: str | None, array: str | None, index: int | None) -> str:
@@ -28,22 +27,10 @@ def assigned_run(root: Path, run_id: str | None, array: str | None, index: int |
         return run_id
     if array is None or index is None:
         raise MscaleError("sweeps.executors.job: give a run's id, or --array NAME --index I")
-    listed = read_json(root / "slurm" / f"{array}.json", what="list of an array's runs")["runs"]
+    listed = slurm.array_runs(root, array)
     if not 0 <= index < len(listed):
         raise MscaleError(f"{root}/slurm/{array}.json: has {len(listed)} runs, asked for is number {index}")
     return listed[index]
-
-
-def start_distributed() -> None:
-    """Joins the processes of one run, where there are several: Slurm's tasks, or those of a JobSet's variables."""
-    if os.environ.get("MSCALE_COORDINATOR"):
-        from mscale.training import distributed
-
-        distributed.initialize()
-    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        import jax
-
-        jax.distributed.initialize()  # reads Slurm's own variables
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,18 +47,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run_id = assigned_run(options.root, options.run, options.array, options.index)
         folder = spec.workdir(options.root, run_id)
-        one = spec.spec_from_json(
-            read_json(folder / "spec.json", what="run spec"), where=str(folder / "spec.json")
-        )
-        start_distributed()
+        arguments = spec.argv(spec.read_spec(folder), options.root)
+        if int(os.environ.get("SLURM_NTASKS", "1")) > 1:  # the trainer joins them, as Slurm's variables say
+            os.environ.setdefault("MSCALE_COORDINATOR", "auto")
         trainer = worker.load_trainer(options.trainer)
-        arguments = spec.argv(one, options.root)
-        first = os.environ.get("MSCALE_PROCESS_ID", os.environ.get("SLURM_PROCID", "0")) == "0"
-        if first:
-            reason = worker.train_run(folder, arguments, trainer)
-        else:  # the other processes write nothing
-            code = trainer(arguments)
-            reason = f"the trainer returned {code}" if code else None
+        if os.environ.get("MSCALE_PROCESS_ID", os.environ.get("SLURM_PROCID", "0")) != "0":
+            return trainer(arguments)  # the first process alone writes to the folder
+        reason = worker.train_run(folder, arguments, trainer)
     except MscaleError as error:
         reason = str(error)
     if reason is not None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mscale import run_folder
 from mscale.errors import MscaleError
-from mscale.files import atomic_json, atomic_write, read_json
+from mscale.files import atomic_json, atomic_write, read_json_as
 from mscale.remote import local_folder
 from sweeps import run_graph, spec
 from sweeps.executors import state
@@ -136,7 +136,7 @@ def submit(
                     )
                 after = job_ids.get(parent or "")
                 array = _array_name(root, chunk)
-                atomic_json(root / "slurm" / f"{array}.json", {"runs": [run.id for run in chunk]})
+                atomic_json(root / "slurm" / f"{array}.json", _Array([run.id for run in chunk]))
                 job = _sbatch(array, len(chunk), after, script, logs, options, f"{study.name}-{chunk[0].tag}")
                 job_ids.update({run.id: f"{job}_{index}" for index, run in enumerate(chunk)})
                 arrays.append(job)
@@ -193,6 +193,22 @@ def run(
         lines = [f"{len(failed)} of {len(study.runs)} runs are not done"]
         lines += [f"  {one.spec.id}: {one.state} {one.reason}".rstrip() for one in failed[:12]]
         raise MscaleError("\n".join([*lines, "Mend the cause and call the same command again."]))
+
+
+@dataclass(frozen=True)
+class _Array:
+    """The runs of a submitted array, by element."""
+
+    runs: list[str]
+
+
+def array_runs(root: Path, array: str) -> list[str]:
+    """Ids of the runs of a submitted array, by element.
+
+    Raises:
+      MscaleError: there is no such array.
+    """
+    return read_json_as(root / "slurm" / f"{array}.json", _Array, what="list of an array's runs").runs
 
 
 def _groups(runs: Sequence[RunSpec]) -> list[tuple[str | None, list[RunSpec]]]:
@@ -303,9 +319,7 @@ def queued_jobs(root: str | Path) -> dict[str, QueuedJob]:
         if not array.startswith(prefix) or name in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"):
             continue
         if array not in listed:
-            listed[array] = read_json(root / "slurm" / f"{array}.json", what="list of an array's runs")[
-                "runs"
-            ]
+            listed[array] = array_runs(root, array)
         jobs[listed[array][int(job.partition("_")[2])]] = QueuedJob(job, name, reason)
     return jobs
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from mscale import run_folder
 from mscale.errors import MscaleError
-from mscale.files import atomic_json, read_json
+from mscale.files import atomic_json, read_json_as
 from mscale.scales import training_flops
-from sweeps import run_graph, spec, study
+from sweeps import run_graph, spec
 from sweeps.executors import liveness
 from sweeps.spec import RunSpec
 from sweeps.study import Study
@@ -89,10 +89,7 @@ def load_study(root: str | Path) -> Study:
     Raises:
       MscaleError: there is none, or the file is damaged.
     """
-    path = Path(root) / "study.json"
-    return study.study_from_json(
-        read_json(path, what="study (start one with `mscale sweep run`)"), where=str(path)
-    )
+    return read_json_as(Path(root) / "study.json", Study, what="study (`mscale sweep run` starts one)")
 
 
 def save_study(planned: Study, root: str | Path) -> None:
@@ -112,12 +109,15 @@ def save_study(planned: Study, root: str | Path) -> None:
                 f"{path}: this study was begun with another definition ({change}); go on with the old one, "
                 "or choose another folder for the new one"
             )
-    atomic_json(path, study.study_to_json(planned))
+    atomic_json(path, planned)
     for run in planned.runs:
-        target = spec.workdir(root, run.id) / run_folder.SPEC_FILE
-        data = spec.spec_to_json(run)
-        if not target.exists() or read_json(target, what="run spec") != data:
-            atomic_json(target, data)
+        folder = spec.workdir(root, run.id)
+        try:
+            written = spec.read_spec(folder) == run
+        except MscaleError:
+            written = False
+        if not written:
+            atomic_json(folder / run_folder.SPEC_FILE, run)
 
 
 def difference(before: Study, after: Study) -> str:

@@ -2,11 +2,13 @@
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mscale.errors import MscaleError
+from mscale.files import atomic_json
 from sweeps import spec as specs
 
 BINDINGS = {"STEPS": 10, "BATCH_SIZE": 4, "SEQUENCE_LENGTH": 8, "SCALE": "nano2"}
@@ -129,9 +131,11 @@ values = st.recursive(
 
 
 @given(values)
-def test_specs_survive_json(value):
+def test_specs_survive_json(tmp_path_factory, value):
     run = make(bindings={"STEPS": 1, "BATCH_SIZE": 1, "SEQUENCE_LENGTH": 1, "A": value})
-    assert specs.spec_from_json(json.loads(json.dumps(specs.spec_to_json(run)))) == run
+    folder = tmp_path_factory.getbasetemp() / "spec"
+    atomic_json(folder / "spec.json", run)
+    assert specs.read_spec(folder) == run
 
 
 @given(values)
@@ -142,11 +146,17 @@ def test_gin_literals_are_python_literals(value):
     assert ast.literal_eval(specs.gin_literal(value)) == value
 
 
-def test_damaged_spec_names_the_field():
-    data = specs.spec_to_json(make())
-    del data["steps"]
-    with pytest.raises(MscaleError, match="'steps' is missing"):
-        specs.spec_from_json(data)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": "many"}, "spec.json: this run spec .* Expected `int`, got `str` - at `\\$.steps`; delete"),
+        ({"bindings": {"A": [float("nan")]}}, "spec.json: .* binding is nan"),
+    ],
+)
+def test_damaged_spec_names_file_and_field(tmp_path, change, message):
+    (tmp_path / "spec.json").write_text(json.dumps(msgspec.to_builtins(make()) | change))
+    with pytest.raises(MscaleError, match=message):
+        specs.read_spec(tmp_path)
 
 
 @given(st.text(max_size=80))

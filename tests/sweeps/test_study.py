@@ -3,14 +3,15 @@
 import dataclasses
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from studies import LANGUAGES, STEP, cell, make
 
 from mscale.errors import MscaleError
-from sweeps import study as studies
-from sweeps.study import Cell
+from mscale.files import atomic_json, read_json_as
+from sweeps.study import Cell, Study
 
 
 def test_budgets_share_one_trunk():
@@ -59,10 +60,20 @@ def test_scales_may_have_their_own_bindings():
     assert study.runs[0].bindings["LEARNING_RATE"] == 0.5
 
 
-def test_studies_are_deterministic_and_survive_json():
+def test_studies_are_deterministic_and_survive_json(tmp_path):
     one, other = make(cell(), cell("x", mixture="en+fr")), make(cell(), cell("x", mixture="en+fr"))
     assert one == other
-    assert studies.study_from_json(json.loads(json.dumps(studies.study_to_json(one)))) == one
+    assert one.by_id  # what is computed from the fields is not written
+    atomic_json(tmp_path / "study.json", one)
+    assert read_json_as(tmp_path / "study.json", Study, what="study") == one
+
+
+def test_a_damaged_study_names_file_and_field(tmp_path):
+    data = msgspec.to_builtins(make(cell()))
+    del data["runs"][2]["steps"]
+    (tmp_path / "study.json").write_text(json.dumps(data))
+    with pytest.raises(MscaleError, match="study.json: .*required field `steps` - at `\\$.runs\\[2\\]`"):
+        read_json_as(tmp_path / "study.json", Study, what="study")
 
 
 @pytest.mark.parametrize(
@@ -95,13 +106,13 @@ def with_runs(study, runs):
 def test_duplicate_ids_are_refused():
     study = make(cell())
     with pytest.raises(MscaleError, match="occurs twice"):
-        studies.check_study(with_runs(study, [*study.runs, study.runs[0]]))
+        with_runs(study, [*study.runs, study.runs[0]])
 
 
 def test_missing_parents_are_refused():
     study = make(cell())
     with pytest.raises(MscaleError, match="not in the study"):
-        studies.check_study(with_runs(study, study.runs[1:]))
+        with_runs(study, study.runs[1:])
 
 
 def test_cycles_are_refused():
@@ -109,14 +120,14 @@ def test_cycles_are_refused():
     a, b = study.runs
     a, b = dataclasses.replace(a, parent=b.id), dataclasses.replace(b, parent=a.id)
     with pytest.raises(MscaleError, match=f"cycle: {a.id} → {b.id} → {a.id}"):
-        studies.check_study(with_runs(study, [a, b]))
+        with_runs(study, [a, b])
 
 
 def test_branches_off_the_end_of_a_trunk_are_refused():
     study = make(cell())
     late = dataclasses.replace(study.runs[-1], parent_step=91)
     with pytest.raises(MscaleError, match="branches off .* at step 91, but that trunk has 90"):
-        studies.check_study(with_runs(study, [*study.runs[:-1], late]))
+        with_runs(study, [*study.runs[:-1], late])
 
 
 def test_unimax_rates_are_fixed_for_the_study():

@@ -8,7 +8,7 @@ import pytest
 from mscale.errors import MscaleError
 from mscale.observations import COLUMNS
 from sweeps.collecting import import_defaults
-from sweeps.collecting.importers import import_csv, import_wandb
+from sweeps.collecting.importers import WandbRuns, import_csv, import_wandb
 
 ATTRIBUTES = {
     "params": 9_044_352,
@@ -87,7 +87,7 @@ def test_a_chart_of_weights_and_biases(tmp_path):
         ["200", "200", "", "", "9"],
         ["300", "300", "3.1", "3.1", ""],
     )
-    count = import_wandb(source, tmp_path / "o.parquet", {"big": ATTRIBUTES}, tokens_per_step=512)
+    count = import_wandb(source, tmp_path / "o.parquet", WandbRuns({"big": ATTRIBUTES}, 512))
     rows = pq.read_table(tmp_path / "o.parquet").to_pylist()
     assert count.rows == 2 and [(row["step"], row["tokens"], row["loss"]) for row in rows] == [
         (100, 51_200, 3.5),
@@ -95,11 +95,11 @@ def test_a_chart_of_weights_and_biases(tmp_path):
     ]
     assert {row["run"] for row in rows} == {"big"} and rows[0]["target_tokens"] == 51_200
     with pytest.raises(MscaleError, match="no column is 'RUN - METRIC'"):
-        import_wandb(source, tmp_path / "o.parquet", {"huge": ATTRIBUTES}, tokens_per_step=512)
+        import_wandb(source, tmp_path / "o.parquet", WandbRuns({"huge": ATTRIBUTES}, 512))
     with pytest.raises(MscaleError, match="nothing says mixture"):
-        import_wandb(source, tmp_path / "o.parquet", {"big": {"params": 10**6}}, tokens_per_step=512)
+        import_wandb(source, tmp_path / "o.parquet", WandbRuns({"big": {"params": 10**6}}, 512))
     alike = {"shared": {"params": 9_044_352, "phase": "end"}, "tokens_per_step": 512}
-    import_wandb(source, tmp_path / "p.parquet", {"big": {"mixture": "en"}}, **alike)
+    import_wandb(source, tmp_path / "p.parquet", WandbRuns({"big": {"mixture": "en"}}, **alike))
     again = pq.read_table(tmp_path / "p.parquet").to_pylist()
     assert [row["target_tokens"] for row in again] == [51_200, 153_600] and again[0]["lr"] is None
 

@@ -1,5 +1,6 @@
 """The Slurm executor without Slurm: scripts in place of its commands give a scheduler's possible answers."""
 
+import os
 import re
 import stat
 import subprocess
@@ -48,7 +49,8 @@ def test_siblings_are_one_array_that_depends_on_their_parent_alone(tmp_path, fak
     )
     assert all("--requeue" in line and "--signal=B:USR1@120" in line for line in lines)
     listed = [
-        slurm.read_json(path, what="array")["runs"] for path in (tmp_path / "study/slurm").glob("mscale-*")
+        slurm.array_runs(tmp_path / "study", path.stem)
+        for path in (tmp_path / "study/slurm").glob("mscale-*")
     ]
     assert sorted(sum(listed, [])) == sorted(run.id for run in study.runs)
 
@@ -57,9 +59,7 @@ def test_queued_and_done_runs_are_not_submitted_again(tmp_path, fake):
     study, root = make(cell()), tmp_path / "study"
     slurm.submit(study, root)
     (array,) = [
-        path
-        for path in (root / "slurm").glob("mscale-*.json")
-        if len(slurm.read_json(path, what="a")["runs"]) == 1
+        path for path in (root / "slurm").glob("mscale-*.json") if len(slurm.array_runs(root, path.stem)) == 1
     ]
     fake("squeue", f'echo "101_0|RUNNING|None|{array.stem}"; echo "7_0|RUNNING|None|someone-else"')
     assert slurm.queued_jobs(root) == {study.runs[0].id: slurm.QueuedJob("101_0", "RUNNING", "None")}
@@ -143,3 +143,21 @@ def test_a_job_trains_the_element_it_is_for(tmp_path, capsys):
     assert done == {listed[1]: "done", listed[0]: "waiting"}
     assert job.main([*arguments, "--index", "2"]) == 1
     assert "has 2 runs, asked for is number 2" in capsys.readouterr().err
+
+
+def test_the_trainer_joins_several_tasks_and_others_than_the_first_write_nothing(tmp_path, monkeypatch):
+    study = make(cell(steps=(20,)))
+    state.save_study(study, tmp_path)
+    monkeypatch.setenv("MSCALE_COORDINATOR", "restored after the test")
+    monkeypatch.delenv("MSCALE_COORDINATOR")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    joined = []
+
+    def trainer(_arguments):
+        joined.append(os.environ["MSCALE_COORDINATOR"])
+        return 143
+
+    monkeypatch.setattr(job.worker, "load_trainer", lambda _name: trainer)
+    assert job.main([str(tmp_path), study.runs[0].id]) == 143 and joined == ["auto"]
+    assert [path.name for path in (tmp_path / "runs" / study.runs[0].id).iterdir()] == ["spec.json"]

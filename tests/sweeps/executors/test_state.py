@@ -1,6 +1,5 @@
 """The state of a study is read from its run folders and shown."""
 
-import json
 import os
 
 import pytest
@@ -70,13 +69,12 @@ def test_damaged_status_counts_as_not_done(tmp_path, study):
 
 def test_studies_are_read_back(tmp_path, study):
     assert state.load_study(tmp_path) == study
-    data = json.loads((spec.workdir(tmp_path, study.runs[0].id) / "spec.json").read_text())
-    assert spec.spec_from_json(data) == study.runs[0]
+    assert spec.read_spec(spec.workdir(tmp_path, study.runs[0].id)) == study.runs[0]
 
 
 def test_folder_without_a_study_says_what_to_do(tmp_path):
     with pytest.raises(MscaleError, match="mscale sweep run"):
         state.load_study(tmp_path)
     (tmp_path / "study.json").write_text("{}")
-    with pytest.raises(MscaleError, match="not a study file"):
+    with pytest.raises(MscaleError, match="study.json: .* required field `name`"):
         state.load_study(tmp_path)
