@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 import analysis
-from analysis.estimation import multistart, quantities, variance_components
+from analysis.estimation import multistart, variance_components
 from analysis.estimation.quantities import Derived
 from analysis.fitting import compute_optimal
 from analysis.uncertainty import bootstrap, profile
@@ -190,7 +190,7 @@ def cell(case: Case, groups: int, noise: str, studies: int, seed: int) -> dict[s
         return {**head, "refused": str(error)}
     wanted, labels = scalars(case, planted)
     problem = dataclasses.replace(planted.problem, ratio=0.0, barrier=0.0)
-    truth = np.concatenate([quantities.values(problem, q, planted.theta[None])[0] for q in wanted])
+    truth = np.concatenate([problem.quantity_values(q, planted.theta[None])[0] for q in wanted])
     bounds = cramer_rao(problem, planted.theta, wanted, trunk, checkpoint)
     began = time.process_time()
     low, high = (np.full((studies, len(labels)), np.nan) for _ in range(2))
@@ -237,7 +237,7 @@ def intervals(problem: Any, wanted: list, y: np.ndarray, seed: int) -> tuple[np.
     for s in np.flatnonzero(good):
         own = dataclasses.replace(found.problem, y=y[s])
         drawn = bootstrap.bootstrap(own, found.theta[s], DRAWS, seed)
-        values = np.concatenate([quantities.values(own, q, drawn) for q in wanted], axis=1)
+        values = np.concatenate([own.quantity_values(q, drawn) for q in wanted], axis=1)
         low[s], high[s] = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
 
@@ -295,7 +295,7 @@ def cramer_rao(problem: Any, theta: np.ndarray, wanted: list, trunk: float, chec
     plain = dataclasses.replace(squares, penalised=())
     information = plain.derivatives(theta[None], plain.batch(ratio=np.full(1, (trunk / checkpoint) ** 2)))[3]
     inverse, _ = variance_components.pseudo_inverse(information)
-    slope = profile.penalised_values(squares, np.tile(theta, (m, 1)), np.arange(m))[1]
+    slope = squares.penalised_derivatives(np.tile(theta, (m, 1)), np.arange(m))[1]
     return np.sqrt(np.einsum("mi,ij,mj->m", slope, inverse[0], slope)) * checkpoint * 2 * 1.6449
 
 

@@ -10,7 +10,6 @@ import dataclasses
 
 import numpy as np
 
-from analysis.estimation.autodiff import Jet
 from analysis.estimation.problem import ParameterCell, Problem
 
 _SLOPE_TOLERANCE = 1e-9  # relative difference, over the rows of a cell, of two slopes that count as equal
@@ -45,8 +44,8 @@ class Reduction:
     def contributions(self, theta: np.ndarray) -> np.ndarray:
         """(B, m): what each dropped parameter contributes to predictions at theta (B, P), in units of its partner."""
         row, own, other = self.location.T
-        slopes = _slopes(self.probe, theta)
-        return slopes[:, row, own] / slopes[:, row, other]
+        slopes = self.probe.slopes(theta)[1]
+        return slopes[:, own, row] / slopes[:, other, row]
 
     def covariance(self, theta: np.ndarray, inverse: np.ndarray) -> np.ndarray:
         """(B, P, P) covariance in the full problem, from that in the reduced problem, inverse (B, P − m, P − m).
@@ -58,15 +57,15 @@ class Reduction:
             return inverse
         kept = np.flatnonzero(self.kept)
         reduced_probe = self.reduced.subset(np.isin(np.arange(len(self.reduced.y)), self.probe_rows))
-        full_slopes = _slopes(self.probe, theta)
-        reduced_slopes = _slopes(reduced_probe, self.to_reduced(theta))
+        full_slopes = self.probe.slopes(theta)[1]
+        reduced_slopes = reduced_probe.slopes(self.to_reduced(theta))[1]
         jacobian = np.tile(np.eye(len(kept)), (len(theta), 1, 1))
         for partner in np.unique(self.partner):
             row, _, other = self.location[np.flatnonzero(self.partner == partner)[0]]
             # The partner has to offset the change in the dropped contribution that the other parameters cause.
-            full = full_slopes[:, row] @ self.probe.cells[row].selection[:, kept]
-            change = full - reduced_slopes[:, row] @ reduced_probe.cells[row].selection
-            jacobian[:, np.searchsorted(kept, partner)] -= change / full_slopes[:, row, other, None]
+            full = full_slopes[:, :, row] @ self.probe.cells[row].selection[:, kept]
+            change = full - reduced_slopes[:, :, row] @ reduced_probe.cells[row].selection
+            jacobian[:, np.searchsorted(kept, partner)] -= change / full_slopes[:, other, row, None]
         whole = np.zeros((len(theta), self.full.size, self.full.size))
         whole[np.ix_(np.arange(len(theta)), kept, kept)] = jacobian @ inverse @ jacobian.swapaxes(1, 2)
         return whole
@@ -149,16 +148,6 @@ def identity_reduction(problem: Problem) -> Reduction:
     return Reduction(problem, problem, nothing, nothing, np.zeros((0, 3), int), problem, nothing)
 
 
-def _slopes(problem: Problem, theta: np.ndarray) -> np.ndarray:
-    """(B, n, k): derivatives of the predictions at theta (B, P) in the law's parameters."""
-    with np.errstate(all="ignore"):
-        out = problem.law.predict(problem.rows_jets(theta, 1), problem.variables)
-    found = np.zeros((len(theta), len(problem.y), len(problem.law.parameters)))
-    for index, slope in out.grad.items() if isinstance(out, Jet) else ():
-        found[:, :, index] = slope
-    return found
-
-
 def _aliased_pairs(problem: Problem) -> list[tuple[ParameterCell, int, int]]:
     """(cell, own, other): law parameters of a cell whose slopes have one ratio on all its rows.
 
@@ -181,9 +170,8 @@ def _aliased_pairs(problem: Problem) -> list[tuple[ParameterCell, int, int]]:
     if not candidates:
         return []
     for share in _PROBE_POINTS:
-        ranges = np.array([np.log(q.start) if q.log else q.start for q in which], float).reshape(-1, 2)
-        theta = np.clip(ranges @ [1 - share, share], problem.lower, problem.upper)
-        slopes, aliased = _slopes(problem, theta[None])[0].T, []
+        theta = np.clip(problem.start_ranges @ [1 - share, share], problem.lower, problem.upper)
+        slopes, aliased = problem.slopes(theta[None])[1][0], []
         for cell, own, other in candidates:
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratio = slopes[own, cell.rows] / slopes[other, cell.rows]

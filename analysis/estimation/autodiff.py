@@ -8,6 +8,7 @@ law and shape some 1.4 s, and a report fits some fifteen.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,15 @@ def _times(value: Array, factor: Array) -> Array:
 def value_of(x: Any) -> Array:
     """The value of a jet, or x itself."""
     return x.value if isinstance(x, Jet) else x
+
+
+def gradient(x: Any, indices: Sequence[int] | np.ndarray, shape: tuple[int, int]) -> Array:
+    """∂x/∂θ_i for each i of the indices, dense: (B, indices, n) for a shape (B, n); zeros where x is no jet."""
+    found = np.zeros((shape[0], len(indices), shape[1]))
+    for place, index in enumerate(indices):
+        if isinstance(x, Jet) and int(index) in x.grad:
+            found[:, place] = x.grad[int(index)]
+    return found
 
 
 def _add(entries: dict, key: Any, value: Array) -> None:

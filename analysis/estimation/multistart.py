@@ -9,7 +9,6 @@ Everything is batched over S studies of one design (responses y (S, n)); a fit i
 
 import dataclasses
 import itertools
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -85,7 +84,7 @@ def starts(problem: Problem, seed: int, y: np.ndarray) -> np.ndarray:
     """Starts (S, K, P) for responses y (S, n), lowest objective first; NaN where fewer than K are finite."""
     parameters = problem.fitted_parameters
     nonlinear = [index for index, q in enumerate(parameters) if not q.linear]
-    ranges = np.array([np.log(q.start) if q.log else q.start for q in parameters], float).reshape(-1, 2)
+    ranges = problem.start_ranges
     if len(nonlinear) <= 2:
         axes = [np.linspace(ranges[index, 0], ranges[index, 1], _GRID_POINTS) for index in nonlinear]
         points = np.array(list(itertools.product(*axes)), float).reshape(_GRID_POINTS ** len(axes), len(axes))
@@ -185,30 +184,26 @@ def _linear_model(
       (K, n), from linear parameters that are fixed; and of each cell which of the L fitted ones each is (m,), −1 for
       those that are fixed.
     """
-    law, B, n = problem.law, len(theta), len(problem.y)
-    local_linear = [i for i, q in enumerate(law.parameters) if q.linear]
-    regressors, constant = np.zeros((B, n, len(local_linear))), np.zeros((B, n))
-    columns = [np.full(len(local_linear), -1) for _ in problem.cells]
-    place = {index: position for position, index in enumerate(linear)}
-    local = problem.all_cell_parameters(theta)
-    for position, i in enumerate(local_linear):
-        probe = local.copy()
-        probe[:, :, i] = 0.0 if problem.logs[i] else 1.0
-        natural = problem.natural(probe)
-        natural[:, :, [other for other in local_linear if other != i]] = 0.0
-        on_rows = natural[:, problem.cell_of_row]
-        p = SimpleNamespace(**{q.name: on_rows[:, :, j] for j, q in enumerate(law.parameters)})
-        with np.errstate(all="ignore"):
-            column = np.broadcast_to(law.predict(p, SimpleNamespace(**problem.x)), (B, n))
-        for number, cell in enumerate(problem.cells):
-            at = [index for index in np.flatnonzero(cell.selection[i]) if int(index) in place]
-            if at and cell.selection[i, at[0]] == 1.0:
-                regressors[:, cell.rows, position] = column[:, cell.rows]
-                columns[number][position] = place[int(at[0])]
-            else:
-                amount = np.exp(local[:, number, i]) if problem.logs[i] else local[:, number, i]
-                constant[:, cell.rows] += column[:, cell.rows] * amount[:, None]
-    return regressors, constant, columns
+    predicted, slopes = problem.slopes(theta)
+    of_law = [index for index, q in enumerate(problem.law.parameters) if q.linear]
+    local = problem.all_cell_parameters(theta)[:, :, of_law]
+    logs = problem.logs[of_law]
+    amount = np.where(logs, np.exp(np.where(logs, local, 0.0)), local)
+    per_unit = slopes[:, of_law].swapaxes(1, 2) / np.where(logs, amount, 1.0)[:, problem.cell_of_row]
+    constant = predicted.copy()
+    place = np.full(problem.size, -1)
+    place[linear] = np.arange(len(linear))
+    columns = []
+    for number, cell in enumerate(problem.cells):
+        chosen = cell.selection[of_law]
+        is_fitted = (chosen == 1.0).any(
+            axis=1
+        )  # not fixed: a row of zeros, or of the shift to the reference point
+        columns.append(np.where(is_fitted, place[chosen.argmax(axis=1)], -1))
+        known = columns[-1] >= 0
+        contribution = per_unit[:, cell.rows][:, :, known] @ amount[:, number, known, None]
+        constant[:, cell.rows] -= contribution[:, :, 0]
+    return per_unit, constant, columns
 
 
 def subsample(problem: Problem) -> tuple[Problem, np.ndarray]:

@@ -14,9 +14,6 @@ from analysis.estimation.problem import Batch, Problem
 
 MAX_RELATIVE_DECREASE = 0.9  # largest part of an exponential parameter's exp(θ) that one step may take away
 _MAX_RELATIVE_INCREASE = 1e6  # largest multiple of exp(θ) that one step may add
-# Parameters from which the objective of a step is evaluated before its Hessian, and Cholesky factors one by
-# one. An ATLAS fit of 269 parameters takes 0.9 s of CPU so, and 1.1 s without.
-LARGE_PROBLEM = 40
 _LBFGS_MEMORY = 8  # pairs of steps and gradient changes that L-BFGS keeps
 _SADDLE_DAMPING = 0.1  # of the majoriser's diagonal, added where the Hessian is indefinite
 _CURVATURE_ROUNDING = 1e-9  # of the scaled curvature: what rounding may leave in a flat direction
@@ -84,22 +81,13 @@ def minimise(
             at = live[go]
             trial = apply_step(theta[at], step[go], problem)
             majorise = metric is None and bool((mu[at] >= 1e-6).any())
-            # A Hessian of many parameters costs much more than the objective: evaluate it only for steps that descend.
-            # With a metric given, starts are near the optimum, and few steps fail.
-            tried = (
-                problem.total_objective(trial, batch.take(at))
-                if metric is None and P >= LARGE_PROBLEM
-                else None
-            )
-            down = slice(None) if tried is None else tried <= f[at]
-            parts = problem.derivatives(trial[down], batch.take(at[down]), majorise)
-            value = parts[0] if tried is None else tried
-            better = value <= f[at]
-            gain = (f[at] - value) / predicted[go]
+            parts = problem.derivatives(trial, batch.take(at), majorise)
+            better = parts[0] <= f[at]
+            gain = (f[at] - parts[0]) / predicted[go]
             to = at[better]
             theta[to] = trial[better]
             for current, part in zip((f, g, H, M), parts if metric is None else parts[:3], strict=False):
-                current[to] = part[better] if tried is None else part
+                current[to] = part[better]
             if metric is None:
                 has_metric[to] = majorise
             damping_factor[go] = np.select([~better, gain > 0.5, gain > 0.25], [8.0, 0.2, 1.0], 2.0)
@@ -130,7 +118,7 @@ def lbfgs(
         predictions are linear in it, so that the objective is nearer to quadratic.
     """
     B, P = theta.shape
-    logs = np.zeros(P, bool) if origin is None or problem.exponential is None else problem.exponential
+    logs = np.zeros(P, bool) if origin is None else problem.exponential
     coordinates = _LinearCoordinates(logs, np.zeros((B, P)) if origin is None else origin)
     x = coordinates.from_theta(np.clip(theta, problem.lower, problem.upper).astype(float))
     lower, upper = (
@@ -233,11 +221,11 @@ def _newton_step(
     """
     fixed = active_bounds(theta, g, problem)
     lowest, highest = problem.lower - theta, problem.upper - theta
-    if (logs := problem.exponential) is not None:
-        H = H.copy()
-        np.einsum("bii->bi", H)[:, logs] -= g[:, logs]
-        lowest[:, logs] = np.maximum(np.expm1(lowest[:, logs]), -MAX_RELATIVE_DECREASE)
-        highest[:, logs] = np.expm1(np.minimum(highest[:, logs], np.log(_MAX_RELATIVE_INCREASE)))
+    logs = problem.exponential
+    H = H.copy()
+    np.einsum("bii->bi", H)[:, logs] -= g[:, logs]
+    lowest[:, logs] = np.maximum(np.expm1(lowest[:, logs]), -MAX_RELATIVE_DECREASE)
+    highest[:, logs] = np.expm1(np.minimum(highest[:, logs], np.log(_MAX_RELATIVE_INCREASE)))
     diagonal = np.einsum("bii->bi", M)
     matrix = H + mu[:, None, None] * M
     # A ridge as small as rounding, so that a flat direction does not pass for negative curvature.
@@ -263,9 +251,8 @@ def _newton_step(
 
 def apply_step(theta: np.ndarray, step: np.ndarray, problem: Problem) -> np.ndarray:
     """θ (B, P) after a step, within the bounds. The step is relative, in exp(θ), for exponential parameters."""
-    if problem.exponential is not None:
-        step = step.copy()
-        step[:, problem.exponential] = np.log1p(step[:, problem.exponential])
+    step = step.copy()
+    step[:, problem.exponential] = np.log1p(step[:, problem.exponential])
     return np.clip(theta + step, problem.lower, problem.upper)
 
 
@@ -274,18 +261,7 @@ def _is_positive_definite(matrix: np.ndarray, fixed: np.ndarray) -> np.ndarray:
     if fixed.any():
         matrix = np.where(~fixed[:, :, None] & ~fixed[:, None, :], matrix, 0.0)
         np.einsum("bii->bi", matrix)[fixed] = 1.0
-    if matrix.shape[1] >= LARGE_PROBLEM:
-        return np.array([dpotrf(one, lower=1, clean=0)[1] == 0 for one in matrix], bool)
-    try:
-        np.linalg.cholesky(matrix)
-    except np.linalg.LinAlgError:
-        if len(matrix) == 1:
-            return np.zeros(1, bool)
-        half = len(matrix) // 2
-        return np.concatenate(
-            [_is_positive_definite(part, np.zeros(0)) for part in (matrix[:half], matrix[half:])]
-        )
-    return np.ones(len(matrix), bool)
+    return np.array([dpotrf(one, lower=1, clean=0)[1] == 0 for one in matrix], bool)
 
 
 def _bounded_step(
@@ -349,17 +325,8 @@ def _solve_with_fixed(matrix: np.ndarray, right: np.ndarray, fixed: np.ndarray, 
 
 def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
     """x with matrix (B, P, P), symmetric, times x = right (B, P); NaN where the matrix is singular."""
-    if matrix.shape[1] >= LARGE_PROBLEM:
-        found = [dposv(one, of, lower=1)[1:] for one, of in zip(matrix, right, strict=True)]
-        if all(failed == 0 for _, failed in found):
-            return np.array([x for x, _ in found])
     try:
         return np.linalg.solve(matrix, right[:, :, None])[:, :, 0]
     except np.linalg.LinAlgError:
-        result = np.full_like(right, np.nan)
-        for b in range(len(matrix)):
-            try:
-                result[b] = np.linalg.solve(matrix[b], right[b])
-            except np.linalg.LinAlgError:
-                continue
-        return result
+        solved = [dposv(one, of, lower=1)[1:] for one, of in zip(matrix, right, strict=True)]
+        return np.array([np.where(failed, np.nan, x) for x, failed in solved])

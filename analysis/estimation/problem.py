@@ -2,35 +2,27 @@
 
 Parameters `theta` are (B, P). The batch runs over starts, bootstraps, simulated studies or profile points alike.
 Rows are sorted into cells: the rows of a level (a language), on which every parameter of the law is one number.
-The law is evaluated on the rows of all cells at once. Its derivatives are summed cell by cell, and the sums of a
-cell are added to the entries of the gradient and Hessian that belong to its own parameters.
+The law is evaluated on the rows of all cells at once, on forward-mode jets (`autodiff.Jet`). Its derivatives are summed
+cell by cell, and added to the entries of the gradient and Hessian that belong to the cell's own parameters.
 
-Noise that the rows of a group share is integrated out: with ρ its variance over that of a row, the quadratic form of
-the residuals uses the inverse of W⁻¹ + ρ·11ᵀ in each group (a random intercept), by the Woodbury identity.
+With weights w and residuals r the objective is Σ w·ρ(r), its Hessian Σ w·(ρ''(r)·∇r·∇rᵀ + ρ'(r)·∇²r). Its majoriser is
+Σ w·(ρ'(r)/r)·∇r·∇rᵀ: iteratively reweighted Gauss-Newton. Noise that the rows of a group share is integrated out: with
+ρ its variance over that of a row, the quadratic form of the residuals uses the inverse of W⁻¹ + ρ·11ᵀ in each group (a
+random intercept), by the Woodbury identity.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array
 
-from analysis.estimation import scatter
-from analysis.estimation.autodiff import Jet
-from analysis.estimation.objective import (
-    GroupEffects,
-    RowTerms,
-    evaluate_in_blocks,
-    huber,
-    row_derivatives,
-    row_gradient,
-)
-from analysis.estimation.quantities import Quantity
-from analysis.estimation.scatter import Scatter
+from analysis.estimation.autodiff import Jet, gradient, value_of
+from analysis.estimation.objective import HuberLoss, huber
+from analysis.estimation.quantities import Linear, Quantity
 from analysis.laws.law import Law, Parameter
 
 
@@ -62,6 +54,22 @@ class Batch:
         return Batch(*(pick(getattr(self, one.name)) for one in fields(self)))  # type: ignore[arg-type]
 
 
+@dataclass
+class _Derivatives:
+    """Sums over rows: f (B,), g (B, P), H and its majoriser M (B, P, P); matrices: those of H and M that are wanted."""
+
+    f: np.ndarray
+    g: np.ndarray
+    H: np.ndarray
+    M: np.ndarray
+    matrices: tuple[np.ndarray, ...]
+
+    @classmethod
+    def zeros(cls, B: int, P: int, order: int, majorise: bool) -> "_Derivatives":
+        H, M = (np.zeros((B, P, P) if order > 1 else (B, 0, 0)) for _ in range(2))
+        return cls(np.zeros(B), np.zeros((B, P)), H, M, (H, M)[: 0 if order < 2 else 1 + majorise])
+
+
 # Elements of a (B, rows) block that is evaluated at once: large beside the cost of a call, small beside the cache. Fits
 # and intervals of 400 simulated studies take 1.6 to 2.1 s of CPU so, and 2.2 to 2.4 s as one block.
 _BLOCK_ELEMENTS = 1 << 17
@@ -78,10 +86,19 @@ class ParameterCell:
     selection: np.ndarray
     offset: np.ndarray
 
-    @property
-    def free(self) -> np.ndarray:
-        """(k,) bool: which of the law's parameters are fitted here."""
-        return np.count_nonzero(self.selection, axis=1) > 0
+    @cached_property
+    def columns(self) -> np.ndarray:
+        """Indices of the parameters in θ that the cell depends on."""
+        return np.flatnonzero(self.selection.any(axis=0))
+
+    @cached_property
+    def own(self) -> np.ndarray:
+        """(k, columns): the selection without the columns of other cells."""
+        return self.selection[:, self.columns]
+
+    def values(self, theta: np.ndarray) -> np.ndarray:
+        """(B, k): the law's parameters here, in the fitted scale."""
+        return theta[:, self.columns] @ self.own.T + self.offset
 
 
 @dataclass(frozen=True)
@@ -99,7 +116,6 @@ class Problem:
       penalised: quantities that a batch may add a quadratic penalty on.
       barrier: weight of the logarithmic barrier of the law's constraint.
       ratio: ρ, variance of the noise that a group shares over that of a row.
-      exponential: (P,) bool, logarithms of parameters that the predictions are linear in; None for none.
       fitted_parameters: the law's parameter that each of θ is. inactive: names of those on which no row depends.
       log_means: {variable: mean of its logarithm}, of the reference point.
     """
@@ -119,7 +135,6 @@ class Problem:
     penalised: tuple[Quantity, ...] = ()
     barrier: float = 0.0
     ratio: float = 0.0
-    exponential: np.ndarray | None = None
     fitted_parameters: tuple[Parameter, ...] = ()
     inactive: tuple[str, ...] = ()
     log_means: Mapping[str, float] = field(default_factory=dict)
@@ -135,14 +150,20 @@ class Problem:
         return int(self.group.max()) + 1
 
     @cached_property
-    def block_size(self) -> int:
-        """How many problems of a batch are evaluated together."""
-        return max(1, _BLOCK_ELEMENTS // len(self.y))
+    def exponential(self) -> np.ndarray:
+        """(P,) bool: logarithms of parameters that the predictions are linear in."""
+        return np.array([q.log and q.linear for q in self.fitted_parameters], bool)
 
     @cached_property
     def variables(self) -> SimpleNamespace:
         """The law's variables on all rows, (n,) each, by attribute."""
         return SimpleNamespace(**self.x)
+
+    @cached_property
+    def start_ranges(self) -> np.ndarray:
+        """(P, 2): where searches start, in the fitted scale."""
+        ranges = [np.log(q.start) if q.log else q.start for q in self.fitted_parameters]
+        return np.array(ranges, float).reshape(-1, 2)
 
     def batch(self, **changes: np.ndarray | None) -> Batch:
         """A batch of problems like this one but for the changes (fields of `Batch`; None: no change)."""
@@ -180,27 +201,15 @@ class Problem:
             ),
             lower=self.lower[fitted],
             upper=self.upper[fitted],
-            exponential=None if self.exponential is None else self.exponential[fitted],
             prior=None if self.prior is None else (self.prior[0][fitted], self.prior[1][fitted]),
             fitted_parameters=tuple(itertools.compress(self.fitted_parameters, fitted)),
         )
 
     # Parameters of cells -----------------------------------------------------------------------------------
 
-    def cell_parameters(self, theta: np.ndarray, cell: ParameterCell) -> np.ndarray:
-        """(B, k): the law's parameters in a cell, in the fitted scale."""
-        return theta @ cell.selection.T + cell.offset
-
     def all_cell_parameters(self, theta: np.ndarray) -> np.ndarray:
         """(B, C, k): the law's parameters in every cell, in the fitted scale."""
-        selection, offset = self._affine_maps
-        return (selection @ theta.T).T.reshape(len(theta), len(self.cells), -1) + offset
-
-    @cached_property
-    def _affine_maps(self) -> tuple[Any, np.ndarray]:
-        """From θ to the parameters of all cells: a sparse (C·k, P) matrix, and what is added, (C, k)."""
-        selection = csr_array(np.concatenate([cell.selection for cell in self.cells]))
-        return selection, np.stack([cell.offset for cell in self.cells])
+        return np.stack([cell.values(theta) for cell in self.cells], axis=1)
 
     @cached_property
     def cell_of_row(self) -> np.ndarray:
@@ -210,9 +219,9 @@ class Problem:
         )
 
     @cached_property
-    def _free(self) -> np.ndarray:
-        """(k,) bool: which of the law's parameters are fitted in any cell."""
-        return np.any([cell.free for cell in self.cells], axis=0)
+    def _fitted(self) -> np.ndarray:
+        """Indices of the law's parameters that are fitted in any cell."""
+        return np.flatnonzero(np.any([cell.own.any(axis=1) for cell in self.cells], axis=0))
 
     @cached_property
     def _same_in_all_cells(self) -> np.ndarray:
@@ -228,27 +237,14 @@ class Problem:
         shifted = local + local @ self.shift.T
         return np.where(self.logs, np.exp(np.where(self.logs, shifted, 0.0)), shifted)
 
-    def jets(self, local: np.ndarray, free: np.ndarray, order: int) -> SimpleNamespace:
-        """The parameters of one cell, local (B, k), as jets in those that are free (k,); (B, 1) each, by name."""
-        return self._jets([local[:, index, None] for index in range(local.shape[1])], free, order)
+    def law_parameters(self, values: Sequence[np.ndarray], order: int = 0) -> SimpleNamespace:
+        """The law's parameters by name in the paper's units, from their k values in the fitted scale.
 
-    def rows_jets(self, theta: np.ndarray, order: int) -> SimpleNamespace:
-        """The law's parameters on every row, (B, n) or (B, 1), by name: jets in the parameters of the row's cell.
-
-        order: 0 (plain arrays), 1 (gradients) or 2 (and Hessians).
+        order: 0 (plain arrays), 1 (jets with gradients in the values that are fitted) or 2 (and Hessians).
         """
-        local = self.all_cell_parameters(theta)
-        parts = [
-            local[:, :1, index] if same else local[:, self.cell_of_row, index]
-            for index, same in enumerate(self._same_in_all_cells)
-        ]
-        return self._jets(parts, self._free, order)
-
-    def _jets(self, values: list[np.ndarray], free: np.ndarray, order: int) -> SimpleNamespace:
-        parts: list[Any] = [
-            Jet.variable(value, index, order) if order and free[index] else value
-            for index, value in enumerate(values)
-        ]
+        parts: list[Any] = list(values)
+        for index in self._fitted if order else ():
+            parts[index] = Jet.variable(parts[index], int(index), order)
         made = {}
         for index, parameter in enumerate(self.law.parameters):
             part = parts[index]
@@ -257,11 +253,24 @@ class Problem:
             made[parameter.name] = np.exp(part) if self.logs[index] else part
         return SimpleNamespace(**made)
 
+    def cell_parameters(self, theta: np.ndarray, cell: ParameterCell, order: int = 0) -> SimpleNamespace:
+        """As `law_parameters`, in one cell: (B, 1) each."""
+        return self.law_parameters(list(cell.values(theta).T[:, :, None]), order)
+
+    def row_parameters(self, theta: np.ndarray, order: int = 0) -> SimpleNamespace:
+        """As `law_parameters`, on every row: (B, n) each, or (B, 1) where all rows have the same."""
+        local = self.all_cell_parameters(theta)
+        values = [
+            local[:, :1, index] if same else local[:, self.cell_of_row, index]
+            for index, same in enumerate(self._same_in_all_cells)
+        ]
+        return self.law_parameters(values, order)
+
     # Predictions -------------------------------------------------------------------------------------------
 
     def predict(self, theta: np.ndarray) -> np.ndarray:
         """Predictions (B, n) in the units of the response."""
-        predicted = self.law.predict(self.rows_jets(theta, 0), self.variables)
+        predicted = self.law.predict(self.row_parameters(theta), self.variables)
         return np.broadcast_to(predicted, (len(theta), len(self.y)))
 
     def residuals(self, theta: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
@@ -276,8 +285,64 @@ class Problem:
         """(B, n) of the law's constraint, positive where it holds; ones for a law without one."""
         if self.law.constraint is None:
             return np.ones((len(theta), len(self.y)))
-        inside = self.law.constraint(self.rows_jets(theta, 0), self.variables)
+        inside = self.law.constraint(self.row_parameters(theta), self.variables)
         return np.broadcast_to(inside, (len(theta), len(self.y)))
+
+    def slopes(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Predictions (B, n), and their derivatives in the law's parameters of the row's cell, (B, k, n)."""
+        shape = len(theta), len(self.y)
+        with np.errstate(all="ignore"):
+            out = self.law.predict(self.row_parameters(theta, 1), self.variables)
+            return np.broadcast_to(value_of(out), shape), gradient(out, range(len(self.logs)), shape)
+
+    def quantity_values(self, quantity: Quantity, theta: np.ndarray) -> np.ndarray:
+        """(B, m): every scalar of a quantity at every theta (B, P)."""
+        if isinstance(quantity, Linear):
+            return theta @ quantity.rows.T + quantity.offset
+        p = self.cell_parameters(theta, self.cells[quantity.cell])
+        with np.errstate(all="ignore"):
+            out = quantity.function(p, SimpleNamespace(**quantity.x))
+        return np.broadcast_to(out, (len(theta), len(quantity)))
+
+    def quantity_derivatives(
+        self, quantity: Quantity, theta: np.ndarray, scalar: np.ndarray, order: int = 1
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Value (B,) and gradient (B, P) of the scalar of index scalar[b] of a quantity at theta[b] (B, P).
+
+        order: 1, or 2 for their Hessians (B, P, P) too.
+        """
+        B, P = theta.shape
+        slope, curved = np.zeros((B, P)), np.zeros((B, P, P) if order > 1 else (B, 0, 0))
+        if isinstance(quantity, Linear):
+            slope[:] = quantity.rows[scalar]
+            return np.einsum("bp,bp->b", slope, theta) + quantity.offset[scalar], slope, curved
+        cell, k = self.cells[quantity.cell], len(self.logs)
+        x = SimpleNamespace(**{name: values[scalar, None] for name, values in quantity.x.items()})
+        with np.errstate(all="ignore"):
+            out = quantity.function(self.cell_parameters(theta, cell, order), x)
+        slope[:, cell.columns] = gradient(out, range(k), (B, 1))[:, :, 0] @ cell.own
+        if order > 1 and isinstance(out, Jet):
+            local = np.zeros((B, k, k))
+            for (i, j), part in (out.hess or {}).items():
+                local[:, i, j] = local[:, j, i] = np.broadcast_to(part, (B, 1))[:, 0]
+            curved[:, cell.columns[:, None], cell.columns] = cell.own.T @ local @ cell.own
+        return np.broadcast_to(value_of(out), (B, 1))[:, 0], slope, curved
+
+    def penalised_derivatives(
+        self, theta: np.ndarray, which: np.ndarray, order: int = 1
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `quantity_derivatives`, of scalar which[b] among all those of the penalised quantities."""
+        B, P = theta.shape
+        found = np.empty(B), np.zeros((B, P)), np.zeros((B, P, P) if order > 1 else (B, 0, 0))
+        first = 0
+        for quantity in self.penalised:
+            at = np.flatnonzero((which >= first) & (which < first + len(quantity)))
+            if len(at):
+                parts = self.quantity_derivatives(quantity, theta[at], which[at] - first, order)
+                for whole, part in zip(found, parts, strict=True):
+                    whole[at] = part
+            first += len(quantity)
+        return found
 
     # Objective ---------------------------------------------------------------------------------------------
 
@@ -285,143 +350,150 @@ class Problem:
         """(B,): Σ w·ρ(residual) less what the predicted group effects explain; no prior, penalty or barrier."""
         batch = self.batch() if batch is None else batch
         r = self.residuals(theta, batch.y)
-        value = np.sum(self.weights(batch) * huber(r, self.delta)[0], axis=1)
-        if batch.ratio.any():
-            value -= self._group_effects(batch)(r)[0]
-        return value
+        return self._value_and_influence(r, huber(r, self.delta), batch)[0]
 
     def total_objective(self, theta: np.ndarray, batch: Batch) -> np.ndarray:
-        """(B,): with prior, penalty and barrier, as `derivatives` gives it; infinite where it is not defined."""
-        return evaluate_in_blocks(self._total_objective, theta, batch, self.block_size)[0]
+        """(B,): with prior, penalty and barrier; infinite where it is not defined."""
+        return self._in_blocks(theta, batch, 0)[0]
 
     def value_and_gradient(self, theta: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """The objective (B,) and its gradient (B, P), as `derivatives` gives them, at a fifth of the cost."""
-        return evaluate_in_blocks(self._value_and_gradient, theta, batch, self.block_size)  # type: ignore[return-value]
+        """The total objective (B,) and its gradient (B, P), at a fifth of the cost of all `derivatives`."""
+        f, g, _, _ = self._in_blocks(theta, batch, 1)
+        return f, g
 
     def derivatives(self, theta: np.ndarray, batch: Batch, majorise: bool = True) -> tuple[np.ndarray, ...]:
-        """The objective with all its derivatives.
+        """The total objective with all its derivatives.
 
         Returns: objective (B,), gradient (B, P), Hessian (B, P, P), and a positive semi-definite majoriser of it
           (B, P, P) (that of iteratively reweighted Gauss-Newton; zeros if not wanted).
         """
+        return self._in_blocks(theta, batch, 2, majorise)
 
-        def evaluate(theta: np.ndarray, batch: Batch) -> tuple[np.ndarray, ...]:
-            return self._derivatives(theta, batch, majorise)
-
-        return evaluate_in_blocks(evaluate, theta, batch, self.block_size)
-
-    def _total_objective(self, theta: np.ndarray, batch: Batch) -> tuple[np.ndarray]:
-        f = self.objective(theta, batch)
-        if self.law.constraint is not None and self.barrier:
-            inside = self.constraint(theta)
-            f[(inside <= 0).any(axis=1)] = np.inf
-            f -= self.barrier * np.log(inside).sum(axis=1)
-        if self.prior is not None:
-            self._add_prior(theta, batch, f, np.zeros(theta.shape))
-        if self.penalised:
-            self._add_penalty(theta, batch, f, np.zeros(theta.shape))
-        f[~np.isfinite(f)] = np.inf
-        return (f,)
-
-    def _value_and_gradient(self, theta: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        f, slope = row_gradient(self._row_terms(batch), self.rows_jets(theta, 1))
-        g = np.zeros(theta.shape)
-        self._to_gradient.add(slope.swapaxes(1, 2), g)
-        if self.prior is not None:
-            self._add_prior(theta, batch, f, g)
-        if self.penalised:
-            self._add_penalty(theta, batch, f, g)
-        f[~np.isfinite(f)] = np.inf
-        return f, g
-
-    def _derivatives(self, theta: np.ndarray, batch: Batch, majorise: bool) -> tuple[np.ndarray, ...]:
-        B, P = theta.shape
-        f, slope, curved, bound, J = row_derivatives(
-            self._row_terms(batch), self.rows_jets(theta, 2), majorise
+    def _in_blocks(
+        self, theta: np.ndarray, batch: Batch, order: int, majorise: bool = False
+    ) -> tuple[np.ndarray, ...]:
+        """The derivatives up to `order`, for as many problems at a time as `_BLOCK_ELEMENTS` allows."""
+        size = max(1, _BLOCK_ELEMENTS // len(self.y))
+        pieces = [slice(start, start + size) for start in range(0, len(theta), size)]
+        with np.errstate(all="ignore"):
+            done = [self._derivatives(theta[piece], batch.take(piece), order, majorise) for piece in pieces]
+        return (
+            done[0] if len(done) == 1 else tuple(np.concatenate(parts) for parts in zip(*done, strict=True))
         )
-        g, H, M = np.zeros((B, P)), np.zeros((B, P, P)), np.zeros((B, P, P))
-        self._to_gradient.add(slope.swapaxes(1, 2), g)
-        for total, part in ((H, curved), (M, bound)) if majorise else ((H, curved),):
-            self._to_hessian.add(part.transpose(0, 2, 3, 1), total.reshape(B, P * P))
-        if batch.ratio.any():
-            scale = self._group_multiplicity(batch) * self._woodbury_coefficients(batch)
-            by_group = self._group_jacobian(J, batch)
-            common = np.matmul(by_group * scale[:, None], by_group.swapaxes(1, 2))
-            H -= common
-            M -= common
+
+    def _derivatives(
+        self, theta: np.ndarray, batch: Batch, order: int, majorise: bool
+    ) -> tuple[np.ndarray, ...]:
+        (B, P), weights = theta.shape, self.weights(batch)
+        sums = _Derivatives.zeros(B, P, order, majorise)
+        out, inside = self._law_on_rows(theta, order)
+        predicted = np.broadcast_to(value_of(out), (B, len(self.y)))
+        residual, chain = predicted - batch.y, np.ones((1, 1))
+        if self.law.residual == "log":
+            residual, chain = np.log(predicted * (1.0 / batch.y)), 1.0 / predicted
+        loss = huber(residual, self.delta)
+        sums.f, influence = self._value_and_influence(residual, loss, batch)
+        if order:
+            outer: tuple[np.ndarray, ...] = ()
+            if order > 1:
+                # For the logarithm, ∇²r = ∇²out/out − ∇r·∇rᵀ: the second term is subtracted here.
+                curvature = weights * loss.curvature - (influence if self.law.residual == "log" else 0.0)
+                outer = curvature * chain**2, weights * loss.irls_weight * chain**2
+            J = self._add_jet(sums, out, influence * chain, outer)
+            if order > 1 and batch.ratio.any():
+                self._subtract_group_effects(sums, J * chain[:, None], batch)
+        if inside is not None:
+            value = np.broadcast_to(value_of(inside), predicted.shape)
+            sums.f -= self.barrier * np.log(value).sum(axis=1)
+            if order:
+                self._add_jet(sums, inside, -self.barrier / value, (self.barrier / value**2,) * 2)
         if self.prior is not None:
-            precision = self._add_prior(theta, batch, f, g)
-            for matrix in (H, M):
+            mean, precision = self.prior
+            sums.f += 0.5 * ((theta - mean) ** 2 * precision).sum(axis=1)
+            sums.g += (theta - mean) * precision
+            for matrix in sums.matrices:
                 np.einsum("bii->bi", matrix)[...] += precision
         if self.penalised:
-            self._add_penalty(theta, batch, f, g, H, M)
-        f[~np.isfinite(f)] = np.inf
-        return f, g, H, M
+            self._add_penalty(theta, batch, sums)
+        sums.f[~np.isfinite(sums.f)] = np.inf
+        return sums.f, sums.g, sums.H, sums.M
 
-    def _row_terms(self, batch: Batch) -> RowTerms:
-        return RowTerms(
-            law=self.law,
-            variables=self.variables,
-            y=batch.y,
-            weights=self.weights(batch),
-            free=np.flatnonzero(self._free),
-            cells=[cell.rows for cell in self.cells],
-            delta=self.delta,
-            barrier=self.barrier,
-            group_effects=self._group_effects(batch) if batch.ratio.any() else None,
-        )
+    def _law_on_rows(self, theta: np.ndarray, order: int) -> tuple[Any, Any]:
+        """The prediction, and the law's constraint where it is a barrier."""
+        p, x, law = self.row_parameters(theta, order), self.variables, self.law
+        if law.constraint is None or not self.barrier:
+            return law.predict(p, x), None
+        return (law.predict(p, x), law.constraint(p, x)) if law.both is None else law.both(p, x)
 
-    def _add_prior(self, theta: np.ndarray, batch: Batch, f: np.ndarray, g: np.ndarray) -> np.ndarray:
-        """Adds the prior's negative log density to the objective and its gradient; its precision, (P,)."""
-        mean, precision = self.prior  # type: ignore[misc]
-        f += 0.5 * ((theta - mean) ** 2 * precision).sum(axis=1)
-        g += (theta - mean) * precision
-        return precision
+    def _value_and_influence(
+        self, residual: np.ndarray, loss: HuberLoss, batch: Batch
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The objective (B,) of residuals (B, n), and its derivative in each: w·(ψ − predicted group effect)."""
+        weights = self.weights(batch)
+        f = np.einsum("bn,bn->b", np.broadcast_to(weights, residual.shape), loss.rho)
+        if not batch.ratio.any():
+            return f, weights * loss.psi
+        coefficients, sums = self._woodbury_coefficients(batch), self.group_sums(self.weight * residual)
+        f -= 0.5 * np.sum(self._group_multiplicity(batch) * coefficients * sums**2, axis=1)
+        return f, weights * (loss.psi - (coefficients * sums)[:, self.group])
 
-    def _add_penalty(
-        self,
-        theta: np.ndarray,
-        batch: Batch,
-        f: np.ndarray,
-        g: np.ndarray,
-        H: np.ndarray | None = None,
-        M: np.ndarray | None = None,
-    ) -> None:
+    def _add_jet(
+        self, sums: _Derivatives, out: Any, first: np.ndarray, outer: tuple[np.ndarray, ...]
+    ) -> np.ndarray:
+        """Adds Σ_rows φ(out): first is φ' (B, n); outer are the weights (B, n) of ∇out·∇outᵀ in H and in M.
+
+        Returns: ∇out (B, k', n) in the law's fitted parameters.
+        """
+        B, n = len(sums.g), len(self.y)
+        J = gradient(out, self._fitted, (B, n))
+        place = {int(index): position for position, index in enumerate(self._fitted)}
+        hessian = out.hess if isinstance(out, Jet) and out.hess else {}
+        entries = np.empty((len(hessian), B, n))
+        for entry, second in zip(entries, hessian.values(), strict=True):
+            np.multiply(first, second, out=entry)
+        at = [(place[i], place[j]) for i, j in hessian]
+        for cell in self.cells:
+            own, here = cell.own[self._fitted], J[:, :, cell.rows]
+            sums.g[:, cell.columns] += (here @ first[:, cell.rows, None])[:, :, 0] @ own
+            curved = entries[:, :, cell.rows].sum(axis=2)
+            for matrix, weight in zip(sums.matrices, outer, strict=False):
+                local = (here * weight[:, None, cell.rows]) @ here.swapaxes(1, 2)
+                if matrix is sums.H:
+                    for (i, j), entry in zip(at, curved, strict=True):
+                        local[:, i, j] += entry
+                        if i != j:
+                            local[:, j, i] += entry
+                matrix[:, cell.columns[:, None], cell.columns] += own.T @ local @ own
+        return J
+
+    def _subtract_group_effects(self, sums: _Derivatives, J: np.ndarray, batch: Batch) -> None:
+        """What the predicted group effects explain, in the Hessian and its majoriser; J (B, k', n) of the residuals."""
+        starts, group, cell_of_segment = self._segments
+        by_segment = np.add.reduceat(J * self.weight, starts, axis=2)
+        by_group = np.zeros((len(J), self.size, self.groups))
+        for number, cell in enumerate(self.cells):
+            here = np.flatnonzero(cell_of_segment == number)
+            by_group[:, cell.columns[:, None], group[here]] += (
+                cell.own[self._fitted].T @ by_segment[:, :, here]
+            )
+        scale = self._group_multiplicity(batch) * self._woodbury_coefficients(batch)
+        common = (by_group * scale[:, None]) @ by_group.swapaxes(1, 2)
+        for matrix in sums.matrices:
+            matrix -= common
+
+    def _add_penalty(self, theta: np.ndarray, batch: Batch, sums: _Derivatives) -> None:
         """Adds ½·penalty_weight·(h(θ) − target)² to the objective and its derivatives."""
         which, target, weight = batch.quantity, batch.target, batch.penalty_weight
         assert which is not None and target is not None and weight is not None
-        first = 0
-        for quantity in self.penalised:
-            at = np.flatnonzero((which >= first) & (which < first + len(quantity)))
-            if len(at):
-                h, slope, curved = quantity.derivatives(self, theta[at], which[at] - first)
-                away, stiff = h - target[at], weight[at]
-                f[at] += 0.5 * stiff * away**2
-                g[at] += (stiff * away)[:, None] * slope
-                if H is not None and M is not None:
-                    outer = stiff[:, None, None] * slope[:, :, None] * slope[:, None, :]
-                    H[at] += outer + (stiff * away)[:, None, None] * curved
-                    M[at] += outer
-            first += len(quantity)
-
-    # Sums over cells, from their parameters to θ -----------------------------------------------------------
-
-    @cached_property
-    def _selections(self) -> list[np.ndarray]:
-        """(k', P) of each cell: from θ to the k' parameters that are free in any cell."""
-        return [cell.selection[self._free] for cell in self.cells]
-
-    @cached_property
-    def _to_gradient(self) -> Scatter:
-        return scatter.to_gradient(self._selections)
-
-    @cached_property
-    def _to_hessian(self) -> Scatter:
-        return scatter.to_hessian(self._selections)
-
-    @cached_property
-    def _to_group_jacobian(self) -> Scatter:
-        return scatter.to_group_jacobian(self._selections, *self._segments[1:], self.groups)
+        h, slope, curved = self.penalised_derivatives(theta, which, 2 if sums.matrices else 1)
+        away = h - target
+        sums.f += 0.5 * weight * away**2
+        sums.g += (weight * away)[:, None] * slope
+        if sums.matrices:
+            outer = weight[:, None, None] * slope[:, :, None] * slope[:, None, :]
+            sums.H += outer + (weight * away)[:, None, None] * curved
+            for majoriser in sums.matrices[1:]:
+                majoriser += outer
 
     # Weights and groups ------------------------------------------------------------------------------------
 
@@ -464,20 +536,3 @@ class Problem:
         """(B, G) c = ρ/(1 + ρ·Σw) of each group, with which (W⁻¹ + ρ·11ᵀ)⁻¹ = W − c·W11ᵀW."""
         ratio = batch.ratio[:, None]
         return ratio / (1.0 + ratio * self.group_sums(self.weight[None]))
-
-    def _group_effects(self, batch: Batch) -> GroupEffects:
-        coefficients = self._woodbury_coefficients(batch)
-
-        def group_effects(residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            sums = self.group_sums(self.weight * residual)
-            saved = 0.5 * np.sum(self._group_multiplicity(batch) * coefficients * sums**2, axis=1)
-            return saved, (coefficients * sums)[:, self.group]
-
-        return group_effects
-
-    def _group_jacobian(self, J: np.ndarray, batch: Batch) -> np.ndarray:
-        """(B, P, G): the Jacobian of the residuals J (B, k, n), weighted, summed over the rows of each group."""
-        sums = np.add.reduceat(J * self.weight, self._segments[0], axis=2)
-        result = np.zeros((len(J), self.size * self.groups))
-        self._to_group_jacobian.add(sums.transpose(1, 2, 0), result)
-        return result.reshape(len(J), self.size, self.groups)

@@ -5,15 +5,14 @@ fitted yet.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.estimation import rows as checks
-from analysis.estimation.autodiff import Jet
 from analysis.estimation.problem import ParameterCell, Problem
 from analysis.estimation.sufficiency import MIN_GROUPS_FOR_RESAMPLING
 from analysis.laws import registry
@@ -52,26 +51,8 @@ def build_problem(
     Raises:
       MscaleError: a fixed value outside what the parameter may be.
     """
-    logs = np.array([parameter.log for parameter in law.parameters])
     shift, log_means = _references(law, x, means)
-    layouts, names, parameters, inactive = _layouts(law, spec, x, level)
-    everywhere = _inactive(law, x)
-    drop = [index for index, q in enumerate(parameters) if q.name in everywhere]
-    inactive |= {names[index] for index in drop}
-    keep = [index for index in range(len(names)) if index not in drop]
-    cells = []
-    for layout in layouts:
-        selection, offset = np.zeros((len(logs), len(names))), layout.offset
-        for index, at in layout.fitted:
-            selection[index, at] = 1.0
-            if at in drop:
-                offset[index] = everywhere[parameters[at].name]
-        # Fixed values are in the paper's units, so the shift to the reference point does not apply to them.
-        for index in layout.fixed:
-            selection[index] -= shift[index] @ selection
-            offset[index] -= shift[index] @ offset
-        cells.append(ParameterCell(layout.rows, selection[:, keep], offset))
-    parameters = [parameters[index] for index in keep]
+    cells, names, parameters = _cells(law, spec, shift, level)
     limits = np.array([q.bounds for q in parameters], float).reshape(-1, 2)
     logged = np.array([q.log for q in parameters], bool)
     limits[logged] = np.log(limits[logged])
@@ -80,72 +61,56 @@ def build_problem(
         x=dict(x),
         y=y,
         weight=weight,
-        cells=tuple(cells),
+        cells=cells,
         lower=limits[:, 0],
         upper=limits[:, 1],
         delta=spec.delta,
         group=group,
         shift=shift,
-        logs=logs,
-        exponential=np.array([q.log and q.linear for q in parameters], bool),
-        fitted_parameters=tuple(parameters),
-        inactive=tuple(sorted(inactive)),
+        logs=np.array([parameter.log for parameter in law.parameters]),
+        fitted_parameters=parameters,
         log_means=log_means,
     )
-    return problem, tuple(names[index] for index in keep)
+    active = active_parameters(problem)
+    problem = problem.hold(active, inactive_values(problem))
+    inactive = tuple(sorted(itertools.compress(names, ~active)))
+    return dataclasses.replace(problem, inactive=inactive), tuple(itertools.compress(names, active))
 
 
-@dataclasses.dataclass(frozen=True)
-class _CellLayout:
-    """Where the law's k parameters in a cell come from.
-
-    rows: of the cell. fitted: (index of the law's parameter, index of the fitted one). offset: (k,) values of those
-    that are not fitted, in the fitted scale. fixed: indices of those that the caller fixed.
-    """
-
-    rows: slice
-    fitted: list[tuple[int, int]]
-    offset: np.ndarray
-    fixed: list[int]
-
-
-def _layouts(
-    law: Law, spec: Spec, x: Mapping[str, np.ndarray], level: np.ndarray
-) -> tuple[list[_CellLayout], list[str], list[Parameter], set[str]]:
-    """The layout of each cell; names and parameters that are fitted; names of those on which no row depends."""
-    names: list[str] = []
+def _cells(
+    law: Law, spec: Spec, shift: np.ndarray, level: np.ndarray
+) -> tuple[tuple[ParameterCell, ...], list[str], tuple[Parameter, ...]]:
+    """The cells, one for each level; names and parameters that may be fitted."""
+    column: dict[str, int] = {}  # of each fitted name
     parameters: list[Parameter] = []
-    column: dict[str, int] = {}
-    layouts = []
-    inactive: set[str] = set()
     levels, starts = np.unique(level, return_index=True)
-    bounds = [*starts, len(level)]
+    offset = np.zeros((len(levels), len(law.parameters)))
+    fitted, fixed = [], []
     for number, name in enumerate(map(str, levels)):
-        rows = slice(int(bounds[number]), int(bounds[number + 1]))
-        inactive_here = _inactive(law, {variable: values[rows] for variable, values in x.items()})
-        fitted: list[tuple[int, int]] = []
-        offset = np.zeros(len(law.parameters))
-        fixed: list[int] = []
         for index, parameter in enumerate(law.parameters):
             source = law.parameter(spec.tie.get(parameter.name, parameter.name))
             full = _fitted_name(source, name, spec.shared)
             known = spec.fixed.get(full or "", spec.fixed.get(source.name))
             if known is not None:
-                offset[index] = _fixed_value(source, known)
-                fixed.append(index)
+                offset[number, index] = _fixed_value(source, known)
+                fixed.append((number, index))
             elif full is None:
-                offset[index] = source.absent
-            elif source.name in inactive_here and source.name not in spec.shared:
-                offset[index] = inactive_here[source.name]
-                inactive.add(full)
+                offset[number, index] = source.absent
             else:
                 if full not in column:
-                    column[full] = len(names)
-                    names.append(full)
+                    column[full] = len(column)
                     parameters.append(source)
-                fitted.append((index, column[full]))
-        layouts.append(_CellLayout(rows, fitted, offset, fixed))
-    return layouts, names, parameters, inactive
+                fitted.append((number, index, column[full]))
+    selection = np.zeros((*offset.shape, len(column)))
+    for at in fitted:
+        selection[at] = 1.0
+    # Fixed values are in the paper's units, so the shift to the reference point does not apply to them.
+    for number, index in fixed:
+        selection[number, index] -= shift[index] @ selection[number]
+        offset[number, index] -= shift[index] @ offset[number]
+    rows = [slice(int(a), int(b)) for a, b in itertools.pairwise([*starts, len(level)])]
+    cells = tuple(map(ParameterCell, rows, selection, offset))
+    return cells, list(column), tuple(parameters)
 
 
 def _fitted_name(parameter: Parameter, level: str, shared: tuple[str, ...]) -> str | None:
@@ -183,35 +148,24 @@ def _references(
     return shift, log_means
 
 
-def _inactive(law: Law, x: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Parameters on which none of the rows depends, with the value they are held at, in the fitted scale."""
-    dependence = row_dependence(law, x)
-    return {
-        q.name: inactive_value(q)
-        for q, rows in zip(law.parameters, dependence, strict=True)
-        if not rows.any()
-    }
+def active_parameters(problem: Problem) -> np.ndarray:
+    """(P,) bool: the parameters on which the prediction of some row depends.
+
+    It is tried for the law's constants (A, not its contribution at the geometric means), in the middle of their starts.
+    """
+    middle = {q.name: np.mean(np.log(q.start)) if q.log else np.mean(q.start) for q in problem.law.parameters}
+    constants = np.array([*middle.values()])
+    contributions = dict(zip(middle, constants - problem.shift @ constants, strict=True))
+    theta = np.array([[contributions[q.name] for q in problem.fitted_parameters]])
+    slopes = problem.slopes(theta)[1][0]
+    depends = slopes - problem.shift.T @ slopes != 0
+    found = [depends[:, cell.rows].any(axis=1) @ (cell.selection != 0) for cell in problem.cells]
+    return np.any(found, axis=0)
 
 
-def inactive_value(parameter: Parameter) -> float:
-    """The value, in the fitted scale, at which a parameter is held on which no row depends."""
-    return float(np.mean(np.log(parameter.start))) if parameter.log else parameter.absent
-
-
-def row_dependence(law: Law, x: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(k, n) bool: whether the prediction of a row changes with a parameter of the law."""
-    probe = [np.mean(np.log(q.start)) if q.log else np.mean(q.start) for q in law.parameters]
-    parts = [Jet.variable(np.array([[value]]), index, 1) for index, value in enumerate(probe)]
-    p = SimpleNamespace(
-        **{q.name: np.exp(part) if q.log else part for q, part in zip(law.parameters, parts, strict=True)}
-    )
-    with np.errstate(all="ignore"):
-        out = law.predict(p, SimpleNamespace(**x))
-    slopes = out.grad if isinstance(out, Jet) else {}
-    found = np.zeros((len(parts), len(next(iter(x.values())))), bool)
-    for index, slope in slopes.items():
-        found[index] = np.not_equal(slope, 0.0)
-    return found
+def inactive_values(problem: Problem) -> np.ndarray:
+    """(P,): the values, in the fitted scale, at which parameters are held on which no row depends."""
+    return np.array([np.mean(np.log(q.start)) if q.log else q.absent for q in problem.fitted_parameters])
 
 
 HUBER_DELTA = 1e-3  # Huber's threshold on log residuals, as published (Hoffmann et al. 2022)

@@ -10,10 +10,9 @@ import dataclasses
 import functools
 
 import numpy as np
-from scipy.linalg.lapack import dpotrf, dpotri
 
 from analysis.estimation.aliasing import Reduction, remove_aliased
-from analysis.estimation.optimize import LARGE_PROBLEM, minimise
+from analysis.estimation.optimize import minimise
 from analysis.estimation.problem import Batch, Problem
 from analysis.estimation.sufficiency import MIN_RESIDUAL_GROUPS
 
@@ -165,28 +164,9 @@ def pseudo_inverse(information: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     scale = np.sqrt(np.maximum(np.einsum("rii->ri", information), 1e-300))
     scaled = information / scale[:, :, None] / scale[:, None, :]
-    found = inverse_by_cholesky(scaled) if scaled.shape[1] >= LARGE_PROBLEM else None
-    if found is None:
-        values, vectors = np.linalg.eigh(scaled)
-        solid = values > FLAT_EIGENVALUE * values[:, -1:]
-        weight = np.where(solid, 1 / np.where(solid, values, 1.0), 1 / FLAT_EIGENVALUE)
-        inverse = (vectors * weight[:, None]) @ vectors.swapaxes(1, 2)
-        found = inverse, np.where(solid, np.log(np.where(solid, values, 1.0)), 0.0).sum(1)
-    inverse, log_determinant = found
+    values, vectors = np.linalg.eigh(scaled)
+    solid = values > FLAT_EIGENVALUE * values[:, -1:]
+    weight = np.where(solid, 1 / np.where(solid, values, 1.0), 1 / FLAT_EIGENVALUE)
+    inverse = (vectors * weight[:, None]) @ vectors.swapaxes(1, 2)
+    log_determinant = np.where(solid, np.log(np.where(solid, values, 1.0)), 0.0).sum(1)
     return inverse / scale[:, :, None] / scale[:, None, :], log_determinant + 2 * np.log(scale).sum(1)
-
-
-def inverse_by_cholesky(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Inverses and log determinants of matrices (B, P, P) with ones on the diagonal; None if one is nearly singular."""
-    inverse, log_determinant = np.empty_like(matrices), np.empty(len(matrices))
-    for number, matrix in enumerate(matrices):
-        factor, failed = dpotrf(matrix, lower=1)
-        if failed:
-            return None
-        log_determinant[number] = 2 * np.log(np.diag(factor)).sum()
-        half, failed = dpotri(factor, lower=1)
-        # The trace bounds the least eigenvalue from below, and the largest is at most P.
-        if failed or not np.trace(half) < 1 / (FLAT_EIGENVALUE * len(matrix)):
-            return None
-        inverse[number] = np.tril(half) + np.tril(half, -1).T
-    return inverse, log_determinant

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.estimation import quantities, variance_components
+from analysis.estimation import variance_components
 from analysis.estimation.problem import Problem
 from analysis.estimation.quantities import Derived, Linear, Quantity
 from analysis.fitting import compute_optimal as optimum
@@ -86,7 +86,7 @@ class Fit:
         """Parameter vectors theta (B, P) of the fitted scale in the units and order of `params`, (B, len(params))."""
         columns = []
         for _, number, local in self._places():
-            values = self.problem.natural(self.problem.cell_parameters(theta, self.problem.cells[number]))
+            values = self.problem.natural(self.problem.cells[number].values(theta))
             columns.append(values[:, local])
         for index, q in enumerate(self.problem.fitted_parameters):
             if q.reference:
@@ -122,7 +122,7 @@ class Fit:
 
     def ends(self, wanted: Sequence[Quantity], level: float | None) -> tuple[np.ndarray, ...]:
         """Estimate, low and high, (m,) each, of m scalars; ∓inf where the data set no limit; NaN if level is None."""
-        estimate = np.concatenate([quantities.values(self.problem, q, self.theta[None])[0] for q in wanted])
+        estimate = np.concatenate([self.problem.quantity_values(q, self.theta[None])[0] for q in wanted])
         if level is None:
             return estimate, np.full(len(estimate), np.nan), np.full(len(estimate), np.nan)
         if not 0 < level < 1:
@@ -130,7 +130,7 @@ class Fit:
         if self.method == "profile":
             low, high = profile.intervals(self.problem, self.theta[None], self.noise, wanted, level)
             return estimate, low[0], high[0]
-        draws = np.concatenate([quantities.values(self.problem, q, self.draws()) for q in wanted], axis=1)
+        draws = np.concatenate([self.problem.quantity_values(q, self.draws()) for q in wanted], axis=1)
         low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
         return estimate, low, high
 
@@ -222,8 +222,7 @@ class Fit:
 
     def evaluate(self, theta: np.ndarray, cell: int, x: Mapping[str, np.ndarray]) -> np.ndarray:
         """The law at x, {variable: (n,)}, with the parameters of level number `cell`, for theta (B, P): (B, n)."""
-        local = self.problem.cell_parameters(theta, self.problem.cells[cell])
-        p = self.problem.jets(local, np.zeros(0, bool), 0)
+        p = self.problem.cell_parameters(theta, self.problem.cells[cell])
         space = SimpleNamespace(**x)
         size = len(next(iter(x.values())))
         value = np.broadcast_to(self.law.predict(p, space), (len(theta), size)).copy()

@@ -233,7 +233,7 @@ def residual_slopes(fit: Fit, trunk: CandidateTrunk, unique: Mapping[str, float]
         x = {name: x.get(name, np.zeros(len(budgets))) for name in fit.law.columns}
         block = Derived(fit.levels.index(language), fit.law.predict, x, len(budgets))
         theta = np.tile(fit.theta, (len(budgets), 1))
-        value, slope, _ = block.derivatives(fit.problem, theta, np.arange(len(budgets)))
+        value, slope, _ = fit.problem.quantity_derivatives(block, theta, np.arange(len(budgets)))
         rows.append(slope / value[:, None] if fit.law.residual == "log" else slope)
     found = np.concatenate(rows) if rows else np.zeros((0, len(fit.theta)))
     if not np.isfinite(found).all():

@@ -41,9 +41,6 @@ def identification(fit: FittedLaw, low: np.ndarray, high: np.ndarray) -> dict[st
 
 def jacobian(problem: Problem, theta: np.ndarray) -> np.ndarray:
     """d residual / d θ at one θ (P,), dense (n, P)."""
-    out = problem.law.predict(problem.rows_jets(theta[None], 1), problem.variables)
-    scale = 1.0 / out.value if problem.law.residual == "log" else 1.0
-    local = np.zeros((len(problem.y), len(problem.law.parameters)))
-    for index, g in out.grad.items():
-        local[:, index] = np.broadcast_to(g * scale, (1, len(local)))[0]
+    predicted, slopes = problem.slopes(theta[None])
+    local = slopes[0].T / (predicted[0, :, None] if problem.law.residual == "log" else 1.0)
     return np.concatenate([local[cell.rows] @ cell.selection for cell in problem.cells])

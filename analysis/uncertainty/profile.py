@@ -17,7 +17,7 @@ from analysis.estimation.aliasing import Reduction
 from analysis.estimation.optimize import MAX_RELATIVE_DECREASE, active_bounds, apply_step, lbfgs, minimise
 from analysis.estimation.problem import Batch, Problem
 from analysis.estimation.quantities import Linear, Quantity
-from analysis.estimation.variance_components import FLAT_EIGENVALUE, GroupNoise, inverse_by_cholesky
+from analysis.estimation.variance_components import FLAT_EIGENVALUE, GroupNoise
 from analysis.uncertainty.bracketing import ProfilePoints, extrapolate_limit, next_targets
 from analysis.uncertainty.critical_values import critical_values
 
@@ -103,20 +103,18 @@ def _aliased_slopes(
     if not len(reduction.dropped):
         return np.zeros(S * m), np.zeros((S, m))
     study, which = np.repeat(np.arange(S), m), np.tile(np.arange(m), S)
-    h, slope = penalised_values(full, full_theta[study], which)
+    h, slope, _ = full.penalised_derivatives(full_theta[study], which)
     place = np.searchsorted(np.flatnonzero(reduction.kept), reduction.partner)
     contributions = reduction.contributions(full_theta)[study]
     along = slope[:, reduction.dropped] / contributions - slope[:, reduction.partner]
     along /= np.sqrt(2) * scale[:, place][study]
-    difference = (h - penalised_values(penalised, theta[study], which)[0]).reshape(S, m)
+    difference = (h - penalised.penalised_derivatives(theta[study], which)[0]).reshape(S, m)
     return np.linalg.norm(along, axis=1), difference
 
 
 def _flat_directions(information: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """(S, P, P): rows are unit vectors, in θ·scale, along which the objective does not change; the others are 0."""
     scaled = information / scale[:, :, None] / scale[:, None, :]
-    if scaled.shape[1] >= _MANY_PARAMETERS and inverse_by_cholesky(scaled) is not None:
-        return np.zeros_like(scaled)
     eigen, vectors = np.linalg.eigh(scaled)
     return np.where((eigen <= FLAT_EIGENVALUE * eigen[:, -1:])[:, :, None], vectors.swapaxes(1, 2), 0.0)
 
@@ -135,17 +133,6 @@ def _approximate_inverse(
     inverse = (vectors * weight[:, None]) @ vectors.swapaxes(1, 2)
     projector = np.eye(fixed.shape[1]) - flat.swapaxes(1, 2) @ flat
     return (projector @ inverse @ projector) / scale[:, :, None] / scale[:, None, :]
-
-
-def penalised_values(problem: Problem, theta: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scalar which[b] of the problem's penalised quantities at theta[b], (B,), and its gradient (B, P)."""
-    h, slope, first = np.empty(len(theta)), np.empty(theta.shape), 0
-    for quantity in problem.penalised:
-        at = np.flatnonzero((which >= first) & (which < first + len(quantity)))
-        if len(at):
-            h[at], slope[at] = quantity.derivatives(problem, theta[at], which[at] - first)[:2]
-        first += len(quantity)
-    return h, slope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +184,7 @@ def _limit_searches(
     """
     S, m = len(theta), sum(map(len, penalised.penalised))
     study, which = np.repeat(np.arange(S), m), np.tile(np.arange(m), S)
-    centre, slope = penalised_values(penalised, theta[study], which)
+    centre, slope, _ = penalised.penalised_derivatives(theta[study], which)
     scaled_slope = slope.reshape(S, m, -1) / scale[:, None, :]
     aliased = aliased_slope.reshape(S, m)
     flat_part = np.hypot(np.linalg.norm(scaled_slope @ flat.swapaxes(1, 2), axis=2), aliased)
@@ -289,7 +276,7 @@ def _find_limits(
             penalised, batch, searches, penalty_weight, live, inverse, *starts
         )
         failed[live[~converged]] += 1
-        h = penalised_values(penalised, theta, searches.which[live])[0]
+        h = penalised.penalised_derivatives(theta, searches.which[live])[0]
         out = sign * (h - searches.centre[live])
         multiplier = penalty_weight[live] * (target[live] - out)
         rise = np.maximum(f - 0.5 * multiplier**2 / penalty_weight[live] - base[study], 0.0)

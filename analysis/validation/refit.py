@@ -13,8 +13,7 @@ import numpy as np
 from analysis.estimation.aliasing import remove_aliased
 from analysis.estimation.estimate import Estimate, Priors, with_priors
 from analysis.estimation.optimize import minimise
-from analysis.estimation.problem import Problem
-from analysis.estimation.specify import inactive_value, row_dependence
+from analysis.estimation.specify import active_parameters, inactive_values
 from analysis.estimation.sufficiency import require_enough_data
 from analysis.estimation.variance_components import estimate_noise
 
@@ -31,9 +30,9 @@ def refit(whole: Estimate, priors: Priors, rows: np.ndarray, few_groups: bool) -
       MscaleError: the subset has too few rows or groups.
     """
     part = whole.problem.subset(rows)
-    active = _active_parameters(part)
+    active = active_parameters(part)
     names = tuple(name for name, is_active in zip(whole.names, active, strict=True) if is_active)
-    theta = np.array([inactive_value(q) for q in part.fitted_parameters])
+    theta = inactive_values(part)
     problem = part.hold(active, theta)
     require_enough_data(problem.law, problem, names, problem.groups, few_groups)
     if not np.isin(remove_aliased(part).dropped, remove_aliased(whole.problem).dropped).all():
@@ -49,9 +48,3 @@ def refit(whole: Estimate, priors: Priors, rows: np.ndarray, few_groups: bool) -
     else:
         theta[active] = minimise(problem, start, problem.batch()).theta[0]
     return theta
-
-
-def _active_parameters(problem: Problem) -> np.ndarray:
-    """(P,) bool: the parameters on which some row depends."""
-    depends = row_dependence(problem.law, problem.x).T
-    return np.any([depends[cell.rows].any(axis=0) @ (cell.selection != 0) for cell in problem.cells], axis=0)

@@ -9,6 +9,7 @@ from planted_chinchilla import TRUE
 import analysis
 from analysis.estimation import optimize
 from analysis.estimation.problem import Batch, Problem
+from analysis.laws import Parameter
 from analysis.study.law_comparison import atlas_rows
 from analysis.validation import planted_study, simulate
 
@@ -103,6 +104,7 @@ class Hills(Problem):
     def __init__(self, lower, upper):
         object.__setattr__(self, "lower", np.array(lower))
         object.__setattr__(self, "upper", np.array(upper))
+        object.__setattr__(self, "fitted_parameters", (Parameter("x", (0, 1), (-5, 5)),) * len(lower))
 
     def batch(self, **_):
         return Batch(*(np.ones((1, 1)),) * 3)

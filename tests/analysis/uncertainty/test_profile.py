@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from scipy.stats import t as student
 
 import analysis
-from analysis.estimation import multistart, quantities, variance_components
+from analysis.estimation import multistart, variance_components
 from analysis.estimation.quantities import Derived, Linear
 from analysis.uncertainty import critical_values, profile
 from analysis.validation import simulate
@@ -69,13 +69,13 @@ def test_limits_agree_with_a_constrained_search_by_scipy():
     estimate, low, high = found.ends(wanted, 0.9)
     sigma2, base = noise.at_best(noise.sigma2)[0], problem.derivatives(theta[None], problem.batch())[0][0]
     pinned = dataclasses.replace(problem, penalised=tuple(wanted))
-    slope = profile.penalised_values(pinned, np.tile(theta, (2, 1)), np.arange(2))[1]
+    slope = pinned.penalised_derivatives(np.tile(theta, (2, 1)), np.arange(2))[1]
     wanted_rise = critical_values.critical_values(noise, np.zeros(2, int), slope, 0.9)
     for number, quantity in enumerate(wanted):
         for end, rise in ((low[number], wanted_rise[0][number]), (high[number], wanted_rise[1][number])):
 
             def distance(t, quantity=quantity, end=end):
-                return quantities.values(problem, quantity, t[None])[0, 0] - end
+                return problem.quantity_values(quantity, t[None])[0, 0] - end
 
             best = minimize(
                 lambda t: problem.derivatives(t[None], problem.batch())[0][0] / base,
@@ -111,7 +111,7 @@ def test_intervals_of_predictions_exponent_and_constants_cover_the_truth_with_te
         Derived(0, planted.law.predict, beyond, 1),
         Derived(0, lambda p, x: p.beta / (p.alpha + p.beta), {}, 1),
     ]
-    truth = np.concatenate([quantities.values(problem, q, planted.theta[None])[0] for q in wanted])
+    truth = np.concatenate([problem.quantity_values(q, planted.theta[None])[0] for q in wanted])
     rng = np.random.default_rng(5)
     S = 200
     off = rng.normal(0, 0.003, (S, problem.groups))[:, problem.group] + rng.normal(
