@@ -32,122 +32,79 @@ def adaptation_scores(
       noise of the evaluations in the integral and the noise between runs.
     """
     study = study_curves(observations, split=split)
-    runs, size = study.runs, len(study.languages)
+    runs = study.runs
     continued = ((runs["init"] != "scratch") & (runs["kind"] == "mono")).to_numpy()
-    stable = study.observations["phase"].isin(["warmup", "stable"]).to_numpy(dtype=bool)
-    rows = np.flatnonzero(continued[study.run] & stable)
-    run, tokens = study.run[rows], study.tokens[rows]
-    longest, start = np.full(len(runs), -np.inf), np.full(len(runs), -np.inf)
-    np.maximum.at(longest, run, tokens)
-    np.maximum.at(start, run, study.observations["init_tokens"].to_numpy(dtype=float)[rows])
     # A cooled branch of a continued trunk has no stable rows: the curve is that of its trunk.
-    with_curve = continued & (longest > -np.inf)
-    scales = runs["scale"].to_numpy(dtype=object)
-    limit = np.full(len(runs), np.nan)
-    for scale in set(scales[with_curve]):
-        here = with_curve & (scales == scale)
-        limit[here] = longest[here].min() if d_max is None else d_max
-    base = _checkpoint_losses(study, with_curve, start)
-    curve = run * size + study.language[rows]
-    furthest = np.full(len(runs) * size, -np.inf)
-    np.maximum.at(furthest, curve, tokens)
-    evaluated = np.flatnonzero(furthest > -np.inf)
-    long_enough = furthest[evaluated] >= limit[evaluated // size] * 0.999
-    known = np.isfinite(base.ravel()[evaluated])
-    measured = evaluated[long_enough & known]
-    index = np.full(len(furthest), -1)  # of a curve among the measured ones
-    index[measured] = np.arange(len(measured))
-    use = (index[curve] >= 0) & (tokens > 0)
-    score, final, weight = integrate_gain(
-        index[curve[use]],
-        tokens[use],
-        study.loss[rows[use]],
-        base.ravel()[measured],
-        limit[measured // size],
-    )
-    half_widths = interval_half_widths(weight, noise, level)
-    order = sorted(evaluated, key=lambda at: (scales[at // size], at))
-    reasons = np.where(known, "the run is shorter than d_max", "the checkpoint has no evaluation of it")
-    why = dict(zip(evaluated.tolist(), reasons.tolist(), strict=True))
-    output = []
-    for at in map(int, order):
-        row = {"scale": scales[at // size], "target": study.languages[at % size]}
-        row |= {"source": runs["languages"].iloc[at // size][0], "d_max": float(limit[at // size])}
-        if index[at] < 0:
-            output.append({**row, "status": "missing", "reason": why[at]})
-        else:
-            value, half_width = float(score[index[at]]), float(half_widths[index[at]])
-            ends = {
-                "score": value,
-                "low": value - half_width,
-                "high": value + half_width,
-                "final": float(final[index[at]]),
-            }
-            output.append({**row, **ends, "status": "measured", "reason": ""})
+    phase = study.observations["phase"]
+    rows = np.flatnonzero(continued[study.run] & phase.isin(["warmup", "stable"]).to_numpy(dtype=bool))
+    by_run = {int(run): rows[study.run[rows] == run] for run in np.unique(study.run[rows])}
+    longest = {run: float(study.tokens[own].max()) for run, own in by_run.items()}
+    output, squares = [], []
+    for run, own in by_run.items():
+        scale, source = runs["scale"].iloc[run], runs["languages"].iloc[run][0]
+        limit = d_max or min(one for other, one in longest.items() if runs["scale"].iloc[other] == scale)
+        base = _checkpoint_losses(study, runs["init"].iloc[run], own)
+        for language in np.unique(study.language[own]):
+            at = own[study.language[own] == language]
+            row = {"scale": scale, "target": study.languages[language], "source": source, "d_max": limit}
+            square = np.nan
+            if language not in base:
+                row |= {"status": "missing", "reason": "the checkpoint has no evaluation of it"}
+            elif study.tokens[at].max() < 0.999 * limit:
+                row |= {"status": "missing", "reason": "the run is shorter than d_max"}
+            else:
+                score, final, square = mean_gain(study.tokens[at], study.loss[at], base[language], limit)
+                row |= {"score": score, "final": final, "status": "measured", "reason": ""}
+            output.append(row)
+            squares.append(square)
     columns = ["scale", "target", "source", "d_max", "score", "low", "high", "final", "status", "reason"]
-    return pd.DataFrame(output).reindex(columns=columns)
+    found = pd.DataFrame(output).reindex(columns=columns)
+    half_width = interval_half_widths(np.array(squares), noise, level)
+    found["low"], found["high"] = found["score"] - half_width, found["score"] + half_width
+    return found.sort_values("scale", kind="stable", ignore_index=True)
 
 
-def _checkpoint_losses(study: StudyCurves, continued: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Losses (R, L) on each language of the checkpoint that a run continues, at the `start` (R,) tokens of the run."""
-    found = np.full((len(study.runs), len(study.languages)), np.nan)
-    runs = {name: index for index, name in enumerate(study.runs["run"])}
-    groups = {name: index for index, name in enumerate(study.groups)}
-    rows: dict[str, np.ndarray] = {}
-    for run in np.flatnonzero(continued):
-        init = study.runs["init"].iloc[run]
-        if init not in rows:
-            of = study.run == runs[init] if init in runs else study.group == groups.get(init, -1)
-            at = np.flatnonzero(of)
-            rows[init] = at[np.argsort(study.tokens[at], kind="stable")]
-        at = rows[init][study.tokens[rows[init]] <= start[run]]
-        found[run, study.language[at]] = study.loss[at]  # of several evaluations, the last
-    return found
+def _checkpoint_losses(study: StudyCurves, init: str, rows: np.ndarray) -> dict[int, float]:
+    """{language: loss} of the checkpoint `init`, a run or a trunk, that a run with these rows continues."""
+    table = study.observations
+    of = table["run"] == init
+    of = of if of.any() else table["group"] == init
+    start = table["init_tokens"].to_numpy(dtype=float)[rows].max()
+    at = np.flatnonzero(of & (study.tokens <= start))
+    at = at[np.argsort(study.tokens[at], kind="stable")]
+    return dict(zip(study.language[at], study.loss[at], strict=True))  # of several evaluations, the last
 
 
-def integrate_gain(
-    curve: np.ndarray, tokens: np.ndarray, losses: np.ndarray, base: np.ndarray, limit: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean reduction of the loss below `base` (C,) from 0 to `limit` (C,) tokens, by the trapezoidal rule.
+def mean_gain(
+    tokens: np.ndarray, losses: np.ndarray, base: float, limit: float
+) -> tuple[float, float, float]:
+    """Mean reduction of the loss below `base` from 0 to `limit` tokens, by the trapezoidal rule.
+
+    A curve that ends just before the limit is extended to it at its last loss.
 
     Args:
-      curve, tokens, losses: the evaluations (n,), each of a curve 0 to C−1.
+      tokens, losses: the evaluations (n,) of a run.
 
     Returns:
-      The mean reduction (C,); the loss at `limit` (C,); and the sum (C,) of the squared weights that the evaluations,
-      the checkpoint's included, have in the mean: times the variance of an evaluation it is the variance of the mean.
+      The mean reduction; the loss at `limit`; and the sum of the squared weights that the evaluations, the checkpoint's
+      included, have in the mean: times the variance of an evaluation it is the variance of the mean.
     """
-    curves = np.arange(len(base))
-    curve = np.concatenate([curves, curve])
-    tokens, losses = np.concatenate([0 * base, tokens]), np.concatenate([base, losses])
-    order = np.lexsort((tokens, curve))
-    curve, tokens = curve[order], tokens[order]
-    new = (np.diff(curve, prepend=-1) != 0) | (np.diff(tokens, prepend=-1.0) != 0)
-    which = np.cumsum(new) - 1
-    repeats = np.maximum(np.bincount(which), 1)
-    y = np.bincount(which, losses[order]) / repeats
-    curve, x = curve[new], tokens[new]
-    # A curve that ends just before the limit is extended to it at its last loss.
-    last = np.append(np.diff(curve) != 0, True)[: len(curve)]
-    after, level = np.where(last, np.inf, np.roll(x, -1)), np.where(last, y, np.roll(y, -1))
-    end = np.minimum(after, limit[curve])
-    width = np.where(last, 1.0, after - x)
-    height = y + (level - y) * (end - x) / width
-    inside = x < limit[curve]
-    gain = np.where(inside, (end - x) * (base[curve] - (y + height) / 2), 0.0)
-    final = np.full(len(base), np.nan)
-    here = inside & (limit[curve] <= after)
-    final[curve[here]] = height[here]
-    # Weights of the two ends of each segment, which may be cut off at the limit. The checkpoint has weight 1 (it is
-    # `base`) minus its weight in the first segment.
-    length = np.where(inside, end - x, 0.0) / limit[curve]
-    share = np.where(last, 0.0, (end - x) / (2 * width))
-    weight = length * (1 - share)
-    weight[1:] += (length * share)[:-1] * ~last[:-1]
-    begins = np.append(True, np.diff(curve) != 0)[: len(curve)]
-    weight = np.where(begins, 1.0 - weight, weight)
-    squares = np.bincount(curve, weight**2 / repeats, minlength=len(base))
-    return np.bincount(curve, gain, minlength=len(base)) / limit, final, squares
+    later = tokens > 0
+    x, which, repeats = np.unique(tokens[later], return_inverse=True, return_counts=True)
+    y = np.append(base, np.bincount(which, losses[later]) / repeats)
+    x = np.append(0.0, x)
+    last = int((x < limit).sum()) - 1  # the last evaluation before the limit
+    half = np.diff(np.append(x[: last + 1], limit)) / 2
+    weight = np.zeros(len(x))
+    weight[: last + 1] += half
+    weight[1 : last + 1] += half[:-1]
+    after = min(last + 1, len(x) - 1)
+    share = (limit - x[last]) / (x[after] - x[last]) if after > last else 0.0
+    weight[last] += (1 - share) * half[-1]
+    weight[after] += share * half[-1]
+    weight /= limit
+    squares = (1 - weight[0]) ** 2 + np.sum(weight[1:] ** 2 / repeats)
+    return float(base - weight @ y), float((1 - share) * y[last] + share * y[after]), float(squares)
 
 
 def interval_half_widths(squares: np.ndarray, noise: CurveNoise | None, level: float) -> np.ndarray:

@@ -33,36 +33,38 @@ def test_adaptation_score_is_the_mean_gain():
     assert row["score"] == pytest.approx(0.5, abs=1e-3)  # ∫₀¹ x dx
 
 
-def test_the_squared_weights_are_the_squared_derivatives_of_the_score():
+@pytest.mark.parametrize(
+    ("tokens", "limit"), [((1.0, 3.0, 3.0, 8.0), 5.5), ((2.0, 5.0, 6.0), 7.0)], ids=["between", "beyond"]
+)
+def test_the_squared_weights_are_the_squared_derivatives_of_the_score(tokens, limit):
     """With unequal steps, a repeated one, a limit between two evaluations, and a curve that ends before its limit."""
-    curve = np.array([0, 0, 0, 0, 1, 1, 1])
-    tokens, losses = (
-        np.array([1.0, 3.0, 3.0, 8.0, 2.0, 5.0, 6.0]),
-        np.array([2.5, 2.0, 2.1, 1.5, 2.9, 2.7, 2.6]),
-    )
-    base, limit = np.array([3.0, 3.0]), np.array([5.5, 7.0])
-    score, _, squares = adaptation.integrate_gain(curve, tokens, losses, base, limit)
-    found = np.zeros(2)
-    for values in (losses, base):
-        for index in range(len(values)):
-            values[index] += 1e-4
-            found += ((adaptation.integrate_gain(curve, tokens, losses, base, limit)[0] - score) / 1e-4) ** 2
-            values[index] -= 1e-4
-    assert squares == pytest.approx(found, rel=1e-6)
+    values = np.array([3.0, 2.5, 2.0, 2.1, 1.5][: 1 + len(tokens)])
+
+    def gain(values):
+        return adaptation.mean_gain(np.array(tokens), values[1:], values[0], limit)
+
+    score, final, squares = gain(values)
+    slopes = [(gain(values + step)[0] - score) / 1e-4 for step in 1e-4 * np.eye(len(values))]
+    assert squares == pytest.approx(np.sum(np.square(slopes)), rel=1e-6)
+    means = pd.Series(values[1:]).groupby(np.array(tokens)).mean()
+    x, y = np.append(0.0, means.index), np.append(values[0], means)
+    fine = np.linspace(0, limit, 100_001)
+    assert score == pytest.approx(values[0] - np.mean(np.interp(fine, x, y)), abs=1e-4)
+    assert final == pytest.approx(np.interp(limit, x, y))
 
 
 def test_intervals_of_adaptation_scores_cover():
     rng = np.random.default_rng(0)
     count, points, limit = 2000, 25, 1000.0
-    tokens = np.tile(np.geomspace(20, limit, points), count)
-    curve = np.repeat(np.arange(count), points)
+    tokens = np.geomspace(20, limit, points)
     clean = 3.0 - 0.5 * (tokens / limit) ** 0.5
     checkpoint, run = 0.02, 0.01
-    losses = clean + checkpoint * rng.standard_normal(len(clean)) + (run * rng.standard_normal(count))[curve]
+    losses = clean + checkpoint * rng.standard_normal((count, points)) + run * rng.standard_normal((count, 1))
     base = 3.0 + checkpoint * rng.standard_normal(count)
-    whole = np.full(count, limit)
-    score, _, squares = adaptation.integrate_gain(curve, tokens, losses, base, whole)
-    truth = adaptation.integrate_gain(curve, tokens, clean, np.full(count, 3.0), whole)[0]
+    score, _, squares = np.transpose(
+        [adaptation.mean_gain(tokens, *each, limit) for each in zip(losses, base, strict=True)]
+    )
+    truth = adaptation.mean_gain(tokens, clean, 3.0, limit)[0]
     away = adaptation.interval_half_widths(squares, CurveNoise(checkpoint, run, run_degrees=1_000_000), 0.9)
     assert 0.88 < np.mean(np.abs(score - truth) <= away) < 0.92
     few = adaptation.interval_half_widths(squares, CurveNoise(checkpoint, run, run_degrees=1), 0.9)
