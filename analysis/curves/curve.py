@@ -6,6 +6,7 @@ not mixed. The noise has two components: between checkpoints, from the residuals
 runs, from cells that were repeated with another seed.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,7 @@ class CurveNoise:
         return self.run_degrees + _PRIOR_DEGREES
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curve:
     """A non-increasing loss over log tokens and R draws of it: monotone cubics through the smoothed points.
 
@@ -83,7 +84,7 @@ class Curve:
 
     def at(self, tokens: Any) -> tuple[np.ndarray, np.ndarray]:
         """Loss (m,) and its draws (R, m) at `tokens`, (m,) or a number; NaN outside the range of the points."""
-        losses = losses_at([self], np.atleast_1d(np.asarray(tokens, dtype=float))[None])[0]
+        losses = _cubics(self).evaluate(np.log(np.atleast_1d(np.asarray(tokens, dtype=float))))
         return losses[0], losses[1:]
 
     def first_tokens_at(self, loss: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +93,7 @@ class Curve:
         Infinite where it never does; 0 where its first point is below already, so that the crossing is before the
         data; NaN where the loss is NaN.
         """
-        reached = first_tokens_at([self], np.concatenate([np.atleast_1d(loss)[None], draws])[None])[0]
+        reached = np.exp(_cubics(self).first_crossing(np.concatenate([np.atleast_1d(loss)[None], draws])))
         return reached[0], reached[1:]
 
 
@@ -277,21 +278,10 @@ def group_by_tokens(cells: Sequence[CurvePoints]) -> list[list[int]]:
     return list(found.values())
 
 
-def losses_at(curves: Sequence[Curve], tokens: np.ndarray) -> np.ndarray:
-    """Losses (B, 1 + R, m) of B curves with the same knots, and draws, at tokens (B, m); NaN outside their range."""
-    return _cubics(curves).evaluate(np.log(tokens))
-
-
-def first_tokens_at(curves: Sequence[Curve], wanted: np.ndarray) -> np.ndarray:
-    """Tokens (B, 1 + R, m) at which B curves with the same knots, and their draws, first fall to `wanted`, same shape.
-
-    Infinite, 0 and NaN as in `Curve.first_tokens_at`.
-    """
-    return np.exp(_cubics(curves).first_crossing(wanted))
-
-
-def _cubics(curves: Sequence[Curve]) -> MonotoneCubics:
-    return MonotoneCubics(curves[0].knots, np.stack([curve.values for curve in curves]))
+# The transfer scores of a target use its curve with those of every source. A curve on its grid takes 0.6 MB.
+@functools.lru_cache(maxsize=64)
+def _cubics(curve: Curve) -> MonotoneCubics:
+    return MonotoneCubics(curve.knots, curve.values)
 
 
 def cell_generator(seed: int, *cell: Any) -> np.random.Generator:

@@ -50,7 +50,7 @@ class TransferCells:
 
     Attributes:
       points: of each cell, by language and phase. params: N of each scale. noise: of each phase.
-      seed, draws: of the bootstrap draws of curves.
+      seed: of the bootstrap draws of curves.
       left_out: sentences on the runs of one or two languages that are not used, with the reasons.
       cache: curves fitted so far.
     """
@@ -59,7 +59,6 @@ class TransferCells:
     params: dict[str, int]
     noise: dict[str, CurveNoise]
     seed: int
-    draws: int
     left_out: tuple[str, ...] = ()
     cache: dict = field(default_factory=dict, repr=False, compare=False)
 
@@ -74,7 +73,7 @@ class TransferCells:
         generators = [cell_generator(self.seed, *key) for key in new]
         points = [self.at(*key[:3])[phase] for key in new]
         self.cache.update(
-            zip(new, fit_curves(points, self.noise[phase], self.draws, generators), strict=True)
+            zip(new, fit_curves(points, self.noise[phase], CURVE_DRAWS, generators), strict=True)
         )
         return [self.cache.get(key) for key in keys]
 
@@ -82,9 +81,7 @@ class TransferCells:
 def transfer_cells(
     observations: pd.DataFrame | StudyCurves,
     *,
-    split: str | None = None,
     run_noise: float | None = None,
-    draws: int = CURVE_DRAWS,
     seed: int = 0,
 ) -> TransferCells:
     """Groups the monolingual and 50/50 bilingual runs from scratch, without repeated data, into cells.
@@ -94,9 +91,9 @@ def transfer_cells(
         repeated runs.
 
     Raises:
-      MscaleError: `run_noise` is negative or not finite; losses of several vocabularies; several splits and none named.
+      MscaleError: `run_noise` is negative or not finite; losses of several vocabularies; several splits.
     """
-    study = study_curves(observations, split=split)
+    study = study_curves(observations)
     runs = study.runs
     chosen = (
         runs["kind"].isin(["mono", "bilingual"])
@@ -120,7 +117,7 @@ def transfer_cells(
     params = {str(scale): int(value) for scale, value in zip(first["scale"], first["params"], strict=True)}
     excluded = tuple(f"{one['rows']} {one['what']} left out: {one['why']}" for one in study.exclusions)
     return TransferCells(
-        _points(study, chosen.to_numpy()), params, noise, seed, draws, (*_excluded_runs(runs), *excluded)
+        _points(study, chosen.to_numpy()), params, noise, seed, (*_excluded_runs(runs), *excluded)
     )
 
 
@@ -210,20 +207,15 @@ def _score_rows(
     """The rows of all (scale, target, source, d) in one table, and the number of rows of each (one or more)."""
     alone = table.curves([(scale, (target,), target) for scale, target, _, _ in wanted], phase)
     both = table.curves([(scale, (target, source), target) for scale, target, source, _ in wanted], phase)
-    reasons, pairs = [], []
-    for (scale, target, source, d), one, two in zip(wanted, alone, both, strict=True):
-        reasons.append(_why_missing(table, scale, one, two, target, source, phase))
-        if not reasons[-1] and one and two:
-            pairs.append((one, two, d))
-    found = iter(pair_scores(pairs, phase, level))
     columns: dict[str, list] = {name: [] for name in SCORE_COLUMNS}
     counts = []
-    for (scale, target, source, d), one, reason in zip(wanted, alone, reasons, strict=True):
-        scores = missing_scores(d) if reason else next(found)
-        if not len(scores.d):
-            scores, reason = missing_scores(None), "the cooled losses of the two never meet"
-        if one and not reason:
+    for (scale, target, source, d), one, two in zip(wanted, alone, both, strict=True):
+        reason, scores = _why_missing(table, scale, one, two, target, source, phase), missing_scores(d)
+        if one and two and not reason:
             reason = f"the monolingual curve of {target} covers {one.first:.3g} to {one.last:.3g} tokens"
+            scores = pair_scores(one, two, d, phase, level)
+            if not len(scores.d):
+                scores, reason = missing_scores(None), "the cooled losses of the two never meet"
         counts.append(len(scores.d))
         labels = {"scale": scale, "params": table.params.get(scale), "target": target, "source": source}
         for name, value in {**labels, "phase": phase}.items():

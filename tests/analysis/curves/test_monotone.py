@@ -21,10 +21,10 @@ def test_values_are_those_of_scipys_pchip_interpolated_linearly_on_the_grid(seed
     x, values = falling(seed, knots)
     grid = np.linspace(x[0], x[-1], GRID_POINTS)
     dense = PchipInterpolator(x, values, axis=1)(grid)
-    where = np.random.default_rng(seed).uniform(x[0] - 1, x[-1] + 1, (1, 50))
-    read = MonotoneCubics(x, values[None]).evaluate(where)[0]
+    where = np.random.default_rng(seed).uniform(x[0] - 1, x[-1] + 1, 50)
+    read = MonotoneCubics(x, values).evaluate(where)
     for row, curve in zip(read, dense, strict=True):
-        expected = np.interp(where[0], grid, curve, left=np.nan, right=np.nan)
+        expected = np.interp(where, grid, curve, left=np.nan, right=np.nan)
         assert np.allclose(row, expected, equal_nan=True, atol=1e-9)
 
 
@@ -36,7 +36,7 @@ def test_first_crossings_are_those_of_a_search_over_all_grid_points(seed, knots)
     rng = np.random.default_rng([1, seed])
     wanted = rng.uniform(values.min() - 1, values.max() + 1, (len(values), 30))
     wanted[0, 0] = np.nan
-    found = MonotoneCubics(x, values[None]).first_crossing(wanted[None])[0]
+    found = MonotoneCubics(x, values).first_crossing(wanted)
     assert np.isnan(found[0, 0])
     for curve, asked, got in zip(dense, wanted, found, strict=True):
         for value, place in zip(asked[1:], got[1:], strict=True):
