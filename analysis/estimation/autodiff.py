@@ -141,7 +141,7 @@ def value_of(x: Any) -> Array:
     return x.value if isinstance(x, Jet) else x
 
 
-def gradient(x: Any, indices: Sequence[int] | np.ndarray, shape: tuple[int, int]) -> Array:
+def dense_gradient(x: Any, indices: Sequence[int] | np.ndarray, shape: tuple[int, int]) -> Array:
     """∂x/∂θ_i for each i of the indices, dense: (B, indices, n) for a shape (B, n); zeros where x is no jet."""
     found = np.zeros((shape[0], len(indices), shape[1]))
     for place, index in enumerate(indices):

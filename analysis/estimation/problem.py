@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.estimation.autodiff import Jet, gradient, value_of
+from analysis.estimation.autodiff import Jet, dense_gradient, value_of
 from analysis.estimation.objective import HuberLoss, huber
 from analysis.estimation.quantities import Linear, Quantity
 from analysis.laws.law import Law, Parameter
@@ -293,7 +293,7 @@ class Problem:
         shape = len(theta), len(self.y)
         with np.errstate(all="ignore"):
             out = self.law.predict(self.row_parameters(theta, 1), self.variables)
-            return np.broadcast_to(value_of(out), shape), gradient(out, range(len(self.logs)), shape)
+            return np.broadcast_to(value_of(out), shape), dense_gradient(out, range(len(self.logs)), shape)
 
     def quantity_values(self, quantity: Quantity, theta: np.ndarray) -> np.ndarray:
         """(B, m): every scalar of a quantity at every theta (B, P)."""
@@ -320,7 +320,7 @@ class Problem:
         x = SimpleNamespace(**{name: values[scalar, None] for name, values in quantity.x.items()})
         with np.errstate(all="ignore"):
             out = quantity.function(self.cell_parameters(theta, cell, order), x)
-        slope[:, cell.columns] = gradient(out, range(k), (B, 1))[:, :, 0] @ cell.own
+        slope[:, cell.columns] = dense_gradient(out, range(k), (B, 1))[:, :, 0] @ cell.own
         if order > 1 and isinstance(out, Jet):
             local = np.zeros((B, k, k))
             for (i, j), part in (out.hess or {}).items():
@@ -445,7 +445,7 @@ class Problem:
         Returns: ∇out (B, k', n) in the law's fitted parameters.
         """
         B, n = len(sums.g), len(self.y)
-        J = gradient(out, self._fitted, (B, n))
+        J = dense_gradient(out, self._fitted, (B, n))
         place = {int(index): position for position, index in enumerate(self._fitted)}
         hessian = out.hess if isinstance(out, Jet) and out.hess else {}
         entries = np.empty((len(hessian), B, n))
