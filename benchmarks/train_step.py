@@ -88,7 +88,7 @@ def make_step(case: Case, dispatch: int, **options: Any) -> tuple[Step, float, i
     """Returns a call of ``dispatch`` steps that waits for their losses, compile seconds, and bytes held."""
     config = decoder.ModelConfig(case.shape, case.vocab_size, **options)
     params = decoder.init_params(config, jax.random.key(0))
-    state = {"params": params, "optimizer": training.zero_moments(params)}
+    state = {"params": params, "optimizer": training.initial_optimizer(config, params)}
     size = dispatch, case.batch_size, case.sequence_length
     targets = np.random.default_rng(0).integers(3, case.vocab_size, size).astype(np.int32)
     rest = np.int32(1), np.int32(dispatch), optimizer.hyper(1e-3, 10, 10_000), jax.random.key(0)

@@ -28,6 +28,7 @@ from mscale.data import feed
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_write, read_json, writing
 from mscale.models import partitioning
+from mscale.models.decoder import Params
 from mscale.progress import progress
 from mscale.training import checkpoints, distributed, evaluation, runtime, tracking
 from mscale.training.metrics import PendingMetrics, no_progress_bar
@@ -46,10 +47,10 @@ from mscale.training.step import (
     TrainState,
     abstract_state,
     compiled_steps,
+    optimizer_initializer,
     parameter_initializer,
     place_state,
     state_shardings,
-    zero_moments,
 )
 
 # -------------------------------------------------------------------------------------------------- the start
@@ -60,7 +61,7 @@ class Start:
     """Where a run begins.
 
     Attributes:
-      state: parameters and moments, on the device.
+      state: parameters and optimizer, on the device.
       step: steps already done.
       init: run whose parameters were taken over, or "scratch".
       init_tokens: tokens that those parameters were trained on before this run.
@@ -82,9 +83,17 @@ def steps_per_dispatch(settings: Settings) -> int:
 
 
 def initial_state(run: Run) -> TrainState:
-    """Initial parameters from the seed, and zero moments."""
+    """Initial parameters from the seed, and the optimizer's first state."""
     params = parameter_initializer(run.model, run.mesh, run.rules)(jax.random.key(run.settings.seed))
-    return {"params": params, "optimizer": zero_moments(params)}
+    return with_fresh_optimizer(run, params)
+
+
+def with_fresh_optimizer(run: Run, params: Params) -> TrainState:
+    """The state at the start of a run that has these parameters."""
+    return {
+        "params": params,
+        "optimizer": optimizer_initializer(run.model, run.mesh, run.rules, run.chain)(params),
+    }
 
 
 def find_start(run: Run) -> Start:
@@ -97,10 +106,11 @@ def find_start(run: Run) -> Start:
       MscaleError: a checkpoint is missing, damaged, or of another model or vocabulary.
     """
     s = run.settings
-    shardings = None if run.mesh is None else state_shardings(run.model, run.mesh, run.rules)
+    template = abstract_state(run.model, run.chain)
+    shardings = None if run.mesh is None else state_shardings(run.model, run.mesh, run.rules, run.chain)
     own = checkpoints.restore_latest(
         run.workdir / run_folder.CHECKPOINTS_FOLDER,
-        abstract_state(run.model),
+        template,
         shardings=shardings,
         check=lambda path, meta: check_checkpoint_fits(run, path, meta),
     )
@@ -113,19 +123,17 @@ def find_start(run: Run) -> Start:
         meta = checkpoints.verify(path)
         check_checkpoint_fits(run, path, meta)
         check_branch_fits_trunk(run, path.parent.parent)
-        state = checkpoints.restore(path, abstract_state(run.model), shardings=shardings)
+        state = checkpoints.restore(path, template, shardings=shardings)
         return _continued(state, meta, step, shardings)
     if s.init_from:
         path = checkpoints.locate_checkpoint(s.init_from, "INIT_FROM")
         meta = checkpoints.verify(path)
         check_checkpoint_fits(run, path, meta)
         params_sharding = None if shardings is None else {"params": shardings["params"]}
-        saved = checkpoints.restore(
-            path, {"params": abstract_state(run.model)["params"]}, shardings=params_sharding
-        )
+        saved = checkpoints.restore(path, {"params": template["params"]}, shardings=params_sharding)
         params = place_state(saved, params_sharding)["params"]
         return Start(
-            {"params": params, "optimizer": zero_moments(params)},
+            with_fresh_optimizer(run, params),
             0,
             init=meta["run"],
             init_tokens=meta["tokens"] + meta["init_tokens"],
@@ -163,7 +171,7 @@ def train(
     """
     s, config = run.settings, run.model
     K = steps_per_dispatch(s)
-    run_steps = compiled_steps(config, K, run.mesh, s.accumulate, run.rules)
+    run_steps = compiled_steps(config, K, run.mesh, s.accumulate, run.rules, run.chain)
     rows = run.batch_size // s.accumulate
     sharding = None if run.mesh is None else partitioning.batch_sharding(run.mesh, rows, dict(run.rules))
     held_out = evaluation.held_out_windows(

@@ -132,6 +132,7 @@ def restore(path: str | os.PathLike, template: Any, *, shardings: Any = None) ->
     """
     path = Path(path).absolute()  # orbax's metadata() returns None for a relative path
     wanted = flatten_by_path(template)
+    names = list(wanted)
     sharding_of = flatten_by_path(shardings) if shardings is not None else {}
     arguments = {
         name: ocp.ArrayRestoreArgs(sharding=sharding_of[name], global_shape=leaf.shape, dtype=leaf.dtype)
@@ -141,6 +142,11 @@ def restore(path: str | os.PathLike, template: Any, *, shardings: Any = None) ->
     }
     try:
         saved = _checkpointer().metadata(path / "state").item_metadata.tree
+        older = "optimizer.adam.count" in wanted and "optimizer.adam.count" not in saved
+        if older:
+            del wanted["optimizer.adam.count"]
+            wanted = {_name_before_optax(name): leaf for name, leaf in wanted.items()}
+            arguments = {_name_before_optax(name): argument for name, argument in arguments.items()}
         for name, leaf in wanted.items():
             if name not in saved:
                 raise MscaleError(f"{path}: holds no array {name}; it belongs to another model or version")
@@ -152,8 +158,8 @@ def restore(path: str | os.PathLike, template: Any, *, shardings: Any = None) ->
         values = _checkpointer().restore(
             path / "state",
             args=ocp.args.PyTreeRestore(
-                item={name: leaf for name, leaf in wanted.items()},
-                restore_args=arguments,
+                item=dict(wanted),
+                restore_args={name: arguments[name] for name in wanted},
                 partial_restore=len(saved) > len(wanted),
             ),
         )
@@ -161,8 +167,18 @@ def restore(path: str | os.PathLike, template: Any, *, shardings: Any = None) ->
         raise
     except Exception as error:
         raise DamagedCheckpoint(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
-    leaves = [values[name] for name in wanted]
-    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+    if older:
+        values = {
+            name: values[_name_before_optax(name)] for name in names if _name_before_optax(name) in values
+        }
+        count = np.asarray(_meta(path)["step"], np.int32)
+        values["optimizer.adam.count"] = jax.device_put(count, sharding_of.get("optimizer.adam.count"))
+    return jax.tree.unflatten(jax.tree.structure(template), [values[name] for name in names])
+
+
+def _name_before_optax(name: str) -> str:
+    """Name of an array in checkpoints made before the optimizer was an optax chain, which had no count of steps."""
+    return name.replace("optimizer.adam.", "optimizer.", 1)
 
 
 def restore_latest(

@@ -1,14 +1,17 @@
-"""AdamW with per-parameter learning rates, gradient clipping, and the WSD (warmup-stable-decay) and cosine schedules.
+"""The optimizer, an optax chain (AdamW by default), and the WSD (warmup-stable-decay) and cosine schedules.
 
-Hyperparameters are traced scalars, so runs of one model shape share one compiled step whatever their learning rate
-or length.
+Hyperparameters are traced scalars and the chain is built inside the traced step, so runs of one model shape share one
+compiled step whatever their learning rate or length.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from mscale.errors import MscaleError, nearest
 
@@ -42,13 +45,6 @@ class Hyper(NamedTuple):
     b1: Scalar
     b2: Scalar
     eps: Scalar
-
-
-class AdamWState(NamedTuple):
-    """Adam's first and second moments, each in the structure of the parameters."""
-
-    mu: PyTree
-    nu: PyTree
 
 
 def hyper(
@@ -141,60 +137,50 @@ def schedule_phase(step: int, warmup: int, total: int, decay: int, schedule: str
     return "decay" if step > total - decay else "stable"
 
 
-def init_adamw(params: PyTree) -> AdamWState:
-    """Zero moments for ``params``."""
-    return AdamWState(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
-
-
-def global_norm(tree: PyTree) -> jax.Array:
-    """Euclidean norm of all leaves together, a scalar."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
-
-
-def adamw_update(
-    grads: PyTree,
-    state: AdamWState,
-    params: PyTree,
-    step: jax.typing.ArrayLike,
-    hyper: Hyper,
-    lr_multipliers: PyTree = None,
-    decay_mask: PyTree = None,
-) -> tuple[PyTree, AdamWState]:
-    """One AdamW step (Loshchilov & Hutter 2019, arXiv 1711.05101), with clipping by the global gradient norm.
+def adamw(
+    hyper: Hyper, learning_rate: Scalar, lr_multipliers: PyTree, decay_mask: PyTree
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with clipping by the global gradient norm.
 
     Args:
-      grads: in the structure of ``params``.
-      state: moments before the step.
-      params: parameters before the step.
-      step: number of steps done before; it also sets the bias correction of the moments.
-      hyper: traced hyperparameters.
-      lr_multipliers: floats in the structure of ``params`` (``decoder.lr_multipliers``), or None for ones. Weight
-        decay uses the base learning rate alone, so that its strength over a run is the same at every width.
-      decay_mask: bools likewise (``decoder.decay_mask``), or None to decay all parameters.
-
-    Returns:
-      ``(params, state)`` after the step.
+      hyper: hyperparameters, traced inside the train step.
+      learning_rate: base learning rate of the step.
+      lr_multipliers: floats in the structure of the parameters (``decoder.lr_multipliers``). Weight decay uses the
+        base learning rate alone, so that its strength over a run is the same at every width.
+      decay_mask: bools likewise (``decoder.decay_mask``): which parameters decay.
     """
-    ones, trues = jax.tree.map(lambda _: 1.0, params), jax.tree.map(lambda _: True, params)
-    lr = learning_rate(step, hyper)
-    norm = global_norm(grads)
-    clip = jnp.minimum(1.0, hyper.clip / jnp.maximum(norm, 1e-30))
-    t = jnp.asarray(step, jnp.float32) + 1
-    bias1, bias2 = 1 - hyper.b1**t, 1 - hyper.b2**t
 
-    def update_leaf(
-        g: jax.Array, mu: jax.Array, nu: jax.Array, p: jax.Array, multiplier: float, decays: bool
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        g = g * clip
-        mu = mu + (1 - hyper.b1) * (g - mu)
-        nu = nu + (1 - hyper.b2) * (jnp.square(g) - nu)
-        direction = multiplier * (mu / bias1) / (jnp.sqrt(nu / bias2) + hyper.eps)
-        if decays:
-            direction = direction + hyper.weight_decay * p
-        return p - lr * direction, mu, nu
+    def multiply(updates: PyTree, params: PyTree) -> PyTree:
+        return jax.tree.map(lambda update, multiplier: multiplier * update, updates, lr_multipliers)
 
-    leaves = jax.tree.map(
-        update_leaf, grads, state.mu, state.nu, params, lr_multipliers or ones, decay_mask or trues
+    return optax.named_chain(
+        ("clip", optax.clip_by_global_norm(hyper.clip)),
+        ("adam", optax.scale_by_adam(hyper.b1, hyper.b2, hyper.eps)),
+        ("multipliers", optax.stateless(multiply)),
+        ("weight_decay", optax.add_decayed_weights(hyper.weight_decay, decay_mask)),
+        ("learning_rate", optax.scale_by_learning_rate(learning_rate)),
     )
-    params, mu, nu = jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0, 0, 0)), leaves)
-    return params, AdamWState(mu, nu)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """How a train step builds its chain of optax transformations; hashable, since it selects a compiled program.
+
+    Attributes:
+      build: called inside the traced step, as ``adamw`` is, with (hyper, learning_rate, lr_multipliers, decay_mask)
+        and the arguments. Its state must not depend on the first two.
+      arguments: further keyword arguments, as (name, value).
+    """
+
+    build: Callable[..., optax.GradientTransformation] = adamw
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(
+        self, step: jax.typing.ArrayLike, hyper: Hyper, lr_multipliers: PyTree, decay_mask: PyTree
+    ) -> optax.GradientTransformation:
+        """The transformations of one step."""
+        rate = learning_rate(step, hyper)
+        return self.build(hyper, rate, lr_multipliers, decay_mask, **dict(self.arguments))
+
+
+ADAMW = Chain()

@@ -7,13 +7,14 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gin
 import jax
+import optax
 
 from mscale import run_folder, scales
 from mscale.data import schedule
@@ -23,7 +24,8 @@ from mscale.errors import MscaleError, nearest
 from mscale.files import read_json
 from mscale.models import decoder, partitioning
 from mscale.remote import local_folder
-from mscale.training import distributed, optimizer
+from mscale.training import distributed
+from mscale.training import optimizer as optimizers
 
 BATCH_SIZE_BY_PARAMETERS = "by size"
 _COUNT_FIELDS = (
@@ -76,6 +78,7 @@ class Settings:
     tensorboard: bool = False
     wandb: str | None = None
     peak_flops: float | None = None
+    optimizer: Callable[..., optax.GradientTransformation] = optimizers.adamw
 
 
 # Functions whose arguments can be set from gin, under the names that gin files use.
@@ -83,7 +86,7 @@ gin_model_config = gin.external_configurable(
     decoder.ModelConfig, "model", module="mscale", denylist=["shape", "vocab_size"]
 )
 gin_hyper = gin.external_configurable(
-    optimizer.hyper, "optimizer", module="mscale", denylist=["peak_lr", "warmup", "total", "decay"]
+    optimizers.hyper, "optimizer", module="mscale", denylist=["peak_lr", "warmup", "total", "decay"]
 )
 gin_axis_rules = gin.external_configurable(
     partitioning.logical_axis_rules, "logical_axis_rules", module="mscale"
@@ -104,6 +107,7 @@ class Run:
       schedule: which windows are in which batch.
       model: the model's configuration.
       hyper: hyperparameters of optimizer and schedule.
+      chain: the optimizer.
       mesh: of the devices, or None for a single one.
       rules: from logical axes to mesh axes.
       eval_steps: steps after which the run is evaluated.
@@ -116,7 +120,8 @@ class Run:
     store: Store
     schedule: schedule.Schedule
     model: decoder.ModelConfig
-    hyper: optimizer.Hyper
+    hyper: optimizers.Hyper
+    chain: optimizers.Chain
     mesh: jax.sharding.Mesh | None
     rules: partitioning.FrozenAxisRules
     eval_steps: frozenset[int]
@@ -171,11 +176,31 @@ def prepare_run(settings: Settings) -> Run:
         schedule=schedule.single(mixture, batch_size, s.seed),
         model=config,
         hyper=gin_hyper(s.learning_rate, s.warmup_steps, s.steps, s.decay_steps),
+        chain=_chain(s.optimizer),
         mesh=mesh if mesh.size > 1 else None,
         rules=rules,
         eval_steps=evaluation_steps(s),
         eval_languages=tuple(s.eval_languages or store.languages),
     )
+
+
+def _chain(build: Callable[..., optax.GradientTransformation]) -> optimizers.Chain:
+    """The optimizer of a run with the arguments that gin gives it, so that runs with others compile others.
+
+    Raises:
+      MscaleError: an argument is a list or dict, or ``build`` is not configurable by gin.
+    """
+    if build is optimizers.adamw:
+        return optimizers.ADAMW
+    try:
+        chain = optimizers.Chain(build, tuple(sorted(gin.get_bindings(build).items())))
+        hash(chain)
+    except (TypeError, ValueError) as error:
+        raise MscaleError(
+            f"train.optimizer is {build!r}: expected a function that @gin.configurable decorates, with numbers, texts "
+            f"and tuples as arguments ({error})"
+        ) from error
+    return chain
 
 
 def evaluation_steps(settings: Settings) -> frozenset[int]:
@@ -214,7 +239,13 @@ def run_identity(run: Run) -> dict[str, Any]:
     files = {
         name: run.store.entries[name]["files"] for name in sorted({*mixture.languages, *run.eval_languages})
     }
+    chain = {}
+    if run.chain != optimizers.ADAMW:
+        build = run.chain.build
+        arguments = {name: repr(value) for name, value in run.chain.arguments}
+        chain = {"chain": {"name": f"{build.__module__}.{build.__qualname__}", "arguments": arguments}}
     return {
+        **chain,
         "scale": str(s.scale),
         "model": dataclasses.asdict(run.model),
         "optimizer": {k: float(v) for k, v in run.hyper._asdict().items() if k not in ("total", "decay")},
@@ -237,6 +268,7 @@ def run_identity(run: Run) -> dict[str, Any]:
 
 # A branch continues its trunk's state and data order, so it must agree with it in these.
 _FIELDS_SHARED_WITH_TRUNK = ("scale", "model", "optimizer", "mixture", "windows", "data", "vocabulary") + (
+    "chain",
     "batch_size",
     "sequence_length",
     "seed",
@@ -290,10 +322,10 @@ def check_branch_fits_trunk(run: Run, trunk: Path) -> None:
         raise MscaleError(f"BRANCH_FROM: {trunk} decays itself; a trunk has DECAY_STEPS = 0")
     branch_identity = json.loads(json.dumps(run_identity(run)))
     for field in _FIELDS_SHARED_WITH_TRUNK:
-        if trunk_identity[field] != branch_identity[field]:
+        if trunk_identity.get(field) != branch_identity.get(field):
             raise MscaleError(
-                f"BRANCH_FROM: {run.name} has {field} {branch_identity[field]}, its trunk {trunk} has "
-                f"{trunk_identity[field]}; "
+                f"BRANCH_FROM: {run.name} has {field} {branch_identity.get(field)}, its trunk {trunk} has "
+                f"{trunk_identity.get(field)}; "
                 "a branch goes on with its trunk's data and model, so give both the same"
             )
 

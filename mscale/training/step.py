@@ -1,4 +1,4 @@
-"""The compiled training step and its state: parameters and AdamW moments, on one device or a mesh."""
+"""The compiled training step and its state: parameters and optimizer state, on one device or a mesh."""
 
 import functools
 from collections.abc import Callable
@@ -6,19 +6,21 @@ from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from mscale.models import decoder, loss, partitioning
 from mscale.models.decoder import Params
 from mscale.models.partitioning import FrozenAxisRules, constrain
 from mscale.training import optimizer
+from mscale.training.optimizer import ADAMW, Chain
 
 
 class TrainState(TypedDict):
     """What a step maps: a plain dict, so that a checkpoint's array names are its dotted paths."""
 
     params: Params  # nested dict of float32 arrays
-    optimizer: optimizer.AdamWState
+    optimizer: Any  # state of the optax chain
 
 
 Metrics = dict[str, jax.Array]
@@ -70,25 +72,19 @@ def train_step(
     hyper: optimizer.Hyper,
     key: jax.Array,
     accumulate: int = 1,
+    chain: Chain = ADAMW,
 ) -> tuple[TrainState, Metrics]:
     """One optimizer step: the state after it, and its metrics as scalars; ``step`` counts from 0."""
     dropout_key = jax.random.fold_in(key, step) if config.dropout else None
     nats, grads = gradients(config, state["params"], targets_BxS, dropout_key, accumulate)
-    params, moments = optimizer.adamw_update(
-        grads,
-        state["optimizer"],
-        state["params"],
-        step,
-        hyper,
-        decoder.lr_multipliers(config),
-        decoder.decay_mask(config),
-    )
+    transformation = chain(step, hyper, decoder.lr_multipliers(config), decoder.decay_mask(config))
+    updates, optimizer_state = transformation.update(grads, state["optimizer"], state["params"])
     metrics = {
         "loss": nats,
         "lr": optimizer.learning_rate(step, hyper),
-        "grad_norm": optimizer.global_norm(grads),
+        "grad_norm": optax.global_norm(grads),
     }
-    return {"params": params, "optimizer": moments}, metrics
+    return {"params": optax.apply_updates(state["params"], updates), "optimizer": optimizer_state}, metrics
 
 
 @functools.lru_cache(maxsize=64)
@@ -98,6 +94,7 @@ def compiled_steps(
     mesh: Mesh | None,
     accumulate: int = 1,
     rules: FrozenAxisRules = partitioning.DEFAULT_FROZEN_RULES,
+    chain: Chain = ADAMW,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns the jitted ``(state, targets_KxBxS, first, count, hyper, key) -> (state, metrics of (K,))``.
 
@@ -111,6 +108,7 @@ def compiled_steps(
       mesh: of the devices, or None for one device.
       accumulate: microbatches of a batch, see ``gradients``.
       rules: from logical axes to mesh axes.
+      chain: the optimizer.
     """
 
     def steps(
@@ -127,7 +125,7 @@ def compiled_steps(
         def body(i: Any, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, metrics = carry
             state, step_metrics = train_step(
-                config, state, targets_KxBxS[i], first + i, hyper, key, accumulate
+                config, state, targets_KxBxS[i], first + i, hyper, key, accumulate, chain
             )
             return state, {name: metrics[name].at[i].set(value) for name, value in step_metrics.items()}
 
@@ -137,22 +135,60 @@ def compiled_steps(
 
     if mesh is None:
         return jax.jit(steps, donate_argnums=0)
-    shardings = state_shardings(config, mesh, rules), partitioning.replicated(mesh)
+    shardings = state_shardings(config, mesh, rules, chain), partitioning.replicated(mesh)
     return jax.jit(steps, donate_argnums=0, out_shardings=shardings)
 
 
 def state_shardings(
-    config: decoder.ModelConfig, mesh: Mesh, rules: FrozenAxisRules = partitioning.DEFAULT_FROZEN_RULES
+    config: decoder.ModelConfig,
+    mesh: Mesh,
+    rules: FrozenAxisRules = partitioning.DEFAULT_FROZEN_RULES,
+    chain: Chain = ADAMW,
 ) -> TrainState:
-    """NamedShardings in the structure of the state; both moments are sharded like their parameters."""
+    """NamedShardings in the structure of the state.
+
+    Arrays of the optimizer that belong to a parameter are sharded like it; others, such as its count of steps, are
+    replicated.
+    """
     params = decoder.parameter_shardings(config, mesh, dict(rules))
-    return {"params": params, "optimizer": optimizer.AdamWState(params, params)}
+    replicated = partitioning.replicated(mesh)
+    return {
+        "params": params,
+        "optimizer": optax.tree_map_params(
+            lambda params: initial_optimizer(config, params, chain),
+            lambda _, sharding: sharding,
+            abstract_state(config, chain)["optimizer"],
+            params,
+            transform_non_params=lambda _: replicated,
+        ),
+    }
 
 
-def abstract_state(config: decoder.ModelConfig) -> TrainState:
+def abstract_state(config: decoder.ModelConfig, chain: Chain = ADAMW) -> TrainState:
     """The state as ``jax.ShapeDtypeStruct``s: shapes and types, without allocating arrays."""
     params = decoder.abstract_params(config)
-    return {"params": params, "optimizer": jax.eval_shape(optimizer.init_adamw, params)}
+    return {
+        "params": params,
+        "optimizer": jax.eval_shape(lambda params: initial_optimizer(config, params, chain), params),
+    }
+
+
+def initial_optimizer(config: decoder.ModelConfig, params: Params, chain: Chain = ADAMW) -> Any:
+    """The optimizer's state before the first step."""
+    hyper = optimizer.hyper(0.0, 0, 1)
+    return chain(0, hyper, decoder.lr_multipliers(config), decoder.decay_mask(config)).init(params)
+
+
+@functools.lru_cache(maxsize=64)
+def optimizer_initializer(
+    config: decoder.ModelConfig,
+    mesh: Mesh | None = None,
+    rules: FrozenAxisRules = partitioning.DEFAULT_FROZEN_RULES,
+    chain: Chain = ADAMW,
+) -> Callable[[Params], Any]:
+    """Returns the jitted ``parameters -> the optimizer's state before the first step``, in its shardings."""
+    where = None if mesh is None else state_shardings(config, mesh, rules, chain)["optimizer"]
+    return jax.jit(lambda params: initial_optimizer(config, params, chain), out_shardings=where)
 
 
 def place_state(state: Any, shardings: Any = None) -> Any:
@@ -178,8 +214,3 @@ def parameter_initializer(
     return jax.jit(
         lambda key: decoder.init_params(config, key), compiler_options=options, out_shardings=where
     )
-
-
-def zero_moments(params: Params) -> optimizer.AdamWState:
-    """AdamW's moments at the start of a run, each with the sharding of its parameter."""
-    return jax.tree.map(lambda p: jnp.zeros_like(p, device=p.sharding), optimizer.AdamWState(params, params))

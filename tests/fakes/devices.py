@@ -9,7 +9,7 @@ from pathlib import Path
 def eight_devices(program):
     """Runs Python code in a process with eight simulated devices, and fails with its stderr if it fails."""
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
     }
     done = subprocess.run(

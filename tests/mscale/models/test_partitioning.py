@@ -12,35 +12,35 @@ from mscale.models import decoder, partitioning
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
 from mscale import scales
-from mscale.models import decoder, loss, partitioning
+from jax.sharding import NamedSharding, PartitionSpec
+from mscale.models import decoder, partitioning
 from mscale.training import optimizer
+from mscale.training import step as training
 
 # Three heads: no tensor size divides them. V is divisible, so that the vocabulary splits.
 shape = scales.Shape(heads={heads}, layers={layers}, embed=32, ffw=64, kv=8)
 config = decoder.ModelConfig(shape, 64, loss_block=8*64*6)
-rates, decays = decoder.lr_multipliers(config), decoder.decay_mask(config)
 ids = np.asarray(jax.random.randint(jax.random.key(1), (8, 12), 0, 64))
 hyper = optimizer.hyper(0.02, 1, 4, 1)
-
-def step(params, state, index, ids, hyper):
-    inputs = jnp.pad(ids, ((0, 0), (1, 0)))[:, :-1]
-    objective = lambda p: loss.training_objective(config, p, inputs, ids)
-    (_, mean), grads = jax.value_and_grad(objective, has_aux=True)(params)
-    return *optimizer.adamw_update(grads, state, params, index, hyper, rates, decays), mean
 
 def losses(mesh):
     with partitioning.use_mesh(mesh):
         where = decoder.parameter_shardings(config, mesh)
         params = jax.device_put(decoder.init_params(config, jax.random.key(0)), where)
-        state = jax.jit(optimizer.init_adamw, out_shardings=optimizer.AdamWState(where, where))(params)
-        step_ = jax.jit(step, out_shardings=(where, optimizer.AdamWState(where, where), None))
-        batch = jax.device_put(ids, partitioning.batch_sharding(mesh, 8))
+        state = {{"params": params, "optimizer": training.optimizer_initializer(config, mesh)(params)}}
+        steps = training.compiled_steps(config, 1, mesh)
+        spec = PartitionSpec(None, *partitioning.batch_sharding(mesh, 8).spec)
+        batch = jax.device_put(ids[None], NamedSharding(mesh, spec))
         found = []
         for index in range(4):
-            params, state, mean = step_(params, state, index, batch, hyper)
-            found.append(float(mean))
-    for (path, leaf), expected in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(where)):
-        assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), path
+            state, metrics = steps(state, batch, index, 1, hyper, jax.random.key(0))
+            found.append(float(metrics["loss"][0]))
+    expected = training.state_shardings(config, mesh)
+    for (path, leaf), sharding in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(expected), strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), path
+    moments = state["optimizer"]["adam"].mu
+    for leaf, sharding in zip(jax.tree.leaves(moments), jax.tree.leaves(where), strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
     return found
 
 one = losses(partitioning.make_mesh(1, 1, 1, devices=jax.devices()[:1]))

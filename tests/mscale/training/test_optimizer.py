@@ -20,42 +20,68 @@ def gradients(step):
     return jax.tree.map(lambda p: jnp.sin(p * 3 + step) * 2, PARAMS)
 
 
-def test_equals_optax_adamw():
+def steps(hyper, count, grads=gradients, rates=None, mask=None, chain=optimizer.ADAMW):
+    """Parameters after `count` steps."""
+    rates = jax.tree.map(lambda _: 1.0, PARAMS) if rates is None else rates
+    mask = jax.tree.map(lambda _: True, PARAMS) if mask is None else mask
+    params, state = PARAMS, chain(0, hyper, rates, mask).init(PARAMS)
+    for step in range(count):
+        updates, state = chain(step, hyper, rates, mask).update(grads(step), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def written_out(hyper, count, mask):
+    """The same by AdamW's equations (Loshchilov & Hutter 2019, algorithm 2), in float64."""
+    params = jax.tree.map(lambda p: np.asarray(p, np.float64), PARAMS)
+    first = second = jax.tree.map(np.zeros_like, params)
+    for step in range(count):
+        grads = jax.tree.map(lambda g: np.asarray(g, np.float64), gradients(step))
+        norm = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(grads)))
+        grads = jax.tree.map(lambda g, norm=norm: g * min(1.0, float(hyper.clip) / norm), grads)
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, grads)
+        second = jax.tree.map(lambda v, g: 0.95 * v + 0.05 * g**2, second, grads)
+        rate = float(optimizer.learning_rate(step, hyper))
+        params = jax.tree.map(
+            lambda p, m, v, decays, t=step + 1, rate=rate: (
+                p - rate * (m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.95**t)) + 1e-8) + decays * 0.1 * p)
+            ),
+            params,
+            first,
+            second,
+            mask,
+        )
+    return params
+
+
+def test_it_is_adamw_with_clipping_and_the_schedule():
     mask = {"a": True, "b": {"c": False}}
     hyper = optimizer.hyper(1e-2, 3, 20, 5, weight_decay=0.1, clip=0.5)
-    reference = optax.chain(
-        optax.clip_by_global_norm(0.5),
-        optax.adamw(
-            lambda i: optimizer.learning_rate(i, hyper), b1=0.9, b2=0.95, weight_decay=0.1, mask=mask
-        ),
-    )
-    params, state = PARAMS, optimizer.init_adamw(PARAMS)
-    expected, expected_state = PARAMS, reference.init(PARAMS)
-    for step in range(20):
-        grads = gradients(step)
-        params, state = optimizer.adamw_update(grads, state, params, step, hyper, None, mask)
-        updates, expected_state = reference.update(grads, expected_state, expected)
-        expected = optax.apply_updates(expected, updates)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), params, expected)
+    found, expected = steps(hyper, 20, mask=mask), written_out(hyper, 20, mask)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
 
 
 def test_multipliers_scale_the_step_and_not_the_decay():
     hyper = optimizer.hyper(1e-2, 0, 10, weight_decay=0.5, clip=0)
-    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     half = jax.tree.map(lambda _: 0.5, PARAMS)
-    one, _ = optimizer.adamw_update(zeros, optimizer.init_adamw(PARAMS), PARAMS, 0, hyper)
-    same, _ = optimizer.adamw_update(zeros, optimizer.init_adamw(PARAMS), PARAMS, 0, hyper, half)
-    jax.tree.map(np.testing.assert_array_equal, one, same)
+
+    def zeros(_):
+        return jax.tree.map(jnp.zeros_like, PARAMS)
+
+    jax.tree.map(np.testing.assert_array_equal, steps(hyper, 1, zeros), steps(hyper, 1, zeros, half))
     none = hyper._replace(weight_decay=np.float32(0))
-    one, _ = optimizer.adamw_update(gradients(0), optimizer.init_adamw(PARAMS), PARAMS, 0, none)
-    less, _ = optimizer.adamw_update(gradients(0), optimizer.init_adamw(PARAMS), PARAMS, 0, none, half)
+    one, less = steps(none, 1), steps(none, 1, rates=half)
     jax.tree.map(lambda a, b, p: np.testing.assert_allclose(b - p, (a - p) / 2, atol=1e-6), one, less, PARAMS)
 
 
 def test_other_hyperparameters_do_not_recompile():
-    step = jax.jit(
-        lambda i, hyper: optimizer.adamw_update(PARAMS, optimizer.init_adamw(PARAMS), PARAMS, i, hyper)
-    )
+    @jax.jit
+    def step(i, hyper):
+        chain = optimizer.ADAMW(
+            i, hyper, jax.tree.map(lambda _: 1.0, PARAMS), jax.tree.map(bool, {"a": 1, "b": {"c": 0}})
+        )
+        return chain.update(PARAMS, chain.init(PARAMS), PARAMS)
+
     step(np.int32(0), optimizer.hyper(1e-2, 3, 20, 5))
     step(np.int32(7), optimizer.hyper(3e-4, 100, 2000, 0, schedule="cosine", clip=0))
     assert step._cache_size() == 1
