@@ -1,16 +1,58 @@
-"""Memory and peak FLOP/s of accelerators, from the manufacturers' data sheets."""
+"""Accelerators: memory and peak FLOP/s from the manufacturers' data sheets. One table, which everything reads."""
 
-# Peak dense bfloat16 FLOP/s of one device, by a part of JAX's ``device_kind``; the first part that matches is used.
-_PEAK_FLOPS_BY_DEVICE_KIND = {
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "TPU v6 lite": 918e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v4": 275e12,
+from dataclasses import dataclass
+
+from mscale.errors import MscaleError, nearest
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One kind of accelerator.
+
+    Attributes:
+      device_kind: a part of JAX's ``device_kind`` that identifies it.
+      memory: bytes.
+      peak_flops: peak dense bfloat16 FLOP/s.
+      fused_attention: whether ``model.attention = "auto"`` is one fused kernel, which keeps no scores.
+      gke_slice: of a TPU, GKE's label of its multi-host slices, whose hosts have four chips each.
+    """
+
+    device_kind: str
+    memory: int
+    peak_flops: float
+    fused_attention: bool = False
+    gke_slice: str = ""
+
+
+# The first whose device_kind matches is taken: "TPU v5 lite" stands before "TPU v5".
+CHIPS = {
+    "a100": Chip("A100", 80 * 10**9, 312e12, fused_attention=True),
+    "h100": Chip("H100", 80 * 10**9, 989e12, fused_attention=True),
+    "h200": Chip("H200", 141 * 10**9, 989e12, fused_attention=True),
+    "b200": Chip("B200", 180 * 10**9, 2250e12, fused_attention=True),
+    "v4": Chip("TPU v4", 32 * 2**30, 275e12, gke_slice="tpu-v4-podslice"),
+    "v5e": Chip("TPU v5 lite", 16 * 2**30, 197e12, gke_slice="tpu-v5-lite-podslice"),
+    "v5p": Chip("TPU v5", 95 * 2**30, 459e12, gke_slice="tpu-v5p-slice"),
+    "v6e": Chip("TPU v6 lite", 32 * 2**30, 918e12, gke_slice="tpu-v6e-slice"),
 }
+
+
+def find_chip(name: str) -> Chip:
+    """Returns the chip of a name of ``CHIPS``.
+
+    Raises:
+      MscaleError: there is none of that name.
+    """
+    if name not in CHIPS:
+        raise MscaleError(
+            f"unknown accelerator {name!r}: expected one of {', '.join(CHIPS)}{nearest(name, CHIPS)}"
+        )
+    return CHIPS[name]
+
+
+def chip_of_device(device_kind: str) -> Chip | None:
+    """Returns the chip of a ``device_kind`` of JAX; None if it is not known."""
+    return next((chip for chip in CHIPS.values() if chip.device_kind in device_kind), None)
 
 
 def peak_flops(per_device: float | None = None) -> float | None:
@@ -21,37 +63,6 @@ def peak_flops(per_device: float | None = None) -> float | None:
     """
     import jax
 
-    kind = jax.devices()[0].device_kind
-    device_flops = per_device or next(
-        (flops for name, flops in _PEAK_FLOPS_BY_DEVICE_KIND.items() if name in kind), None
-    )
+    chip = chip_of_device(jax.devices()[0].device_kind)
+    device_flops = per_device or (chip and chip.peak_flops)
     return device_flops and device_flops * jax.device_count()
-
-
-# Memory of one chip in bytes.
-CHIP_MEMORY_BYTES = {
-    "a100": 80 * 10**9,
-    "h100": 80 * 10**9,
-    "h200": 141 * 10**9,
-    "b200": 180 * 10**9,
-    "v4": 32 * 2**30,
-    "v5e": 16 * 2**30,
-    "v5p": 95 * 2**30,
-    "v6e": 32 * 2**30,
-}
-
-# Chips on which ``model.attention = "auto"`` uses a fused kernel.
-CHIPS_WITH_FUSED_ATTENTION = ("a100", "h100", "h200", "b200")
-
-
-# Peak dense bfloat16 FLOP/s of one chip.
-CHIP_PEAK_FLOPS = {
-    "a100": 312e12,
-    "h100": 989e12,
-    "h200": 989e12,
-    "b200": 2250e12,
-    "v4": 275e12,
-    "v5e": 197e12,
-    "v5p": 459e12,
-    "v6e": 918e12,
-}

@@ -152,6 +152,11 @@ def check_overrides_used(launch: Launch) -> None:
             raise MscaleError(f"--gin.{name}={value} has no effect: this run never reads {name}")
 
 
+def is_configured(configurable: str) -> bool:
+    """Whether the gin files read so far set a parameter of ``configurable``, such as "sweeps.grid.study"."""
+    return any(selector == configurable for _, selector in gin.config._CONFIG)
+
+
 def operative_config() -> str:
     """Returns the values of all configurable parameters that were read so far, with defaults, as gin text."""
     return gin.operative_config_str(max_line_length=110)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
+from mscale.chips import CHIPS
 from mscale.commands import LANGUAGES_OPTION, LOCAL_FOLDER, STORE_PATH, OrderedGroup, comma_list
 from mscale.errors import MscaleError, nearest
 
@@ -26,7 +27,7 @@ _T = TypeVar("_T")
     callback=comma_list,
     help="Rungs of the ladder, such as 46 or 34,42,46.",
 )
-@click.option("--chip", required=True, help="a100, h100, h200, b200, v4, v5e, v5p or v6e.")
+@click.option("--chip", required=True, help=f"One of {', '.join(CHIPS)}.")
 @click.option("--chips", type=click.IntRange(1, 65_536), help="Default: as few as hold the run.")
 @click.option("--batch", type=click.IntRange(1), help="Sequences; default: by size, as ATLAS trains.")
 @click.option("--sequence-length", type=click.IntRange(1), default=2048, show_default=True)

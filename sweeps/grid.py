@@ -159,7 +159,7 @@ def load(path: str | Path, store: Store) -> Study:
     if path.suffix == ".gin":
         path = launch.find_gin_file(str(path))
         with launch.configured(launch.Launch((str(path),), ())):
-            if "sweeps.grid.study" not in {selector for _, selector in gin.config._CONFIG}:
+            if not launch.is_configured("sweeps.grid.study"):
                 raise MscaleError(f"{path}: says nothing of study; expected study.name and study.cells")
             try:
                 return study(store)  # type: ignore[call-arg]  # gin gives the others

@@ -7,8 +7,8 @@ accelerator at a stated share of its peak (model FLOPs utilisation, MFU).
 from dataclasses import dataclass, fields
 
 from mscale import scales
-from mscale.chips import CHIP_PEAK_FLOPS
-from mscale.errors import MscaleError, nearest
+from mscale.chips import find_chip
+from mscale.errors import MscaleError
 from sweeps.cost import memory
 from sweeps.run_graph import children_of, longest_chain_costs, makespan
 from sweeps.spec import RunSpec
@@ -132,14 +132,10 @@ def device_hours(flops: float, accelerator: str, mfu: float = 0.4) -> float:
     Raises:
       MscaleError: the accelerator is not known, or ``mfu`` is not in (0, 1].
     """
-    if accelerator not in CHIP_PEAK_FLOPS:
-        raise MscaleError(
-            f"unknown accelerator {accelerator!r}: expected one of {', '.join(CHIP_PEAK_FLOPS)}"
-            f"{nearest(accelerator, CHIP_PEAK_FLOPS)}"
-        )
+    chip = find_chip(accelerator)
     if not 0 < mfu <= 1:
         raise MscaleError(f"model FLOPs utilisation is {mfu}: expected a fraction above 0, at most 1")
-    return flops / (CHIP_PEAK_FLOPS[accelerator] * mfu) / 3600
+    return flops / (chip.peak_flops * mfu) / 3600
 
 
 def is_nano(study: Study) -> bool:

@@ -17,8 +17,8 @@ A tenth is added for what is not counted, and a tenth of the chip's memory is le
 
 from dataclasses import dataclass
 
-from mscale.chips import CHIP_MEMORY_BYTES, CHIPS_WITH_FUSED_ATTENTION
-from mscale.errors import MscaleError, nearest
+from mscale.chips import find_chip
+from mscale.errors import MscaleError
 from mscale.scales import Shape
 
 LOSS_BLOCK, FUSED_LOSS_BLOCK = 2**25, 2**27  # logits held at once, as in mscale.models.loss
@@ -129,9 +129,9 @@ def possible_placements(workload: Workload, accelerator: str, chips: int) -> lis
     A mesh that splits parameters over fewer chips is simpler: first no split, then fsdp, then tensor.
 
     Raises:
-      MscaleError: the accelerator's memory is not known.
+      MscaleError: the accelerator is not known.
     """
-    usable_bytes(accelerator)
+    fused = find_chip(accelerator).fused_attention
     found = []
     for tensor in _divisors(chips):
         rows = chips // tensor
@@ -139,11 +139,7 @@ def possible_placements(workload: Workload, accelerator: str, chips: int) -> lis
             continue
         for fsdp in _divisors(rows):
             mesh = MeshSizes(data=rows // fsdp, fsdp=fsdp, tensor=tensor)
-            found.append(
-                Placement(
-                    mesh, memory_per_chip(workload, mesh, fused=accelerator in CHIPS_WITH_FUSED_ATTENTION)
-                )
-            )
+            found.append(Placement(mesh, memory_per_chip(workload, mesh, fused=fused)))
     return found
 
 
@@ -151,14 +147,9 @@ def usable_bytes(accelerator: str) -> float:
     """Bytes of a chip that a run may take.
 
     Raises:
-      MscaleError: the accelerator's memory is not known.
+      MscaleError: the accelerator is not known.
     """
-    if accelerator not in CHIP_MEMORY_BYTES:
-        raise MscaleError(
-            f"unknown accelerator {accelerator!r}: the memory of {', '.join(CHIP_MEMORY_BYTES)} is known"
-            f"{nearest(accelerator, CHIP_MEMORY_BYTES)}"
-        )
-    return _USABLE_FRACTION * CHIP_MEMORY_BYTES[accelerator]
+    return _USABLE_FRACTION * find_chip(accelerator).memory
 
 
 def smallest_placement(workload: Workload, accelerator: str, chips: int | None = None) -> Placement:
@@ -168,7 +159,7 @@ def smallest_placement(workload: Workload, accelerator: str, chips: int | None =
     over tensor as well only where the batch has no more rows to split.
 
     Raises:
-      MscaleError: the accelerator's memory is not known, or the run does not fit on that many chips.
+      MscaleError: the accelerator is not known, or the run does not fit on that many chips.
     """
     usable = usable_bytes(accelerator)
     counts = [chips] if chips else [2**power for power in range(_MAX_CHIPS.bit_length())]

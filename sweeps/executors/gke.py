@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mscale import run_folder
+from mscale.chips import CHIPS
 from mscale.errors import MscaleError, nearest
 from mscale.remote import local_folder
 from sweeps import run_graph, spec
@@ -35,12 +36,7 @@ MEGASCALE_PORT = 8477
 _KUBECTL_TIMEOUT_SECONDS = 120.0
 GRACE_SECONDS = 90  # in which a spot pod may save its state
 # GKE's label of the slice type → chips of one host of a multi-host slice.
-CHIPS_PER_HOST = {
-    "tpu-v4-podslice": 4,
-    "tpu-v5-lite-podslice": 4,
-    "tpu-v5p-slice": 4,
-    "tpu-v6e-slice": 4,
-}
+CHIPS_PER_HOST = {chip.gke_slice: 4 for chip in CHIPS.values() if chip.gke_slice}
 
 
 @dataclass(frozen=True)

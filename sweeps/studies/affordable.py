@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mscale import scales
-from mscale.chips import CHIP_PEAK_FLOPS
+from mscale.chips import CHIPS
 from mscale.data.mixture import Sizes
 from mscale.data.store import Store
 from mscale.errors import MscaleError
@@ -76,7 +76,7 @@ GPU_DAY = StudyDesign(
     sequence_length=1024,
 )
 TPU_WEEK = StudyDesign(
-    flops=16 * 7 * 86_400 * CHIP_PEAK_FLOPS["v5e"] * _MFU,
+    flops=16 * 7 * 86_400 * CHIPS["v5e"].peak_flops * _MFU,
     scales=(0, 4, 8, 12, 16, 20),
     middle=12,
     capacity=(4, 8, 12),

@@ -87,16 +87,16 @@ def test_kept_activations_are_one_input_a_layer():
 
 @given(
     st.sampled_from([0, 8, 16, 24, 34, 42, 46]),
-    st.sampled_from(sorted(chips.CHIP_MEMORY_BYTES)),
+    st.sampled_from(sorted(chips.CHIPS)),
     st.sampled_from([64, 256, 512, 2048]),
 )
 def test_a_suggested_mesh_holds_the_run_and_half_of_it_does_not(scale, accelerator, batch):
     run = workload(scales.get(scale), batch)
     found = memory.smallest_placement(run, accelerator)
     mesh, usable = found.mesh, memory.usable_bytes(accelerator)
-    assert usable == pytest.approx(0.9 * chips.CHIP_MEMORY_BYTES[accelerator])
+    assert usable == pytest.approx(0.9 * chips.CHIPS[accelerator].memory)
     assert found.bytes_per_chip <= usable
-    fused = accelerator in chips.CHIPS_WITH_FUSED_ATTENTION
+    fused = chips.CHIPS[accelerator].fused_attention
     assert found.memory == memory.memory_per_chip(run, mesh, fused=fused)
     assert batch % (mesh.data * mesh.fsdp) == 0
     if mesh.chips > 1:
