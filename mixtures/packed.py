@@ -88,7 +88,8 @@ def packed_task(name: str, mixture: str) -> seqio.Task:
             if held_out[0]:
                 return _valid_windows(store, resolved.languages, ends, rows, length)
             schedule = schedules.setdefault(int(seeds[0]), single(resolved, 1, int(seeds[0])))
-            return gather_windows(store, schedule, rows, length)
+            ids, windows = schedule.rows(rows)
+            return store.gather_windows([schedule.languages[one] for one in ids], windows.tolist(), length)
 
         def targets(rows: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             found = tf.numpy_function(
@@ -106,17 +107,6 @@ def packed_task(name: str, mixture: str) -> seqio.Task:
     )
 
 
-def gather_windows(store: Store, schedule: Schedule, rows: np.ndarray, sequence_length: int) -> np.ndarray:
-    """Returns the windows of the given rows of a schedule with batches of one, (rows, S) int32."""
-    batch = np.empty((len(rows), sequence_length), np.int32)
-    languages, windows = schedule.rows(rows)
-    names = [schedule.languages[one] for one in languages]
-    store.fetch(names, windows.tolist(), sequence_length)
-    for row, (name, window) in enumerate(zip(names, windows.tolist(), strict=True)):
-        batch[row] = store.train(name)[window * sequence_length : (window + 1) * sequence_length]
-    return batch
-
-
 def _valid_windows(
     store: Store, languages: tuple[str, ...], ends: np.ndarray, rows: np.ndarray, sequence_length: int
 ) -> np.ndarray:
@@ -124,7 +114,7 @@ def _valid_windows(
     for at, row in enumerate(rows):
         language = int(np.searchsorted(ends, row, side="right"))
         first = (int(row) - (int(ends[language - 1]) if language else 0)) * sequence_length
-        tokens = store.valid(languages[language])[0][first : first + sequence_length]
+        tokens = store.valid(languages[language], first, first + sequence_length)
         batch[at, : len(tokens)] = tokens
     return batch
 

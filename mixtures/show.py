@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from rich.table import Table
 
 from mscale import languages as inventory
@@ -223,11 +222,9 @@ def _cells(row: MixtureRow) -> tuple[str, ...]:
 
 def _script(store: Store, path: Path, language: str) -> str:
     # From the middle of the text: files often begin in another language.
-    tokens = store.train(language)
-    first = max(len(tokens) - _SAMPLE_TOKENS, 0) // 2
-    return inventory.dominant_script(
-        _vocabulary(path).decode(np.asarray(tokens[first : first + _SAMPLE_TOKENS]))
-    )
+    first = max(store.train_tokens(language) - _SAMPLE_TOKENS, 0) // 2
+    tokens = store.train(language, first, first + _SAMPLE_TOKENS)
+    return inventory.dominant_script(_vocabulary(path).decode(tokens))
 
 
 @cache

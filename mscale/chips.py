@@ -64,5 +64,5 @@ def peak_flops(per_device: float | None = None) -> float | None:
     import jax
 
     chip = chip_of_device(jax.devices()[0].device_kind)
-    device_flops = per_device or (chip and chip.peak_flops)
+    device_flops = per_device or (chip.peak_flops if chip else None)
     return device_flops and device_flops * jax.device_count()

@@ -33,6 +33,7 @@ HELP_TEXT = """Multilingual pretraining scaling: from text to fitted laws to the
 The way through, a stage a command (mscale demo runs them all on a generated corpus):
   mscale corpus my-corpus             generated text (or bring your own, see below)
   mscale pack my-corpus my-store      text to a token store, with held-out parts
+  mscale store copy my-store gs://my-bucket/my-store       where hosts train from a bucket
   mscale mixture show unimax --store my-store --tokens 1e6    what a run would see
   mscale train --gin_file=gin/train/pretrain.gin --gin.SCALE='"nano2"' ...    one run
   mscale sweep plan demo --store my-store                     what many runs cost
@@ -51,6 +52,7 @@ COMMANDS = {
     "corpus": ("mixtures.commands:corpus", "Generate text in related languages, with the truth beside it."),
     "pack": ("mixtures.commands:pack", "Turn a corpus into a token store with held-out parts."),
     "vocabulary": ("mixtures.commands:vocabulary", "Train vocabularies and compare them."),
+    "store": ("mscale.commands:store", "Copy a token store, to a bucket for instance."),
     "mixture": ("mixtures.commands:mixture", "See what a mixture draws."),
     "train": ("mscale.commands:train", "Train one run, or continue it, from gin files and overrides."),
     "sweep": ("sweeps.commands:sweep", "Plan, run and collect a study of many runs."),

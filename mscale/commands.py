@@ -1,4 +1,4 @@
-"""Parameter types and command groups that the commands of all packages share, and the command `train`.
+"""Parameter types and command groups that the commands of all packages share, and the commands `store` and `train`.
 
 A command is a click command in the ``commands`` module of the package that it belongs to; ``cli`` lists them all.
 """
@@ -93,6 +93,25 @@ def number_map_parser(example: str) -> Any:
 LANGUAGES_OPTION = click.option(
     "--languages", callback=comma_list, help="Codes separated by commas; default: all."
 )
+
+
+@click.group(cls=OrderedGroup)
+def store() -> None:
+    """Bring a token store to where it is trained on."""
+
+
+@store.command("copy")
+@click.argument("source", type=STORE_PATH)
+@click.argument("destination", type=STORE_PATH)
+def store_copy(source: Path, destination: Path) -> None:
+    """Copy the store SOURCE to DESTINATION, each a folder or a URL such as gs://bucket/store.
+
+    Files are checked as they are copied. An interrupted copy continues; store.json is written last.
+    """
+    from mscale.data.store import copy_store
+
+    copied = copy_store(source, destination)
+    print(f"{copied.path}: {len(copied.languages)} languages")
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

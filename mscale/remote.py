@@ -9,12 +9,10 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
-
-import numpy as np
 
 from mscale.errors import MscaleError
 
@@ -73,7 +71,7 @@ def local_folder(path: str | os.PathLike, setting: str) -> Path:
 
 
 class RemoteFiles:
-    """The files under one URL, read completely, by ranges, or as token arrays that are read when they are used."""
+    """The files under one URL, read completely or by ranges."""
 
     def __init__(
         self,
@@ -119,42 +117,38 @@ class RemoteFiles:
                 f"{self.root / name}: no such file (any more); copy the folder there again"
             ) from None
 
-    def tokens(self, name: str, dtype: np.dtype, count: int) -> "RemoteArray":
-        """Returns the file as a lazy (count,) array."""
-        return RemoteArray(self, name, np.dtype(dtype), 0, (count,), count)
-
-    def fetch(self, ranges: Iterable[tuple[str, int, int, int]]) -> None:
-        """Reads blocks into the cache concurrently.
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int, int]]) -> list[bytes]:
+        """Returns bytes of files through the cache; blocks that it lacks are read concurrently.
 
         Args:
-          ranges: name of a file, first byte, last byte + 1, and size of the file.
+          ranges: of each, the name of a file, first byte, last byte + 1, and size of the file.
         """
-        wanted = {
-            (name, block): size
-            for name, start, stop, size in ranges
-            for block in range(start // self.block_bytes, -(-stop // self.block_bytes))
-        }
+        spans = [
+            (name, range(start // self.block_bytes, -(-stop // self.block_bytes)))
+            for name, start, stop, _ in ranges
+        ]
+        sizes = {name: size for name, _, _, size in ranges}
+        keys = dict.fromkeys((name, block) for name, blocks in spans for block in blocks)
         with self._lock:
-            missing = [(key, size) for key, size in wanted.items() if key not in self._blocks]
-        for _ in self._pool.map(lambda item: self._block(item[0], item[1]), missing):
-            pass
-
-    def cached(self, name: str, start: int, stop: int, size: int) -> bytes:
-        """Returns bytes ``start`` to ``stop`` of a file of ``size`` bytes through the cache."""
-        first, last = start // self.block_bytes, -(-stop // self.block_bytes)
-        if last - first > 1:
-            keys = [(name, block) for block in range(first, last)]
-            parts = list(self._pool.map(lambda key: self._block(key, size), keys))
-        else:
-            parts = [self._block((name, block), size) for block in range(first, last)]
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
-        return data[start - first * self.block_bytes : stop - first * self.block_bytes]
-
-    def _block(self, key: tuple[str, int], size: int) -> bytes:
-        with self._lock:
-            if key in self._blocks:
+            found = {key: self._blocks[key] for key in keys if key in self._blocks}
+            for key in found:
                 self._blocks.move_to_end(key)
-                return self._blocks[key]
+        missing = [key for key in keys if key not in found]
+        found.update(
+            zip(
+                missing,
+                self._pool.map(lambda key: self._read_block(key, sizes[key[0]]), missing),
+                strict=True,
+            )
+        )
+        parts = []
+        for (name, start, stop, _), (_, blocks) in zip(ranges, spans, strict=True):
+            data = b"".join([found[name, block] for block in blocks])
+            first = blocks.start * self.block_bytes
+            parts.append(data[start - first : stop - first])
+        return parts
+
+    def _read_block(self, key: tuple[str, int], size: int) -> bytes:
         name, block = key
         start = block * self.block_bytes
         data = self.range(name, start, min(start + self.block_bytes, size))
@@ -168,84 +162,6 @@ class RemoteFiles:
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
-
-
-class RemoteArray(np.lib.mixins.NDArrayOperatorsMixin):
-    """Consecutive tokens of a remote file, (tokens,) or (windows, S), read when converted to a NumPy array.
-
-    Slices of the first axis, single rows and ``reshape(-1, S)`` do not read; ``np.asarray``, assignment into an array,
-    arithmetic and an index array (all its rows concurrently) do.
-    """
-
-    def __init__(
-        self, files: RemoteFiles, name: str, dtype: np.dtype, first: int, shape: tuple[int, ...], count: int
-    ):
-        self._files, self._name, self._first, self._count = files, name, first, count
-        self.dtype, self.shape = dtype, shape
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        return int(np.prod(self.shape))
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def reshape(self, *shape: int) -> "RemoteArray":
-        """Supports ``reshape(-1, S)`` and ``reshape(-1)``."""
-        wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
-        inner = int(np.prod(wanted[1:]))
-        if wanted[0] not in (-1, self.size // inner) or self.size % inner:
-            raise ValueError(f"cannot reshape {self.size} tokens into {tuple(wanted)}")
-        return self._view(self._first, (self.size // inner, *wanted[1:]))
-
-    def __getitem__(self, index: Any) -> Any:
-        inner = int(np.prod(self.shape[1:]))
-        if isinstance(index, slice):
-            start, stop, step = index.indices(len(self))
-            if step != 1:
-                return np.asarray(self)[index]
-            return self._view(self._first + start * inner, (max(stop - start, 0), *self.shape[1:]))
-        if isinstance(index, int | np.integer):
-            row = int(index) + (len(self) if index < 0 else 0)
-            if not 0 <= row < len(self):
-                raise IndexError(f"index {index} of {len(self)}")
-            view = self._view(self._first + row * inner, self.shape[1:])
-            return view if view.shape else np.asarray(view)[()]
-        rows = np.arange(len(self))[np.asarray(index)]
-        views = [self._view(self._first + int(row) * inner, self.shape[1:]) for row in rows.ravel()]
-        self._files.fetch(view._range() for view in views)
-        read = [np.asarray(view) for view in views]
-        return np.array(read, self.dtype).reshape(*rows.shape, *self.shape[1:])
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if copy is False:
-            raise ValueError(
-                f"{self._files.root / self._name} is remote: it cannot be an array without a copy"
-            )
-        if not self.size:
-            return np.empty(self.shape, dtype or self.dtype)
-        read = np.frombuffer(self._files.cached(*self._range()), self.dtype).reshape(self.shape)
-        return read if dtype is None else read.astype(dtype)
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        arrays = [np.asarray(one) if isinstance(one, RemoteArray) else one for one in inputs]
-        return getattr(ufunc, method)(*arrays, **kwargs)
-
-    def _range(self) -> tuple[str, int, int, int]:
-        width = self.dtype.itemsize
-        return (
-            self._name,
-            self._first * width,
-            (self._first + self.size) * width,
-            self._count * width,
-        )
-
-    def _view(self, first: int, shape: tuple[int, ...]) -> "RemoteArray":
-        return RemoteArray(self._files, self._name, self.dtype, first, shape, self._count)
 
 
 def connect(url: str) -> tuple[Any, str]:
@@ -309,6 +225,8 @@ def with_retries(read: Callable[[], _T], what: str) -> _T:
             return read()
         except FileNotFoundError:
             raise
+        except MscaleError:
+            raise
         except PermissionError as error:
             raise MscaleError(f"cannot {what}: no permission ({error}); check your credentials") from error
         except Exception as error:  # each file system raises exceptions of its own for network errors
@@ -319,26 +237,3 @@ def with_retries(read: Callable[[], _T], what: str) -> _T:
                 ) from error
             time.sleep(FIRST_RETRY_SECONDS * 2 ** (attempt - 1))
     raise AssertionError  # not reached
-
-
-def upload(folder: str | os.PathLike, url: str, last: Sequence[str] = ()) -> None:
-    """Copies a local folder to ``url``; the files named in ``last`` (a manifest) after all others.
-
-    Raises:
-      MscaleError: a copy failed after all retries.
-    """
-    folder = Path(folder)
-    root = location(url)
-    if isinstance(root, Path):
-        raise MscaleError(f"{url}: expected a remote URL, such as gs://bucket/store")
-    system, base = connect(root)
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-    def put(name: str) -> None:
-        target = f"{base.rstrip('/')}/{name}"
-        with_retries(lambda: system.put_file(str(folder / name), target), f"write {root / name}")
-
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
-        list(pool.map(put, [name for name in names if name not in last]))
-    for name in (name for name in names if name in last):
-        put(name)

@@ -104,7 +104,7 @@ def test_a_store_opens_and_every_file_is_as_it_was_packed(old):
     assert store.languages == ("aa", "ab", "ba", "bb") and store.vocabulary["fingerprint"] == "bytes-259"
     assert sum(map(store.train_tokens, store.languages)) == 194_316
     assert sum(map(store.valid_tokens, store.languages)) == 48_072
-    tokens, index = store.valid("ba")
+    tokens, index = store.valid("ba"), store.valid_index("ba")
     start, length, size = index[10]
     text = bytes((tokens[start : start + length - 1] - 3).astype(np.uint8)).decode()
     assert text == "Биет ковон ролуреф. Фас би пибуур." and size == len(text.encode()) and len(index) == 26

@@ -1,14 +1,13 @@
 """Files that are hashed while they are written, for the many small files of packing."""
 
 import errno
-import hashlib
 import os
 import tempfile
 import zlib
 from pathlib import Path
 from typing import IO, Any
 
-from mscale.data.store import checksum
+from mscale.data.store import checksum, file_hash
 from mscale.files import writing
 
 
@@ -39,7 +38,7 @@ class HashedFile:
 
     def __init__(self, path: Path, digest: Any = None):
         self.path = path
-        self._hash = digest or hashlib.blake2b(digest_size=16)
+        self._hash = digest or file_hash()
         self.size_and_hash: dict[str, Any] = {}
 
     def __enter__(self) -> "HashedFile":
@@ -98,8 +97,7 @@ def write_hashed_folder(
             with open(f"{temporary}/{name}", "wb", buffering=0) as file:
                 if file.write(data) != len(data):  # a full disk
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-            described[name] = {"size": len(data), "blake2b": digest}
+            described[name] = {"size": len(data), "blake2b": file_hash(data).hexdigest()}
         if destination.exists():
             for name in contents:
                 os.replace(temporary / name, destination / name)

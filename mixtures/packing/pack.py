@@ -89,7 +89,7 @@ def pack(
     place = location(store_dir)
     if isinstance(place, Url):
         raise MscaleError(
-            f"{store_dir}: a store is packed on a local disk; pack it into a folder and then copy that there"
+            f"{store_dir}: a store is packed on a local disk; pack it into a folder, then `mscale store copy` it there"
         )
     store_dir = place
     if valid_tokens < 0:

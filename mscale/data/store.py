@@ -8,29 +8,39 @@
 
 Window i of S tokens is train.bin[i·S:(i+1)·S], so a store serves any sequence length. The unigram counts have a file
 of their own: in store.json, those of 420 languages × 64,000 pieces would take longer to parse than the rest. A store
-may be remote (``gs://…``); its token files are then read by byte ranges (``mscale.remote``).
+may be remote (``gs://…``): ``copy_store`` brings it there, and its token files are read by byte ranges (``mscale.remote``).
 """
 
 import errno
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+import mmap
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mscale.errors import MscaleError, nearest
-from mscale.remote import CACHE_BYTES, RemoteFiles, Url, location
+from mscale.progress import progress
+from mscale.remote import CACHE_BYTES, RemoteFiles, Url, connect, list_files, location, with_retries
 
 STORE_FORMAT = "mscale token store"
 STORE_VERSION = 1
 MANIFEST = "store.json"
 PACKING_FOLDER = ".packing"  # subfolder of a store that exists while packing is unfinished
 _VERIFY_BYTES = 8 << 20  # bytes of a remote file per read
+_COPYING = ".copying"  # in a folder that a store is being copied to: the hash of that store's data
+_COPY_BYTES, _FILES_AT_ONCE = 4 << 20, 16
+_RANDOM_ACCESS_BYTES = (
+    64 << 20
+)  # in a larger file, the kernel's read-ahead around a window reads unused bytes
 LANGUAGE_FILES = ("train.bin", "valid.bin", "valid_index.npy", "unigram.npy")  # of each language
+file_hash = partial(hashlib.blake2b, digest_size=16)  # of a store's files, named "blake2b" in store.json
 
 
 @dataclass(frozen=True)
@@ -43,8 +53,6 @@ class Store:
       languages: codes, sorted.
       dtype: of the token files.
       entries: of each language, its entry in store.json.
-      identity: hash of store.json. Since store.json holds the checksums of all files, stores with equal identity
-        have equal content.
       remote: reads the files of a remote store; None of a local one.
     """
 
@@ -53,19 +61,24 @@ class Store:
     languages: tuple[str, ...]
     dtype: np.dtype
     entries: Mapping[str, Mapping[str, Any]] = field(repr=False)
-    identity: str = ""
     remote: RemoteFiles | None = field(default=None, repr=False, compare=False)
-    _mapped: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False, compare=False)
+    _mapped: dict[tuple[str, str], tuple[mmap.mmap | None, np.ndarray]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
-    def train(self, language: str) -> np.ndarray:
-        """Returns the train tokens of ``language``, (tokens,), memory-mapped and read-only.
+    def train(self, language: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Returns the train tokens ``start`` to ``stop`` - 1, by default all, (tokens,), read-only.
 
-        Of a remote store it is an array that reads when it is used (``mscale.remote.RemoteArray``).
+        Of a local store they are a view of the mapped file; of a remote one they are read now.
         """
-        return self._tokens(language, "train.bin", self.train_tokens(language))
+        return self._tokens(language, "train", start, stop)
 
-    def valid(self, language: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the held-out tokens, (tokens,), and the (documents, 3) index of offset, tokens and bytes.
+    def valid(self, language: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Returns the held-out tokens ``start`` to ``stop`` - 1, as ``train``."""
+        return self._tokens(language, "valid", start, stop)
+
+    def valid_index(self, language: str) -> np.ndarray:
+        """Returns offset and tokens in the held-out part, and UTF-8 bytes, of each document: (documents, 3) int64.
 
         Raises:
           MscaleError: the index does not fit store.json.
@@ -78,7 +91,47 @@ class Store:
             good = index[0, 0] == 0 and ends[-1] == tokens and bool((index[1:, 0] == ends[:-1]).all())
         if not good or index[:, 2].sum() != size or (len(index) == 0) != (tokens == 0):
             raise self._inconsistent(language, "valid_index.npy", f"{tokens:,} tokens and {size:,} bytes")
-        return self._tokens(language, "valid.bin", tokens), index
+        return index
+
+    def gather_windows(
+        self, languages: Sequence[str], windows: Sequence[int], sequence_length: int
+    ) -> np.ndarray:
+        """Returns train windows, (rows, S) int32; those of a remote store are read concurrently.
+
+        Args:
+          languages: the language of each row.
+          windows: the number of each row's window.
+          sequence_length: S.
+        """
+        S = sequence_length
+        rows = np.empty((len(windows), S), np.int32)
+        if self.remote is not None:
+            ranges = [
+                self._range(language, "train", window * S, (window + 1) * S)
+                for language, window in zip(languages, windows, strict=True)
+            ]
+            for row, data in zip(rows, self.remote.read_ranges(ranges), strict=True):
+                row[:] = np.frombuffer(data, self.dtype)
+            return rows
+        tokens = {language: self._map(language, "train")[1] for language in set(languages)}
+        for row, language, window in zip(rows, languages, windows, strict=True):
+            start = window * S
+            row[:] = tokens[language][start : start + S]
+        return rows
+
+    def read_ahead(self, languages: Sequence[str], windows: Sequence[int], sequence_length: int) -> None:
+        """Asks the kernel to read windows of a local store into the page cache concurrently (MADV_WILLNEED).
+
+        Otherwise reading them one by one waits for the disk once per window. Arguments as ``gather_windows``.
+        """
+        if self.remote is not None or not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        size = sequence_length * self.dtype.itemsize
+        for language, window in zip(languages, windows, strict=True):
+            mapping = self._map(language, "train")[0]
+            if mapping is not None:
+                first = window * size // mmap.PAGESIZE * mmap.PAGESIZE
+                mapping.madvise(mmap.MADV_WILLNEED, first, (window + 1) * size - first)
 
     def unigram(self, language: str) -> np.ndarray:
         """Returns the count of each token id in the train part: (V,) int64, without smoothing.
@@ -102,31 +155,6 @@ class Store:
         counts = self.unigram(language) + 1.0
         return np.log(counts / counts.sum())
 
-    def fetch(self, languages: Sequence[str], windows: Sequence[int], sequence_length: int) -> None:
-        """Reads train windows of a remote store into its cache concurrently; of a local one does nothing.
-
-        Args:
-          languages: the language of each window.
-          windows: the number of each window.
-          sequence_length: S.
-
-        Raises:
-          MscaleError: a read failed after all retries.
-        """
-        if self.remote is None:
-            return
-        window_bytes = sequence_length * self.dtype.itemsize
-        with _reading(self.path):
-            self.remote.fetch(
-                (
-                    f"{language}/train.bin",
-                    int(window) * window_bytes,
-                    (int(window) + 1) * window_bytes,
-                    self.train_tokens(language) * self.dtype.itemsize,
-                )
-                for language, window in zip(languages, windows, strict=True)
-            )
-
     def train_tokens(self, language: str) -> int:
         """Tokens of the train part, EOS included."""
         return self._entry(language)["train"]["tokens"]
@@ -142,6 +170,16 @@ class Store:
     def valid_bytes(self, language: str) -> int:
         """UTF-8 bytes of the held-out part's text."""
         return self._entry(language)["valid"]["bytes"]
+
+    def data_hash(self, languages: Iterable[str] | None = None) -> str:
+        """Returns a hash of the tokens of ``languages``, by default all: of their files' checksums and the vocabulary.
+
+        Folder, inputs, other languages, and when and how the store was packed do not enter.
+        """
+        names = sorted(set(self.languages if languages is None else languages))
+        files = {name: self._entry(name)["files"] for name in names}
+        content = json.dumps([self.vocabulary["fingerprint"], files], sort_keys=True)
+        return file_hash(content.encode()).hexdigest()
 
     def windows(self, language: str, sequence_length: int) -> int:
         """Number of whole windows of ``sequence_length`` train tokens; U of the language is that times S."""
@@ -163,20 +201,34 @@ class Store:
             "store again or pack the corpus again"
         )
 
-    def _tokens(self, language: str, name: str, tokens: int) -> np.ndarray:
-        mapped: Any = self._mapped.get((language, name))
-        if mapped is None:
-            path = self.path / language / name
+    def _tokens(self, language: str, part: str, start: int, stop: int | None) -> np.ndarray:
+        if self.remote is None:
+            return self._map(language, part)[1][start:stop]
+        start, stop, _ = slice(start, stop).indices(self._entry(language)[part]["tokens"])
+        return np.frombuffer(
+            self.remote.read_ranges([self._range(language, part, start, stop)])[0], self.dtype
+        )
+
+    def _range(self, language: str, part: str, start: int, stop: int) -> tuple[str, int, int, int]:
+        """The bytes of tokens in a remote file, for ``RemoteFiles.read_ranges``."""
+        width = self.dtype.itemsize
+        size = self._entry(language)[part]["tokens"] * width
+        return f"{language}/{part}.bin", start * width, stop * width, size
+
+    def _map(self, language: str, part: str) -> tuple[mmap.mmap | None, np.ndarray]:
+        """The mapping of a local token file, and all its tokens; an empty file has no mapping."""
+        if (language, part) not in self._mapped:
+            path = self.path / language / f"{part}.bin"
+            tokens = self._entry(language)[part]["tokens"]
             if not tokens:
-                mapped = np.empty(0, self.dtype)
-            elif self.remote is not None:
-                mapped = self.remote.tokens(f"{language}/{name}", self.dtype, tokens)
-            else:
-                with _reading(path):
-                    # A plain array over the mapping: slicing an np.memmap takes longer than reading a window.
-                    mapped = np.asarray(np.memmap(path, self.dtype, mode="r", shape=(tokens,)))
-            self._mapped[language, name] = mapped
-        return mapped
+                return None, np.empty(0, self.dtype)
+            with _reading(path), open(path, "rb") as file:
+                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                # A plain array: slicing an np.memmap takes longer than reading a window.
+                self._mapped[language, part] = mapping, np.frombuffer(mapping, self.dtype, tokens)
+            if part == "train" and len(mapping) > _RANDOM_ACCESS_BYTES and hasattr(mmap, "MADV_RANDOM"):
+                mapping.madvise(mmap.MADV_RANDOM)
+        return self._mapped[language, part]
 
     def _array(self, language: str, name: str) -> np.ndarray:
         self._entry(language)
@@ -202,7 +254,7 @@ def open_store(path: str | Path, verify: bool = False, cache_bytes: int = CACHE_
     path = location(path)
     manifest = path / MANIFEST
     remote = RemoteFiles(path, cache_bytes) if isinstance(path, Url) else None
-    described, content = _manifest(path, remote)
+    described = _manifest(path, remote)
     if not isinstance(described, dict) or described.get("format") != STORE_FORMAT:
         raise MscaleError(
             f"{manifest}: field format is not {STORE_FORMAT!r}: this is no token store; choose another folder"
@@ -224,7 +276,6 @@ def open_store(path: str | Path, verify: bool = False, cache_bytes: int = CACHE_
             languages=tuple(described["languages"]),
             dtype=np.dtype(described["dtype"]).newbyteorder("<"),
             entries=described["languages"],
-            identity=hashlib.blake2b(content, digest_size=16).hexdigest(),
             remote=remote,
         )
         damaged = _damaged(store, verify)
@@ -241,6 +292,72 @@ def open_store(path: str | Path, verify: bool = False, cache_bytes: int = CACHE_
     return store
 
 
+def copy_store(source: str | Path, destination: str | Path) -> Store:
+    """Copies a store between folders and URLs; store.json is written last, so a copy is whole or absent.
+
+    Files are checked against store.json while they are copied. A copy that was interrupted continues.
+
+    Raises:
+      MscaleError: ``source`` is no store or damaged, ``destination`` holds another store, or a file cannot be written.
+    """
+    store, target = open_store(source), location(destination)
+    reader, reader_root = connect(str(store.path))
+    writer, writer_root = connect(str(target))
+    there = list_files(writer, writer_root, str(target))
+    if MANIFEST in there:
+        if open_store(target).data_hash() != store.data_hash():
+            raise MscaleError(f"{target}: holds another store; choose another folder, or delete that one")
+        return open_store(target)
+    listed = list_files(reader, reader_root, str(store.path))
+    expected = {
+        f"{language}/{name}": of_file["blake2b"]
+        for language, entry in store.entries.items()
+        for name, of_file in entry["files"].items()
+    }
+    expected |= dict.fromkeys(name for name in listed if name.startswith("vocabulary."))
+
+    def copy(name: str) -> None:
+        digest = file_hash()
+        if isinstance(target, Path):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+        with (
+            reader.open(f"{reader_root}/{name}", "rb") as data,
+            writer.open(f"{writer_root}/{name}", "wb") as file,
+        ):
+            while part := data.read(_COPY_BYTES):
+                digest.update(part)
+                file.write(part)
+        if expected.get(name) and digest.hexdigest() != expected[name]:
+            raise MscaleError(
+                f"{store.path / name}: has another checksum than in {MANIFEST}; pack the corpus again"
+            )
+
+    # Names the store that is being copied: files of this size that another one left are not taken for its own.
+    marker = f"{writer_root}/{_COPYING}"
+    content = store.data_hash().encode()
+    if _COPYING not in there or writer.cat_file(marker) != content:
+        there = {}
+    if isinstance(target, Path):
+        target.mkdir(parents=True, exist_ok=True)
+    with_retries(lambda: writer.pipe_file(marker, content), f"write {target / _COPYING}")
+    missing = [name for name in expected if name not in there or there[name][0] != listed[name][0]]
+    megabytes = sum(listed[name][0] for name in missing) / 1e6
+    pool = ThreadPoolExecutor(_FILES_AT_ONCE)
+    with progress("copy", megabytes, "MB") as advance:
+        try:
+            jobs = [
+                pool.submit(with_retries, partial(copy, name), f"copy {target / name}") for name in missing
+            ]
+            for name, job in zip(missing, jobs, strict=True):
+                job.result()
+                advance(listed[name][0] / 1e6)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    with_retries(partial(copy, MANIFEST), f"copy {target / MANIFEST}")
+    writer.rm_file(marker)
+    return open_store(target)
+
+
 def token_dtype(vocabulary_size: int) -> np.dtype:
     """Returns uint16 if it holds all ids, else uint32; both little-endian."""
     return np.dtype("<u2" if vocabulary_size <= 1 << 16 else "<u4")
@@ -249,10 +366,10 @@ def token_dtype(vocabulary_size: int) -> np.dtype:
 def checksum(path: str | Path) -> str:
     """Returns the BLAKE2b hash (128 bits, hex) of a file."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return hashlib.file_digest(file, file_hash).hexdigest()
 
 
-def _manifest(path: Path | Url, remote: RemoteFiles | None) -> tuple[Any, bytes]:
+def _manifest(path: Path | Url, remote: RemoteFiles | None) -> Any:
     manifest = path / MANIFEST
     try:
         content = remote.read(MANIFEST) if remote is not None else Path(manifest).read_bytes()
@@ -261,7 +378,7 @@ def _manifest(path: Path | Url, remote: RemoteFiles | None) -> tuple[Any, bytes]
     except OSError as error:
         raise MscaleError(f"{manifest}: cannot be read ({error.strerror or error})") from None
     try:
-        return json.loads(content), content
+        return json.loads(content)
     except ValueError as error:
         raise MscaleError(
             f"{manifest}: this token store is damaged ({error}); copy the file again or pack the corpus again"
@@ -302,7 +419,7 @@ def _damaged(store: Store, verify: bool) -> list[str]:
 def _checksum(store: Store, name: str, size: int) -> str:
     if store.remote is None:
         return checksum(store.path / name)
-    digest = hashlib.blake2b(digest_size=16)
+    digest = file_hash()
     for start in range(0, size, _VERIFY_BYTES):
         digest.update(store.remote.range(name, start, min(start + _VERIFY_BYTES, size)))
     return digest.hexdigest()
@@ -310,7 +427,7 @@ def _checksum(store: Store, name: str, size: int) -> str:
 
 def _absent(path: Path | Url) -> str:
     if isinstance(path, Url):
-        return f"{path}: no {MANIFEST} here; expected a token store, made by `mscale pack` and copied there"
+        return f"{path}: no {MANIFEST} here; expected a token store, brought there by `mscale store copy`"
     if not path.exists():
         return f"{path}: no such folder; expected a token store, made by `mscale pack`"
     if (path / PACKING_FOLDER).exists():

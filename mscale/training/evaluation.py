@@ -104,14 +104,15 @@ def held_out_windows(
     Raises:
       MscaleError: a language the store does not have, or one without held-out documents.
     """
-    return _held_out(_StoreCacheKey(store), tuple(languages), sequence_length, batch_size, tokens, sharding)
+    cache_key = _StoreCacheKey(store, languages)
+    return _held_out(cache_key, tuple(languages), sequence_length, batch_size, tokens, sharding)
 
 
 class _StoreCacheKey:
-    """A store that is hashed and compared by its path and content, so that it can be part of a cache key."""
+    """A store that is hashed and compared by the data of ``languages``, so that it can be part of a cache key."""
 
-    def __init__(self, store: Store):
-        self.store, self.key = store, (str(store.path), store.identity)
+    def __init__(self, store: Store, languages: Sequence[str]):
+        self.store, self.key = store, store.data_hash(languages)
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -134,15 +135,15 @@ def _held_out(
     lengths: list[int] = []
     windows_of_languages = []
     for name in languages:
-        flat, index = store.valid(name)
-        index = np.asarray(index)
+        index = store.valid_index(name)
         chosen = choose_documents(index, tokens)
         if not chosen:
             raise MscaleError(
                 f"{store.path}: {name} has no held-out document; pack it with more text or leave it out of "
                 "EVAL_LANGUAGES"
             )
-        ids = np.concatenate([flat[index[d, 0] : index[d, 0] + index[d, 1]] for d in chosen]).astype(np.int32)
+        documents = [store.valid(name, start, start + length) for start, length, _ in index[chosen].tolist()]
+        ids = np.concatenate(documents).astype(np.int32)
         first = len(windows)
         for start in range(0, len(ids), S):
             piece = ids[start : start + S]

@@ -235,7 +235,7 @@ def test_the_packed_validation_split_is_the_held_out_text_once(corpus):
     )
     expected = []
     for language in ("aa", "bb"):
-        tokens = np.asarray(corpus.valid(language)[0], np.int32)
+        tokens = np.asarray(corpus.valid(language), np.int32)
         expected.append(np.pad(tokens, (0, -len(tokens) % S)).reshape(-1, S))
     np.testing.assert_array_equal(found, np.concatenate(expected))
     assert task.output_features["targets"].vocabulary.vocab_size == corpus.vocabulary["size"]

@@ -199,7 +199,7 @@ def test_a_store_packed_with_it_decodes_to_its_text(trained, corpus, tmp_path):
         whole = {
             text for path in corpora.language_files(corpus, language) for text in corpora.documents(path)
         }
-        tokens, index = store.valid(language)
+        tokens, index = store.valid(language), store.valid_index(language)
         if language == "en":
             held = {loaded.decode(tokens[start : start + length]) for start, length, _ in index}
             assert held and held < whole

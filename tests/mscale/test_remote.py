@@ -11,11 +11,12 @@ import tiny_store
 from fsspec.implementations.memory import MemoryFileSystem
 
 from mscale import remote
+from mscale.cli import cli, exit_status
 from mscale.data import feed, schedule
 from mscale.data.mixture import resolve
-from mscale.data.store import MANIFEST, open_store
+from mscale.data.store import MANIFEST, copy_store, open_store
 from mscale.errors import MscaleError
-from mscale.remote import RemoteFiles, Url, location
+from mscale.remote import Url, location
 
 
 class Fake(MemoryFileSystem):
@@ -70,7 +71,7 @@ def local(tmp_path):
 
 @pytest.fixture
 def url(fake, local):
-    remote.upload(local.path, "fake://bucket/store", last=[MANIFEST])
+    copy_store(local.path, "fake://bucket/store")
     fake.calls = 0
     return "fake://bucket/store"
 
@@ -92,10 +93,10 @@ def test_a_flaky_remote_store_gives_the_same_batches(local, url, fake):
     ):
         np.testing.assert_array_equal(mine, theirs)
     for language in local.languages:
-        for mine, theirs in zip(store.valid(language), local.valid(language), strict=True):
-            np.testing.assert_array_equal(np.asarray(mine), theirs)
+        np.testing.assert_array_equal(store.valid(language), local.valid(language))
+        np.testing.assert_array_equal(store.valid_index(language), local.valid_index(language))
         np.testing.assert_array_equal(store.unigram(language), local.unigram(language))
-    assert store.identity == local.identity
+    assert store.data_hash() == local.data_hash()
     assert store.path == url
 
 
@@ -104,13 +105,11 @@ def test_only_the_share_is_read_and_a_second_time_nothing(local, url, fake):
     store.remote.block_bytes = 256
     fake.bytes_read = 0
     ids = [3, 700, 1501]
-    store.fetch(["en"] * 3, ids, S)
+    found = store.gather_windows(["en"] * 3, ids, S)
     read = fake.bytes_read
     assert read <= 3 * (2 * S + 2 * 256)
-    np.testing.assert_array_equal(
-        store.train("en")[: 1502 * S].reshape(-1, S)[np.array(ids)],
-        local.train("en").reshape(-1)[: 1502 * S].reshape(-1, S)[ids],
-    )
+    np.testing.assert_array_equal(found, local.train("en")[: 1502 * S].reshape(-1, S)[ids])
+    np.testing.assert_array_equal(store.train("en", 700 * S, 701 * S), found[1])
     assert fake.bytes_read == read
 
 
@@ -129,15 +128,14 @@ def test_a_batch_is_read_at_once_and_not_window_by_window(url, fake):
     store = open_store(url)
     store.remote.block_bytes = 256
     fake.latency, fake.most_at_once = 0.1, 0  # long enough for a busy machine to start its threads meanwhile
-    store.fetch(["en", "fr"] * 64, list(range(128)), S)
+    store.gather_windows(["en", "fr"] * 64, list(range(128)), S)
     assert fake.most_at_once > 16
 
 
-def test_the_cache_stays_within_its_bound(url, fake):
+def test_the_cache_stays_within_its_bound(local, url, fake):
     store = open_store(url, cache_bytes=10_000)
     store.remote.block_bytes = 1000
-    everything = np.asarray(store.train("en"))
-    assert len(everything) == store.train_tokens("en")
+    np.testing.assert_array_equal(store.train("en"), local.train("en"))
     assert 9_000 < store.remote.cached_bytes <= 10_000
 
 
@@ -147,7 +145,7 @@ def test_after_the_last_attempt_the_error_names_file_range_and_reason(url, fake)
     with pytest.raises(
         MscaleError, match=r"bytes 0 to 65,536 of fake://bucket/store/fr/train.bin: 6 attempts failed"
     ):
-        store.train("fr")[:10] + 0
+        store.train("fr", 0, 10)
     with pytest.raises(MscaleError, match="cannot read fake://bucket/store/store.json: 6 attempts"):
         open_store(url)
 
@@ -163,7 +161,7 @@ def test_what_vanished_or_changed_is_named(url, fake):
     with pytest.raises(MscaleError, match=r"(?s)store/fr/valid.bin is missing.*sw/train.bin has 5 bytes"):
         open_store(url)
     with pytest.raises(MscaleError, match="fr/valid.bin"):
-        np.asarray(store.valid("fr")[0])
+        store.valid("fr")
 
 
 def test_a_changed_byte_is_found_by_verifying(url, fake):
@@ -175,31 +173,66 @@ def test_a_changed_byte_is_found_by_verifying(url, fake):
         open_store(url, verify=True)
 
 
-def test_the_manifest_is_uploaded_last(local, fake, monkeypatch):
-    put = fake.put_file
-    order = []
-    monkeypatch.setattr(fake, "put_file", lambda self, a, b, **k: (order.append(b), put(self, a, b, **k))[1])
-    remote.upload(local.path, "fake://bucket/again", last=[MANIFEST])
-    assert order[-1].endswith(MANIFEST)
-    assert len(order) == 13
-    with pytest.raises(MscaleError, match="expected a remote URL"):
-        remote.upload(local.path, "somewhere")
+@pytest.fixture
+def written(fake, monkeypatch):
+    """Names of the files that are written to the fake file system, in order."""
+    names, opened = [], fake.open
+
+    def open_and_note(self, path, mode="rb", **options):
+        if "w" in mode:
+            names.append(path.partition("again/")[2])
+        return opened(self, path, mode, **options)
+
+    monkeypatch.setattr(fake, "open", open_and_note)
+    return names
 
 
-def test_remote_arrays_behave_like_arrays(fake):
-    fake().pipe("/bucket/x", np.arange(1000, dtype="<u2").tobytes())
-    array = RemoteFiles(Url("fake://bucket"), block_bytes=64).tokens("x", np.dtype("<u2"), 1000)
-    whole = np.arange(1000, dtype="<u2")
-    np.testing.assert_array_equal(array[17:230], whole[17:230])
-    np.testing.assert_array_equal(array[:999].reshape(-1, 9)[5:][-1], whole[:999].reshape(-1, 9)[-1])
-    np.testing.assert_array_equal(array[np.array([[5, 999], [0, -1]])], whole[[[5, 999], [0, -1]]])
-    assert array[-1] == 999 and len(array[5:3]) == 0 and (array == 7).sum() == 1
-    np.testing.assert_array_equal(array[::-1], whole[::-1])
-    for bad in (lambda: array[1000], lambda: array[-1001]):
-        with pytest.raises(IndexError):
-            bad()
-    with pytest.raises(ValueError, match="cannot reshape"):
-        array.reshape(-1, 7)
+def test_a_copy_of_a_store_is_whole_or_absent_and_continues(local, fake, written, monkeypatch, tmp_path):
+    again = "fake://bucket/again"
+    limited, opened = list(range(5)), fake.open
+
+    def fail_after_five(self, path, mode="rb", **options):
+        if "w" in mode and not (limited and limited.pop() is not None):
+            raise PermissionError("over quota")
+        return opened(self, path, mode, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fake, "open", fail_after_five)
+        with pytest.raises(MscaleError, match="cannot copy fake://bucket/again/.*over quota"):
+            copy_store(local.path, again)
+    with pytest.raises(MscaleError, match="no store.json here"):
+        open_store(again)
+    whole = set(written) - {".copying"}
+    assert len(whole) == 4
+    written.clear()
+    assert copy_store(local.path, again).data_hash() == local.data_hash()
+    assert written[-1] == MANIFEST and not whole & set(written)
+    written.clear()
+    copy_store(local.path, again)
+    assert not written
+    assert copy_store(again, tmp_path / "back").data_hash() == local.data_hash()
+    open_store(tmp_path / "back", verify=True)
+    assert not (tmp_path / "back" / ".copying").exists()
+
+
+def test_what_another_copy_left_is_not_taken_over_and_other_stores_stay(local, url, fake, tmp_path):
+    other = tiny_store.write(tmp_path / "other", train_tokens=200_000, seed=1)
+    with pytest.raises(MscaleError, match="holds another store"):
+        copy_store(other.path, url)
+    fake().rm(f"/bucket/store/{MANIFEST}")
+    fake().pipe("/bucket/store/.copying", local.data_hash().encode())
+    assert copy_store(other.path, url).data_hash() == other.data_hash()
+    open_store(url, verify=True)
+
+
+def test_a_damaged_file_is_found_while_it_is_copied(local, url, fake, tmp_path):
+    data = bytearray(fake().cat_file("/bucket/store/en/train.bin"))
+    data[1000] ^= 4
+    fake().pipe("/bucket/store/en/train.bin", bytes(data))
+    assert (
+        exit_status(lambda: cli.main(["store", "copy", url, str(tmp_path / "s")], standalone_mode=False)) == 1
+    )
+    assert not (tmp_path / "s" / MANIFEST).exists()
 
 
 def test_locations():

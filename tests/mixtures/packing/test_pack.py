@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_corpus
+from uploads import upload
 
 from mixtures.packing import shards, units
 from mixtures.packing.pack import pack
@@ -34,7 +35,7 @@ def texts_of(store, language):
     vocabulary = byte_vocabulary()
     train = store.train(language)
     ends = np.flatnonzero(train == vocabulary.eos_id)
-    valid, index = store.valid(language)
+    valid, index = store.valid(language), store.valid_index(language)
     return (
         [vocabulary.decode(part) for part in np.split(train, ends + 1)[:-1]],
         [vocabulary.decode(valid[offset : offset + length]) for offset, length, _ in index],
@@ -378,10 +379,8 @@ def test_a_language_without_any_text_is_named(tmp_path):
 
 
 def test_a_remote_corpus_gives_the_same_store(corpus, store, tmp_path):
-    from mscale import remote
-
     url = f"memory://{tmp_path.name}/corpus"
-    remote.upload(corpus, url)
+    upload(corpus, url)
     packed = pack(url, tmp_path, byte_vocabulary())
     for language in store.languages:
         for name in ("train.bin", "valid.bin", "valid_index.npy"):
@@ -402,10 +401,8 @@ def test_a_remote_corpus_gives_the_same_store(corpus, store, tmp_path):
 def test_errors_in_a_remote_file_name_its_url(corpus, tmp_path):
     import fsspec
 
-    from mscale import remote
-
     url = f"memory://{tmp_path.name}/corpus"
-    remote.upload(corpus, url)
+    upload(corpus, url)
     path = f"/{tmp_path.name}/corpus/data/bb/bb_clean_0000.jsonl.gz"
     system = fsspec.filesystem("memory")
     system.pipe(path, system.cat(path)[:-40])

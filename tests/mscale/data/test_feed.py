@@ -10,7 +10,7 @@ import tiny_corpus
 from mixtures.packing.pack import pack
 from mscale.data import feed, schedule
 from mscale.data.mixture import resolve
-from mscale.data.store import open_store
+from mscale.data.store import Store, open_store
 from mscale.data.vocabulary import byte_vocabulary
 from mscale.errors import MscaleError
 
@@ -64,7 +64,7 @@ def test_an_epoch_reads_all_text_once(store):
 
 def test_cold_windows_are_asked_for_together_and_warm_ones_not(store, plan, monkeypatch):
     asked = []
-    monkeypatch.setattr(feed, "advise_read_ahead", lambda windows, languages, ids: asked.append(len(ids)))
+    monkeypatch.setattr(Store, "read_ahead", lambda _, languages, windows, S: asked.append(len(windows)))
     monkeypatch.setattr(feed, "ROWS_PER_LOOKUP", 12)
     monkeypatch.setattr(feed, "COLD_ROW_SECONDS", 1e9)
     list(feed.batches(store, plan, S, 0, 10, prefetch=0))
@@ -72,8 +72,13 @@ def test_cold_windows_are_asked_for_together_and_warm_ones_not(store, plan, monk
     monkeypatch.setattr(feed, "COLD_ROW_SECONDS", 0.0)
     list(feed.batches(store, plan, S, 0, 10, prefetch=0))
     assert asked == [12] * 6
-    assert feed.memory_mapping(feed.window_view(store, "aa", S)) is not None
-    assert feed.memory_mapping(np.zeros(3)) is None
+
+
+def test_reading_ahead_changes_no_window(store):
+    store.read_ahead(["aa", "bb"], [1, 0], S)
+    np.testing.assert_array_equal(
+        store.gather_windows(["aa", "bb"], [1, 0], S), [store.train("aa", S, 2 * S), store.train("bb", 0, S)]
+    )
 
 
 def test_endless_feeding_stops_with_its_iterator(store, plan):

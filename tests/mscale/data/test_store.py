@@ -47,7 +47,7 @@ def test_parts_counts_and_index_agree(packed):
         assert np.isfinite(store.unigram_log_probabilities(language)).all()
         assert store.train_bytes(language) == (train != vocabulary.eos_id).sum()
         assert store.windows(language, 100) == len(train) // 100
-        tokens, index = store.valid(language)
+        tokens, index = store.valid(language), store.valid_index(language)
         assert len(tokens) == store.valid_tokens(language) == index[:, 1].sum()
         assert store.valid_bytes(language) == index[:, 2].sum()
         for offset, length, size in index:
@@ -121,7 +121,7 @@ def replace_by_folder(store):
 def read_all(store):
     for language in store.languages:
         store.train(language)[-1:].sum()
-        store.valid(language)
+        store.valid_index(language)
         store.unigram(language)
 
 

@@ -54,7 +54,7 @@ def test_losses_and_counts_equal_a_direct_computation(store, params):
     measured = evaluation.language_losses(evaluation.dispatch_evaluation(CONFIG, params, data), data)
     direct = jax.jit(loss.token_losses, static_argnums=0)
     for language in ("fr", "en"):
-        flat, index = store.valid(language)
+        flat, index = store.valid(language), store.valid_index(language)
         chosen = evaluation.choose_documents(index, 300)
         ids = np.concatenate([flat[a : a + n] for a, n, _ in index[chosen]]).astype(np.int32)
         nats, tokens = [], []

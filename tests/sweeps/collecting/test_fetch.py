@@ -6,9 +6,9 @@ import uuid
 import fsspec
 import pytest
 from local_runs import FAKE_TRAINER, fake_trainer_on_path, small_study  # noqa: F401
+from uploads import upload
 
 from mscale.errors import MscaleError
-from mscale.remote import upload
 from sweeps import spec
 from sweeps.collecting.collect import collect
 from sweeps.collecting.fetch import fetch
