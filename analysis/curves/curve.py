@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy.optimize import isotonic_regression
 
 from analysis.curves.monotone import MonotoneCubics
@@ -97,25 +96,6 @@ class Curve:
         return reached[0], reached[1:]
 
 
-def collect_points(rows: pd.DataFrame, phase: str = "stable") -> CurvePoints | None:
-    """The points of a cell's rows in one phase; None where there are none.
-
-    Args:
-      rows: observations of one cell (all its groups) on one evaluated language.
-      phase: `stable` (checkpoints at constant rate) or `end` (after learning-rate decay).
-
-    Raises:
-      ValueError: another phase.
-    """
-    if phase not in ("stable", "end"):
-        raise ValueError(f"phase {phase!r}: curves are compared in the phase 'stable' or 'end'")
-    keep = (rows["phase"].to_numpy() == phase) & (rows["tokens"].to_numpy() > 0)
-    if not keep.any():
-        return None
-    tokens, losses = (rows[name].to_numpy(dtype=float)[keep] for name in ("tokens", "loss"))
-    return bin_points(tokens, losses, tuple(sorted(set(map(str, rows["group"].to_numpy()[keep])))), phase)
-
-
 def bin_points(tokens: np.ndarray, losses: np.ndarray, groups: tuple[str, ...], phase: str) -> CurvePoints:
     """The points of a cell from tokens (n,), all positive, and losses (n,), in at most `MAX_POINTS` bins."""
     at, which, counts = np.unique(tokens, return_inverse=True, return_counts=True)
@@ -142,29 +122,11 @@ def points_by_curve(
       group: index in `groups`, the names of the runs.
     """
     rows = np.flatnonzero(curve >= 0)
-    rows = rows[np.lexsort((tokens[rows], curve[rows]))]
-    if not len(rows):
-        return {}
-    curve, tokens, losses = curve[rows], tokens[rows], losses[rows]
-    first = np.diff(curve, prepend=-1) != 0
-    new = first | (np.diff(tokens, prepend=-1) != 0)
-    which = np.cumsum(new) - 1
-    repeats = np.bincount(which).astype(float)
-    means = np.bincount(which, losses) / repeats
-    at, number = tokens[new], curve[first]
-    ends, row_ends = np.append(which[first], len(at)), np.append(np.flatnonzero(first), len(rows))
-    pairs = np.unique(np.stack([np.cumsum(first) - 1, group[rows]]), axis=1)
-    own: list[list[str]] = [[] for _ in number]
-    for place, code in pairs.T.tolist():
-        own[place].append(groups[code])
+    rows = rows[np.argsort(curve[rows], kind="stable")]
     found = {}
-    for place, key in enumerate(number.tolist()):
-        part = slice(ends[place], ends[place + 1])
-        if part.stop - part.start > MAX_POINTS:
-            whole = slice(row_ends[place], row_ends[place + 1])
-            found[key] = bin_points(tokens[whole], losses[whole], tuple(sorted(own[place])), phase)
-        else:
-            found[key] = CurvePoints(at[part], means[part], repeats[part], tuple(sorted(own[place])), phase)
+    for part in np.split(rows, np.flatnonzero(np.diff(curve[rows])) + 1) if len(rows) else ():
+        own = tuple(sorted({groups[code] for code in group[part].tolist()}))
+        found[int(curve[part[0]])] = bin_points(tokens[part], losses[part], own, phase)
     return found
 
 
@@ -232,19 +194,15 @@ def _mean_losses(runs: list[CurvePoints]) -> tuple[np.ndarray, float] | None:
     return means, float(variances.mean())
 
 
-def fit_curve(points: CurvePoints, noise: CurveNoise, draws: int, rng: np.random.Generator) -> Curve:
-    """The points smoothed in log tokens and made non-increasing, with `draws` draws (a parametric bootstrap).
-
-    A draw adds checkpoint noise to every smoothed point, smooths again, and shifts the whole curve by the noise of
-    its runs (Student's t with `noise.degrees`, because run noise is estimated from few runs).
-    """
-    return fit_curves([points], noise, draws, [rng])[0]
-
-
 def fit_curves(
     cells: Sequence[CurvePoints], noise: CurveNoise, draws: int, generators: Sequence[np.random.Generator]
 ) -> list[Curve]:
-    """The curves of many cells, each as `fit_curve` gives with its generator; cells at the same tokens in one batch."""
+    """The points of each cell smoothed in log tokens and made non-increasing, with draws (a parametric bootstrap).
+
+    A draw, by the generator of its cell, adds checkpoint noise to every smoothed point, smooths again, and shifts the
+    whole curve by the noise of its runs (Student's t with `noise.degrees`, because run noise is estimated from few
+    runs). Cells at the same tokens are smoothed in one batch.
+    """
     curves: dict[int, Curve] = {}
     for same in group_by_tokens(cells):
         tokens, repeats = cells[same[0]].tokens, cells[same[0]].repeats

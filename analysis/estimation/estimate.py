@@ -8,39 +8,24 @@ import numpy as np
 
 from analysis.estimation import multistart, variance_components
 from analysis.estimation.objective import huber
-from analysis.estimation.problem import Batch, Problem
+from analysis.estimation.problem import Problem
 
 Priors = Mapping[str, tuple[float, float]]  # {parameter, or parameter[level]: (mean, standard deviation)}
 
 
-def prior_moments(names: tuple[str, ...], priors: Priors) -> tuple[np.ndarray, np.ndarray]:
-    """Means (P,) and precisions 1/deviation² (P,) of the priors; both are 0 for a parameter without one."""
+def with_priors(problem: Problem, names: tuple[str, ...], priors: Priors, without: np.ndarray) -> Problem:
+    """The problem with priors, whose precisions are in units of the dispersion Σ w·ψ(r)·r of the residuals.
+
+    The dispersion (for least squares the residual variance) is that at the optimum without priors, (P,).
+    """
     mean, precision = np.zeros(len(names)), np.zeros(len(names))
     for index, name in enumerate(names):
         prior = priors.get(name, priors.get(name.split("[")[0]))
         if prior is not None:
             mean[index], precision[index] = prior[0], 1.0 / prior[1] ** 2
-    return mean, precision
-
-
-def dispersion(
-    problem: Problem, theta: np.ndarray, batch: Batch, degrees_of_freedom: np.ndarray
-) -> np.ndarray:
-    """(B,) Σ w·ψ(r)·r over the degrees of freedom (B,), at the optima without priors theta (B, P).
-
-    For least squares it is the residual variance. A prior's precision is in its units.
-    """
-    r = problem.residuals(theta, batch.y)
-    psi = huber(r, problem.delta)[1]
-    return np.sum(problem.weights(batch) * psi * r, axis=1) / np.maximum(1, degrees_of_freedom)
-
-
-def with_priors(problem: Problem, names: tuple[str, ...], priors: Priors, without: np.ndarray) -> Problem:
-    """The problem with priors, whose weight against the rows follows from its optimum without them, (P,)."""
-    mean, precision = prior_moments(names, priors)
-    degrees_of_freedom = np.array([len(problem.y) - problem.size])
-    size = dispersion(problem, without[None], problem.batch(), degrees_of_freedom)
-    return dataclasses.replace(problem, prior=(mean, precision * size))
+    r = problem.residuals(without[None])[0]
+    dispersion = np.sum(problem.weight * huber(r, problem.delta).psi * r) / max(1, len(r) - problem.size)
+    return dataclasses.replace(problem, prior=(mean, precision * dispersion))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +52,7 @@ def estimate(problem: Problem, names: tuple[str, ...], priors: Priors, seed: int
     """
     without = None
     if priors:
-        without = multistart.optima(problem, seed, polished=multistart.FINAL_STARTS).theta
+        without = multistart.optima(problem, seed, polished=multistart.FEW_STARTS).theta
         problem = with_priors(problem, names, priors, without[0])
     found = multistart.optima(problem, seed)
     problem, theta, noise = found.problem, found.theta[0], None
@@ -92,7 +77,7 @@ def _estimate_noise(problem: Problem, theta: np.ndarray, seed: int) -> variance_
     given = dataclasses.replace(problem, ratio=float(noise.ratio[noise.best[0]]))
     if given.ratio == 0.0:
         return noise
-    other = multistart.optima(given, seed, polished=multistart.FINAL_STARTS).theta
+    other = multistart.optima(given, seed, polished=multistart.FEW_STARTS).theta
     here, there = given.derivatives(
         np.concatenate([noise.at_best(noise.theta), other]), given.batch(), False
     )[0]

@@ -20,9 +20,7 @@ from mscale.errors import MscaleError
 _GRID_POINTS = 6  # per nonlinear parameter, where there are at most two
 _SOBOL_POINTS = 64  # of a Sobol sequence, where there are more
 _POLISHED_STARTS = 12  # the best, which are followed to their minimum
-# Rows on which starts are compared and polished first: 12,800 rows take 0.5 s of CPU so, and 1.0 s without.
-SUBSAMPLE_ROWS = 3000
-FINAL_STARTS = 3  # minima on the subsample that are polished again on all rows
+FEW_STARTS = 3  # polished where an optimum is nearly known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,27 +54,14 @@ def optima(
     """
     y = problem.y[None] if y is None else y
     reduction = remove_aliased(problem)
-    found = _optima(reduction.reduced, seed, y, polished)
-    if reduction.reduced is problem:
-        return found
+    theta = starts(reduction.reduced, seed, y)[:, :polished]
+    if not np.isfinite(theta).any():
+        raise MscaleError("no start gives finite predictions: check the units of the columns")
+    found = _polish(reduction.reduced, theta, y)
     return dataclasses.replace(
         found,
         problem=dataclasses.replace(problem, barrier=found.problem.barrier),
         theta=reduction.to_full(found.theta),
-    )
-
-
-def _optima(problem: Problem, seed: int, y: np.ndarray, polished: int) -> Optima:
-    small, rows = subsample(problem)
-    theta = starts(small, seed, y[:, rows])[:, :polished]
-    if not np.isfinite(theta).any():
-        raise MscaleError("no start gives finite predictions: check the units of the columns")
-    found = _polish(small, theta, y[:, rows])
-    if small is problem:
-        return dataclasses.replace(found[0], theta=found[1][:, 0])
-    last = _polish(problem, found[1][:, :FINAL_STARTS], y)
-    return dataclasses.replace(
-        last[0], theta=last[1][:, 0], starts=found[0].starts, agreeing=found[0].agreeing
     )
 
 
@@ -206,18 +191,8 @@ def _linear_model(
     return per_unit, constant, columns
 
 
-def subsample(problem: Problem) -> tuple[Problem, np.ndarray]:
-    """The problem on every j-th group, so that about `SUBSAMPLE_ROWS` rows are left, and which rows (n,) bool.
-
-    The problem itself where it has fewer than twice as many.
-    """
-    every = len(problem.y) // SUBSAMPLE_ROWS
-    keep = np.ones(len(problem.y), bool) if every < 2 else problem.group % every == 0
-    return (problem if every < 2 else problem.subset(keep)), keep
-
-
-def _polish(problem: Problem, theta: np.ndarray, y: np.ndarray) -> tuple[Optima, np.ndarray]:
-    """The minima from every start (S, K, P): the best of each study, and all (S, K, P), lowest objective first.
+def _polish(problem: Problem, theta: np.ndarray, y: np.ndarray) -> Optima:
+    """The best of the minima from every start (S, K, P).
 
     With a constraint, a first search with a large barrier weight leads to one with a small weight.
     """
@@ -232,15 +207,16 @@ def _polish(problem: Problem, theta: np.ndarray, y: np.ndarray) -> tuple[Optima,
         least = problem.objective(start, batch).reshape(S, K).min(axis=1)
         problem = dataclasses.replace(problem, barrier=1e-7 * float(np.median(least)) / len(problem.y))
     found = minimise(problem, start, batch)
-    value = np.where(np.isfinite(theta).all(axis=2), found.objective.reshape(S, K), np.inf)
-    order = np.argsort(value, axis=1, kind="stable")
-    value = np.take_along_axis(value, order, axis=1)
-    low = value[:, :1]
+    finite = np.isfinite(theta).all(axis=2)
+    value = np.where(finite, found.objective.reshape(S, K), np.inf)
+    study, best = np.arange(S), value.argmin(axis=1)
+    low = value[study, best, None]
     if not np.isfinite(low).any():
         raise MscaleError("the fit did not find a finite optimum: check the units of the columns")
-    best = np.take_along_axis(found.theta.reshape(S, K, P), order[:, :, None], axis=1)
-    best[~np.isfinite(value)] = np.nan
-    agreeing = (value <= low + 1e-6 * np.abs(low) + 1e-15).sum(axis=1)
-    converged = found.converged.reshape(S, K)[np.arange(S), order[:, 0]]
-    started = int(np.isfinite(theta).all(axis=2).sum(axis=1).max())
-    return Optima(problem, best, started, agreeing, converged), best
+    return Optima(
+        problem,
+        theta=np.where(np.isfinite(low), found.theta.reshape(S, K, P)[study, best], np.nan),
+        starts=int(finite.sum(axis=1).max()),
+        agreeing=(value <= low + 1e-6 * np.abs(low) + 1e-15).sum(axis=1),
+        converged=found.converged.reshape(S, K)[study, best],
+    )

@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis.estimation.aliasing import Reduction, remove_aliased
 from analysis.estimation.optimize import minimise
-from analysis.estimation.problem import Batch, Problem
+from analysis.estimation.problem import Problem
 from analysis.estimation.sufficiency import MIN_RESIDUAL_GROUPS
 
 # Values of 1 + m·ρ, m the weight of the rows of the largest group: by how much a group's shared noise inflates the
@@ -86,18 +86,24 @@ def estimate_noise(problem: Problem, theta: np.ndarray, y: np.ndarray | None = N
     R, reduced = len(ratio), reduction.reduced
     batch = problem.batch(y=None if y is None else np.repeat(y, R, axis=0), ratio=np.tile(ratio, S))
     theta = np.repeat(theta, R, axis=0)
-    fits = _conditional_fits(reduced, reduction.to_reduced(theta), batch)
-    log_likelihood = fits.log_likelihood.reshape(S, R)
+    found = minimise(reduced, reduction.to_reduced(theta), batch, damping=1e-3).theta
+    inverse, log_determinant = pseudo_inverse(reduced.derivatives(found, batch)[3])
+    degrees_of_freedom = max(1, len(problem.y) - reduced.size)
+    typical = 1.0 if problem.law.residual == "log" else float(np.abs(problem.y).mean())
+    sigma2 = 2 * reduced.objective(found, batch) / degrees_of_freedom
+    sigma2 = np.maximum(sigma2, (_MIN_RELATIVE_NOISE * typical) ** 2)
+    log_V = np.log1p(batch.ratio[:, None] * np.bincount(problem.group, problem.weight)).sum(axis=1)
+    log_likelihood = -0.5 * (degrees_of_freedom * np.log(sigma2) + log_V + log_determinant).reshape(S, R)
     # The reference prior, 1/σ² for the variance within and for that between groups: uniform in log(1 + m·ρ), as the
     # grid is. It makes an interval for a mean over groups Student's, with the degrees of freedom of the groups.
     probability = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True))
     return GroupNoise(
         ratio=ratio,
         probability=probability / probability.sum(axis=1, keepdims=True),
-        theta=reduction.to_full(fits.theta, theta).reshape(S, R, P),
-        sigma2=fits.sigma2.reshape(S, R),
-        reduced_inverse=fits.inverse.reshape(S, R, *fits.inverse.shape[1:]),
-        degrees_of_freedom=max(1, len(problem.y) - reduced.size),
+        theta=reduction.to_full(found, theta).reshape(S, R, P),
+        sigma2=sigma2.reshape(S, R),
+        reduced_inverse=inverse.reshape(S, R, *inverse.shape[1:]),
+        degrees_of_freedom=degrees_of_freedom,
         best=np.argmax(log_likelihood, axis=1),
         reduction=reduction,
     )
@@ -106,55 +112,9 @@ def estimate_noise(problem: Problem, theta: np.ndarray, y: np.ndarray | None = N
 def ratio_grid(problem: Problem) -> np.ndarray:
     """(R,) the values of ρ that are averaged over; 0 alone where ρ cannot be estimated."""
     # With hardly more groups than parameters, noise that groups share cannot be separated from the law's parameters.
-    repeated = np.bincount(problem.group).max() > 1 and problem.groups >= problem.size + MIN_RESIDUAL_GROUPS
-    return (
-        (VARIANCE_INFLATION_GRID - 1.0) / np.bincount(problem.group, problem.weight).max()
-        if repeated
-        else np.zeros(1)
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _ConditionalFits:
-    """Fits given ρ: optima theta (B, P), variances of a row and restricted log likelihoods (B,), inverse (B, P, P)."""
-
-    theta: np.ndarray
-    sigma2: np.ndarray
-    log_likelihood: np.ndarray
-    inverse: np.ndarray
-
-
-def _conditional_fits(problem: Problem, theta: np.ndarray, batch: Batch) -> _ConditionalFits:
-    """The fits given the ρ of the batch, from theta (B, P)."""
-    theta = minimise(problem, theta, batch, damping=1e-3).theta
-    rss = 2 * problem.objective(theta, batch)
-    inverse, log_determinant = pseudo_inverse(problem.derivatives(theta, batch)[3])
-    degrees_of_freedom = np.array([max(1, len(problem.y) - problem.size)])
-    weight = np.bincount(problem.group, problem.weight)
-    sigma2, log_likelihood = restricted_likelihood(
-        problem, batch.ratio, rss, log_determinant, degrees_of_freedom, weight
-    )
-    return _ConditionalFits(theta, sigma2, log_likelihood, inverse)
-
-
-def restricted_likelihood(
-    problem: Problem,
-    ratio: np.ndarray,
-    rss: np.ndarray,
-    log_determinant: np.ndarray,
-    degrees_of_freedom: np.ndarray,
-    weight: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Variances of a row and restricted log likelihoods (up to a constant), (B,) each, of fits given ρ.
-
-    Args:
-      ratio: (B,) ρ. rss: (B,) residual sums of squares. log_determinant: (B,) of the information matrix.
-      degrees_of_freedom: (1,) or (B,), rows less parameters. weight: (G,) or (B, G), of the rows of each group.
-    """
-    typical = 1.0 if problem.law.residual == "log" else float(np.abs(problem.y).mean())
-    sigma2 = np.maximum(rss / degrees_of_freedom, (_MIN_RELATIVE_NOISE * typical) ** 2)
-    log_V = np.log1p(ratio[:, None] * weight).sum(axis=1)
-    return sigma2, -0.5 * (degrees_of_freedom * np.log(sigma2) + log_V + log_determinant)
+    if np.bincount(problem.group).max() == 1 or problem.groups < problem.size + MIN_RESIDUAL_GROUPS:
+        return np.zeros(1)
+    return (VARIANCE_INFLATION_GRID - 1.0) / np.bincount(problem.group, problem.weight).max()
 
 
 def pseudo_inverse(information: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

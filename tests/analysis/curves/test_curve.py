@@ -4,20 +4,23 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pandas import DataFrame
 
 from analysis.curves.curve import (
     MAX_POINTS,
     CurveNoise,
-    collect_points,
+    bin_points,
     estimate_curve_noise,
-    fit_curve,
+    fit_curves,
     percentile_interval,
 )
 
 
-def rows(tokens, loss, phase="stable", group="g"):
-    return DataFrame({"tokens": tokens, "loss": loss, "phase": phase, "group": group})
+def points(tokens, loss, group="g"):
+    return bin_points(np.asarray(tokens, float), np.asarray(loss, float), (group,), "stable")
+
+
+def fit_curve(cell, noise, draws, rng):
+    return fit_curves([cell], noise, draws, [rng])[0]
 
 
 @given(st.integers(0, 1000), st.floats(0, 0.05))
@@ -25,7 +28,7 @@ def test_a_curve_is_monotone_and_first_tokens_at_inverts_it(seed, noise):
     rng = np.random.default_rng(seed)
     tokens = np.unique(rng.integers(1_000, 1_000_000, 20))
     loss = 2 + 30 * tokens**-0.4 + noise * rng.standard_normal(len(tokens))
-    curve = fit_curve(collect_points(rows(tokens, loss)), CurveNoise(noise, noise), 8, rng)
+    curve = fit_curve(points(tokens, loss), CurveNoise(noise, noise), 8, rng)
     loss, draws = curve.at(np.exp(np.linspace(*curve.knots[[0, -1]], 400)))
     assert (np.diff(loss) <= 1e-12).all() and (np.diff(draws, axis=1) <= 1e-12).all()
     at = np.geomspace(curve.first, curve.last, 30)
@@ -37,9 +40,7 @@ def test_a_curve_is_monotone_and_first_tokens_at_inverts_it(seed, noise):
 
 
 def test_a_loss_outside_the_curve_is_censored_not_extrapolated():
-    curve = fit_curve(
-        collect_points(rows([1e3, 1e4, 1e5], [3.0, 2.5, 2.0])), CurveNoise(0, 0), 1, np.random.default_rng(0)
-    )
+    curve = fit_curve(points([1e3, 1e4, 1e5], [3.0, 2.5, 2.0]), CurveNoise(0, 0), 1, np.random.default_rng(0))
     reached, _ = curve.first_tokens_at(np.array([3.5, 1.9, np.nan]), np.array([[3.5, 1.9, np.nan]]))
     assert reached[0] == 0 and reached[1] == np.inf and np.isnan(reached[2])
     assert np.isnan(curve.at([1e2, 1e6])[0]).all()
@@ -51,7 +52,7 @@ def test_a_loss_equal_to_the_last_one_up_to_rounding_is_reached_at_the_end(seed)
     rng = np.random.default_rng(seed)
     tokens = np.geomspace(1e4, 1e6, 6)
     one, other = (
-        fit_curve(collect_points(rows(tokens, loss)), CurveNoise(0.01, 0.01), 4, rng)
+        fit_curve(points(tokens, loss), CurveNoise(0.01, 0.01), 4, rng)
         for loss in (2 + 30 * tokens**-0.4, 1.9 + 30 * tokens**-0.4)
     )
     d, _ = other.first_tokens_at(*one.at([one.last]))
@@ -59,20 +60,12 @@ def test_a_loss_equal_to_the_last_one_up_to_rounding_is_reached_at_the_end(seed)
     assert back == pytest.approx(one.last)
 
 
-def test_phases_are_never_mixed():
-    table = rows([1000, 2000, 2000], [3.0, 2.5, 2.0], phase=["stable", "stable", "end"])
-    assert collect_points(table, "stable").loss.tolist() == [3.0, 2.5]
-    assert collect_points(table, "end").loss.tolist() == [2.0]
-    with pytest.raises(ValueError):
-        collect_points(table, "decay")
-
-
 def test_long_curves_are_binned_and_keep_their_ends():
     tokens = np.arange(1, 5001) * 1000
-    points = collect_points(rows(tokens, 2 + tokens**-0.3))
-    assert len(points.tokens) <= MAX_POINTS
-    assert points.repeats.sum() == 5000
-    assert np.allclose(points.loss, 2 + points.tokens**-0.3, atol=2e-3)
+    found = points(tokens, 2 + tokens**-0.3)
+    assert len(found.tokens) <= MAX_POINTS
+    assert found.repeats.sum() == 5000
+    assert np.allclose(found.loss, 2 + found.tokens**-0.3, atol=2e-3)
 
 
 def test_both_noises_are_recovered():
@@ -83,7 +76,7 @@ def test_both_noises_are_recovered():
         runs = []
         for seed in range(2):
             loss = 2 + 30 * tokens**-0.4 + rng.normal(0, 0.01) + rng.normal(0, 0.004, len(tokens))
-            runs.append(collect_points(rows(tokens, loss, group=f"{cell}/{seed}")))
+            runs.append(points(tokens, loss, group=f"{cell}/{seed}"))
         cells.append(runs)
     noise = estimate_curve_noise(cells)
     assert noise.run_degrees == 60
@@ -99,13 +92,13 @@ def test_run_noise_is_recovered_from_runs_evaluated_at_different_steps():
         for seed in range(2):
             tokens = np.unique(rng.integers(1e4, 1e6, 25))
             loss = 2 + 30 * tokens**-0.4 + rng.normal(0, 0.01) + rng.normal(0, 0.004, len(tokens))
-            runs.append(collect_points(rows(tokens, loss, group=f"{cell}/{seed}")))
+            runs.append(points(tokens, loss, group=f"{cell}/{seed}"))
         cells.append(runs)
     noise = estimate_curve_noise(cells)
     assert noise.run_degrees == 60 and noise.run == pytest.approx(0.01, rel=0.25)
     apart = [
-        collect_points(rows([1e3, 2e3], [3.0, 2.9], group="a")),
-        collect_points(rows([1e5, 2e5], [2.0, 1.9], group="b")),
+        points([1e3, 2e3], [3.0, 2.9], group="a"),
+        points([1e5, 2e5], [2.0, 1.9], group="b"),
     ]
     assert estimate_curve_noise([*cells, apart]).run_degrees == 60
 
@@ -113,7 +106,7 @@ def test_run_noise_is_recovered_from_runs_evaluated_at_different_steps():
 def test_without_repeated_runs_the_run_noise_is_the_prior():
     tokens = np.geomspace(1e4, 1e6, 20).round()
     loss = 2 + 30 * tokens**-0.4 + np.random.default_rng(0).normal(0, 0.004, 20)
-    noise = estimate_curve_noise([[collect_points(rows(tokens, loss))]])
+    noise = estimate_curve_noise([[points(tokens, loss)]])
     assert noise.run_degrees == 0 and noise.run == pytest.approx(noise.checkpoint)
 
 
