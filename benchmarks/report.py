@@ -30,6 +30,7 @@ import psutil
 
 from analysis.report import report
 from analysis.study import analyse
+from analysis.study.results import write_results
 from analysis.tables.observations import read_study
 from analysis.validation import planted_study
 from analysis.vega import scripts
@@ -119,16 +120,16 @@ def stages(folder: Path) -> dict[str, Any]:
     results = analyse.analyse_tables(
         tables.observations, tables.exposure, notes=tables.notes, exclusions=tables.exclusions
     )
-    report.write_results(results, folder / "laws.json")
+    write_results(results, folder / "laws.json")
     lap("writing results")
     bundle = scripts()
     lap("charting scripts, which the command has the second process make")
     report.write_report(results, folder / "report.html", bundle)
     lap("page")
     return {
-        "runs": results["study"]["runs"],
-        "languages": len(results["study"]["trained_languages"]),
-        "rows": results["study"]["observations"],
+        "runs": results.study.runs,
+        "languages": len(results.study.trained_languages),
+        "rows": results.study.observations,
         "stages_s": seconds,
         "stages_total_s": round(time.perf_counter() - began, 1),
         "cores": loky.cpu_count(),

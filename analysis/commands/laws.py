@@ -11,6 +11,8 @@ from mscale.commands import LOCAL_FOLDER, STORE_PATH, number_map_parser
 if TYPE_CHECKING:
     import pandas as pd
 
+    from analysis.study.results import Results
+
 # A matrix of more languages than this is too wide for a terminal.
 MAX_MATRIX_LANGUAGES = 10
 MAX_REASONS = 6
@@ -95,7 +97,7 @@ def fit_one(
     print(f"{out}, {figure}")
 
 
-def analyse_and_print(observations: Path, out: Path, truth: Path | None = None, **options: Any) -> dict:
+def analyse_and_print(observations: Path, out: Path, truth: Path | None = None, **options: Any) -> "Results":
     """Analyses a study: all results into the JSON file `out`, and a summary table on the terminal.
 
     Args:
@@ -112,7 +114,8 @@ def analyse_and_print(observations: Path, out: Path, truth: Path | None = None, 
 
     # The worker process imports what it needs while this one reads the tables.
     SecondProcess(True).submit(import_module, "analysis.report")
-    from analysis.report.report import analyse_study, summary_table, write_results
+    from analysis.report.report import analyse_study, summary_table
+    from analysis.study.results import write_results
 
     results = analyse_study(observations, truth, **options)
     write_results(results, out)
@@ -135,10 +138,10 @@ def report(
     """Draw one self-contained HTML page from SOURCE: laws.json of mscale fit, observations, or a study."""
     from analysis.second_process import SecondProcess
     from analysis.vega import scripts
-    from mscale.files import read_json
 
     vega_scripts = SecondProcess(True).submit(scripts)  # in parallel with reading and analysing
     from analysis.report.report import write_report
+    from analysis.study.results import read_results
 
     folder = source if source.is_dir() else source.parent
     out = out or folder / "report.html"
@@ -147,7 +150,7 @@ def report(
             raise click.UsageError(
                 "--split and --vocabulary choose among observations: give them to mscale fit"
             )
-        results = read_json(source, what="results of mscale fit")
+        results = read_results(source)
     else:
         results = analyse_and_print(source, folder / "laws.json", truth, split=split, vocabulary=vocabulary)
     write_report(results, out, vega_scripts())

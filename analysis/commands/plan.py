@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from analysis.planning.answer import Answer
+    from analysis.study.results import Results
 
 # Numbers from here on are printed with a suffix: 33.6B.
 COUNTS_FROM = 1e4
@@ -33,7 +34,7 @@ def plan() -> None:
     """Decide: which languages together, how large, from where, which mixture."""
 
 
-def results_or_published(source: Path | None, prior: str | None) -> dict | None:
+def results_or_published(source: Path | None, prior: str | None) -> "Results | None":
     """The results of a study, or None for the published figures; raises a usage error where neither is named."""
     if source is None and prior is None:
         raise click.UsageError("say what to answer from: --results my-study/laws.json, or --prior atlas")
@@ -44,7 +45,7 @@ def results_or_published(source: Path | None, prior: str | None) -> dict | None:
     return read_results(source)
 
 
-def need_results(source: Path | None, what: str, why: str) -> dict:
+def need_results(source: Path | None, what: str, why: str) -> "Results":
     """The results of a study; raises MscaleError with `why` the published figures cannot answer `what`."""
     if source is None:
         raise MscaleError(f"{what}: {why}; fit your own runs: --results my-study/laws.json")

@@ -3,7 +3,6 @@
 What other folders import from here:
 
 - `crossover`: crossovers measured in a study, the curves between them, and a power law in N.
-- `gaussian_process`: the posterior of crossovers at sizes and token counts that were not run.
 """
 
-__all__ = ["crossover", "gaussian_process"]
+__all__ = ["crossover"]

@@ -4,13 +4,11 @@ An answer uses the results of the study where these suffice, else the figures pu
 intervals. A question that neither supports raises MscaleError with the fit that is missing.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from analysis.study.results import params_range
+from analysis.study.results import StudySummary, params_range
 from analysis.text import count
 from mscale.errors import MscaleError
 
@@ -46,9 +44,9 @@ def check_positive(what: str, **values: float | None) -> None:
             raise MscaleError(f"{what}: --{name} is {value:g}, expected a positive number")
 
 
-def check_study_range(params: float, results: Mapping[str, Any], reasons: list[str]) -> None:
+def check_study_range(params: float, study: StudySummary, reasons: list[str]) -> None:
     """Appends a reason where N is outside the sizes of the study; raises MscaleError beyond a factor of 100."""
-    low, high = params_range(results)
+    low, high = params_range(study)
     if not low / 100 <= params <= high * 100:
         raise MscaleError(
             f"{count(params)} parameters are more than a hundredfold outside the study's runs, {count(low)} to "

@@ -14,7 +14,7 @@ from analysis.planning import allocation
 from analysis.planning.allocation import Allocation, LawDraws
 from analysis.planning.answer import BASIS_STUDY, Answer, check_positive, check_study_range
 from analysis.planning.mixture import AVERAGED_DRAWS, check_identified, tails, unique_token_limits
-from analysis.study.results import required_fit
+from analysis.study.results import Results, required_fit
 from analysis.text import first_few, signed, span
 from analysis.uncertainty.delta_method import delta_interval
 from analysis.uncertainty.posterior import draws
@@ -23,7 +23,7 @@ from mscale.errors import MscaleError
 SHARES = np.concatenate([[0.0], np.geomspace(0.01, 0.95, 40)])
 
 
-def co_training(target: str, results: Mapping[str, Any], flops: float, params: float | None = None) -> Answer:
+def co_training(target: str, results: Results, flops: float, params: float | None = None) -> Answer:
     """How much of which languages to train with `target` at a compute budget, and from which share on they hurt.
 
     Raises:
@@ -31,7 +31,7 @@ def co_training(target: str, results: Mapping[str, Any], flops: float, params: f
     """
     check_positive("plan languages", flops=flops, params=params)
     fit = required_fit(results, "atlas", "how much of another language helps")
-    limits = unique_token_limits(results, None, fit)
+    limits = unique_token_limits(results.study, None, fit)
     theta = np.concatenate([fit.theta[None], draws(fit, AVERAGED_DRAWS)])
     laws = allocation.law_draws(fit, theta, [target], limits)
     if len(laws.sources) < 2:
@@ -44,14 +44,14 @@ def co_training(target: str, results: Mapping[str, Any], flops: float, params: f
     tau = laws.tau[:, 0, :].mean(axis=0)
     order = [index for index in np.argsort(-tau, kind="stable") if index != own]
     share = 1 - float(best.rates[own])
-    level = float(results["level"])
+    level = float(results.level)
     gain = delta_interval(
         fit,
         lambda at: _loss_at(fit, at, target, limits, alone) - _loss_at(fit, at, target, limits, best),
         level,
     )
     reasons: list[str] = []
-    check_study_range(best.params, results, reasons)
+    check_study_range(best.params, results.study, reasons)
     check_identified("plan languages", fit, laws, best, results)
     with_own_tau = {
         name[len("tau[") : -1].split(",")[1] for name in fit.names if name.startswith(f"tau[{target},")

@@ -1,6 +1,5 @@
 """Growth to more languages: the parameters, tokens and compute that keep the loss (`mscale plan expand`)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from analysis.planning.answer import (
     check_published_range,
     check_study_range,
 )
-from analysis.study.results import saved_fit
+from analysis.study.results import Results, saved_fit
 from analysis.tables import published
 from analysis.text import count
 from analysis.uncertainty.delta_method import delta_interval
@@ -31,7 +30,7 @@ def published_growth(ratio: float) -> Growth:
 
 
 def least_compute(
-    results: Mapping[str, Any], k_from: float, ratio: float, params: float, tokens: float
+    results: Results, k_from: float, ratio: float, params: float, tokens: float
 ) -> dict[str, Any] | None:
     """Growth of N, D and C to the point of least compute that keeps the mean loss of the fitted languages.
 
@@ -59,7 +58,7 @@ def least_compute(
         weight = capacity.size_share_of_loss({**powers, "A": A, "B": B}, k_from, params, tokens / k_from)
         return capacity.cheapest_growth(ratio, weight, **powers), np.asarray(weight)
 
-    level = float(results["level"])
+    level = float(results.level)
     row: dict[str, Any] = {"what": "least compute"}
     point, weight = grown(fit.theta[None])
     factors = {}
@@ -89,7 +88,7 @@ def least_compute(
 
 
 def expand(
-    k_from: float, k_to: float, params: float, tokens: float, results: Mapping[str, Any] | None = None
+    k_from: float, k_to: float, params: float, tokens: float, results: Results | None = None
 ) -> Answer:
     """Parameters, tokens (of all languages) and compute that keep the loss as the number of languages K grows.
 
@@ -102,13 +101,12 @@ def expand(
     if min(k_from, k_to) < 1:
         raise MscaleError(f"plan expand: {min(k_from, k_to):g} languages, expected 1 or more")
     ratio = k_to / k_from
-    answer = results["capacity"] if results else None
     reasons = []
-    if answer and answer["identified"]:
-        return _expand_from_fit(k_from, ratio, params, tokens, results or {})
+    if results and results.capacity.identified:
+        return _expand_from_fit(k_from, ratio, params, tokens, results)
     growth, basis = published_growth(ratio), BASIS_PUBLISHED
-    if answer:
-        reasons.append(f"the study's own growth is not identified: {answer['reason']}")
+    if results:
+        reasons.append(f"the study's own growth is not identified: {results.capacity.reason}")
     check_published_range(params, reasons)
     reasons += ["assumes uniform sampling and a compute-optimal start"]
     if k_to > PUBLISHED_MAX_LANGUAGES:
@@ -140,21 +138,19 @@ def _grown_text(k_from: float, ratio: float, row: dict, basis: str, interval: st
     )
 
 
-def _expand_from_fit(
-    k_from: float, ratio: float, params: float, tokens: float, results: Mapping[str, Any]
-) -> Answer:
-    values = {row["name"]: row for row in results["laws"]["capacity"]["parameters"]}
+def _expand_from_fit(k_from: float, ratio: float, params: float, tokens: float, results: Results) -> Answer:
+    values = {row["name"]: row for row in results.laws["capacity"].parameters}
     powers = tuple(values[name]["estimate"] for name in ("phi", "psi", "alpha", "beta"))
     row = _grown(capacity.growth(ratio, *powers), params, tokens)
-    for name, exponent in results["capacity"].get("exponents", {}).items():
-        ends = sorted(ratio ** exponent[side] for side in ("low", "high"))
+    for name, exponent in results.capacity.exponents.items():
+        ends = sorted((ratio ** exponent["low"], ratio ** exponent["high"]))
         column = {"N": "times_parameters", "D_tot": "times_tokens", "C": "times_flops"}[name]
         row[f"{column}_low"], row[f"{column}_high"] = ends
     low, high = row.get("times_flops_low"), row.get("times_flops_high")
     interval = f", {low:.2f} to {high:.2f}" if low is not None else ""
     reasons = ["assumes uniform sampling; exponents are common to the languages"]
-    check_study_range(params, results, reasons)
-    ks = [point["K"] for point in results["capacity"]["points"]]
+    check_study_range(params, results.study, reasons)
+    ks = [point["K"] for point in results.capacity.points]
     if ks and not min(ks) <= k_from * ratio <= max(ks):
         reasons.append(
             f"{k_from * ratio:g} languages are outside the mixtures that were run, {min(ks):g} to {max(ks):g}"

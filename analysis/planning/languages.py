@@ -1,6 +1,5 @@
 """Which languages help a target, by their transfer scores: `mscale plan languages`."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from analysis.planning.answer import (
@@ -11,14 +10,14 @@ from analysis.planning.answer import (
     PUBLISHED_MATRIX_TOKENS,
     Answer,
 )
-from analysis.study.results import main_matrix
+from analysis.study.results import Results, main_matrix
 from analysis.tables import published as reference
 from analysis.text import count, first_few, signed, span
 from analysis.transfer.matrix import effective_transfer
 from mscale.errors import MscaleError, nearest
 
 
-def source_languages(target: str, results: Mapping[str, Any] | None = None, *, decide: bool = True) -> Answer:
+def source_languages(target: str, results: Results | None = None, *, decide: bool = True) -> Answer:
     """The sources to train together with `target`, best first, with score, interval and τ.
 
     Measured scores come first, then those predicted for pairs that were not run, then the published ones.
@@ -29,23 +28,23 @@ def source_languages(target: str, results: Mapping[str, Any] | None = None, *, d
     Raises:
       MscaleError: neither the study nor the paper has a score for the target.
     """
-    rows = []
-    measured = main_matrix(dict(results)) if results else []
+    rows: list[dict[str, Any]] = []
+    measured = main_matrix(results) if results else []
     for row in measured:
         if row["target"] == target and row["status"] in ("measured", "bound"):
             fields = {name: row[name] for name in ("source", "score", "low", "high", "tau")}
             rows.append({**fields, "bound": row.get("bound") or "", "basis": BASIS_STUDY})
     known = {reference.ISO_OF_MADLAD.get(row["source"], row["source"]) for row in rows}
-    predicted = results["transfer"].get("predicted", {}).get("cells", ()) if results else ()
-    for row in predicted:
-        source = reference.ISO_OF_MADLAD.get(row["source"], row["source"])
-        if row["target"] == target and source not in known:
-            fields = {name: row[name] for name in ("source", "score", "low", "high")}
-            tau = float(effective_transfer(row["score"]))
+    predicted = results.transfer.predicted.get("cells", ()) if results else ()
+    for cell in predicted:
+        source = reference.ISO_OF_MADLAD.get(cell["source"], cell["source"])
+        if cell["target"] == target and source not in known:
+            fields = {name: cell[name] for name in ("source", "score", "low", "high")}
+            tau = float(effective_transfer(cell["score"]))
             rows.append({**fields, "tau": tau, "bound": "", "basis": BASIS_PREDICTED})
             known.add(source)
     # Generated languages may have the codes of natural ones: the published scores are not theirs.
-    generated = bool(results and results.get("truth"))
+    generated = bool(results and results.truth)
     paper = reference.published_transfer()
     paper = paper.head(0) if generated else paper
     alias = reference.ISO_OF_MADLAD.get(target, target)

@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from analysis.fitting.fit import from_json
 from analysis.fitting.result import Fit
 from analysis.planning import allocation
 from analysis.planning.allocation import Allocation, LawDraws, Objective
 from analysis.planning.answer import BASIS_STUDY, Answer, check_positive, check_study_range
-from analysis.study.results import required_fit
-from analysis.text import count, first_few, signed, span
+from analysis.study.results import ComparedRow, MixtureAdvice, Results, StudySummary, required_fit
+from analysis.text import count, first_few, span
 from analysis.uncertainty.delta_method import delta_interval, gradient
 from analysis.uncertainty.posterior import draws, local_posterior
 from mscale.errors import MscaleError, nearest
-from mscale.scales import training_flops
 
 # Posterior draws that the loss is averaged over, and draws that are optimised one by one for intervals of the rates.
 AVERAGED_DRAWS, _REOPTIMISED_DRAWS = 32, 20
-_EXTRAPOLATION_CAVEAT = (
+EXTRAPOLATION_CAVEAT = (
     "bilingual τ do not simply add: mixtures unlike any that was run are the law's word alone"
 )
 _ADVICE_DRAWS = 12  # the same for a report's advice
@@ -58,7 +58,7 @@ class MixtureProblem:
 def best_mixture(
     targets: Sequence[str],
     flops: float,
-    results: Mapping[str, Any],
+    results: Results,
     *,
     weights: Sequence[float] | None = None,
     worst: bool = False,
@@ -87,14 +87,14 @@ def best_mixture(
     check_positive("plan mixture", flops=flops, params=params)
     fit = required_fit(results, "atlas", "mixture")
     shares = np.ones(len(targets)) if weights is None else np.asarray(weights, dtype=float)
-    limits = unique_token_limits(results, unique, fit)
+    limits = unique_token_limits(results.study, unique, fit)
     problem = MixtureProblem(tuple(targets), Objective(shares, worst), flops, params, limits)
     theta = np.concatenate([fit.theta[None], draws(fit, AVERAGED_DRAWS)])
     laws = allocation.law_draws(fit, theta, targets, limits)
     best = problem.best(laws)
-    level = float(results["level"])
+    level = results.level
     reasons: list[str] = []
-    check_study_range(best.params, results, reasons)
+    check_study_range(best.params, results.study, reasons)
     check_identified("plan mixture", fit, laws, best, results)
     single_draws = [laws.select(slice(index, index + 1)) for index in range(1, _REOPTIMISED_DRAWS + 1)]
     reoptimised = [problem.best(draw, near=best) for draw in single_draws]
@@ -111,70 +111,45 @@ def best_mixture(
     reasons += _reasons(laws, best, compared, limits, misfit(fit))
     rows = [row for row in rows if row["rate"] > 1e-3 or row["high"] > 0.01]
     title = "The same compute, each at its own best size" if params is None else "The same size and compute"
-    return Answer(text, tuple(rows), BASIS_STUDY, tuple(reasons), ((title, tuple(compared)),))
+    return Answer(text, tuple(rows), BASIS_STUDY, tuple(reasons), ((title, tuple(map(dict, compared))),))
 
 
-def advice(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The mixture that a report recommends: equal weights, at the compute of the study's largest run.
+def advice(saved: str, study: StudySummary, flops: float, level: float) -> MixtureAdvice:
+    """The mixture that a report recommends: equal weights, at `flops`, the compute of the study's largest run.
 
-    Returns:
-      {"text", "because", "sure" (one of `wording.CERTAINTIES`), "flops", "rates" (records language, rate), "compared"
-      (as in an answer of `best_mixture`)}; or {"reason"} where no mixture is recommended.
+    Args:
+      saved: the fitted ATLAS law (`Fit.to_json`). level: of the intervals.
     """
     try:
-        fit = required_fit(results, "atlas", "mixture")
-        targets = [name for name in results["study"]["trained_languages"] if name in fit.levels]
+        fit = from_json(saved)
+        targets = [name for name in study.trained_languages if name in fit.levels]
         if at_one_size := _at_one_size(fit, targets):
             names = first_few(at_one_size, 6)
-            return {"reason": f"{names}: run at one size alone, so their loss at other sizes is not told"}
-        rows = [row for row in results["fit_points"] if row["law"] == "atlas"]
-        flops = max(float(training_flops(row["params"], row["tokens"])) for row in rows)
-        limits = unique_token_limits(results, None, fit)
+            raise MscaleError(f"{names}: run at one size alone, so their loss at other sizes is not told")
+        limits = unique_token_limits(study, None, fit)
         problem = MixtureProblem(tuple(targets), Objective(np.ones(len(targets))), flops, None, limits)
         theta = np.concatenate([fit.theta[None], draws(fit, _ADVICE_DRAWS)])
         laws = allocation.law_draws(fit, theta, targets, limits)
         best = problem.best(laws, starts=2)
-        check_study_range(best.params, results, [])
-        compared = _compared_mixtures(fit, problem, laws, best, float(results["level"]))
+        check_study_range(best.params, study, [])
+        compared = _compared_mixtures(fit, problem, laws, best, level)
+        usual = best_baseline(compared)
+        if usual is None:
+            raise MscaleError("the law says nothing of the usual mixtures at that size")
     except MscaleError as error:
-        return {"reason": str(error)}
-    usual = _best_baseline(compared)
-    if usual is None:
-        return {"reason": "the law says nothing of the usual mixtures at that size"}
-    # Never "clear": the law is extrapolated to a mixture that was not run.
-    sure = "likely" if usual["worse_low"] > 0 and usual["worse_by"] > misfit(fit) else "unclear"
+        return MixtureAdvice(reason=str(error))
     order = [index for index in np.argsort(-best.rates, kind="stable") if best.rates[index] > 0.005]
-    rates = [{"language": laws.sources[at], "rate": round(float(best.rates[at]), 4)} for at in order]
-    shown = ", ".join(f"{row['language']} {row['rate']:.0%}" for row in rates[:8])
-    shown += f" and {len(rates) - 8} more" if len(rates) > 8 else ""
-    ends = span(usual["worse_low"], usual["worse_high"], lambda value: signed(value, 4))
-    gain = f"{usual['worse_by']:.4f} nats ({ends})"
-    text = f"For all languages alike, at the {count(flops)} FLOPs of the largest run: "
-    size = best.params if sure == "likely" else float(usual["parameters"])
-    reasons: list[str] = []
-    check_study_range(size, results, reasons)
-    if sure == "unclear":
-        text += (
-            f"{count(size)} parameters on {count(flops / training_flops(size, 1))} tokens, mixed as usual "
-            f"({usual['mixture']}). "
-            f"The law's own best, {shown}, is not surely better: by {gain}."
-        )
-    else:
-        text += (
-            f"{count(size)} parameters on {count(best.tokens)} tokens of {shown}. The best of the usual "
-            f"mixtures, {usual['mixture']}, is worse by {gain}."
-        )
-    answer = {
-        "text": text,
-        "because": "; ".join([*reasons, _EXTRAPOLATION_CAVEAT]),
-        "sure": sure,
-        "flops": flops,
-    }
-    return {**answer, "rates": rates, "compared": compared}
+    return MixtureAdvice(
+        flops=flops,
+        parameters=best.params,
+        better=usual["worse_low"] > 0 and usual["worse_by"] > misfit(fit),
+        rates=[{"language": laws.sources[at], "rate": round(float(best.rates[at]), 4)} for at in order],
+        compared=compared,
+    )
 
 
 def unique_token_limits(
-    results: Mapping[str, Any], unique: Mapping[str, float] | None, fit: Fit
+    study: StudySummary, unique: Mapping[str, float] | None, fit: Fit
 ) -> dict[str, float]:
     """Unique tokens of each language: `unique`, else those that the study records; raises MscaleError for bad ones."""
     for name, value in (unique or {}).items():
@@ -184,7 +159,7 @@ def unique_token_limits(
             )
         if not 0 < value < np.inf:
             raise MscaleError(f"unique tokens of {name!r}: expected a positive number, found {value}")
-    return {**results["study"].get("unique_tokens", {}), **(unique or {})}
+    return {**study.unique_tokens, **(unique or {})}
 
 
 def _at_one_size(fit: Fit, targets: Sequence[str]) -> list[str]:
@@ -210,10 +185,10 @@ def unidentified_targets(fit: Fit, laws: LawDraws, at: Allocation) -> list[str]:
     return found
 
 
-def check_identified(what: str, fit: Fit, laws: LawDraws, at: Allocation, results: Mapping[str, Any]) -> None:
+def check_identified(what: str, fit: Fit, laws: LawDraws, at: Allocation, results: Results) -> None:
     """Raises MscaleError where the runs do not identify the loss of a target at the size of this allocation."""
     if targets := unidentified_targets(fit, laws, at):
-        rows = [row for row in results["fit_points"] if row["law"] == "atlas"]
+        rows = [row for row in results.fit_points if row["law"] == "atlas"]
         sizes = sorted({float(row["params"]) for row in rows if row["language"] == targets[0]})
         raise MscaleError(
             f"{what}: the runs do not tell the loss on {first_few(targets, 8)} at {count(at.params)} parameters: "
@@ -258,14 +233,16 @@ def _rates(
 
 def _compared_mixtures(
     fit: Fit, problem: MixtureProblem, laws: LawDraws, best: Allocation, level: float
-) -> list[dict[str, Any]]:
+) -> list[ComparedRow]:
     """The chosen mixture and the usual ones: their losses, and how much worse the usual ones are, with intervals."""
     value, low, high = delta_interval(fit, lambda theta: problem.loss(fit, theta, best), level)
-    rows = [{"mixture": "this one", "loss": value, "low": low, "high": high, "parameters": best.params}]
+    rows: list[ComparedRow] = [
+        {"mixture": "this one", "loss": value, "low": low, "high": high, "parameters": best.params}
+    ]
     for name, rates in allocation.baseline_mixtures(laws, best.tokens).items():
         other = problem.best(laws, rates=rates)
         value = float(problem.loss(fit, fit.theta[None], other)[0])
-        row: dict[str, Any] = {"mixture": name, "loss": value, "parameters": other.params}
+        row: ComparedRow = {"mixture": name, "loss": value, "parameters": other.params}
         if np.isfinite(value):
 
             def worse(theta: np.ndarray, at: Allocation = other) -> np.ndarray:
@@ -278,7 +255,7 @@ def _compared_mixtures(
     return rows
 
 
-def _best_baseline(compared: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def best_baseline(compared: Sequence[ComparedRow]) -> ComparedRow | None:
     """The best of the usual mixtures for which the law is defined, among the rows of `_compared_mixtures`."""
     usual = [row for row in compared[1:] if row.get("worse_by") is not None]
     return min(usual, key=lambda row: row["worse_by"], default=None)
@@ -287,13 +264,13 @@ def _best_baseline(compared: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] |
 def _reasons(
     laws: LawDraws,
     best: Allocation,
-    compared: Sequence[Mapping[str, Any]],
+    compared: Sequence[ComparedRow],
     limits: Mapping[str, float],
     misfit_nats: float,
 ) -> list[str]:
     """Comparison with the usual mixtures, and caveats."""
     reasons = []
-    if near := _best_baseline(compared):
+    if near := best_baseline(compared):
         sure = "surely" if near["worse_low"] > 0 else "not surely"
         if near["worse_low"] > 0 and near["worse_by"] < misfit_nats:
             sure = f"not surely, since the law misses the losses that were run by {misfit_nats:.4f}"
@@ -318,5 +295,5 @@ def _reasons(
     ]
     if extra:
         reasons.append(f"{', '.join(extra)} are there for what they give to the targets")
-    reasons.append(_EXTRAPOLATION_CAVEAT)
+    reasons.append(EXTRAPOLATION_CAVEAT)
     return reasons

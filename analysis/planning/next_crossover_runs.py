@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr
 
-from analysis.crossover.gaussian_process import (
+from analysis.gaussian import greedy_design
+from analysis.planning.answer import BASIS_STUDY, Answer, check_positive
+from analysis.planning.gaussian_process import (
     Z90,
     CrossoverCell,
     cell_key,
     crossover_cells,
     crossover_posterior,
 )
-from analysis.gaussian import greedy_design
-from analysis.planning.answer import BASIS_STUDY, Answer, check_positive
+from analysis.study.results import Results
 from analysis.text import count
 from mscale.errors import MscaleError
 from mscale.scales import training_flops
@@ -52,7 +53,7 @@ class CrossoverRun:
 
 
 def next_runs_for_crossover(
-    results: Mapping[str, Any], target: str, params: float | None, budget: float, runs: int
+    results: Results, target: str, params: float | None, budget: float, runs: int
 ) -> Answer:
     """The runs that most reduce the variance of a crossover of `target` per FLOP, chosen greedily within the budget.
 
@@ -64,7 +65,7 @@ def next_runs_for_crossover(
       MscaleError: the study has no such language or no size within a factor of two, or no run is within the budget.
     """
     check_positive("plan next", params=params)
-    scales = {str(one["scale"]): float(one["params"]) for one in results["study"]["scales"]}
+    scales = {str(one["scale"]): float(one["params"]) for one in results.study.scales}
     cells = crossover_cells(results, target, scales)
     wanted = _wanted(cells, target, params, scales)
     spread = float(
@@ -239,7 +240,7 @@ def _answer(
     rows: Sequence[dict[str, Any]],
     level: float,
     variances: tuple[float, float],
-    results: Mapping[str, Any],
+    results: Results,
     sure: CrossoverRun | None,
 ) -> Answer:
     """The answer in words.
@@ -270,7 +271,7 @@ def _answer(
         )
     else:
         now = f"{where} was not both trained from scratch and continued"
-        if any(row["status"] != "missing" for row in results["crossover"]["table"]):
+        if any(row["status"] != "missing" for row in results.crossover.table):
             now += f"; by the study's other crossovers it lies within {count(low)} to {count(high)}"
     shows = (
         ""
@@ -300,7 +301,7 @@ def _answer(
             "chances take the gap to go on falling as it last did, and the run picked is one that promises much: of 36 "
             "picked on planted studies, told 58% on average, 42% showed the crossover"
         )
-    if not any(row["continued_runs"] for row in results["crossover"]["table"]):
+    if not any(row["continued_runs"] for row in results.crossover.table):
         reasons.append(
             "the study continued no checkpoint: a multilingual one is needed, and its price is not counted"
         )

@@ -19,7 +19,7 @@ from analysis.gaussian import greedy_design, posterior_covariance
 from analysis.planning import allocation, next_crossover_runs
 from analysis.planning.answer import BASIS_STUDY, Answer, check_positive
 from analysis.planning.mixture import unidentified_targets, unique_token_limits
-from analysis.study.results import main_matrix, required_fit
+from analysis.study.results import Results, main_matrix, required_fit
 from analysis.tables import languages as inventory
 from analysis.text import count, first_few
 from analysis.transfer import pair_selection
@@ -58,7 +58,7 @@ class CandidateTrunk:
 
 def next_runs(
     decision: str,
-    results: Mapping[str, Any],
+    results: Results,
     *,
     targets: Sequence[str] = (),
     flops: float | None = None,
@@ -115,7 +115,7 @@ def next_runs(
             gain, reasons = _gain(fit, results, targets, flops)
             slopes = gradient(fit, gain)[None]
     candidates = _candidates(fit, results, decision, targets)
-    limits = unique_token_limits(results, None, fit)
+    limits = unique_token_limits(results.study, None, fit)
     rows = {run: found for run in candidates if len(found := residual_slopes(fit, run, limits))}
     answer = _answer(fit, names, slopes, rows, budget, runs)
     return replace(answer, reasons=(*reasons, *answer.reasons))
@@ -148,10 +148,10 @@ def _taus(fit: Fit, targets: Sequence[str]) -> tuple[list[str], np.ndarray]:
 
 
 def _gain(
-    fit: Fit, results: Mapping[str, Any], targets: Sequence[str], flops: float
+    fit: Fit, results: Results, targets: Sequence[str], flops: float
 ) -> tuple[Callable[[np.ndarray], np.ndarray], list[str]]:
     """The gain of the best mixture over the uniform one as a function of draws theta (B, P), and caveats."""
-    limits = unique_token_limits(results, None, fit)
+    limits = unique_token_limits(results.study, None, fit)
     estimate = allocation.law_draws(fit, fit.theta[None], targets, limits)
     objective = allocation.Objective(np.ones(len(targets)))
     best = allocation.best_allocation(estimate, flops, objective)
@@ -174,9 +174,7 @@ def _gain(
     return gain, [first] if at_one_size else []
 
 
-def _candidates(
-    fit: Fit, results: Mapping[str, Any], decision: str, targets: Sequence[str]
-) -> list[CandidateTrunk]:
+def _candidates(fit: Fit, results: Results, decision: str, targets: Sequence[str]) -> list[CandidateTrunk]:
     """Trunks of single languages, of pairs with the targets and of all languages, at every size of the study.
 
     Their largest budget is the longest run of the study at that size, or twice that.
@@ -189,13 +187,11 @@ def _candidates(
         pairs = {tuple(sorted((one, other))) for one in targets for other in languages if one != other}
         mixtures = [*((name,) for name in targets), *sorted(pairs), tuple(languages)]
     longest: dict[str, float] = {}
-    for point in results["fit_points"]:
+    for point in results.fit_points:
         longest[point["scale"]] = max(longest.get(point["scale"], 0.0), float(point["tokens"]))
     return [
         CandidateTrunk(mixture, scale["scale"], float(scale["params"]), longest[scale["scale"]] * times)
-        for mixture, scale, times in itertools.product(
-            dict.fromkeys(mixtures), results["study"]["scales"], (1, 2)
-        )
+        for mixture, scale, times in itertools.product(dict.fromkeys(mixtures), results.study.scales, (1, 2))
         if scale["scale"] in longest
     ]
 
@@ -309,12 +305,12 @@ def _answer(
     return Answer(text, tuple(rows), BASIS_STUDY, reasons)
 
 
-def _pairs(results: Mapping[str, Any], targets: Sequence[str], budget: float, runs: int) -> Answer:
+def _pairs(results: Results, targets: Sequence[str], budget: float, runs: int) -> Answer:
     """The pairs to run next so that all transfer scores, or those of the targets, are known best."""
-    transfer, cells = results["transfer"], main_matrix(dict(results))
+    transfer, cells = results.transfer, main_matrix(results)
     if not cells:
         raise MscaleError(
-            f"plan next --decision pairs: the study has no 50/50 pair ({transfer.get('error') or 'none was run'}): "
+            f"plan next --decision pairs: the study has no 50/50 pair ({transfer.error or 'none was run'}): "
             "run a few, and each language alone"
         )
     languages = sorted({row["target"] for row in cells} | {row["source"] for row in cells})
@@ -323,11 +319,11 @@ def _pairs(results: Mapping[str, Any], targets: Sequence[str], budget: float, ru
             raise MscaleError(
                 f"plan next: no language {name!r}{nearest(name, languages)} among the study's pairs"
             )
-    planted = (results.get("truth") or {}).get("languages")
+    planted = (results.truth or {}).get("languages")
     process, scores = pair_selection.pair_model_of_matrix(
         cells, lambda names: inventory.pair_features(names, planted)
     )
-    price = training_flops(float(transfer["params"]), 2.5 * float(transfer["d"]))
+    price = training_flops(cells[0]["params"], 2.5 * float(transfer.d))
     weight = np.array([[float(not targets or name in targets)] * len(languages) for name in languages])
     ran = pair_selection.pairs_already_run(cells)
     chosen = pair_selection.select_pairs(
@@ -353,7 +349,7 @@ def _pairs(results: Mapping[str, Any], targets: Sequence[str], budget: float, ru
     )
     reasons = (
         "a Gaussian process over pairs: languages' own effects, what a pair has in common, related pairs",
-        f"a 50/50 run of {count(2.5 * float(transfer['d']))} tokens at scale {transfer['scale']}, which measures both "
+        f"a 50/50 run of {count(2.5 * float(transfer.d))} tokens at scale {transfer.scale}, which measures both "
         "directions; languages not yet run alone need that too",
         *([longer[2:]] if bounds else []),
     )

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.crossover import crossover, gaussian_process
+from analysis.crossover import crossover
+from analysis.planning import gaussian_process
 from analysis.planning.answer import (
     BASIS_PUBLISHED,
     BASIS_STUDY,
@@ -14,12 +15,13 @@ from analysis.planning.answer import (
     check_published_range,
     check_study_range,
 )
+from analysis.study.results import Results
 from analysis.tables import languages as inventory
 from analysis.tables import published as reference
 from analysis.text import count, signed, span
 
 
-def start(target: str, params: float, tokens: float, results: Mapping[str, Any] | None = None) -> Answer:
+def start(target: str, params: float, tokens: float, results: Results | None = None) -> Answer:
     """Whether to train from scratch or from a multilingual checkpoint, on `tokens` of `target` at N `params`.
 
     The answer is from the crossover of the study at a size within a factor of two, else from its other crossovers
@@ -31,10 +33,10 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
     check_positive("plan start", params=params, tokens=tokens)
     near = [
         row
-        for row in (results["crossover"]["table"] if results else [])
+        for row in (results.crossover.table if results else [])
         if row["language"] == target and row["status"] != "missing" and 0.5 <= row["params"] / params <= 2
     ]
-    if near:
+    if results and near:
         row = min(near, key=lambda row: abs(np.log(row["params"] / params)))
         low, high = row["low"] or 0.0, row["high"] or np.inf
         if row["status"] == "bound":
@@ -45,11 +47,11 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
         what = "too close to call" if close else "from scratch" if tokens >= high else "from the checkpoint"
         others = None
         if close and row["status"] == "bound":
-            others = gaussian_process.crossover_interval(results or {}, target, params)
+            others = gaussian_process.crossover_interval(results, target, params)
             ahead = "continuing is still" if row["bound"] == "at least" else "scratch is already"
             beyond = (tokens > row["tokens"]) == (row["bound"] == "at least")
             what = f"{'not within the data' if beyond else what} ({ahead} ahead at {count(row['tokens'])})"
-        gap, reasons = _gap(results or {}, row, tokens)
+        gap, reasons = _gap(results, row, tokens)
         if abs(np.log(row["params"] / params)) > 0.05:
             reasons.append(f"read at {count(row['params'])} parameters, the nearest size at which it was run")
         text = (
@@ -60,7 +62,7 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
             reasons.append(
                 f"by the trend of the gap and the study's other crossovers it lies {_between(*others)} tokens"
             )
-        shown = {name: row[name] for name in ("scale", *crossover.CROSSOVER_MEASURES)}
+        shown = {name: dict(row)[name] for name in ("scale", *crossover.CROSSOVER_MEASURES)}
         return Answer(text, (shown,), BASIS_STUDY, ("one multilingual checkpoint was continued", *reasons))
     if results and (read := gaussian_process.crossover_interval(results, target, params)):
         return _from_others(target, params, tokens, results, *read)
@@ -74,8 +76,8 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
     name = reference.ISO_OF_MADLAD.get(target, target)
     if name in table.index:
         law, other = (
-            float(published.tokens(params) / published.tokens(2e9) * table[name])
-            for published in (crossover.PUBLISHED_POWER_LAW, crossover.PUBLISHED_LEGEND_POWER_LAW)
+            float(power.tokens(params) / power.tokens(2e9) * table[name])
+            for power in (crossover.PUBLISHED_POWER_LAW, crossover.PUBLISHED_LEGEND_POWER_LAW)
         )
         reasons.append(f"{target} itself crosses at {count(float(table[name]))} tokens at 2B parameters")
     else:
@@ -98,16 +100,16 @@ def start(target: str, params: float, tokens: float, results: Mapping[str, Any] 
         f"{target} at {count(params)} parameters and {count(tokens)} tokens: {what}; the crossover is at about "
         f"{count(law)} tokens{both if ends[1] > 1.01 * ends[0] else ''}."
     )
-    row = {"crossover_tokens": law, "other_constants": other, "tokens_over_crossover": closeness}
-    return Answer(text, (row,), BASIS_PUBLISHED, tuple(reasons))
+    published = {"crossover_tokens": law, "other_constants": other, "tokens_over_crossover": closeness}
+    return Answer(text, (published,), BASIS_PUBLISHED, tuple(reasons))
 
 
 def _from_others(
-    target: str, params: float, tokens: float, results: Mapping[str, Any], low: float, high: float
+    target: str, params: float, tokens: float, results: Results, low: float, high: float
 ) -> Answer:
     """The answer for a size or language without a crossover, from the study's other ones; `low`, `high` in tokens."""
     reasons: list[str] = [_no_crossover(target, params, results)]
-    check_study_range(params, results, reasons)
+    check_study_range(params, results.study, reasons)
     reasons.append(
         "read off those by a power law in N near the published exponent, languages differing by a third"
     )
@@ -128,11 +130,11 @@ def _between(low: float, high: float) -> str:
     return span(low or None, high if np.isfinite(high) else None, count)
 
 
-def _gap(results: Mapping[str, Any], row: Mapping[str, Any], tokens: float) -> tuple[str, list[str]]:
+def _gap(results: Results, row: Mapping[str, Any], tokens: float) -> tuple[str, list[str]]:
     """A sentence on the loss from scratch minus that of continuing at `tokens`, with its interval; and caveats."""
     curve = [
         point
-        for point in results["crossover"].get("gaps", ())
+        for point in results.crossover.gaps
         if point["language"] == row["language"] and point["scale"] == row["scale"]
     ]
     if not curve:
@@ -159,12 +161,12 @@ def _gap(results: Mapping[str, Any], row: Mapping[str, Any], tokens: float) -> t
     return f" Scratch minus continued {where} is {nats(gap)} nats ({ends}).", reasons
 
 
-def _no_crossover(target: str, params: float, results: Mapping[str, Any]) -> str:
+def _no_crossover(target: str, params: float, results: Results) -> str:
     """Says that the study has no crossover of the target near N `params`, and which ones it has."""
     found = sorted(
         {
             f"{row['language']} at {count(row['params'])}"
-            for row in results["crossover"]["table"]
+            for row in results.crossover.table
             if row["status"] != "missing"
         }
     )

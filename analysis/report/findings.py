@@ -6,37 +6,41 @@ Each is a record made by `wording.finding`. Its certainty follows from intervals
 import math
 from typing import Any
 
+from analysis.planning.answer import check_study_range
+from analysis.planning.mixture import EXTRAPOLATION_CAVEAT, best_baseline
 from analysis.report.transfer_findings import partner_recommendations, transfer_headlines
-from analysis.report.wording import finding
-from analysis.study.results import main_matrix
-from analysis.text import count, join_names, minus, short_reason, signed, span
+from analysis.report.wording import finding, times
+from analysis.study.results import CrossoverRow, HeldOutRow, ParameterRow, Results, main_matrix
+from analysis.tables.published import published_expansion
+from analysis.text import count, first_few, join_names, minus, short_reason, signed, span
+from mscale.scales import training_flops
 
 # A law whose misfit exceeds the noise between runs by this factor is reported as misspecified.
 _MISFIT_OVER_NOISE = 2.5
 
 
-def law_parameter(results: dict, law: str, name: str) -> dict | None:
+def law_parameter(results: Results, law: str, name: str) -> ParameterRow | None:
     """The record of a parameter of a fitted law, or None."""
-    for entry in results["laws"].get(law, {}).get("parameters", ()):
+    for entry in results.laws[law].parameters:
         if entry["name"] == name:
             return entry
     return None
 
 
-def headlines(results: dict) -> list[dict]:
+def headlines(results: Results) -> list[dict]:
     """The findings that the report begins with, most useful first."""
     found = [*_law_headline(results), *transfer_headlines(results)]
     return [*found, *_capacity_headline(results), *_crossover_headline(results)]
 
 
-def _law_headline(results: dict) -> list[dict]:
+def _law_headline(results: Results) -> list[dict]:
     """Parameters of the fitted law, and whether ATLAS predicts held-out runs better than Chinchilla."""
     output = []
-    scores = {(row["law"], row["split"]): row for row in results["heldout"] if row["r2"] is not None}
-    law = "atlas" if results["laws"]["atlas"]["fitted"] else "chinchilla"
+    scores = {(row["law"], row["split"]): row for row in results.heldout if row["r2"] is not None}
+    law = "atlas" if results.laws["atlas"].fitted else "chinchilla"
     alpha, beta = law_parameter(results, law, "alpha"), law_parameter(results, law, "beta")
     # Compare the variant that was fitted: the runs do not identify the τ of a larger one.
-    own = str(results["laws"]["atlas"].get("variant") or "").startswith("τ of its own")
+    own = str(results.laws["atlas"].variant or "").startswith("τ of its own")
     fitted = "ATLAS, + K_t" if own else "ATLAS, + D_other"
     if alpha and beta:
         name = "ATLAS" if law == "atlas" else "Chinchilla"
@@ -60,7 +64,7 @@ def _law_headline(results: dict) -> list[dict]:
             finding(
                 f"Loss follows {name}: {', '.join(pieces)}.{tail}",
                 sure,
-                f"{results['laws'][law]['points']} cooled losses of {results['laws'][law]['groups']} trunks",
+                f"{results.laws[law].points} cooled losses of {results.laws[law].groups} trunks",
                 "The law",
             )
         )
@@ -84,36 +88,36 @@ def _law_headline(results: dict) -> list[dict]:
     return output
 
 
-def _counted(results: dict, best: dict, own: dict | None, plain: dict) -> str:
+def _counted(results: Results, best: HeldOutRow, own: HeldOutRow | None, plain: HeldOutRow) -> str:
     """What lets ATLAS predict better on this study: how it counts repeated data, or other languages' data."""
     if own and own["r2"] - plain["r2"] > (best["r2"] - plain["r2"]) / 2 > 0:
         return "Counting repeats of a language's own text"
     return "Counting the other languages' data" if _has_multilingual_runs(results) else ""
 
 
-def _has_multilingual_runs(results: dict) -> bool:
+def _has_multilingual_runs(results: Results) -> bool:
     """Whether any run trains on several languages."""
     kinds = ("two languages", "uniform", "other mixture")
-    return any(cell["kind"].startswith(kinds) for cell in results["study"]["cells"])
+    return any(cell["kind"].startswith(kinds) for cell in results.study.cells)
 
 
-def typical_misfit(results: dict, law: str) -> float | None:
+def typical_misfit(results: Results, law: str) -> float | None:
     """Root mean square residual, in nats, of a law on the losses it was fitted to; None where it was not fitted."""
     residuals = [
         row["observed"] - row["predicted"]
-        for row in results["fit_points"]
+        for row in results.fit_points
         if row["law"] == law and row["predicted"] is not None
     ]
     return math.sqrt(sum(value**2 for value in residuals) / len(residuals)) if residuals else None
 
 
-def misfit_warning(results: dict, law: str) -> str:
+def misfit_warning(results: Results, law: str) -> str:
     """A warning where the residuals of a law are much larger than the differences between repeated runs.
 
     The law is then misspecified, and its intervals, which assume that it holds, are too narrow. Empty where this is not
     the case, or no run was repeated.
     """
-    noise = results["transfer"].get("noise", {}).get("end")
+    noise = results.transfer.noise.get("end")
     typical = typical_misfit(results, law)
     if not noise or not noise["repeated_runs"] or typical is None:
         return ""
@@ -126,35 +130,32 @@ def misfit_warning(results: dict, law: str) -> str:
     )
 
 
-def _usable(entry: dict | None) -> bool:
+def _usable(entry: ParameterRow | None) -> bool:
     """Whether a parameter is identified and positive, with an interval within a factor of four."""
     if not entry or not entry["identified"] or entry["low"] is None or entry["high"] is None:
         return False
     return entry["low"] > 0 and entry["high"] < 4 * entry["low"]
 
 
-def _capacity_headline(results: dict) -> list[dict]:
+def _capacity_headline(results: Results) -> list[dict]:
     """The growth for twice the languages, or why it is not identified."""
-    answer = results["capacity"]
-    if not answer["multipliers"] or not answer["identified"]:
+    answer = results.capacity
+    if not answer.multipliers or not answer.identified:
         return [
             finding(
                 "What more languages cost is not identified by this study.",
                 "not identified",
-                answer["reason"],
+                answer.reason,
                 "The curse",
             )
         ]
-    row = answer["multipliers"][0]
-
-    def times(name: str) -> str:
-        return f"×{row[name]:.2f} ({row[name + '_low']:.2f} to {row[name + '_high']:.2f})"
+    row = answer.multipliers[0]
 
     narrow = row["C_high"] / row["C_low"] < 1.5
     return [
         finding(
-            f"Twice the languages at unchanged loss cost {times('N')} parameters and {times('D_tot')} tokens in "
-            f"all, {times('C')} compute. The paper has ×1.18, ×1.66 and ×1.96.",
+            f"Twice the languages at unchanged loss cost {times(row, 'N')} parameters and {times(row, 'D_tot')} tokens "
+            f"in all, {times(row, 'C')} compute. The paper has ×1.18, ×1.66 and ×1.96.",
             "clear" if narrow else "likely",
             "eq. 7 with exponents common to the languages, from cooled uniform mixtures",
             "The curse",
@@ -162,9 +163,9 @@ def _capacity_headline(results: dict) -> list[dict]:
     ]
 
 
-def _crossover_headline(results: dict) -> list[dict]:
+def _crossover_headline(results: Results) -> list[dict]:
     """When training from scratch overtakes continuing a checkpoint."""
-    rows = [row for row in results["crossover"]["table"] if row["status"] != "missing"]
+    rows = [row for row in results.crossover.table if row["status"] != "missing"]
     if not rows:
         reason = "no run continues a checkpoint on a language that was also trained from scratch"
         text = "Whether to start from a checkpoint was not studied."
@@ -172,7 +173,7 @@ def _crossover_headline(results: dict) -> list[dict]:
     measured = [row for row in rows if row["status"] == "measured"]
     several = len({row["scale"] for row in rows}) > 1
 
-    def name(row: dict) -> str:
+    def name(row: CrossoverRow) -> str:
         return f"{row['language']} at {count(row['params'])} parameters" if several else row["language"]
 
     pieces = [
@@ -201,29 +202,53 @@ def _crossover_headline(results: dict) -> list[dict]:
     return [finding(text.strip(), sure, "stable phase against stable phase", "Scratch or checkpoint")]
 
 
-def recommendations(results: dict) -> list[dict]:
+def recommendations(results: Results) -> list[dict]:
     """What to do: partners of each language, mixture, scratch or checkpoint, growth, and the runs to make next."""
-    output = [*partner_recommendations(results), *_mixture(results), *_start(results), *_growth(results)]
+    output = [
+        *partner_recommendations(results),
+        *recommended_mixture(results),
+        *_start(results),
+        *_growth(results),
+    ]
     return [*output, *_next_runs(results)]
 
 
-def _mixture(results: dict) -> list[dict]:
+def recommended_mixture(results: Results) -> list[dict]:
     """The recommended mixture, or why there is none."""
-    found = results.get("mixture")
-    if not found or not results["laws"]["atlas"]["fitted"]:
+    found = results.mixture
+    if not results.laws["atlas"].fitted:
         return []
     group = "Which mixture"
-    if "text" not in found:
-        text = f"No mixture is recommended: {short_reason(found['reason'])}."
+    usual = best_baseline(found.compared)
+    if usual is None:
+        text = f"No mixture is recommended: {short_reason(found.reason)}."
         return [{**finding(text.replace("..", "."), "not identified"), "group": group}]
-    because = f"{found['because']}; for other targets or budgets ask mscale plan mixture"
-    return [{**finding(found["text"], found["sure"], because), "group": group}]
+    shown = first_few([f"{row['language']} {row['rate']:.0%}" for row in found.rates], 8)
+    ends = span(usual["worse_low"], usual["worse_high"], lambda value: signed(value, 4))
+    gain = f"{usual['worse_by']:.4f} nats ({ends})"
+    size = found.parameters if found.better else usual["parameters"]
+    text = (
+        f"For all languages alike, at the {count(found.flops)} FLOPs of the largest run: {count(size)} parameters on "
+        f"{count(found.flops / training_flops(size, 1))} tokens"
+    )
+    text += (
+        f" of {shown}. The best of the usual mixtures, {usual['mixture']}, is worse by {gain}."
+        if found.better
+        else f", mixed as usual ({usual['mixture']}). The law's own best, {shown}, is not surely better: by {gain}."
+    )
+    caveats: list[str] = []
+    check_study_range(size, results.study, caveats)
+    because = "; ".join(
+        [*caveats, EXTRAPOLATION_CAVEAT, "for other targets or budgets ask mscale plan mixture"]
+    )
+    # Never "clear": the law is extrapolated to a mixture that was not run.
+    return [{**finding(text, "likely" if found.better else "unclear", because), "group": group}]
 
 
-def _start(results: dict) -> list[dict]:
+def _start(results: Results) -> list[dict]:
     """For each crossover, below which tokens to continue the checkpoint."""
     output = []
-    for row in results["crossover"]["table"]:
+    for row in results.crossover.table:
         language = row["language"]
         if row["status"] == "measured":
             low, high = row["low"] or row["tokens"] / 2, row["high"] or row["tokens"] * 2
@@ -248,19 +273,19 @@ def _start(results: dict) -> list[dict]:
     return output
 
 
-def _growth(results: dict) -> list[dict]:
+def _growth(results: Results) -> list[dict]:
     """Growth of parameters and tokens for more languages."""
-    answer = results["capacity"]
+    answer = results.capacity
     group = "More languages"
-    if not answer["identified"]:
-        first = answer["published"][0]
+    if not answer.identified:
+        first = published_expansion().iloc[0]
         text = (
-            f"Your own growth factors are not identified ({answer['reason']}). The published ones, for twice the "
+            f"Your own growth factors are not identified ({answer.reason}). The published ones, for twice the "
             f"languages: ×{first['N']:.2f} parameters, ×{first['D_tot']:.2f} tokens (interval not published)."
         )
         return [{**finding(text, "not identified"), "group": group}]
     output = []
-    for row in answer["multipliers"][:2]:
+    for row in answer.multipliers[:2]:
         text = (
             f"For {row['ratio']}× the languages plan ×{row['N']:.2f} parameters and ×{row['D_tot']:.2f} tokens: "
             f"×{row['C']:.2f} compute ({row['C_low']:.2f} to {row['C_high']:.2f})."
@@ -270,7 +295,7 @@ def _growth(results: dict) -> list[dict]:
     return output
 
 
-def _next_runs(results: dict) -> list[dict]:
+def _next_runs(results: Results) -> list[dict]:
     """The runs that the study lacks."""
     group = "What to run next"
     output: list[dict[str, Any]] = []
@@ -278,18 +303,18 @@ def _next_runs(results: dict) -> list[dict]:
     def add(text: str, because: str) -> None:
         output.append({**finding(text, "likely", because), "group": group})
 
-    noise = results["transfer"].get("noise", {}).get("stable")
+    noise = results.transfer.noise.get("stable")
     if noise and noise["repeated_runs"] < 3:
         add(
             "Repeat two or three trunks at the middle scale with another seed.",
             f"the noise of runs rests on {noise['repeated_runs']} repeated run(s); every interval here uses it",
         )
-    if len(results["study"]["trained_languages"]) > 1 and not _has_multilingual_runs(results):
+    if len(results.study.trained_languages) > 1 and not _has_multilingual_runs(results):
         add(
             "Train pairs of the languages half and half at one size, and all of them together.",
             "no run trains on several languages: who helps whom, and what more of them cost, need such runs",
         )
-    if not results["crossover"]["table"]:
+    if not results.crossover.table:
         add(
             "Continue a multilingual checkpoint on a language that is also trained from scratch.",
             "whether to start from one was not studied",
@@ -301,7 +326,7 @@ def _next_runs(results: dict) -> list[dict]:
         add(f"Train longer: {names}.", "these bilingual runs never reached the monolingual loss: only bounds")
     missing = [row for row in cells if row["status"] == "missing"]
     if missing:
-        best = ["+".join(row["pair"]) for row in results["transfer"].get("next_pairs", ())][:3]
+        best = ["+".join(row["pair"]) for row in results.transfer.next_pairs][:3]
         some = [f"{row['source']}→{row['target']}" for row in missing][:4]
         first = (
             f"first {join_names(best)}, which tell most of all scores"
@@ -321,17 +346,17 @@ def _next_runs(results: dict) -> list[dict]:
             f"Repeat {widest['target']}+{widest['source']} with another seed.",
             f"its score, {span(widest['low'], widest['high'])}, is the widest that could have either sign",
         )
-    beyond = [row for row in results["crossover"]["table"] if row["bound"] == "at least"]
+    beyond = [row for row in results.crossover.table if row["bound"] == "at least"]
     if beyond:
         names = join_names([row["language"] for row in beyond])
         add(
             f"Train {names} longer, from scratch and from the checkpoint.",
             "their crossover is beyond the data",
         )
-    if results["crossover"]["error"] and results["crossover"]["table"]:
-        add("Continue the checkpoint at two more sizes.", results["crossover"]["error"].split(":")[0])
+    if results.crossover.error and results.crossover.table:
+        add("Continue the checkpoint at two more sizes.", results.crossover.error.split(":")[0])
     for name, title in (("chinchilla", "Chinchilla"), ("atlas", "ATLAS"), ("capacity", "the capacity law")):
-        law = results["laws"][name]
-        if not law["fitted"]:
-            add(f"Run what {title} lacks.", short_reason(law["reason"]))
+        law = results.laws[name]
+        if not law.fitted:
+            add(f"Run what {title} lacks.", short_reason(law.reason))
     return output

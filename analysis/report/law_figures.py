@@ -18,6 +18,7 @@ from analysis.report.plots import (
     tooltips,
     with_size_label,
 )
+from analysis.study.results import Results
 from analysis.text import count
 
 _MIXTURE_KINDS = (
@@ -31,9 +32,9 @@ _MIXTURE_KINDS = (
 )
 
 
-def loss_curves_figure(results: dict) -> Figure | None:
+def loss_curves_figure(results: Results) -> Figure | None:
     """Trunks (lines) and cooled branches (dots) of the chosen language; one panel for each size."""
-    frame = pd.DataFrame(results["loss_curves"])
+    frame = pd.DataFrame(results.loss_curves)
     if frame.empty:
         return None
     languages = sorted(frame["language"].unique())
@@ -84,9 +85,9 @@ def loss_curves_figure(results: dict) -> Figure | None:
     )
 
 
-def predicted_observed_figure(results: dict) -> Figure | None:
+def predicted_observed_figure(results: Results) -> Figure | None:
     """Observed against predicted cooled losses; one panel for each law."""
-    frame = pd.DataFrame(results["fit_points"])
+    frame = pd.DataFrame(results.fit_points)
     if frame.empty:
         return None
     frame = with_size_label(frame)
@@ -161,13 +162,13 @@ def predicted_observed_figure(results: dict) -> Figure | None:
     )
 
 
-def chinchilla_figure(results: dict) -> Figure | None:
+def chinchilla_figure(results: Results) -> Figure | None:
     """The Chinchilla law over tokens for each size, with the cooled losses; one panel for each language."""
-    law = results["laws"]["chinchilla"]
-    frame = pd.DataFrame([row for row in results["fit_points"] if row["law"] == "chinchilla"])
-    if frame.empty or not law["fitted"]:
+    law = results.laws["chinchilla"]
+    frame = pd.DataFrame([row for row in results.fit_points if row["law"] == "chinchilla"])
+    if frame.empty or not law.fitted:
         return None
-    values = {entry["name"]: entry["estimate"] for entry in law["parameters"]}
+    values = {entry["name"]: entry["estimate"] for entry in law.parameters}
     frame = with_size_label(frame)
     palette = size_palette(frame)
     panels = []

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from analysis.report.findings import misfit_warning, typical_misfit
+from analysis.crossover.crossover import PUBLISHED_LEGEND_POWER_LAW, PUBLISHED_POWER_LAW
+from analysis.report.findings import headlines, misfit_warning, recommendations, typical_misfit
 from analysis.report.transfer_page import (
     adaptation_table,
     kinship_table,
@@ -11,8 +12,9 @@ from analysis.report.transfer_page import (
     predictions_table,
     transfer_text,
 )
-from analysis.report.wording import equation, methods_section, subscripts, with_symbols
+from analysis.report.wording import equation, methods_section, subscripts, times, with_symbols
 from analysis.study.law_comparison import COMPARED_SPLITS
+from analysis.study.results import ParameterRow, Results, StudySummary
 from analysis.tables import published as reference
 from analysis.text import count, duration, minus, number, short_reason, signed, span
 
@@ -30,20 +32,20 @@ SECTIONS = (
 TITLES = {"chinchilla": "Chinchilla", "atlas": "ATLAS", "capacity": "Capacity law (ATLAS eq. 7)"}
 
 
-def page_context(results: dict) -> dict[str, Any]:
+def page_context(results: Results) -> dict[str, Any]:
     """The variables of the template, without figures and scripts."""
-    study = results["study"]
-    level = f"{results['level']:.0%}"
+    study = results.study
+    level = f"{results.level:.0%}"
     advice: dict[str, list[dict]] = {}
-    for item in results["recommendations"]:
+    for item in recommendations(results):
         advice.setdefault(item["group"], []).append(item)
     return {
-        "title": study["title"],
+        "title": study.title,
         "lede": _introduction(study),
         "tiles": _tiles(study),
         "sections": SECTIONS,
         "level": level,
-        "headlines": results["headlines"],
+        "headlines": headlines(results),
         "advice": list(advice.items()),
         "run_text": _run_text(study),
         "laws": [_law(results, name) for name in ("chinchilla", "atlas", "capacity")],
@@ -68,14 +70,14 @@ def page_context(results: dict) -> dict[str, Any]:
             "crossover": _crossovers(results),
             "exclusions": _exclusions(results),
         },
-        "command": study.get("command"),
+        "command": study.command,
     }
 
 
-def _introduction(study: dict) -> str:
-    languages = study["trained_languages"]
+def _introduction(study: StudySummary) -> str:
+    languages = study.trained_languages
     names = ", ".join(languages) if len(languages) <= 12 else f"{len(languages)} languages"
-    sizes = study["scales"]
+    sizes = study.scales
     between = (
         f"{len(sizes)} sizes from {count(sizes[0]['params'])} to {count(sizes[-1]['params'])} parameters"
         if len(sizes) > 1
@@ -84,54 +86,50 @@ def _introduction(study: dict) -> str:
     return f"Which languages to train together, how large, on how much, and from where. {names}; {between}."
 
 
-def _tiles(study: dict) -> list[tuple[str, str]]:
+def _tiles(study: StudySummary) -> list[tuple[str, str]]:
     tiles = [
-        (f"{study['runs']:,}", f"runs off {study['trunks']} trunks"),
-        (str(len(study["trained_languages"])), "languages trained"),
-        (str(len(study["scales"])), "model sizes"),
-        (count(study["tokens"]), "tokens trained on"),
-        (count(study["flops"]), "FLOPs (6ND)"),
+        (f"{study.runs:,}", f"runs off {study.trunks} trunks"),
+        (str(len(study.trained_languages)), "languages trained"),
+        (str(len(study.scales)), "model sizes"),
+        (count(study.tokens), "tokens trained on"),
+        (count(study.flops), "FLOPs (6ND)"),
     ]
-    if study.get("seconds"):
-        tiles.append((duration(study["seconds"]), "of training"))
+    if study.seconds:
+        tiles.append((duration(study.seconds), "of training"))
     return tiles
 
 
-def _run_text(study: dict) -> str:
+def _run_text(study: StudySummary) -> str:
     text = (
-        f"{study['runs']} runs off {study['trunks']} trunks, evaluated {study['evaluations']:,} times on "
-        f"{len(study['languages'])} languages: {study['observations']:,} losses. "
-        f"{count(study['tokens'])} tokens and {count(study['flops'])} FLOPs in all, counting each trunk once."
+        f"{study.runs} runs off {study.trunks} trunks, evaluated {study.evaluations:,} times on "
+        f"{len(study.languages)} languages: {study.observations:,} losses. "
+        f"{count(study.tokens)} tokens and {count(study.flops)} FLOPs in all, counting each trunk once."
     )
-    if study.get("seconds"):
-        text += f" Training took {duration(study['seconds'])}"
-        text += (
-            f" on {study['workers']} worker{'s' if study['workers'] > 1 else ''}."
-            if study.get("workers")
-            else "."
-        )
-    if study.get("peak_memory_bytes"):
-        text += f" Peak memory {study['peak_memory_bytes'] / 2**30:.1f} GiB."
+    if study.seconds:
+        text += f" Training took {duration(study.seconds)}"
+        text += f" on {study.workers} worker{'s' if study.workers > 1 else ''}." if study.workers else "."
+    if study.peak_memory_bytes:
+        text += f" Peak memory {study.peak_memory_bytes / 2**30:.1f} GiB."
     return text
 
 
-def _cells(study: dict) -> dict:
+def _cells(study: StudySummary) -> dict:
     head = ["Cells", "mixtures", "sizes", "trunks", "runs", "cooled", "seeds", "tokens a run", "FLOPs"]
     rows = []
-    for cell in study["cells"]:
+    for cell in study.cells:
         low, high = count(cell["tokens_low"]), count(cell["tokens_high"])
         tokens = low if low == high else f"{low} to {high}"
-        names = ("mixtures", "scales", "trunks", "runs", "cooled", "seeds")
+        numbers = ("mixtures", "scales", "trunks", "runs", "cooled", "seeds")
         kind = cell["kind"][:1].upper() + cell["kind"][1:]
-        rows.append([kind, *(str(cell[name]) for name in names), tokens, count(cell["flops"])])
+        rows.append([kind, *(str({**cell}[name]) for name in numbers), tokens, count(cell["flops"])])
     return page_table(head, rows)
 
 
-def _scales(results: dict) -> dict:
+def _scales(results: Results) -> dict:
     head = ["Size", "parameters", "runs", "languages trained"]
     rows = []
-    for scale in results["study"]["scales"]:
-        points = [row for row in results["loss_curves"] if row["scale"] == scale["scale"]]
+    for scale in results.study.scales:
+        points = [row for row in results.loss_curves if row["scale"] == scale["scale"]]
         runs = len({row["run"] for row in points})
         rows.append(
             [scale["scale"], f"{scale['params']:,}", str(runs), str(len({row["language"] for row in points}))]
@@ -139,22 +137,22 @@ def _scales(results: dict) -> dict:
     return page_table(head, rows)
 
 
-def _heldout_refusal(results: dict) -> str:
-    if any(row["r2"] is not None for row in results["heldout"]):
+def _heldout_refusal(results: Results) -> str:
+    if any(row["r2"] is not None for row in results.heldout):
         return ""
-    reasons = dict.fromkeys(row["reason"] for row in results["heldout"] if row["reason"])
-    fitted = any(law["fitted"] for law in results["laws"].values())
+    reasons = dict.fromkeys(row["reason"] for row in results.heldout if row["reason"])
+    fitted = any(law.fitted for law in results.laws.values())
     why = next(iter(reasons), "too few runs to hold any out" if fitted else "no law is fitted")
     return f"No R² on held-out runs is given: {why}. "
 
 
-def _heldout(results: dict) -> dict:
-    if all(row["r2"] is None for row in results["heldout"]):
+def _heldout(results: Results) -> dict:
+    if all(row["r2"] is None for row in results.heldout):
         return page_table([], [])
-    splits = list(dict.fromkeys(row["split"] for row in results["heldout"]))
-    found = {(row["law"], row["split"]): row for row in results["heldout"]}
+    splits = list(dict.fromkeys(row["split"] for row in results.heldout))
+    found = {(row["law"], row["split"]): row for row in results.heldout}
     counts = {
-        split: max(row["n"] or 0 for row in results["heldout"] if row["split"] == split) for split in splits
+        split: max(row["n"] or 0 for row in results.heldout if row["split"] == split) for split in splits
     }
     head = [
         "Law, fitted to the same rows",
@@ -163,7 +161,7 @@ def _heldout(results: dict) -> dict:
     rows = []
     published = reference.published_heldout()
     published = published[published["runs"] == "multilingual"]
-    for law in dict.fromkeys(row["law"] for row in results["heldout"]):
+    for law in dict.fromkeys(row["law"] for row in results.heldout):
         theirs = published[published["law"].str.lower() == law.lower()].to_dict("records")
         cells: list[str] = [subscripts(law)]
         for split in splits:
@@ -176,34 +174,32 @@ def _heldout(results: dict) -> dict:
     return page_table(head, rows, title)
 
 
-def _law(results: dict, name: str) -> dict[str, Any]:
-    law = results["laws"][name]
-    view = {"title": TITLES[name], "fitted": law["fitted"], "reason": short_reason(law["reason"]).rstrip(".")}
-    if not law["fitted"]:
+def _law(results: Results, name: str) -> dict[str, Any]:
+    law = results.laws[name]
+    view = {"title": TITLES[name], "fitted": law.fitted, "reason": short_reason(law.reason).rstrip(".")}
+    if not law.fitted:
         return view
-    shared = [
-        row for row in law["parameters"] if "[" not in row["name"] and not row["name"].endswith("_mean")
-    ]
-    rest = [row for row in law["parameters"] if "[" in row["name"] and "_mean" not in row["name"]]
+    shared = [row for row in law.parameters if "[" not in row["name"] and not row["name"].endswith("_mean")]
+    rest = [row for row in law.parameters if "[" in row["name"] and "_mean" not in row["name"]]
     if not shared:
         shared, rest = rest, []
-    counts = f"{law['points']} cooled losses of {law['groups']} trunks"
-    about = f"{law['source']}. {counts}; R² {law['r2']:.3f} on them, {law['r2_within']:.3f} within languages."
+    counts = f"{law.points} cooled losses of {law.groups} trunks"
+    about = f"{law.source}. {counts}; R² {law.r2:.3f} on them, {law.r2_within:.3f} within languages."
     typical = typical_misfit(results, name)
     if typical is not None:
         far = misfit_warning(results, name)
         about += (
             f" {far[:1].upper()}{far[1:]}." if far else f" It typically misses them by {typical:.3f} nats."
         )
-    if law.get("variant"):
-        about += f" Effective data: {law['variant']}."
-    if law["notes"]:
-        about += " " + ". ".join(note[:1].upper() + note[1:] for note in law["notes"]) + "."
-    head = ["Parameter", "estimate", f"{results['level']:.0%} interval", ""]
+    if law.variant:
+        about += f" Effective data: {law.variant}."
+    if law.notes:
+        about += " " + ". ".join(note[:1].upper() + note[1:] for note in law.notes) + "."
+    head = ["Parameter", "estimate", f"{results.level:.0%} interval", ""]
     caption = "Common to the languages" if rest else ""
     return {
         **view,
-        "pretty": equation(law["equation"]),
+        "pretty": equation(law.equation),
         "about": about.replace("..", "."),
         "shared": page_table(head, [_parameter(row) for row in shared], caption, (0, 3)),
         "rest": page_table(head, [_parameter(row) for row in rest], "", (0, 3)),
@@ -211,7 +207,7 @@ def _law(results: dict, name: str) -> dict[str, Any]:
     }
 
 
-def _parameter(row: dict) -> list[str]:
+def _parameter(row: ParameterRow) -> list[str]:
     if not row["identified"]:
         return [with_symbols(row["name"]), "–", "–", f"not identified: {with_symbols(row['reason'])}"]
     return [
@@ -222,32 +218,32 @@ def _parameter(row: dict) -> list[str]:
     ]
 
 
-def _capacity_text(results: dict) -> str:
-    law = results["laws"]["capacity"]
-    if not law["fitted"]:
+def _capacity_text(results: Results) -> str:
+    law = results.laws["capacity"]
+    if not law.fitted:
         return (
-            f"The capacity law is not fitted: {law['reason']}. Published growth is shown instead "
+            f"The capacity law is not fitted: {law.reason}. Published growth is shown instead "
             "(interval not published)."
         )
     text = (
         "Uniform mixtures of K languages, every language with D tokens: the law says how the loss on "
         "each of them grows with K."
     )
-    if not results["capacity"]["identified"]:
+    if not results.capacity.identified:
         text += (
-            f" The growth factors are not identified: {with_symbols(results['capacity']['reason'])}. Published "
+            f" The growth factors are not identified: {with_symbols(results.capacity.reason)}. Published "
             "growth is shown instead."
         )
         return text
-    run = [point["K"] for point in results["capacity"]["points"]]
+    run = [point["K"] for point in results.capacity.points]
     return text + (
         f" Mixtures of {min(run):g} to {max(run):g} languages were run: growth by more than "
         f"×{max(run) / min(run):g} is the law's word alone."
     )
 
 
-def _multipliers(results: dict) -> dict:
-    answer = results["capacity"]
+def _multipliers(results: Results) -> dict:
+    answer = results.capacity
     head = [
         "Times the languages",
         "parameters",
@@ -258,22 +254,17 @@ def _multipliers(results: dict) -> dict:
         "compute",
     ]
     rows = []
-    for fitted, paper in zip(answer["multipliers"] or [{}] * 4, answer["published"], strict=False):
-        cells = [f"×{paper['ratio']}"]
-        for name in ("N", "D_tot", "C"):
-            known = answer["identified"] and fitted
-            cells.append(
-                f"×{fitted[name]:.2f} ({fitted[name + '_low']:.2f} to {fitted[name + '_high']:.2f})"
-                if known
-                else "not identified"
-            )
-        rows.append([*cells, *(f"×{paper[name]:.2f}" for name in ("N", "D_tot", "C"))])
+    fitted = {row["ratio"]: row for row in answer.multipliers} if answer.identified else {}
+    for paper in reference.published_expansion().to_dict("records"):
+        ratio, names = paper["ratio"], ("N", "D_tot", "C")
+        own = [times(fitted[ratio], name) if ratio in fitted else "not identified" for name in names]
+        rows.append([f"×{ratio}", *own, *(f"×{paper[name]:.2f}" for name in names)])
     return page_table(head, rows, "Growth that keeps the loss")
 
 
-def _crossover_text(results: dict) -> str:
-    answer = results["crossover"]
-    law, paper = answer["law"], answer["published"]
+def _crossover_text(results: Results) -> str:
+    answer = results.crossover
+    law, paper, other = answer.law, PUBLISHED_POWER_LAW, PUBLISHED_LEGEND_POWER_LAW
     text = (
         "A continued checkpoint starts ahead; a model from scratch overtakes it after so many tokens of "
         "the language, if "
@@ -286,16 +277,15 @@ def _crossover_text(results: dict) -> str:
         )
     else:
         text += "This study does not identify how it grows with size; "
-    other = answer["published_legend"]
     return text + (
-        f"the paper prints {paper['coefficient']:,.0f}·N^{paper['exponent']} in its text and "
-        f"{other['coefficient']:,.0f}·N^{other['exponent']} in a legend, for its own models."
+        f"the paper prints {paper.coefficient:,.0f}·N^{paper.exponent} in its text and "
+        f"{other.coefficient:,.0f}·N^{other.exponent} in a legend, for its own models."
     )
 
 
-def _crossovers(results: dict) -> dict:
+def _crossovers(results: Results) -> dict:
     rows = []
-    for row in results["crossover"]["table"]:
+    for row in results.crossover.table:
         what = {"measured": count(row["tokens"]), "bound": "not within the data"}.get(
             row["status"], "missing"
         )
@@ -320,6 +310,6 @@ def _crossovers(results: dict) -> dict:
     return page_table(head, rows, "", (0, 1, 6))
 
 
-def _exclusions(results: dict) -> dict:
-    rows = [[item["what"], str(item["rows"] or "–"), item["why"]] for item in results["exclusions"]]
+def _exclusions(results: Results) -> dict:
+    rows = [[item["what"], str(item["rows"] or "–"), item["why"]] for item in results.exclusions]
     return page_table(["Left out", "rows", "why"], rows, "Exclusions", (0, 2))

@@ -1,6 +1,7 @@
 """Figures for planning: cost of more languages, iso-loss frontiers, training from scratch against continuing."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -17,6 +18,8 @@ from analysis.report.plots import (
     tooltips,
     zero_line,
 )
+from analysis.study.results import CapacityResult, Results
+from analysis.tables.published import published_expansion
 from analysis.text import count
 
 
@@ -34,9 +37,9 @@ class UniformMixtures:
     line: pd.DataFrame
 
 
-def _uniform_mixtures(answer: dict) -> tuple[list[UniformMixtures], list[str]]:
+def _uniform_mixtures(answer: CapacityResult) -> tuple[list[UniformMixtures], list[str]]:
     """The mixtures of every size with several K on the same total tokens; and these totals, as text."""
-    frame, lines = pd.DataFrame(answer["points"]), pd.DataFrame(answer["lines"])
+    frame, lines = pd.DataFrame(answer.points), pd.DataFrame(answer.lines)
     if frame.empty or frame["K"].nunique() < 2:
         return [], []
     for part in (frame, lines):
@@ -87,9 +90,9 @@ def _over_languages(part: UniformMixtures, palette: Palette, y: alt.Y, tooltip: 
     return Panel(alt.layer(*layers).properties(height=230), part.title)
 
 
-def capacity_figure(results: dict) -> Figure | None:
+def capacity_figure(results: Results) -> Figure | None:
     """Loss over the number of languages K, averaged over the languages that all mixtures of a size hold."""
-    answer = results["capacity"]
+    answer = results.capacity
     sizes, budgets = _uniform_mixtures(answer)
     if not sizes:
         return None
@@ -99,17 +102,17 @@ def capacity_figure(results: dict) -> Figure | None:
         "capacity",
         "Loss over the number of languages",
         "Cooled loss against the number of languages that share the tokens; lines are eq. 7"
-        + ("." if answer["lines"] else ", which was not fitted."),
+        + ("." if answer.lines else ", which was not fitted."),
         tuple(_over_languages(part, palette, loss_axis(title="mean cooled loss"), tooltip) for part in sizes),
-        pd.DataFrame(answer["points"]),
+        pd.DataFrame(answer.points),
         legend=palette.legend(" tokens in all"),
         width=300,
     )
 
 
-def relative_loss_figure(results: dict) -> Figure | None:
+def relative_loss_figure(results: Results) -> Figure | None:
     """Loss relative to that with the fewest languages on the same total tokens, over K; one panel for each N."""
-    sizes, budgets = _uniform_mixtures(results["capacity"])
+    sizes, budgets = _uniform_mixtures(results.capacity)
     sizes = [part for part in sizes if len(part.line)]
     if not sizes:
         return None
@@ -145,13 +148,14 @@ def relative_loss_figure(results: dict) -> Figure | None:
     )
 
 
-def multipliers_figure(results: dict) -> Figure | None:
+def multipliers_figure(results: Results) -> Figure | None:
     """Growth of parameters, tokens and compute that keeps the loss, of the study and as published."""
-    answer = results["capacity"]
-    rows = [{**row, "whose": "published (2B)"} for row in answer["published"]]
-    if answer["identified"]:
-        rows += [{**row, "whose": "this study"} for row in answer["multipliers"]]
-    frame = pd.DataFrame(rows)
+    answer = results.capacity
+    frame = published_expansion().assign(whose="published (2B)")
+    if answer.identified:
+        frame = pd.concat(
+            [frame, pd.DataFrame(answer.multipliers).assign(whose="this study")], ignore_index=True
+        )
     # Both levels, so that "published" has the same colour where it is the only one.
     palette = categorical_palette("whose", ["this study", "published (2B)"])
     panels = []
@@ -195,19 +199,18 @@ def multipliers_figure(results: dict) -> Figure | None:
     return Figure(
         "multipliers",
         "Growth that keeps the loss",
-        f"Bars are {results['level']:.0%} intervals; the paper prints none. A compute-optimal start is "
-        "assumed.",
+        f"Bars are {results.level:.0%} intervals; the paper prints none. A compute-optimal start is assumed.",
         tuple(panels),
         frame,
-        legend=palette.legend() if answer["identified"] else palette.legend()[1:],
+        legend=palette.legend() if answer.identified else palette.legend()[1:],
         width=240,
     )
 
 
-def iso_loss_figure(results: dict) -> Figure | None:
+def iso_loss_figure(results: Results) -> Figure | None:
     """Iso-loss curves of parameters against tokens, with the size below which no amount of data keeps the loss."""
-    frame = pd.DataFrame(results["capacity"]["iso"])
-    if frame.empty:
+    frame, start = pd.DataFrame(results.capacity.iso), results.capacity.start
+    if frame.empty or start is None:
         return None
     frame = frame[frame["D_tot"] < 40]
     frame["languages"] = "×" + frame["ratio"].astype(str)
@@ -240,7 +243,6 @@ def iso_loss_figure(results: dict) -> Figure | None:
             ),
         )
     )
-    start = results["capacity"]["start"]
     limits = frame.groupby(["languages", "limit"], as_index=False).size()
     rule = alt.Chart(limits).mark_rule(strokeDash=[3, 3], clip=True).encode(x="limit:Q", color=colour)
     cheapest = frame.loc[frame.groupby("languages")["C"].idxmin()]
@@ -262,16 +264,16 @@ def iso_loss_figure(results: dict) -> Figure | None:
     )
 
 
-def crossover_figure(results: dict) -> Figure | None:
+def crossover_figure(results: Results) -> Figure | None:
     """Loss from scratch minus that of continuing over tokens; one panel for each size."""
-    frame = pd.DataFrame(results["crossover"]["gaps"])
+    frame = pd.DataFrame(results.crossover.gaps)
     if frame.empty:
         return None
     languages = sorted(frame["language"].unique())
-    found = pd.DataFrame([row for row in results["crossover"]["table"] if row["status"] == "measured"])
+    found = pd.DataFrame([row for row in results.crossover.table if row["status"] == "measured"])
     palette = categorical_palette("language", languages)
     panels = []
-    sizes = {row["scale"]: row["params"] for row in results["crossover"]["table"]}
+    sizes: dict[Any, float] = {row["scale"]: row["params"] for row in results.crossover.table}
     for scale, part in sorted(frame.groupby("scale"), key=lambda item: sizes.get(item[0], 0)):
         colour = palette.colour()
         x = token_axis("tokens", "tokens of the language", frame["tokens"])
@@ -309,7 +311,7 @@ def crossover_figure(results: dict) -> Figure | None:
         "Pretrain or continue",
         "While a curve is above zero, continuing the multilingual checkpoint is ahead; where it crosses "
         "(diamond), a model "
-        f"from scratch overtakes it. Bands are {results['level']:.0%} intervals.",
+        f"from scratch overtakes it. Bands are {results.level:.0%} intervals.",
         tuple(panels),
         frame,
         legend=palette.legend(),

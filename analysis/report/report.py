@@ -15,12 +15,10 @@ from analysis.report import law_figures, page, planning_figures, plots, transfer
 from analysis.report.findings import headlines, recommendations
 from analysis.study.analyse import analyse_tables
 from analysis.study.read import read_inputs
-from analysis.study.results import RESULTS_FORMAT
-from analysis.tables.records import to_json_value
+from analysis.study.results import Results
 from analysis.text import count
 from analysis.vega import scripts
-from mscale.errors import MscaleError
-from mscale.files import atomic_json, atomic_write
+from mscale.files import atomic_write
 
 
 def analyse(
@@ -28,16 +26,13 @@ def analyse(
     exposure: pd.DataFrame | None = None,
     truth: Mapping[str, Any] | None = None,
     **options: Any,
-) -> dict:
-    """The results that the page shows: all analyses, the recommended mixture, headlines and recommendations.
+) -> Results:
+    """The results that the page shows: all analyses, and the recommended mixture.
 
     Args:
       observations, exposure, truth, options: as for `analysis.study.analyse.analyse_tables`.
     """
-    results = analyse_tables(observations, exposure, truth, advise=advice, **options)
-    results["headlines"] = to_json_value(headlines(results))
-    results["recommendations"] = to_json_value(recommendations(results))
-    return results
+    return analyse_tables(observations, exposure, truth, advise=advice, **options)
 
 
 def analyse_study(
@@ -48,7 +43,7 @@ def analyse_study(
     split: str | None = None,
     vocabulary: str | None = None,
     **options: Any,
-) -> dict:
+) -> Results:
     """Analyses a study in files: a table of observations, or the folder of a study.
 
     Args:
@@ -72,12 +67,7 @@ def analyse_study(
     )
 
 
-def write_results(results: dict, path: str | Path) -> None:
-    """Writes the results as JSON (`laws.json`), atomically."""
-    atomic_json(path, results)
-
-
-def write_report(results: dict, out_html: str | Path, vega_scripts: str | None = None) -> None:
+def write_report(results: Results, out_html: str | Path, vega_scripts: str | None = None) -> None:
     """Draws results as one HTML file that needs no network, written atomically.
 
     Args:
@@ -89,7 +79,7 @@ def write_report(results: dict, out_html: str | Path, vega_scripts: str | None =
     atomic_write(out_html, render_page(results, vega_scripts))
 
 
-def draw_figures(results: dict) -> dict[str, plots.Figure]:
+def draw_figures(results: Results) -> dict[str, plots.Figure]:
     """The figures for which the results hold data, by name."""
     made = (
         build(results)
@@ -102,17 +92,8 @@ def draw_figures(results: dict) -> dict[str, plots.Figure]:
     return {figure.name: figure for figure in made if figure is not None}
 
 
-def render_page(results: dict, vega_scripts: str | None = None) -> str:
-    """The page as HTML text, with figures and charting scripts inlined.
-
-    Raises:
-      MscaleError: results of another version of mscale.
-    """
-    if results.get("format") != RESULTS_FORMAT:
-        raise MscaleError(
-            f"these results have format {results.get('format')}, this mscale draws {RESULTS_FORMAT}: run `mscale fit` "
-            "again"
-        )
+def render_page(results: Results, vega_scripts: str | None = None) -> str:
+    """The page as HTML text, with figures and charting scripts inlined."""
     figures = draw_figures(results)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("analysis.report"),
@@ -134,7 +115,7 @@ def render_page(results: dict, vega_scripts: str | None = None) -> str:
         shapes=plots.SHAPE_PATHS,
         # Matrix and comparison side by side, unless the matrix needs the whole width.
         pair=bool({"planted", "beside-published"} & set(figures))
-        and len(results["study"]["trained_languages"]) <= 12,
+        and len(results.study.trained_languages) <= 12,
         # "</" would end the script element whatever the quotes around it.
         figures_json=json.dumps(embedded, allow_nan=False, separators=(",", ":")).replace("</", "<\\/"),
         bundle=vega_scripts or scripts(),
@@ -144,12 +125,11 @@ def render_page(results: dict, vega_scripts: str | None = None) -> str:
     )
 
 
-def summary_table(results: dict) -> Table:
+def summary_table(results: Results) -> Table:
     """The headlines, and the first runs to make next, as a table for the terminal."""
-    study = results["study"]
+    study = results.study
     table = Table(
-        title=f"{study['title']}: {study['runs']} runs, {count(study['tokens'])} tokens, "
-        f"{count(study['flops'])} FLOPs",
+        title=f"{study.title}: {study.runs} runs, {count(study.tokens)} tokens, {count(study.flops)} FLOPs",
         title_justify="left",
         show_lines=True,
         expand=False,
@@ -158,9 +138,9 @@ def summary_table(results: dict) -> Table:
     table.add_column("Finding", ratio=1)
     table.add_column("How sure", no_wrap=True)
     colours = {"clear": "green", "likely": "cyan", "unclear": "yellow", "not identified": "bright_black"}
-    for item in results["headlines"]:
+    for item in headlines(results):
         table.add_row(item["title"], item["text"], f"[{colours[item['sure']]}]{item['sure']}[/]")
-    for item in [item for item in results["recommendations"] if item["group"] == "What to run next"][:2]:
+    for item in [item for item in recommendations(results) if item["group"] == "What to run next"][:2]:
         table.add_row("Run next", item["text"], "")
     return table
 

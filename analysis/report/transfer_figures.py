@@ -23,6 +23,7 @@ from analysis.report.plots import (
     tooltips,
     zero_line,
 )
+from analysis.study.results import Results, TransferResult
 from analysis.tables import languages as inventory
 from analysis.tables import published
 from analysis.text import count, signed, span
@@ -31,9 +32,9 @@ MOST_CURVE_POINTS = 8000
 UNIT_TEXTS = {"tokens": "tokens", "bytes": "bytes", "content": "content (byte premium)"}
 
 
-def matrix_figure(results: dict) -> Figure | None:
+def matrix_figure(results: Results) -> Figure | None:
     """The matrix at the main scale as a heat map: row = target, column = source."""
-    transfer = results["transfer"]
+    transfer = results.transfer
     frame = _cells(transfer)
     if frame.empty:
         return None
@@ -75,7 +76,7 @@ def matrix_figure(results: dict) -> Figure | None:
                 "target",
                 "source",
                 "score:+.3f",
-                ("interval", f"{results['level']:.0%} interval"),
+                ("interval", f"{results.level:.0%} interval"),
                 ("d:.3s", "d, tokens"),
                 ("what", "status"),
                 ("reason", "why"),
@@ -139,8 +140,8 @@ def matrix_figure(results: dict) -> Figure | None:
     return Figure(
         "transfer-matrix",
         "Who helps whom",
-        f"Bilingual transfer score at {count(transfer.get('params'))} parameters and d = "
-        f"{count(transfer['d'])} tokens, "
+        f"Bilingual transfer score at {count(transfer.params)} parameters and d = "
+        f"{count(transfer.d)} tokens, "
         "stable phase against stable phase. Above zero (orange) the source helps the target, below (purple) it "
         "interferes. ≤ and ≥ mark bounds: the curve ends before the loss is reached."
         + (" Hatched cells were not run: they are predicted, see below." if predicted else ""),
@@ -161,10 +162,10 @@ def _label_size(largest: int, columns: int) -> Any:
     return alt.expr(f"min({largest}, width / {columns} / 3.4)")
 
 
-def _cells(transfer: dict) -> pd.DataFrame:
+def _cells(transfer: TransferResult) -> pd.DataFrame:
     """One row for each cell of the main scale: its status, and for each unit its score, label and interval."""
-    rows = [dict(row) for row in transfer["matrix"] if row["scale"] == transfer["scale"]]
-    predicted = {(cell["target"], cell["source"]): cell for cell in transfer["predicted"]["cells"]}
+    rows: list[dict[str, Any]] = [dict(row) for row in transfer.matrix if row["scale"] == transfer.scale]
+    predicted = {(cell["target"], cell["source"]): cell for cell in transfer.predicted["cells"]}
     for row in rows:
         found = predicted.get((row["target"], row["source"]))
         if found and row["status"] == "missing":
@@ -172,7 +173,8 @@ def _cells(transfer: dict) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     if frame.empty:
         return frame
-    for unit, table in {"tokens": rows, **transfer["units"]}.items():
+    tables: dict[str, Any] = {"tokens": rows, **transfer.units}
+    for unit, table in tables.items():
         in_unit = {(row["target"], row["source"]): row for row in table}
         shown = [in_unit.get((row["target"], row["source"]), row) for row in rows]
         # Predictions are per token; other units have none.
@@ -201,10 +203,10 @@ def _interval_text(low: float | None, high: float | None) -> str:
     return f"{one(low)} to {one(high)}"
 
 
-def _orders(results: dict, frame: pd.DataFrame, languages: list[str]) -> dict[str, list[str]]:
+def _orders(results: Results, frame: pd.DataFrame, languages: list[str]) -> dict[str, list[str]]:
     """Orders of the languages: by family and by script where known, by similarity of scores, and by name."""
     orders: dict[str, list[str]] = {}
-    known = inventory.language_metadata(languages, (results.get("truth") or {}).get("languages"))
+    known = inventory.language_metadata(languages, (results.truth or {}).get("languages"))
     for key in ("family", "script"):
         if len({known[name][key] for name in languages if name in known} - {None}) > 1:
             tree = "genealogy" if key == "family" else key
@@ -224,9 +226,9 @@ def _orders(results: dict, frame: pd.DataFrame, languages: list[str]) -> dict[st
     return orders
 
 
-def transfer_curves_figure(results: dict) -> Figure | None:
+def transfer_curves_figure(results: Results) -> Figure | None:
     """Scores over d for the chosen target with intervals; one line for each source."""
-    frame = pd.DataFrame(results["transfer"]["curves"])
+    frame = pd.DataFrame(results.transfer.curves)
     if frame.empty or not (frame["status"] == "measured").any():
         return None
     # Keep the page small: only the columns that are drawn, and fewer points where there are many curves.
@@ -254,7 +256,7 @@ def transfer_curves_figure(results: dict) -> Figure | None:
         tooltip=tooltips("target", "source", "d:.3s", "score:+.3f", "low:+.2f", "high:+.2f"),
     )
     chart = alt.layer(zero_line(), band, line, dots).add_params(chosen).properties(height=300)
-    known = (results.get("truth") or {}).get("languages", {})
+    known = (results.truth or {}).get("languages", {})
     text = {
         name: f"{name} ({known[name]['family']})" if known.get(name, {}).get("family") else name
         for name in targets
@@ -262,7 +264,7 @@ def transfer_curves_figure(results: dict) -> Figure | None:
     return Figure(
         "transfer-curves",
         "The score drifts with the reference budget",
-        f"One target at a time; bands are {results['level']:.0%} intervals that count the noise of "
+        f"One target at a time; bands are {results.level:.0%} intervals that count the noise of "
         "checkpoints and of runs. "
         "A score quoted at one d alone would hide the drift.",
         (Panel(chart),),
@@ -272,9 +274,9 @@ def transfer_curves_figure(results: dict) -> Figure | None:
     )
 
 
-def planted_figure(results: dict) -> Figure | None:
+def planted_figure(results: Results) -> Figure | None:
     """Measured scores against the planted relatedness of a generated corpus."""
-    agreement = results["transfer"].get("agreement")
+    agreement = results.transfer.agreement
     if not agreement or not agreement["table"]:
         return None
     frame = pd.DataFrame(agreement["table"])
@@ -321,13 +323,13 @@ def planted_figure(results: dict) -> Figure | None:
     )
 
 
-def published_figure(results: dict) -> Figure | None:
+def published_figure(results: Results) -> Figure | None:
     """The published matrix in the order of the study's languages, and both scores cell by cell."""
-    found = results["transfer"].get("published")
+    found = results.transfer.published
     if not found:
         return None
     frame = pd.DataFrame(found["table"])
-    cells = _cells(results["transfer"])
+    cells = _cells(results.transfer)
     orders = _orders(results, cells, sorted(set(cells["target"]) | set(cells["source"])))
     named = [published.ISO_OF_MADLAD.get(name, name) for name in next(iter(orders.values()))]
     names = [name for name in named if name in set(frame["target"]) | set(frame["source"])]

@@ -1,17 +1,20 @@
 """The headlines on transfer, and the recommendation of partners for each language."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from analysis.report.wording import finding
-from analysis.study.results import main_matrix
+from analysis.study.results import Results, main_matrix
 from analysis.text import count, join_names, minus, p_value, signed, span
 
 
-def transfer_headlines(results: dict) -> list[dict]:
+def transfer_headlines(results: Results) -> list[dict]:
     """Headlines on measured scores, planted relatedness, kinship, and predicted pairs."""
     found = [*_measured(results), *_planted(results)]
     return [*found, *_kinship(results), *_predicted(results)]
 
 
-def _measured(results: dict) -> list[dict]:
+def _measured(results: Results) -> list[dict]:
     """How many pairs help and interfere beyond noise, and the strongest one."""
     cells = [row for row in main_matrix(results) if row["status"] == "measured"]
     bounds = [row for row in main_matrix(results) if row["status"] == "bound"]
@@ -20,7 +23,7 @@ def _measured(results: dict) -> list[dict]:
             finding(
                 "Transfer between languages could not be read from this study.",
                 "not identified",
-                results["transfer"].get("error") or "no pair has both curves at the same schedule phase",
+                results.transfer.error or "no pair has both curves at the same schedule phase",
                 "Transfer",
             )
         ]
@@ -42,16 +45,16 @@ def _measured(results: dict) -> list[dict]:
             else "likely"
             if helps or hurts
             else "unclear",
-            f"scale {results['transfer']['scale']}, d = {count(results['transfer']['d'], 'tokens')}, stable "
+            f"scale {results.transfer.scale}, d = {count(results.transfer.d, 'tokens')}, stable "
             "against stable",
             "Transfer",
         )
     ]
 
 
-def _planted(results: dict) -> list[dict]:
+def _planted(results: Results) -> list[dict]:
     """Rank correlation with the planted relatedness of a generated corpus."""
-    agreement = results["transfer"].get("agreement")
+    agreement = results.transfer.agreement
     if not agreement or agreement["spearman"] is None:
         return []
     p, floor = agreement["p"], agreement["smallest_p"]
@@ -72,9 +75,9 @@ def _permutation_limit(p: float, smallest: float) -> str:
     return ", the least that so few languages can give" if 0.01 < p <= 1.2 * smallest else ""
 
 
-def _kinship(results: dict) -> list[dict]:
+def _kinship(results: Results) -> list[dict]:
     """The effects of family and script, and the correlation of the two directions of a pair."""
-    statistics = results["transfer"].get("statistics") or {}
+    statistics: Mapping[str, Any] = results.transfer.statistics or {}
     pieces, least = [], 1.0
     for key, name in (("family", "family"), ("script", "script")):
         effect = statistics.get(key)
@@ -101,9 +104,9 @@ def _kinship(results: dict) -> list[dict]:
     return [finding(f"{text[0].upper()}{text[1:]}.", sure, because, "Kinship")]
 
 
-def _predicted(results: dict) -> list[dict]:
+def _predicted(results: Results) -> list[dict]:
     """How well the missing scores are predicted, and the most promising of them."""
-    predicted = results["transfer"].get("predicted") or {}
+    predicted = results.transfer.predicted or {}
     cells = predicted.get("cells")
     if not cells:
         return []
@@ -128,7 +131,7 @@ def _share(value: float | None) -> str:
     return "–" if value is None else minus(value, 2)
 
 
-def partner_recommendations(results: dict) -> list[dict]:
+def partner_recommendations(results: Results) -> list[dict]:
     """Which languages to train each language with, and which to keep apart from it."""
     cells = [row for row in main_matrix(results) if row["status"] == "measured"]
     known = [row for row in main_matrix(results) if row["status"] != "missing"]

@@ -1,6 +1,10 @@
 """Texts and tables of the report's section on transfer."""
 
-from analysis.study.results import main_matrix
+from collections.abc import Mapping
+from typing import Any
+
+from analysis.study.results import Results, TransferResult, main_matrix
+from analysis.tables.published import published_findings
 from analysis.text import count, minus, p_value, signed, span
 
 
@@ -9,11 +13,11 @@ def page_table(head: list[str], rows: list[list], caption: str = "", text: tuple
     return {"head": head, "rows": rows, "caption": caption, "text": text}
 
 
-def transfer_text(results: dict, level: str) -> str:
+def transfer_text(results: Results, level: str) -> str:
     """The definition of the score, how many pairs have one, and the units it is known in."""
-    transfer = results["transfer"]
-    if transfer.get("error"):
-        return f"Not measured: {transfer['error']}."
+    transfer = results.transfer
+    if transfer.error:
+        return f"Not measured: {transfer.error}."
     cells = main_matrix(results)
     counts = {
         status: sum(row["status"] == status for row in cells) for status in ("measured", "bound", "missing")
@@ -30,9 +34,9 @@ def transfer_text(results: dict, level: str) -> str:
     )
 
 
-def _units_text(transfer: dict) -> str:
+def _units_text(transfer: TransferResult) -> str:
     """Which other units the matrix is known in, and why not in the rest."""
-    missing = transfer["units_missing"]
+    missing = transfer.units_missing
     text = " Scores count tokens; languages differ in how much text a token is."
     if "bytes" in missing:
         return text + f" They cannot be counted in bytes: {missing['bytes']}."
@@ -41,10 +45,10 @@ def _units_text(transfer: dict) -> str:
     return text + " The matrix can also count bytes, and content by the languages' byte premium."
 
 
-def kinship_table(results: dict) -> dict:
+def kinship_table(results: Results) -> dict:
     """Symmetry and the effects of script and family, with the published values."""
-    found = results["transfer"].get("statistics") or {}
-    paper = found.get("published", {})
+    found: Mapping[str, Any] = results.transfer.statistics or {}
+    paper = published_findings()
     rows = []
     symmetry = found.get("symmetry")
     if symmetry:
@@ -82,9 +86,9 @@ def _interval(value: float | None, low: float | None, high: float | None) -> str
     return f"{signed(value)} ({span(low, high)})"
 
 
-def predictions_table(results: dict) -> dict:
+def predictions_table(results: Results) -> dict:
     """Held-out accuracy of predicted pairs, for each set of feature groups."""
-    found = results["transfer"]["predicted"]
+    found = results.transfer.predicted
     if found["reason"]:
         return page_table([], [])
     gains = {row["group"]: row for row in found["gains"]}
@@ -109,16 +113,16 @@ def _share(value: float, low: float | None, high: float | None) -> str:
     return minus(value, 2) + (f" ({span(low, high, lambda x: minus(x, 2))})" if low is not None else "")
 
 
-def prediction_text(results: dict) -> str:
+def prediction_text(results: Results) -> str:
     """How pairs that were not run are predicted, or why they are not."""
-    found = results["transfer"]["predicted"]
+    found = results.transfer.predicted
     if found["reason"]:
         # No reason is needed where every pair was run.
         gaps = any(row["status"] == "missing" for row in main_matrix(results))
         return f"No pair is predicted: {found['reason']}." if gaps else ""
     names = [*found["features"]["adaptation"], *found["features"]["language"]]
     known = f" (here {', '.join(names)})" if names else ""
-    paper = results["transfer"]["statistics"]["published"]
+    paper = published_findings()
     return (
         f"Pairs that were not run are predicted by a random forest of 300 trees, as in the paper, on what "
         f"continued checkpoints and the inventory tell of the languages{known} and on how the two, and languages that "
@@ -128,9 +132,9 @@ def prediction_text(results: dict) -> str:
     )
 
 
-def adaptation_table(results: dict) -> dict:
+def adaptation_table(results: Results) -> dict:
     """The adaptation scores; one row for each language that the checkpoint was continued on."""
-    rows = [row for row in results["transfer"].get("adaptation", []) if row["status"] == "measured"]
+    rows = [row for row in results.transfer.adaptation if row["status"] == "measured"]
     if not rows:
         return page_table([], [])
     sources = sorted({row["source"] for row in rows})
@@ -149,6 +153,6 @@ def adaptation_table(results: dict) -> dict:
     size, d_max = rows[0]["scale"], count(rows[0]["d_max"])
     caption = (
         "Adaptation score: mean loss gained on the column's language while the checkpoint continues on "
-        f"the row's ({size}, {d_max} tokens), ± half its {results['level']:.0%} interval"
+        f"the row's ({size}, {d_max} tokens), ± half its {results.level:.0%} interval"
     )
     return page_table(["continued on", *targets], body, caption)

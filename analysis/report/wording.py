@@ -1,8 +1,12 @@
 """Findings, symbols, equations and the methods section of the report."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from markupsafe import Markup, escape
+
+from analysis.study.results import Results
 
 GREEK = {"alpha": "α", "beta": "β", "lambda": "λ", "phi": "φ", "psi": "ψ", "tau": "τ"}
 CERTAINTIES = ("clear", "likely", "unclear", "not identified")
@@ -12,6 +16,11 @@ def finding(text: str, sure: str, because: str = "", title: str = "") -> dict:
     """The record of a finding: its sentence, its certainty (one of `CERTAINTIES`), the ground for it, and its title."""
     assert sure in CERTAINTIES
     return {"text": text, "sure": sure, "because": because, "title": title}
+
+
+def times(row: Mapping[str, Any], name: str) -> str:
+    """A factor of growth with its interval: ×1.18 (1.10 to 1.27)."""
+    return f"×{row[name]:.2f} ({row[name + '_low']:.2f} to {row[name + '_high']:.2f})"
 
 
 def with_symbols(text: str) -> str:
@@ -37,15 +46,15 @@ def equation(text: str) -> Markup:
     return Markup(text.replace("sum ", "Σ "))
 
 
-def methods_section(results: dict, level: str) -> list[tuple[str, str]]:
+def methods_section(results: Results, level: str) -> list[tuple[str, str]]:
     """The methods section: pairs of a term and its text, filled in from the results."""
-    study, transfer = results["study"], results["transfer"]
-    noise = transfer.get("noise", {}).get("stable")
+    study, transfer = results.study, results.transfer
+    noise = transfer.noise.get("stable")
     sections = [
         (
             "Losses",
             "Nats per token on held-out text; vocabularies: "
-            f"{', '.join(name[:16] for name in study['vocabularies'])}. "
+            f"{', '.join(name[:16] for name in study.vocabularies)}. "
             "Only runs of one vocabulary are compared.",
         ),
         (
@@ -96,7 +105,7 @@ def methods_section(results: dict, level: str) -> list[tuple[str, str]]:
             "some are not determined by what remains.",
         ),
     ]
-    predicted = transfer["predicted"]
+    predicted = transfer.predicted
     if not predicted["reason"]:
         sections.append(
             (
@@ -106,7 +115,7 @@ def methods_section(results: dict, level: str) -> list[tuple[str, str]]:
                 "status is predicted; no law and no other figure uses them.",
             )
         )
-    if transfer["statistics"].get("symmetry"):
+    if transfer.statistics and transfer.statistics["symmetry"]:
         sections.append(
             (
                 "Symmetry and kinship",
@@ -115,17 +124,17 @@ def methods_section(results: dict, level: str) -> list[tuple[str, str]]:
                 "target and as source.",
             )
         )
-    if results.get("truth"):
+    if results.truth:
         sections.append(
             (
                 "Planted truth",
                 "The corpus was generated; relatedness comes from the generator's parameters, not from text.",
             )
         )
-    if results["notes"]:
+    if results.notes:
         sections.append(
-            ("Notes on the data", " ".join(note[:1].upper() + note[1:] + "." for note in results["notes"]))
+            ("Notes on the data", " ".join(note[:1].upper() + note[1:] + "." for note in results.notes))
         )
-    if not results["exclusions"]:
+    if not results.exclusions:
         sections.append(("Exclusions", "No row was left out and no run failed."))
     return sections

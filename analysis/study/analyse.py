@@ -6,6 +6,7 @@ A number that the study does not identify is None, with the reason beside it.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 
@@ -16,12 +17,20 @@ from analysis.laws.atlas import co_sampled_sources
 from analysis.second_process import SecondProcess
 from analysis.study.law_comparison import COMPARED_SPLITS, compare_laws
 from analysis.study.laws import atlas_results, capacity_results, cooled_rows, fit_atlas, fit_chinchilla
-from analysis.study.results import RESULTS_FORMAT
+from analysis.study.results import (
+    RESULTS_FORMAT,
+    CellRow,
+    MixtureAdvice,
+    Results,
+    ScaleRow,
+    StudySummary,
+    as_results,
+)
 from analysis.study.transfer import matrix_results, measured_matrix, transfer_results
 from analysis.tables.checks import select_split
 from analysis.tables.mixtures import describe_mixtures
 from analysis.tables.observations import validate_exposure, validate_observations
-from analysis.tables.records import records, to_json_value
+from analysis.tables.records import records
 from analysis.transfer.forest import VocabularyOverlap
 from analysis.transfer.matrix import INTERVAL_LEVEL
 from mscale.errors import MscaleError
@@ -57,8 +66,8 @@ def analyse_tables(
     exclusions: tuple[dict, ...] = (),
     overlap: VocabularyOverlap | None = None,
     premiums: Mapping[str, float] | None = None,
-    advise: Callable[[dict], dict] | None = None,
-) -> dict:
+    advise: Callable[[str, StudySummary, float, float], MixtureAdvice] | None = None,
+) -> Results:
     """Runs all analyses of a study; the larger ones in parallel in a second process.
 
     Args:
@@ -68,12 +77,9 @@ def analyse_tables(
         "failed" ([{"run", "reason"}]), "workers", "command".
       level: of all intervals. splits: of `analysis.validation.splits`, for held-out R².
       overlap, premiums: shared vocabulary and byte premiums of languages.
-      advise: recommends a mixture, called with the level, the study and its ATLAS fit.
+      advise: recommends a mixture, such as `planning.mixture.advice`; called with the saved ATLAS fit, the study, the
+        FLOPs of its largest run, and the level.
       notes, exclusions: from reading the tables (`study.read.StudyInputs`); they become part of the results.
-
-    Returns:
-      The results, JSON-serialisable (laws.json): format, level, seed, study, loss_curves, laws, fits, fit_points,
-      heldout, transfer, capacity, crossover, mixture, notes, exclusions, truth.
 
     Raises:
       MscaleError: invalid tables. For laws that cannot be fitted the results hold the reason.
@@ -83,7 +89,6 @@ def analyse_tables(
     rows = select_split(observations, None)
     runs = describe_mixtures(rows)
     curves = study_curves(rows, runs=runs)
-    results: dict[str, Any] = {"format": RESULTS_FORMAT, "level": level, "seed": seed}
     with one_blas_thread(), progress("Analysing", len(_STAGES), "steps") as advance:
 
         def stage(name: str, compute: Callable[[], Any]) -> Any:
@@ -104,40 +109,45 @@ def analyse_tables(
         heldout = second.submit(
             compare_laws, atlas.table, exposure, atlas.sources or sources, level, seed, splits
         )
-        results["study"] = _study(rows, runs, study or {})
-        results["loss_curves"] = stage("curves", lambda: _loss_curves(rows, runs))
+        summary = _study(rows, runs, study or {})
+        loss_curves = stage("curves", lambda: _loss_curves(rows, runs))
         law, points = stage("intervals", lambda: atlas_results(atlas, exposure, level))
-        fitted = {"laws": {"atlas": law}, "fits": {"atlas": law.get("saved")}, "fit_points": points}
-        mixture = second.submit(advise or _no_advice, {"level": level, "study": results["study"], **fitted})
-        results["capacity"] = stage("capacity", lambda: capacity_results(cooled, level, seed))
-        results["transfer"] = stage(
-            "transfer", lambda: transfer_results(curves, measured, truth, level, seed, premiums)
-        )
-        results["crossover"] = stage("crossover", lambda: _crossover(curves, level, seed))
+        mixture: Callable[[], MixtureAdvice] = lambda: MixtureAdvice(reason="not asked for")  # noqa: E731
+        if advise is not None and law["fitted"]:
+            flops = max(float(training_flops(row["params"], row["tokens"])) for row in points)
+            mixture = second.submit(advise, law["saved"], summary, flops, level)
+        grown = stage("capacity", lambda: capacity_results(cooled, level, seed))
+        transfer = stage("transfer", lambda: transfer_results(curves, measured, truth, level, seed, premiums))
+        crossed = stage("crossover", lambda: _crossover(curves, level, seed))
         chinchilla_law, chinchilla_points = stage("chinchilla", chinchilla)
-        results["transfer"] |= stage("pairs", pairs)
-        results["laws"] = {
-            "chinchilla": chinchilla_law,
-            "atlas": law,
-            "capacity": results["capacity"].pop("law"),
+        transfer |= stage("pairs", pairs)
+        laws = {"chinchilla": chinchilla_law, "atlas": law, "capacity": grown.pop("law")}
+        scores = stage("held out", heldout)
+        recommended = stage("mixture", mixture)
+    return as_results(
+        {
+            "format": RESULTS_FORMAT,
+            "level": level,
+            "seed": seed,
+            "study": msgspec.to_builtins(summary),
+            "loss_curves": loss_curves,
+            "fits": {name: law.pop("saved") for name, law in laws.items() if "saved" in law},
+            "laws": laws,
+            "fit_points": chinchilla_points + points,
+            "heldout": scores,
+            "transfer": transfer,
+            "capacity": grown,
+            "crossover": crossed,
+            "mixture": msgspec.to_builtins(recommended),
+            # Each note once: tables from files were validated when they were read, too.
+            "notes": list(dict.fromkeys([*notes, *more_notes])),
+            "exclusions": [*exclusions, *more_exclusions, *curves.exclusions, *_failed(study or {})],
+            "truth": dict(truth) if truth else None,
         }
-        results["fit_points"] = chinchilla_points + points
-        results["heldout"] = stage("held out", heldout)
-        results["mixture"] = stage("mixture", mixture)
-        results["fits"] = {name: law.pop("saved") for name, law in results["laws"].items() if "saved" in law}
-        # Each note once: tables from files were validated when they were read, too.
-        results["notes"] = list(dict.fromkeys([*notes, *more_notes]))
-        results["exclusions"] = [*exclusions, *more_exclusions, *curves.exclusions, *_failed(study or {})]
-        results["truth"] = dict(truth) if truth else None
-    # As JSON: an infinite or missing end of an interval is None.
-    return to_json_value(results)
+    )
 
 
-def _no_advice(_: dict) -> dict[str, str]:
-    return {"reason": "not asked for"}
-
-
-def _study(rows: pd.DataFrame, runs: pd.DataFrame, extra: Mapping[str, Any]) -> dict:
+def _study(rows: pd.DataFrame, runs: pd.DataFrame, extra: Mapping[str, Any]) -> StudySummary:
     """What was run: counts, languages, scales, tokens, FLOPs, and a record for each kind of cell."""
     scales = runs.groupby("scale")["params"].first().sort_values()
     trunks = runs.groupby("group")["tokens"].max()
@@ -148,43 +158,42 @@ def _study(rows: pd.DataFrame, runs: pd.DataFrame, extra: Mapping[str, Any]) -> 
     kind = kind.where(runs["repeats"] <= 1.5, "one language, repeated data")
     kind = kind.where(runs["init"] == "scratch", "continued from a checkpoint")
     for name, part in runs.groupby(kind, sort=False):
-        cooled = part[part["end_phase"] == "end"]
         cells.append(
-            {
-                "kind": name,
-                "mixtures": int(part["mixture"].nunique()),
-                "scales": int(part["scale"].nunique()),
-                "trunks": int(part["group"].nunique()),
-                "runs": len(part),
-                "cooled": len(cooled),
-                "seeds": int(part["seed"].nunique()),
-                "tokens_low": int(part["tokens"].min()),
-                "tokens_high": int(part["tokens"].max()),
-                "flops": _trained_flops(first, part),
-            }
+            CellRow(
+                kind=str(name),
+                mixtures=int(part["mixture"].nunique()),
+                scales=int(part["scale"].nunique()),
+                trunks=int(part["group"].nunique()),
+                runs=len(part),
+                cooled=int((part["end_phase"] == "end").sum()),
+                seeds=int(part["seed"].nunique()),
+                tokens_low=int(part["tokens"].min()),
+                tokens_high=int(part["tokens"].max()),
+                flops=_trained_flops(first, part),
+            )
         )
-    return {
-        "title": extra.get("title") or str(rows["study"].iloc[0] or "study"),
-        "runs": int(runs["run"].nunique()),
-        "trunks": int(runs["group"].nunique()),
-        "observations": len(rows),
-        "evaluations": int(rows.groupby("run")["step"].nunique().sum()),
-        "languages": sorted(rows["language"].unique()),
-        "unique_tokens": _unique_tokens(rows),
-        "trained_languages": sorted(rows.loc[rows["target_tokens"] > 0, "language"].unique()),
-        "scales": [{"scale": str(name), "params": int(value)} for name, value in scales.items()],
-        "tokens": int(trunks.sum()),
-        "flops": float(extra.get("flops") or _trained_flops(first, runs)),
-        "vocabularies": sorted(map(str, rows["vocabulary"].unique())),
-        "eval_tokens": {
+    return StudySummary(
+        title=extra.get("title") or str(rows["study"].iloc[0] or "study"),
+        runs=int(runs["run"].nunique()),
+        trunks=int(runs["group"].nunique()),
+        observations=len(rows),
+        evaluations=int(rows.groupby("run")["step"].nunique().sum()),
+        languages=sorted(rows["language"].unique()),
+        unique_tokens=_unique_tokens(rows),
+        trained_languages=sorted(rows.loc[rows["target_tokens"] > 0, "language"].unique()),
+        scales=[ScaleRow(scale=str(name), params=int(value)) for name, value in scales.items()],
+        tokens=int(trunks.sum()),
+        flops=float(extra.get("flops") or _trained_flops(first, runs)),
+        vocabularies=sorted(map(str, rows["vocabulary"].unique())),
+        eval_tokens={
             str(name): int(value) for name, value in rows.groupby("language")["eval_tokens"].max().items()
         },
-        "cells": cells,
-        "seconds": extra.get("seconds"),
-        "workers": extra.get("workers"),
-        "peak_memory_bytes": extra.get("peak_memory_bytes"),
-        "command": extra.get("command"),
-    }
+        cells=cells,
+        seconds=extra.get("seconds"),
+        workers=extra.get("workers"),
+        peak_memory_bytes=extra.get("peak_memory_bytes"),
+        command=extra.get("command"),
+    )
 
 
 def _unique_tokens(rows: pd.DataFrame) -> dict[str, int]:
@@ -267,9 +276,4 @@ def _crossover(curves: pd.DataFrame | StudyCurves, level: float, seed: int) -> d
         }
     except MscaleError as error:
         answer["error"] = str(error)
-    for name, law in (
-        ("published", crossover.PUBLISHED_POWER_LAW),
-        ("published_legend", crossover.PUBLISHED_LEGEND_POWER_LAW),
-    ):
-        answer[name] = {"coefficient": law.coefficient, "exponent": law.exponent, "source": law.source}
     return answer

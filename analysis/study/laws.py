@@ -13,7 +13,6 @@ from analysis.estimation.quantities import Derived
 from analysis.fitting.fit import fit
 from analysis.fitting.result import Fit
 from analysis.laws import capacity
-from analysis.tables import published
 from analysis.tables.checks import select_split
 from analysis.tables.mixtures import describe_mixtures
 from analysis.text import short_reason
@@ -163,20 +162,15 @@ def capacity_results(rows: pd.DataFrame, level: float, seed: int) -> dict:
 
     Returns:
       The section "capacity" of laws.json: points, multipliers of N, D and C with intervals, iso-loss curves, fitted
-      lines, the published multipliers, "identified" with the "reason" if not, and "law", the record of the law.
+      lines, "identified" with the "reason" if not, and "law", the record of the law.
     """
     table = capacity_rows(rows)
     points: list[dict] = []
     if len(table):
         cells = table.groupby(["scale", "params", "K", "tokens", "language"], as_index=False)
         points = cells.agg(loss=("loss", "mean")).to_dict("records")
-    printed = published.published_expansion().to_dict("records")
     answer: dict[str, Any] = {
         "points": points,
-        "published": [
-            {"ratio": int(row["r"]), "N": row["N"], "D_tot": row["D_tot"], "C": row["N"] * row["D_tot"]}
-            for row in printed
-        ],
         "multipliers": [],
         "iso": [],
         "start": None,

@@ -1,20 +1,483 @@
-"""Reads the results of a study (laws.json): its fits, its range of sizes, its transfer matrix."""
+"""The schema of a study's results (laws.json), and reading them.
 
-from collections.abc import Mapping
+The file holds numbers, names and codes. The one kind of text is a `reason`: the message with which an analysis refused
+the data. Sections are structs; rows of tables are dictionaries, as pandas and JSON have them. A number that the study
+does not identify is None.
+"""
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
+
+import msgspec
 
 from analysis.fitting.fit import from_json
 from analysis.fitting.result import Fit
+from analysis.tables.records import to_json_value
 from mscale.errors import MscaleError
-from mscale.files import read_json
+from mscale.files import atomic_write, read_json
 
-RESULTS_FORMAT = 3
+RESULTS_FORMAT = 4
 """Of laws.json; raised when a field changes, and results of another number are refused."""
 
+# Which numbers of a row may be None depends on its status, which a type cannot say: checkers take them for Any.
+if TYPE_CHECKING:
+    Number = Any
+else:
+    Number = float | None
+Count = int | float  # tables from elsewhere may hold counts as floats
+Status = Literal["measured", "bound", "missing"]
+Bound = Literal["at most", "at least", ""]
 
-def read_results(source: str | Path) -> dict:
-    """Reads the results that `mscale fit` wrote: `source` is the JSON file, or a folder with laws.json in it."""
+
+class _Section(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class ScaleRow(TypedDict):
+    scale: str
+    params: int
+
+
+class CellRow(TypedDict):
+    """The runs of one kind. tokens: of a run. flops: each trunk once, branches from where they left it."""
+
+    kind: str
+    mixtures: int
+    scales: int
+    trunks: int
+    runs: int
+    cooled: int
+    seeds: int
+    tokens_low: int
+    tokens_high: int
+    flops: float
+
+
+class StudySummary(_Section):
+    """What was run. unique_tokens: of languages whose data some run repeated."""
+
+    title: str
+    runs: int
+    trunks: int
+    observations: int
+    evaluations: int
+    languages: list[str]
+    unique_tokens: dict[str, int]
+    trained_languages: list[str]
+    scales: list[ScaleRow]
+    tokens: int
+    flops: float
+    vocabularies: list[str]
+    eval_tokens: dict[str, int]
+    cells: list[CellRow]
+    seconds: Number
+    workers: int | None
+    peak_memory_bytes: Number
+    command: str | None
+
+
+class LossRow(TypedDict):
+    """A point of a loss curve."""
+
+    run: str
+    scale: str
+    params: Count
+    mixture: str
+    language: str
+    tokens: Count
+    phase: Literal["stable", "end"]
+    loss: float
+    bits_per_byte: Number
+    kind: str
+
+
+class ParameterRow(TypedDict):
+    name: str
+    estimate: Number
+    low: Number
+    high: Number
+    identified: bool
+    reason: str
+    unit: str
+
+
+class LawResult(_Section):
+    """A law: fitted, or refused for the `reason`. points, groups: losses and trunks that it was fitted to."""
+
+    name: str
+    fitted: bool
+    reason: str = ""
+    equation: str = ""
+    source: str = ""
+    parameters: list[ParameterRow] = []
+    r2: Number = None
+    r2_within: Number = None
+    points: int = 0
+    groups: int = 0
+    notes: list[str] = []
+    variant: str = ""
+    sources: dict[str, list[str]] = {}
+
+
+class PointRow(TypedDict):
+    """A loss that a law was fitted to. K: languages of the run. epochs: over its data of the language."""
+
+    law: str
+    run: str
+    language: str
+    scale: str
+    params: Count
+    tokens: Count
+    target_tokens: Count
+    mixture: str
+    epochs: float
+    K: int
+    observed: float
+    predicted: Number
+
+
+class HeldOutRow(TypedDict):
+    """R² of a law on held-out losses, and its difference from that of Chinchilla."""
+
+    law: str
+    split: str
+    r2: Number
+    low: Number
+    high: Number
+    difference: Number
+    difference_low: Number
+    difference_high: Number
+    n: int | None
+    reason: str
+
+
+class ScoreRow(TypedDict):
+    """A bilingual transfer score (`transfer.matrix.SCORE_COLUMNS`)."""
+
+    scale: str
+    params: Count
+    target: str
+    source: str
+    d: Number
+    score: Number
+    low: Number
+    high: Number
+    tau: Number
+    status: Status
+    bound: Bound
+    phase: Literal["stable", "end"]
+    reason: str
+
+
+class PlantedRow(ScoreRow):
+    relatedness: float
+    same_family: bool
+
+
+class AdaptationRow(TypedDict):
+    """An adaptation score (`transfer.adaptation.adaptation_scores`)."""
+
+    scale: str
+    target: str
+    source: str
+    d_max: float
+    score: Number
+    low: Number
+    high: Number
+    final: Number
+    status: Status
+    reason: str
+
+
+class NoiseRow(TypedDict):
+    """Standard deviations in nats; repeated_runs: degrees of freedom of that between runs."""
+
+    checkpoint: float
+    run: float
+    repeated_runs: int
+
+
+class AgreementRow(TypedDict):
+    pairs: int
+    spearman: Number
+    p: Number
+    smallest_p: Number
+    table: list[PlantedRow]
+
+
+class SymmetryRow(TypedDict):
+    pairs: int
+    correlation: float
+    low: Number
+    high: Number
+    p: float
+
+
+class KinshipRow(TypedDict):
+    """`transfer.statistics.kinship_difference`."""
+
+    same: float
+    different: float
+    difference: float
+    low: Number
+    high: Number
+    size: Number
+    p: float
+    smallest_p: float
+    adjusted: Number
+    adjusted_low: Number
+    adjusted_high: Number
+    pairs_same: int
+    pairs_different: int
+
+
+class StatisticsRow(TypedDict):
+    languages: int
+    symmetry: SymmetryRow | None
+    script: KinshipRow | None
+    family: KinshipRow | None
+    top_sources: dict[str, int]
+
+
+class PredictedCellRow(TypedDict):
+    target: str
+    source: str
+    score: float
+    low: float
+    high: float
+    status: Literal["predicted"]
+
+
+class PredictionRow(TypedDict):
+    """Cells predicted from others (`transfer.forest.Predictions`), or why there are none."""
+
+    cells: list[PredictedCellRow]
+    reason: str
+    groups: NotRequired[list[str]]
+    features: NotRequired[dict[str, list[str]]]
+    r2: NotRequired[float]
+    r2_low: NotRequired[Number]
+    r2_high: NotRequired[Number]
+    spearman: NotRequired[float]
+    pairs: NotRequired[int]
+    ablation: NotRequired[list[dict[str, Any]]]
+    gains: NotRequired[list[dict[str, Any]]]
+    importance: NotRequired[dict[str, float]]
+
+
+class NextPairRow(TypedDict):
+    pair: list[str]
+    variance_left: float
+
+
+class PublishedRow(TypedDict):
+    """Agreement with the published matrix."""
+
+    pairs: int
+    correlation: Number
+    low: Number
+    high: Number
+    table: list[dict[str, Any]]
+
+
+class TransferResult(_Section):
+    """The transfer matrix. scale, d, params: of the part that the report shows. units: the matrix in other units."""
+
+    noise: dict[str, NoiseRow] = {}
+    matrix: list[ScoreRow] = []
+    curves: list[ScoreRow] = []
+    cooled: list[ScoreRow] = []
+    adaptation: list[AdaptationRow] = []
+    scale: str | None = None
+    d: Number = None
+    params: Count | None = None
+    agreement: AgreementRow | None = None
+    published: PublishedRow | None = None
+    units: dict[str, list[ScoreRow]] = {}
+    units_missing: dict[str, str] = {}
+    statistics: StatisticsRow | None = None
+    predicted: PredictionRow = msgspec.field(default_factory=lambda: PredictionRow(cells=[], reason=""))
+    next_pairs: list[NextPairRow] = []
+    error: str = ""
+
+
+class UniformRow(TypedDict):
+    """The cooled loss of a uniform mixture of K languages; tokens: of all of them."""
+
+    scale: str
+    params: Count
+    K: Count
+    tokens: Count
+    language: str
+    loss: float
+
+
+class MultiplierRow(TypedDict):
+    """Factors of N, D and C that keep the loss as languages grow by `ratio`."""
+
+    ratio: int
+    N: Number
+    N_low: Number
+    N_high: Number
+    D_tot: Number
+    D_tot_low: Number
+    D_tot_high: Number
+    C: Number
+    C_low: Number
+    C_high: Number
+
+
+class IsoLossRow(TypedDict):
+    """A point of an iso-loss curve (`laws.capacity.iso_loss_curve`). limit: the least growth of N."""
+
+    ratio: int
+    s: float
+    t: float
+    D_tot: Number
+    C: Number
+    limit: float
+
+
+class EstimateRow(TypedDict):
+    estimate: Number
+    low: Number
+    high: Number
+
+
+class CapacityResult(_Section):
+    """Growth to more languages. start: the share of size in the reducible loss, and that of a compute-optimal start."""
+
+    points: list[UniformRow]
+    multipliers: list[MultiplierRow]
+    iso: list[IsoLossRow]
+    start: dict[str, float] | None
+    lines: list[UniformRow]
+    identified: bool
+    reason: str
+    exponents: dict[str, EstimateRow] = {}
+
+
+class CrossoverRow(TypedDict):
+    """A crossover (`crossover.CROSSOVER_COLUMNS`)."""
+
+    scale: str
+    params: Count
+    language: str
+    tokens: Number
+    low: Number
+    high: Number
+    status: Status
+    bound: Bound
+    gap: Number
+    gap_low: Number
+    gap_high: Number
+    gap_tokens: Number
+    phase: Literal["stable", "end"]
+    init: str
+    scratch_runs: int
+    continued_runs: int
+    scratch_tokens: float
+    continued_tokens: float
+    reason: str
+
+
+class GapRow(TypedDict):
+    """Loss from scratch minus that of continuing."""
+
+    scale: str
+    language: str
+    tokens: float
+    gap: Number
+    low: Number
+    high: Number
+
+
+class PowerLawRow(TypedDict):
+    coefficient: float
+    exponent: float
+    low: Number
+    high: Number
+
+
+class CrossoverResult(_Section):
+    """Crossovers of stable curves, and of cooled ones; their power law in N, or why there is none."""
+
+    table: list[CrossoverRow]
+    cooled: list[CrossoverRow]
+    gaps: list[GapRow]
+    law: PowerLawRow | None
+    error: str
+
+
+class RateRow(TypedDict):
+    language: str
+    rate: float
+
+
+class ComparedRow(TypedDict):
+    """A mixture, its loss, and by how many nats it is worse than the first."""
+
+    mixture: str
+    parameters: float
+    loss: Number
+    low: NotRequired[Number]
+    high: NotRequired[Number]
+    worse_by: NotRequired[Number]
+    worse_low: NotRequired[Number]
+    worse_high: NotRequired[Number]
+
+
+class MixtureAdvice(_Section):
+    """The law's best mixture for all languages at `flops`, or why there is none.
+
+    parameters: N of that mixture. better: whether it is surely better than the usual ones. rates: largest first.
+    """
+
+    reason: str = ""
+    flops: float = 0.0
+    parameters: float = 0.0
+    better: bool = False
+    rates: list[RateRow] = []
+    compared: list[ComparedRow] = []
+
+
+class Results(_Section):
+    """laws.json. fits: the fitted laws (`Fit.to_json`). truth: that of a generated corpus."""
+
+    format: int
+    level: float
+    seed: int
+    study: StudySummary
+    loss_curves: list[LossRow]
+    laws: dict[str, LawResult]
+    fits: dict[str, str]
+    fit_points: list[PointRow]
+    heldout: list[HeldOutRow]
+    transfer: TransferResult
+    capacity: CapacityResult
+    crossover: CrossoverResult
+    mixture: MixtureAdvice
+    notes: list[str]
+    exclusions: list[dict[str, Any]]
+    truth: dict[str, Any] | None
+
+
+def as_results(sections: dict[str, Any]) -> Results:
+    """The results of these sections; NaN and infinite numbers become None."""
+    return msgspec.convert(to_json_value(sections), Results)
+
+
+def write_results(results: Results, path: str | Path) -> None:
+    """Writes the results as JSON, atomically."""
+    atomic_write(path, msgspec.json.format(msgspec.json.encode(results).decode(), indent=2) + "\n")
+
+
+def read_results(source: str | Path) -> Results:
+    """Reads the results that `mscale fit` wrote: `source` is the JSON file, or a folder with laws.json in it.
+
+    Raises:
+      MscaleError: no such file, another kind of file, or results of another version of mscale.
+    """
     source = Path(source)
     path = source / "laws.json" if source.is_dir() else source
     if path.exists() and path.suffix != ".json":
@@ -22,44 +485,39 @@ def read_results(source: str | Path) -> dict:
             f"{path}: expected the laws.json that `mscale fit` writes, found a {path.suffix or 'nameless'} file; run "
             f"`mscale fit {path}` first"
         )
-    results = read_json(path, what="results of mscale fit")
-    found = results.get("format") if isinstance(results, dict) else None
-    if found != RESULTS_FORMAT:
+    found = read_json(path, what="results of mscale fit")
+    version = found.get("format") if isinstance(found, dict) else None
+    if version != RESULTS_FORMAT:
         raise MscaleError(
-            f"{path}: not results of this mscale (format {found}, expected {RESULTS_FORMAT}): run `mscale fit` again"
+            f"{path}: not results of this mscale (format {version}, expected {RESULTS_FORMAT}): run `mscale fit` again"
         )
-    return results
+    try:
+        return msgspec.convert(found, Results)
+    except msgspec.ValidationError as error:
+        raise MscaleError(f"{path}: not what `mscale fit` writes ({error}): run it again") from error
 
 
-def saved_fit(results: Mapping[str, Any], law: str) -> Fit | None:
+def saved_fit(results: Results, law: str) -> Fit | None:
     """The fitted law of that name, or None where these results have none."""
-    text = results.get("fits", {}).get(law)
+    text = results.fits.get(law)
     return None if text is None else from_json(text)
 
 
-def required_fit(results: Mapping[str, Any], law: str, what: str) -> Fit:
+def required_fit(results: Results, law: str, what: str) -> Fit:
     """The fitted law of that name; raises MscaleError that says which fit `what` needs and why it is missing."""
-    title = {"atlas": "ATLAS", "capacity": "capacity", "chinchilla": "Chinchilla"}[law]
-    record = results["laws"].get(law, {})
-    if not record.get("fitted"):
-        raise MscaleError(
-            f"{what} needs the {title} law, which is not fitted: {record.get('reason', 'no runs')}"
-        )
     found = saved_fit(results, law)
     if found is None:
-        raise MscaleError(
-            f"{what} needs the fitted {title} law itself, which these results do not hold: made by an older "
-            "mscale; run `mscale fit` again"
-        )
+        title = {"atlas": "ATLAS", "capacity": "capacity", "chinchilla": "Chinchilla"}[law]
+        raise MscaleError(f"{what} needs the {title} law, which is not fitted: {results.laws[law].reason}")
     return found
 
 
-def params_range(results: Mapping[str, Any]) -> tuple[float, float]:
+def params_range(study: StudySummary) -> tuple[float, float]:
     """The smallest and the largest N of a study."""
-    sizes = [scale["params"] for scale in results["study"]["scales"]]
+    sizes = [scale["params"] for scale in study.scales]
     return float(min(sizes)), float(max(sizes))
 
 
-def main_matrix(results: dict) -> list[dict]:
+def main_matrix(results: Results) -> list[ScoreRow]:
     """The cells of the transfer matrix at the scale that the report shows."""
-    return [row for row in results["transfer"]["matrix"] if row["scale"] == results["transfer"]["scale"]]
+    return [row for row in results.transfer.matrix if row["scale"] == results.transfer.scale]

@@ -69,13 +69,17 @@ def transfer_results(
     """
     cells, matrix = measured.cells, measured.matrix
     if cells is None:
-        return {**_empty_results(measured.error), "error": measured.error}
+        return {"predicted": {"cells": [], "reason": measured.error}, "error": measured.error}
     noise = {
         phase: {"checkpoint": value.checkpoint, "run": value.run, "repeated_runs": value.run_degrees}
         for phase, value in cells.noise.items()
     }
-    answer = {**_empty_results("no pair was run"), "noise": noise, "matrix": records(matrix)}
-    answer["adaptation"] = records(measured.adaptation)
+    answer: dict[str, Any] = {
+        "noise": noise,
+        "matrix": records(matrix),
+        "adaptation": records(measured.adaptation),
+    }
+    answer["predicted"] = {"cells": [], "reason": "no pair was run"}
     if matrix.empty:
         return {**answer, "error": "no 50/50 bilingual run, hence no transfer score"}
     main, chosen = measured.scale, measured.main_matrix
@@ -143,26 +147,6 @@ def published_comparison(matrix: pd.DataFrame, level: float) -> dict[str, Any] |
     return found
 
 
-def _empty_results(reason: str) -> dict[str, Any]:
-    """The section without any scores; `reason`: why no pair is predicted."""
-    return {
-        "noise": {},
-        "matrix": [],
-        "curves": [],
-        "cooled": [],
-        "adaptation": [],
-        "scale": None,
-        "d": None,
-        "agreement": None,
-        "published": None,
-        "units": {},
-        "units_missing": {},
-        "statistics": {},
-        "predicted": {"cells": [], "reason": reason},
-        "next_pairs": [],
-    }
-
-
 def _statistics(
     matrix: pd.DataFrame, planted: Mapping[str, Mapping[str, Any]] | None, level: float, seed: int
 ) -> dict[str, Any]:
@@ -183,7 +167,6 @@ def _statistics(
         ]
         found[key] = statistics.kinship_difference(scores, table, others, **options)
     found["top_sources"] = statistics.top_sources(scores, languages)
-    found["published"] = published.published_findings()
     return found
 
 

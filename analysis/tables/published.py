@@ -27,8 +27,9 @@ def published_transfer() -> pd.DataFrame:
 
 
 def published_expansion() -> pd.DataFrame:
-    """Fig. 5: r (factor of K), and the factors N and D_tot that keep the loss."""
-    return published_table("atlas_expansion")
+    """Fig. 5: ratio (factor of K), and the factors N, D_tot and C that keep the loss."""
+    printed = published_table("atlas_expansion").rename(columns={"r": "ratio"})
+    return printed.assign(C=printed["N"] * printed["D_tot"])
 
 
 def published_exponents() -> dict[str, float]:

@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import made_results
 import numpy as np
 
 import analysis
@@ -67,16 +68,15 @@ def results(seed, lone=""):
     """What `mscale fit` would keep of that study, as far as decisions need it."""
     fit = fitted(seed, lone)
     rows, _ = design(lone)
-    rows = rows.assign(law="atlas")
-    return {
-        "level": 0.9,
-        "laws": {"atlas": {"fitted": True, "reason": ""}, "capacity": {"fitted": False, "reason": "one K"}},
-        "fits": {"atlas": fit.to_json()},
-        "study": {
-            "unique_tokens": UNIQUE,
+    columns = ["run", "language", "scale", "params", "tokens", "target_tokens", "mixture"]
+    points = rows[columns].assign(law="atlas", epochs=1.0, K=1, observed=2.0, predicted=2.0)
+    return made_results.results(
+        laws={"atlas": {"fitted": True}},
+        fits={"atlas": fit.to_json()},
+        study={
+            "unique_tokens": {name: int(tokens) for name, tokens in UNIQUE.items()},
             "trained_languages": list(NAMES),
-            "scales": [{"scale": f"{size:.3g}", "params": size} for size in SIZES],
+            "scales": [{"scale": f"{size:.3g}", "params": round(size)} for size in SIZES],
         },
-        "fit_points": rows[["law", "language", "scale", "params", "tokens"]].to_dict("records"),
-        "truth": None,
-    }
+        fit_points=points.to_dict("records"),
+    )

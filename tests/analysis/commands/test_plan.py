@@ -2,24 +2,18 @@
 
 import json
 
+import made_results
 import planted_mixtures
 import pytest
 
-from analysis.study.results import RESULTS_FORMAT
+from analysis.study.results import write_results
 from mscale.cli import main
 
 
 @pytest.fixture(scope="module")
 def laws(tmp_path_factory):
     path = tmp_path_factory.mktemp("results") / "laws.json"
-    results = planted_mixtures.results(0)
-    results |= {
-        "format": RESULTS_FORMAT,
-        "transfer": {"scale": None, "matrix": [], "predicted": {"cells": []}},
-        "crossover": {"table": [], "gaps": []},
-        "capacity": {"identified": False, "reason": "one K", "points": []},
-    }
-    path.write_text(json.dumps(results), encoding="utf-8")
+    write_results(planted_mixtures.results(0), path)
     return str(path)
 
 
@@ -78,12 +72,17 @@ def test_files_that_are_no_results_are_said_to_be_so(tmp_path, capsys):
     (tmp_path / "bad.json").write_text('{"a": 1}')
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "runs.csv").write_text("run,loss\n")
+    write_results(made_results.results(study={"title": 3}), tmp_path / "kind.json")
     for name, message in (
         ("bad.json", "not results of this mscale (format None, expected"),
         ("list.json", "not results of this mscale"),
         ("runs.csv", "expected the laws.json that `mscale fit` writes, found a .csv file"),
         ("none.json", "no such results of mscale fit"),
         (".", "laws.json: no such results"),
+        (
+            "kind.json",
+            "not what `mscale fit` writes (Expected `str`, got `int` - at `$.study.title`): run it again",
+        ),
     ):
         assert run("plan", "languages", "--target", "en", "--results", tmp_path / name) == 1
         assert message in capsys.readouterr().err

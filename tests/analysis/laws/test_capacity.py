@@ -18,9 +18,9 @@ EXPONENTS = {"phi": 0.11, "psi": -0.04, "alpha": 0.4527, "beta": 0.1471}
 
 def test_published_multipliers_follow_from_published_exponents():
     printed = published.published_expansion()
-    assert list(printed["r"]) == [2, 4, 8, 16]
+    assert list(printed["ratio"]) == [2, 4, 8, 16]
     for row in printed.itertuples():
-        found = expand.published_growth(row.r)
+        found = expand.published_growth(row.ratio)
         assert pytest.approx(row.N, abs=0.01) == found.N
         assert found.D_tot == pytest.approx(row.D_tot, abs=0.01)
     exponents = published.published_exponents()

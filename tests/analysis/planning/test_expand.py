@@ -1,3 +1,4 @@
+import made_results
 import numpy as np
 import pytest
 
@@ -25,17 +26,16 @@ def results():
         {"name": name, "estimate": value, "low": value, "high": value} for name, value in found.params.items()
     ]
     exponent = found.interval_of(lambda p: 1.0 + p.phi / p.alpha + p.psi / p.beta).iloc[0].to_dict()
-    return {
-        "level": 0.9,
-        "laws": {"capacity": {"fitted": True, "parameters": parameters}},
-        "fits": {"capacity": found.to_json()},
-        "capacity": {
+    return made_results.results(
+        laws={"capacity": {"fitted": True, "parameters": parameters}},
+        fits={"capacity": found.to_json()},
+        capacity={
             "identified": True,
             "exponents": {"C": exponent},
             "points": [{"K": k} for k in (1, 2, 4, 8)],
         },
-        "study": {"scales": [{"scale": f"{n:.3g}", "params": n} for n in sizes]},
-    }
+        study={"scales": [{"scale": f"{n:.3g}", "params": n} for n in sizes]},
+    )
 
 
 def true_loss(k, n, d):

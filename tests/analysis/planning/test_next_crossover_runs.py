@@ -2,14 +2,15 @@
 
 import dataclasses
 
+import made_results
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import brentq
 
-from analysis.crossover import crossover, gaussian_process
+from analysis.crossover import crossover
 from analysis.planning import answer as answer_
-from analysis.planning import next_crossover_runs, start
+from analysis.planning import gaussian_process, next_crossover_runs, start
 from analysis.planning.next_runs import next_runs
 from analysis.tables.observations import validate_observations
 from analysis.tables.records import records, to_json_value
@@ -65,18 +66,13 @@ def study(rng, tokens):
 
 def results_of(table):
     rows, _, _ = validate_observations(table)
-    return to_json_value(
-        {
-            "crossover": {
-                "table": records(crossover.crossovers(rows, draws=60)),
-                "gaps": records(crossover.gap_curves(rows, draws=60, points=20)),
-            },
-            "loss_curves": [],
-            "study": {
-                "scales": [{"scale": name, "params": size} for name, size in SIZES.items()],
-                "languages": ["aa", "bb"],
-            },
-        }
+    found = {
+        "table": records(crossover.crossovers(rows, draws=60)),
+        "gaps": records(crossover.gap_curves(rows, draws=60, points=20)),
+    }
+    scales = [{"scale": name, "params": size} for name, size in SIZES.items()]
+    return made_results.results(
+        crossover=to_json_value(found), study={"scales": scales, "languages": ["aa", "bb"]}
     )
 
 
@@ -218,9 +214,6 @@ def test_what_was_never_run_is_asked_for_and_what_makes_no_sense_is_refused():
     ):
         with pytest.raises(MscaleError, match=message):
             next_runs("start", results, **how)
-    older = {**results, "crossover": {"table": [{"language": "aa", "scale": "m"}], "gaps": []}}
-    with pytest.raises(MscaleError, match="made by an older mscale"):
-        next_runs("start", older, targets=["aa"])
 
 
 def test_start_answers_at_other_sizes_from_the_crossovers_that_there_are():

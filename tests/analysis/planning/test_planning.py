@@ -1,5 +1,7 @@
 """Answers to the questions of `mscale plan`."""
 
+import made_results
+import msgspec
 import numpy as np
 import pandas as pd
 import planted_mixtures
@@ -13,6 +15,7 @@ from analysis.planning import mixture as mixture_plan
 from analysis.planning.co_training import co_training
 from analysis.planning.mixture import best_mixture
 from analysis.planning.next_runs import BUDGET_SHARES, CandidateTrunk, next_runs, residual_slopes
+from analysis.report.findings import recommended_mixture
 from analysis.text import count
 from analysis.uncertainty.delta_method import covariance
 from analysis.validation import simulate
@@ -68,7 +71,7 @@ def test_refusals_say_what_is_missing():
     for flops, params in ((nan, None), (0, None), (1e15, -2)):
         with pytest.raises(MscaleError, match="plan languages: --.* expected a positive number"):
             co_training("a", planted_mixtures.results(0), flops, params)
-    unfitted = {"laws": {"atlas": {"fitted": False, "reason": "no exposure"}}}
+    unfitted = made_results.results(laws={"atlas": {"fitted": False, "reason": "no exposure"}})
     with pytest.raises(MscaleError, match="ATLAS law, which is not fitted: no exposure"):
         best_mixture(["a"], 1e14, unfitted)
     with pytest.raises(MscaleError, match="ATLAS law, which is not fitted: no exposure"):
@@ -77,9 +80,6 @@ def test_refusals_say_what_is_missing():
         next_runs("languages", unfitted, targets=["a"])
     with pytest.raises(MscaleError, match="no decision 'mixtures'; did you mean 'mixture'"):
         next_runs("mixtures", unfitted)
-    older = {"laws": {"atlas": {"fitted": True, "reason": ""}}}
-    with pytest.raises(MscaleError, match="run `mscale fit` again"):
-        best_mixture(["a"], 1e14, older)
 
 
 def test_a_study_comes_before_the_paper():
@@ -92,7 +92,7 @@ def test_a_study_comes_before_the_paper():
         "low": 0.1,
         "high": 0.3,
     }
-    results = {"transfer": {"scale": "s", "matrix": [{**row, "tau": 0.111}]}}
+    results = made_results.results(transfer={"scale": "s", "matrix": [{**row, "tau": 0.111}]})
     answer = languages_.source_languages("es", results)
     assert answer.rows[0]["source"] == "xx" and answer.basis == answer_.BASIS_STUDY
     assert any(other["basis"] == answer_.BASIS_PUBLISHED for other in answer.rows)
@@ -101,21 +101,18 @@ def test_a_study_comes_before_the_paper():
 def test_a_pair_that_never_reached_the_loss_is_said_to_score_at_most_its_bound():
     row = {"scale": "s", "target": "es", "source": "pt", "status": "bound", "bound": "at most", "tau": None}
     cells = [{**row, "score": -0.5, "low": None, "high": -0.2}]
-    results = {"transfer": {"scale": "s", "matrix": cells}}
+    results = made_results.results(transfer={"scale": "s", "matrix": cells})
     answer = languages_.source_languages("es", results)
     assert "No source is known to help es; the best is pt, at most −0.50." in answer.text
     # The paper's figure for a pair that the study ran stays out.
     assert [one["basis"] for one in answer.rows if one["source"] == "pt"] == [answer_.BASIS_STUDY]
-    early = languages_.source_languages(
-        "es", {"transfer": {"scale": "s", "matrix": [{**cells[0], "bound": "at least", "score": 0.4}]}}
-    )
+    results.transfer.matrix = [{**cells[0], "bound": "at least", "score": 0.4}]
+    early = languages_.source_languages("es", results)
     assert early.text.startswith("Train es with pt: score at least +0.40")
     # A measured score whose interval is open below is not known to help.
     open_ = {**cells[0], "status": "measured", "bound": "", "score": 0.1, "high": 0.4, "tau": 0.05}
-    assert (
-        "No source is known"
-        in languages_.source_languages("es", {"transfer": {"scale": "s", "matrix": [open_]}}).text
-    )
+    results.transfer.matrix = [open_]
+    assert "No source is known" in languages_.source_languages("es", results).text
 
 
 FLOPS = 6 * 3e5 * 1.2e7
@@ -201,22 +198,31 @@ def test_a_gain_smaller_than_the_misfit_of_the_law_is_not_sure(monkeypatch):
 
 def test_a_report_advises_the_best_mixture_or_a_usual_one_where_none_is_surely_better(monkeypatch):
     results = planted_mixtures.results(1)
-    found = mixture_plan.advice(results)
-    assert found["sure"] == "likely" and found["rates"][0]["language"] in found["text"]
-    largest = max(6 * row["params"] * row["tokens"] for row in results["fit_points"])
-    assert found["flops"] == largest and sum(row["rate"] for row in found["rates"]) == pytest.approx(
-        1, abs=0.02
-    )
+    largest = max(6 * row["params"] * row["tokens"] for row in results.fit_points)
+
+    def advice(results):
+        return mixture_plan.advice(results.fits["atlas"], results.study, largest, results.level)
+
+    def said(results, found):
+        return recommended_mixture(msgspec.structs.replace(results, mixture=found))[0]
+
+    found = advice(results)
+    assert found.better and found.flops == largest
+    assert said(results, found)["sure"] == "likely"
+    assert f"tokens of {found.rates[0]['language']} " in said(results, found)["text"]
+    assert sum(row["rate"] for row in found.rates) == pytest.approx(1, abs=0.02)
     asked = best_mixture(list("abcd"), largest, results)
     rates = {row["language"]: row["rate"] for row in asked.rows}
-    assert all(row["rate"] == pytest.approx(rates[row["language"]], abs=0.05) for row in found["rates"])
+    assert all(row["rate"] == pytest.approx(rates[row["language"]], abs=0.05) for row in found.rates)
     monkeypatch.setattr(mixture_plan, "misfit", lambda fit: 1.0)
-    careful = mixture_plan.advice(results)
-    assert careful["sure"] == "unclear" and "is not surely better" in careful["text"]
-    usual = min(careful["compared"][1:], key=lambda row: row["worse_by"])
-    assert f"mixed as usual ({usual['mixture']})" in careful["text"]
-    assert "run at one size alone" in mixture_plan.advice(planted_mixtures.results(0, lone="d"))["reason"]
-    assert "not fitted" in mixture_plan.advice({**results, "laws": {"atlas": {"fitted": False}}})["reason"]
+    careful = advice(results)
+    text = said(results, careful)["text"]
+    assert said(results, careful)["sure"] == "unclear" and "is not surely better" in text
+    usual = min(careful.compared[1:], key=lambda row: row["worse_by"])
+    assert f"mixed as usual ({usual['mixture']})" in text
+    lone = planted_mixtures.results(0, lone="d")
+    assert "run at one size alone" in advice(lone).reason
+    assert "No mixture is recommended: d: run at one size" in said(lone, advice(lone))["text"]
 
 
 def test_sources_help_once_ones_own_text_is_exhausted():
@@ -245,7 +251,7 @@ def test_the_uncertainty_after_a_run_is_that_of_a_fit_with_its_rows_added():
     found = planted_mixtures.fitted(0)
     row = next_runs("languages", planted_mixtures.results(0), targets=["a"], runs=1).rows[0]
     languages, scale = row["run"].split(" at ")
-    params = {one["scale"]: one["params"] for one in planted_mixtures.results(0)["study"]["scales"]}[scale]
+    params = {one["scale"]: one["params"] for one in planted_mixtures.results(0).study.scales}[scale]
     run = CandidateTrunk(tuple(languages.split("+")), scale, params, row["tokens"])
     slopes = residual_slopes(found, run, planted_mixtures.UNIQUE)
     assert slopes.shape == (len(run.languages) * len(BUDGET_SHARES), len(found.theta))
@@ -321,7 +327,7 @@ def crossing(status="measured", bound="", tokens=2e6):
         for x, g in ((1e6, 0.1), (2e6, 0.0), (4e6, -0.02))
     ]
     scales = [{"scale": "s", "params": 1e5}]
-    return {"crossover": {"table": [row], "gaps": gaps}, "study": {"scales": scales}}
+    return made_results.results(crossover={"table": [row], "gaps": gaps}, study={"scales": scales})
 
 
 def test_start_says_how_close_the_call_is():
@@ -348,17 +354,13 @@ def test_start_says_how_close_the_call_is():
 
 
 def test_predicted_pairs_are_flagged_and_generated_languages_are_not_the_papers():
-    results = {
-        "transfer": {
-            "scale": "s",
-            "matrix": [],
-            "predicted": {"cells": [{"target": "es", "source": "zz", "score": 0.3, "low": 0.1, "high": 0.5}]},
-        },
-        "truth": {"languages": {}},
-    }
+    cell = {"target": "es", "source": "zz", "score": 0.3, "low": 0.1, "high": 0.5}
+    results = made_results.results(
+        transfer={"scale": "s", "predicted": {"cells": [cell]}}, truth={"languages": {}}
+    )
     answer = languages_.source_languages("es", results)
     assert [row["source"] for row in answer.rows] == ["zz"] and answer.basis == answer_.BASIS_PREDICTED
-    answer = languages_.source_languages("es", {**results, "truth": None})
+    answer = languages_.source_languages("es", msgspec.structs.replace(results, truth=None))
     assert answer.rows[0]["basis"] == answer_.BASIS_PREDICTED and answer.rows[1]["source"] == "pt"
     with pytest.raises(MscaleError, match="no transfer score for 'pt'"):
         languages_.source_languages("pt", results)
@@ -368,7 +370,8 @@ def test_sources_that_share_one_tau_are_said_to_count_alike():
     rows, exposure = planted_mixtures.design()
     how = {"exposure": exposure, "sources": {name: ["a"] for name in "bcd"} | {"a": ["b"]}}
     study = simulate.draw_observations("atlas", rows, planted_mixtures.planted(0), seed=1, **how)
-    results = {**planted_mixtures.results(0), "fits": {"atlas": fit("atlas", study, **how).to_json()}}
+    results = planted_mixtures.results(0)
+    results.fits = {"atlas": fit("atlas", study, **how).to_json()}
     answer = co_training("c", results, FLOPS)
     assert any("no τ of their own of b, d: they count alike" in reason for reason in answer.reasons)
 

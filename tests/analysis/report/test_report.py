@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +16,7 @@ from rich.console import Console
 from analysis.report import findings, report
 from analysis.report.findings import headlines, recommendations
 from analysis.report.report import analyse
-from analysis.study.results import main_matrix
+from analysis.study.results import main_matrix, read_results, write_results
 from analysis.study.transfer import published_comparison
 from analysis.tables.published import published_transfer
 from analysis.validation import planted_study
@@ -58,17 +59,20 @@ class Elements(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_results_survive_json_and_draw_the_same_page(results, page):
-    again = json.loads(json.dumps(results, allow_nan=False))
+def test_results_survive_json_and_draw_the_same_page(results, page, tmp_path):
+    write_results(results, tmp_path / "laws.json")
+    again = read_results(tmp_path)
     assert again == results
     assert report.render_page(again) == page
 
 
-def test_results_of_another_version_are_refused(results):
-    with pytest.raises(
-        MscaleError, match=f"format 1, this mscale draws {report.RESULTS_FORMAT}: run `mscale fit` again"
-    ):
-        report.render_page({**results, "format": 1})
+def test_results_of_another_version_are_refused(results, tmp_path):
+    for version in (1, 3, 5):
+        write_results(msgspec.structs.replace(results, format=version), tmp_path / "laws.json")
+        with pytest.raises(
+            MscaleError, match=f"laws.json: .* \\(format {version}, expected 4\\): run `mscale fit` again"
+        ):
+            read_results(tmp_path)
 
 
 def test_the_page_is_whole_and_needs_no_network(results, page):
@@ -113,28 +117,28 @@ def test_every_figure_has_a_place_data_and_panels(results, page):
 
 def test_relative_losses_are_the_losses_over_those_of_one_language(results, page):
     figures = report.draw_figures(results)
-    data, lines = figures["relative-loss"].data, pd.DataFrame(results["capacity"]["lines"])
+    data, lines = figures["relative-loss"].data, pd.DataFrame(results.capacity.lines)
     assert len(data) > 3 and (data["relative"] > 0).all()
     for row in data.to_dict("records"):
-        points = pd.DataFrame(results["capacity"]["points"])
+        points = pd.DataFrame(results.capacity.points)
         points = points[(points["scale"] == row["size"]) & (points["K"] == row["K"])]
         assert points["loss"].min() - 1e-9 <= row["loss"] <= points["loss"].max() + 1e-9
         alone = row["loss"] / (1 + row["relative"])
         one = lines[(lines["scale"] == row["size"]) & (lines["K"] == 1)]["loss"]
         assert one.min() - 1e-9 <= alone <= one.max() + 1e-9
-    ks = [point["K"] for point in results["capacity"]["points"]]
+    ks = [point["K"] for point in results.capacity.points]
     assert f"Mixtures of {min(ks)} to {max(ks)} languages were run" in page
 
 
 def test_the_published_matrix_stands_beside_with_its_correlation(results):
     changed = copy.deepcopy(results)
     natural = dict(zip(planted_study.LANGUAGES, ("en", "es", "iw", "ru", "fr", "zh"), strict=True))
-    transfer = changed["transfer"]
-    transfer["scale"] = "nano2"
-    for row in transfer["matrix"]:
+    transfer = changed.transfer
+    transfer.scale = "nano2"
+    for row in transfer.matrix:
         row["target"], row["source"] = natural[row["target"]], natural[row["source"]]
     mine = pd.DataFrame(main_matrix(changed))
-    transfer["published"] = found = published_comparison(mine, 0.9)
+    transfer.published = found = published_comparison(mine, 0.9)
     paper = published_transfer().set_index(["target", "source"])["score"]
     measured = mine[mine["status"] == "measured"].replace({"iw": "he"})
     pairs = [
@@ -158,7 +162,7 @@ def test_markup_in_names_is_escaped(page):
 
 
 def test_planted_truths_are_found_and_said(results):
-    parameters = {row["name"]: row for row in results["laws"]["atlas"]["parameters"]}
+    parameters = {row["name"]: row for row in results.laws["atlas"].parameters}
     for name, truth, slack in (
         ("alpha", planted_study.TRUE_ALPHA, 0.05),
         ("beta", planted_study.TRUE_BETA, 0.05),
@@ -168,23 +172,19 @@ def test_planted_truths_are_found_and_said(results):
         assert row["identified"] and row["low"] - slack <= truth <= row["high"] + slack
         assert row["high"] - row["low"] < 4 * slack
     # Two languages at three sizes are too few runs for Chinchilla: it is refused, and the page says why.
-    assert not results["laws"]["chinchilla"]["fitted"] and "groups" in results["laws"]["chinchilla"]["reason"]
+    assert not results.laws["chinchilla"].fitted and "groups" in results.laws["chinchilla"].reason
     best = max(
-        (
-            row
-            for row in results["transfer"]["matrix"]
-            if row["scale"] == "nano2" and row["status"] == "measured"
-        ),
+        (row for row in results.transfer.matrix if row["scale"] == "nano2" and row["status"] == "measured"),
         key=lambda row: row["score"],
     )
     assert {best["target"], best["source"]} == {"aka", "abo"}
-    texts = " ".join(item["text"] for item in results["headlines"])
+    texts = " ".join(item["text"] for item in headlines(results))
     assert "aka" in texts and "overtakes" in texts and "Spearman" in texts
-    assert {item["sure"] for item in results["headlines"]} <= {"clear", "likely", "unclear", "not identified"}
-    heldout = {(row["law"], row["split"]): row["r2"] for row in results["heldout"]}
+    assert {item["sure"] for item in headlines(results)} <= {"clear", "likely", "unclear", "not identified"}
+    heldout = {(row["law"], row["split"]): row["r2"] for row in results.heldout}
     assert heldout["ATLAS, + D_other", "R2"] > heldout["Chinchilla", "R2"]
-    groups = {item["group"]: item for item in results["recommendations"]}
-    assert "FLOPs of the largest run" in groups["Which mixture"]["text"] or results["mixture"]["reason"]
+    groups = {item["group"]: item for item in recommendations(results)}
+    assert "FLOPs of the largest run" in groups["Which mixture"]["text"] or results.mixture.reason
 
 
 def test_a_law_that_misses_by_far_more_than_runs_differ_is_not_called_clear(results):
@@ -193,7 +193,7 @@ def test_a_law_that_misses_by_far_more_than_runs_differ_is_not_called_clear(resu
 
     def missing_by(nats):
         changed = copy.deepcopy(results)
-        for number, row in enumerate(changed["fit_points"]):
+        for number, row in enumerate(changed.fit_points):
             row["predicted"] = row["observed"] + (nats if number % 2 else -nats)
         return changed
 
@@ -203,13 +203,13 @@ def test_a_law_that_misses_by_far_more_than_runs_differ_is_not_called_clear(resu
     law = next(item for item in headlines(off) if item["title"] == "The law")
     assert "misses the losses by 0.100 nats" in law["text"] and law["sure"] != "clear"
     assert "misses the losses by 0.100 nats" in report.render_page(off, "")
-    off["transfer"]["noise"]["end"]["repeated_runs"] = 0  # how runs differ is only assumed then
+    off.transfer.noise["end"]["repeated_runs"] = 0  # how runs differ is only assumed then
     assert not findings.misfit_warning(off, "atlas")
 
 
 def test_symmetry_alone_is_as_sure_as_its_own_p(results):
     alone = copy.deepcopy(results)
-    statistics = alone["transfer"]["statistics"]
+    statistics = alone.transfer.statistics
     statistics["family"] = statistics["script"] = None
     for p, sure in ((0.001, "clear"), (0.03, "likely"), (0.4, "unclear")):
         statistics["symmetry"] |= {"p": p, "low": 0.1, "high": 0.9, "correlation": 0.5}
@@ -222,9 +222,9 @@ def test_what_atlas_gains_is_credited_to_what_the_study_has(results):
 
     def said(own, kinds):
         changed = copy.deepcopy(results)
-        changed["study"]["cells"] = [{"kind": kind} for kind in kinds]
+        changed.study.cells = [{"kind": kind} for kind in kinds]
         scores = {"Chinchilla": 0.90, "ATLAS, D_t only": own, "ATLAS, + D_other": 0.99, "ATLAS, + K_t": 0.99}
-        changed["heldout"] = [
+        changed.heldout = [
             {"law": law, "split": "R2", "r2": r2, "difference": r2 - 0.9, "difference_low": r2 - 0.92,
              "difference_high": r2 - 0.88}
             for law, r2 in scores.items()
@@ -243,23 +243,23 @@ def test_what_atlas_gains_is_credited_to_what_the_study_has(results):
 
 def test_where_every_pair_was_run_nothing_is_said_to_be_unpredicted(results):
     changed = copy.deepcopy(results)
-    changed["transfer"]["predicted"] = {"cells": [], "reason": "held-out pairs are predicted no better"}
+    changed.transfer.predicted = {"cells": [], "reason": "held-out pairs are predicted no better"}
     assert "No pair is predicted: held-out pairs are" in report.render_page(changed)
-    changed["transfer"]["matrix"] = [row for row in main_matrix(changed) if row["status"] != "missing"]
+    changed.transfer.matrix = [row for row in main_matrix(changed) if row["status"] != "missing"]
     assert "No pair is predicted" not in report.render_page(changed)
 
 
 def test_a_p_that_so_few_languages_cannot_better_says_so(results):
     changed = copy.deepcopy(results)
-    effect = changed["transfer"]["statistics"]["family"]
+    effect = changed.transfer.statistics["family"]
     for p, smallest, said in ((0.0667, 0.0667, True), (0.3, 0.0667, False), (0.002, 0.002, False)):
-        changed["transfer"]["statistics"]["family"] = {**effect, "p": p, "smallest_p": smallest}
+        changed.transfer.statistics["family"] = {**effect, "p": p, "smallest_p": smallest}
         text = next(item["text"] for item in headlines(changed) if item["title"] == "Kinship")
         assert ("the least that so few languages can give" in text.split(";")[0]) == said
 
 
 def test_what_failed_is_reported(results, page):
-    assert any("r9" in item["what"] and "diverged" in item["why"] for item in results["exclusions"])
+    assert any("r9" in item["what"] and "diverged" in item["why"] for item in results.exclusions)
     assert "diverged" in page
 
 
@@ -270,8 +270,8 @@ def test_a_study_that_identifies_nothing_says_so_and_prints_no_number():
         for tokens, phase in ((1e5, "stable"), (2e5, "stable"), (2e5 + 1, "end"))
     ]  # fmt: skip
     results = analyse(pd.DataFrame(rows), None)
-    assert not any(law["fitted"] for law in results["laws"].values())
-    assert all(item["sure"] == "not identified" for item in results["headlines"])
+    assert not any(law.fitted for law in results.laws.values())
+    assert all(item["sure"] == "not identified" for item in headlines(results))
     page = report.render_page(results)
     assert "is not fitted" in page and "No transfer matrix" in page
     assert "No R² on held-out runs is given: no law is fitted." in page
@@ -289,16 +289,16 @@ def test_a_matrix_of_38_languages_stays_within_bounds(results):
     """As many languages as the published matrix: all ordered pairs with their curves take at most 5 MB and 10 s."""
     names = [f"{a}{b}" for a in "abcdefg" for b in "abcdefg"][:38]
     changed = copy.deepcopy(results)
-    transfer = changed["transfer"]
-    curve = [row for row in transfer["curves"] if row["status"] == "measured"]
+    transfer = changed.transfer
+    curve = [row for row in transfer.curves if row["status"] == "measured"]
     cell = next(row for row in main_matrix(changed) if row["status"] == "measured")
     pairs = [{"target": t, "source": s} for t in names for s in names if t != s]
-    transfer["matrix"] = [cell | pair for pair in pairs]
-    transfer["units"] = {"bytes": transfer["matrix"], "content": transfer["matrix"]}
-    transfer["curves"] = [row | pair for pair in pairs for row in (curve * 24)[:24]]
+    transfer.matrix = [cell | pair for pair in pairs]
+    transfer.units = {"bytes": transfer.matrix, "content": transfer.matrix}
+    transfer.curves = [row | pair for pair in pairs for row in (curve * 24)[:24]]
     began = time.process_time()
     page = report.render_page(changed)
-    assert len(transfer["curves"]) > 33_000 and len(page.encode()) < 5e6
+    assert len(transfer.curves) > 33_000 and len(page.encode()) < 5e6
     assert time.process_time() - began < 10
 
 
@@ -363,9 +363,9 @@ EXERCISE = """
 def with_predictions(results):
     """The results with predictions for the missing pairs, and with scores per byte that are half those per token."""
     changed = copy.deepcopy(results)
-    transfer = changed["transfer"]
+    transfer = changed.transfer
     missing = [row for row in main_matrix(changed) if row["status"] == "missing"]
-    transfer["predicted"] = {
+    transfer.predicted = {
         "cells": [
             {"target": row["target"], "source": row["source"], "score": 0.2, "low": 0.0, "high": 0.4,
              "status": "predicted"}
@@ -375,7 +375,7 @@ def with_predictions(results):
         "r2": 0.5, "r2_low": 0.2, "r2_high": 0.8, "spearman": 0.6, "pairs": 9, "ablation": [], "gains": [],
         "importance": {},
     }  # fmt: skip
-    for row in transfer["units"]["bytes"]:
+    for row in transfer.units["bytes"]:
         row["score"] = row["score"] and row["score"] / 2
     return changed
 
@@ -410,7 +410,7 @@ def test_in_a_browser_it_draws_without_errors_or_network_and_its_controls_work(r
     assert found["sorted"] and found["counted"] and found["language"]
     head, *lines = found["csv"].strip().splitlines()
     assert head.startswith("scale,target,source,d,score") and len(lines) == 30
-    assert sum(",predicted," in line for line in lines) == len(results["transfer"]["predicted"]["cells"]) > 0
+    assert sum(",predicted," in line for line in lines) == len(results.transfer.predicted["cells"]) > 0
     assert sorted(found["svg"]) == ["loss-curves.svg", "transfer-matrix.svg"]
     # In tokens every predicted cell is hatched; a prediction is not carried over to bytes.
-    assert found["hatched"] == [len(results["transfer"]["predicted"]["cells"]), 0]
+    assert found["hatched"] == [len(results.transfer.predicted["cells"]), 0]

@@ -83,5 +83,5 @@ def test_a_table_whose_laws_have_fifty_parameters_is_analysed():
     ]
     observations, _, _ = validate_observations(pd.DataFrame(rows))
     results = analyse(observations, None)
-    assert results["laws"]["chinchilla"]["fitted"]
-    assert "rates" in results["mixture"] or results["mixture"]["reason"]
+    assert results.laws["chinchilla"].fitted
+    assert results.mixture.rates or results.mixture.reason

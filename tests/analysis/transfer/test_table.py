@@ -199,6 +199,7 @@ def test_bad_tables_are_refused_and_no_file_is_written(tmp_path, capsys, curves,
 
 
 def test_headlines_of_such_curves_word_open_ends(curves):
+    from analysis.report.findings import headlines
     from analysis.report.report import analyse
 
     # Short pairs leave intervals open; the crossover has one too, its curves being of 1B parameters alike.
@@ -206,9 +207,9 @@ def test_headlines_of_such_curves_word_open_ends(curves):
     continued["loss"] = continued["loss"] - 0.02 + 0.012 * np.log(continued["tokens"] / 4e9)
     table = pd.concat([curves[curves["tokens"] < 5e10].assign(init="scratch"), continued])
     results = analyse(table, splits=())
-    cells = results["transfer"]["matrix"]
+    cells = results.transfer.matrix
     assert any(row["status"] == "measured" and row["low"] is None for row in cells)
-    output = " ".join(item["text"] for item in results["headlines"])
+    output = " ".join(item["text"] for item in headlines(results))
     assert "nan" not in output and "overtakes" in output
 
 

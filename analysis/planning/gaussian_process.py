@@ -14,6 +14,7 @@ import numpy as np
 
 from analysis.crossover import crossover
 from analysis.gaussian import posterior
+from analysis.study.results import Results
 from mscale.errors import MscaleError, nearest
 
 # Prior standard deviations in log tokens: of the level (nearly flat), the exponent of N, languages (0.27 among the
@@ -58,21 +59,17 @@ class CrossoverCell:
         return self.run_variance * (1 / self.runs[0] + 1 / self.runs[1]) / 2
 
 
-def crossover_cells(
-    results: Mapping[str, Any], target: str, scales: Mapping[str, float]
-) -> list[CrossoverCell]:
+def crossover_cells(results: Results, target: str, scales: Mapping[str, float]) -> list[CrossoverCell]:
     """The study's crossovers, and cells without one for the target at the other sizes in `scales` ({name: params}).
 
     Raises:
-      MscaleError: the study lacks the target, or the results are of an older version.
+      MscaleError: the study lacks the target.
     """
-    table = results["crossover"]["table"]
-    known = results["study"]["languages"]
+    table = results.crossover.table
+    known = results.study.languages
     if target not in known:
         raise MscaleError(f"the study has no language {target!r}{nearest(target, known)}")
-    if table and "scratch_runs" not in table[0]:
-        raise MscaleError("these results were made by an older mscale; run `mscale fit` again")
-    gap_curves = _gap_curves_by_cell(results["crossover"].get("gaps", ()))
+    gap_curves = _gap_curves_by_cell(results.crossover.gaps)
     found: dict[tuple[str, str], CrossoverCell] = {}
     for row in table:
         key = (row["language"], str(row["scale"]))
@@ -83,7 +80,7 @@ def crossover_cells(
     for scale, size in scales.items():
         tokens = [
             float(point["tokens"])
-            for point in results["loss_curves"]
+            for point in results.loss_curves
             if (point["kind"], str(point["scale"]), point["language"]) == ("alone", scale, target)
         ]
         runs, last_tokens = (int(bool(tokens)), 0), (max(tokens, default=0.0), 0.0)
@@ -151,13 +148,13 @@ def _prior(cells: Sequence[CrossoverCell]) -> tuple[np.ndarray, np.ndarray]:
     return np.log(crossover.PUBLISHED_POWER_LAW.tokens(np.exp(log_size))), covariance
 
 
-def crossover_interval(results: Mapping[str, Any], target: str, params: float) -> tuple[float, float] | None:
+def crossover_interval(results: Results, target: str, params: float) -> tuple[float, float] | None:
     """The 90% interval of the target's crossover in tokens at N = `params`; None if the study measured no crossover."""
-    if target not in results["study"].get("languages", ()):
+    if target not in results.study.languages:
         return None
-    if not any(row["status"] == "measured" for row in results["crossover"]["table"]):
+    if not any(row["status"] == "measured" for row in results.crossover.table):
         return None
-    sizes = {str(one["scale"]): float(one["params"]) for one in results["study"]["scales"]}
+    sizes = {str(one["scale"]): float(one["params"]) for one in results.study.scales}
     unobserved = CrossoverCell(target, "asked", params, "missing", (0, 0), (0.0, 0.0), None, 0.0)
     mean, variance = crossover_posterior([*crossover_cells(results, target, sizes), unobserved], unobserved)
     low, high = (float(np.exp(mean + sign * Z90 * np.sqrt(variance))) for sign in (-1, 1))
