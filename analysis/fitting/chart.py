@@ -5,13 +5,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.fitting.compute_optimal import UNIQUE_TOKENS
-from analysis.fitting.fit_like import FitLike
+from analysis.uncertainty.fitted import FittedLaw
 
 _MAX_CURVES = 6  # values of N with a curve, in each panel
 _MAX_PANELS = 12  # levels with a panel
 
 
-def fit_chart(fit: FitLike) -> alt.TopLevelMixin:
+def fit_chart(fit: FittedLaw) -> alt.TopLevelMixin:
     """Loss against D with a curve for each N where the law has an optimum, else predicted against observed values."""
     data = pd.DataFrame({**fit.problem.x, "observed": fit.problem.y, "level": fit.level})
     data["predicted"] = fit.problem.predict(fit.theta[None])[0]
@@ -44,7 +44,7 @@ def fit_chart(fit: FitLike) -> alt.TopLevelMixin:
     return layered.facet(alt.Facet("level:N", title=fit.per), columns=3).properties(title=title)
 
 
-def _curves(fit: FitLike, size: str, tokens: str) -> pd.DataFrame:
+def _curves(fit: FittedLaw, size: str, tokens: str) -> pd.DataFrame:
     """The law along D at sizes that were run; other variables at their smallest observed value, no repeated data."""
     parts = []
     for number, level in enumerate(fit.levels[:_MAX_PANELS]):
@@ -62,7 +62,7 @@ def _curves(fit: FitLike, size: str, tokens: str) -> pd.DataFrame:
 
 
 def _predicted_against_observed(
-    data: pd.DataFrame, fit: FitLike, title: alt.TitleParams
+    data: pd.DataFrame, fit: FittedLaw, title: alt.TitleParams
 ) -> alt.TopLevelMixin:
     """Observed against predicted values, with the diagonal."""
     ends = [

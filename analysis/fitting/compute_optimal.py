@@ -12,15 +12,15 @@ import numpy as np
 import pandas as pd
 
 from analysis.estimation.quantities import Derived
-from analysis.fitting.fit_like import FitLike
 from analysis.laws.law import Predict
+from analysis.uncertainty.fitted import FittedLaw
 from mscale.errors import MscaleError
 from mscale.scales import training_flops
 
 UNIQUE_TOKENS = ("U", "U_t")  # variables for unique tokens: equal to D (nothing repeats) unless given
 
 
-def compute_optimal(fit: FitLike, C: Any, level: float | None, at: Mapping[str, float]) -> pd.DataFrame:
+def compute_optimal(fit: FittedLaw, C: Any, level: float | None, at: Mapping[str, float]) -> pd.DataFrame:
     """A row for each level of the fit and each C, with columns C, N, D, loss and in_range.
 
     Args:
@@ -78,7 +78,7 @@ def compute_optimal(fit: FitLike, C: Any, level: float | None, at: Mapping[str, 
     return pd.concat(frames, ignore_index=True)
 
 
-def compute_optimal_exponent(fit: FitLike, level: float) -> pd.DataFrame:
+def compute_optimal_exponent(fit: FittedLaw, level: float) -> pd.DataFrame:
     """ω of N* ∝ C^ω, a row for each level of the fit: estimate, low, high."""
     _trade(fit)
     return fit.interval_of(omega, level)
@@ -89,7 +89,7 @@ def omega(p: Any) -> Any:
     return p.beta / (p.alpha + p.beta)
 
 
-def _trade(fit: FitLike) -> tuple[str, str, Predict]:
+def _trade(fit: FittedLaw) -> tuple[str, str, Predict]:
     """The law's variables N and D, and its `trade`; raises MscaleError where it has none."""
     if fit.law.optimum is None or fit.law.trade is None:
         raise MscaleError(

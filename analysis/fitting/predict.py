@@ -8,13 +8,13 @@ import pandas as pd
 
 from analysis.estimation import rows
 from analysis.estimation.quantities import Derived
-from analysis.fitting.fit_like import FitLike
 from analysis.laws import registry
+from analysis.uncertainty.fitted import FittedLaw
 from mscale.errors import MscaleError
 
 
 def predict_rows(
-    fit: FitLike, table: Any, level: float | None, exposure: pd.DataFrame | None
+    fit: FittedLaw, table: Any, level: float | None, exposure: pd.DataFrame | None
 ) -> pd.DataFrame:
     """Columns prediction, in_range and (with `level`) low and high; NaN where the law's constraint is violated.
 
@@ -35,7 +35,7 @@ def predict_rows(
     return result
 
 
-def _interval(fit: FitLike, cell: int, x: Mapping, estimate: np.ndarray, level: float) -> np.ndarray:
+def _interval(fit: FittedLaw, cell: int, x: Mapping, estimate: np.ndarray, level: float) -> np.ndarray:
     """(rows, 2): low and high of the predictions at x, given the predictions; identical rows are computed once."""
     ends = np.full((len(estimate), 2), np.nan)
     known = np.flatnonzero(np.isfinite(estimate))
@@ -49,7 +49,7 @@ def _interval(fit: FitLike, cell: int, x: Mapping, estimate: np.ndarray, level: 
     return ends
 
 
-def _in_range(fit: FitLike, x: Mapping[str, np.ndarray]) -> np.ndarray:
+def _in_range(fit: FittedLaw, x: Mapping[str, np.ndarray]) -> np.ndarray:
     """Whether every variable of a row lies within the fitted rows' range, to 0.1%."""
     inside = np.ones(len(next(iter(x.values()))), bool)
     for name, values in x.items():
@@ -58,7 +58,7 @@ def _in_range(fit: FitLike, x: Mapping[str, np.ndarray]) -> np.ndarray:
     return inside
 
 
-def _inputs(fit: FitLike, table: pd.DataFrame, exposure: pd.DataFrame | None) -> tuple[dict, np.ndarray]:
+def _inputs(fit: FittedLaw, table: pd.DataFrame, exposure: pd.DataFrame | None) -> tuple[dict, np.ndarray]:
     """The variables of the law for each row, {name: (n,)}, and the index of the row's level in `fit.levels`, (n,)."""
     law = fit.law
     if law.name == "atlas" and exposure is not None:
@@ -82,7 +82,7 @@ def _inputs(fit: FitLike, table: pd.DataFrame, exposure: pd.DataFrame | None) ->
     return x, _cells(fit, table)
 
 
-def _cells(fit: FitLike, table: pd.DataFrame) -> np.ndarray:
+def _cells(fit: FittedLaw, table: pd.DataFrame) -> np.ndarray:
     """The index of each row's level in `fit.levels`."""
     levels = fit.levels
     if fit.per is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from analysis.estimation.problem import Problem
 from analysis.estimation.quantities import Derived, Linear, Quantity
 from analysis.fitting import compute_optimal as optimum
 from analysis.fitting import predict as prediction
-from analysis.laws.law import Law, Parameter
+from analysis.laws.law import Law
 from analysis.uncertainty import bootstrap, identifiability, profile
 from mscale.errors import MscaleError
 
@@ -64,34 +65,30 @@ class Fit:
         """Estimates in the paper's units; contributions at the geometric means as "A_mean"."""
         return pd.Series(self.natural(self.theta[None])[0], index=self._natural_names())
 
-    def _places(self) -> list[tuple[int, int, int]]:
-        """(parameter, cell, local index) of every fitted parameter, at its first appearance."""
-        found: dict[int, tuple[int, int, int]] = {}
-        for number, cell in enumerate(self.problem.cells):
-            for local in range(len(cell.selection)):
-                (at,) = (
-                    np.nonzero(cell.selection[local]) if cell.selection[local].any() else (np.empty(0, int),)
-                )
-                if len(at) == 1 and cell.selection[local, at[0]] == 1.0 and int(at[0]) not in found:
-                    found[int(at[0])] = (int(at[0]), number, local)
-        return [found[index] for index in sorted(found)]
+    @functools.cached_property
+    def _places(self) -> list[tuple[int, int]]:
+        """Of every fitted parameter, the first cell that has it, and which of the law's parameters it is there."""
+        selections = np.stack([cell.selection for cell in self.problem.cells])
+        alone = (selections == 1.0) & (np.count_nonzero(selections, axis=2) == 1)[:, :, None]
+        first = alone.reshape(-1, len(self.theta)).argmax(axis=0)
+        return [divmod(int(at), selections.shape[1]) for at in first]
+
+    @functools.cached_property
+    def _with_reference(self) -> np.ndarray:
+        """Indices of the fitted parameters that have a reference point."""
+        return np.flatnonzero([bool(q.reference) for q in self.problem.fitted_parameters])
 
     def _natural_names(self) -> list[str]:
-        plain = [self.names[index] for index, _, _ in self._places()]
-        which = self.problem.fitted_parameters
-        means = [with_mean(name) for name, q in zip(self.names, which, strict=True) if q.reference]
-        return plain + means
+        return [*self.names, *(_with_mean(self.names[index]) for index in self._with_reference)]
 
     def natural(self, theta: np.ndarray) -> np.ndarray:
         """Parameter vectors theta (B, P) of the fitted scale in the units and order of `params`, (B, len(params))."""
-        columns = []
-        for _, number, local in self._places():
-            values = self.problem.natural(self.problem.cells[number].values(theta))
-            columns.append(values[:, local])
-        for index, q in enumerate(self.problem.fitted_parameters):
-            if q.reference:
-                columns.append(np.exp(theta[:, index]) if q.log else theta[:, index])
-        return np.stack(columns, axis=1)
+        cells = [self.problem.natural(cell.values(theta)) for cell in self.problem.cells]
+        contributions = theta[:, self._with_reference]
+        logs = [self.problem.fitted_parameters[index].log for index in self._with_reference]
+        contributions = np.where(logs, np.exp(contributions), contributions)
+        values = np.stack([cells[number][:, local] for number, local in self._places], axis=1)
+        return np.concatenate([values, contributions], axis=1)
 
     # Uncertainty -------------------------------------------------------------------------------------------
 
@@ -141,21 +138,22 @@ class Fit:
         Rows "A_mean" are contributions at the geometric means, rows "A" the paper's constants.
         """
         low, high = self._limits(level)
-        reasons = self.identification(level)
-        which: tuple[Parameter, ...] = self.problem.fitted_parameters
-        constants = [name for name, q in zip(self.names, which, strict=True) if q.reference]
+        reasons, fitted, references = (
+            self.identification(level),
+            self.problem.fitted_parameters,
+            self._with_reference,
+        )
+        P = len(fitted)
+        limit = np.arange(P)
+        limit[references] = P + np.arange(len(references))
         records = {}
-        for name, value in self.params.items():
-            base = without_mean(str(name))
-            index = self.names.index(base)
-            q = which[index]
-            of_paper = bool(q.reference) and base == name
-            at = len(self.names) + constants.index(base) if of_paper else index
-            ends = (low[at], high[at])
-            ends = (float(np.exp(ends[0])), float(np.exp(ends[1]))) if q.log else ends
-            ends = (max(ends[0], 0.0), ends[1]) if q.bounds[0] == 0 else ends
-            reason = reasons.get(base, "")
-            records[name] = (value, *ends, reason == "", reason, "" if of_paper else q.unit)
+        rows = zip(self.params.items(), [*range(P), *references], [*limit, *references], strict=True)
+        for (name, value), index, at in rows:
+            q, reason = fitted[index], reasons.get(self.names[index], "")
+            ends = np.array([low[at], high[at]])
+            ends = np.exp(ends) if q.log else ends
+            ends[0] = max(ends[0], 0.0) if q.bounds[0] == 0 else ends[0]
+            records[name] = (value, *ends.tolist(), reason == "", reason, q.unit if at < P else "")
         columns = ["estimate", "low", "high", "identified", "reason", "unit"]
         return pd.DataFrame.from_dict(records, orient="index", columns=columns)
 
@@ -188,12 +186,11 @@ class Fit:
     def parameters_and_constants(self) -> Linear:
         """The P parameters in the fitted scale, then log A in the paper's units of every A that has a reference."""
         rows, offset = [*np.eye(len(self.names))], [0.0] * len(self.names)
-        which = self.problem.fitted_parameters
-        for index, number, local in self._places():
-            if which[index].reference:
-                cell, shift = self.problem.cells[number], self.problem.shift[local]
-                rows.append(cell.selection[local] + shift @ cell.selection)
-                offset.append(cell.offset[local] + shift @ cell.offset)
+        for index in self._with_reference:
+            number, local = self._places[index]
+            cell, shift = self.problem.cells[number], self.problem.shift[local]
+            rows.append(cell.selection[local] + shift @ cell.selection)
+            offset.append(cell.offset[local] + shift @ cell.offset)
         return Linear(np.array(rows), np.array(offset))
 
     def identification(self, level: float = 0.9) -> dict[str, str]:
@@ -257,22 +254,17 @@ class Fit:
 
     def summary(self, level: float = 0.9) -> str:
         """Estimates, intervals and notes as text."""
-        frame = self.interval(level)
-        which = dict(zip(self.names, self.problem.fitted_parameters, strict=True))
+        constants = [self.names[index] for index in self._with_reference]  # shown at the geometric means only
+        frame = self.interval(level).drop(index=constants)
         lines = [
             f"{self.law.name}: {self.law.equation}",
             f"{len(self.problem.y)} points, {len(self.group_names)} groups",
         ]
         width = max(len(name) for name in frame.index)
         for name, row in frame.iterrows():
-            base = without_mean(str(name))
-            if base == name and which[base].reference:
-                continue
-            shown = (
-                f"{row['estimate']:.4g}  [{row['low']:.4g}, {row['high']:.4g}]"
-                if row["identified"]
-                else f"not identified: {row['reason']}"
-            )
+            shown = f"not identified: {row['reason']}"
+            if row["identified"]:
+                shown = f"{row['estimate']:.4g}  [{row['low']:.4g}, {row['high']:.4g}]"
             lines.append(f"  {str(name):<{width}}  {shown}  {row['unit']}".rstrip())
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
@@ -317,12 +309,7 @@ class Fit:
         return fit_chart(self)
 
 
-def with_mean(name: str) -> str:
+def _with_mean(name: str) -> str:
     """`A[sw]` as `A_mean[sw]`: the contribution at the geometric means."""
     base, bracket, rest = name.partition("[")
     return f"{base}_mean{bracket}{rest}"
-
-
-def without_mean(name: str) -> str:
-    """The inverse of `with_mean`; other names unchanged."""
-    return name.replace("_mean[", "[").removesuffix("_mean")

@@ -15,6 +15,7 @@ import pandas as pd
 
 from analysis.laws.chinchilla import ALPHA, BETA, A, B, E, size_and_data_terms
 from analysis.laws.law import Law, Parameter
+from analysis.laws.mixing import exposure_of_rows
 from analysis.tables.checks import from_scratch
 from mscale.errors import MscaleError, nearest
 
@@ -165,7 +166,7 @@ def prepare_atlas(
     observations: pd.DataFrame,
     exposure: pd.DataFrame | None = None,
     *,
-    target: str | Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
     variant: str = "K_t",
     sources: Mapping[str, Sequence[str]] | None = None,
     scores: pd.DataFrame | None = None,
@@ -175,7 +176,7 @@ def prepare_atlas(
 
     Args:
       observations, exposure: tables of the contract; `exposure` has run, step, language, tokens, unique_tokens.
-      target: a language, several, or None for all that were trained on.
+      targets: languages in the observations, or None for all of them.
       variant: "D_t", "D_other" or "K_t".
       sources: {target: source languages}; None chooses `count` of each target by `co_sampled_sources`, with `scores`.
 
@@ -183,18 +184,12 @@ def prepare_atlas(
     {"sources": …, "variant": …}.
 
     Raises:
-      MscaleError: no such target, no exposure where the variant needs one, or evaluated steps without exposure.
+      MscaleError: no languages, no exposure where the variant needs one, or evaluated steps without exposure.
     """
     if "language" not in observations:
         raise MscaleError("column 'language' is missing: ATLAS is fitted per target language")
-    present = sorted(map(str, observations["language"].dropna().unique()))
-    targets = present if target is None else [target] if isinstance(target, str) else list(target)
-    for name in targets:
-        if name not in present:
-            raise MscaleError(
-                f"target {name!r} is not in column 'language', which has {', '.join(present)}"
-                + nearest(name, present)
-            )
+    if targets is None:
+        targets = sorted(map(str, observations["language"].dropna().unique()))
     table = observations[observations["language"].isin(targets)].copy()
     if variant == "D_t":
         return atlas_law(variant, {}), table, {"variant": variant, "sources": {}}
@@ -225,32 +220,14 @@ def prepare_atlas(
 
 def _join_exposure(table: pd.DataFrame, exposure: pd.DataFrame, sources: Mapping, count: int) -> pd.DataFrame:
     """Adds tokens D_k and unique tokens U_k of each target's k-th source, and of all other languages together."""
-    seen = exposure.drop_duplicates(["run", "step", "language"], keep="last")
-    tokens = seen.pivot(index=["run", "step"], columns="language", values="tokens").fillna(0.0)
-    unique = seen.pivot(index=["run", "step"], columns="language", values="unique_tokens").fillna(0.0)
-    keys = pd.MultiIndex.from_frame(table[["run", "step"]])
-    rows = tokens.index.get_indexer(keys)
-    if (rows < 0).any():
-        run, step = keys[int(np.argmax(rows < 0))]
-        raise MscaleError(
-            f"exposure: no rows for run {run!r} at step {step}, which the observations evaluate "
-            f"({int((rows < 0).sum())} such rows); write the exposure at every evaluated step"
-        )
-    D, U = tokens.to_numpy(float)[rows], unique.to_numpy(float)[rows]
-    place = {language: i for i, language in enumerate(tokens.columns)}
-    language = table["language"].astype(str).to_numpy()
-    result = {f"{kind}_{k}": np.zeros(len(table)) for k in range(1, count + 1) for kind in "DU"}
-    result |= {"D_other": np.zeros(len(table)), "U_other": np.zeros(len(table))}
-    for target, found in sources.items():
-        at = np.flatnonzero(language == target)
-        rest = np.ones(len(place), bool)
-        for k, name in enumerate([target, *found]):
-            if name not in place:
-                continue
-            rest[place[name]] = False
-            if k:
-                result[f"D_{k}"][at] = D[at, place[name]]
-                result[f"U_{k}"][at] = U[at, place[name]]
-        result["D_other"][at] = D[at][:, rest].sum(axis=1)
-        result["U_other"][at] = U[at][:, rest].sum(axis=1)
+    result = {f"{kind}_{k}": np.zeros(len(table)) for k in (*range(1, count + 1), "other") for kind in "DU"}
+    for kind, column in (("D", "tokens"), ("U", "unique_tokens")):
+        seen = exposure_of_rows(table, exposure, column)
+        for target, found in sources.items():
+            at = (table["language"].astype(str) == target).to_numpy()
+            own = seen[at]
+            for k, name in enumerate(found, start=1):
+                if name in own:
+                    result[f"{kind}_{k}"][at] = own[name]
+            result[f"{kind}_other"][at] = own.drop(columns=[target, *found], errors="ignore").sum(axis=1)
     return table.assign(**result)

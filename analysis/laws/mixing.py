@@ -94,19 +94,29 @@ def mixing_law(domains: Sequence[str], levels: Sequence[str]) -> Law:
     )
 
 
-def mixture_proportions(table: pd.DataFrame, exposure: pd.DataFrame) -> pd.DataFrame:
-    """Proportion of every training language in the tokens so far, for each row's (run, step); a column a language.
+def exposure_of_rows(table: pd.DataFrame, exposure: pd.DataFrame, column: str = "tokens") -> pd.DataFrame:
+    """What each row's (run, step) has seen so far: a column of the exposure, a column here for every language.
 
     Raises:
       MscaleError: an evaluated (run, step) has no exposure.
     """
     seen = exposure.drop_duplicates(["run", "step", "language"], keep="last")
-    tokens = seen.pivot(index=["run", "step"], columns="language", values="tokens").fillna(0.0)
-    tokens = tokens.div(tokens.sum(axis=1), axis=0)
-    rows = tokens.index.get_indexer(pd.MultiIndex.from_frame(table[["run", "step"]]))
+    wide = seen.pivot(index=["run", "step"], columns="language", values=column).fillna(0.0).astype(float)
+    keys = pd.MultiIndex.from_frame(table[["run", "step"]])
+    rows = wide.index.get_indexer(keys)
     if (rows < 0).any():
-        raise MscaleError(f"exposure: {int((rows < 0).sum())} evaluated (run, step) pairs have no rows there")
-    return pd.DataFrame(tokens.to_numpy()[rows], index=table.index, columns=tokens.columns)
+        run, step = keys[int(np.argmax(rows < 0))]
+        raise MscaleError(
+            f"exposure: no rows for run {run!r} at step {step}, which the observations evaluate "
+            f"({int((rows < 0).sum())} such rows); write the exposure at every evaluated step"
+        )
+    return wide.iloc[rows].set_axis(table.index)
+
+
+def mixture_proportions(table: pd.DataFrame, exposure: pd.DataFrame) -> pd.DataFrame:
+    """Proportion of every training language in the tokens so far of each row; a column a language."""
+    tokens = exposure_of_rows(table, exposure)
+    return tokens.div(tokens.sum(axis=1), axis=0)
 
 
 def prepare_mixing(

@@ -1,6 +1,6 @@
 """The laws by name, and what makes one ready for a table: derived columns, sources, domains."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -42,7 +42,7 @@ def prepare_law(
     table: pd.DataFrame,
     *,
     exposure: pd.DataFrame | None = None,
-    target: Any = None,
+    target: str | Sequence[str] | None = None,
     **options: Any,
 ) -> tuple[Law, pd.DataFrame, dict]:
     """The law, the table with the columns that it derives, and the options that reproduce both on another table.
@@ -55,11 +55,12 @@ def prepare_law(
     Raises:
       MscaleError: no such law, target or option.
     """
+    targets = None if target is None else _targets(table, target)
     if law == "atlas":
         _check_options(law, options, ("variant", "sources", "scores", "count"))
-        return atlas.prepare_atlas(table, exposure, target=target, **options)
-    if target is not None:
-        table = _rows_of_targets(table, target)
+        return atlas.prepare_atlas(table, exposure, targets=targets, **options)
+    if targets is not None:
+        table = table[table["language"].isin(targets)]
     if law == "mixing":
         _check_options(law, options, ("domains",))
         return mixing.prepare_mixing(table, exposure, options.get("domains"))
@@ -96,16 +97,16 @@ def _check_options(law: str, options: dict, known: tuple[str, ...]) -> None:
             raise MscaleError(f"law {law!r} has no option {name!r}{nearest(name, known)}; {has}")
 
 
-def _rows_of_targets(table: pd.DataFrame, target: Any) -> pd.DataFrame:
-    """The rows of the target languages; raises MscaleError for a language that the table lacks."""
+def _targets(table: pd.DataFrame, target: str | Sequence[str]) -> list[str]:
+    """The target languages; raises MscaleError for a language that the table lacks."""
     targets = [target] if isinstance(target, str) else list(target)
     if "language" not in table:
         raise MscaleError(f"target={target!r}: the table has no column 'language'")
-    present = sorted(map(str, table["language"].unique()))
+    present = sorted(map(str, table["language"].dropna().unique()))
     for name in targets:
         if name not in present:
             raise MscaleError(
                 f"target {name!r} is not in column 'language', which has {', '.join(present)}"
                 + nearest(name, present)
             )
-    return table[table["language"].isin(targets)]
+    return targets

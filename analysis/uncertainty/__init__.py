@@ -7,6 +7,7 @@ What other folders import from here:
 - `delta_method`: intervals of functions of the parameters.
 - `posterior`: draws of the parameters from a truncated normal approximation.
 - `identifiability`: which parameters the data determine.
+- `fitted`: what these need of a fitted law.
 """
 
-__all__ = ["bootstrap", "delta_method", "identifiability", "posterior", "profile"]
+__all__ = ["bootstrap", "delta_method", "fitted", "identifiability", "posterior", "profile"]
