@@ -24,6 +24,8 @@ CROSSOVER_MEASURES = ["tokens", "low", "high", "status", "bound", "gap", "gap_lo
 CROSSOVER_COLUMNS = ["scale", "params", "language", *CROSSOVER_MEASURES, "phase", "init"]
 CROSSOVER_COLUMNS += ["scratch_runs", "continued_runs", "scratch_tokens", "continued_tokens", "reason"]
 
+_POWER_LAW_DRAWS = 1000  # of the bootstrap
+
 
 @dataclass(frozen=True)
 class PowerLaw:
@@ -64,101 +66,68 @@ class CurvePair:
     reason: str
 
 
-# Observations, or what `curve_pairs` made of them.
-CrossoverInput = pd.DataFrame | StudyCurves | Sequence[CurvePair]
-
-
-def crossovers(
-    observations: CrossoverInput,
-    *,
-    phase: str = "stable",
-    level: float = INTERVAL_LEVEL,
-    split: str | None = None,
-    draws: int = CURVE_DRAWS,
-    seed: int = 0,
-) -> pd.DataFrame:
+def crossovers(pairs: Sequence[CurvePair], *, level: float = INTERVAL_LEVEL) -> pd.DataFrame:
     """The crossover of every language and scale at which a checkpoint was continued.
 
     Both curves are in the same phase of the schedule, and tokens count from the start of each run, as in the paper's
     figure. The crossover is where the model from scratch has the lower loss from there to the end of the data.
 
     Args:
-      observations: a table, or what `curve_pairs` made of one.
-      phase: of both curves. level: of the intervals. draws: of each curve.
+      pairs: of `curve_pairs`. level: of the intervals.
 
     Returns:
-      A row for each language and scale with the columns of `CROSSOVER_COLUMNS`: `tokens` and its interval; the number
-      of trunks of each curve and its last tokens; `status` is `measured`, `bound` (`bound` "at least": continuing has
-      the lower loss at the last shared tokens; "at most": scratch has it from the first) or `missing`. `gap` is the
-      loss from scratch minus that of continuing at `gap_tokens`, the last shared tokens.
-
-    Raises:
-      MscaleError: several splits and none chosen.
+      A row for each pair with the columns of `CROSSOVER_COLUMNS`: `tokens` and its interval; the number of trunks of
+      each curve and its last tokens; `status` is `measured`, `bound` (`bound` "at least": continuing has the lower loss
+      at the last shared tokens; "at most": scratch has it from the first) or `missing`. `gap` is the loss from scratch
+      minus that of continuing at `gap_tokens`, the last shared tokens.
     """
     rows = []
-    for pair in curve_pairs(observations, phase=phase, split=split, draws=draws, seed=seed):
+    for pair in pairs:
         row = dict(pair.labels)
         for name, curve in (("scratch", pair.scratch), ("continued", pair.continued)):
-            row |= {
-                f"{name}_runs": 0 if curve is None else len(curve.points.groups),
-                f"{name}_tokens": 0.0 if curve is None else curve.last,
-            }
-        if pair.scratch is None or pair.continued is None:
-            rows.append({**row, "status": "missing", "reason": pair.reason})
-        else:
-            rows.append({**row, **_crossover_row(pair.scratch, pair.continued, level)})
+            row[f"{name}_runs"] = 0 if curve is None else len(curve.points.groups)
+            row[f"{name}_tokens"] = 0.0 if curve is None else curve.last
+        rows.append({**row, **_crossover_row(pair, level)})
     frame = pd.DataFrame(rows).reindex(columns=CROSSOVER_COLUMNS)
-    for name in ("bound", "reason"):
-        frame[name] = frame[name].fillna("")
-    return frame
+    return frame.fillna({"bound": "", "reason": ""})
 
 
 def gap_curves(
-    observations: CrossoverInput,
-    *,
-    phase: str = "stable",
-    level: float = INTERVAL_LEVEL,
-    split: str | None = None,
-    draws: int = CURVE_DRAWS,
-    seed: int = 0,
-    points: int = 40,
+    pairs: Sequence[CurvePair], *, level: float = INTERVAL_LEVEL, points: int = 40
 ) -> pd.DataFrame:
     """The loss from scratch minus that of continuing against tokens, with its interval, at `points` token counts.
 
     Returns:
-      Columns scale language tokens gap low high; no rows for languages where either curve is missing.
+      Columns scale language tokens gap low high; no rows for pairs without a shared range of tokens.
     """
     frames = [pd.DataFrame(columns=["scale", "language", "tokens", "gap", "low", "high"])]
-    for pair in curve_pairs(observations, phase=phase, split=split, draws=draws, seed=seed):
-        scratch, continued = pair.scratch, pair.continued
-        if scratch is None or continued is None:
-            continue
-        first, last = max(scratch.first, continued.first), min(scratch.last, continued.last)
-        if first >= last:
-            continue
-        at = np.geomspace(first, last, points)
-        gap, gaps = _gap(scratch, continued, at)
-        low, high = percentile_interval(gaps, level)
-        keys = {name: pair.labels[name] for name in ("scale", "language")}
-        frames.append(pd.DataFrame({**keys, "tokens": at, "gap": gap, "low": low, "high": high}))
+    for pair in pairs:
+        if shared := _gap(pair, points):
+            at, gap, draws = shared
+            low, high = percentile_interval(draws, level)
+            keys = {name: pair.labels[name] for name in ("scale", "language")}
+            frames.append(pd.DataFrame({**keys, "tokens": at, "gap": gap, "low": low, "high": high}))
     return pd.concat(frames[1:] or frames, ignore_index=True)
 
 
 def curve_pairs(
-    observations: CrossoverInput,
+    observations: pd.DataFrame | StudyCurves,
     *,
     phase: str = "stable",
-    split: str | None = None,
     draws: int = CURVE_DRAWS,
     seed: int = 0,
-) -> Sequence[CurvePair]:
-    """A pair of curves for every (scale, language, checkpoint) that was continued; pairs are returned unchanged.
+) -> list[CurvePair]:
+    """A pair of curves for every (scale, language, checkpoint) that was continued.
 
     Runs of one language that do not repeat their data are used.
+
+    Args:
+      phase: of both curves. draws: of each curve.
+
+    Raises:
+      MscaleError: several splits.
     """
-    if not isinstance(observations, pd.DataFrame | StudyCurves):
-        return observations
-    study = study_curves(observations, split=split)
+    study = study_curves(observations)
     runs = study.runs
     single = ((runs["kind"] == "mono") & (runs["repeats"] <= MAX_EPOCHS)).to_numpy()
     # Number the curves: keys (scale, language) from scratch and (scale, language, checkpoint) continued.
@@ -200,9 +169,7 @@ def curve_pairs(
     return found
 
 
-def fit_power_law(
-    table: pd.DataFrame, *, draws: int = 1000, level: float = INTERVAL_LEVEL, seed: int = 0
-) -> PowerLaw:
+def fit_power_law(table: pd.DataFrame, *, level: float = INTERVAL_LEVEL, seed: int = 0) -> PowerLaw:
     """C = a·N^b fitted to the measured crossovers of at least three sizes, by least squares in logs.
 
     The interval of b is a bootstrap: crossovers are resampled, and each is redrawn within its own interval.
@@ -222,7 +189,7 @@ def fit_power_law(
     spread = np.log(rows["high"].fillna(rows["tokens"] * 2) / rows["low"].fillna(rows["tokens"] / 2)) / 3.3
     rng = np.random.default_rng(seed)
     slopes = []
-    for _ in range(draws):
+    for _ in range(_POWER_LAW_DRAWS):
         pick = rng.integers(len(x), size=len(x))
         if len(set(x[pick])) > 1:
             noisy = y[pick] + np.asarray(spread)[pick] * rng.standard_normal(len(x))
@@ -232,53 +199,50 @@ def fit_power_law(
     return PowerLaw(float(np.exp(offset)), float(slope), "this study", float(low), float(high))
 
 
-def _crossover_row(scratch: Curve, continued: Curve, level: float) -> dict:
+def _crossover_row(pair: CurvePair, level: float) -> dict:
     """The columns from `tokens` to `gap_tokens` of `CROSSOVER_COLUMNS`, and the reason."""
-    first, last = max(scratch.first, continued.first), min(scratch.last, continued.last)
-    if first >= last:
-        return {"status": "missing", "reason": "the two curves share no range of tokens"}
-    at = np.geomspace(first, last, 400)
-    gap, gaps = _gap(scratch, continued, at)
+    shared = _gap(pair, 400)
+    if shared is None:
+        both = pair.scratch is not None and pair.continued is not None
+        reason = "the two curves share no range of tokens" if both else pair.reason
+        return {"status": "missing", "reason": reason}
+    at, gap, gaps = shared
     tokens, *draws = _last_crossing(at, np.concatenate([gap[None], gaps])).tolist()
-    low, high = (float(edge[0]) for edge in percentile_interval(np.array(draws)[:, None], level))
-    gap_low, gap_high = (float(edge[0]) for edge in percentile_interval(gaps[:, -1:], level))
+    (low, gap_low), (high, gap_high) = percentile_interval(np.column_stack([draws, gaps[:, -1]]), level)
     row = {
-        "gap": float(gap[-1]),
-        "gap_low": gap_low,
-        "gap_high": gap_high,
-        "gap_tokens": float(last),
+        "tokens": tokens,
         "low": low if low > 0 and np.isfinite(low) else np.nan,
         "high": high if high > 0 and np.isfinite(high) else np.nan,
-        "reason": "",
+        "status": "measured",
+        "gap": gap[-1],
+        "gap_low": gap_low,
+        "gap_high": gap_high,
+        "gap_tokens": at[-1],
     }
     if tokens == np.inf:
         reason = "not within the data: continuing is still ahead at the last tokens"
-        return {
-            **row,
-            "tokens": float(last),
-            "high": np.nan,
-            "status": "bound",
-            "bound": "at least",
-            "reason": reason,
-        }
-    if tokens == 0:
+        row |= {"tokens": at[-1], "high": np.nan, "status": "bound", "bound": "at least", "reason": reason}
+    elif tokens == 0:
         reason = "not within the data: from scratch is ahead from the first tokens compared"
-        return {
-            **row,
-            "tokens": float(first),
-            "low": np.nan,
-            "status": "bound",
-            "bound": "at most",
-            "reason": reason,
-        }
-    return {**row, "tokens": float(tokens), "status": "measured", "bound": ""}
+        row |= {"tokens": at[0], "low": np.nan, "status": "bound", "bound": "at most", "reason": reason}
+    return row
 
 
-def _gap(scratch: Curve, continued: Curve, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Loss from scratch minus continued at tokens (m,), and its draws (R, m)."""
+def _gap(pair: CurvePair, points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Tokens (m,) that both curves cover, loss from scratch minus continued there, (m,), and its draws (R, m).
+
+    None where a curve is missing or the two share no range of tokens.
+    """
+    scratch, continued = pair.scratch, pair.continued
+    if scratch is None or continued is None:
+        return None
+    first, last = max(scratch.first, continued.first), min(scratch.last, continued.last)
+    if first >= last:
+        return None
+    at = np.geomspace(first, last, points)
     loss, draws = scratch.at(np.clip(at, scratch.first, scratch.last))
     other, other_draws = continued.at(np.clip(at, continued.first, continued.last))
-    return loss - other, draws - other_draws
+    return at, loss - other, draws - other_draws
 
 
 def _last_crossing(tokens: np.ndarray, gaps: np.ndarray) -> np.ndarray:

@@ -263,7 +263,7 @@ def _crossover(curves: pd.DataFrame | StudyCurves, level: float, seed: int) -> d
     """Crossovers of the stable and the cooled curves, the gap over tokens, and power laws in N."""
     stable = crossover.curve_pairs(curves, seed=seed)
     table = crossover.crossovers(stable, level=level)
-    cooled = crossover.crossovers(curves, level=level, seed=seed, phase="end")
+    cooled = crossover.crossovers(crossover.curve_pairs(curves, seed=seed, phase="end"), level=level)
     answer: dict[str, Any] = {"table": records(table), "cooled": records(cooled), "law": None, "error": ""}
     answer["gaps"] = records(crossover.gap_curves(stable, level=level))
     try:

@@ -15,7 +15,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
 
-from analysis.gaussian import greedy_design, posterior_covariance
+from analysis.gaussian import greedy_design, posterior, posterior_covariance
 from analysis.transfer.statistics import score_matrix
 from mscale.errors import MscaleError
 
@@ -50,9 +50,16 @@ class PairModel:
     noise: float
     deviations: Mapping[str, float]
 
-    def given(self, covariance: np.ndarray, at: Sequence[int] | np.ndarray) -> np.ndarray:
-        """A covariance (m, m) of the true scores, given measurements of the cells with the indices `at` too."""
-        return posterior_covariance(covariance, np.eye(len(covariance))[at], self.noise**2 * np.eye(len(at)))
+    def posterior(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (T, T) and covariance (m, m) of the true scores given `scores` (T, T), NaN where unknown."""
+        cells = tuple(self.cells.T)
+        at = np.flatnonzero(np.isfinite(scores[cells]))
+        noise, nothing = self.noise**2 * np.eye(len(at)), np.zeros(len(self.cells))
+        measured = np.eye(len(self.cells))[at]
+        found, covariance = posterior(nothing, self.covariance, measured, scores[cells][at], noise)
+        mean = np.full(scores.shape, np.nan)
+        mean[cells] = found
+        return mean, covariance
 
 
 @dataclass(frozen=True)
@@ -166,10 +173,12 @@ def select_pairs(
 
     def measure(covariance: np.ndarray, pair: tuple[int, int]) -> np.ndarray:
         pairs.remove(pair)
-        return process.given(covariance, cells_of(pair))
+        measured = np.eye(len(covariance))[cells_of(pair)]
+        return posterior_covariance(covariance, measured, process.noise**2 * np.eye(2))
 
-    now = process.given(process.covariance, np.flatnonzero(known))
-    design = greedy_design(now, lambda _: pairs, reductions, measure, lambda _: price, budget)
+    design = greedy_design(
+        process.posterior(scores)[1], lambda _: pairs, reductions, measure, lambda _: price, budget
+    )
     prior_variance = float(importance @ np.diag(process.covariance))
     return [
         SelectedPair((languages[i], languages[j]), float(importance @ np.diag(after)) / prior_variance)

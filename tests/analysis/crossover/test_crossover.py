@@ -23,7 +23,7 @@ def planted_crossing(language):
 
 def test_intervals_cover_the_planted_crossovers():
     observations, _, _ = planted_study.make_study(seed=5)
-    table = crossover.crossovers(validate_observations(observations)[0])
+    table = crossover.crossovers(crossover.curve_pairs(validate_observations(observations)[0]))
     assert len(table) == 3 and (table["status"] == "measured").all()
     for row in table.itertuples():
         truth = planted_crossing(row.language)
@@ -33,7 +33,7 @@ def test_intervals_cover_the_planted_crossovers():
 def test_a_crossover_beyond_the_data_is_a_bound():
     observations, _, _ = planted_study.make_study(seed=5)
     early = observations[observations["tokens"] <= 1_000_000]
-    table = crossover.crossovers(validate_observations(early)[0])
+    table = crossover.crossovers(crossover.curve_pairs(validate_observations(early)[0]))
     assert (table["status"] == "bound").all() and (table["bound"] == "at least").all()
     assert (table["tokens"] <= 1_000_000).all() and (table["gap"] > 0).all()
     assert table["reason"].str.contains("not within the data").all()
@@ -42,7 +42,7 @@ def test_a_crossover_beyond_the_data_is_a_bound():
 def test_a_language_with_no_run_from_scratch_is_missing():
     observations, _, _ = planted_study.make_study(seed=5, small=True)
     gone = observations[~((observations["languages"] == "bek") & (observations["tag"] == "mono"))]
-    table = crossover.crossovers(validate_observations(gone)[0]).set_index("language")
+    table = crossover.crossovers(crossover.curve_pairs(validate_observations(gone)[0])).set_index("language")
     assert table.loc["bek", "status"] == "missing" and "from scratch" in table.loc["bek", "reason"]
     assert table.loc["aka", "status"] != "missing"
 

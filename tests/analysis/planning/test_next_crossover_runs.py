@@ -65,10 +65,10 @@ def study(rng, tokens):
 
 
 def results_of(table):
-    rows, _, _ = validate_observations(table)
+    pairs = crossover.curve_pairs(validate_observations(table)[0], draws=60)
     found = {
-        "table": records(crossover.crossovers(rows, draws=60)),
-        "gaps": records(crossover.gap_curves(rows, draws=60, points=20)),
+        "table": records(crossover.crossovers(pairs)),
+        "gaps": records(crossover.gap_curves(pairs, points=20)),
     }
     scales = [{"scale": name, "params": size} for name, size in SIZES.items()]
     return made_results.results(
@@ -86,7 +86,7 @@ def made(rng, name, tokens, number):
 
 def crossing(table, language, scale):
     rows = table[(table["languages"] == language) & (table["scale"] == scale) | (table["languages"] == "bb")]
-    found = crossover.crossovers(validate_observations(rows)[0], draws=120)
+    found = crossover.crossovers(crossover.curve_pairs(validate_observations(rows)[0], draws=120))
     return found.set_index(["language", "scale"]).loc[(language, scale)]
 
 

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from planted_scores import KNOWN, LANGUAGES, hide, planted
 
-from analysis import gaussian
 from analysis.tables import languages as inventory
 from analysis.tables.observations import validate_observations
 from analysis.transfer import pair_selection, statistics
@@ -25,18 +24,9 @@ def reveal(scores, languages, pairs, shown=None):
 
 def error(part, truth, languages, features):
     """Root mean square error of all scores, from the pairs that were run."""
-    process = pair_selection.fit_pair_model(languages, features, part, 0.05)
-    cells = tuple(process.cells.T)
-    return float(np.sqrt(np.mean((posterior_of(process, part)[0] - truth[cells]) ** 2)))
-
-
-def posterior_of(process, part):
-    """Mean (m,) and covariance (m, m) of the true scores, given those of `part` that are not NaN."""
-    values = part[tuple(process.cells.T)]
-    at = np.flatnonzero(np.isfinite(values))
-    noise = process.noise**2 * np.eye(len(at))
-    nothing = np.zeros(len(values))
-    return gaussian.posterior(nothing, process.covariance, np.eye(len(values))[at], values[at], noise)
+    mean, _ = pair_selection.fit_pair_model(languages, features, part, 0.05).posterior(part)
+    off = ~np.eye(len(languages), dtype=bool)
+    return float(np.sqrt(np.mean((mean - truth)[off] ** 2)))
 
 
 def every_pair(languages):
@@ -110,9 +100,9 @@ def test_the_posterior_covers_the_scores_that_were_hidden():
     scores, _ = planted(3)
     part, _ = hide(scores, 0.5, 3)
     process = pair_selection.fit_pair_model(LANGUAGES, FEATURES, part, 0.05)
-    mean, covariance = posterior_of(process, part)
-    deviation = np.sqrt(np.diag(covariance))
-    part, scores = part[tuple(process.cells.T)], scores[tuple(process.cells.T)]
+    mean, covariance = process.posterior(part)
+    deviation = np.full_like(mean, np.nan)
+    deviation[tuple(process.cells.T)] = np.sqrt(np.diag(covariance))
     shown = np.isfinite(part)
     assert np.abs(mean - part)[shown].max() < 0.2 and deviation[shown].max() < 0.05
     hidden = ~shown & np.isfinite(scores)
