@@ -56,23 +56,15 @@ def minimise(
     lower, upper = problem.lower, problem.upper
     theta = np.clip(theta, lower, upper).astype(float)
     B, P = theta.shape
-    if metric is None:
-        f, g, H, M = problem.derivatives(theta, batch, damping > 0)
-    else:
-        f, g, H = problem.derivatives(theta, batch, False)[:3]
+    f, g, H, M = problem.derivatives(theta, batch, metric is None)
+    if metric is not None:
         M = np.broadcast_to(metric, (B, P, P))
-    # Whose metric is up to date. Without damping the majoriser is computed only when a step fails.
-    has_metric = np.full(B, damping > 0 or metric is not None)
     mu = np.full(B, damping)
     converged = np.zeros(B, bool)
     live = np.flatnonzero(np.isfinite(f))
     spent = 0
     while len(live) and spent < iterations:
         spent += 1
-        lacking = live[(mu[live] > 0) & ~has_metric[live]]
-        if len(lacking):
-            M[lacking] = problem.derivatives(theta[lacking], batch.take(lacking))[3]
-            has_metric[lacking] = True
         step, predicted = _newton_step(theta[live], g[live], H[live], M[live], mu[live], problem)
         done = (predicted >= 0) & (predicted <= tolerance * np.abs(f[live])) & (mu[live] < 1e3)
         go = np.flatnonzero((predicted > 0) & ~done)
@@ -80,16 +72,13 @@ def minimise(
         if len(go):
             at = live[go]
             trial = apply_step(theta[at], step[go], problem)
-            majorise = metric is None and bool((mu[at] >= 1e-6).any())
-            parts = problem.derivatives(trial, batch.take(at), majorise)
+            parts = problem.derivatives(trial, batch.take(at), metric is None)
             better = parts[0] <= f[at]
             gain = (f[at] - parts[0]) / predicted[go]
             to = at[better]
             theta[to] = trial[better]
             for current, part in zip((f, g, H, M), parts if metric is None else parts[:3], strict=False):
                 current[to] = part[better]
-            if metric is None:
-                has_metric[to] = majorise
             damping_factor[go] = np.select([~better, gain > 0.5, gain > 0.25], [8.0, 0.2, 1.0], 2.0)
         harder = np.maximum(mu[live] * damping_factor, 1e-3)
         eased = np.where(mu[live] < 1e-6, 0.0, mu[live] * damping_factor)
