@@ -8,7 +8,7 @@
 
 Window i of S tokens is train.bin[i·S:(i+1)·S], so a store serves any sequence length. The unigram counts have a file
 of their own: in store.json, those of 420 languages × 64,000 pieces would take longer to parse than the rest. A store
-may be remote (``gs://…``): ``copy_store`` brings it there, and its token files are read by byte ranges (``mscale.remote``).
+may be remote (``gs://…``): ``copy_store`` brings it there, and its token files are read by byte ranges.
 """
 
 import errno
