@@ -1,9 +1,8 @@
 """Packs a corpus into a token store: in parallel, resumable, the same bytes for any number of processes.
 
 Every input file becomes a shard; the shards of a language are then assembled to its store files. Both steps write a
-small JSON file with what they were made from, so a call after a kill at any moment repeats only what is missing. A
-language of one small file, as most are, has no shard: its store files are made in memory and recorded in the journal
-of the process. store.json is written last.
+small JSON file with what they were made from, so a call after a kill at any moment repeats only what is missing.
+store.json is written last.
 """
 
 import json
@@ -17,15 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from mixtures.packing.inputs import InputFile, find_inputs
-from mixtures.packing.shards import MAX_VALID_FRACTION, MIN_DOCUMENTS, SMALL_FILE_BYTES
+from mixtures.packing.shards import MAX_VALID_FRACTION, MIN_DOCUMENTS
 from mixtures.packing.workers import (
     PackingJob,
     assemble_language,
     find_assembled_language,
-    pack_small_languages,
-    packed_before,
     packing_processes,
-    read_journals,
     tokenize_file,
     usable_cores,
 )
@@ -45,7 +41,6 @@ from mscale.progress import progress
 from mscale.remote import Url, location
 
 _SINGLE_PROCESS_BYTES = 8 << 20  # of input: less is packed before a second process has started
-_BUNDLE_BYTES = 1 << 19  # of input of small languages that a process gets at once
 
 
 def pack(
@@ -173,76 +168,36 @@ def _pack_languages(
     size = sum(one.size for language in todo for one in inputs[language])
     if processes is None:
         processes = 1 if size < _SINGLE_PROCESS_BYTES else usable_cores()
-    cutoffs = {
-        key: int(earlier_entries[key]["cutoff"], 16) if key in earlier_entries else None for key in todo
-    }
-    journals = read_journals(scratch)
-    entries: dict[str, Any] = {}
-    units: dict[str, str] = {}
-    jobs = {
-        key: PackingJob(
+    jobs = {}
+    for key in todo:
+        earlier = earlier_entries.get(key)
+        jobs[key] = PackingJob(
             inputs[key],
-            earlier_entries[key]["unit"] if key in earlier_entries else None,
+            earlier and earlier["unit"],
             scratch / key,
             store_dir / key,
             valid_tokens,
-            cutoffs[key],
+            earlier and int(earlier["cutoff"], 16),
         )
-        for key in todo
-    }
+    entries: dict[str, Any] = {}
     text_bytes = 0
     with packing_processes(processes, vocabulary) as run:
-        small = [key for key in todo if len(inputs[key]) == 1 and inputs[key][0].size <= SMALL_FILE_BYTES]
-        for key in small:
-            if entry := packed_before(journals.get(key), jobs[key], vocabulary):
-                entries[key] = entry
-        for language, unit, entry in run(
-            find_assembled_language, [jobs[key] for key in sorted(set(todo) - set(small))]
-        ):
-            units[language] = unit
+        for language, unit, entry in run(find_assembled_language, list(jobs.values())):
+            jobs[language] = replace(jobs[language], unit=unit)
             if entry:
                 entries[language] = entry
-        todo = [key for key in todo if key not in entries]
-        size = sum(one.size for key in todo for one in inputs[key])
-        with progress("tokenize", size / 1e6, "MB") as advance:
+        # Large files and languages first, so that no process is left with one at the end.
+        left = [job for key, job in jobs.items() if key not in entries]
+        left.sort(key=lambda job: -sum(one.size for one in job.files))
+        files = sorted(((one, job) for job in left for one in job.files), key=lambda pair: -pair[0].size)
+        with progress("tokenize", sum(one.size for one, _ in files) / 1e6, "MB") as advance:
             began = time.monotonic()
-
-            def report(done: int, text: int) -> None:
-                nonlocal text_bytes
-                text_bytes += text
+            for file, shard in run(tokenize_file, [(one, job.unit, job.scratch) for one, job in files]):
+                text_bytes += shard["bytes"]
                 rate = text_bytes / 1e6 / max(time.monotonic() - began, 1e-9)
-                advance(done / 1e6, note=f"{rate:,.1f} MB/s of text")
-
-            def tokenize_large(keys: list[str]) -> None:
-                files = sorted((one for key in keys for one in inputs[key]), key=lambda one: -one.size)
-                shards = run(
-                    tokenize_file, [(one, units[one.language], scratch / one.language) for one in files]
-                )
-                for one, shard in shards:
-                    report(one.size, shard["bytes"])
-
-            tokenize_large([key for key in todo if key in units])
-            bundles = _bundles([jobs[key] for key in small if key not in entries])
-            outgrown = []  # small files whose text is too large for memory
-            for bundle in run(pack_small_languages, bundles):
-                for language, entry in bundle:
-                    if entry is None:
-                        outgrown.append(language)
-                    else:
-                        entries[language] = entry
-                        language_bytes = entry["train"]["bytes"] + entry["valid"]["bytes"]
-                        report(inputs[language][0].size, language_bytes)
-            units |= {
-                language: unit
-                for language, unit, _ in run(find_assembled_language, [jobs[key] for key in outgrown])
-            }
-            tokenize_large(outgrown)
-        todo = [key for key in todo if key not in entries]
-        todo.sort(key=lambda key: -sum(one.size for one in inputs[key]))
-        with progress("assemble", len(todo), "languages") as advance:
-            for language, entry in run(
-                assemble_language, [replace(jobs[key], unit=units[key]) for key in todo]
-            ):
+                advance(file.size / 1e6, note=f"{rate:,.1f} MB/s of text")
+        with progress("assemble", len(left), "languages") as advance:
+            for language, entry in run(assemble_language, left):
                 entries[language] = entry
                 advance()
     os.sync()  # once at the end: an fsync for each file takes longer than packing
@@ -255,20 +210,6 @@ def _manifest(header: dict[str, Any], languages: dict[str, Any]) -> str:
     entries = [f"{json.dumps(key)}: {json.dumps(entry, allow_nan=False)}" for key, entry in languages.items()]
     lines.append('"languages": {\n' + ",\n".join(entries) + "\n}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _bundles(jobs: list[PackingJob]) -> list[list[PackingJob]]:
-    """Groups small languages, the largest first: sending one to a process takes as long as packing it."""
-    bundles: list[list[PackingJob]] = []
-    space = 0
-    for job in sorted(jobs, key=lambda job: -job.files[0].size):
-        size = job.files[0].size
-        if size > space or not bundles:
-            bundles.append([])
-            space = _BUNDLE_BYTES
-        bundles[-1].append(job)
-        space -= size
-    return bundles
 
 
 def _check_short(store_dir: Path, short: dict[str, int], least: int, drop: bool) -> None:

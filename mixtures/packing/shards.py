@@ -7,34 +7,28 @@ A shard is the result of one input file, in the folder of its language under ``.
     <file>.json     written last, when the shard is whole
 """
 
-import io
-import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mixtures.packing.hashed_files import Crc32, HashedFile, files_match, write_hashed_folder
+from mixtures.packing.hashed_files import HashedFile, files_match
 from mixtures.packing.inputs import InputFile, read_documents
 from mixtures.packing.units import COUNT_NAMES, NEVER_HELD_OUT, UNIT_RECORD, encode_units
 from mscale.data.store import LANGUAGE_FILES, token_dtype
 from mscale.data.vocabulary import Vocabulary
 from mscale.files import writing
 
-_SHARD_FORMAT = 3  # of shards
+_SHARD_FORMAT = 4  # of shards
 MIN_DOCUMENTS = 100  # documents; languages with fewer hold out lines
 MAX_VALID_FRACTION = 0.2
 
 CHUNK_TOKENS = 1 << 22  # tokens assembled at once
 CHUNK_UNITS = 1 << 20
-SMALL_FILE_BYTES, SMALL_TEXT_BYTES = (
-    1 << 22,
-    1 << 26,
-)  # bytes of a file, and of its text, that is packed in memory
 
 
 def held_out_unit(files: Sequence[InputFile], folder: Path) -> str:
@@ -88,8 +82,8 @@ def tokenize(file: InputFile, unit: str, vocabulary: Vocabulary, folder: Path) -
         return shard
     counts = dict.fromkeys(COUNT_NAMES, 0)
     with (
-        HashedFile(folder / f"{file.path.name}.tokens", Crc32()) as tokens,
-        HashedFile(folder / f"{file.path.name}.units", Crc32()) as units,
+        HashedFile(folder / f"{file.path.name}.tokens") as tokens,
+        HashedFile(folder / f"{file.path.name}.units") as units,
     ):
         for records, ids in encode_units(read_documents(file), unit, vocabulary, counts):
             tokens.write(ids)
@@ -122,14 +116,24 @@ def assemble(
     """
     recipe = assembly_recipe(files, unit, vocabulary, valid_tokens, cutoff)
     shards = [_Shard.open(folder, file, token_dtype(vocabulary.size)) for file in files]
-    entry = {**_entry_counts(shards, unit, valid_tokens, cutoff), "inputs": recipe["inputs"]}
+    if cutoff is None:
+        cutoff = choose_cutoff(shards, valid_tokens)
     outputs = {name: HashedFile(folder / name) for name in LANGUAGE_FILES}
     with outputs["train.bin"] as train, outputs["valid.bin"] as valid:
-        sides, arrays = _write_split(shards, int(entry["cutoff"], 16), vocabulary, train.write, valid.write)
-    for name, content in arrays.items():
+        sides, arrays = _write_split(shards, cutoff, vocabulary, train, valid)
+    for name, array in arrays.items():
         with outputs[name] as output:
-            output.write(content)
-    entry |= {**sides, "files": {name: outputs[name].size_and_hash for name in LANGUAGE_FILES}}
+            np.save(output, array)  # type: ignore[arg-type]  # it has write alone
+    entry = {
+        "unit": unit,
+        "cutoff": f"{cutoff:#018x}",
+        "documents": sum(shard.counts["documents"] for shard in shards),
+        "empty_documents": sum(shard.counts["empty_documents"] for shard in shards),
+        "duplicates": count_duplicates(shards),
+        "inputs": recipe["inputs"],
+        **sides,
+        "files": {name: outputs[name].size_and_hash for name in LANGUAGE_FILES},
+    }
     with writing(destination):
         destination.mkdir(parents=True, exist_ok=True)
         for name in LANGUAGE_FILES:
@@ -141,76 +145,15 @@ def assemble(
     return entry
 
 
-def pack_small(
-    file: InputFile,
-    unit: str | None,
-    vocabulary: Vocabulary,
-    folder: Path,
-    destination: Path,
-    valid_tokens: int,
-    cutoff: int | None,
-) -> dict[str, Any] | None:
-    """Does both steps in memory for a language of one small file; the store files are the same bytes.
-
-    Arguments and result are those of ``assemble``, except that ``unit`` may be None, to choose it, and ``folder`` must
-    be unused. Returns None where the file's text is larger than ``SMALL_TEXT_BYTES``.
-    """
-    texts = read_documents(file)
-    first = list(itertools.islice(texts, MIN_DOCUMENTS))
-    unit = unit or ("line" if len(first) < MIN_DOCUMENTS else "document")
-    counts = dict.fromkeys(COUNT_NAMES, 0)
-    dtype = token_dtype(vocabulary.size)
-    batches = []
-    for batch in encode_units(itertools.chain(first, texts), unit, vocabulary, counts):
-        batches.append(batch)
-        if counts["bytes"] > SMALL_TEXT_BYTES:
-            return None
-    records = [records for records, _ in batches] or [np.empty(0, UNIT_RECORD)]
-    ids = [ids for _, ids in batches] or [np.empty(0, dtype)]
-    single = len(batches) == 1
-    shards = [
-        _Shard(
-            units=records[0] if single else np.concatenate(records),
-            tokens=ids[0] if single else np.concatenate(ids),
-            counts=counts,
-        )
-    ]
-    recipe = assembly_recipe([file], unit, vocabulary, valid_tokens, cutoff)
-    entry = {**_entry_counts(shards, unit, valid_tokens, cutoff), "inputs": recipe["inputs"]}
-    train: list[Any] = []
-    valid: list[Any] = []
-    sides, arrays = _write_split(shards, int(entry["cutoff"], 16), vocabulary, train.append, valid.append)
-    contents = {"train.bin": train, "valid.bin": valid} | {name: [data] for name, data in arrays.items()}
-    entry |= {
-        **sides,
-        "files": write_hashed_folder({name: contents[name] for name in LANGUAGE_FILES}, folder, destination),
-    }
-    return entry
-
-
-def _entry_counts(
-    shards: Sequence["_Shard"], unit: str, valid_tokens: int, cutoff: int | None
-) -> dict[str, Any]:
-    if cutoff is None:
-        cutoff = choose_cutoff(shards, valid_tokens)
-    return {
-        "unit": unit,
-        "cutoff": f"{cutoff:#018x}",
-        "documents": sum(shard.counts["documents"] for shard in shards),
-        "empty_documents": sum(shard.counts["empty_documents"] for shard in shards),
-        "duplicates": count_duplicates(shards),
-    }
-
-
 def _write_split(
     shards: Sequence["_Shard"],
     cutoff: int,
     vocabulary: Vocabulary,
-    write_train: Callable[[np.ndarray], Any],
-    write_valid: Callable[[np.ndarray], Any],
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Writes the train and valid tokens, EOS after every document; returns their counts and the files that index
-    them.
+    train_file: HashedFile,
+    valid_file: HashedFile,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Writes the train and valid tokens, EOS after every document; returns their counts and the arrays that index
+    them, by file.
 
     In train a document is what remains of it after the held-out units; in valid every unit is a document.
     """
@@ -225,7 +168,9 @@ def _write_split(
         ends = np.cumsum(lengths)
         if is_valid.any():
             spans = zip((ends - lengths)[is_valid].tolist(), ends[is_valid].tolist(), strict=True)
-            write_valid(np.concatenate([part for start, stop in spans for part in (ids[start:stop], eos)]))
+            valid_file.write(
+                np.concatenate([part for start, stop in spans for part in (ids[start:stop], eos)])
+            )
             sizes = lengths[is_valid] + 1
             rows = np.cumsum(sizes) + offset
             index.append(np.stack([rows - sizes, sizes, units["bytes"][is_valid].astype(np.int64)], axis=1))
@@ -246,7 +191,7 @@ def _write_split(
             if close:
                 parts.append(eos)
         text = np.concatenate(parts)
-        write_train(text)
+        train_file.write(text)
         counts = np.bincount(text, minlength=len(unigram))  # as long as the largest id seen needs
         counts[: len(unigram)] += unigram
         unigram = counts
@@ -257,13 +202,7 @@ def _write_split(
     seen_ids = np.flatnonzero(unigram > 0)
     valid = {"tokens": offset, "bytes": int(rows[:, 2].sum()), "documents": len(rows)}
     arrays = {"valid_index.npy": rows, "unigram.npy": np.stack([seen_ids, unigram[seen_ids]])}
-    return {"train": train, "valid": valid}, {name: _npy(array) for name, array in arrays.items()}
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
+    return {"train": train, "valid": valid}, arrays
 
 
 def choose_cutoff(shards: Sequence["_Shard"], valid_tokens: int) -> int:

@@ -1,17 +1,11 @@
-"""The processes that pack. Each holds the vocabulary, so that the arguments of a task stay small.
-
-Each process records the small languages that it has packed in a journal, a line each, from which a call after a kill
-continues.
-"""
+"""The processes that pack. Each holds the vocabulary, so that the arguments of a task stay small."""
 
 import contextlib
-import json
 import multiprocessing
 import multiprocessing.connection
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -19,21 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixtures.packing.hashed_files import files_match
 from mixtures.packing.inputs import InputFile
 from mixtures.packing.shards import (
     assemble,
     assembly_recipe,
     find_assembled,
     held_out_unit,
-    pack_small,
     tokenize,
 )
 from mscale.data.vocabulary import Vocabulary
 from mscale.errors import MscaleError
-from mscale.files import writing
 
-_JOURNAL = "finished-*.jsonl"
 _VOCABULARY: Vocabulary
 
 
@@ -61,10 +51,6 @@ class PackingJob:
         """Its code."""
         return self.files[0].language
 
-    def recipe(self, unit: str, vocabulary: Vocabulary) -> dict[str, Any]:
-        """What determines the store files of the language, held out by ``unit``."""
-        return assembly_recipe(self.files, unit, vocabulary, self.valid_tokens, self.cutoff)
-
 
 def _start_worker(vocabulary: Vocabulary, in_worker: bool) -> None:
     global _VOCABULARY
@@ -82,31 +68,14 @@ def _start_worker(vocabulary: Vocabulary, in_worker: bool) -> None:
 def find_assembled_language(job: PackingJob) -> tuple[str, str, dict[str, Any] | None]:
     """Returns the language, its unit, and its entry where an earlier call assembled it."""
     unit = job.unit or held_out_unit(job.files, job.scratch)
-    return job.language, unit, find_assembled(job.scratch, job.destination, job.recipe(unit, _VOCABULARY))
+    recipe = assembly_recipe(job.files, unit, _VOCABULARY, job.valid_tokens, job.cutoff)
+    return job.language, unit, find_assembled(job.scratch, job.destination, recipe)
 
 
 def tokenize_file(job: tuple[InputFile, str, Path]) -> tuple[InputFile, dict[str, Any]]:
     """Makes the shard of one file in a folder; returns the file and the shard's counts."""
     file, unit, folder = job
     return file, tokenize(file, unit, _VOCABULARY, folder)
-
-
-def pack_small_languages(bundle: list[PackingJob]) -> list[tuple[str, dict[str, Any] | None]]:
-    """Packs several small languages; returns each with its entry, or None where its text was too large for memory."""
-    packed = []
-    journal = bundle[0].scratch.parent / _JOURNAL.replace("*", f"{os.getpid()}-{time.time_ns()}")
-    with writing(journal), open(journal, "xb", buffering=0) as lines:
-        for job in bundle:
-            temporary = job.scratch.with_name(f"{job.scratch.name}.new")
-            entry = pack_small(
-                job.files[0], job.unit, _VOCABULARY, temporary, job.destination, job.valid_tokens, job.cutoff
-            )
-            if entry:
-                recipe = job.recipe(entry["unit"], _VOCABULARY)
-                line = {"language": job.language, "unit": entry["unit"], "made_of": recipe, "entry": entry}
-                lines.write(json.dumps(line).encode() + b"\n")
-            packed.append((job.language, entry))
-    return packed
 
 
 def assemble_language(job: PackingJob) -> tuple[str, dict[str, Any]]:
@@ -165,28 +134,6 @@ def _start_method() -> str:
     an accelerator library may hang; then workers are spawned."""
     safe_to_fork = threading.active_count() == 1 and not {"jax", "tensorflow"} & set(sys.modules)
     return "fork" if sys.platform == "linux" and safe_to_fork else "spawn"
-
-
-def read_journals(scratch: Path) -> dict[str, list[dict[str, Any]]]:
-    """Journal lines of earlier calls by language; an incomplete last line, of a call that was killed, is skipped."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for path in scratch.glob(_JOURNAL):
-        for line in path.read_bytes().split(b"\n"):
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                done = json.loads(line)
-                found.setdefault(done["language"], []).append(done)
-    return found
-
-
-def packed_before(
-    seen: list[dict[str, Any]] | None, job: PackingJob, vocabulary: Vocabulary
-) -> dict[str, Any] | None:
-    """The entry of a small language that an earlier call packed from the same input, if its files are intact."""
-    for done in seen or []:
-        recipe = job.recipe(job.unit or done["unit"], vocabulary)
-        if done["made_of"] == recipe and files_match(job.destination, done["entry"]["files"]):
-            return done["entry"]
-    return None
 
 
 def usable_cores() -> int:

@@ -115,9 +115,7 @@ def test_the_same_bytes_whatever_the_number_of_workers(corpus, store, tmp_path):
     assert contents(tmp_path) == contents(store.path)
 
 
-@pytest.mark.parametrize("small", [0, 1 << 22])
-def test_chunk_and_batch_sizes_do_not_change_the_store(corpus, store, tmp_path, monkeypatch, small):
-    monkeypatch.setattr("mixtures.packing.pack.SMALL_FILE_BYTES", small)
+def test_chunk_and_batch_sizes_do_not_change_the_store(corpus, store, tmp_path, monkeypatch):
     monkeypatch.setattr(units, "BATCH_BYTES", 300)
     for name, size in {"CHUNK_TOKENS": 700, "CHUNK_UNITS": 13}.items():
         monkeypatch.setattr(shards, name, size)
@@ -163,7 +161,7 @@ KILLED = """
 import os, sys, signal
 from mixtures.packing import pack as module, shards
 from mscale.data.vocabulary import byte_vocabulary
-calls, module.SMALL_FILE_BYTES = int(sys.argv[3]), int(sys.argv[4])
+calls = int(sys.argv[3])
 def counted(function):
     def call(*args, **kwargs):
         global calls
@@ -177,13 +175,12 @@ module.pack(sys.argv[1], sys.argv[2], byte_vocabulary())
 """
 
 
-@pytest.mark.parametrize("small", [0, 1 << 22])
-def test_killed_at_any_rename_it_continues_to_the_same_store(corpus, store, tmp_path, small):
+def test_killed_at_any_rename_it_continues_to_the_same_store(corpus, store, tmp_path):
     expected = contents(store.path)
     calls, killed = 0, 0
     while True:
         result = subprocess.run(
-            [sys.executable, "-c", KILLED, str(corpus), str(tmp_path), str(calls), str(small)],
+            [sys.executable, "-c", KILLED, str(corpus), str(tmp_path), str(calls)],
             capture_output=True,
             text=True,
         )
@@ -194,7 +191,7 @@ def test_killed_at_any_rename_it_continues_to_the_same_store(corpus, store, tmp_
         assert not (tmp_path / MANIFEST).exists()
         with pytest.raises(MscaleError):
             open_store(tmp_path)
-        calls += 1 if small else 3  # each call continues from the last one and gets further
+        calls += 3  # each call continues from the last one and gets further
     assert killed >= 3
     assert contents(tmp_path) == expected
 
@@ -238,7 +235,6 @@ def test_a_damaged_shard_of_an_interrupted_packing_is_made_again(corpus, store, 
     def stop(*_args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mixtures.packing.pack.SMALL_FILE_BYTES", 0)
     with monkeypatch.context() as patch:
         patch.setattr("mixtures.packing.workers.assemble", stop)
         with pytest.raises(KeyboardInterrupt):
@@ -250,34 +246,22 @@ def test_a_damaged_shard_of_an_interrupted_packing_is_made_again(corpus, store, 
     assert contents(tmp_path) == contents(store.path)
 
 
-def test_a_damaged_small_language_of_an_interrupted_packing_is_made_again(
+def test_a_damaged_language_of_an_interrupted_packing_is_assembled_again(
     corpus, store, tmp_path, monkeypatch
 ):
     def stop(*_args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mixtures.packing.pack.open_store", stop)
         patch.setattr("mixtures.packing.pack.os.sync", stop)
         with pytest.raises(KeyboardInterrupt):
             pack(corpus, tmp_path, byte_vocabulary())
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("train.bin")}
     assert len(made) == 3
     (tmp_path / "aa" / "train.bin").write_bytes(b"\0" * (tmp_path / "aa" / "train.bin").stat().st_size)
-    (journal,) = (tmp_path / PACKING_FOLDER).glob("*.jsonl")
-    lines = journal.read_bytes().splitlines(keepends=True)
-    journal.write_bytes(b"".join(lines[:-1]) + lines[-1][:-30])  # torn
     pack(corpus, tmp_path, byte_vocabulary())
     assert contents(tmp_path) == contents(store.path)
-    again = {path.parent.name for path, stamp in made.items() if path.stat().st_mtime_ns != stamp}
-    assert again == {"aa", json.loads(lines[-1])["language"]}
-
-
-def test_a_small_file_with_much_text_is_packed_by_shards(corpus, store, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "SMALL_TEXT_BYTES", 5000)
-    monkeypatch.setattr(units, "BATCH_BYTES", 1000)
-    pack(corpus, tmp_path, byte_vocabulary())
-    assert contents(tmp_path) == contents(store.path)
+    assert {path.parent.name for path, stamp in made.items() if path.stat().st_mtime_ns != stamp} == {"aa"}
 
 
 def test_a_bad_file_leaves_no_store_and_a_fixed_one_continues(tmp_path):
@@ -350,8 +334,7 @@ def test_languages_shorter_than_a_window_are_all_named_with_the_flag(uneven, tmp
         pack(uneven, tmp_path / "s", byte_vocabulary(), sequence_length=100)
     with pytest.raises(MscaleError, match="has not finished"):
         open_store(tmp_path / "s")
-    monkeypatch.setattr("mixtures.packing.workers.tokenize", None)
-    monkeypatch.setattr("mixtures.packing.workers.pack_small", None)  # all that was packed is kept
+    monkeypatch.setattr("mixtures.packing.workers.tokenize", None)  # all that was packed is kept
     store = pack(uneven, tmp_path / "s", byte_vocabulary(), sequence_length=100, drop_short=True)
     assert store.languages == ("aa", "dd")
     assert sorted(path.name for path in (tmp_path / "s").iterdir() if path.is_dir()) == ["aa", "dd"]
