@@ -12,14 +12,20 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from mixtures.packing.inputs import InputFile, find_inputs, read_documents
 from mscale import sampling
-from mscale.data.vocabulary import EOS_ID, PAD_ID, UNK_ID, SentencePieceVocabulary, load_vocabulary
+from mscale.data.vocabulary import (
+    EOS_ID,
+    PAD_ID,
+    UNK_ID,
+    SentencePieceVocabulary,
+    load_vocabulary,
+    sentencepiece_library,
+)
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, locked, read_json
 from mscale.progress import progress
@@ -91,7 +97,8 @@ def train_vocabulary(
         shares = _bytes_by_language(sizes, temperature, sample_bytes)
         used: dict[str, dict[str, float]] = {}
         model = _train(sample_sentences(files, shares, used), recipe)
-        versions = {"sentencepiece": _library().__version__, "seconds": round(time.monotonic() - started, 1)}
+        seconds = round(time.monotonic() - started, 1)
+        versions = {"sentencepiece": sentencepiece_library().__version__, "seconds": seconds}
         training = {**{key: value for key, value in recipe.items() if key != "file_bytes"}, **versions}
         vocabulary = SentencePieceVocabulary(model, training={**training, "sample": used})
         vocabulary.save(path)
@@ -195,7 +202,7 @@ def _train(sentences: Iterator[str], recipe: dict[str, Any]) -> bytes:
     special = recipe["special"]
     model = io.BytesIO()
     try:
-        _library().SentencePieceTrainer.train(
+        sentencepiece_library().SentencePieceTrainer.train(
             sentence_iterator=sentences,
             input_format="tsv",
             model_writer=model,
@@ -251,13 +258,3 @@ def _load_trained(path: Path, recipe: dict[str, Any]) -> SentencePieceVocabulary
     vocabulary = load_vocabulary(path)
     assert isinstance(vocabulary, SentencePieceVocabulary)
     return vocabulary
-
-
-def _library() -> ModuleType:
-    try:
-        import sentencepiece
-    except ImportError:
-        raise MscaleError(
-            "training a vocabulary needs the package sentencepiece: pip install 'mscale[data]'"
-        ) from None
-    return sentencepiece

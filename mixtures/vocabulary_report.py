@@ -6,10 +6,8 @@ UTF-8 bytes over the reference's for the same content (Arnett et al. 2024, arXiv
 ratio of tokens (Petrov et al. 2023, arXiv 2305.15425).
 """
 
-import functools
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from mixtures.packing.inputs import find_inputs, read_documents
 from mscale.data.parallel_text import parallel_text
 from mscale.data.vocabulary import Vocabulary, describe
 from mscale.errors import MscaleError, nearest
+from mscale.languages import dominant_script
 from mscale.progress import progress
 
 if TYPE_CHECKING:
@@ -29,22 +28,11 @@ if TYPE_CHECKING:
 
 # Scripts without spaces between words, where the text between spaces is a sentence.
 _UNSPACED_SCRIPTS = frozenset(
-    ["Han", "Hiragana", "Katakana", "Bopomofo", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan", "Yi"]
-    + ["Javanese", "Balinese", "Tai Le", "New Tai Lue", "Tai Tham", "Tai Viet"]
+    ["Han", "Japanese", "Bopomofo", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan", "Yi"]
+    + ["Javanese", "Balinese", "Tai", "New Tai Lue"]
 )
 _WORD_ENDS = re.compile(r"[\s\u1361]+")  # Ethiopic has its own sign between words
 _REFERENCES = ("en", "eng", "eng_Latn")
-_NAME = re.compile(
-    r"(?:SUPERSCRIPT |FULLWIDTH |HALFWIDTH )?(.+?)(?: SCRIPT)? (?:CAPITAL|SMALL|LETTER|SYLLABLE|SYLLABICS|IDEOGRAPH|"
-    r"UNIFIED|COMPATIBILITY|VOWEL|CHOSEONG|JUNGSEONG|JONGSEONG|CHARACTER|SUBJOINED|INDEPENDENT|CONSONANT|MODIFIER|"
-    r"ARCHAIC|DIGRAPH|CHILLU)\b"
-)
-_SCRIPTS = {
-    "Cjk": "Han",
-    "Canadian": "Canadian Aboriginal",
-    "Greek And Coptic": "Greek",
-    "Halfwidth Katakana": "Katakana",
-}
 
 
 @dataclass(frozen=True)
@@ -57,7 +45,7 @@ class VocabularyReport:
         tokens_per_character, tokens_per_word (None for scripts without spaces between words), byte_tokens
         (share of tokens that are single bytes) and pieces (distinct ids used).
       pieces: per script of the vocabulary: script, pieces, share. Special ids, single bytes and pieces without
-        letters are rows of their own.
+        letters ("none") are rows of their own.
       parallel: per language of the parallel text: language, lines, bytes, tokens, byte_premium, token_premium.
       reference: the language whose premiums are 1, None without parallel text.
     """
@@ -134,24 +122,6 @@ def report_tables(report: VocabularyReport) -> list["Table"]:
     return made
 
 
-@functools.lru_cache(maxsize=1 << 16)
-def script_of(character: str) -> str | None:
-    """Unicode script of a letter, from its name: "Latin" for "é"; None for other characters."""
-    if unicodedata.category(character)[0] not in "LM":
-        return None
-    match = _NAME.match(unicodedata.name(character, ""))
-    if not match or match[1] in ("COMBINING", "MODIFIER"):
-        return None
-    name = match[1].title()
-    return _SCRIPTS.get(name, name)
-
-
-def main_script(text: str) -> str | None:
-    """The most frequent script of the letters of ``text``; None without letters."""
-    counts = Counter(filter(None, map(script_of, text)))
-    return min(counts, key=lambda script: (-counts[script], script)) if counts else None
-
-
 def _beginning(texts: Iterator[str], size: int) -> list[str]:
     found = []
     for text in texts:
@@ -166,11 +136,11 @@ def _fertility(vocabulary: Vocabulary, texts: list[str], is_byte: np.ndarray) ->
     ids, _ = vocabulary.encode_batch(texts)
     size = sum(len(text.encode()) for text in texts)
     characters = sum(map(len, texts))
-    script = main_script("".join(text[:5000] for text in texts[:20]))
+    script = dominant_script("".join(text[:5000] for text in texts[:20]), 100_000)
     words = sum(len(_WORD_ENDS.split(text.strip())) for text in texts)
     spaced = script not in _UNSPACED_SCRIPTS and words
     return {
-        "script": script or "none",
+        "script": script,
         "bytes": size,
         "characters": characters,
         "words": words if spaced else None,
@@ -221,7 +191,7 @@ def _pieces(vocabulary: Vocabulary) -> tuple[np.ndarray, list[dict[str, Any]]]:
             is_byte[number] = True
             counts["single bytes"] += 1
         else:
-            counts[main_script(piece) or "no letters"] += 1
+            counts[dominant_script(piece)] += 1
     rows = [
         {"script": script, "pieces": count, "share": count / vocabulary.size}
         for script, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))

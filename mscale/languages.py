@@ -27,6 +27,8 @@ CODE_ALIASES = {
 # First words of Unicode character names that differ from the name of the script.
 _SCRIPTS = {
     "CJK": "Han",
+    "FULLWIDTH": "Latin",
+    "HALFWIDTH": "Japanese",
     "HIRAGANA": "Japanese",
     "KATAKANA": "Japanese",
     "CANADIAN": "Canadian Aboriginal",
@@ -39,6 +41,8 @@ _SCRIPTS = {
     "PHAGS-PA": "Phags-pa",
     "SYLOTI": "Syloti Nagri",
     "NKO": "N'Ko",
+    "MODIFIER": "",  # no script of its own, nor have superscripts
+    "SUPERSCRIPT": "",
 }
 
 

@@ -83,19 +83,13 @@ class RemoteFiles:
         self.root, self.block_bytes, self.cache_bytes = root, block_bytes, cache_bytes
         self._system, self._root = connect(root)
         self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
-        self._cached_bytes = 0
+        self.cached_bytes = 0  # of all cached blocks
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(connections, thread_name_prefix="mscale-remote")
 
     def sizes(self) -> Mapping[str, int]:
         """Bytes of every file by its path below the root, from one listing."""
         return {name: size for name, (size, _) in list_files(self._system, self._root, self.root).items()}
-
-    @property
-    def cached_bytes(self) -> int:
-        """Bytes of all cached blocks."""
-        with self._lock:
-            return sum(map(len, self._blocks.values()))
 
     def read(self, name: str) -> bytes:
         """Returns the content of a small file. Raises FileNotFoundError if there is none."""
@@ -155,9 +149,9 @@ class RemoteFiles:
         with self._lock:
             if key not in self._blocks:
                 self._blocks[key] = data
-                self._cached_bytes += len(data)
-            while self._cached_bytes > self.cache_bytes and len(self._blocks) > 1:
-                self._cached_bytes -= len(self._blocks.popitem(last=False)[1])
+                self.cached_bytes += len(data)
+            while self.cached_bytes > self.cache_bytes and len(self._blocks) > 1:
+                self.cached_bytes -= len(self._blocks.popitem(last=False)[1])
         return data
 
     def _path(self, name: str) -> str:

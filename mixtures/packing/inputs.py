@@ -1,7 +1,6 @@
 """The input files of a corpus, local or remote; remote files are fetched one at a time."""
 
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,10 +8,8 @@ from hashlib import blake2b
 from pathlib import Path
 
 from mscale.data import corpus as corpora
-from mscale.errors import MscaleError, nearest
+from mscale.errors import MscaleError
 from mscale.remote import Url, connect, list_files, location, with_retries
-
-_NAME = re.compile(r"data/([^/]+)/\1_clean_(\d+)\.jsonl(?:\.gz)?")
 
 
 @dataclass(frozen=True)
@@ -35,17 +32,32 @@ def find_inputs(
       languages: codes, in the order of the result; None for all, sorted.
 
     Raises:
-      MscaleError: as ``mscale.data.corpus.select`` and ``files``.
+      MscaleError: as ``list_languages``, ``select_languages`` and ``language_files`` of ``mscale.data.corpus``.
     """
     place = location(corpus)
-    if isinstance(place, Url):
-        return _find_remote(place, languages)
-    found: dict[str, list[InputFile]] = {}
-    for language in corpora.select_languages(place, languages):
+    found = {}
+    if isinstance(place, Path):
+        for language in corpora.select_languages(place, corpora.list_languages(place), languages):
+            files = [(path, path.stat()) for path in corpora.language_files(place, language)]
+            found[language] = [InputFile(language, path, it.st_size, it.st_mtime_ns) for path, it in files]
+        return found
+    system, root = connect(place)
+    listed = list_files(system, f"{root.rstrip('/')}/data", place)
+    shards: dict[str, list[str]] = {}
+    for path in listed:
+        language, _, name = path.partition("/")
+        if corpora.is_shard(name, language):
+            shards.setdefault(language, []).append(name)
+    if not shards:
+        raise MscaleError(
+            f"{place}: found no corpus there; expected files named {corpora.LAYOUT}; check the URL and your credentials"
+        )
+    for language in corpora.select_languages(place, sorted(shards), languages):
         found[language] = []
-        for path in corpora.language_files(place, language):
-            status = path.stat()
-            found[language].append(InputFile(language, path, status.st_size, status.st_mtime_ns))
+        for name in corpora.in_order(shards[language], place / "data" / language):
+            size, version = listed[f"{language}/{name}"]
+            stamp = int.from_bytes(blake2b(version.encode(), digest_size=7).digest(), "little")
+            found[language].append(InputFile(language, place / "data" / language / name, size, stamp))
     return found
 
 
@@ -71,27 +83,3 @@ def read_documents(file: InputFile) -> Iterator[str]:
             yield from corpora.documents(local)
         except MscaleError as error:
             raise MscaleError(str(error).replace(str(local), file.path)) from None
-
-
-def _find_remote(place: Url, languages: Sequence[str] | None) -> dict[str, list[InputFile]]:
-    system, root = connect(place)
-    listed = list_files(system, f"{root.rstrip('/')}/data", place)
-    numbered: dict[str, list[tuple[int, InputFile]]] = {}
-    for name, (size, version) in listed.items():
-        if match := _NAME.fullmatch(f"data/{name}"):
-            stamp = int.from_bytes(blake2b(version.encode(), digest_size=7).digest(), "little")
-            file = InputFile(match[1], place / f"data/{name}", size, stamp)
-            numbered.setdefault(match[1], []).append((int(match[2]), file))
-    if not numbered:
-        raise MscaleError(
-            f"{place}: found no corpus there; expected files named {corpora.LAYOUT}; check the URL and your credentials"
-        )
-    wanted = sorted(numbered) if languages is None else list(languages)
-    if missing := [code for code in wanted if code not in numbered]:
-        hints = ", ".join(f"{code!r}{nearest(code, numbered).replace(';', ' –')}" for code in missing)
-        raise MscaleError(f"{place}: these languages are not in this corpus of {len(numbered)}: {hints}")
-    for code in wanted:
-        numbers = [number for number, _ in numbered[code]]
-        if len(numbers) != len(set(numbers)):
-            raise MscaleError(f"{place}: {code} has a file both compressed and plain; remove one of them")
-    return {code: [file for _, file in sorted(numbered[code], key=lambda pair: pair[0])] for code in wanted}

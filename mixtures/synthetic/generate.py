@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,8 @@ from mixtures.synthetic.text import (
     render_json_lines,
     word_forms,
 )
+from mscale.data.corpus import shard_name
+from mscale.data.parallel_text import parallel_name
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_writer, read_json
 from mscale.progress import progress
@@ -50,12 +53,9 @@ def generate(
     bytes_per_language: int | Mapping[str, int] = 1_000_000,
     seed: int = 0,
     *,
-    concepts: int = 240,
-    replaced: float | tuple[float, float] = (0.0, 0.25),
-    sound_changes: int | tuple[int, int] = (0, 2),
-    borrowed: float = 0.5,
     parallel_documents: int = 200,
     processes: int = 1,
+    **options: Any,
 ) -> dict:
     """Writes a corpus in MADLAD-400's layout and its ground truth ``truth.json``; returns the ground truth.
 
@@ -68,20 +68,14 @@ def generate(
         Cyrillic, 3 in Greek, and so on through ``FAMILY_SCRIPTS``.
       bytes_per_language: UTF-8 bytes of text, one number or one per code; the text exceeds it by less than a document.
       seed: of all random choices.
-      concepts: words of a lexicon.
-      replaced: share of its family's words that a language has replaced, or the range of this share over the
-        languages: it sets the relatedness inside families.
-      sound_changes: number of sound changes of a language, or the range.
-      borrowed: share of words that the families of one script have in common; it sets the relatedness across families.
       parallel_documents: documents with the same content in every language, line by line; not under ``data/``.
       processes: number of processes; the bytes do not depend on it.
+      options: ``concepts``, ``replaced``, ``sound_changes`` and ``borrowed``, as in ``World``.
 
     Raises:
       MscaleError: a parameter is out of range, or the folder holds another corpus.
     """
-    world = make_world(
-        seed, families, concepts=concepts, replaced=replaced, sound_changes=sound_changes, borrowed=borrowed
-    )
+    world = World(seed, families, **options)
     codes = _codes(world, languages)
     sizes = _bytes_by_code(codes, bytes_per_language)
     _require_count("parallel_documents", parallel_documents, 0)
@@ -110,7 +104,7 @@ def generate(
     if parallel_documents:
         for code, texts in parallel_texts(world, codes, parallel_documents).items():
             lines = (OPEN + text.replace("\n", PARAGRAPH) + CLOSE for text in texts)
-            _write_gzip(corpus / "parallel" / f"{code}.jsonl.gz", (line.encode() for line in lines))
+            _write_gzip(corpus / parallel_name(code), (line.encode() for line in lines))
 
     made = [synthetic_language(world, code) for code in codes]
     truth = {
@@ -126,24 +120,6 @@ def generate(
     atomic_json(corpus / "truth.json", truth)
     (corpus / "generating.json").unlink(missing_ok=True)
     return truth
-
-
-def make_world(
-    seed: int = 0,
-    families: int = 3,
-    *,
-    concepts: int = 240,
-    replaced: float | tuple[float, float] = (0.0, 0.25),
-    sound_changes: int | tuple[int, int] = (0, 2),
-    borrowed: float = 0.5,
-) -> World:
-    """The ``World`` of a call of ``generate`` with these parameters."""
-    shares = replaced if isinstance(replaced, Sequence) else (replaced, replaced)
-    changes = sound_changes if isinstance(sound_changes, Sequence) else (sound_changes, sound_changes)
-    for field, pair in (("replaced", shares), ("sound_changes", changes)):
-        if len(pair) != 2:
-            raise MscaleError(f"{field}={pair!r}: expected one value, or the least and the largest")
-    return World(seed, families, concepts, (shares[0], shares[1]), (changes[0], changes[1]), borrowed)
 
 
 def parallel_texts(world: World, codes: Sequence[str], documents: int) -> dict[str, list[str]]:
@@ -199,7 +175,7 @@ def _in_processes(tasks: list[tuple], processes: int) -> Iterator[int]:
 
 
 def _write_shard(corpus: Path, world: World, code: str, shard: int, size: int) -> None:
-    path = corpus / _shard_name(code, shard)
+    path = corpus / shard_name(code, shard)
     if not path.exists():  # an interrupted call has written it, with the same parameters
         _write_gzip(path, text_chunks(world, code, size, shard))
 
@@ -298,13 +274,9 @@ def _shard_sizes(size: int) -> list[int]:
     return [SHARD_BYTES] * whole + [rest] * (rest > 0)
 
 
-def _shard_name(code: str, shard: int) -> str:
-    return f"data/{code}/{code}_clean_{shard:04d}.jsonl.gz"
-
-
 def _file_names(codes: list[str], sizes: dict[str, int], parallel_documents: int) -> list[str]:
-    names = [_shard_name(code, shard) for code in codes for shard in range(len(_shard_sizes(sizes[code])))]
-    return names + [f"parallel/{code}.jsonl.gz" for code in codes if parallel_documents]
+    names = [shard_name(code, shard) for code in codes for shard in range(len(_shard_sizes(sizes[code])))]
+    return names + [parallel_name(code) for code in codes if parallel_documents]
 
 
 def _size(path: Path) -> int | None:

@@ -85,6 +85,9 @@ class World:
             if not ok:
                 raise MscaleError(f"{field}={getattr(self, field)!r}: expected {expected}; give such a value")
 
+        for field in ("replaced", "sound_changes"):
+            pair = isinstance(getattr(self, field), Sequence) and len(getattr(self, field)) == 2
+            require(pair, field, "the least and the largest value")
         low, high = self.replaced
         fewest, most = self.sound_changes
         require(isinstance(self.seed, int), "seed", "a whole number")

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -52,15 +52,16 @@ def list_languages(corpus: str | os.PathLike) -> list[str]:
     return found
 
 
-def select_languages(corpus: str | os.PathLike, requested: Sequence[str] | None = None) -> list[str]:
-    """Returns ``requested`` in its order after checking that the corpus has it, or all languages for None.
+def select_languages(
+    corpus: str | os.PathLike, available: Sequence[str], requested: Sequence[str] | None
+) -> list[str]:
+    """Returns ``requested`` in its order after checking that it is in ``available``, or all of it for None.
 
     Raises:
-      MscaleError: as ``list_languages``; or a requested language is missing or given twice, naming all of these.
+      MscaleError: no language is requested, or one is missing or given twice; all of these are named.
     """
-    available = list_languages(corpus)
     if requested is None:
-        return available
+        return list(available)
     requested = list(requested)
     if not requested:
         raise MscaleError(f"{corpus}: no language was asked for; name at least one of {_some(available)}")
@@ -82,18 +83,40 @@ def language_files(corpus: str | os.PathLike, language: str) -> list[Path]:
       MscaleError: the corpus or the language is missing, or a file exists both compressed and plain.
     """
     folder = _data_folder(corpus) / language
-    shards = _shards(folder) if folder.is_dir() else []
-    if not shards:
-        select_languages(corpus, [language])
-    stems: dict[str, Path] = {}
-    for path in shards:
-        stem = path.name.removesuffix(".gz")
-        if stem in stems:
+    names = _shards(folder) if folder.is_dir() else []
+    if not names:
+        select_languages(corpus, list_languages(corpus), [language])
+    return [folder / name for name in in_order(names, folder)]
+
+
+def shard_name(language: str, number: int) -> str:
+    """Returns the path of a file of a corpus below its folder, as in ``LAYOUT``."""
+    return f"data/{language}/{language}_clean_{number:04d}.jsonl.gz"
+
+
+def is_shard(name: str, language: str) -> bool:
+    """Whether a file in the folder of ``language`` belongs to the corpus, unlike ``<lang>_noisy_NNNN`` and temporary
+    files."""
+    match = _SHARD.fullmatch(name)
+    return match is not None and match[1] == language
+
+
+def in_order(names: Iterable[str], folder: object) -> list[str]:
+    """Sorts the names of a language's files by their number.
+
+    Raises:
+      MscaleError: a file exists both compressed and plain; ``folder`` is its folder, for the error.
+    """
+    numbered: dict[int, str] = {}
+    for name in names:
+        number = int(_SHARD.fullmatch(name)[2])  # type: ignore[index]
+        if number in numbered:
             raise MscaleError(
-                f"{path}: found both {stem} and {stem}.gz, which would count its documents twice; remove one of them"
+                f"{folder}: found both {numbered[number]} and {name}, which would count documents twice; "
+                "remove one of them"
             )
-        stems[stem] = path
-    return shards
+        numbered[number] = name
+    return [numbered[number] for number in sorted(numbered)]
 
 
 def documents(path: str | os.PathLike) -> Iterator[str]:
@@ -252,16 +275,14 @@ def _data_folder(corpus: str | os.PathLike) -> Path:
     raise MscaleError(f"{corpus}: no data folder in it: {found}; {layout}; check the path")
 
 
-def _shards(folder: Path) -> list[Path]:
-    """Files of the language whose folder this is, by number; without `<lang>_noisy_NNNN` and temporary files."""
+def _shards(folder: Path) -> list[str]:
+    """Names of the files of the language whose folder this is; a link's language is that of its target."""
     own_name = folder.name not in ("", "..") and not folder.is_symlink()
     language = folder.name if own_name else folder.resolve().name
     try:
-        matches = [match for name in os.listdir(folder) if (match := _SHARD.fullmatch(name))]
+        return [name for name in os.listdir(folder) if is_shard(name, language)]
     except OSError as error:
         raise _unreadable(folder, error) from error
-    found = sorted((int(match[2]), match[0]) for match in matches if match[1] == language)
-    return [folder / name for _, name in found]
 
 
 def _children(folder: Path) -> list[Path]:

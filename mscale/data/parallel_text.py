@@ -8,6 +8,11 @@ from mscale.data import corpus as corpora
 from mscale.errors import MscaleError
 
 
+def parallel_name(code: str) -> str:
+    """Returns the path of a language's parallel text below the folder of a generated corpus."""
+    return f"parallel/{code}.jsonl.gz"
+
+
 def parallel_text(path: str | os.PathLike) -> dict[str, list[str]]:
     """Reads parallel text as ``{code: lines}``, sorted by code; line i has the same meaning in every language.
 
@@ -28,7 +33,7 @@ def parallel_text(path: str | os.PathLike) -> dict[str, list[str]]:
             break
     else:
         raise MscaleError(
-            f"{path}: found no parallel text; expected parallel/<code>.jsonl.gz (mscale corpus writes it), or "
+            f"{path}: found no parallel text; expected {parallel_name('<code>')} (mscale corpus writes it), or "
             "devtest/<code>.devtest or dev/<code>.dev as Flores has it; check the path"
         )
     text = {file.name.split(".")[0]: _lines(file) for file in files}

@@ -66,6 +66,9 @@ class Store:
         default_factory=dict, repr=False, compare=False
     )
 
+    def __hash__(self) -> int:
+        return hash(self.data_hash())
+
     def train(self, language: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Returns the train tokens ``start`` to ``stop`` - 1, by default all, (tokens,), read-only.
 

@@ -8,7 +8,8 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -26,44 +27,6 @@ _PROBE = (
 _PROBE_INSIDE = _PROBE.replace(" ", _SPACE_INSIDE)
 
 
-class Vocabulary(Protocol):
-    """Interface of a vocabulary, as packing, training and evaluation use it."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def pad_id(self) -> int: ...
-    @property
-    def eos_id(self) -> int: ...
-    @property
-    def fingerprint(self) -> str: ...
-
-    def encode(self, text: str | bytes) -> np.ndarray:
-        """Token ids of ``text`` (int, without EOS); bytes are UTF-8."""
-        ...
-
-    def encode_batch(self, texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """All ids of ``texts`` in one flat array, without EOS, and the number of ids of each text (int64).
-
-        The array is uint16 if that holds all ids, else int32.
-        """
-        ...
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of ``ids``, without special ids."""
-        ...
-
-    def pieces(self) -> list[str | bytes | None]:
-        """The piece of each id: text, a single byte, or None for special ids."""
-        ...
-
-    def save(self, path: str | Path) -> Path:
-        """Writes the vocabulary under the folder ``path``; returns the file ``load_vocabulary`` reads."""
-        ...
-
-
 @dataclass(frozen=True)
 class ByteVocabulary:
     """UTF-8 bytes: byte b has id b + 3 (ByT5, Xue et al. 2022), so V = 259 and no text is unknown."""
@@ -75,9 +38,14 @@ class ByteVocabulary:
     fingerprint: str = "bytes-259"
 
     def encode(self, text: str | bytes) -> np.ndarray:
+        """Token ids of ``text`` (int, without EOS); bytes are UTF-8."""
         return np.frombuffer(_utf8(text), np.uint8).astype(np.uint16) + np.uint16(BYTE_OFFSET)
 
     def encode_batch(self, texts: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """All ids of ``texts`` in one flat array, without EOS, and the number of ids of each text (int64).
+
+        The array is uint16 if that holds all ids, else int32.
+        """
         encoded = [_utf8(text) for text in texts]
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
         flat = np.frombuffer(b"".join(encoded), np.uint8).astype(np.uint16)
@@ -85,6 +53,7 @@ class ByteVocabulary:
         return flat, lengths
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Text of ``ids``, without special ids."""
         array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), np.int64)
         array = array[array >= BYTE_OFFSET] - BYTE_OFFSET
         if array.size and array.max() > 255:
@@ -94,9 +63,11 @@ class ByteVocabulary:
         return array.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
     def pieces(self) -> list[str | bytes | None]:
+        """The piece of each id: text, a single byte, or None for special ids."""
         return [*[None] * BYTE_OFFSET, *(bytes([byte]) for byte in range(256))]
 
     def save(self, path: str | Path) -> Path:
+        """Writes the vocabulary under the folder ``path``; returns the file ``load_vocabulary`` reads."""
         file = Path(path) / _FILE
         atomic_json(file, describe(self))
         return file
@@ -104,7 +75,7 @@ class ByteVocabulary:
 
 @dataclass(frozen=True)
 class SentencePieceVocabulary:
-    """A SentencePiece model (Kudo and Richardson 2018); the library is imported at the first use.
+    """A SentencePiece model (Kudo and Richardson 2018), with the methods of ``ByteVocabulary``.
 
     With the identity normalisation that ``mixtures.train_vocabulary`` sets, decoding returns the exact text. The
     character U+2581 is a special case: SentencePiece uses it for a space, and would decode it as a space. Here it is
@@ -118,23 +89,17 @@ class SentencePieceVocabulary:
 
     model: bytes = field(repr=False)
     kind: str = "sentencepiece"
+    pad_id: int = PAD_ID
+    eos_id: int = EOS_ID
     training: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
     @property
     def _processor(self) -> Any:
-        return _sentencepiece(self.model)
+        return _processor_of(self.model)
 
     @property
     def size(self) -> int:
         return self._processor.vocab_size()
-
-    @property
-    def pad_id(self) -> int:
-        return PAD_ID
-
-    @property
-    def eos_id(self) -> int:
-        return EOS_ID
 
     @property
     def fingerprint(self) -> str:
@@ -199,6 +164,9 @@ class SentencePieceVocabulary:
         separator = np.array([piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_INSIDE_UTF8], np.int32)
         parts = [self.encode(part) for part in text.split(_SPACE_INSIDE_UTF8)]
         return np.concatenate([parts[0], *(ids for part in parts[1:] for ids in (separator, part))])
+
+
+Vocabulary = ByteVocabulary | SentencePieceVocabulary
 
 
 def byte_vocabulary() -> ByteVocabulary:
@@ -300,19 +268,24 @@ def _read_model(path: Path) -> bytes:
         ) from None
 
 
-_PROCESSORS: dict[bytes, Any] = {}
+@functools.lru_cache(maxsize=8)
+def _processor_of(model: bytes) -> Any:
+    return sentencepiece_library().SentencePieceProcessor(model_proto=model)
 
 
-def _sentencepiece(model: bytes) -> Any:
-    if model not in _PROCESSORS:
-        try:
-            import sentencepiece
-        except ImportError:
-            raise MscaleError(
-                "a SentencePiece vocabulary needs the package sentencepiece: pip install 'mscale[data]'"
-            ) from None
-        _PROCESSORS[model] = sentencepiece.SentencePieceProcessor(model_proto=model)
-    return _PROCESSORS[model]
+def sentencepiece_library() -> ModuleType:
+    """Imports SentencePiece, which a byte vocabulary does not need.
+
+    Raises:
+      MscaleError: it is not installed.
+    """
+    try:
+        import sentencepiece
+    except ImportError:
+        raise MscaleError(
+            "a SentencePiece vocabulary needs the package sentencepiece: pip install 'mscale[data]'"
+        ) from None
+    return sentencepiece
 
 
 def _checked(vocabulary: SentencePieceVocabulary, path: Path) -> SentencePieceVocabulary:

@@ -82,9 +82,10 @@ def choose_documents(index: np.ndarray, tokens: int) -> list[int]:
     return chosen
 
 
+@functools.lru_cache(maxsize=16)
 def held_out_windows(
     store: Store,
-    languages: Sequence[str],
+    languages: tuple[str, ...],
     sequence_length: int,
     batch_size: int,
     tokens: int,
@@ -104,33 +105,7 @@ def held_out_windows(
     Raises:
       MscaleError: a language the store does not have, or one without held-out documents.
     """
-    cache_key = _StoreCacheKey(store, languages)
-    return _held_out(cache_key, tuple(languages), sequence_length, batch_size, tokens, sharding)
-
-
-class _StoreCacheKey:
-    """A store that is hashed and compared by the data of ``languages``, so that it can be part of a cache key."""
-
-    def __init__(self, store: Store, languages: Sequence[str]):
-        self.store, self.key = store, store.data_hash(languages)
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _StoreCacheKey) and self.key == other.key
-
-
-@functools.lru_cache(maxsize=16)
-def _held_out(
-    cache_key: _StoreCacheKey,
-    languages: tuple[str, ...],
-    S: int,
-    batch_size: int,
-    tokens: int,
-    sharding: jax.sharding.NamedSharding | None,
-) -> HeldOut:
-    store = cache_key.store
+    S = sequence_length
     windows: list[np.ndarray] = []
     lengths: list[int] = []
     windows_of_languages = []

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from mscale.data.corpus import shard_name
+
 
 def write(folder: Path, texts: dict[str, list[str]], shard: int = 0) -> Path:
     """Writes one file per language (number ``shard``) and returns ``folder``."""
     for language, documents in texts.items():
-        path = folder / "data" / language / f"{language}_clean_{shard:04d}.jsonl.gz"
+        path = folder / shard_name(language, shard)
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents)
         path.write_bytes(gzip.compress(lines.encode(), mtime=0))

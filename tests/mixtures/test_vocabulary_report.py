@@ -4,7 +4,7 @@ import json
 import pytest
 import tiny_corpus
 
-from mixtures.vocabulary_report import main_script, report_tables, script_of, vocabulary_report
+from mixtures.vocabulary_report import report_tables, vocabulary_report
 from mscale.data.parallel_text import parallel_text
 from mscale.data.vocabulary import byte_vocabulary
 from mscale.errors import MscaleError
@@ -84,26 +84,6 @@ def test_pieces_by_script(tmp_path):
     assert sum(counts.values()) == vocabulary.size
     assert counts["Latin"] > 5 and counts["Cyrillic"] > 5
     assert sum(row["share"] for row in rows) == pytest.approx(1)
-
-
-def test_scripts_of_characters():
-    scripts = dict(zip("aéжก日かカ한ㄱཀྐᐊሀｱＡ", [script_of(c) for c in "aéжก日かカ한ㄱཀྐᐊሀｱＡ"], strict=True))
-    assert scripts == {
-        **dict.fromkeys("aéＡ", "Latin"),
-        **dict.fromkeys("カｱ", "Katakana"),
-        **dict.fromkeys("한ㄱ", "Hangul"),
-        **dict.fromkeys("ཀྐ", "Tibetan"),
-        **{
-            "ж": "Cyrillic",
-            "ก": "Thai",
-            "日": "Han",
-            "か": "Hiragana",
-            "ᐊ": "Canadian Aboriginal",
-            "ሀ": "Ethiopic",
-        },
-    }
-    assert [script_of(c) for c in "1 !☃\u0301"] == [None] * 5
-    assert main_script("12 ab жзи") == "Cyrillic"
 
 
 def test_tables_show_every_row(tmp_path):

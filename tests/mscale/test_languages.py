@@ -54,7 +54,10 @@ def test_names_of_one_language_find_each_other():
         ("한국어", "Hangul"),
         ("नमस्ते", "Devanagari"),
         ("ᐃᓄᒃᑎᑐᑦ", "Canadian Aboriginal"),
-        ("1999 …", "none"),
+        ("Ａｂ", "Latin"),
+        ("ｱｲｳ", "Japanese"),
+        ("12 ab жзи", "Cyrillic"),
+        ("ʰ 1999 …", "none"),
         ("", "none"),
     ],
 )

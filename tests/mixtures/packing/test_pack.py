@@ -374,7 +374,7 @@ def test_a_remote_corpus_gives_the_same_store(corpus, store, tmp_path):
     assert [path.stat().st_mtime_ns for path in calls] == stamps
     for arguments, message in [
         ((url + "x",), "found no corpus there"),
-        ((url, tmp_path / "s", byte_vocabulary(), ["ab"]), "not in this corpus of 3: 'ab'"),
+        ((url, tmp_path / "s", byte_vocabulary(), ["ab"]), "not in this corpus: 'ab'; it has 3: aa, bb, cc"),
         ((corpus, url, byte_vocabulary()), "packed on a local disk"),
     ]:
         with pytest.raises(MscaleError, match=message):

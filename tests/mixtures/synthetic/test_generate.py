@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 from mixtures.synthetic import generate
 from mixtures.synthetic import languages as synthetic_languages
 from mixtures.synthetic import text as synthetic_text
+from mixtures.synthetic.languages import World
 from mscale.data import corpus
 from mscale.errors import MscaleError
 
@@ -50,7 +51,7 @@ def test_layout_sizes_and_json(tmp_path):
 
 
 def test_rendered_byte_counts_are_those_of_the_text():
-    world = generate.make_world()
+    world = World()
     content = synthetic_text.draw_content(
         synthetic_text.content_process(world), synthetic_languages.random_generator(1, "t"), 700
     )
@@ -146,7 +147,7 @@ def test_refuses_to_overwrite(tmp_path):
         ({"bytes_per_language": 0}, "bytes_per_language.*0"),
         ({"bytes_per_language": {"aa": 5}}, "sizes for aa; expected one for each of aa, ba"),
         ({"concepts": 10}, "concepts=10"),
-        ({"replaced": 1.5}, "replaced"),
+        ({"replaced": (1.5, 1.5)}, "replaced"),
         ({"replaced": (0.5, 0.1)}, "replaced"),
         ({"sound_changes": (0, 1, 2)}, "sound_changes"),
         ({"borrowed": -0.1}, "borrowed"),
@@ -172,7 +173,7 @@ def test_codes_are_distinct_and_do_not_move(tmp_path):
 
 @pytest.fixture(scope="module")
 def world():
-    return generate.make_world(families=4)
+    return World(families=4)
 
 
 def test_sound_changes_are_regular(world):
@@ -208,7 +209,7 @@ def test_scripts_are_shared_by_some_families_and_order_belongs_to_languages(worl
 
 
 def test_text_is_in_its_script():
-    world = generate.make_world(families=12)
+    world = World(families=12)
     for code in synthetic_languages.language_codes(12, 12):
         script = synthetic_languages.synthetic_language(world, code).script
         letters = {c for c in world_text(world, code, 5000).decode().lower() if c.isalpha()}
@@ -224,7 +225,7 @@ def test_word_frequencies_are_zipfian(world):
 
 
 def test_documents_vary_and_languages_do_not_translate_one_another(tmp_path):
-    generate.generate(tmp_path, 2, 1, 50_000, replaced=0.0, sound_changes=0)
+    generate.generate(tmp_path, 2, 1, 50_000, replaced=(0.0, 0.0), sound_changes=(0, 0))
     one, other = texts(tmp_path, "aa"), texts(tmp_path, "ab")
     lengths = [len(text) for text in one]
     assert np.std(lengths) > 0.4 * np.mean(lengths)
@@ -232,7 +233,7 @@ def test_documents_vary_and_languages_do_not_translate_one_another(tmp_path):
 
 
 def test_parallel_part_has_the_same_content(tmp_path):
-    generate.generate(tmp_path, 4, 2, 5_000, replaced=0.0, sound_changes=0, parallel_documents=30)
+    generate.generate(tmp_path, 4, 2, 5_000, replaced=(0.0, 0.0), sound_changes=(0, 0), parallel_documents=30)
     parallel = {
         c: list(corpus.documents(tmp_path / f"parallel/{c}.jsonl.gz")) for c in ("aa", "ab", "ba", "bb")
     }
@@ -274,7 +275,7 @@ def test_relatedness_is_a_similarity(world):
 @pytest.mark.parametrize(
     ("field", "values", "pair", "rises"),
     [
-        ("replaced", (0.0, 0.2, 0.4, 0.8), ("aa", "ab"), False),
+        ("replaced", ((0.0, 0.0), (0.2, 0.2), (0.4, 0.4), (0.8, 0.8)), ("aa", "ab"), False),
         ("sound_changes", ((0, 0), (0, 4), (0, 12)), ("aa", "ab"), False),  # aa stays, ab drifts away
         ("borrowed", (0.0, 0.2, 0.5, 1.0), ("aa", "ca"), True),
     ],
@@ -286,7 +287,7 @@ def test_each_knob_moves_relatedness_as_it_says(field, values, pair, rises):
 
 
 def synthetic_relatedness(one: str, other: str, **parameters) -> float:
-    world = generate.make_world(**parameters)
+    world = World(**parameters)
     pair = [synthetic_languages.synthetic_language(world, code) for code in (one, other)]
     return synthetic_languages.planted_relatedness(*pair, synthetic_text.concept_frequencies(world))
 
@@ -362,7 +363,7 @@ def test_transfer_rises_with_planted_relatedness(world):
 
 
 def test_transfer_inside_a_family_is_graded():
-    world = generate.make_world(families=1, replaced=(0.0, 0.7), sound_changes=(0, 6))
+    world = World(families=1, replaced=(0.0, 0.7), sound_changes=(0, 6))
     codes = synthetic_languages.language_codes(7, 1)
     languages = [synthetic_languages.synthetic_language(world, code) for code in codes]
     planted = synthetic_languages.relatedness_matrix(languages, synthetic_text.concept_frequencies(world))

@@ -115,13 +115,14 @@ def test_pointing_at_the_wrong_level(tmp_path):
 def test_all_missing_languages_at_once(tmp_path):
     for language in ("de", "en", "pt"):
         write(tmp_path, language, GOOD)
-    assert corpus.select_languages(tmp_path) == ["de", "en", "pt"]
-    assert corpus.select_languages(tmp_path, ["pt", "de"]) == ["pt", "de"]
-    text = message(corpus.select_languages, tmp_path, ["en", "ptt", "zz"])
+    codes = corpus.list_languages(tmp_path)
+    assert corpus.select_languages(tmp_path, codes, None) == codes == ["de", "en", "pt"]
+    assert corpus.select_languages(tmp_path, codes, ["pt", "de"]) == ["pt", "de"]
+    text = message(corpus.select_languages, tmp_path, codes, ["en", "ptt", "zz"])
     assert "2 of the 3" in text and "'ptt' – did you mean 'pt'?" in text and "'zz'" in text
     assert "de, en, pt" in text
-    assert "asked for twice: en" in message(corpus.select_languages, tmp_path, ["en", "en"])
-    assert "no language was asked for" in message(corpus.select_languages, tmp_path, [])
+    assert "asked for twice: en" in message(corpus.select_languages, tmp_path, codes, ["en", "en"])
+    assert "no language was asked for" in message(corpus.select_languages, tmp_path, codes, [])
     assert "not in this corpus: 'zz'" in message(corpus.language_files, tmp_path, "zz")
 
 
