@@ -6,8 +6,6 @@ similar to s. This is neighbourhood-based collaborative filtering with case ampl
 1998, sections 2.1 and 2.2.3); both directions of the pair itself are left out.
 """
 
-import dataclasses
-
 import numpy as np
 
 SHRINKAGE = 4.0  # a similarity from n common scores is multiplied by n/(n + SHRINKAGE)
@@ -25,90 +23,57 @@ def neighbourhood_scores(scores: np.ndarray, known: np.ndarray, cells: np.ndarra
       scores: (T, T), row = target and column = source.
       known: (B, T, T) bool, the scores that each of B predictors may use.
     """
-    sums = _PairSums.of(scores, known)
-    t, s = cells.T
-    found = sums.predictions()[:, t, s]
-    own = np.argwhere(known[:, t, s] | known[:, s, t])
+    # S: scores, 0 where not known. u: 1.0 where known.
+    u, S = known.astype(float), np.where(known, scores, 0.0)
+    S_T, u_T = S.swapaxes(1, 2), u.swapaxes(1, 2)
+    # Sums over the third languages with which two languages both have scores, for all pairs of languages (B, T, T), as
+    # sources and as targets: how many such scores there are, their products, the first language's scores, and squares.
+    sums = (u @ u_T + u_T @ u, S @ S_T + S_T @ S, S @ u_T + S_T @ u, S**2 @ u_T + (S**2).swapaxes(1, 2) @ u)
+    found = np.empty((len(known), len(cells)))
     size = max(_BLOCK_NUMBERS // len(scores), 1)
-    for start in range(0, len(own), size):
-        b, cell = own[start : start + size].T
-        found[b, cell] = sums.leaving_pairs_out(b, t[cell], s[cell])
+    for start in range(0, found.size, size):
+        at = np.arange(start, min(start + size, found.size))
+        b, cell = np.divmod(at, len(cells))
+        found.ravel()[at] = _without_own_pair(S, u, sums, b, *cells[cell].T)
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class _PairSums:
-    """Sums over the third languages with which two languages both have scores, for all pairs of languages (B, T, T).
+def _without_own_pair(
+    S: np.ndarray, u: np.ndarray, sums: tuple[np.ndarray, ...], b: np.ndarray, t: np.ndarray, s: np.ndarray
+) -> np.ndarray:
+    """Predictions (n,) of cells (t, s) by the predictors b, from tables (B, T, T) without the scores of the pair."""
+    counts, products, firsts, squares = sums
+    row = np.arange(len(b))
+    total = S.sum(axis=(1, 2))[b] - S[b, t, s] - S[b, s, t]
+    count = u.sum(axis=(1, 2))[b] - u[b, t, s] - u[b, s, t]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = (total / count)[:, None]
 
-    Attributes:
-      S: scores, 0 where not known. u: 1.0 where known. counts: how many scores the two have in common. products: sum
-        of the products of their scores. sums, squares: sum of the first language's scores, and of their squares.
-    """
+    def similarity_to_all(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """(n, T): similarity of language `one` of each cell to all, without its scores with `other`."""
+        x, y, x_u, y_u = (
+            table[b, p, q][:, None] for table in (S, u) for p, q in ((one, other), (other, one))
+        )
+        column, line, column_u, line_u = (
+            part for table in (S, u) for part in (table[b, :, other], table[b, other])
+        )
+        found = _similarity(
+            mean,
+            counts[b, one] - x_u * column_u - y_u * line_u,
+            products[b, one] - x * column - y * line,
+            firsts[b, one] - x * column_u - y * line_u,
+            squares[b, one] - x**2 * column_u - y**2 * line_u,
+            firsts[b, :, one] - x_u * column - y_u * line,
+            squares[b, :, one] - x_u * column**2 - y_u * line**2,
+        )
+        found[row, one] = found[row, other] = 0.0
+        return found
 
-    S: np.ndarray
-    u: np.ndarray
-    counts: np.ndarray
-    products: np.ndarray
-    sums: np.ndarray
-    squares: np.ndarray
-
-    @classmethod
-    def of(cls, scores: np.ndarray, known: np.ndarray) -> "_PairSums":
-        u, S = known.astype(float), np.where(known, scores, 0.0)
-        S_T, u_T = S.swapaxes(1, 2), u.swapaxes(1, 2)
-
-        def common(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-            """Sum over common sources (as targets) plus sum over common targets (as sources)."""
-            return first @ second.swapaxes(1, 2) + first.swapaxes(1, 2) @ second
-
-        return cls(S, u, common(u, u), common(S, S), S @ u_T + S_T @ u, common(S**2, u))
-
-    def predictions(self) -> np.ndarray:
-        """Predicted scores (B, T, T); for pairs that are known themselves use `leaving_pairs_out`."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean = (self.S.sum(axis=(1, 2)) / self.u.sum(axis=(1, 2)))[:, None, None]
-        second = (table.swapaxes(1, 2) for table in (self.sums, self.squares))
-        similarity = _similarity(mean, self.counts, self.products, self.sums, self.squares, *second)
-        np.einsum("btt->bt", similarity)[...] = 0.0
-        centred, similarity_T = self.S - mean * self.u, similarity.swapaxes(1, 2)
-        weighted = similarity @ centred + centred @ similarity_T
-        weight = np.abs(similarity) @ self.u + self.u @ np.abs(similarity_T)
-        return _weighted_mean(mean, weighted, weight)
-
-    def leaving_pairs_out(self, b: np.ndarray, t: np.ndarray, s: np.ndarray) -> np.ndarray:
-        """Predictions (n,) of cells (t, s) by the predictors b, without the scores of the cell's own pair."""
-        S, u = self.S, self.u
-        row = np.arange(len(b))
-        total = S.sum(axis=(1, 2))[b] - S[b, t, s] - S[b, s, t]
-        count = u.sum(axis=(1, 2))[b] - u[b, t, s] - u[b, s, t]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean = (total / count)[:, None]
-
-        def similarity_to_all(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-            """(n, T): similarity of language `one` of each cell to all, without its scores with `other`."""
-            x, y, x_u, y_u = (
-                table[b, p, q][:, None] for table in (S, u) for p, q in ((one, other), (other, one))
-            )
-            column, line, column_u, line_u = (
-                part for table in (S, u) for part in (table[b, :, other], table[b, other])
-            )
-            found = _similarity(
-                mean,
-                self.counts[b, one] - x_u * column_u - y_u * line_u,
-                self.products[b, one] - x * column - y * line,
-                self.sums[b, one] - x * column_u - y * line_u,
-                self.squares[b, one] - x**2 * column_u - y**2 * line_u,
-                self.sums[b, :, one] - x_u * column - y_u * line,
-                self.squares[b, :, one] - x_u * column**2 - y_u * line**2,
-            )
-            found[row, one] = found[row, other] = 0.0
-            return found
-
-        like_t, like_s = similarity_to_all(t, s), similarity_to_all(s, t)
-        weighted = (like_t * (S[b, :, s] - mean * u[b, :, s])).sum(axis=1)
-        weighted += (like_s * (S[b, t] - mean * u[b, t])).sum(axis=1)
-        weight = (np.abs(like_t) * u[b, :, s]).sum(axis=1) + (np.abs(like_s) * u[b, t]).sum(axis=1)
-        return _weighted_mean(mean[:, 0], weighted, weight)
+    like_t, like_s = similarity_to_all(t, s), similarity_to_all(s, t)
+    weighted = (like_t * (S[b, :, s] - mean * u[b, :, s])).sum(axis=1)
+    weighted += (like_s * (S[b, t] - mean * u[b, t])).sum(axis=1)
+    weight = (np.abs(like_t) * u[b, :, s]).sum(axis=1) + (np.abs(like_s) * u[b, t]).sum(axis=1)
+    return np.where(weight > _TINY, mean[:, 0] + weighted / np.where(weight > _TINY, weight, 1.0), np.nan)
 
 
 def _similarity(
@@ -132,8 +97,3 @@ def _similarity(
     cosine = np.where(norm > _TINY, covariance / np.where(norm > _TINY, norm, 1.0), 0.0)
     found = cosine * count / (count + SHRINKAGE)
     return found * np.abs(found) ** (AMPLIFICATION - 1)
-
-
-def _weighted_mean(mean: np.ndarray, weighted: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """`mean` plus the weighted mean of centred scores; NaN where all weights are zero."""
-    return np.where(weight > _TINY, mean + weighted / np.where(weight > _TINY, weight, 1.0), np.nan)

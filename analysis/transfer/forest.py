@@ -16,13 +16,13 @@ of other pairs are computed for each tree from the pairs in its bootstrap sample
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 
 from analysis.tables import languages as inventory
 from analysis.tables.records import records
@@ -72,15 +72,15 @@ class Predictions:
     score: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    groups: tuple[str, ...]
+    groups: list[str]
     r2: float
     r2_low: float
     r2_high: float
     spearman: float
     pairs: int
-    ablation: tuple[dict, ...]
-    gains: tuple[dict, ...]
-    importance: Mapping[str, float]
+    ablation: list[dict]
+    gains: list[dict]
+    importance: dict[str, float]
 
 
 def adaptation_features(rows: Sequence[Mapping[str, Any]], languages: Sequence[str]) -> dict[str, np.ndarray]:
@@ -118,7 +118,6 @@ def predict_scores(
     *,
     trees: int = TREES,
     cv_trees: int = CV_TREES,
-    repeats: int = 1,
     level: float = 0.9,
     seed: int = 0,
 ) -> Predictions:
@@ -126,7 +125,6 @@ def predict_scores(
 
     Args:
       trees: of the forest that predicts. cv_trees: of each forest in the cross-validation.
-      repeats: how often the cross-validation is repeated with other folds.
       level: of all intervals. Those of predicted scores are the quantile of the held-out errors (conformal).
 
     Raises:
@@ -139,61 +137,58 @@ def predict_scores(
     if len(pairs) < MIN_PAIRS:
         raise MscaleError(f"{len(pairs)} pairs were measured; predicting others needs {MIN_PAIRS} or more")
     sets = _feature_sets(features)
-    count = min(FOLDS, len(pairs))
-    folds = [fold for repeat in range(repeats) for fold in pair_folds(len(pairs), count, seed + repeat)]
     # Held-out predictions by each set of feature groups; None: by the set that is chosen anew for each fold.
-    found = {chosen: np.full((repeats, *scores.shape), np.nan) for chosen in [*sets, None]}
+    found = {chosen: np.full_like(scores, np.nan) for chosen in [*sets, None]}
     with config_context(skip_parameter_validation=True):
+        folds = pair_folds(len(pairs), min(FOLDS, len(pairs)), seed)
         for number, held_out in enumerate(folds):
-            training = pairs[np.setdiff1d(np.arange(len(pairs)), held_out)]
-            cells = measured_cells(scores, pairs[held_out])
-            place = (number // count, *cells.T)
+            cells = tuple(measured_cells(scores, pairs[held_out]).T)
             out_of_bag = {}
-            samples = _BootstrapSamples.draw(scores, training, cv_trees, (seed, number))
+            samples = _BootstrapSamples.draw(
+                scores, np.delete(pairs, held_out, axis=0), cv_trees, (seed, number)
+            )
             for chosen in sets:
                 forest = _fit_forest(samples, features, chosen)
-                found[chosen][place] = forest.predict(cells)
+                found[chosen][cells] = forest.predict(np.transpose(cells))
                 out_of_bag[chosen] = forest.out_of_bag_error()
-            found[None][place] = found[min(sets, key=lambda chosen: out_of_bag[chosen])][place]
+            found[None][cells] = found[min(sets, key=lambda chosen: out_of_bag[chosen])][cells]
         errors = {chosen: np.nanmean((found[chosen] - scores) ** 2) for chosen in sets}
         chosen = min(sets, key=lambda name: errors[name])
-        forest = _fit_forest(
-            _BootstrapSamples.draw(scores, pairs, trees, (seed, len(folds))), features, chosen
-        )
+        samples = _BootstrapSamples.draw(scores, pairs, trees, (seed, len(folds)))
+        forest = _fit_forest(samples, features, chosen)
         missing = np.argwhere(np.isnan(scores) & ~np.eye(len(scores), dtype=bool))
         predicted = np.full_like(scores, np.nan)
         if len(missing):
             predicted[tuple(missing.T)] = forest.predict(missing)
-    ablation = [{"groups": list(name), **_held_out_scores(scores, found[name], level)} for name in sets]
-    gains = []
-    for group in sets[-1] if len(sets) > 1 else ():
-        rest = tuple(name for name in sets[-1] if name != group)
-        value, low, high = jackknife(_r2_gain(scores, found[sets[-1]], found[rest]), len(scores), level)
-        gains.append({"group": group, "r2": value, "low": low, "high": high})
     whole = _held_out_scores(scores, found[None], level)
     if not whole["r2"] > 0:
         raise MscaleError(
             f"held-out pairs are predicted no better than by their mean (R² {minus(whole['r2'], 2)} over {len(pairs)} "
             "pairs): measure more pairs, or continue a checkpoint on every language"
         )
+    gains = []
+    for group in sets[-1] if len(sets) > 1 else ():
+        with_all, rest = found[sets[-1]], found[tuple(name for name in sets[-1] if name != group)]
+
+        def gain(keep: np.ndarray, with_all: np.ndarray = with_all, rest: np.ndarray = rest) -> float:
+            return _r2(scores, with_all, keep) - _r2(scores, rest, keep)
+
+        value, low, high = jackknife(gain, len(scores), level)
+        gains.append({"group": group, "r2": value, "low": low, "high": high})
     # Conformal intervals: the quantile of the held-out errors, those of the choice of features included.
     held_out_errors = np.sort(abs(found[None] - scores)[np.isfinite(found[None])])
-    half_width = held_out_errors[
-        min(int(np.ceil((len(held_out_errors) + 1) * level)) - 1, len(held_out_errors) - 1)
-    ]
+    rank = min(int(np.ceil((len(held_out_errors) + 1) * level)), len(held_out_errors))
+    half_width = held_out_errors[rank - 1]
     return Predictions(
         predicted,
         predicted - half_width,
         predicted + half_width,
-        chosen,
-        whole["r2"],
-        whole["r2_low"],
-        whole["r2_high"],
-        whole["spearman"],
-        len(pairs),
-        tuple(ablation),
-        tuple(gains),
-        forest.importance(),
+        list(chosen),
+        **whole,
+        pairs=len(pairs),
+        ablation=[{"groups": list(name), **_held_out_scores(scores, found[name], level)} for name in sets],
+        gains=gains,
+        importance=forest.importance(),
     )
 
 
@@ -317,24 +312,13 @@ def other_pair_features(
       scores: (T, T), NaN where not measured. pair: (T, T), the index of the pair of each cell, −1 for none.
       in_bag: (B, P) bool, the pairs in each tree's sample.
     """
-    at = np.argwhere(np.isfinite(scores))
-    used = in_bag[:, pair[tuple(at.T)]]
-    values = used * scores[tuple(at.T)]
-    own = (in_bag[:, pair[tuple(cells.T)]] > 0) & np.isfinite(scores[tuple(cells.T)])
-    score = np.where(own, scores[tuple(cells.T)], 0.0)
-    features = []
-    for side in (0, 1):
-        of = (np.arange(len(in_bag))[:, None] * len(scores) + at[:, side]).ravel()
-        total, count = (
-            np.bincount(of, table.ravel(), len(in_bag) * len(scores)).reshape(-1, len(scores))
-            for table in (values, used)
-        )
-        total, count = total[:, cells[:, side]], count[:, cells[:, side]]
-        with np.errstate(invalid="ignore"):
-            features.append((total - score) / (count - own))
-    known = np.zeros((len(in_bag), *scores.shape), bool)
-    known[:, at[:, 0], at[:, 1]] = used
-    found = np.stack([*features, neighbourhood_scores(scores, known, cells)], axis=-1)
+    known = in_bag[:, pair] & (pair >= 0) & np.isfinite(scores)
+    S, (t, s) = np.where(known, scores, 0.0), cells.T
+    own, score = known[:, t, s], S[:, t, s]
+    with np.errstate(invalid="ignore"):
+        of_target = (S.sum(axis=2)[:, t] - score) / (known.sum(axis=2)[:, t] - own)
+        of_source = (S.sum(axis=1)[:, s] - score) / (known.sum(axis=1)[:, s] - own)
+    found = np.stack([of_target, of_source, neighbourhood_scores(scores, known, cells)], axis=-1)
     return np.where(np.isfinite(found), found, MISSING_VALUE).astype(np.float32)
 
 
@@ -361,39 +345,24 @@ def measured_cells(scores: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return both[np.isfinite(scores[tuple(both.T)])]
 
 
-def _r2(scores: np.ndarray, predicted: np.ndarray) -> Callable[[np.ndarray], float]:
-    """R² of held-out predictions (repeats, T, T) as a function of the languages that are kept (for the jackknife)."""
-
-    def r2(keep: np.ndarray) -> float:
-        at = np.ix_(keep, keep)
-        truth = scores[at]
-        known = np.isfinite(predicted[0][at])
-        total = np.sum((truth[known] - truth[known].mean()) ** 2) if known.any() else 0.0
-        if total == 0:
-            return float("nan")
-        residual = np.mean([np.sum((one[at][known] - truth[known]) ** 2) for one in predicted])
-        return float(1 - residual / total)
-
-    return r2
-
-
-def _r2_gain(scores: np.ndarray, one: np.ndarray, other: np.ndarray) -> Callable[[np.ndarray], float]:
-    """R² of predictions `one` minus that of `other`, as a function of the languages that are kept."""
-    better, worse = _r2(scores, one), _r2(scores, other)
-    return lambda keep: better(keep) - worse(keep)
+def _r2(scores: np.ndarray, predicted: np.ndarray, keep: np.ndarray) -> float:
+    """R² of held-out predictions (T, T), over the cells of the languages that are kept (for the jackknife)."""
+    truth, found = scores[np.ix_(keep, keep)], predicted[np.ix_(keep, keep)]
+    known = np.isfinite(found)
+    total = np.sum((truth[known] - truth[known].mean()) ** 2) if known.any() else 0.0
+    return float(1 - np.sum((found[known] - truth[known]) ** 2) / total) if total else float("nan")
 
 
 def _held_out_scores(scores: np.ndarray, predicted: np.ndarray, level: float) -> dict[str, float]:
-    """R² over all held-out cells with its interval, and Spearman correlation; both averaged over repeats."""
-    value, low, high = jackknife(_r2(scores, predicted), len(scores), level)
-    known = np.isfinite(predicted[0])
-    ranks = rankdata(scores[known])
-    spearman = [np.corrcoef(ranks, rankdata(one[known]))[0, 1] for one in predicted if np.ptp(one[known]) > 0]
+    """R² over all held-out cells with its interval, and Spearman correlation."""
+    value, low, high = jackknife(lambda keep: _r2(scores, predicted, keep), len(scores), level)
+    known = np.isfinite(predicted)
+    constant = np.ptp(predicted[known]) == 0
     return {
         "r2": value,
         "r2_low": float(low),
         "r2_high": min(float(high), 1.0),
-        "spearman": float(np.mean(spearman)) if spearman else float("nan"),
+        "spearman": float("nan") if constant else float(spearmanr(scores[known], predicted[known]).statistic),
     }
 
 
@@ -442,32 +411,15 @@ def predict_missing_pairs(
         found = predict_scores(scores, features, level=level, seed=seed)
     except MscaleError as error:
         return {"cells": [], "reason": str(error)}
-    missing = matrix[matrix["status"] == "missing"]
     place = {name: index for index, name in enumerate(languages)}
     cells = []
-    for target, source in zip(missing["target"], missing["source"], strict=True):
-        at = place[target], place[source]
-        cells.append(
-            {
-                "target": target,
-                "source": source,
-                "score": found.score[at],
-                "low": found.low[at],
-                "high": found.high[at],
-                "status": "predicted",
-            }
-        )
+    for row in records(matrix.loc[matrix["status"] == "missing", ["target", "source"]]):
+        at = place[row["target"]], place[row["source"]]
+        ends = {name: getattr(found, name)[at] for name in ("score", "low", "high")}
+        cells.append({**row, **ends, "status": "predicted"})
     return {
         "cells": cells,
         "reason": "",
-        "groups": list(found.groups),
         "features": {"adaptation": list(features.adaptation), "language": list(features.language)},
-        "r2": found.r2,
-        "r2_low": found.r2_low,
-        "r2_high": found.r2_high,
-        "spearman": found.spearman,
-        "pairs": found.pairs,
-        "ablation": list(found.ablation),
-        "gains": list(found.gains),
-        "importance": dict(found.importance),
+        **{name: value for name, value in vars(found).items() if name not in ("score", "low", "high")},
     }
