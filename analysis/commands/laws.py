@@ -79,18 +79,18 @@ def fit_one(
     from analysis.study.read import one_evaluation
     from analysis.tables.checks import drop_duplicates
     from analysis.tables.observations import read_table
+    from analysis.tables.remarks import remark_text
     from mscale.files import atomic_write
 
     folder = observations if observations.is_dir() else observations.parent
     path = folder / "observations.parquet" if observations.is_dir() else observations
-    notes: list[str] = []
-    table = drop_duplicates(read_table(path), notes, str(path))
+    table, duplicates = drop_duplicates(read_table(path), str(path))
     table = one_evaluation(table, path, split, vocabulary)
     exposure_files = [folder / name for name in ("exposure.parquet", "exposure.csv")]
     exposure_file = next((file for file in exposure_files if file.exists()), None)
     exposure = None if exposure_file is None else read_table(exposure_file)
     found = analysis.fit(law, table, exposure=exposure, target=target)
-    print(found.summary(), *notes, sep="\n")
+    print(found.summary(), *map(remark_text, duplicates), sep="\n")
     atomic_write(out, found.to_json())
     figure = out.with_suffix(".svg")
     found.plot().save(str(figure))
@@ -196,6 +196,7 @@ def transfer(
     """Read the transfer matrix off SOURCE, a table of curves or a study: shown here, every pair into a CSV."""
     from analysis.tables.checks import select_split
     from analysis.tables.observations import read_study
+    from analysis.tables.remarks import remark_text
     from analysis.transfer.table import scores_over_d, transfer_table
     from mscale.data.parallel_text import byte_premiums
     from mscale.files import atomic_write
@@ -213,11 +214,8 @@ def transfer(
         planted=(tables.truth or {}).get("languages"),
     )
     print_matrix(table, details, phase)
-    for note in (
-        *tables.notes,
-        *(f"{row['what']} left out ({row['rows']}): {row['why']}" for row in tables.exclusions),
-    ):
-        print(f"- {note}")
+    for remark in (*tables.notes, *tables.exclusions):
+        print(f"- {remark_text(remark)}")
     out = out or (source if source.is_dir() else source.parent) / "transfer.csv"
     atomic_write(out, table.to_csv(index=False, float_format="%.6g"))
     if curves is not None:
@@ -232,6 +230,7 @@ def print_matrix(table: "pd.DataFrame", details: dict[str, Any], phase: str) -> 
     from rich.console import Console
     from rich.table import Table
 
+    from analysis.tables.remarks import remark_text
     from analysis.text import count
     from analysis.transfer.matrix import EXACT_DEGREES
     from analysis.transfer.table import format_score
@@ -284,4 +283,4 @@ def print_matrix(table: "pd.DataFrame", details: dict[str, Any], phase: str) -> 
     for note in details["left_out"]:
         print(f"- {note}")
     for unit, reason in details["units_missing"].items():
-        print(f"- not in {unit}: {reason}")
+        print(f"- not in {unit}: {remark_text(reason)}")

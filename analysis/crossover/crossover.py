@@ -15,6 +15,7 @@ import pandas as pd
 
 from analysis.curves.curve import Curve, cell_generator, fit_curves, percentile_interval
 from analysis.curves.study import MAX_EPOCHS, StudyCurves, study_curves
+from analysis.tables.remarks import Remark
 from analysis.transfer.matrix import CURVE_DRAWS, INTERVAL_LEVEL
 from mscale.errors import MscaleError
 from mscale.scales import training_flops
@@ -63,7 +64,7 @@ class CurvePair:
     labels: dict[str, Any]
     scratch: Curve | None
     continued: Curve | None
-    reason: str
+    reason: Remark | None
 
 
 def crossovers(pairs: Sequence[CurvePair], *, level: float = INTERVAL_LEVEL) -> pd.DataFrame:
@@ -89,7 +90,7 @@ def crossovers(pairs: Sequence[CurvePair], *, level: float = INTERVAL_LEVEL) -> 
             row[f"{name}_tokens"] = 0.0 if curve is None else curve.last
         rows.append({**row, **_crossover_row(pair, level)})
     frame = pd.DataFrame(rows).reindex(columns=CROSSOVER_COLUMNS)
-    return frame.fillna({"bound": "", "reason": ""})
+    return frame.fillna({"bound": ""})
 
 
 def gap_curves(
@@ -161,9 +162,9 @@ def curve_pairs(
         labels = {"scale": str(scale), "params": int(runs["params"].iloc[first[key]]), "language": language}
         labels |= {"phase": phase, "init": init}
         what = "continued" if key[:2] in curves else "from scratch"
-        reason = f"no run of {language} {what} ({phase})"
+        reason = Remark("no_such_run", names=(language, what, phase))
         if key in differ:
-            reason = "the vocabularies of the two differ"
+            reason = Remark("other_vocabulary")
         both = (None, None) if key in differ else (curves.get(key[:2]), curves.get(key))
         found.append(CurvePair(labels, *both, reason))
     return found
@@ -204,7 +205,7 @@ def _crossover_row(pair: CurvePair, level: float) -> dict:
     shared = _gap(pair, 400)
     if shared is None:
         both = pair.scratch is not None and pair.continued is not None
-        reason = "the two curves share no range of tokens" if both else pair.reason
+        reason = Remark("no_shared_tokens") if both else pair.reason
         return {"status": "missing", "reason": reason}
     at, gap, gaps = shared
     tokens, *draws = _last_crossing(at, np.concatenate([gap[None], gaps])).tolist()
@@ -220,11 +221,9 @@ def _crossover_row(pair: CurvePair, level: float) -> dict:
         "gap_tokens": at[-1],
     }
     if tokens == np.inf:
-        reason = "not within the data: continuing is still ahead at the last tokens"
-        row |= {"tokens": at[-1], "high": np.nan, "status": "bound", "bound": "at least", "reason": reason}
+        row |= {"tokens": at[-1], "high": np.nan, "status": "bound", "bound": "at least"}
     elif tokens == 0:
-        reason = "not within the data: from scratch is ahead from the first tokens compared"
-        row |= {"tokens": at[0], "low": np.nan, "status": "bound", "bound": "at most", "reason": reason}
+        row |= {"tokens": at[0], "low": np.nan, "status": "bound", "bound": "at most"}
     return row
 
 

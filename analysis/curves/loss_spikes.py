@@ -4,10 +4,10 @@ One spike in a hundred evaluations inflates the estimated noise between checkpoi
 with it.
 """
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
+
+from analysis.tables.remarks import Remark
 
 # Robust standard deviations above the neighbours; Gaussian noise exceeds it once in 10⁹.
 _THRESHOLD = 6.0
@@ -70,13 +70,12 @@ def _neighbour_medians(
     return median, mean
 
 
-def find_spikes(rows: pd.DataFrame) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Mask (n,) of spikes on languages of the run's mixture, and the exclusions, a list of {"what", "rows", "why"}."""
+def find_spikes(rows: pd.DataFrame) -> tuple[np.ndarray, list[Remark]]:
+    """Mask (n,) of spikes on languages of the run's mixture, and the exclusions."""
     trained = (rows["target_tokens"] > 0).to_numpy()
     found = np.zeros(len(rows), dtype=bool)
     found[trained] = spike_mask(rows[trained])
     if not found.any():
         return found, []
     runs = rows.loc[found, "run"].nunique()
-    why = "a loss spike, far above the evaluations before and after: left out of learning curves"
-    return found, [{"what": f"evaluations of {runs} run(s)", "rows": int(found.sum()), "why": why}]
+    return found, [Remark("spikes", rows=int(found.sum()), numbers=(runs,))]

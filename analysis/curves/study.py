@@ -14,6 +14,7 @@ from analysis.curves.curve import CurveNoise, CurvePoints, estimate_curve_noise,
 from analysis.curves.loss_spikes import find_spikes
 from analysis.tables.checks import select_split
 from analysis.tables.mixtures import describe_mixtures
+from analysis.tables.remarks import Remark
 
 CURVE_PHASES = ("stable", "end")
 # Epochs; runs that repeat a language more often are about repetition and not used for transfer and crossover.
@@ -42,7 +43,7 @@ class StudyCurves:
     loss: np.ndarray
     trained: np.ndarray
     kept: np.ndarray
-    exclusions: tuple[dict, ...]
+    exclusions: tuple[Remark, ...]
 
     @cached_property
     def phases(self) -> dict[str, np.ndarray]:

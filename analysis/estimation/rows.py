@@ -17,6 +17,7 @@ from analysis.tables.checks import (
     rows_in_phases,
     select_split,
 )
+from analysis.tables.remarks import remark_text
 from mscale.errors import MscaleError, nearest
 
 _COLUMN_ALTERNATIVES = {
@@ -121,7 +122,9 @@ def select_rows(
     if law.pretraining:
         table = _from_scratch(table, law, notes)
     table = table.assign(**{response: numeric_column(table, response)})
-    table = drop_duplicates(drop_infinite(table, response, notes), notes)
+    table, infinite = drop_infinite(table, response)
+    table, duplicates = drop_duplicates(table)
+    notes += map(remark_text, [*infinite, *duplicates])
     values = {variable: numeric_column(table, name).to_numpy(float) for variable, name in names.items()}
     y = table[response].to_numpy(float)
     keep = np.ones(len(table), bool)

@@ -81,7 +81,7 @@ def crossover_cells(results: Results, target: str, scales: Mapping[str, float]) 
         tokens = [
             float(point["tokens"])
             for point in results.loss_curves
-            if (point["kind"], str(point["scale"]), point["language"]) == ("alone", scale, target)
+            if (point["kind"], str(point["scale"]), point["language"]) == ("mono", scale, target)
         ]
         runs, last_tokens = (int(bool(tokens)), 0), (max(tokens, default=0.0), 0.0)
         found.setdefault(

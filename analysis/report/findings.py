@@ -12,6 +12,7 @@ from analysis.report.transfer_findings import partner_recommendations, transfer_
 from analysis.report.wording import finding, times
 from analysis.study.results import CrossoverRow, HeldOutRow, ParameterRow, Results, main_matrix
 from analysis.tables.published import published_expansion
+from analysis.tables.remarks import remark_text
 from analysis.text import count, first_few, join_names, minus, short_reason, signed, span
 from mscale.scales import training_flops
 
@@ -97,8 +98,7 @@ def _counted(results: Results, best: HeldOutRow, own: HeldOutRow | None, plain: 
 
 def _has_multilingual_runs(results: Results) -> bool:
     """Whether any run trains on several languages."""
-    kinds = ("two languages", "uniform", "other mixture")
-    return any(cell["kind"].startswith(kinds) for cell in results.study.cells)
+    return any(cell["kind"] in ("bilingual", "uniform", "mixed") for cell in results.study.cells)
 
 
 def typical_misfit(results: Results, law: str) -> float | None:
@@ -333,7 +333,7 @@ def _next_runs(results: Results) -> list[dict]:
             if best
             else f"such as {join_names(some)}"
         )
-        add(f"Measure {len(missing)} missing scores: {first}.", missing[0]["reason"])
+        add(f"Measure {len(missing)} missing scores: {first}.", remark_text(missing[0]["reason"]))
     straddle = [
         row
         for row in cells

@@ -21,15 +21,15 @@ from analysis.report.plots import (
 from analysis.study.results import Results
 from analysis.text import count
 
-_MIXTURE_KINDS = (
-    "alone",
-    "50/50 pair",
-    "uniform mixture",
-    "repeated data",
-    "UniMax",
-    "continued",
-    "other mixture",
-)
+_MIXTURE_KINDS = {
+    "mono": "alone",
+    "bilingual": "50/50 pair",
+    "uniform": "uniform mixture",
+    "repeated": "repeated data",
+    "unimax": "UniMax",
+    "continued": "continued",
+    "mixed": "other mixture",
+}
 
 
 def loss_curves_figure(results: Results) -> Figure | None:
@@ -38,7 +38,8 @@ def loss_curves_figure(results: Results) -> Figure | None:
     if frame.empty:
         return None
     languages = sorted(frame["language"].unique())
-    kinds = [kind for kind in _MIXTURE_KINDS if kind in set(frame["kind"])]
+    frame["kind"] = frame["kind"].map(_MIXTURE_KINDS)
+    kinds = [kind for kind in _MIXTURE_KINDS.values() if kind in set(frame["kind"])]
     main = max(languages, key=lambda name: len(frame[frame["language"] == name]))
     columns = ["language", "kind", "mixture", "run", "tokens", "loss", "phase", "bits_per_byte"]
     panels = []

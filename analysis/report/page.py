@@ -12,10 +12,11 @@ from analysis.report.transfer_page import (
     predictions_table,
     transfer_text,
 )
-from analysis.report.wording import equation, methods_section, subscripts, times, with_symbols
+from analysis.report.wording import CELL_KINDS, equation, methods_section, subscripts, times, with_symbols
 from analysis.study.law_comparison import COMPARED_SPLITS
 from analysis.study.results import ParameterRow, Results, StudySummary
 from analysis.tables import published as reference
+from analysis.tables.remarks import exclusion_text, remark_text
 from analysis.text import count, duration, minus, number, short_reason, signed, span
 
 SECTIONS = (
@@ -30,6 +31,12 @@ SECTIONS = (
     ("methods", "Methods"),
 )
 TITLES = {"chinchilla": "Chinchilla", "atlas": "ATLAS", "capacity": "Capacity law (ATLAS eq. 7)"}
+
+
+_AHEAD = {
+    "at least": "continuing is still ahead at the last tokens",
+    "at most": "from scratch is ahead from the first tokens compared",
+}
 
 
 def page_context(results: Results) -> dict[str, Any]:
@@ -120,7 +127,7 @@ def _cells(study: StudySummary) -> dict:
         low, high = count(cell["tokens_low"]), count(cell["tokens_high"])
         tokens = low if low == high else f"{low} to {high}"
         numbers = ("mixtures", "scales", "trunks", "runs", "cooled", "seeds")
-        kind = cell["kind"][:1].upper() + cell["kind"][1:]
+        kind = CELL_KINDS[cell["kind"]]
         rows.append([kind, *(str({**cell}[name]) for name in numbers), tokens, count(cell["flops"])])
     return page_table(head, rows)
 
@@ -294,7 +301,7 @@ def _crossovers(results: Results) -> dict:
         if row["gap"] is not None:
             gap += f" ({span(row['gap_low'], row['gap_high'], lambda value: signed(value, 3))})"
         last = count(row["gap_tokens"])
-        note = row["reason"].replace("not within the data: ", "")
+        note = _AHEAD.get(row["bound"]) or remark_text(row["reason"])
         rows.append([row["language"], row["scale"], what, between, gap, last, note])
     head = [
         "Language",
@@ -311,5 +318,8 @@ def _crossovers(results: Results) -> dict:
 
 
 def _exclusions(results: Results) -> dict:
-    rows = [[item["what"], str(item["rows"] or "–"), item["why"]] for item in results.exclusions]
+    rows = []
+    for remark in results.exclusions:
+        what, why = exclusion_text(remark)
+        rows.append([what, str(remark.rows or "–"), why])
     return page_table(["Left out", "rows", "why"], rows, "Exclusions", (0, 2))

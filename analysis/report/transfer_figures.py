@@ -26,6 +26,7 @@ from analysis.report.plots import (
 from analysis.study.results import Results, TransferResult
 from analysis.tables import languages as inventory
 from analysis.tables import published
+from analysis.tables.remarks import remark_text
 from analysis.text import count, signed, span
 
 MOST_CURVE_POINTS = 8000
@@ -170,6 +171,7 @@ def _cells(transfer: TransferResult) -> pd.DataFrame:
         found = predicted.get((row["target"], row["source"]))
         if found and row["status"] == "missing":
             row |= found
+        row["reason"] = remark_text(row["reason"])
     frame = pd.DataFrame(rows)
     if frame.empty:
         return frame

@@ -5,6 +5,7 @@ from typing import Any
 
 from analysis.study.results import Results, TransferResult, main_matrix
 from analysis.tables.published import published_findings
+from analysis.tables.remarks import remark_text
 from analysis.text import count, minus, p_value, signed, span
 
 
@@ -39,9 +40,9 @@ def _units_text(transfer: TransferResult) -> str:
     missing = transfer.units_missing
     text = " Scores count tokens; languages differ in how much text a token is."
     if "bytes" in missing:
-        return text + f" They cannot be counted in bytes: {missing['bytes']}."
+        return text + f" They cannot be counted in bytes: {remark_text(missing['bytes'])}."
     if "content" in missing:
-        return text + f" The matrix can also count bytes; not content: {missing['content']}."
+        return text + f" The matrix can also count bytes; not content: {remark_text(missing['content'])}."
     return text + " The matrix can also count bytes, and content by the languages' byte premium."
 
 

@@ -7,7 +7,16 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from analysis.study.results import Results
+from analysis.tables.remarks import remark_text
 
+CELL_KINDS = {
+    "mono": "One language",
+    "bilingual": "Two languages, 50/50",
+    "uniform": "Uniform mixture",
+    "mixed": "Other mixture",
+    "repeated": "One language, repeated data",
+    "continued": "Continued from a checkpoint",
+}
 GREEK = {"alpha": "α", "beta": "β", "lambda": "λ", "phi": "φ", "psi": "ψ", "tau": "τ"}
 CERTAINTIES = ("clear", "likely", "unclear", "not identified")
 
@@ -16,6 +25,11 @@ def finding(text: str, sure: str, because: str = "", title: str = "") -> dict:
     """The record of a finding: its sentence, its certainty (one of `CERTAINTIES`), the ground for it, and its title."""
     assert sure in CERTAINTIES
     return {"text": text, "sure": sure, "because": because, "title": title}
+
+
+def capitalised(text: str) -> str:
+    """The text with its first letter in upper case."""
+    return text[:1].upper() + text[1:]
 
 
 def times(row: Mapping[str, Any], name: str) -> str:
@@ -133,7 +147,7 @@ def methods_section(results: Results, level: str) -> list[tuple[str, str]]:
         )
     if results.notes:
         sections.append(
-            ("Notes on the data", " ".join(note[:1].upper() + note[1:] + "." for note in results.notes))
+            ("Notes on the data", " ".join(capitalised(remark_text(note)) + "." for note in results.notes))
         )
     if not results.exclusions:
         sections.append(("Exclusions", "No row was left out and no run failed."))

@@ -4,9 +4,8 @@ A number that the study does not identify is None, with the reason beside it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-import msgspec
 import numpy as np
 import pandas as pd
 
@@ -20,6 +19,7 @@ from analysis.study.laws import atlas_results, capacity_results, cooled_rows, fi
 from analysis.study.results import (
     RESULTS_FORMAT,
     CellRow,
+    Kind,
     MixtureAdvice,
     Results,
     ScaleRow,
@@ -31,6 +31,7 @@ from analysis.tables.checks import select_split
 from analysis.tables.mixtures import describe_mixtures
 from analysis.tables.observations import validate_exposure, validate_observations
 from analysis.tables.records import records
+from analysis.tables.remarks import Remark
 from analysis.transfer.forest import VocabularyOverlap
 from analysis.transfer.matrix import INTERVAL_LEVEL
 from mscale.errors import MscaleError
@@ -62,8 +63,8 @@ def analyse_tables(
     level: float = INTERVAL_LEVEL,
     seed: int = 0,
     splits: Sequence[str] = tuple(COMPARED_SPLITS),
-    notes: tuple[str, ...] = (),
-    exclusions: tuple[dict, ...] = (),
+    notes: tuple[Remark, ...] = (),
+    exclusions: tuple[Remark, ...] = (),
     overlap: VocabularyOverlap | None = None,
     premiums: Mapping[str, float] | None = None,
     advise: Callable[[str, StudySummary, float, float], MixtureAdvice] | None = None,
@@ -129,7 +130,7 @@ def analyse_tables(
             "format": RESULTS_FORMAT,
             "level": level,
             "seed": seed,
-            "study": msgspec.to_builtins(summary),
+            "study": summary,
             "loss_curves": loss_curves,
             "fits": {name: law.pop("saved") for name, law in laws.items() if "saved" in law},
             "laws": laws,
@@ -138,7 +139,7 @@ def analyse_tables(
             "transfer": transfer,
             "capacity": grown,
             "crossover": crossed,
-            "mixture": msgspec.to_builtins(recommended),
+            "mixture": recommended,
             # Each note once: tables from files were validated when they were read, too.
             "notes": list(dict.fromkeys([*notes, *more_notes])),
             "exclusions": [*exclusions, *more_exclusions, *curves.exclusions, *_failed(study or {})],
@@ -153,14 +154,10 @@ def _study(rows: pd.DataFrame, runs: pd.DataFrame, extra: Mapping[str, Any]) -> 
     trunks = runs.groupby("group")["tokens"].max()
     first = rows.groupby("run")["tokens"].min()
     cells = []
-    kinds = {"mono": "one language", "bilingual": "two languages, 50/50", "uniform": "uniform mixture"}
-    kind = runs["kind"].map(kinds).fillna("other mixture")
-    kind = kind.where(runs["repeats"] <= 1.5, "one language, repeated data")
-    kind = kind.where(runs["init"] == "scratch", "continued from a checkpoint")
-    for name, part in runs.groupby(kind, sort=False):
+    for name, part in runs.groupby(_kinds(runs), sort=False):
         cells.append(
             CellRow(
-                kind=str(name),
+                kind=cast(Kind, name),
                 mixtures=int(part["mixture"].nunique()),
                 scales=int(part["scale"].nunique()),
                 trunks=int(part["group"].nunique()),
@@ -196,6 +193,12 @@ def _study(rows: pd.DataFrame, runs: pd.DataFrame, extra: Mapping[str, Any]) -> 
     )
 
 
+def _kinds(runs: pd.DataFrame) -> pd.Series:
+    """The `kind` of `describe_mixtures`, or repeated or continued."""
+    kind = runs["kind"].where(runs["repeats"] <= 1.5, "repeated")
+    return kind.where(runs["init"] == "scratch", "continued")
+
+
 def _unique_tokens(rows: pd.DataFrame) -> dict[str, int]:
     """Unique tokens of each trained language: the largest `target_unique` of its rows.
 
@@ -221,15 +224,11 @@ def _trained_flops(first: pd.Series, runs: pd.DataFrame) -> float:
     return float(training_flops(runs["params"], runs["tokens"] - branched_at.where(branch, 0.0)).sum())
 
 
-def _failed(extra: Mapping[str, Any]) -> list[dict]:
+def _failed(extra: Mapping[str, Any]) -> list[Remark]:
     """An exclusion for each run that failed."""
     return [
-        {
-            "what": f"run {entry.get('run', '?')}",
-            "rows": 0,
-            "why": f"did not finish: {entry.get('reason', '')}",
-        }
-        for entry in extra.get("failed") or ()
+        Remark("failed", names=(str(one.get("run", "?")),), others=(str(one.get("reason", "")),))
+        for one in extra.get("failed") or ()
     ]
 
 
@@ -237,15 +236,9 @@ def _loss_curves(
     rows: pd.DataFrame, runs: pd.DataFrame, most_points: int = 40, most_rows: int = 9000
 ) -> list[dict]:
     """Points of every trunk and cooled branch on the languages that it trains on, thinned for the figure."""
-    names = {
-        "mono": "alone",
-        "bilingual": "50/50 pair",
-        "uniform": "uniform mixture",
-        "mixed": "other mixture",
-    }
-    kind = runs["kind"].map(names)
-    kind = kind.where(~runs["mixture"].astype(str).str.contains("unimax", case=False), "UniMax")
-    kind = kind.where(runs["repeats"] <= 1.5, "repeated data").where(runs["init"] == "scratch", "continued")
+    kind = _kinds(runs)
+    unimax = runs["mixture"].astype(str).str.contains("unimax", case=False)
+    kind = kind.where(~unimax | kind.isin(["repeated", "continued"]), "unimax")
     rows = rows[(rows["target_tokens"] > 0) & rows["phase"].isin(["stable", "end"])].sort_values("tokens")
     # Thin evenly within each run and language, keeping its last point; keep all cooled points.
     curve = [rows["run"], rows["language"], rows["phase"] == "end"]

@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis.tables.checks import select_split
 from analysis.tables.observations import read_study
+from analysis.tables.remarks import Remark
 from analysis.transfer.table import one_vocabulary
 from mscale.errors import MscaleError
 from mscale.files import read_json
@@ -21,8 +22,8 @@ class StudyInputs:
     exposure: pd.DataFrame
     truth: dict[str, Any] | None
     executor: dict[str, Any]
-    notes: tuple[str, ...]
-    exclusions: tuple[dict, ...]
+    notes: tuple[Remark, ...]
+    exclusions: tuple[Remark, ...]
 
 
 def read_inputs(
@@ -42,12 +43,11 @@ def read_inputs(
     for name in ("vocabulary", "split"):
         others = tables.observations[~tables.observations[name].isin(rows[name].unique())]
         if len(others):
-            why = (
-                f"only {', '.join(sorted(set(map(str, rows[name]))))} is analysed: the two are not comparable"
+            names, kept = (sorted(set(map(str, part[name]))) for part in (others, rows))
+            left_out.append(
+                Remark("other_evaluation", rows=len(others), names=(name, *names), others=tuple(kept))
             )
-            names = ", ".join(sorted(set(map(str, others[name]))))
-            left_out.append({"what": f"losses of {name} {names}", "rows": len(others), "why": why})
-    notes = [note for note in tables.notes if "vocabularies in one table" not in note]
+    notes = [note for note in tables.notes if note.code != "vocabularies"]
     return StudyInputs(
         rows,
         tables.exposure[tables.exposure["run"].isin(rows["run"].unique())],

@@ -13,6 +13,7 @@ import msgspec
 from analysis.fitting.fit import from_json
 from analysis.fitting.result import Fit
 from analysis.tables.records import to_json_value
+from analysis.tables.remarks import Remark
 from mscale.errors import MscaleError
 from mscale.files import atomic_write, read_json
 
@@ -21,12 +22,13 @@ RESULTS_FORMAT = 4
 
 # Which numbers of a row may be None depends on its status, which a type cannot say: checkers take them for Any.
 if TYPE_CHECKING:
-    Number = Any
+    _Number = Any
 else:
-    Number = float | None
-Count = int | float  # tables from elsewhere may hold counts as floats
-Status = Literal["measured", "bound", "missing"]
-Bound = Literal["at most", "at least", ""]
+    _Number = float | None
+_Count = int | float  # tables from elsewhere may hold counts as floats
+Kind = Literal["mono", "bilingual", "uniform", "mixed", "repeated", "continued", "unimax"]
+_Status = Literal["measured", "bound", "missing"]
+_Bound = Literal["at most", "at least", ""]
 
 
 class _Section(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -41,7 +43,7 @@ class ScaleRow(TypedDict):
 class CellRow(TypedDict):
     """The runs of one kind. tokens: of a run. flops: each trunk once, branches from where they left it."""
 
-    kind: str
+    kind: Kind
     mixtures: int
     scales: int
     trunks: int
@@ -70,9 +72,9 @@ class StudySummary(_Section):
     vocabularies: list[str]
     eval_tokens: dict[str, int]
     cells: list[CellRow]
-    seconds: Number
+    seconds: _Number
     workers: int | None
-    peak_memory_bytes: Number
+    peak_memory_bytes: _Number
     command: str | None
 
 
@@ -81,21 +83,21 @@ class LossRow(TypedDict):
 
     run: str
     scale: str
-    params: Count
+    params: _Count
     mixture: str
     language: str
-    tokens: Count
+    tokens: _Count
     phase: Literal["stable", "end"]
     loss: float
-    bits_per_byte: Number
-    kind: str
+    bits_per_byte: _Number
+    kind: Kind
 
 
 class ParameterRow(TypedDict):
     name: str
-    estimate: Number
-    low: Number
-    high: Number
+    estimate: _Number
+    low: _Number
+    high: _Number
     identified: bool
     reason: str
     unit: str
@@ -110,8 +112,8 @@ class LawResult(_Section):
     equation: str = ""
     source: str = ""
     parameters: list[ParameterRow] = []
-    r2: Number = None
-    r2_within: Number = None
+    r2: _Number = None
+    r2_within: _Number = None
     points: int = 0
     groups: int = 0
     notes: list[str] = []
@@ -126,14 +128,14 @@ class PointRow(TypedDict):
     run: str
     language: str
     scale: str
-    params: Count
-    tokens: Count
-    target_tokens: Count
+    params: _Count
+    tokens: _Count
+    target_tokens: _Count
     mixture: str
     epochs: float
     K: int
     observed: float
-    predicted: Number
+    predicted: _Number
 
 
 class HeldOutRow(TypedDict):
@@ -141,12 +143,12 @@ class HeldOutRow(TypedDict):
 
     law: str
     split: str
-    r2: Number
-    low: Number
-    high: Number
-    difference: Number
-    difference_low: Number
-    difference_high: Number
+    r2: _Number
+    low: _Number
+    high: _Number
+    difference: _Number
+    difference_low: _Number
+    difference_high: _Number
     n: int | None
     reason: str
 
@@ -155,18 +157,18 @@ class ScoreRow(TypedDict):
     """A bilingual transfer score (`transfer.matrix.SCORE_COLUMNS`)."""
 
     scale: str
-    params: Count
+    params: _Count
     target: str
     source: str
-    d: Number
-    score: Number
-    low: Number
-    high: Number
-    tau: Number
-    status: Status
-    bound: Bound
+    d: _Number
+    score: _Number
+    low: _Number
+    high: _Number
+    tau: _Number
+    status: _Status
+    bound: _Bound
     phase: Literal["stable", "end"]
-    reason: str
+    reason: Remark | None
 
 
 class PlantedRow(ScoreRow):
@@ -181,12 +183,12 @@ class AdaptationRow(TypedDict):
     target: str
     source: str
     d_max: float
-    score: Number
-    low: Number
-    high: Number
-    final: Number
-    status: Status
-    reason: str
+    score: _Number
+    low: _Number
+    high: _Number
+    final: _Number
+    status: _Status
+    reason: Remark | None
 
 
 class NoiseRow(TypedDict):
@@ -199,17 +201,17 @@ class NoiseRow(TypedDict):
 
 class AgreementRow(TypedDict):
     pairs: int
-    spearman: Number
-    p: Number
-    smallest_p: Number
+    spearman: _Number
+    p: _Number
+    smallest_p: _Number
     table: list[PlantedRow]
 
 
 class SymmetryRow(TypedDict):
     pairs: int
     correlation: float
-    low: Number
-    high: Number
+    low: _Number
+    high: _Number
     p: float
 
 
@@ -219,14 +221,14 @@ class KinshipRow(TypedDict):
     same: float
     different: float
     difference: float
-    low: Number
-    high: Number
-    size: Number
+    low: _Number
+    high: _Number
+    size: _Number
     p: float
     smallest_p: float
-    adjusted: Number
-    adjusted_low: Number
-    adjusted_high: Number
+    adjusted: _Number
+    adjusted_low: _Number
+    adjusted_high: _Number
     pairs_same: int
     pairs_different: int
 
@@ -256,8 +258,8 @@ class PredictionRow(TypedDict):
     groups: NotRequired[list[str]]
     features: NotRequired[dict[str, list[str]]]
     r2: NotRequired[float]
-    r2_low: NotRequired[Number]
-    r2_high: NotRequired[Number]
+    r2_low: NotRequired[_Number]
+    r2_high: NotRequired[_Number]
     spearman: NotRequired[float]
     pairs: NotRequired[int]
     ablation: NotRequired[list[dict[str, Any]]]
@@ -274,9 +276,9 @@ class PublishedRow(TypedDict):
     """Agreement with the published matrix."""
 
     pairs: int
-    correlation: Number
-    low: Number
-    high: Number
+    correlation: _Number
+    low: _Number
+    high: _Number
     table: list[dict[str, Any]]
 
 
@@ -289,12 +291,12 @@ class TransferResult(_Section):
     cooled: list[ScoreRow] = []
     adaptation: list[AdaptationRow] = []
     scale: str | None = None
-    d: Number = None
-    params: Count | None = None
+    d: _Number = None
+    params: _Count | None = None
     agreement: AgreementRow | None = None
     published: PublishedRow | None = None
     units: dict[str, list[ScoreRow]] = {}
-    units_missing: dict[str, str] = {}
+    units_missing: dict[str, Remark] = {}
     statistics: StatisticsRow | None = None
     predicted: PredictionRow = msgspec.field(default_factory=lambda: PredictionRow(cells=[], reason=""))
     next_pairs: list[NextPairRow] = []
@@ -305,9 +307,9 @@ class UniformRow(TypedDict):
     """The cooled loss of a uniform mixture of K languages; tokens: of all of them."""
 
     scale: str
-    params: Count
-    K: Count
-    tokens: Count
+    params: _Count
+    K: _Count
+    tokens: _Count
     language: str
     loss: float
 
@@ -316,15 +318,15 @@ class MultiplierRow(TypedDict):
     """Factors of N, D and C that keep the loss as languages grow by `ratio`."""
 
     ratio: int
-    N: Number
-    N_low: Number
-    N_high: Number
-    D_tot: Number
-    D_tot_low: Number
-    D_tot_high: Number
-    C: Number
-    C_low: Number
-    C_high: Number
+    N: _Number
+    N_low: _Number
+    N_high: _Number
+    D_tot: _Number
+    D_tot_low: _Number
+    D_tot_high: _Number
+    C: _Number
+    C_low: _Number
+    C_high: _Number
 
 
 class IsoLossRow(TypedDict):
@@ -333,15 +335,15 @@ class IsoLossRow(TypedDict):
     ratio: int
     s: float
     t: float
-    D_tot: Number
-    C: Number
+    D_tot: _Number
+    C: _Number
     limit: float
 
 
 class EstimateRow(TypedDict):
-    estimate: Number
-    low: Number
-    high: Number
+    estimate: _Number
+    low: _Number
+    high: _Number
 
 
 class CapacityResult(_Section):
@@ -361,24 +363,24 @@ class CrossoverRow(TypedDict):
     """A crossover (`crossover.CROSSOVER_COLUMNS`)."""
 
     scale: str
-    params: Count
+    params: _Count
     language: str
-    tokens: Number
-    low: Number
-    high: Number
-    status: Status
-    bound: Bound
-    gap: Number
-    gap_low: Number
-    gap_high: Number
-    gap_tokens: Number
+    tokens: _Number
+    low: _Number
+    high: _Number
+    status: _Status
+    bound: _Bound
+    gap: _Number
+    gap_low: _Number
+    gap_high: _Number
+    gap_tokens: _Number
     phase: Literal["stable", "end"]
     init: str
     scratch_runs: int
     continued_runs: int
     scratch_tokens: float
     continued_tokens: float
-    reason: str
+    reason: Remark | None
 
 
 class GapRow(TypedDict):
@@ -387,16 +389,16 @@ class GapRow(TypedDict):
     scale: str
     language: str
     tokens: float
-    gap: Number
-    low: Number
-    high: Number
+    gap: _Number
+    low: _Number
+    high: _Number
 
 
 class PowerLawRow(TypedDict):
     coefficient: float
     exponent: float
-    low: Number
-    high: Number
+    low: _Number
+    high: _Number
 
 
 class CrossoverResult(_Section):
@@ -419,12 +421,12 @@ class ComparedRow(TypedDict):
 
     mixture: str
     parameters: float
-    loss: Number
-    low: NotRequired[Number]
-    high: NotRequired[Number]
-    worse_by: NotRequired[Number]
-    worse_low: NotRequired[Number]
-    worse_high: NotRequired[Number]
+    loss: _Number
+    low: NotRequired[_Number]
+    high: NotRequired[_Number]
+    worse_by: NotRequired[_Number]
+    worse_low: NotRequired[_Number]
+    worse_high: NotRequired[_Number]
 
 
 class MixtureAdvice(_Section):
@@ -457,8 +459,8 @@ class Results(_Section):
     capacity: CapacityResult
     crossover: CrossoverResult
     mixture: MixtureAdvice
-    notes: list[str]
-    exclusions: list[dict[str, Any]]
+    notes: list[Remark]
+    exclusions: list[Remark]
     truth: dict[str, Any] | None
 
 

@@ -8,6 +8,7 @@ What other folders import from here:
 - `languages`: family, script and genealogy of languages; features of language pairs.
 - `published`: figures printed in the ATLAS paper.
 - `records`: rows as JSON.
+- `remarks`: what is noted or left out, as codes, and the words for them.
 """
 
-__all__ = ["checks", "languages", "mixtures", "observations", "published", "records"]
+__all__ = ["checks", "languages", "mixtures", "observations", "published", "records", "remarks"]

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from analysis.tables.remarks import Remark
 from mscale.errors import MscaleError
 from mscale.observations import KEY
 
@@ -52,42 +53,37 @@ def numpy_column(column: pd.Series) -> pd.Series:
     return pd.Series(column.to_numpy("int64" if whole else "float64", na_value=np.nan), index=column.index)
 
 
-def drop_duplicates(table: pd.DataFrame, notes: list[str], source: str = "") -> pd.DataFrame:
-    """The table without exact duplicates of a (run, step, language, split); adds a note on what was dropped.
+def drop_duplicates(table: pd.DataFrame, source: str = "") -> tuple[pd.DataFrame, list[Remark]]:
+    """The table without exact duplicates of a (run, step, language, split), and a remark if there were any.
 
-    Without a column `run` duplicates are kept, with a note.
+    Without a column `run` rows may be equal by chance: then they are kept, and the remark says so.
 
     Raises:
       MscaleError: rows share run, step, language and split but differ.
     """
     key = [name for name in KEY if name in table]
     if "run" in key and not table.duplicated(key).any():
-        return table
+        return table, []
     exact = table.duplicated()
+    rows = int(exact.sum())
     if "run" not in key:
-        if exact.any():
-            notes.append(
-                f"{exact.sum()} rows are exact duplicates of others and count twice; drop them if unmeant"
-            )
-        return table
+        return table, [Remark("duplicates_kept", rows=rows)] if rows else []
     table = table[~exact]
     again = table.duplicated(key, keep=False)
     if again.any():
         first = table[again].iloc[0]
-        rows = table[again & (table[key] == first[key]).all(axis=1)]
-        differ = [name for name in table.columns if rows[name].astype(str).nunique() > 1]
-        shown = "; ".join(f"{name} {joined_names(list(rows[name].unique()))}" for name in differ[:3])
+        clash = table[again & (table[key] == first[key]).all(axis=1)]
+        differ = [name for name in table.columns if clash[name].astype(str).nunique() > 1]
+        shown = "; ".join(f"{name} {joined_names(list(clash[name].unique()))}" for name in differ[:3])
         raise MscaleError(
             f"{_prefix(source)}{again.sum()} rows share {', '.join(key)} with another row but differ, the first being "
             f"{', '.join(f'{name}={first[name]}' for name in key)} ({shown}): keep one row of each"
         )
-    if exact.any():
-        notes.append(f"{exact.sum()} duplicate rows dropped")
-    return table
+    return table, [Remark("duplicates", rows=rows)] if rows else []
 
 
-def drop_infinite(table: pd.DataFrame, name: str, notes: list[str]) -> pd.DataFrame:
-    """The rows whose loss, the numeric column `name`, is finite; adds a note on those of runs that diverged.
+def drop_infinite(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, list[Remark]]:
+    """The rows whose loss, the numeric column `name`, is finite, and a remark on those of runs that diverged.
 
     Raises:
       MscaleError: there is no such row.
@@ -95,11 +91,10 @@ def drop_infinite(table: pd.DataFrame, name: str, notes: list[str]) -> pd.DataFr
     finite = np.isfinite(table[name].to_numpy(dtype=float))
     if not finite.any():
         raise MscaleError(f"column {name!r}: no loss is finite, so nothing is left to fit")
-    if not finite.all():
-        notes.append(
-            f"{(~finite).sum()} rows left out whose {name} is not finite: a run that diverged says nothing about a law"
-        )
-    return table[finite]
+    if finite.all():
+        return table, []
+    runs = table.loc[~finite, "run"].nunique() if "run" in table else 0
+    return table[finite], [Remark("not_finite", rows=int((~finite).sum()), numbers=(runs,))]
 
 
 def select_split(table: pd.DataFrame, split: str | None, option: str = "split='{}'") -> pd.DataFrame:

@@ -19,6 +19,7 @@ from analysis.tables.checks import (
     numpy_column,
     refuse_rows,
 )
+from analysis.tables.remarks import Remark
 from mscale.errors import MscaleError, nearest
 from mscale.observations import (
     COLUMNS,
@@ -43,8 +44,8 @@ class StudyTables:
     observations: pd.DataFrame
     exposure: pd.DataFrame
     truth: dict | None = None
-    notes: tuple[str, ...] = ()
-    exclusions: tuple[dict, ...] = field(default=())
+    notes: tuple[Remark, ...] = ()
+    exclusions: tuple[Remark, ...] = field(default=())
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
@@ -99,11 +100,7 @@ def read_study(path: str | Path, truth: str | Path | None = None) -> StudyTables
             break
     else:
         exposure = exposure_of(observations)
-        notes.append(
-            "no exposure table: laws that count other languages' tokens cannot be fitted"
-            if exposure.empty
-            else "no exposure table: what runs trained on was read off the observations, which hold all of it"
-        )
+        notes.append(Remark("no_exposure" if exposure.empty else "exposure_from_observations"))
     truth_path = Path(truth) if truth is not None else folder / "truth.json"
     planted = None
     if truth_path.exists():
@@ -115,17 +112,16 @@ def read_study(path: str | Path, truth: str | Path | None = None) -> StudyTables
 
 def validate_observations(
     frame: pd.DataFrame, source: str = "observations"
-) -> tuple[pd.DataFrame, list[str], list[dict]]:
+) -> tuple[pd.DataFrame, list[Remark], list[Remark]]:
     """Checks an observations table and completes the columns a table from elsewhere may leave out.
 
     Returns:
-      The table with all of `mscale.observations.COLUMNS`; notes on what was filled in or looks mixed;
-      and the exclusions, a list of {"what", "rows", "why"}.
+      The table with all of `mscale.observations.COLUMNS`; notes on what was filled in or looks mixed; and exclusions.
 
     Raises:
       MscaleError: a required column is missing, or a value is not what its column holds.
     """
-    frame, notes, exclusions = frame.copy(), [], []
+    frame, notes = frame.copy(), list[Remark]()
     missing = [name for name in REQUIRED if name not in frame.columns]
     if missing:
         hints = "".join(nearest(name, frame.columns) for name in missing[:1])
@@ -140,7 +136,7 @@ def validate_observations(
     if "scale" not in frame.columns:
         sizes = frame["params"].where(frame["params"].between(1, np.inf, inclusive="left"), 1).astype("int64")
         frame["scale"] = sizes.map(scale_names(sizes))
-        notes.append("scale was not given: taken as the number of parameters")
+        notes.append(Remark("scale_from_parameters"))
     for name in ("run", "scale", "languages", "language", "phase"):
         frame[name] = _as_text(frame[name])
     refuse_rows(frame, ~frame["phase"].isin(PHASES), "phase", f"one of {', '.join(PHASES)}", source)
@@ -149,12 +145,9 @@ def validate_observations(
         refuse_rows(frame, wrong, name, "a positive number", source)
     notes += _fill_missing_columns(frame, source)
     _refuse_impossible(frame, source)
-    finite = drop_infinite(frame, "loss", [])
-    if len(finite) < len(frame):
-        runs = frame["run"][~np.isfinite(frame["loss"].to_numpy(dtype=float))].nunique()
-        rows = len(frame) - len(finite)
-        exclusions.append({"what": f"rows of {runs} run(s)", "rows": rows, "why": "the loss is not finite"})
-    frame = drop_duplicates(finite, notes, source)
+    frame, exclusions = drop_infinite(frame, "loss")
+    frame, duplicates = drop_duplicates(frame, source)
+    notes += duplicates
     notes += _comparability_notes(frame)
     order = [*COLUMNS, *(name for name in frame.columns if name not in COLUMNS)]
     return frame[order].reset_index(drop=True), notes, exclusions
@@ -200,13 +193,13 @@ def _as_text(column: pd.Series) -> pd.Series:
     return pd.Series(words[codes], index=column.index, name=column.name)
 
 
-def _fill_missing_columns(frame: pd.DataFrame, source: str) -> list[str]:
+def _fill_missing_columns(frame: pd.DataFrame, source: str) -> list[Remark]:
     """Fills, in place, the columns of the contract that the table lacks; returns notes on which and how.
 
     Raises:
       MscaleError: `target_tokens` is missing and cannot be derived, because a run has three or more languages.
     """
-    notes: list[str] = []
+    notes: list[Remark] = []
     if "target_tokens" not in frame.columns:
         trained = frame["languages"].str.split("+")
         if (trained.map(len) > 2).any():
@@ -218,9 +211,7 @@ def _fill_missing_columns(frame: pd.DataFrame, source: str) -> list[str]:
             )
         inside = [language in names for language, names in zip(frame["language"], trained, strict=True)]
         frame["target_tokens"] = np.where(inside, frame["tokens"] / trained.map(len), 0)
-        notes.append(
-            "target_tokens was not given: taken as all tokens of runs of one language, half of those of two"
-        )
+        notes.append(Remark("halves"))
     fills: dict[str, Any] = {
         **IMPORT_DEFAULTS,
         **DERIVED,
@@ -232,10 +223,7 @@ def _fill_missing_columns(frame: pd.DataFrame, source: str) -> list[str]:
     for name in filled:
         frame[name] = fills[name](frame) if callable(fills[name]) else fills[name]
     if filled:
-        notes.append(
-            f"columns not in the table and filled in: {', '.join(filled)} (groups default to runs, data to "
-            "never repeated, starts to scratch, compute to 6ND)"
-        )
+        notes.append(Remark("filled_columns", names=tuple(filled)))
     frame["init"] = _as_text(frame["init"].fillna("scratch")).replace("", "scratch")
     frame["group"] = _as_text(frame["group"].fillna(frame["run"]))
     return notes
@@ -263,27 +251,19 @@ def _refuse_impossible(frame: pd.DataFrame, source: str) -> None:
         )
 
 
-def _comparability_notes(frame: pd.DataFrame) -> list[str]:
+def _comparability_notes(frame: pd.DataFrame) -> list[Remark]:
     """Notes on several vocabularies, evaluation sets of different sizes, and implausible units."""
     notes = []
-    if frame["vocabulary"].nunique() > 1:
-        notes.append(
-            f"{frame['vocabulary'].nunique()} vocabularies in one table: losses per token are compared "
-            "only between runs of the same vocabulary"
-        )
+    vocabularies = frame["vocabulary"].nunique()
+    if vocabularies > 1:
+        notes.append(Remark("vocabularies", numbers=(vocabularies,)))
     sizes = frame.groupby(["vocabulary", "language", "split"])["eval_tokens"].nunique()
     if (sizes > 1).any():
-        language = sizes[sizes > 1].index[0][1]
-        notes.append(
-            f"evaluation sets differ in size between runs (first: {language}, {sizes.max()} sizes): "
-            "differences of loss carry that noise too"
-        )
+        language = str(sizes[sizes > 1].index[0][1])
+        notes.append(Remark("evaluation_sizes", names=(language,), numbers=(int(sizes.max()),)))
     longest = frame.groupby("run")[["tokens", "params"]].max()
-    short = longest["tokens"] < _FEW_TOKENS_PER_PARAMETER * longest["params"]
-    if short.any():
-        run = short.index[short][0]
-        notes.append(
-            f"run {run} ends at {longest.loc[run, 'tokens']:,.0f} tokens for {longest.loc[run, 'params']:,.0f} "
-            "parameters: both are expected as plain counts, so check the units"
-        )
+    short = longest[longest["tokens"] < _FEW_TOKENS_PER_PARAMETER * longest["params"]]
+    if len(short):
+        numbers = float(short["tokens"].iloc[0]), float(short["params"].iloc[0])
+        notes.append(Remark("few_tokens", names=(str(short.index[0]),), numbers=numbers))
     return notes

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 
@@ -26,7 +27,7 @@ def _values(column: pd.Series) -> list:
 
 
 def to_json_value(value: Any) -> Any:
-    """``value`` as JSON can hold it, recursively: NumPy scalars as numbers, NaN and infinities as None."""
+    """``value`` as JSON can hold it: NumPy scalars as numbers, structs as dictionaries, NaN and infinities as None."""
     kind = type(value)
     if kind is float:  # the most frequent kind first
         return value if math.isfinite(value) else None
@@ -34,6 +35,8 @@ def to_json_value(value: Any) -> Any:
         return value
     if isinstance(value, Mapping):
         return {str(key): to_json_value(item) for key, item in value.items()}
+    if isinstance(value, msgspec.Struct):
+        return to_json_value(msgspec.to_builtins(value))
     if isinstance(value, list | tuple | np.ndarray | pd.Series):
         return [to_json_value(item) for item in value]
     if isinstance(value, bool | np.bool_):

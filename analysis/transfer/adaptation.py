@@ -6,6 +6,7 @@ from scipy.stats import t as student
 
 from analysis.curves.curve import CurveNoise
 from analysis.curves.study import StudyCurves, study_curves
+from analysis.tables.remarks import Remark
 from analysis.transfer.matrix import INTERVAL_LEVEL
 
 
@@ -49,12 +50,12 @@ def adaptation_scores(
             row = {"scale": scale, "target": study.languages[language], "source": source, "d_max": limit}
             square = np.nan
             if language not in base:
-                row |= {"status": "missing", "reason": "the checkpoint has no evaluation of it"}
+                row |= {"status": "missing", "reason": Remark("no_evaluation")}
             elif study.tokens[at].max() < 0.999 * limit:
-                row |= {"status": "missing", "reason": "the run is shorter than d_max"}
+                row |= {"status": "missing", "reason": Remark("short_run")}
             else:
                 score, final, square = mean_gain(study.tokens[at], study.loss[at], base[language], limit)
-                row |= {"score": score, "final": final, "status": "measured", "reason": ""}
+                row |= {"score": score, "final": final, "status": "measured"}
             output.append(row)
             squares.append(square)
     columns = ["scale", "target", "source", "d_max", "score", "low", "high", "final", "status", "reason"]

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from analysis.curves.curve import Curve, CurveNoise, CurvePoints, cell_generator, fit_curves
 from analysis.curves.study import CURVE_PHASES, MAX_EPOCHS, StudyCurves, study_curves
+from analysis.tables.remarks import Code, Remark, remark_text
 from analysis.text import first_few
 from analysis.transfer.score import missing_scores, pair_scores
 from mscale.errors import MscaleError
@@ -115,7 +116,7 @@ def transfer_cells(
         }
     first = study.observations.drop_duplicates("scale")
     params = {str(scale): int(value) for scale, value in zip(first["scale"], first["params"], strict=True)}
-    excluded = tuple(f"{one['rows']} {one['what']} left out: {one['why']}" for one in study.exclusions)
+    excluded = tuple(map(remark_text, study.exclusions))
     return TransferCells(
         _points(study, chosen.to_numpy()), params, noise, seed, (*_excluded_runs(runs), *excluded)
     )
@@ -212,17 +213,18 @@ def _score_rows(
     for (scale, target, source, d), one, two in zip(wanted, alone, both, strict=True):
         reason, scores = _why_missing(table, scale, one, two, target, source, phase), missing_scores(d)
         if one and two and not reason:
-            reason = f"the monolingual curve of {target} covers {one.first:.3g} to {one.last:.3g} tokens"
+            covered = (float(one.first), float(one.last))
+            reason = Remark("outside_the_curve", names=(target,), numbers=covered)
             scores = pair_scores(one, two, d, phase, level)
             if not len(scores.d):
-                scores, reason = missing_scores(None), "the cooled losses of the two never meet"
+                scores, reason = missing_scores(None), Remark("never_meet")
         counts.append(len(scores.d))
         labels = {"scale": scale, "params": table.params.get(scale), "target": target, "source": source}
         for name, value in {**labels, "phase": phase}.items():
             columns[name] += [value] * len(scores.d)
         for name, values in vars(scores).items():
             columns[name] += values.tolist()
-        columns["reason"] += [reason if status == "missing" else "" for status in scores.status]
+        columns["reason"] += [reason if status == "missing" else None for status in scores.status]
     return pd.DataFrame(columns, columns=SCORE_COLUMNS), np.array(counts, dtype=int)
 
 
@@ -292,24 +294,20 @@ def _why_missing(
     target: str,
     source: str,
     phase: str,
-) -> str:
-    """Why a pair has no score at this phase, or the empty string."""
-    for curve, languages, what in (
-        (alone, (target,), f"monolingual run of {target}"),
-        (both, (target, source), f"50/50 run of {target} with {source}"),
-    ):
+) -> Remark | None:
+    """Why a pair has no score at this phase; None where it may have one."""
+    runs: tuple[tuple[Curve | None, tuple[str, ...], Code], ...] = (
+        (alone, (target,), "no_run_alone"),
+        (both, (target, source), "no_run_of_both"),
+    )
+    for curve, languages, code in runs:
         if curve is None:
             # Never compare across phases: decay alone lowers the loss by as much as most transfer effects.
-            other = table.at(scale, languages, target)
-            state, otherwise = (
-                ("in the stable phase", "cooled") if phase == "stable" else ("cooled", "stable")
-            )
-            return f"no {what} {state}" + (
-                f": {otherwise} losses only, which are not compared" if other else ""
-            )
+            others = tuple(sorted(table.at(scale, languages, target)))
+            return Remark(code, names=(*languages, phase), others=others)
     if alone and both and phase == "stable" and min(len(alone.points.tokens), len(both.points.tokens)) < 2:
-        return "a curve of one point"
-    return ""
+        return Remark("one_point")
+    return None
 
 
 def main_scale(matrix: pd.DataFrame, cells: TransferCells) -> str:

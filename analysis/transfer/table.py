@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.curves.study import study_curves
+from analysis.tables.remarks import remark_text
 from analysis.transfer import adaptation, units
 from analysis.transfer import matrix as transfer
 from analysis.transfer.forest import VocabularyOverlap, predict_missing_pairs
@@ -100,7 +101,8 @@ def transfer_table(
         if row is not None:
             for name in ("score", "low", "high", "status"):
                 table.at[index, name] = row[name]
-            table.at[index, "reason"] = "predicted from other pairs: " + str(table.at[index, "reason"])
+    why = table["reason"].map(remark_text)
+    table["reason"] = why.where(table["status"] != "predicted", "predicted from other pairs: " + why)
     table["censored"] = table["status"] == "bound"
     table["level"] = level
     about = {

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from analysis.text import first_few
+from analysis.tables.remarks import Remark
 from analysis.transfer.matrix import effective_transfer
 from mscale.errors import MscaleError
 
@@ -49,7 +49,8 @@ def convert_units(matrix: pd.DataFrame, content_per_token: Mapping[str, float]) 
     empty = beyond & (changed["bound"] == "at least")
     changed.loc[beyond & ~empty, ["status", "bound"]] = ["bound", "at most"]
     changed.loc[empty, ["status", "bound"]] = ["missing", ""]
-    changed.loc[empty, "reason"] = f"in these units the bound lies below {MIN_SCORE:g}: it says nothing"
+    below = pd.Series([Remark("below_the_bound", numbers=(MIN_SCORE,))] * len(changed), index=changed.index)
+    changed["reason"] = changed["reason"].where(~empty, below)
     changed.loc[beyond & ~empty, "score"] = MIN_SCORE
     changed.loc[empty, "score"] = np.nan
     changed["low"] = changed["low"].where(~np.isneginf(changed["low"]))
@@ -76,7 +77,7 @@ def scores_in_all_units(
     observations: pd.DataFrame,
     premiums: Mapping[str, float] | None,
     fertility: Mapping[str, float] | None = None,
-) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+) -> tuple[dict[str, pd.DataFrame], dict[str, Remark]]:
     """The matrix per byte and per content, by unit, and for each unit that is unknown the reason.
 
     Args:
@@ -87,14 +88,12 @@ def scores_in_all_units(
     content = {**bytes_per_token(observations), **(fertility or {})}
     lacking = sorted(languages - set(content))
     if lacking:
-        why = f"the observations hold neither eval_bytes and eval_tokens nor bits_per_byte of {first_few(lacking)}"
+        why = Remark("no_bytes", names=tuple(lacking))
         return {}, {"bytes": why, "content": why}
     converted, reasons = {"bytes": convert_units(matrix, content)}, {}
     lacking = sorted(name for name in languages if not (premiums or {}).get(name, 0) > 0)
     if lacking:
-        reasons["content"] = (
-            f"no byte premium of {first_few(lacking)}: give parallel text (mscale fit --parallel)"
-        )
+        reasons["content"] = Remark("no_byte_premium", names=tuple(lacking))
     else:
         matched = {name: content[name] / (premiums or {})[name] for name in languages}
         converted["content"] = convert_units(matrix, matched)

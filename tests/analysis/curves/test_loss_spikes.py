@@ -61,9 +61,7 @@ def test_spikes_are_left_out_of_curves_and_counted():
     rows, _, _ = validate_observations(spiky)
     found, exclusions = find_spikes(rows)
     kept = rows[~found]
-    assert 0.7 * hit.sum() <= exclusions[0]["rows"] <= hit.sum() and len(kept) + exclusions[0]["rows"] == len(
-        rows
-    )
+    assert 0.7 * hit.sum() <= exclusions[0].rows <= hit.sum() and len(kept) + exclusions[0].rows == len(rows)
     cells = matrix.transfer_cells(rows)
     assert cells.noise["stable"].checkpoint < 0.015
     assert any("a loss spike, far above" in note for note in cells.left_out)

@@ -46,7 +46,7 @@ def test_loss_spikes_are_in_no_curve(observations):
     spiky.loc[at, "loss"] += 3
     study = study_curves(spiky)
     place = spiky.index.get_loc(at)
-    assert not study.kept[place] and study.exclusions[0]["rows"] >= 1
+    assert not study.kept[place] and study.exclusions[0].rows >= 1
     assert not any(rows[place] for rows in study.phases.values())
     assert study.noise["stable"].checkpoint == pytest.approx(
         study_curves(observations).noise["stable"].checkpoint, rel=0.05

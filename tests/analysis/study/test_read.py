@@ -7,6 +7,7 @@ import pytest
 import analysis
 from analysis.study.analyse import analyse_tables
 from analysis.tables.observations import validate_observations
+from analysis.tables.remarks import Remark
 from analysis.validation import planted_study
 from mscale.cli import main
 from mscale.errors import MscaleError
@@ -51,8 +52,7 @@ def test_exact_duplicates_are_dropped_with_a_note(table):
     again = pd.concat([table, table[table["phase"] == "end"].head(2)], ignore_index=True)
     fitted, alone = fit(again), fit(table)
     frame, notes, _ = validate_observations(again)
-    for found in (fitted.notes, notes):
-        assert "2 duplicate rows dropped" in found
+    assert "2 duplicate rows dropped" in fitted.notes and Remark("duplicates", rows=2) in notes
     assert len(frame) == len(table) and fitted.params.equals(alone.params)
 
 
@@ -60,9 +60,9 @@ def test_exact_duplicates_are_dropped_with_a_note(table):
 def test_losses_that_are_not_finite_are_left_out_and_counted(table, value):
     broken = table.copy()
     broken.loc[broken.index[broken["phase"] == "end"][:3], "loss"] = value
-    assert any("3 rows left out whose loss is not finite" in note for note in fit(broken).notes)
+    assert "rows of 3 run(s) left out (3): the loss is not finite" in fit(broken).notes
     frame, _, excluded = validate_observations(broken)
-    assert len(frame) == len(table) - 3 and [row["rows"] for row in excluded] == [3]
+    assert len(frame) == len(table) - 3 and excluded == [Remark("not_finite", rows=3, numbers=(3,))]
     for refuse in (fit, analyse_tables):
         with pytest.raises(MscaleError, match="column 'loss': no loss is finite"):
             refuse(table.assign(loss=value))

@@ -5,6 +5,7 @@ import pytest
 
 from analysis.tables import mixtures
 from analysis.tables import observations as observations_
+from analysis.tables.remarks import remark_text
 from analysis.validation import planted_study
 from mscale.errors import MscaleError
 from mscale.observations import COLUMNS
@@ -22,7 +23,7 @@ def test_a_minimal_table_is_completed_with_notes(observations):
     minimal = mono[list(observations_.REQUIRED)]
     frame, notes, excluded = observations_.validate_observations(minimal)
     assert list(frame.columns) == list(COLUMNS)
-    assert any("target_tokens" in note for note in notes) and any("filled in" in note for note in notes)
+    assert {note.code for note in notes} >= {"halves", "filled_columns"}
     assert (frame["target_tokens"] == frame["tokens"]).all() and not excluded
 
 
@@ -58,10 +59,10 @@ def test_pairs_without_shares_are_halves_and_other_units_are_noted(observations)
     ]
     assert (pairs["target_tokens"] == np.where(inside, pairs["tokens"] / 2, 0)).all()
     assert set(mixtures.describe_mixtures(frame)["kind"]) == {"mono", "bilingual"}
-    assert any("half of those of two" in note for note in notes)
+    assert any(note.code == "halves" for note in notes)
     assert set(frame["scale"]) == {"16k", "72k", "330k"}
     billions = observations.assign(tokens=observations["tokens"] / 1e6, target_tokens=0)
-    assert any("check the units" in note for note in observations_.validate_observations(billions)[1])
+    assert any(note.code == "few_tokens" for note in observations_.validate_observations(billions)[1])
 
 
 def test_runs_are_described(observations):
@@ -83,7 +84,7 @@ def test_study_folder_round_trip(observations, tmp_path):
     observations.to_csv(tmp_path / "observations.csv", index=False)
     study = observations_.read_study(tmp_path)
     assert len(study.observations) == len(observations) and study.truth is None
-    assert any("no exposure" in note for note in study.notes)
+    assert any("no exposure" in remark_text(note) for note in study.notes)
     np.testing.assert_allclose(study.observations["loss"], observations["loss"])
     observations.assign(phase="hot").to_csv(tmp_path / "observations.csv", index=False)
     with pytest.raises(MscaleError, match="observations.csv: column 'phase', row 1: found 'hot'"):
@@ -106,7 +107,7 @@ def test_exposure_is_derived_from_observations_on_all_languages_of_the_mixture(t
     key = ["run", "step", "language"]
     read, given = (table.set_index(key)["tokens"].sort_index() for table in (study.exposure, exposure))
     assert read.index.equals(given.index) and (abs(read - given) <= 1).all()
-    assert any("read off the observations" in note for note in study.notes)
+    assert any(note.code == "exposure_from_observations" for note in study.notes)
     unseen = observations[observations["language"] != "aka"]
     unseen.to_csv(tmp_path / "observations.csv", index=False)
     assert observations_.read_study(tmp_path).exposure.empty

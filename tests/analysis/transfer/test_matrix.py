@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from analysis.tables.observations import validate_observations
+from analysis.tables.remarks import remark_text
 from analysis.transfer import matrix as transfer
 from analysis.transfer import units
 from analysis.validation import planted_study
@@ -87,11 +88,11 @@ def test_missing_cells_stay_missing_with_the_reason(planted):
     gone = observations[(observations["languages"] != "cut") & (observations["languages"] != "aka+bek")]
     matrix = transfer.transfer_matrix(gone, scales=["nano2"]).set_index(["target", "source"])
     assert matrix.loc[("cut", "aka"), "status"] == "missing"
-    assert "no monolingual run of cut" in matrix.loc[("cut", "aka"), "reason"]
-    assert "no 50/50 run of aka with bek" in matrix.loc[("aka", "bek"), "reason"]
+    assert "no monolingual run of cut" in remark_text(matrix.loc[("cut", "aka"), "reason"])
+    assert "no 50/50 run of aka with bek" in remark_text(matrix.loc[("aka", "bek"), "reason"])
     assert np.isnan(matrix.loc[("aka", "bek"), "score"])
     outside = transfer.transfer_curve(observations, "aka", "abo", scale="nano2", d=[1e9]).iloc[0]
-    assert outside["status"] == "missing" and "covers" in outside["reason"]
+    assert outside["status"] == "missing" and "covers" in remark_text(outside["reason"])
 
 
 def test_cooled_is_compared_with_cooled_only(planted):
@@ -174,7 +175,7 @@ def test_bytes_and_content_need_fertility_and_premiums(planted):
     observations, cells, _ = planted
     matrix = transfer.transfer_matrix(cells, scales=["nano2"])
     made, reasons = units.scores_in_all_units(matrix, observations, None)
-    assert set(made) == {"bytes"} and "no byte premium of abo" in reasons["content"]
+    assert set(made) == {"bytes"} and reasons["content"].code == "no_byte_premium"
     made, reasons = units.scores_in_all_units(
         matrix, observations, dict.fromkeys(planted_study.LANGUAGES, 1.3)
     )
@@ -186,7 +187,7 @@ def test_bytes_and_content_need_fertility_and_premiums(planted):
     assert np.allclose(made["bytes"]["score"], matrix["score"], equal_nan=True)
     untold = uncounted.assign(bits_per_byte=np.nan)
     _, reasons = units.scores_in_all_units(matrix, untold, None)
-    assert "neither eval_bytes and eval_tokens nor bits_per_byte" in reasons["bytes"]
+    assert reasons["bytes"].code == "no_bytes" and "abo" in reasons["bytes"].names
     given = dict.fromkeys(planted_study.LANGUAGES, 4.0)
     made, reasons = units.scores_in_all_units(matrix, untold, None, given)
     assert np.allclose(made["bytes"]["score"], matrix["score"], equal_nan=True) and set(reasons) == {
@@ -204,7 +205,9 @@ def test_curves_that_never_overlap_are_missing_with_the_reason_or_a_bound(plante
     # What the 50/50 model has at its first point lies below all that the language alone ever reached.
     assert set(curve["status"]) == {"bound"} and set(curve["bound"]) == {"at least"}
     cooled = transfer.transfer_curve(cells, "aka", "abo", scale="nano2", phase="end", d=[1e9]).iloc[0]
-    assert cooled["status"] == "missing" and "no monolingual run of aka cooled" in cooled["reason"]
+    assert cooled["status"] == "missing" and "no monolingual run of aka cooled" in remark_text(
+        cooled["reason"]
+    )
 
 
 def test_evaluation_sets_that_differ_are_noted_and_splits_are_never_mixed(planted):
@@ -212,7 +215,7 @@ def test_evaluation_sets_that_differ_are_noted_and_splits_are_never_mixed(plante
     other = observations.copy()
     other.loc[other["languages"] == "aka", "eval_tokens"] = 1024
     _, notes, _ = validate_observations(other)
-    assert any("evaluation sets differ in size" in note for note in notes)
+    assert any(note.code == "evaluation_sizes" for note in notes)
     other = observations.copy()
     other.loc[other["languages"] == "aka", "split"] = "flores"
     other.loc[other["languages"] != "aka", "split"] = "dev"
@@ -260,4 +263,6 @@ def test_losses_of_another_phase_are_not_compared_and_the_reason_says_so(planted
     cooled = observations[~((observations["languages"] == "aka") & (observations["phase"] == "stable"))]
     row = transfer.transfer_curve(cooled, "aka", "abo", scale="nano2", d=[2e6]).iloc[0]
     assert row["status"] == "missing" and np.isnan(row["score"])
-    assert "no monolingual run of aka in the stable phase: cooled losses only, which are not" in row["reason"]
+    assert "no monolingual run of aka in the stable phase: cooled losses only, which are not" in remark_text(
+        row["reason"]
+    )

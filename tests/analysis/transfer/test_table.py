@@ -129,8 +129,7 @@ def en(table):
             lambda t: where(t, "en", eval_tokens=(1000, 2000)),
             "evaluation sets differ in size between runs (first: en",
         ),
-        (lambda t: pd.concat([t, t.iloc[[5]]]), "repeated rows left out (1)"),
-        (lambda t: pd.concat([t, t.iloc[[5]].assign(loss=9)]), "(1 times with another loss)"),
+        (lambda t: pd.concat([t, t.iloc[[5]]]), "1 duplicate rows dropped"),
         (lambda t: at(t, loss=float("nan")), "rows of 1 run(s) left out (1): the loss is not finite"),
         (lambda t: t.assign(tokens=t["tokens"] / 1e9), "check the units"),
         (
@@ -177,6 +176,7 @@ def test_curves_over_d_and_one_of_several_vocabularies(tmp_path, capsys, curves)
     [
         (lambda t: where(t, "en", vocabulary=("own", "spm")), "runs of the vocabularies own, spm"),
         (lambda t: where(t, "en", split=("flores", "dev")), "holds dev, flores: losses on different texts"),
+        (lambda t: pd.concat([t, t.iloc[[5]].assign(loss=9)]), "2 rows share run, step, language, split"),
         (lambda t: at(t, loss=-2), "column 'loss', row 6: found -2, expected nats per token"),
         (lambda t: at(t, loss="oops"), "column 'loss', row 6: found 'oops', expected a number"),
         (
@@ -253,24 +253,29 @@ def test_laws_are_fitted_to_one_vocabulary_and_split_and_the_rest_is_counted(tmp
         assert run("fit", tmp_path / name, "--out", tmp_path / "laws.json", *arguments) == 0
         found = json.loads((tmp_path / "laws.json").read_text())
         rows = found["transfer"]["matrix"]
-        assert len(found["notes"]) == len(set(found["notes"]))
-        assert not any("in one table" in note for note in found["notes"])
-        return [row["score"] for row in rows], {row["what"]: row["rows"] for row in found["exclusions"]}
+        codes = [note["code"] for note in found["notes"]]
+        assert len(codes) == len(set(codes)) and "vocabularies" not in codes
+        return [row["score"] for row in rows], {
+            " ".join(row["names"]): row["rows"] for row in found["exclusions"]
+        }
 
     where(curves, "en", eval_tokens=(1000, 2000)).to_csv(tmp_path / "uneven.csv", index=False)
     matrix("uneven.csv")
     assert (
-        sum("differ in size" in note for note in json.loads((tmp_path / "laws.json").read_text())["notes"])
+        sum(
+            note["code"] == "evaluation_sizes"
+            for note in json.loads((tmp_path / "laws.json").read_text())["notes"]
+        )
         == 1
     )
     alone, none = matrix("one.csv")
     chosen, left_out = matrix("both.csv", "--vocabulary", "bytes", "--split", "valid")
     assert chosen == alone and any(score is not None for score in alone)
     assert {
-        "losses of vocabulary spm": len(other),
-        "losses of split flores": len(flores),
+        "vocabulary spm": len(other),
+        "split flores": len(flores),
     }.items() <= left_out.items()
-    assert not any(what.startswith("losses of") for what in none)
+    assert not none
     assert matrix("both.csv", "--vocabulary", "bytes", "--split", "flores")[0] == pytest.approx(alone)
     assert run("report", tmp_path / "laws.json", "--vocabulary", "bytes") == 2
     assert "give them to mscale fit" in capsys.readouterr().err
