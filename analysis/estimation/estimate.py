@@ -13,13 +13,13 @@ from analysis.estimation.problem import Problem
 Priors = Mapping[str, tuple[float, float]]  # {parameter, or parameter[level]: (mean, standard deviation)}
 
 
-def with_priors(problem: Problem, names: tuple[str, ...], priors: Priors, without: np.ndarray) -> Problem:
+def with_priors(problem: Problem, priors: Priors, without: np.ndarray) -> Problem:
     """The problem with priors, whose precisions are in units of the dispersion Σ w·ψ(r)·r of the residuals.
 
     The dispersion (for least squares the residual variance) is that at the optimum without priors, (P,).
     """
-    mean, precision = np.zeros(len(names)), np.zeros(len(names))
-    for index, name in enumerate(names):
+    mean, precision = np.zeros(problem.size), np.zeros(problem.size)
+    for index, name in enumerate(problem.names):
         prior = priors.get(name, priors.get(name.split("[")[0]))
         if prior is not None:
             mean[index], precision[index] = prior[0], 1.0 / prior[1] ** 2
@@ -36,7 +36,6 @@ class Estimate:
     ("agreeing"), and whether it converged. noise: of least squares, None for Huber's loss.
     """
 
-    names: tuple[str, ...]
     problem: Problem
     theta: np.ndarray
     theta_without_priors: np.ndarray
@@ -44,8 +43,8 @@ class Estimate:
     noise: variance_components.GroupNoise | None = None
 
 
-def estimate(problem: Problem, names: tuple[str, ...], priors: Priors, seed: int) -> Estimate:
-    """The global optimum of a problem with parameters `names`.
+def estimate(problem: Problem, priors: Priors, seed: int) -> Estimate:
+    """The global optimum of a problem.
 
     Raises:
       MscaleError: no finite optimum was found.
@@ -53,7 +52,7 @@ def estimate(problem: Problem, names: tuple[str, ...], priors: Priors, seed: int
     without = None
     if priors:
         without = multistart.optima(problem, seed, polished=multistart.FEW_STARTS).theta
-        problem = with_priors(problem, names, priors, without[0])
+        problem = with_priors(problem, priors, without[0])
     found = multistart.optima(problem, seed)
     problem, theta, noise = found.problem, found.theta[0], None
     if problem.delta is None:
@@ -65,7 +64,7 @@ def estimate(problem: Problem, names: tuple[str, ...], priors: Priors, seed: int
         "agreeing": int(found.agreeing[0]),
         "converged": bool(found.converged[0]),
     }
-    return Estimate(names, problem, theta, theta if without is None else without[0], agreement, noise)
+    return Estimate(problem, theta, theta if without is None else without[0], agreement, noise)
 
 
 def _estimate_noise(problem: Problem, theta: np.ndarray, seed: int) -> variance_components.GroupNoise:

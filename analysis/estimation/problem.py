@@ -116,7 +116,8 @@ class Problem:
       penalised: quantities that a batch may add a quadratic penalty on.
       barrier: weight of the logarithmic barrier of the law's constraint.
       ratio: ρ, variance of the noise that a group shares over that of a row.
-      fitted_parameters: the law's parameter that each of θ is. inactive: names of those on which no row depends.
+      names: of θ, such as "A[sw]". fitted_parameters: the law's parameter that each of θ is.
+      inactive: names of parameters on which no row depends, which are not among θ.
       log_means: {variable: mean of its logarithm}, of the reference point.
     """
 
@@ -135,6 +136,7 @@ class Problem:
     penalised: tuple[Quantity, ...] = ()
     barrier: float = 0.0
     ratio: float = 0.0
+    names: tuple[str, ...] = ()
     fitted_parameters: tuple[Parameter, ...] = ()
     inactive: tuple[str, ...] = ()
     log_means: Mapping[str, float] = field(default_factory=dict)
@@ -202,6 +204,7 @@ class Problem:
             lower=self.lower[fitted],
             upper=self.upper[fitted],
             prior=None if self.prior is None else (self.prior[0][fitted], self.prior[1][fitted]),
+            names=tuple(itertools.compress(self.names, fitted)),
             fitted_parameters=tuple(itertools.compress(self.fitted_parameters, fitted)),
         )
 

@@ -45,8 +45,8 @@ def build_problem(
     group: np.ndarray,
     weight: np.ndarray,
     means: Mapping[str, float] | None = None,
-) -> tuple[Problem, tuple[str, ...]]:
-    """The problem and the names of its fitted parameters; rows sorted by (level, group), all arrays (n,).
+) -> Problem:
+    """The problem; rows sorted by (level, group), all arrays (n,).
 
     Raises:
       MscaleError: a fixed value outside what the parameter may be.
@@ -68,18 +68,18 @@ def build_problem(
         group=group,
         shift=shift,
         logs=np.array([parameter.log for parameter in law.parameters]),
+        names=names,
         fitted_parameters=parameters,
         log_means=log_means,
     )
     active = active_parameters(problem)
-    problem = problem.hold(active, inactive_values(problem))
     inactive = tuple(sorted(itertools.compress(names, ~active)))
-    return dataclasses.replace(problem, inactive=inactive), tuple(itertools.compress(names, active))
+    return dataclasses.replace(problem.hold(active, inactive_values(problem)), inactive=inactive)
 
 
 def _cells(
     law: Law, spec: Spec, shift: np.ndarray, level: np.ndarray
-) -> tuple[tuple[ParameterCell, ...], list[str], tuple[Parameter, ...]]:
+) -> tuple[tuple[ParameterCell, ...], tuple[str, ...], tuple[Parameter, ...]]:
     """The cells, one for each level; names and parameters that may be fitted."""
     column: dict[str, int] = {}  # of each fitted name
     parameters: list[Parameter] = []
@@ -110,7 +110,7 @@ def _cells(
         offset[number, index] -= shift[index] @ offset[number]
     rows = [slice(int(a), int(b)) for a, b in itertools.pairwise([*starts, len(level)])]
     cells = tuple(map(ParameterCell, rows, selection, offset))
-    return cells, list(column), tuple(parameters)
+    return cells, tuple(column), tuple(parameters)
 
 
 def _fitted_name(parameter: Parameter, level: str, shared: tuple[str, ...]) -> str | None:
@@ -208,16 +208,14 @@ DEFAULT_OPTIONS = FitOptions()
 
 @dataclasses.dataclass(frozen=True)
 class Specification:
-    """A law and its problem on the rows of a table, before the fit.
+    """The problem of a law on the rows of a table, before the fit.
 
-    names: of the problem's parameters. rows: as they were selected and checked; the problem has them sorted by level
+    rows: as they were selected and checked; the problem has them sorted by level
     and group, as rows.table.iloc[order]. group_names: of problem.group. per: column whose levels have parameters of
     their own, None for one curve through all rows.
     """
 
-    law: Law
     problem: Problem
-    names: tuple[str, ...]
     rows: checks.SelectedRows
     order: np.ndarray
     group_names: tuple[str, ...]
@@ -264,7 +262,7 @@ def specify(
         residual=law.residual,
         options=of_law,
     )
-    problem, names = build_problem(
+    problem = build_problem(
         law,
         spec,
         {variable: values[order] for variable, values in rows.x.items()},
@@ -273,7 +271,7 @@ def specify(
         codes[order],
         _weights(rows.table)[order],
     )
-    return Specification(law, problem, names, rows, order, tuple(map(str, group_names)), per, spec)
+    return Specification(problem, rows, order, tuple(map(str, group_names)), per, spec)
 
 
 def with_residual(law: Law, residual: str) -> Law:

@@ -6,23 +6,21 @@ from typing import Any
 import numpy as np
 
 from analysis.estimation.problem import Problem
-from analysis.laws.law import Law
 from mscale.errors import MscaleError
 
 MIN_GROUPS_FOR_RESAMPLING = 40  # groups from which bootstrap intervals cover as stated
 MIN_RESIDUAL_GROUPS = 3  # groups needed beyond the number of parameters
 
 
-def require_enough_data(
-    law: Law, problem: Problem, names: tuple[str, ...], groups: int, few_groups: bool
-) -> None:
-    """Checks that there are enough rows and groups to fit the parameters `names`.
+def require_enough_data(problem: Problem, few_groups: bool) -> None:
+    """Checks that there are enough rows and groups to fit the parameters.
 
     few_groups: allow fewer groups than parameters + 3.
 
     Raises:
       MscaleError: there are too few; the message gives the number that is missing.
     """
+    law, names, groups = problem.law, problem.names, problem.groups
     for parameter in law.parameters:
         for exponent, variable, _ in parameter.reference:
             values = problem.x[variable]
@@ -66,8 +64,9 @@ def search_warnings(agreement: Mapping[str, Any], problem: Problem, theta: np.nd
     return found
 
 
-def few_groups_warning(problem: Problem, groups: int) -> list[str]:
+def few_groups_warning(problem: Problem) -> list[str]:
     """A warning where there are too few groups for the method that gives the intervals."""
+    groups = problem.groups
     if problem.delta is None:
         if groups >= problem.size + MIN_RESIDUAL_GROUPS:
             return []

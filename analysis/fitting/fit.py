@@ -121,17 +121,14 @@ def fit_with_options(
         if two_stages:
             return _fit_in_two_stages(as_table(table), options)
     specified = specify(law, table, options)
-    groups, rows = len(specified.group_names), specified.rows
-    require_enough_data(specified.law, specified.problem, specified.names, groups, options.few_groups)
-    found = estimate(specified.problem, specified.names, options.priors or {}, options.seed)
+    require_enough_data(specified.problem, options.few_groups)
+    found, rows = estimate(specified.problem, options.priors or {}, options.seed), specified.rows
     warnings = (
         *search_warnings(found.agreement, found.problem, found.theta),
-        *few_groups_warning(found.problem, groups),
+        *few_groups_warning(found.problem),
     )
     return Fit(
-        law=specified.law,
         problem=found.problem,
-        names=specified.names,
         theta=found.theta,
         group_names=specified.group_names,
         level=rows.level[specified.order],
@@ -195,7 +192,7 @@ def from_json(text: str, law: Law | None = None) -> Fit:
     law = registry.law_of_saved_fit(saved["law"], spec.options) if law is None else law
     law = with_residual(law, spec.residual)
     data = saved["data"]
-    problem, names = build_problem(
+    problem = build_problem(
         law,
         dataclasses.replace(spec, shared=tuple(spec.shared)),
         {name: np.array(values, float) for name, values in data["x"].items()},
@@ -213,9 +210,7 @@ def from_json(text: str, law: Law | None = None) -> Fit:
         prior=None if prior is None else (np.array(prior[0], float), np.array(prior[1], float)),
     )
     return Fit(
-        law=law,
         problem=problem,
-        names=names,
         theta=np.array(saved["theta"], float),
         group_names=tuple(data["groups"]),
         level=np.array(data["level"], str),

@@ -30,7 +30,6 @@ class Fit:
     """A fitted law. Made by `analysis.fit`.
 
     Attributes:
-      names: the fitted parameters, (P,); "A[sw]" is A of level sw.
       theta: their values in the fitted scale, (P,): logarithms for positive parameters, and for a parameter with a
         reference (A, B) the logarithm of its contribution at the geometric means.
       problem: the rows as arrays, and the objective. group_names: names of the groups in problem.group.
@@ -40,9 +39,7 @@ class Fit:
       spec: the arguments of the fit as plain data.
     """
 
-    law: Law
     problem: Problem
-    names: tuple[str, ...]
     theta: np.ndarray
     group_names: tuple[str, ...]
     level: np.ndarray
@@ -52,6 +49,16 @@ class Fit:
     agreement: Mapping[str, Any]
     spec: Mapping[str, Any]
     _cache: dict = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def law(self) -> Law:
+        """The law as it was fitted."""
+        return self.problem.law
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The P fitted parameters; "A[sw]" is A of level sw."""
+        return self.problem.names
 
     @property
     def objective(self) -> float:

@@ -113,9 +113,8 @@ def _fit_to_all_rows(law: str | Law, table: pd.DataFrame, options: FitOptions) -
     """The fit to all rows, or None where it is refused or leaves rows out: each fold is then fitted on its own."""
     try:
         specified = specify(law, table, options)
-        groups = len(specified.group_names)
-        require_enough_data(specified.law, specified.problem, specified.names, groups, options.few_groups)
-        found = estimate(specified.problem, specified.names, options.priors or {}, options.seed)
+        require_enough_data(specified.problem, options.few_groups)
+        found = estimate(specified.problem, options.priors or {}, options.seed)
     except MscaleError:
         return None
     return _FitToAllRows(specified, found) if len(specified.rows.table) == len(table) else None
@@ -142,7 +141,7 @@ def _refit_fold(whole: _FitToAllRows, fold: _Fold, options: FitOptions) -> pd.Da
         fitted = values[train]
         in_range &= (values >= fitted.min() * 0.999) & (values <= fitted.max() * 1.001)
     known = fold.test & _of_fitted_levels(rows.level, fold.test, np.unique(rows.level[train]))
-    observed = _test_rows(rows.table[known], specified.per, rows.columns[specified.law.response])
+    observed = _test_rows(rows.table[known], specified.per, rows.columns[problem.law.response])
     return observed.assign(predicted=predicted[known], in_range=in_range[known])
 
 
@@ -152,7 +151,7 @@ def _is_subset_of_same_model(specified: Specification, fold: _Fold, options: Fit
     if _holds_out_language(fold, options) or not train.any():
         return False
     # With a single language, parameters are not per language.
-    if per is not None and specified.law.name != "atlas" and len(np.unique(rows.level[train])) < 2:
+    if per is not None and specified.problem.law.name != "atlas" and len(np.unique(rows.level[train])) < 2:
         return False
     return huber_threshold(options.loss, options.delta, rows.group[train]) == specified.spec.delta
 

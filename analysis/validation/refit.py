@@ -31,16 +31,15 @@ def refit(whole: Estimate, priors: Priors, rows: np.ndarray, few_groups: bool) -
     """
     part = whole.problem.subset(rows)
     active = active_parameters(part)
-    names = tuple(name for name, is_active in zip(whole.names, active, strict=True) if is_active)
     theta = inactive_values(part)
     problem = part.hold(active, theta)
-    require_enough_data(problem.law, problem, names, problem.groups, few_groups)
+    require_enough_data(problem, few_groups)
     if not np.isin(remove_aliased(part).dropped, remove_aliased(whole.problem).dropped).all():
         return None
     if priors:
         problem = dataclasses.replace(problem, prior=None, ratio=0.0)
         without = minimise(problem, whole.theta_without_priors[None, active], problem.batch()).theta
-        problem = with_priors(problem, names, priors, without[0])
+        problem = with_priors(problem, priors, without[0])
     start = whole.theta[None, active]
     if problem.delta is None:
         noise = estimate_noise(problem, start)

@@ -29,7 +29,13 @@ def test_what_is_no_argument_of_fit_is_left_to_the_law():
 def test_rows_are_sorted_by_level_and_group_and_inactive_parameters_left_out():
     table = planted_chinchilla.study(2, 0).sample(frac=1.0, random_state=0)
     found = specify("data_constrained", table, FitOptions(group="run"))
-    assert found.names == ("E", "A", "alpha", "B", "beta")  # no data repeat, so R_D and R_N have no effect
+    assert found.problem.names == (
+        "E",
+        "A",
+        "alpha",
+        "B",
+        "beta",
+    )  # no data repeat, so R_D and R_N have no effect
     assert set(found.problem.inactive) == {"R_D", "R_N"}
     in_order = found.rows.table.iloc[found.order]
     np.testing.assert_array_equal(found.problem.y, in_order["loss"])

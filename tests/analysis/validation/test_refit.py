@@ -36,7 +36,7 @@ def mixtures():
 def assert_as_separate_fits(law, table, masks, priors=None, **options):
     """The predictions for all rows from each refitted subset agree with those of a fit to the subset."""
     specified = specify(law, table, FitOptions.of(priors=priors, **options))
-    whole = estimate(specified.problem, specified.names, priors or {}, 0)
+    whole = estimate(specified.problem, priors or {}, 0)
     largest_change = 0.0
     for mask in masks:
         theta = refit(whole, priors or {}, np.asarray(mask)[specified.order], True)
@@ -85,21 +85,21 @@ def test_subsets_with_aliased_parameters_are_as_their_fits_or_left_to_them(curve
     masks = [~test for test in splits.folds(one_size, "R2").values()]
     options = {"share": ("alpha", "beta"), "loss": "squares"}
     specified = specify("chinchilla", one_size, FitOptions.of(**options))
-    whole = estimate(specified.problem, specified.names, {}, 0)
+    whole = estimate(specified.problem, {}, 0)
     for mask in masks:
         theta = refit(whole, {}, mask[specified.order], True)
         alone = analysis.fit("chinchilla", one_size[mask], few_groups=True, **options)
         expected = alone.predict(one_size.iloc[specified.order])["prediction"].to_numpy()
         np.testing.assert_allclose(whole.problem.predict(theta[None])[0], expected, rtol=3e-5)
     specified = specify("chinchilla", curves, FitOptions.of(**options))
-    whole = estimate(specified.problem, specified.names, {}, 0)
+    whole = estimate(specified.problem, {}, 0)
     kept = ((curves["language"] == "en") | (curves["params"] == curves["params"].min())).to_numpy()
     assert refit(whole, {}, kept[specified.order], True) is None
 
 
 def test_a_subset_with_too_few_rows_is_refused_as_its_own_fit_is(curves):
     specified = specify("chinchilla", curves, FitOptions(share=("alpha", "beta")))
-    whole = estimate(specified.problem, specified.names, {}, 0)
+    whole = estimate(specified.problem, {}, 0)
     one_size = (curves["params"] == curves["params"].min()).to_numpy()
     with pytest.raises(MscaleError, match="one value only") as refused:
         refit(whole, {}, one_size[specified.order], True)
