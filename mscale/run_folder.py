@@ -4,7 +4,7 @@ The trainer writes:
 
 - ``run.json``: what determines the result; a run continues only in a folder that holds the same.
 - ``config.gin``: every parameter that gin gave.
-- ``status.json``: ``Status``, replaced every few seconds.
+- ``status.json``: ``RunStatus``, replaced every few seconds.
 - ``metrics.jsonl``: loss, learning rate and gradient norm of the log steps.
 - ``observations.jsonl``, ``exposure.jsonl``: rows as ``mscale.observations`` describes them.
 - ``checkpoints/``: as ``mscale.training.checkpoints`` writes them.
@@ -48,7 +48,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Status:
+class RunStatus:
     """What the trainer last said of a run.
 
     Attributes:
@@ -99,12 +99,12 @@ def _read(path: Path, kind: type[_T]) -> _T | None:
         return None
 
 
-def read_status(folder: Path) -> Status:
+def read_status(folder: Path) -> RunStatus:
     """The run's status; that of a run not begun where there is none that can be read."""
-    return _read(folder / STATUS_FILE, Status) or Status()
+    return _read(folder / STATUS_FILE, RunStatus) or RunStatus()
 
 
-def write_status(folder: Path, status: Status) -> None:
+def write_status(folder: Path, status: RunStatus) -> None:
     """Replaces the run's status."""
     atomic_json(folder / STATUS_FILE, status)
 

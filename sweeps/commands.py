@@ -1,6 +1,7 @@
 """The commands of studies: plan, run, status, logs, retry, cancel, collect, import, and the memory of a run."""
 
 import dataclasses
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -183,6 +184,7 @@ def sweep_plan(
     """Print what a study would run and what it costs."""
     from rich.console import Console
 
+    from sweeps.cost.identification import question_lines
     from sweeps.cost.plan_table import plan_table, save_bill
     from sweeps.studies.built_in import printed_cells
 
@@ -191,12 +193,33 @@ def sweep_plan(
         accelerator, chips = _PLAN_HARDWARE.get(study, (None, None))
     made = make_study(study, store, truth, languages, seed)
     table = plan_table(
-        made, accelerator=accelerator, mfu=mfu, slices=slices, chips=chips, printed=printed_cells(study)
+        made,
+        accelerator=accelerator,
+        mfu=mfu,
+        slices=slices,
+        chips=chips,
+        printed=printed_cells(study),
+        statements=[*laws_identified(made), *question_lines(made)],
     )
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     if plot is not None:
         save_bill(made, plot, accelerator, mfu)
         print(plot)
+
+
+# The laws are of the package above, which a training host may lack: named here, as the commands are in mscale.cli.
+_IDENTIFICATION = "analysis.planning.identification"
+
+
+def laws_identified(study: "Study") -> list[str]:
+    """One line for each law, whether the study identifies it; how to install them where they are not installed."""
+    from sweeps.cost.identification import final_losses
+
+    try:
+        module = importlib.import_module(_IDENTIFICATION)
+    except ModuleNotFoundError as error:
+        return [f"Which laws it identifies needs {error.name}: pip install 'mscale[analysis]'"]
+    return module.identification_lines(*final_losses(study))
 
 
 @sweep.command("run")

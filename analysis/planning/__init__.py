@@ -9,6 +9,7 @@ What other folders import from here:
 - `next_runs`: the runs that would most reduce the uncertainty of a decision.
 - `co_training`: training together against training alone.
 - `answer`: what all of them return.
+- `identification`: which laws a design identifies before it is run.
 """
 
-__all__ = ["answer", "co_training", "expand", "languages", "mixture", "next_runs", "start"]
+__all__ = ["answer", "co_training", "expand", "identification", "languages", "mixture", "next_runs", "start"]

@@ -62,7 +62,7 @@ class Recorder:
         if now - self._wrote_status < every or not self.writes:
             return
         self._wrote_status = now
-        status = run_folder.Status(
+        status = run_folder.RunStatus(
             state,
             self.step,
             self.run.settings.steps,

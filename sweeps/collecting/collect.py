@@ -17,7 +17,6 @@ from mscale.files import atomic_json
 from mscale.observations import Row
 from sweeps import spec as specs
 from sweeps.collecting import arrow_tables
-from sweeps.cost.identification import answers_lost
 from sweeps.executors import state
 from sweeps.spec import RunSpec
 
@@ -36,7 +35,6 @@ class Collected:
       runs: runs collected.
       missing: run id to the reason why it is not in the tables.
       cells: descriptions of the study's cells without a final loss, with the reason.
-      answers_lost: lines about questions that the whole study would answer and the collected runs do not.
     """
 
     rows: int
@@ -44,7 +42,6 @@ class Collected:
     runs: int
     missing: dict[str, str]
     cells: tuple[str, ...]
-    answers_lost: tuple[str, ...] = ()
 
 
 def collect(root: str | Path) -> Collected:
@@ -101,12 +98,11 @@ def collect(root: str | Path) -> Collected:
         for tokens, end in zip(cell.tokens, ends, strict=True)
         if end in missing
     )
-    lost = tuple(answers_lost(study, missing)) if cells else ()
-    atomic_json(root / "missing.json", {"runs": missing, "cells": list(cells), "unanswerable": list(lost)})
+    atomic_json(root / "missing.json", {"runs": missing, "cells": list(cells)})
     atomic_json(
         root / _RECORD, {"version": _RECORD_VERSION, "runs": stamps, "tables": _file_stamps(root, _TABLES)}
     )
-    return Collected(counts[0], counts[1], len(stamps), missing, cells, lost)
+    return Collected(counts[0], counts[1], len(stamps), missing, cells)
 
 
 @dataclass(frozen=True)

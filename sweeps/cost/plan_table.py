@@ -1,6 +1,6 @@
 """A study's plan as a table for the terminal and a chart of the bill."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ def plan_table(
     slices: int = 1,
     chips: int | None = None,
     printed: Mapping[str, int] | None = None,
-    statements: bool = True,
+    statements: Sequence[str] = (),
 ) -> "Table":
     """Returns the plan as a ``rich`` table; its caption is ``plan_lines``.
 
@@ -31,7 +31,7 @@ def plan_table(
       mfu: model FLOPs utilisation.
       slices, chips: slices that train at once, and chips of each (default: the fewest that hold every run).
       printed: tag to the number of cells in a paper's table, for a column of its own.
-      statements: also say which laws the study identifies; with hundreds of cells that takes seconds.
+      statements: which questions the study answers.
 
     Raises:
       MscaleError: an unknown accelerator, or a run that does not fit.
@@ -82,7 +82,7 @@ def plan_lines(
     clock: planner.WallClock | None,
     slots: int,
     printed: Mapping[str, int] | None,
-    statements: bool,
+    statements: Sequence[str],
 ) -> list[str]:
     """Lines below the table: savings, critical path, wall-clock time, laws identified, and notes."""
     total = result.total
@@ -106,11 +106,7 @@ def plan_lines(
         )
     elif planner.is_nano(study):
         lines.append(f"On {slots} CPU cores: about {planner.nano_study_seconds(study, slots):,.0f} s.")
-    if statements:
-        from sweeps.cost.identification import identification_lines
-
-        lines += identification_lines(study)
-    return lines + [f"Note: {note}" for note in result.notes]
+    return [*lines, *statements, *(f"Note: {note}" for note in result.notes)]
 
 
 def _time(hours: float) -> str:

@@ -1,10 +1,9 @@
 """Two studies that a user can afford: one GPU for a day, and sixteen TPU v5e chips for a week.
 
 Both ask ATLAS's questions with fewer languages, sizes and tokens, on its vocabulary. Token budgets are the largest
-that keep the whole study within its compute. Which laws each identifies is computed by
-``sweeps.cost.identification`` and printed by `mscale sweep plan`: both identify the Chinchilla, ATLAS and capacity
-laws and transfer scores. Only the week has continued runs at three scales, so the day does not identify the power
-law of the pretrain-or-continue crossover.
+that keep the whole study within its compute. Which laws each identifies is printed by `mscale sweep plan`: both
+identify the Chinchilla, ATLAS and capacity laws and transfer scores. Only the week has continued runs at three
+scales, so the day does not identify the power law of the pretrain-or-continue crossover.
 """
 
 from collections.abc import Callable, Sequence

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
         append_rows(folder / run_folder.OBSERVATIONS_FILE, rows)
         append_rows(folder / run_folder.EXPOSURE_FILE, exposure(config, point))
         done = point == config["STEPS"]
-        status = run_folder.Status("done" if done else "running", point, config["STEPS"])
+        status = run_folder.RunStatus("done" if done else "running", point, config["STEPS"])
         run_folder.write_status(folder, status)
     return 0
 

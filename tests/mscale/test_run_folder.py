@@ -1,12 +1,12 @@
 """What trainer and executors write into a run's folder is read back, and a damaged file says nothing."""
 
 from mscale import run_folder
-from mscale.run_folder import Heartbeat, Status
+from mscale.run_folder import Heartbeat, RunStatus
 
 
 def test_status_and_heartbeat_are_read_back(tmp_path):
-    assert run_folder.read_status(tmp_path) == Status() and not run_folder.is_done(tmp_path)
-    status = Status("done", 20, 20, tokens_per_second=1.5, updated=3.0)
+    assert run_folder.read_status(tmp_path) == RunStatus() and not run_folder.is_done(tmp_path)
+    status = RunStatus("done", 20, 20, tokens_per_second=1.5, updated=3.0)
     run_folder.write_status(tmp_path, status)
     assert run_folder.read_status(tmp_path) == status and run_folder.is_done(tmp_path)
     heartbeat = Heartbeat("host", 1, "7", 1.0, 2.0)
@@ -33,4 +33,4 @@ def test_a_cancelled_run_is_so_until_the_mark_is_removed(tmp_path):
 def test_damaged_files_say_nothing(tmp_path):
     (tmp_path / run_folder.STATUS_FILE).write_text('{"state": "do')
     (tmp_path / run_folder.FAILURE_FILE).write_text("[]")
-    assert run_folder.read_status(tmp_path) == Status() and run_folder.read_failure(tmp_path) is None
+    assert run_folder.read_status(tmp_path) == RunStatus() and run_folder.read_failure(tmp_path) is None

@@ -1,10 +1,13 @@
 """Options of the sweep commands."""
 
+import sys
+
 import pytest
 
 from mscale.errors import MscaleError
-from sweeps.commands import parsed
+from sweeps.commands import laws_identified, parsed
 from sweeps.executors import gke, slurm
+from sweeps.studies.built_in import built_in_study
 
 
 def test_options_of_an_executor_have_the_types_of_its_fields():
@@ -26,3 +29,14 @@ def test_options_of_an_executor_have_the_types_of_its_fields():
 def test_a_wrong_option_is_named(given, kind, message):
     with pytest.raises(MscaleError, match=message):
         parsed((given,), kind)
+
+
+def test_a_plan_says_which_laws_are_identified_or_what_to_install(monkeypatch):
+    study = built_in_study("gpu-day")
+    lines = laws_identified(study)
+    assert [line.partition(":")[0] for line in lines] == [
+        f"Identifies the {law} law" for law in ("chinchilla", "atlas", "capacity")
+    ]
+    monkeypatch.setitem(sys.modules, "analysis.planning.identification", None)
+    (line,) = laws_identified(study)
+    assert "pip install 'mscale[analysis]'" in line

@@ -133,21 +133,6 @@ def test_a_run_that_is_no_longer_done_leaves_the_tables(root):
     assert collect(root).rows == rows
 
 
-def test_questions_lost_by_missing_cells_are_listed():
-    from sweeps.cost import bill
-    from sweeps.cost.identification import answers_lost
-    from sweeps.studies.built_in import built_in_study
-
-    study = built_in_study("gpu-day")
-    assert answers_lost(study, []) == []
-    gone = [run.id for run in study.runs if run.tag == "repeat"]
-    (line,) = answers_lost(study, gone)
-    assert line.startswith("Does not identify the atlas law") and "lambda" in line
-    continued = [run.id for run in study.runs if run.tag == "continue"]
-    assert any("pretrain-or-continue" in line for line in answers_lost(study, continued))
-    assert bill.study_bill(study).total.runs == len(study.runs)
-
-
 @pytest.mark.slow
 def test_a_million_rows_within_a_minute(tmp_path):
     import time

@@ -4,12 +4,12 @@ import time
 from collections import Counter
 
 import pytest
+from identified import fisher_information, identification_lines
 
 from mscale import languages, scales
 from mscale.errors import MscaleError
 from sweeps.cost import bill as planner
 from sweeps.cost import plan_table
-from sweeps.cost.identification import fisher_information, identification_lines
 from sweeps.studies import affordable, assumed_sizes
 from sweeps.studies.atlas import L_TARGET, PRINTED_CELLS, S_PART, UNNAMED_CELLS, atlas_study
 from sweeps.studies.built_in import built_in_study
@@ -84,7 +84,7 @@ def test_ids_do_not_depend_on_the_process(study):
 def test_planning_takes_less_than_five_seconds():
     started = time.process_time()
     found = atlas_study()
-    plan_table.plan_table(found, accelerator="v5p", slices=8, printed=PRINTED_CELLS, statements=False)
+    plan_table.plan_table(found, accelerator="v5p", slices=8, printed=PRINTED_CELLS)
     assert time.process_time() - started < 5
 
 
@@ -92,7 +92,7 @@ def test_plan_shows_printed_cells_beside_trainings_and_says_what_is_assumed(stud
     from rich.console import Console
 
     console = Console(width=220, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    options = {"accelerator": "v5p", "slices": 8, "printed": PRINTED_CELLS, "statements": False}
+    options = {"accelerator": "v5p", "slices": 8, "printed": PRINTED_CELLS}
     console.print(plan_table.plan_table(study, **options))
     text = console.export_text()
     total = next(line for line in text.splitlines() if "total" in line)

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from identified import fisher_information
 from studies import FakeStore
 
 from mscale.errors import MscaleError
 from sweeps.cost import bill
-from sweeps.cost.identification import fisher_information
 from sweeps.studies.demo import DEMO_SCALES, DEMO_TOKENS, choose_pairs, demo_study
 
 SIX = ("aa", "ab", "ac", "ba", "bb", "bc")
@@ -95,8 +95,8 @@ def test_laws_are_identified(families):
         assert one.identified, law
         assert one.condition < 1e9 and max(one.errors.values()) < 1.0
     names = found["atlas"].names
-    assert all(f"tau[{t},other]" in names for t in SIX) and "lambda" in names
-    assert sum(name.startswith("tau[aa,") for name in names) == 4
+    assert all(f"tau_other[{t}]" in names for t in SIX) and "lambda" in names
+    assert sum(name.startswith("tau[aa,") for name in names) == 3
 
 
 def test_without_repetition_lambda_is_not_identified():
