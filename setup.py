@@ -95,6 +95,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
+        "packaging>=24.0",
         "rich>=13.9",
     ],
     extras_require=EXTRAS,

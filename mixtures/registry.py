@@ -106,10 +106,8 @@ def _task_builder(name: str) -> Callable[[], seqio.Task] | None:
         return partial(packed.packed_task, name, spec)
     if corpus == "flores":
         source, pair, target = name.partition(".")[2].replace(".", "-").partition(":")
-        return (
-            partial(tasks.flores_parallel, name, source, target)
-            if pair
-            else partial(tasks.flores, name, spec)
+        return partial(
+            tasks.flores, name, {"inputs": source, "targets": target} if pair else {"targets": spec}
         )
     if any(character in spec for character in "+=:") or mixtures.is_keyword(spec) or _is_atlas(spec):
         return None

@@ -154,22 +154,18 @@ def wiki40b(name: str, language: str) -> seqio.Task:
     return text_task(name, source, before=(remove_wiki_markers,))
 
 
-def flores(name: str, language: str) -> seqio.Task:
-    """Sentences of FLORES-200 (or -101) in one language, for evaluation; each is an example that ends with EOS."""
+def flores(name: str, languages: Mapping[str, str]) -> seqio.Task:
+    """Sentences of FLORES-200 (or -101), for evaluation; each ends with EOS.
+
+    Args:
+      name: of the task.
+      languages: feature to language: ``{"targets": "sw"}``, or ``{"inputs": "en", "targets": "sw"}`` for parallel
+        sentences.
+    """
     return seqio.Task(
         name,
-        _flores_source(name, {"targets": language}),
-        output_features={"targets": _feature()},
-        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
-    )
-
-
-def flores_parallel(name: str, source: str, target: str) -> seqio.Task:
-    """Parallel sentences of FLORES-200 (or -101): ``inputs`` in one language, ``targets`` in the other."""
-    return seqio.Task(
-        name,
-        _flores_source(name, {"inputs": source, "targets": target}),
-        output_features={"inputs": _feature(), "targets": _feature()},
+        _flores_source(languages),
+        output_features={key: _feature() for key in languages},
         preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
     )
 
@@ -265,7 +261,7 @@ def _corpus_code(name: str, language: str, known: Sequence[str]) -> str:
     return found
 
 
-def _flores_source(name: str, of_feature: Mapping[str, str]) -> seqio.DataSource:
+def _flores_source(of_feature: Mapping[str, str]) -> seqio.DataSource:
     root = bound_setting("flores")
 
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:

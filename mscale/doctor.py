@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 import click
+from packaging.requirements import Requirement
 
 DISTRIBUTION = "mscale"
 TOP_LEVEL = ("mscale", "mixtures", "sweeps", "analysis")
@@ -43,9 +44,6 @@ _RELEVANT_VARIABLE = re.compile(
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
 HIDDEN_VALUE = "(set, not shown)"
 
-_REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)\s*(?:\[([^\]]*)\])?\s*\(?([^;)]*)\)?\s*(?:;(.*))?")
-_EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
-
 # A program that prints one line of JSON; its process may hang, crash or be killed.
 _JAX_PROBE = """
 import json, time
@@ -61,23 +59,6 @@ print(json.dumps({
     "seconds": round(time.monotonic() - start, 1),
 }))
 """
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """One distribution that mscale requires.
-
-    Attributes:
-      name: of the distribution, normalised as in a package index: lower case, words joined by "-".
-      minimum: lowest allowed version, or "".
-      extras: of that distribution, such as ("cuda12",) of jax.
-      extra: the extra of mscale that requires it; "" if mscale always does.
-    """
-
-    name: str
-    minimum: str
-    extras: tuple[str, ...]
-    extra: str
 
 
 @dataclass(frozen=True)
@@ -110,7 +91,6 @@ class Machine:
       architecture: of the processor.
       cores: that this process may use.
       memory: of the machine, or the limit of its container if that is lower.
-      memory_available: of it, not in use.
       disk_free: on the disk of the current folder.
     """
 
@@ -118,7 +98,6 @@ class Machine:
     architecture: str
     cores: int
     memory: int | None
-    memory_available: int | None
     disk_free: int | None
 
 
@@ -162,7 +141,7 @@ def examine_installation(seconds: float = JAX_SECONDS) -> DoctorReport:
         python={"version": platform.python_version(), "executable": _home(sys.executable)},
         packages={name: _home(folder) for name, folder in packages.items()},
         versions=installed_versions(
-            sorted({requirement.name for requirement in required} | set(OPTIONAL_DISTRIBUTIONS))
+            sorted({one.name for listed in required.values() for one in listed} | set(OPTIONAL_DISTRIBUTIONS))
         ),
         extras=extras,
         jax=jax,
@@ -172,28 +151,20 @@ def examine_installation(seconds: float = JAX_SECONDS) -> DoctorReport:
     )
 
 
-def requirements(distribution: str) -> list[Requirement]:
-    """Returns the requirements in the metadata of a distribution; empty if it is not installed."""
+def requirements(distribution: str) -> dict[str, list[Requirement]]:
+    """Returns the requirements of a distribution by extra, those without one under ""; empty if it is not installed."""
     try:
-        lines = metadata.requires(distribution) or []
+        described = metadata.metadata(distribution)
     except metadata.PackageNotFoundError:
-        return []
-    found = []
-    for line in lines:
-        if not (match := _REQUIREMENT.match(line)):
-            continue
-        name, extras, bounds, marker = match.groups()
-        minimum = re.search(r">=\s*([\w.]+)", bounds)
-        extra = _EXTRA.search(marker or "")
-        found.append(
-            Requirement(
-                re.sub(r"[-_.]+", "-", name).lower(),
-                minimum[1] if minimum else "",
-                tuple(part.strip() for part in (extras or "").split(",") if part.strip()),
-                extra[1] if extra else "",
-            )
-        )
-    return found
+        return {}
+    always: list[Requirement] = []
+    of_extras: list[Requirement] = []
+    for one in map(Requirement, described.get_all("Requires-Dist") or ()):
+        (always if one.marker is None or one.marker.evaluate({"extra": ""}) else of_extras).append(one)
+    return {"": always} | {
+        extra: [one for one in of_extras if one.marker and one.marker.evaluate({"extra": extra})]
+        for extra in described.get_all("Provides-Extra") or ()
+    }
 
 
 def installed_versions(names: Sequence[str]) -> dict[str, str]:
@@ -202,13 +173,13 @@ def installed_versions(names: Sequence[str]) -> dict[str, str]:
     return {name: version for name, version in found.items() if version is not None}
 
 
-def missing_by_extra(required: Sequence[Requirement]) -> dict[str, list[str]]:
+def missing_by_extra(required: Mapping[str, Sequence[Requirement]]) -> dict[str, list[str]]:
     """Returns for each extra its requirements that are not installed, with those of nested extras (jax[cuda12])."""
-    found: dict[str, list[str]] = {requirement.extra: [] for requirement in required if requirement.extra}
-    for requirement in required:
-        if requirement.extra:
-            found[requirement.extra] += _missing(requirement)
-    return {extra: sorted(set(names)) for extra, names in sorted(found.items())}
+    return {
+        extra: sorted({name for one in listed for name in _missing(one)})
+        for extra, listed in sorted(required.items())
+        if extra
+    }
 
 
 def probe_jax(seconds: float = JAX_SECONDS) -> JaxStatus:
@@ -250,8 +221,7 @@ def machine_resources() -> Machine:
         disk = shutil.disk_usage(os.getcwd()).free
     except OSError:
         disk = None
-    memory, available = _memory()
-    return Machine(platform.platform(), platform.machine(), cores, memory, available, disk)
+    return Machine(platform.platform(), platform.machine(), cores, _memory(), disk)
 
 
 def relevant_variables(variables: Mapping[str, str]) -> dict[str, str]:
@@ -271,7 +241,7 @@ def report_text(report: DoctorReport) -> str:
         f"python    {report.python['version']} ({report.python['executable']})",
         f"platform  {report.machine.system} ({report.machine.architecture})",
         f"cores     {report.machine.cores}",
-        f"memory    {_gigabytes(report.machine.memory)}, {_gigabytes(report.machine.memory_available)} available",
+        f"memory    {_gigabytes(report.machine.memory)}",
         f"disk      {_gigabytes(report.machine.disk_free)} free in the current folder",
         f"jax       {_jax_line(report.jax)}",
     ]
@@ -307,7 +277,7 @@ def doctor(as_json: bool, seconds: float) -> None:
 
 
 def _problems(
-    version: str, required: Sequence[Requirement], packages: Mapping[str, str], jax: JaxStatus
+    version: str, required: Mapping[str, Sequence[Requirement]], packages: Mapping[str, str], jax: JaxStatus
 ) -> list[str]:
     found = []
     installed = _version(DISTRIBUTION)
@@ -319,13 +289,12 @@ def _problems(
         found.append(
             f"version {version} is imported, the metadata installed is of {installed}: install mscale again"
         )
-    for requirement in required:
-        name, minimum = requirement.name, requirement.minimum
-        current = _version(name)
-        if current is None and not requirement.extra:
-            found.append(f"{name} is not installed, and mscale needs it: pip install {name}")
-        elif current is not None and minimum and _release(current) < _release(minimum):
-            found.append(f"{name} {current} is installed, {minimum} or newer is needed")
+    for extra, one in ((extra, one) for extra, listed in required.items() for one in listed):
+        current = _version(one.name)
+        if current is None and not extra:
+            found.append(f"{one.name} is not installed, and mscale needs it: pip install {one.name}")
+        elif current is not None and not one.specifier.contains(current, prereleases=True):
+            found.append(f"{one.name} {current} is installed, {one.specifier} is needed")
     home = Path(packages["mscale"]).parent
     for name, folder in packages.items():
         if not folder:
@@ -343,10 +312,9 @@ def _problems(
 def _missing(requirement: Requirement) -> list[str]:
     if _version(requirement.name) is None:
         return [requirement.name]
-    nested = [
-        part for part in requirements(requirement.name) if part.extra and part.extra in requirement.extras
-    ]
-    return [part.name for part in nested if _version(part.name) is None]
+    nested = requirements(requirement.name) if requirement.extras else {}
+    parts = [one for extra in requirement.extras for one in nested.get(extra, ())]
+    return [one.name for one in parts if _version(one.name) is None]
 
 
 def _version(name: str) -> str | None:
@@ -354,15 +322,6 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """(1, 2) of "1.2.0rc1": numbers alone, without trailing zeros."""
-    numbers = re.match(r"\d+(\.\d+)*", version)
-    parts = [int(part) for part in numbers[0].split(".")] if numbers else []
-    while parts and not parts[-1]:
-        parts.pop()
-    return tuple(parts)
 
 
 def _folder(name: str) -> str:
@@ -383,24 +342,15 @@ def _no_jax(error: str) -> JaxStatus:
     return JaxStatus("", "", {}, 0, 0.0, _home(error))
 
 
-def _memory() -> tuple[int | None, int | None]:
-    """Total and available bytes: of the container if its limit is below the machine's memory."""
-    total = available = None
+def _memory() -> int | None:
+    """Bytes of the machine, or of the container if its limit is lower."""
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        sizes = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
-        total, available = sizes.get("MemTotal"), sizes.get("MemAvailable")
-    except OSError:  # no Linux
-        if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
-            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
     except (OSError, ValueError):  # "max" is no limit
-        return total, available
-    if total is not None and limit >= total:
-        return total, available
-    return limit, max(0, min(limit - used, available if available is not None else limit))
+        return total
 
 
 def _home(text: str) -> str:

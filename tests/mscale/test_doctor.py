@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from mscale import cli, doctor
 
@@ -113,12 +114,9 @@ def test_what_is_missing_or_too_old_is_a_problem(monkeypatch, without_jax):
 
 def test_an_extra_of_a_requirement_counts(monkeypatch):
     """An extra of mscale that requires jax[tpu] is complete only with the requirements of that extra of jax."""
-    listed = {"jax": [doctor.Requirement("libtpu-absent", "", (), "tpu")]}
+    listed = {"jax": {"tpu": [Requirement("libtpu-absent")]}}
     monkeypatch.setattr(doctor, "requirements", lambda name: listed[name])
-    wanted = [
-        doctor.Requirement("jax", "0.10", ("tpu",), "tpu"),
-        doctor.Requirement("jax", "0.10", (), "other"),
-    ]
+    wanted = {"tpu": [Requirement("jax[tpu]>=0.10")], "other": [Requirement("jax>=0.10")]}
     assert doctor.missing_by_extra(wanted) == {"other": [], "tpu": ["libtpu-absent"]}
 
 
