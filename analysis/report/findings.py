@@ -37,12 +37,13 @@ def headlines(results: Results) -> list[dict]:
 def _law_headline(results: Results) -> list[dict]:
     """Parameters of the fitted law, and whether ATLAS predicts held-out runs better than Chinchilla."""
     output = []
-    scores = {(row["law"], row["split"]): row for row in results.heldout if row["r2"] is not None}
+    scores: dict[tuple[str, str], HeldOutRow] = {
+        (row["law"], row["split"]): row for row in results.heldout if row["r2"] is not None
+    }
     law = "atlas" if results.laws["atlas"].fitted else "chinchilla"
     alpha, beta = law_parameter(results, law, "alpha"), law_parameter(results, law, "beta")
     # Compare the variant that was fitted: the runs do not identify the τ of a larger one.
-    own = str(results.laws["atlas"].variant or "").startswith("τ of its own")
-    fitted = "ATLAS, + K_t" if own else "ATLAS, + D_other"
+    fitted = "atlas_K_t" if results.laws["atlas"].variant == "K_t" else "atlas_D_other"
     if alpha and beta:
         name = "ATLAS" if law == "atlas" else "Chinchilla"
         pieces = []
@@ -56,7 +57,7 @@ def _law_headline(results: Results) -> list[dict]:
         known = alpha["identified"] and beta["identified"]
         narrow = _usable(alpha) and _usable(beta)
         sure = "clear" if narrow else "unclear" if known else "not identified"
-        share = scores.get((fitted if law == "atlas" else "Chinchilla", "R2"))
+        share = scores.get((fitted if law == "atlas" else "chinchilla", "R2"))
         tail = f" R² {share['r2']:.3f} on held-out runs." if share and share["r2"] > 0 else ""
         if warning := misfit_warning(results, law):
             tail += f" But {warning}."
@@ -69,9 +70,9 @@ def _law_headline(results: Results) -> list[dict]:
                 "The law",
             )
         )
-    plain = scores.get(("Chinchilla", "R2"))
-    best = scores.get((fitted, "R2")) or scores.get(("ATLAS, + D_other", "R2"))
-    counted = _counted(results, best, scores.get(("ATLAS, D_t only", "R2")), plain) if best and plain else ""
+    plain = scores.get(("chinchilla", "R2"))
+    best = scores.get((fitted, "R2")) or scores.get(("atlas_D_other", "R2"))
+    counted = _counted(results, best, scores.get(("atlas_D_t", "R2")), plain) if best and plain else ""
     if best and plain and counted and best["difference"] is not None:
         low, high = best["difference_low"], best["difference_high"]
         better, worse = low > 0, high < 0

@@ -1,5 +1,6 @@
 """The variables of the report's template: texts and tables made from the results."""
 
+import json
 from typing import Any
 
 from analysis.crossover.crossover import PUBLISHED_LEGEND_POWER_LAW, PUBLISHED_POWER_LAW
@@ -12,8 +13,18 @@ from analysis.report.transfer_page import (
     predictions_table,
     transfer_text,
 )
-from analysis.report.wording import CELL_KINDS, equation, methods_section, subscripts, times, with_symbols
-from analysis.study.law_comparison import COMPARED_SPLITS
+from analysis.report.wording import (
+    CELL_KINDS,
+    COMPARED_LAWS,
+    HELD_OUT,
+    capitalised,
+    effective_data_text,
+    equation,
+    methods_section,
+    subscripts,
+    times,
+    with_symbols,
+)
 from analysis.study.results import ParameterRow, Results, StudySummary
 from analysis.tables import published as reference
 from analysis.tables.remarks import exclusion_text, remark_text
@@ -163,14 +174,14 @@ def _heldout(results: Results) -> dict:
     }
     head = [
         "Law, fitted to the same rows",
-        *(f"{COMPARED_SPLITS.get(split, split)} (n = {counts[split]})" for split in splits),
+        *(f"{HELD_OUT.get(split, split)} (n = {counts[split]})" for split in splits),
     ]
     rows = []
     published = reference.published_heldout()
     published = published[published["runs"] == "multilingual"]
     for law in dict.fromkeys(row["law"] for row in results.heldout):
-        theirs = published[published["law"].str.lower() == law.lower()].to_dict("records")
-        cells: list[str] = [subscripts(law)]
+        theirs = published[published["law"].str.lower() == COMPARED_LAWS[law].lower()].to_dict("records")
+        cells: list[str] = [subscripts(COMPARED_LAWS[law])]
         for split in splits:
             value = found[law, split]["r2"]
             shown = "–" if value is None else minus(value)
@@ -191,22 +202,25 @@ def _law(results: Results, name: str) -> dict[str, Any]:
     if not shared:
         shared, rest = rest, []
     counts = f"{law.points} cooled losses of {law.groups} trunks"
-    about = f"{law.source}. {counts}; R² {law.r2:.3f} on them, {law.r2_within:.3f} within languages."
+    saved = json.loads(results.fits[name])
+    about = f"{saved['source']}. {counts}; R² {law.r2:.3f} on them, {law.r2_within:.3f} within languages."
     typical = typical_misfit(results, name)
     if typical is not None:
         far = misfit_warning(results, name)
-        about += (
-            f" {far[:1].upper()}{far[1:]}." if far else f" It typically misses them by {typical:.3f} nats."
-        )
+        about += f" {capitalised(far)}." if far else f" It typically misses them by {typical:.3f} nats."
     if law.variant:
-        about += f" Effective data: {law.variant}."
-    if law.notes:
-        about += " " + ". ".join(note[:1].upper() + note[1:] for note in law.notes) + "."
+        about += f" Effective data: {effective_data_text(law)}."
+    if law.left_out:
+        sizes = "fewer than 3 sizes" if name == "chinchilla" else "one size only"
+        about += f" Left out, run at {sizes}: {', '.join(law.left_out)}."
+    if law.refused:
+        about += f" More τ would be too many for the runs: {short_reason(law.refused)}."
+    about += "".join(f" {capitalised(note)}." for note in saved["notes"])
     head = ["Parameter", "estimate", f"{results.level:.0%} interval", ""]
     caption = "Common to the languages" if rest else ""
     return {
         **view,
-        "pretty": equation(law.equation),
+        "pretty": equation(saved["equation"]),
         "about": about.replace("..", "."),
         "shared": page_table(head, [_parameter(row) for row in shared], caption, (0, 3)),
         "rest": page_table(head, [_parameter(row) for row in rest], "", (0, 3)),

@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from analysis.study.results import Results
+from analysis.study.results import LawResult, Results
 from analysis.tables.remarks import remark_text
 
 CELL_KINDS = {
@@ -16,6 +16,17 @@ CELL_KINDS = {
     "mixed": "Other mixture",
     "repeated": "One language, repeated data",
     "continued": "Continued from a checkpoint",
+}
+HELD_OUT = {
+    "R2": "each random fifth of the trunks in turn",
+    "R2_M": "unseen mixtures",
+    "leave_one_scale_out": "each size in turn",
+}
+COMPARED_LAWS = {
+    "chinchilla": "Chinchilla",
+    "atlas_D_t": "ATLAS, D_t only",
+    "atlas_D_other": "ATLAS, + D_other",
+    "atlas_K_t": "ATLAS, + K_t",
 }
 GREEK = {"alpha": "α", "beta": "β", "lambda": "λ", "phi": "φ", "psi": "ψ", "tau": "τ"}
 CERTAINTIES = ("clear", "likely", "unclear", "not identified")
@@ -35,6 +46,17 @@ def capitalised(text: str) -> str:
 def times(row: Mapping[str, Any], name: str) -> str:
     """A factor of growth with its interval: ×1.18 (1.10 to 1.27)."""
     return f"×{row[name]:.2f} ({row[name + '_low']:.2f} to {row[name + '_high']:.2f})"
+
+
+def effective_data_text(law: LawResult) -> str:
+    """Which data the fitted ATLAS law counts; empty for other laws."""
+    one = "language" if law.own_sources == 1 else f"{law.own_sources} languages"
+    return {
+        "": "",
+        "D_t": "the language's own tokens alone",
+        "D_other": "one τ for all other languages",
+        "K_t": f"τ of its own for the {one} most co-sampled with each, one for the rest",
+    }[law.variant]
 
 
 def with_symbols(text: str) -> str:

@@ -62,7 +62,7 @@ def analyse_tables(
     study: Mapping[str, Any] | None = None,
     level: float = INTERVAL_LEVEL,
     seed: int = 0,
-    splits: Sequence[str] = tuple(COMPARED_SPLITS),
+    splits: Sequence[str] = COMPARED_SPLITS,
     notes: tuple[Remark, ...] = (),
     exclusions: tuple[Remark, ...] = (),
     overlap: VocabularyOverlap | None = None,

@@ -15,7 +15,6 @@ from analysis.fitting.result import Fit
 from analysis.laws import capacity
 from analysis.tables.checks import select_split
 from analysis.tables.mixtures import describe_mixtures
-from analysis.text import short_reason
 from mscale.errors import MscaleError
 
 # Ratios of the number of languages (after to before) for which the growth is reported.
@@ -65,7 +64,6 @@ def fit_chinchilla(
     sizes = table.groupby("language")["params"].nunique()
     enough = sorted(sizes[sizes >= _MIN_SIZES].index)
     too_few = sorted(set(sizes.index) - set(enough))
-    notes = [f"left out, run at fewer than {_MIN_SIZES} sizes: {', '.join(too_few)}"] if too_few else []
     if not enough:
         return unfitted_record(
             "chinchilla", f"no language was run alone at {_MIN_SIZES} sizes or more, cooled"
@@ -73,9 +71,10 @@ def fit_chinchilla(
     table = table[table["language"].isin(enough)]
     share = ("alpha", "beta") if len(enough) > 1 else None
     try:
-        return law_record(fit("chinchilla", table, share=share, seed=seed), table, level, notes)
+        law, points = law_record(fit("chinchilla", table, share=share, seed=seed), table, level)
     except MscaleError as error:
         return unfitted_record("chinchilla", str(error)), []
+    return {**law, "left_out": too_few}, points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,19 +82,19 @@ class AtlasFit:
     """A fitted ATLAS law and the rows it is fitted to.
 
     Attributes:
-      fit: None where no variant could be fitted, with the reason. options: "variant" in words and "sources", if any.
+      fit: None where no variant could be fitted, with the reason. options: fields of the record: "variant",
+        "own_sources", "sources" and "refused".
     """
 
     fit: Fit | None
     table: pd.DataFrame
     reason: str = ""
-    notes: tuple[str, ...] = ()
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def sources(self) -> Mapping[str, Sequence[str]] | None:
         """The sources K_t of each language with a τ of their own; None where there are none."""
-        return self.options.get("sources")
+        return self.options.get("sources") or None
 
 
 def fit_atlas(
@@ -122,14 +121,8 @@ def fit_atlas(
         except MscaleError as error:
             first_error = first_error or str(error)
             continue
-        described: dict[str, Any] = {"sources": fewer} if fewer else {}
-        described["variant"] = {
-            None: "the language's own tokens alone",
-            0: "one τ for all other languages",
-            1: "τ of its own for the language most co-sampled with each, one for the rest",
-        }.get(count, f"τ of its own for the {count} languages most co-sampled with each, one for the rest")
-        notes = () if count == 3 else (f"more τ would be too many for the runs: {short_reason(first_error)}",)
-        return AtlasFit(found, table, "", notes, described)
+        described = {"variant": options["variant"], "own_sources": count or 0, "sources": fewer or {}}
+        return AtlasFit(found, table, "", {**described, "refused": first_error})
     return AtlasFit(None, table, first_error)
 
 
@@ -140,7 +133,7 @@ def atlas_results(
     if atlas.fit is None:
         return unfitted_record("atlas", atlas.reason), []
     try:
-        law, points = law_record(atlas.fit, atlas.table, level, [*atlas.notes], exposure)
+        law, points = law_record(atlas.fit, atlas.table, level, exposure)
     except MscaleError as error:
         return unfitted_record("atlas", str(error)), []
     return {**law, **atlas.options}, points
@@ -183,15 +176,13 @@ def capacity_results(rows: pd.DataFrame, level: float, seed: int) -> dict:
     too_few = sorted(sizes[sizes < 2].index)
     table = table[~table["language"].isin(too_few)]
     answer["reason"] = answer["reason"] or why_not_identifiable(table)
-    notes = [f"left out, run at one size only: {', '.join(too_few)}"] if too_few else []
     if answer["reason"]:
         return {**answer, "law": unfitted_record("capacity", answer["reason"])}
     try:
         found = fit("capacity", table, seed=seed)
     except MscaleError as error:
         return {**answer, "reason": str(error), "law": unfitted_record("capacity", str(error))}
-    law, _ = law_record(found, table, level, notes)
-    answer["law"] = law
+    answer["law"] = law_record(found, table, level)[0] | {"left_out": too_few}
     names = ("phi", "psi", "alpha", "beta")
     params = {name: float(found.params[name]) for name in names}
     reasons = found.identification()
@@ -283,9 +274,9 @@ def _capacity_lines(found: Fit, table: pd.DataFrame) -> list[dict]:
 
 
 def law_record(
-    found: Fit, table: pd.DataFrame, level: float, notes: list[str], exposure: pd.DataFrame | None = None
+    found: Fit, table: pd.DataFrame, level: float, exposure: pd.DataFrame | None = None
 ) -> tuple[dict, list[dict]]:
-    """The record of a fitted law (parameters with intervals, R², counts, notes, saved fit), and one for each point."""
+    """The record of a fitted law (parameters with intervals, R², counts, saved fit), and one for each point."""
     name = found.law.name
     parameters = [
         _checked_interval({"name": str(label), **row})
@@ -304,14 +295,11 @@ def law_record(
     law = {
         "name": name,
         "fitted": True,
-        "equation": found.law.equation,
-        "source": found.law.source,
         "parameters": parameters,
         "r2": found.r2,
         "r2_within": within_r2(table["language"][kept], table["loss"][kept], predicted[kept]),
         "points": len(table),
         "groups": int(table["group"].nunique()),
-        "notes": [*notes, *found.notes],
         "reason": "",
         "saved": found.to_json(),
     }
@@ -336,4 +324,4 @@ def within_r2(language: ArrayLike, observed: ArrayLike, predicted: ArrayLike) ->
 
 def unfitted_record(name: str, reason: str) -> dict:
     """The record of a law that this study cannot fit."""
-    return {"name": name, "fitted": False, "reason": reason, "parameters": [], "notes": [], "points": 0}
+    return {"name": name, "fitted": False, "reason": reason, "parameters": [], "points": 0}

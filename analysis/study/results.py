@@ -104,21 +104,26 @@ class ParameterRow(TypedDict):
 
 
 class LawResult(_Section):
-    """A law: fitted, or refused for the `reason`. points, groups: losses and trunks that it was fitted to."""
+    """A law: fitted, or refused for the `reason`. Equation, source and notes are those of the saved fit.
+
+    points, groups: losses and trunks that it was fitted to. left_out: languages run at too few sizes. ATLAS only:
+    variant (effective data of the law), own_sources (number of sources of each language with a τ of their own),
+    sources (these), refused (why a variant with more τ was refused).
+    """
 
     name: str
     fitted: bool
     reason: str = ""
-    equation: str = ""
-    source: str = ""
     parameters: list[ParameterRow] = []
     r2: _Number = None
     r2_within: _Number = None
     points: int = 0
     groups: int = 0
-    notes: list[str] = []
-    variant: str = ""
+    left_out: list[str] = []
+    variant: Literal["", "D_t", "D_other", "K_t"] = ""
+    own_sources: int = 0
     sources: dict[str, list[str]] = {}
+    refused: str = ""
 
 
 class PointRow(TypedDict):
@@ -141,7 +146,7 @@ class PointRow(TypedDict):
 class HeldOutRow(TypedDict):
     """R² of a law on held-out losses, and its difference from that of Chinchilla."""
 
-    law: str
+    law: Literal["chinchilla", "atlas_D_t", "atlas_D_other", "atlas_K_t"]
     split: str
     r2: _Number
     low: _Number

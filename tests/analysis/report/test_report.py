@@ -183,7 +183,7 @@ def test_planted_truths_are_found_and_said(results):
     assert "aka" in texts and "overtakes" in texts and "Spearman" in texts
     assert {item["sure"] for item in headlines(results)} <= {"clear", "likely", "unclear", "not identified"}
     heldout = {(row["law"], row["split"]): row["r2"] for row in results.heldout}
-    assert heldout["ATLAS, + D_other", "R2"] > heldout["Chinchilla", "R2"]
+    assert heldout["atlas_D_other", "R2"] > heldout["chinchilla", "R2"]
     groups = {item["group"]: item for item in recommendations(results)}
     assert "FLOPs of the largest run" in groups["Which mixture"]["text"] or results.mixture.reason
 
@@ -224,7 +224,7 @@ def test_what_atlas_gains_is_credited_to_what_the_study_has(results):
     def said(own, kinds):
         changed = copy.deepcopy(results)
         changed.study.cells = [{"kind": kind} for kind in kinds]
-        scores = {"Chinchilla": 0.90, "ATLAS, D_t only": own, "ATLAS, + D_other": 0.99, "ATLAS, + K_t": 0.99}
+        scores = {"chinchilla": 0.90, "atlas_D_t": own, "atlas_D_other": 0.99, "atlas_K_t": 0.99}
         changed.heldout = [
             {"law": law, "split": "R2", "r2": r2, "difference": r2 - 0.9, "difference_low": r2 - 0.92,
              "difference_high": r2 - 0.88}
