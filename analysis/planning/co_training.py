@@ -4,20 +4,22 @@ While the target's own text is not exhausted, a token of another language is wor
 Other languages help once a repeated token of the target is worth less than a fresh token of theirs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from analysis.fitting.result import Fit
-from analysis.planning import allocation
 from analysis.planning.allocation import Allocation, LawDraws
 from analysis.planning.answer import BASIS_STUDY, Answer, check_positive, check_study_range
-from analysis.planning.mixture import AVERAGED_DRAWS, check_identified, tails, unique_token_limits
+from analysis.planning.mixture import (
+    AVERAGED_DRAWS,
+    MixtureProblem,
+    check_identified,
+    tails,
+    unique_token_limits,
+)
 from analysis.study.results import Results, required_fit
 from analysis.text import first_few, signed, span
-from analysis.uncertainty.delta_method import delta_interval
-from analysis.uncertainty.posterior import draws
 from mscale.errors import MscaleError
 
 SHARES = np.concatenate([[0.0], np.geomspace(0.01, 0.95, 40)])
@@ -32,27 +34,21 @@ def co_training(target: str, results: Results, flops: float, params: float | Non
     check_positive("plan languages", flops=flops, params=params)
     fit = required_fit(results, "atlas", "how much of another language helps")
     limits = unique_token_limits(results.study, None, fit)
-    theta = np.concatenate([fit.theta[None], draws(fit, AVERAGED_DRAWS)])
-    laws = allocation.law_draws(fit, theta, [target], limits)
+    problem = MixtureProblem(fit, (target,), flops, limits, params)
+    laws = problem.posterior_laws(AVERAGED_DRAWS)
     if len(laws.sources) < 2:
         raise MscaleError(f"the study trained {target} with no other language: there is no τ to decide from")
-    objective = allocation.Objective(np.ones(1))
     own = laws.sources.index(target)
-    alone_rates = np.eye(len(laws.sources))[own]
-    alone = allocation.best_allocation(laws, flops, objective, params=params, rates=alone_rates)
-    best = allocation.best_allocation(laws, flops, objective, params=params)
+    alone = problem.best(laws, rates=np.eye(len(laws.sources))[own])
+    best = problem.best(laws)
     tau = laws.tau[:, 0, :].mean(axis=0)
     order = [index for index in np.argsort(-tau, kind="stable") if index != own]
     share = 1 - float(best.rates[own])
     level = float(results.level)
-    gain = delta_interval(
-        fit,
-        lambda at: _loss_at(fit, at, target, limits, alone) - _loss_at(fit, at, target, limits, best),
-        level,
-    )
+    gain = problem.excess(level, alone, best)
     reasons: list[str] = []
     check_study_range(best.params, results.study, reasons)
-    check_identified("plan languages", fit, laws, best, results)
+    check_identified("plan languages", problem, best, results)
     with_own_tau = {
         name[len("tau[") : -1].split(",")[1] for name in fit.names if name.startswith(f"tau[{target},")
     }
@@ -64,20 +60,19 @@ def co_training(target: str, results: Results, flops: float, params: float | Non
     single = _by_share(laws, best, own, order[0])
     counts = _by_count(laws, best, own, order, share)
     partner = laws.sources[order[0]]
-    epochs = alone.tokens / laws.unique[own]
     if share < 0.01:
+        seen = f"no limit of its own text is known, and a token of {partner} is worth"
+        if np.isfinite(laws.unique[own]):
+            epochs = alone.tokens / laws.unique[own]
+            seen = f"its own text is seen {epochs:.1f} times, and a fresh token of {partner}, the best source, is worth"
         text = (
-            f"At this budget any share of another language costs {target} more than it gives: its own text is seen "
-            f"{epochs:.1f} times, and a fresh token of {partner}, the best source, is worth "
+            f"At this budget any share of another language costs {target} more than it gives: {seen} "
             f"{tau[order[0]]:.2f} of one of its own."
-            if np.isfinite(laws.unique[own])
-            else f"At this budget any share of another language costs {target} more than it gives: no limit of its own "
-            f"text is known, and a token of {partner} is worth {tau[order[0]]:.2f} of one of its own."
         )
     else:
         picked = [index for index in order if best.rates[index] > 0.01]
         names = ", ".join(f"{laws.sources[index]} {best.rates[index]:.0%}" for index in picked)
-        expected = float(np.mean(_loss_of(laws, alone) - _loss_of(laws, best)))
+        expected = _loss(laws, alone.rates, alone) - _loss(laws, best.rates, best)
         text = (
             f"Train {target} {best.rates[own]:.0%} with {names}: the loss is expected {expected:.4f} lower than alone "
             f"({span(gain[1], gain[2], lambda value: signed(value, 4))}"
@@ -118,15 +113,9 @@ def co_training(target: str, results: Results, flops: float, params: float | Non
     return Answer(text, rows, BASIS_STUDY, tuple(reasons), more)
 
 
-def _loss_at(
-    fit: Fit, theta: np.ndarray, target: str, limits: Mapping[str, float], at: Allocation
-) -> np.ndarray:
-    return allocation.law_draws(fit, theta, [target], limits).loss(at.rates, at.params, at.tokens)[:, 0]
-
-
-def _loss_of(laws: LawDraws, at: Allocation) -> np.ndarray:
-    """Loss (R, T) of an allocation under every draw."""
-    return laws.loss(at.rates, at.params, at.tokens)
+def _loss(laws: LawDraws, rates: np.ndarray, at: Allocation) -> float:
+    """The mean loss over draws at these sampling rates, and the size and tokens of an allocation."""
+    return float(np.mean(laws.loss(rates, at.params, at.tokens)))
 
 
 def _by_share(laws: LawDraws, best: Allocation, own: int, source: int) -> dict[str, float]:
@@ -135,7 +124,7 @@ def _by_share(laws: LawDraws, best: Allocation, own: int, source: int) -> dict[s
     for share in SHARES:
         rates = np.zeros(len(laws.sources))
         rates[own], rates[source] = 1 - share, share
-        losses.append(float(np.mean(laws.loss(rates, best.params, best.tokens))))
+        losses.append(_loss(laws, rates, best))
     at = int(np.argmin(losses))
     worse = np.flatnonzero(np.array(losses[at:]) > losses[0]) + at
     return {"best": float(SHARES[at]), "even": float(SHARES[worse[0]]) if len(worse) else 1.0}
@@ -150,9 +139,8 @@ def _by_count(
         rates = np.zeros(len(laws.sources))
         rates[own] = 1 - share if number else 1.0
         rates[list(order[:number])] = share / number if number else 0.0
-        loss = float(np.mean(laws.loss(rates, best.params, best.tokens)))
         added = laws.sources[order[number - 1]] if number else "none"
-        rows.append({"sources": number, "added": added, "loss": loss})
+        rows.append({"sources": number, "added": added, "loss": _loss(laws, rates, best)})
     return rows
 
 

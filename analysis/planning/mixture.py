@@ -4,8 +4,9 @@ The losses are those of the fitted ATLAS laws, with the unique tokens of each la
 data (`allocation`).
 """
 
+import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,28 +32,47 @@ _ADVICE_DRAWS = 12  # the same for a report's advice
 
 @dataclass(frozen=True)
 class MixtureProblem:
-    """The optimisation problem: whose losses are minimised, at which compute, with which data.
+    """The optimisation problem: whose losses by which laws are minimised, at which compute, with which data.
 
     Attributes:
-      params: N, or None to optimise it. limits: unique tokens by language.
+      limits: unique tokens by language. params: N, or None to optimise it.
+      weights: of the targets' losses, None for equal ones. worst: minimise the largest loss of the targets instead.
     """
 
+    fit: Fit
     targets: tuple[str, ...]
-    objective: Objective
     flops: float
-    params: float | None
     limits: Mapping[str, float]
+    params: float | None = None
+    weights: Sequence[float] | None = None
+    worst: bool = False
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised."""
+        return Objective(
+            np.ones(len(self.targets)) if self.weights is None else np.asarray(self.weights), self.worst
+        )
+
+    def laws(self, theta: np.ndarray) -> LawDraws:
+        """The laws at draws theta (R, P)."""
+        return allocation.law_draws(self.fit, theta, self.targets, self.limits)
+
+    def posterior_laws(self, count: int) -> LawDraws:
+        """The laws at the estimate and at `count` draws from the posterior."""
+        return self.laws(np.concatenate([self.fit.theta[None], draws(self.fit, count)]))
 
     def best(self, laws: LawDraws, **options: Any) -> Allocation:
         """The best allocation under these laws; `options` are those of `best_allocation`."""
         return allocation.best_allocation(laws, self.flops, self.objective, params=self.params, **options)
 
-    def loss(self, fit: Fit, theta: np.ndarray, at: Allocation) -> np.ndarray:
+    def loss(self, theta: np.ndarray, at: Allocation) -> np.ndarray:
         """The objective (R,) of an allocation at draws theta (R, P)."""
-        losses = allocation.law_draws(fit, theta, self.targets, self.limits).loss(
-            at.rates, at.params, at.tokens
-        )
-        return self.objective.of(losses)
+        return self.objective.of(self.laws(theta).loss(at.rates, at.params, at.tokens))
+
+    def excess(self, level: float, one: Allocation, other: Allocation) -> tuple[float, float, float]:
+        """By how much the objective of one allocation is larger than that of another, with its interval."""
+        return delta_interval(self.fit, lambda theta: self.loss(theta, one) - self.loss(theta, other), level)
 
 
 def best_mixture(
@@ -86,20 +106,18 @@ def best_mixture(
         )
     check_positive("plan mixture", flops=flops, params=params)
     fit = required_fit(results, "atlas", "mixture")
-    shares = np.ones(len(targets)) if weights is None else np.asarray(weights, dtype=float)
     limits = unique_token_limits(results.study, unique, fit)
-    problem = MixtureProblem(tuple(targets), Objective(shares, worst), flops, params, limits)
-    theta = np.concatenate([fit.theta[None], draws(fit, AVERAGED_DRAWS)])
-    laws = allocation.law_draws(fit, theta, targets, limits)
+    problem = MixtureProblem(fit, tuple(targets), flops, limits, params, weights, worst)
+    laws = problem.posterior_laws(AVERAGED_DRAWS)
     best = problem.best(laws)
     level = results.level
     reasons: list[str] = []
     check_study_range(best.params, results.study, reasons)
-    check_identified("plan mixture", fit, laws, best, results)
+    check_identified("plan mixture", problem, best, results)
     single_draws = [laws.select(slice(index, index + 1)) for index in range(1, _REOPTIMISED_DRAWS + 1)]
     reoptimised = [problem.best(draw, near=best) for draw in single_draws]
     rows = _rates(laws, best, reoptimised, level)
-    compared = _compared_mixtures(fit, problem, laws, best, level)
+    compared = _compared_mixtures(problem, laws, best, level)
     chosen = compared[0]
     size_low, size_high = np.quantile([one.params for one in reoptimised], tails(level))
     what = "worst loss" if worst else "weighted loss"
@@ -127,12 +145,11 @@ def advice(saved: str, study: StudySummary, flops: float, level: float) -> Mixtu
             names = first_few(at_one_size, 6)
             raise MscaleError(f"{names}: run at one size alone, so their loss at other sizes is not told")
         limits = unique_token_limits(study, None, fit)
-        problem = MixtureProblem(tuple(targets), Objective(np.ones(len(targets))), flops, None, limits)
-        theta = np.concatenate([fit.theta[None], draws(fit, _ADVICE_DRAWS)])
-        laws = allocation.law_draws(fit, theta, targets, limits)
+        problem = MixtureProblem(fit, tuple(targets), flops, limits)
+        laws = problem.posterior_laws(_ADVICE_DRAWS)
         best = problem.best(laws, starts=2)
         check_study_range(best.params, study, [])
-        compared = _compared_mixtures(fit, problem, laws, best, level)
+        compared = _compared_mixtures(problem, laws, best, level)
         usual = best_baseline(compared)
         if usual is None:
             raise MscaleError("the law says nothing of the usual mixtures at that size")
@@ -170,24 +187,23 @@ def _at_one_size(fit: Fit, targets: Sequence[str]) -> list[str]:
     return [name for name in targets if {f"E[{name}]", f"A[{name}]"} & aliased]
 
 
-def unidentified_targets(fit: Fit, laws: LawDraws, at: Allocation) -> list[str]:
+def unidentified_targets(problem: MixtureProblem, at: Allocation) -> list[str]:
     """The targets whose loss at this size the runs do not identify: they were run at one other size only."""
-    limits = dict(zip(laws.sources, laws.unique, strict=True))
-    identifiable, found = local_posterior(fit), []
-    for target in _at_one_size(fit, laws.targets):
 
-        def loss(theta: np.ndarray, target: str = target) -> np.ndarray:
-            law = allocation.law_draws(fit, theta, [target], limits)
-            return law.loss(at.rates, at.params, at.tokens)[:, 0]
+    def loss(theta: np.ndarray, target: str) -> np.ndarray:
+        return replace(problem, targets=(target,), weights=None).loss(theta, at)
 
-        if not identifiable.identifies(gradient(fit, loss)):
-            found.append(target)
-    return found
+    identifiable = local_posterior(problem.fit)
+    return [
+        target
+        for target in _at_one_size(problem.fit, problem.targets)
+        if not identifiable.identifies(gradient(problem.fit, functools.partial(loss, target=target)))
+    ]
 
 
-def check_identified(what: str, fit: Fit, laws: LawDraws, at: Allocation, results: Results) -> None:
+def check_identified(what: str, problem: MixtureProblem, at: Allocation, results: Results) -> None:
     """Raises MscaleError where the runs do not identify the loss of a target at the size of this allocation."""
-    if targets := unidentified_targets(fit, laws, at):
+    if targets := unidentified_targets(problem, at):
         rows = [row for row in results.fit_points if row["law"] == "atlas"]
         sizes = sorted({float(row["params"]) for row in rows if row["language"] == targets[0]})
         raise MscaleError(
@@ -232,25 +248,20 @@ def _rates(
 
 
 def _compared_mixtures(
-    fit: Fit, problem: MixtureProblem, laws: LawDraws, best: Allocation, level: float
+    problem: MixtureProblem, laws: LawDraws, best: Allocation, level: float
 ) -> list[ComparedRow]:
     """The chosen mixture and the usual ones: their losses, and how much worse the usual ones are, with intervals."""
-    value, low, high = delta_interval(fit, lambda theta: problem.loss(fit, theta, best), level)
+    value, low, high = delta_interval(problem.fit, lambda theta: problem.loss(theta, best), level)
     rows: list[ComparedRow] = [
         {"mixture": "this one", "loss": value, "low": low, "high": high, "parameters": best.params}
     ]
     for name, rates in allocation.baseline_mixtures(laws, best.tokens).items():
         other = problem.best(laws, rates=rates)
-        value = float(problem.loss(fit, fit.theta[None], other)[0])
-        row: ComparedRow = {"mixture": name, "loss": value, "parameters": other.params}
+        value = float(problem.loss(problem.fit.theta[None], other)[0])
+        row: ComparedRow = {"mixture": name, "loss": None, "parameters": other.params}
         if np.isfinite(value):
-
-            def worse(theta: np.ndarray, at: Allocation = other) -> np.ndarray:
-                return problem.loss(fit, theta, at) - problem.loss(fit, theta, best)
-
-            row["worse_by"], row["worse_low"], row["worse_high"] = delta_interval(fit, worse, level)
-        else:
-            row["loss"] = None
+            row["loss"] = value
+            row["worse_by"], row["worse_low"], row["worse_high"] = problem.excess(level, other, best)
         rows.append(row)
     return rows
 
@@ -281,18 +292,14 @@ def _reasons(
     unknown = [name for name in laws.sources if name not in limits]
     if unknown:
         reasons.append(f"no limit of data is known for {', '.join(unknown)}: give it with --unique")
-    repeated = [
-        f"{name} {rate * best.tokens / limit:.1f}"
-        for name, rate, limit in zip(laws.sources, best.rates, laws.unique, strict=True)
-        if rate * best.tokens > 1.05 * limit
-    ]
+    repeated, extra = [], []
+    for name, rate, limit in zip(laws.sources, best.rates, laws.unique, strict=True):
+        if rate * best.tokens > 1.05 * limit:
+            repeated.append(f"{name} {rate * best.tokens / limit:.1f}")
+        if rate > 0.01 and name not in laws.targets:
+            extra.append(name)
     if repeated:
         reasons.append(f"epochs over repeated data, whose fading the law counts: {', '.join(repeated)}")
-    extra = [
-        name
-        for name, rate in zip(laws.sources, best.rates, strict=True)
-        if rate > 0.01 and name not in laws.targets
-    ]
     if extra:
         reasons.append(f"{', '.join(extra)} are there for what they give to the targets")
     reasons.append(EXTRAPOLATION_CAVEAT)

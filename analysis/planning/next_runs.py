@@ -16,9 +16,9 @@ import numpy as np
 from analysis.estimation.quantities import Derived
 from analysis.fitting.result import Fit
 from analysis.gaussian import greedy_design, posterior_covariance
-from analysis.planning import allocation, next_crossover_runs
+from analysis.planning import next_crossover_runs
 from analysis.planning.answer import BASIS_STUDY, Answer, check_positive
-from analysis.planning.mixture import unidentified_targets, unique_token_limits
+from analysis.planning.mixture import MixtureProblem, unidentified_targets, unique_token_limits
 from analysis.study.results import Results, main_matrix, required_fit
 from analysis.tables import languages as inventory
 from analysis.text import count, first_few
@@ -151,22 +151,16 @@ def _gain(
     fit: Fit, results: Results, targets: Sequence[str], flops: float
 ) -> tuple[Callable[[np.ndarray], np.ndarray], list[str]]:
     """The gain of the best mixture over the uniform one as a function of draws theta (B, P), and caveats."""
-    limits = unique_token_limits(results.study, None, fit)
-    estimate = allocation.law_draws(fit, fit.theta[None], targets, limits)
-    objective = allocation.Objective(np.ones(len(targets)))
-    best = allocation.best_allocation(estimate, flops, objective)
+    problem = MixtureProblem(fit, tuple(targets), flops, unique_token_limits(results.study, None, fit))
+    estimate = problem.laws(fit.theta[None])
+    best = problem.best(estimate)
     even = np.array([name in targets for name in estimate.sources]) / len(targets)
-    uniform = allocation.best_allocation(estimate, flops, objective, rates=even)
+    uniform = problem.best(estimate, rates=even)
 
     def gain(theta: np.ndarray) -> np.ndarray:
-        laws = allocation.law_draws(fit, theta, targets, limits)
-        return np.mean(
-            laws.loss(uniform.rates, uniform.params, uniform.tokens)
-            - laws.loss(best.rates, best.params, best.tokens),
-            axis=1,
-        )
+        return problem.loss(theta, uniform) - problem.loss(theta, best)
 
-    at_one_size = unidentified_targets(fit, estimate, best)
+    at_one_size = unidentified_targets(problem, best)
     first = (
         f"first run {first_few(at_one_size, 8)} at other sizes: run at one alone, their loss at {count(best.params)} "
         "parameters is not told, and no size can be chosen"
