@@ -23,9 +23,8 @@ class Reduction:
     Attributes:
       dropped: (m,) indices, in the full problem, of the parameters that are eliminated.
       partner: (m,) indices of the parameters that carry their contributions.
-      location: (m, 3) of each pair: its cell's number in `probe`, and which of the law's parameters the dropped one
-        and its partner are.
-      probe: the full problem on one row of each such cell. probe_rows: which rows of the full problem these are.
+      location: (m, 3) of each pair: the first row of its cell, and which of the law's parameters the dropped one and
+        its partner are.
     """
 
     full: Problem
@@ -33,8 +32,6 @@ class Reduction:
     dropped: np.ndarray
     partner: np.ndarray
     location: np.ndarray
-    probe: Problem
-    probe_rows: np.ndarray
 
     @property
     def kept(self) -> np.ndarray:
@@ -44,7 +41,7 @@ class Reduction:
     def contributions(self, theta: np.ndarray) -> np.ndarray:
         """(B, m): what each dropped parameter contributes to predictions at theta (B, P), in units of its partner."""
         row, own, other = self.location.T
-        slopes = self.probe.slopes(theta)[1]
+        slopes = self.full.slopes(theta)[1]
         return slopes[:, own, row] / slopes[:, other, row]
 
     def covariance(self, theta: np.ndarray, inverse: np.ndarray) -> np.ndarray:
@@ -56,15 +53,15 @@ class Reduction:
         if not len(self.dropped):
             return inverse
         kept = np.flatnonzero(self.kept)
-        reduced_probe = self.reduced.subset(np.isin(np.arange(len(self.reduced.y)), self.probe_rows))
-        full_slopes = self.probe.slopes(theta)[1]
-        reduced_slopes = reduced_probe.slopes(self.to_reduced(theta))[1]
+        full_slopes = self.full.slopes(theta)[1]
+        reduced_slopes = self.reduced.slopes(self.to_reduced(theta))[1]
         jacobian = np.tile(np.eye(len(kept)), (len(theta), 1, 1))
         for partner in np.unique(self.partner):
             row, _, other = self.location[np.flatnonzero(self.partner == partner)[0]]
             # The partner has to offset the change in the dropped contribution that the other parameters cause.
-            full = full_slopes[:, :, row] @ self.probe.cells[row].selection[:, kept]
-            change = full - reduced_slopes[:, :, row] @ reduced_probe.cells[row].selection
+            cell = self.full.cell_of_row[row]
+            full = full_slopes[:, :, row] @ self.full.cells[cell].selection[:, kept]
+            change = full - reduced_slopes[:, :, row] @ self.reduced.cells[cell].selection
             jacobian[:, np.searchsorted(kept, partner)] -= change / full_slopes[:, other, row, None]
         whole = np.zeros((len(theta), self.full.size, self.full.size))
         whole[np.ix_(np.arange(len(theta)), kept, kept)] = jacobian @ inverse @ jacobian.swapaxes(1, 2)
@@ -119,33 +116,20 @@ class Reduction:
 
 def remove_aliased(problem: Problem) -> Reduction:
     """Eliminates logarithms (of A, B) that are aliased with a plain linear parameter (E) of their cell."""
-    dropped, partner, location, rows = [], [], [], []
-    for cell, own, other in _aliased_pairs(problem):
-        row = cell.rows.start
-        if row not in rows:
-            rows.append(row)
-        dropped.append(int(np.flatnonzero(cell.selection[own])[0]))
-        partner.append(int(np.flatnonzero(cell.selection[other])[0]))
-        location.append((rows.index(row), own, other))
-    if not dropped:
+    pairs = _aliased_pairs(problem)
+    if not pairs:
         return identity_reduction(problem)
-    keep = ~np.isin(np.arange(problem.size), dropped)
-    probe = problem.subset(np.isin(np.arange(len(problem.y)), rows))
-    return Reduction(
-        problem,
-        problem.hold(keep, problem.lower),
-        np.array(dropped),
-        np.array(partner),
-        np.array(location),
-        probe,
-        np.array(rows),
-    )
+    dropped = np.array([np.flatnonzero(cell.selection[own])[0] for cell, own, _ in pairs])
+    partner = np.array([np.flatnonzero(cell.selection[other])[0] for cell, _, other in pairs])
+    location = np.array([(cell.rows.start, own, other) for cell, own, other in pairs])
+    reduced = problem.hold(~np.isin(np.arange(problem.size), dropped), problem.lower)
+    return Reduction(problem, reduced, dropped, partner, location)
 
 
 def identity_reduction(problem: Problem) -> Reduction:
     """The reduction that keeps all parameters of a problem."""
     nothing = np.zeros(0, int)
-    return Reduction(problem, problem, nothing, nothing, np.zeros((0, 3), int), problem, nothing)
+    return Reduction(problem, problem, nothing, nothing, np.zeros((0, 3), int))
 
 
 def _aliased_pairs(problem: Problem) -> list[tuple[ParameterCell, int, int]]:

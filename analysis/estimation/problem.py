@@ -424,9 +424,7 @@ class Problem:
     def _law_on_rows(self, theta: np.ndarray, order: int) -> tuple[Any, Any]:
         """The prediction, and the law's constraint where it is a barrier."""
         p, x, law = self.row_parameters(theta, order), self.variables, self.law
-        if law.constraint is None or not self.barrier:
-            return law.predict(p, x), None
-        return (law.predict(p, x), law.constraint(p, x)) if law.both is None else law.both(p, x)
+        return law.predict(p, x), law.constraint(p, x) if law.constraint and self.barrier else None
 
     def _value_and_influence(
         self, residual: np.ndarray, loss: HuberLoss, batch: Batch

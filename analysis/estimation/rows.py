@@ -73,6 +73,15 @@ def column_for(table: pd.DataFrame, law: Law, variable: str, default: str, colum
     )
 
 
+def within_range(x: Mapping[str, np.ndarray], fitted: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(n,) bool: whether every variable of a row, {name: (n,)}, lies within the range of fitted rows, to 0.1%."""
+    inside = [
+        (values >= fitted[name].min() * 0.999) & (values <= fitted[name].max() * 1.001)
+        for name, values in x.items()
+    ]
+    return np.all(inside, axis=0)
+
+
 def select_rows(
     table: pd.DataFrame,
     law: Law,

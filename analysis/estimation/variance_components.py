@@ -68,12 +68,6 @@ class GroupNoise:
         """(S, R, ...) -> (S, ...) at the most likely ρ."""
         return values[np.arange(len(values)), self.best]
 
-    @property
-    def standard_errors(self) -> np.ndarray:
-        """(S, P) standard errors of theta at the most likely ρ."""
-        variance = np.einsum("sii->si", self.at_best(self.inverse)) * self.at_best(self.sigma2)[:, None]
-        return np.sqrt(np.maximum(variance, 0.0))
-
 
 def estimate_noise(problem: Problem, theta: np.ndarray, y: np.ndarray | None = None) -> GroupNoise:
     """Estimates ρ and the noise at least-squares optima theta (S, P).

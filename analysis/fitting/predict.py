@@ -31,7 +31,7 @@ def predict_rows(
         if level is not None:
             columns[at, 1:] = _interval(fit, number, part, columns[at, 0], level)
     result = pd.DataFrame(columns, table.index, ["prediction", "low", "high"][: columns.shape[1]])
-    result["in_range"] = _in_range(fit, x)
+    result["in_range"] = rows.within_range(x, fit.problem.x)
     return result
 
 
@@ -47,15 +47,6 @@ def _interval(fit: FittedLaw, cell: int, x: Mapping, estimate: np.ndarray, level
         _, low, high = fit.ends([quantity], level)
         ends[known] = np.stack([low, high], axis=1)[inverse.ravel()]
     return ends
-
-
-def _in_range(fit: FittedLaw, x: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Whether every variable of a row lies within the fitted rows' range, to 0.1%."""
-    inside = np.ones(len(next(iter(x.values()))), bool)
-    for name, values in x.items():
-        fitted = fit.problem.x[name]
-        inside &= (values >= fitted.min() * 0.999) & (values <= fitted.max() * 1.001)
-    return inside
 
 
 def _inputs(fit: FittedLaw, table: pd.DataFrame, exposure: pd.DataFrame | None) -> tuple[dict, np.ndarray]:

@@ -7,7 +7,7 @@ it are NaN.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,23 +86,16 @@ def atlas_law(variant: str, sources: Mapping[str, Sequence[str]]) -> Law:
             Parameter("tau_other", (0.0, 0.5), (-3.0, 5.0), meaning="worth of another language's token")
         )
 
-    def loss(p: Any, x: Any, own: Any, total: Any) -> Any:
+    def predict(p: Any, x: Any) -> Any:
+        own, total = effective_data(p, x, count, other)
         if other:
             total = np.maximum(total, EFFECTIVE_DATA_FLOOR * own)
         return p.E + p.A * x.N**-p.alpha + p.B * total**-p.beta
-
-    def predict(p: Any, x: Any) -> Any:
-        return loss(p, x, *effective_data(p, x, count, other))
 
     def above_floor(p: Any, x: Any) -> Any:
         own, total = effective_data(p, x, count, other)
         return total / own - EFFECTIVE_DATA_FLOOR
 
-    def both(p: Any, x: Any) -> tuple[Any, Any]:
-        own, total = effective_data(p, x, count, other)
-        return loss(p, x, own, total), total / own - EFFECTIVE_DATA_FLOOR
-
-    constraint: Callable | None = above_floor if other else None
     columns = {"N": "params", "D_t": "target_tokens", "U_t": "target_unique"}
     for k in range(1, count + 1):
         columns |= {f"D_{k}": f"D_{k}", f"U_{k}": f"U_{k}"}
@@ -116,8 +109,7 @@ def atlas_law(variant: str, sources: Mapping[str, Sequence[str]]) -> Law:
         parameters=tuple(parameters),
         predict=predict,
         may_be_zero=tuple(name for name in columns if name not in ("N", "D_t", "U_t")),
-        constraint=constraint,
-        both=both if other else None,
+        constraint=above_floor if other else None,
         parameters_per="language",
         share=SHARED_PARAMETERS,
         optimum=("N", "D_t"),

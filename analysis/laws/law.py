@@ -45,7 +45,6 @@ class Law:
       response: column of the fitted quantity. residual: "log" (log prediction − log observed) or "additive".
       may_be_zero: variables that may be 0; rows where another variable is 0 are excluded.
       constraint: (p, x) -> array that must stay positive on every row (None: no constraint).
-      both: (p, x) -> prediction and constraint, where computing them together is faster (None: one after the other).
       parameters_per: column whose levels have parameters of their own (`share` names the exceptions).
       share: parameters that are common to all levels unless the caller says otherwise.
       pretraining: the law is of runs from scratch, so rows of runs continued from a checkpoint are excluded.
@@ -66,7 +65,6 @@ class Law:
     residual: str = "log"
     may_be_zero: tuple[str, ...] = ()
     constraint: Predict | None = None
-    both: Callable[[Any, Any], tuple[Any, Any]] | None = None
     parameters_per: str | None = None
     share: tuple[str, ...] = ()
     pretraining: bool = True

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.estimation.estimate import Estimate, estimate
+from analysis.estimation.rows import within_range
 from analysis.estimation.specify import FitOptions, Specification, huber_threshold, specify
 from analysis.estimation.sufficiency import require_enough_data
 from analysis.fitting.fit import fit_with_options
@@ -136,10 +137,7 @@ def _refit_fold(whole: _FitToAllRows, fold: _Fold, options: FitOptions) -> pd.Da
     predicted = np.empty(len(train))
     feasible = problem.constraint(theta[None])[0] > 0
     predicted[specified.order] = np.where(feasible, problem.predict(theta[None])[0], np.nan)
-    in_range = np.ones(len(train), bool)
-    for values in rows.x.values():
-        fitted = values[train]
-        in_range &= (values >= fitted.min() * 0.999) & (values <= fitted.max() * 1.001)
+    in_range = within_range(rows.x, {name: values[train] for name, values in rows.x.items()})
     known = fold.test & _of_fitted_levels(rows.level, fold.test, np.unique(rows.level[train]))
     observed = _test_rows(rows.table[known], specified.per, rows.columns[problem.law.response])
     return observed.assign(predicted=predicted[known], in_range=in_range[known])

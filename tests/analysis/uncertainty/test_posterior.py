@@ -4,7 +4,7 @@ import numpy as np
 import planted_mixtures
 import pytest
 
-from analysis.uncertainty.delta_method import delta_interval
+from analysis.uncertainty.delta_method import covariance, delta_interval
 from analysis.uncertainty.posterior import draws, local_posterior
 from analysis.uncertainty.truncated_normal import sample_truncated_normal
 
@@ -32,7 +32,7 @@ def test_the_sampler_has_the_moments_of_rejection_sampling(centre):
 def test_draws_far_from_bounds_have_the_covariance_of_the_fit():
     fit = planted_mixtures.fitted(0)
     found = draws(fit, 4000)
-    standard = fit.noise.standard_errors[0]
+    standard = np.sqrt(np.diag(covariance(fit)))
     names = [index for index, name in enumerate(fit.names) if name.startswith(("alpha", "beta", "tau["))]
     assert np.allclose(found[:, names].std(axis=0), standard[names], rtol=0.15)
     assert np.allclose(found[:, names].mean(axis=0), fit.theta[names], atol=0.15 * standard[names].max())

@@ -14,6 +14,7 @@ import analysis
 from analysis.estimation import multistart, variance_components
 from analysis.estimation.quantities import Derived, Linear
 from analysis.uncertainty import critical_values, profile
+from analysis.uncertainty.delta_method import covariance
 from analysis.validation import simulate
 
 
@@ -54,7 +55,7 @@ def test_limits_are_where_the_profile_reaches_its_critical_value(table, name):
 def test_profile_agrees_with_the_standard_error_where_the_law_is_nearly_linear():
     found = analysis.fit("chinchilla", planted_chinchilla.study(20, 1, trunk=1e-4, checkpoint=1e-4))
     _, low, high = found.ends([Linear(np.eye(5), np.zeros(5))], 0.9)
-    width = 2 * 1.645 * found.noise.standard_errors[0]
+    width = 2 * 1.645 * np.sqrt(np.diag(covariance(found)))
     np.testing.assert_allclose(high - low, width, rtol=0.06)
 
 
