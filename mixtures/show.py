@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -191,17 +191,10 @@ def save_chart(chart: "alt.LayerChart", path: str | os.PathLike) -> None:
         raise MscaleError(
             f"{path}: cannot write a chart as {path.suffix or 'that'}, expected .png, .svg or .html"
         )
-    if kind == "png":
-        image = io.BytesIO()
-        chart.save(image, format="png", scale_factor=2)
-        atomic_write(path, image.getvalue())
-    else:
-        text = io.StringIO()
-        if kind == "html":
-            chart.save(text, format="html", inline=True)
-        else:
-            chart.save(text, format="svg")
-        atomic_write(path, text.getvalue())
+    data: Any = io.BytesIO() if kind == "png" else io.StringIO()
+    of_kind: dict[str, Any] = {"png": {"scale_factor": 2}, "svg": {}, "html": {"inline": True}}
+    chart.save(data, **{"format": kind, **of_kind[kind]})
+    atomic_write(path, data.getvalue())
 
 
 def _repetition(epochs: float) -> str:

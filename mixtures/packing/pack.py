@@ -11,20 +11,19 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mixtures.packing.inputs import InputFile, find_inputs
-from mixtures.packing.shards import MAX_VALID_FRACTION, MIN_DOCUMENTS
-from mixtures.packing.workers import (
+from mixtures.packing.shards import (
+    MAX_VALID_FRACTION,
+    MIN_DOCUMENTS,
     PackingJob,
-    assemble_language,
-    find_assembled_language,
-    packing_processes,
-    tokenize_file,
-    usable_cores,
+    assemble,
+    find_assembled,
+    tokenize,
 )
+from mixtures.packing.workers import packing_processes, usable_cores
 from mscale.data.store import (
     MANIFEST,
     PACKING_FOLDER,
@@ -168,36 +167,40 @@ def _pack_languages(
     size = sum(one.size for language in todo for one in inputs[language])
     if processes is None:
         processes = 1 if size < _SINGLE_PROCESS_BYTES else usable_cores()
-    jobs = {}
-    for key in todo:
-        earlier = earlier_entries.get(key)
-        jobs[key] = PackingJob(
-            inputs[key],
-            earlier and earlier["unit"],
-            scratch / key,
-            store_dir / key,
-            valid_tokens,
-            earlier and int(earlier["cutoff"], 16),
+    jobs = []
+    for language in todo:
+        earlier = earlier_entries.get(language)
+        jobs.append(
+            PackingJob(
+                language,
+                inputs[language],
+                earlier and earlier["unit"],
+                scratch / language,
+                store_dir / language,
+                valid_tokens,
+                earlier and int(earlier["cutoff"], 16),
+            )
         )
     entries: dict[str, Any] = {}
     text_bytes = 0
     with packing_processes(processes, vocabulary) as run:
-        for language, unit, entry in run(find_assembled_language, list(jobs.values())):
-            jobs[language] = replace(jobs[language], unit=unit)
+        left = []
+        for job, entry in run(find_assembled, [(job,) for job in jobs]):
             if entry:
-                entries[language] = entry
+                entries[job.language] = entry
+            else:
+                left.append(job)
         # Large files and languages first, so that no process is left with one at the end.
-        left = [job for key, job in jobs.items() if key not in entries]
         left.sort(key=lambda job: -sum(one.size for one in job.files))
         files = sorted(((one, job) for job in left for one in job.files), key=lambda pair: -pair[0].size)
         with progress("tokenize", sum(one.size for one, _ in files) / 1e6, "MB") as advance:
             began = time.monotonic()
-            for file, shard in run(tokenize_file, [(one, job.unit, job.scratch) for one, job in files]):
+            for shard in run(tokenize, [(one, job.unit, job.scratch) for one, job in files]):
                 text_bytes += shard["bytes"]
                 rate = text_bytes / 1e6 / max(time.monotonic() - began, 1e-9)
-                advance(file.size / 1e6, note=f"{rate:,.1f} MB/s of text")
+                advance(shard["input"][1] / 1e6, note=f"{rate:,.1f} MB/s of text")
         with progress("assemble", len(left), "languages") as advance:
-            for language, entry in run(assemble_language, left):
+            for language, entry in run(assemble, [(job,) for job in left]):
                 entries[language] = entry
                 advance()
     os.sync()  # once at the end: an fsync for each file takes longer than packing

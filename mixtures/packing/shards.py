@@ -7,10 +7,11 @@ A shard is the result of one input file, in the folder of its language under ``.
     <file>.json     written last, when the shard is whole
 """
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,42 +32,58 @@ CHUNK_TOKENS = 1 << 22  # tokens assembled at once
 CHUNK_UNITS = 1 << 20
 
 
-def held_out_unit(files: Sequence[InputFile], folder: Path) -> str:
-    """Returns "line" for a language of fewer than 100 documents, else "document"; cached in ``folder``."""
-    recipe = {"inputs": [[file.path.name, file.size, file.stamp] for file in files]}
-    if seen := _read_marker(folder / "unit.json", recipe):
+@dataclass(frozen=True)
+class PackingJob:
+    """One language to pack.
+
+    Attributes:
+      language: its code.
+      files: its input files.
+      unit: what is held out, "document" or "line"; None where it is not chosen yet.
+      scratch: folder of its shards; destination: its folder in the store.
+      valid_tokens: most tokens that are held out; also at most 20% of the language.
+      cutoff: units whose hash is below it are held out; None to choose it.
+    """
+
+    language: str
+    files: list[InputFile]
+    unit: str | None
+    scratch: Path
+    destination: Path
+    valid_tokens: int
+    cutoff: int | None
+
+    def recipe(self, vocabulary: Vocabulary) -> dict[str, Any]:
+        """Returns what determines the store files that ``assemble`` makes."""
+        return {
+            "inputs": {file.path.name: [file.size, file.stamp] for file in self.files},
+            "unit": self.unit,
+            "valid_tokens": self.valid_tokens,
+            "vocabulary": vocabulary.fingerprint,
+            "given_cutoff": None if self.cutoff is None else f"{self.cutoff:#018x}",
+        }
+
+
+def find_assembled(job: PackingJob, vocabulary: Vocabulary) -> tuple[PackingJob, dict[str, Any] | None]:
+    """Returns the job with its unit, and its entry in store.json if an earlier call assembled it and it is intact."""
+    job = replace(job, unit=job.unit or _held_out_unit(job))
+    seen = _read_marker(job.scratch / "done.json", job.recipe(vocabulary))
+    return job, seen["entry"] if seen and files_match(job.destination, seen["entry"]["files"]) else None
+
+
+def _held_out_unit(job: PackingJob) -> str:
+    """Returns "line" for a language of fewer than 100 documents, else "document"; cached in its folder."""
+    recipe = {"inputs": [[file.path.name, file.size, file.stamp] for file in job.files]}
+    if seen := _read_marker(job.scratch / "unit.json", recipe):
         return seen["unit"]
-    document_count = 0
-    for file in files:
-        for _ in read_documents(file):
-            document_count += 1
-            if document_count >= MIN_DOCUMENTS:
-                break
-    unit = "line" if document_count < MIN_DOCUMENTS else "document"
-    _write_marker(folder / "unit.json", {**recipe, "unit": unit})
+    documents = (document for file in job.files for document in read_documents(file))
+    count = sum(1 for _ in itertools.islice(documents, MIN_DOCUMENTS))
+    unit = "line" if count < MIN_DOCUMENTS else "document"
+    _write_marker(job.scratch / "unit.json", {**recipe, "unit": unit})
     return unit
 
 
-def find_assembled(folder: Path, destination: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the entry of a language that an earlier call assembled by the same recipe, if its files are intact."""
-    seen = _read_marker(folder / "done.json", recipe)
-    return seen["entry"] if seen and files_match(destination, seen["entry"]["files"]) else None
-
-
-def assembly_recipe(
-    files: Sequence[InputFile], unit: str, vocabulary: Vocabulary, valid_tokens: int, cutoff: int | None
-) -> dict[str, Any]:
-    """Returns what determines the store files that ``assemble`` makes of a language."""
-    return {
-        "inputs": {file.path.name: [file.size, file.stamp] for file in files},
-        "unit": unit,
-        "valid_tokens": valid_tokens,
-        "vocabulary": vocabulary.fingerprint,
-        "given_cutoff": None if cutoff is None else f"{cutoff:#018x}",
-    }
-
-
-def tokenize(file: InputFile, unit: str, vocabulary: Vocabulary, folder: Path) -> dict[str, Any]:
+def tokenize(file: InputFile, unit: str, folder: Path, vocabulary: Vocabulary) -> dict[str, Any]:
     """Makes the shard of one input file in ``folder`` unless it is there; returns its counts.
 
     Memory is bounded by the longest document. Raises MscaleError as ``mscale.data.corpus.documents`` does.
@@ -94,30 +111,16 @@ def tokenize(file: InputFile, unit: str, vocabulary: Vocabulary, folder: Path) -
     return shard
 
 
-def assemble(
-    files: Sequence[InputFile],
-    unit: str,
-    vocabulary: Vocabulary,
-    folder: Path,
-    destination: Path,
-    valid_tokens: int,
-    cutoff: int | None,
-) -> dict[str, Any]:
-    """Joins the shards of a language into its store files and returns its entry in store.json.
+def assemble(job: PackingJob, vocabulary: Vocabulary) -> tuple[str, dict[str, Any]]:
+    """Joins the shards of a language, whose unit is known, into its store files.
 
-    Args:
-      files: all input files, each with its shard in ``folder``.
-      unit: what is held out, "document" or "line".
-      vocabulary: that of the shards.
-      folder: where the shards are.
-      destination: the language's folder in the store.
-      valid_tokens: most tokens that are held out; also at most 20% of the language.
-      cutoff: units whose hash is below it are held out; None to choose it.
+    Returns:
+      The language, and its entry in store.json.
     """
-    recipe = assembly_recipe(files, unit, vocabulary, valid_tokens, cutoff)
-    shards = [_Shard.open(folder, file, token_dtype(vocabulary.size)) for file in files]
+    folder, cutoff = job.scratch, job.cutoff
+    shards = [_Shard.open(folder, file, token_dtype(vocabulary.size)) for file in job.files]
     if cutoff is None:
-        cutoff = choose_cutoff(shards, valid_tokens)
+        cutoff = choose_cutoff(shards, job.valid_tokens)
     outputs = {name: HashedFile(folder / name) for name in LANGUAGE_FILES}
     with outputs["train.bin"] as train, outputs["valid.bin"] as valid:
         sides, arrays = _write_split(shards, cutoff, vocabulary, train, valid)
@@ -125,24 +128,24 @@ def assemble(
         with outputs[name] as output:
             np.save(output, array)  # type: ignore[arg-type]  # it has write alone
     entry = {
-        "unit": unit,
+        "unit": job.unit,
         "cutoff": f"{cutoff:#018x}",
         "documents": sum(shard.counts["documents"] for shard in shards),
         "empty_documents": sum(shard.counts["empty_documents"] for shard in shards),
         "duplicates": count_duplicates(shards),
-        "inputs": recipe["inputs"],
+        "inputs": job.recipe(vocabulary)["inputs"],
         **sides,
         "files": {name: outputs[name].size_and_hash for name in LANGUAGE_FILES},
     }
-    with writing(destination):
-        destination.mkdir(parents=True, exist_ok=True)
+    with writing(job.destination):
+        job.destination.mkdir(parents=True, exist_ok=True)
         for name in LANGUAGE_FILES:
-            os.replace(folder / name, destination / name)
-    _write_marker(folder / "done.json", {**recipe, "entry": entry})
+            os.replace(folder / name, job.destination / name)
+    _write_marker(folder / "done.json", {**job.recipe(vocabulary), "entry": entry})
     for path in folder.iterdir():
         if path.suffix in (".tokens", ".units"):
             path.unlink()
-    return entry
+    return job.language, entry
 
 
 def _write_split(

@@ -11,12 +11,13 @@ of their own: in store.json, those of 420 languages × 64,000 pieces would take 
 may be remote (``gs://…``): ``copy_store`` brings it there, and its token files are read by byte ranges.
 """
 
+import contextlib
 import errno
 import hashlib
 import io
 import json
 import mmap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -390,19 +391,18 @@ def _manifest(path: Path | Url, remote: RemoteFiles | None) -> Any:
 
 def _damaged(store: Store, verify: bool) -> list[str]:
     found = []
+    sizes = store.remote.sizes() if store.remote is not None else None
     for language in store.languages:
+        entry = store.entries[language]
         for part in ("train", "valid"):
-            tokens = store.entries[language][part]["tokens"]
-            size = store.entries[language]["files"][f"{part}.bin"]["size"]
+            tokens, size = entry[part]["tokens"], entry["files"][f"{part}.bin"]["size"]
             if tokens * store.dtype.itemsize != size:
                 found.append(
                     f"{store.path / MANIFEST}: languages.{language} has {tokens:,} {part} tokens of "
                     f"{store.dtype.itemsize} bytes in a file of {size:,}"
                 )
-    sizes = store.remote.sizes() if store.remote is not None else None
-    for language in store.languages:
         for name in LANGUAGE_FILES:
-            expected = store.entries[language]["files"][name]
+            expected = entry["files"][name]
             path = store.path / language / name
             try:
                 size = Path(path).stat().st_size if sizes is None else sizes.get(f"{language}/{name}")
@@ -440,24 +440,19 @@ def _absent(path: Path | Url) -> str:
     return f"{path}: no {MANIFEST} here; expected a token store, made by `mscale pack`"
 
 
-class _reading:
+@contextlib.contextmanager
+def _reading(path: Path | Url) -> Iterator[None]:
     """Converts errors of reading a file into a ``MscaleError`` with a remedy."""
-
-    def __init__(self, path: Path | Url):
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    try:
+        yield
+    except (OSError, ValueError, EOFError) as error:
         if isinstance(error, OSError) and error.errno == errno.EMFILE:
             raise MscaleError(
-                f"{self.path}: too many open files; a store needs one for each language: `ulimit -n 4096`"
+                f"{path}: too many open files; a store needs one for each language: `ulimit -n 4096`"
             ) from None
-        if isinstance(error, (OSError, ValueError, EOFError)):
-            raise MscaleError(
-                f"{self.path}: cannot be read ({error}); copy the store again or pack the corpus again"
-            ) from None
+        raise MscaleError(
+            f"{path}: cannot be read ({error}); copy the store again or pack the corpus again"
+        ) from None
 
 
 def unigram_overlap(path: str | Path) -> dict[str, dict[str, float]]:

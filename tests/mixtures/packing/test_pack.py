@@ -236,7 +236,7 @@ def test_a_damaged_shard_of_an_interrupted_packing_is_made_again(corpus, store, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mixtures.packing.workers.assemble", stop)
+        patch.setattr("mixtures.packing.pack.assemble", stop)
         with pytest.raises(KeyboardInterrupt):
             pack(corpus, tmp_path, byte_vocabulary())
     shard = next((tmp_path / PACKING_FOLDER / "aa").glob("*.tokens"))
@@ -334,7 +334,7 @@ def test_languages_shorter_than_a_window_are_all_named_with_the_flag(uneven, tmp
         pack(uneven, tmp_path / "s", byte_vocabulary(), sequence_length=100)
     with pytest.raises(MscaleError, match="has not finished"):
         open_store(tmp_path / "s")
-    monkeypatch.setattr("mixtures.packing.workers.tokenize", None)  # all that was packed is kept
+    monkeypatch.setattr("mixtures.packing.pack.tokenize", None)  # all that was packed is kept
     store = pack(uneven, tmp_path / "s", byte_vocabulary(), sequence_length=100, drop_short=True)
     assert store.languages == ("aa", "dd")
     assert sorted(path.name for path in (tmp_path / "s").iterdir() if path.is_dir()) == ["aa", "dd"]
