@@ -9,9 +9,9 @@ runs, from cells that were repeated with another seed.
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
 from analysis.curves.monotone import MonotoneCubics
@@ -81,7 +81,7 @@ class Curve:
         """Tokens of its last point."""
         return float(self.points.tokens[-1])
 
-    def at(self, tokens: Any) -> tuple[np.ndarray, np.ndarray]:
+    def at(self, tokens: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Loss (m,) and its draws (R, m) at `tokens`, (m,) or a number; NaN outside the range of the points."""
         losses = _cubics(self).evaluate(np.log(np.atleast_1d(np.asarray(tokens, dtype=float))))
         return losses[0], losses[1:]
@@ -242,7 +242,7 @@ def _cubics(curve: Curve) -> MonotoneCubics:
     return MonotoneCubics(curve.knots, curve.values)
 
 
-def cell_generator(seed: int, *cell: Any) -> np.random.Generator:
+def cell_generator(seed: int, *cell: object) -> np.random.Generator:
     """A generator seeded by the cell's labels, so that a cell has the same draws in every analysis."""
     words = "/".join(map(str, cell)).encode("utf-8")
     # An array gives the same entropy as a list and is faster.

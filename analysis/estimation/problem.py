@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,8 @@ from analysis.estimation.autodiff import Jet, dense_gradient, value_of
 from analysis.estimation.objective import HuberLoss, huber
 from analysis.estimation.quantities import Linear, Quantity
 from analysis.laws.law import Law, Parameter
+
+JetOrArray = Jet | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Batch:
     target: np.ndarray | None = None
     penalty_weight: np.ndarray | None = None
 
-    def take(self, index: Any) -> "Batch":
+    def take(self, index: np.ndarray | slice) -> "Batch":
         """The problems of the batch at an index, slice or mask."""
 
         def pick(values: np.ndarray | None) -> np.ndarray | None:
@@ -245,7 +246,7 @@ class Problem:
 
         order: 0 (plain arrays), 1 (jets with gradients in the values that are fitted) or 2 (and Hessians).
         """
-        parts: list[Any] = list(values)
+        parts: list[JetOrArray] = list(values)
         for index in self._fitted if order else ():
             parts[index] = Jet.variable(parts[index], int(index), order)
         made = {}
@@ -421,7 +422,7 @@ class Problem:
         sums.f[~np.isfinite(sums.f)] = np.inf
         return sums.f, sums.g, sums.H, sums.M
 
-    def _law_on_rows(self, theta: np.ndarray, order: int) -> tuple[Any, Any]:
+    def _law_on_rows(self, theta: np.ndarray, order: int) -> tuple[JetOrArray, JetOrArray | None]:
         """The prediction, and the law's constraint where it is a barrier."""
         p, x, law = self.row_parameters(theta, order), self.variables, self.law
         return law.predict(p, x), law.constraint(p, x) if law.constraint and self.barrier else None
@@ -439,7 +440,7 @@ class Problem:
         return f, weights * (loss.psi - (coefficients * sums)[:, self.group])
 
     def _add_jet(
-        self, sums: _Derivatives, out: Any, first: np.ndarray, outer: tuple[np.ndarray, ...]
+        self, sums: _Derivatives, out: JetOrArray, first: np.ndarray, outer: tuple[np.ndarray, ...]
     ) -> np.ndarray:
         """Adds Σ_rows φ(out): first is φ' (B, n); outer are the weights (B, n) of ∇out·∇outᵀ in H and in M.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from analysis.estimation.quantities import Derived
 from analysis.laws.law import Predict
@@ -20,7 +21,9 @@ from mscale.scales import training_flops
 UNIQUE_TOKENS = ("U", "U_t")  # variables for unique tokens: equal to D (nothing repeats) unless given
 
 
-def compute_optimal(fit: FittedLaw, C: Any, level: float | None, at: Mapping[str, float]) -> pd.DataFrame:
+def compute_optimal(
+    fit: FittedLaw, C: ArrayLike, level: float | None, at: Mapping[str, float]
+) -> pd.DataFrame:
     """A row for each level of the fit and each C, with columns C, N, D, loss and in_range.
 
     Args:

@@ -14,7 +14,10 @@ from mscale.errors import MscaleError
 
 
 def predict_rows(
-    fit: FittedLaw, table: Any, level: float | None, exposure: pd.DataFrame | None
+    fit: FittedLaw,
+    table: pd.DataFrame | Mapping[str, Any],
+    level: float | None,
+    exposure: pd.DataFrame | None,
 ) -> pd.DataFrame:
     """Columns prediction, in_range and (with `level`) low and high; NaN where the law's constraint is violated.
 

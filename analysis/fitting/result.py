@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from analysis.estimation import variance_components
 from analysis.estimation.problem import Problem
@@ -21,6 +22,10 @@ from analysis.laws.law import Law
 from analysis.uncertainty import bootstrap, identifiability, profile
 from mscale.errors import MscaleError
 
+if TYPE_CHECKING:  # Altair takes 0.4 s to import
+    import altair as alt
+
+_Value = TypeVar("_Value")
 BOOTSTRAP_DRAWS = 1000
 FIT_FORMAT = 1
 
@@ -206,7 +211,7 @@ class Fit:
             ("identification", level), lambda: identifiability.identification(self, *self._limits(level))
         )
 
-    def once(self, key: Any, make: Any) -> Any:
+    def once(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
         """make(), computed once for this fit and cached under `key`."""
         if key not in self._cache:
             self._cache[key] = make()
@@ -215,7 +220,10 @@ class Fit:
     # Predictions -------------------------------------------------------------------------------------------
 
     def predict(
-        self, table: Any, level: float | None = None, exposure: pd.DataFrame | None = None
+        self,
+        table: pd.DataFrame | Mapping[str, Any],
+        level: float | None = None,
+        exposure: pd.DataFrame | None = None,
     ) -> pd.DataFrame:
         """Columns prediction, in_range and (with `level`) low and high, a row for each row of `table`.
 
@@ -246,7 +254,7 @@ class Fit:
         y = self.problem.y
         return float(1 - np.sum((y - predicted) ** 2) / np.sum((y - y.mean()) ** 2))
 
-    def compute_optimal(self, C: Any, level: float | None = None, **at: float) -> pd.DataFrame:
+    def compute_optimal(self, C: ArrayLike, level: float | None = None, **at: float) -> pd.DataFrame:
         """N and D of the lowest predicted loss at C = 6·N·D FLOPs, for each C and each level of the fit.
 
         `at` sets the law's other variables (K=4). No data are repeated; for ATLAS D is the target's own tokens.
@@ -309,7 +317,7 @@ class Fit:
             }
         )
 
-    def plot(self) -> Any:
+    def plot(self) -> alt.TopLevelMixin:
         """An Altair chart of the points and the fitted curves."""
         from analysis.fitting.chart import fit_chart
 

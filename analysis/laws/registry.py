@@ -1,6 +1,6 @@
 """The laws by name, and what makes one ready for a table: derived columns, sources, domains."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -74,7 +74,7 @@ def prepare_law(
     return law, _DERIVED_COLUMNS.get(law.name, lambda same: same)(table), {}
 
 
-def law_of_saved_fit(name: str, options: Any) -> Law:
+def law_of_saved_fit(name: str, options: Mapping[str, Any]) -> Law:
     """The law of a saved fit, from its name and options.
 
     Raises:
