@@ -37,6 +37,10 @@ CHIPS = {
 }
 
 
+LOSS_BLOCK, GPU_LOSS_BLOCK = 2**25, 2**27
+"""Default of ``ModelConfig.loss_block``, logits held at once; on an H200 larger blocks are less than 5% faster."""
+
+
 def find_chip(name: str) -> Chip:
     """Returns the chip of a name of ``CHIPS``.
 

@@ -95,7 +95,7 @@ def build_study(
       MscaleError: an unknown scale, mixture or language; a budget that is not whole steps or ends before the
         warmup; a cell that (through ``init``) would start from itself.
     """
-    cells = tuple(replace(cell, tokens=tuple(sorted(set(cell.tokens)))) for cell in cells)
+    cells = tuple(cells)
     mixtures: dict[str, dict[str, float]] = {}
     resolved: set[tuple] = set()
     digests = tuple(specs.gin_digest(file) for file in recipe.gin_files)
@@ -128,18 +128,15 @@ def _lineage(cell: Cell) -> list[Cell]:
     chain = [cell]
     while chain[0].init is not None:
         chain.insert(0, chain[0].init)
-    return [replace(one, tokens=tuple(sorted(set(one.tokens)))) for one in chain]
+    return chain
 
 
 def _merge(one: Cell, other: Cell, mixtures: Mapping[str, Mapping[str, float]]) -> Cell:
     """One cell with the budgets and the evaluated languages of both."""
     evaluate: tuple[str, ...] | None = None
     if one.evaluate is not None or other.evaluate is not None:
-        languages = dict.fromkeys(
-            [*_evaluated(one, mixtures), *_evaluated(other, mixtures)],
-        )
-        evaluate = tuple(languages)
-    return replace(one, tokens=tuple(sorted({*one.tokens, *other.tokens})), evaluate=evaluate)
+        evaluate = tuple(dict.fromkeys([*_evaluated(one, mixtures), *_evaluated(other, mixtures)]))
+    return replace(one, tokens=(*one.tokens, *other.tokens), evaluate=evaluate)
 
 
 def _evaluated(cell: Cell, mixtures: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:

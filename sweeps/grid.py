@@ -191,6 +191,6 @@ def _flat(groups: Iterable[CellGroup]) -> list[Cell]:
 def _whole_steps(cell: Cell, recipe: Recipe) -> Cell:
     """The cell, and those it continues, with budgets rounded to whole steps."""
     step_tokens = recipe.step_tokens(cell.scale)
-    steps = {max(1, round(tokens / step_tokens)) for tokens in cell.tokens}
+    tokens = tuple(max(1, round(one / step_tokens)) * step_tokens for one in cell.tokens)
     init = None if cell.init is None else _whole_steps(cell.init, recipe)
-    return replace(cell, tokens=tuple(step * step_tokens for step in sorted(steps)), init=init)
+    return replace(cell, tokens=tokens, init=init)

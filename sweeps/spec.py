@@ -69,11 +69,6 @@ class RunSpec:
         return training_flops(self.params, self.tokens)
 
     @property
-    def cost(self) -> float:
-        """``flops`` as a float, for ratios."""
-        return float(self.flops)
-
-    @property
     def shape(self) -> tuple:
         """What the compiled train step depends on: a process compiles once for all runs of one shape."""
         names = ("SCALE", "BATCH_SIZE", "SEQUENCE_LENGTH")

@@ -24,7 +24,7 @@ class Cell:
       tag: the question of the study that it serves.
       scale: a rung of ``mscale.scales``.
       mixture: a name that ``mscale.data.mixture.resolve`` knows.
-      tokens: total token budgets of all languages together; each must be whole steps.
+      tokens: total token budgets of all languages together, ascending; each must be whole steps.
       seed: of the initial parameters and of the data schedule.
       unique_tokens: ``(language, U)`` pairs that limit a language to its first U tokens, so that it repeats.
       init: the cell whose final checkpoint (of its largest budget) this one starts from, or None.
@@ -41,6 +41,9 @@ class Cell:
     init: "Cell | None" = None
     evaluate: tuple[str, ...] | None = None
     vocabulary: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", tuple(sorted(set(self.tokens))))
 
     @property
     def training(self) -> tuple:

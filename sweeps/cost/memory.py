@@ -17,11 +17,10 @@ A tenth is added for what is not counted, and a tenth of the chip's memory is le
 
 from dataclasses import dataclass
 
-from mscale.chips import find_chip
+from mscale.chips import GPU_LOSS_BLOCK, LOSS_BLOCK, find_chip
 from mscale.errors import MscaleError
 from mscale.scales import Shape
 
-LOSS_BLOCK, FUSED_LOSS_BLOCK = 2**25, 2**27  # logits held at once, as in mscale.models.loss
 _STATE_BYTES = 16
 _SCORES_KEPT = 0.8  # of the h·S² float32 scores of a sequence, measured
 _OVERHEAD = 1.1
@@ -117,7 +116,7 @@ def memory_per_chip(
     layer_inputs = compute_bytes * tokens * d * shape.layers
     mlp, scores = 3 * compute_bytes * f / tensor, _SCORES_KEPT * 4 * heads * sequence_length
     one_layer = tokens * (compute_bytes * (6 * d + 4 * hk) + (mlp if fused else max(mlp, scores)))
-    block = (FUSED_LOSS_BLOCK if fused else LOSS_BLOCK) / (data * fsdp)
+    block = (GPU_LOSS_BLOCK if fused else LOSS_BLOCK) / (data * fsdp)
     logits_held = min(max(block, rows * vocab_size), tokens * vocab_size)  # at least one position
     logits = 2 * 4 * logits_held
     return MemoryUse(*(int(_OVERHEAD * part) for part in (state, gathered, layer_inputs + one_layer, logits)))

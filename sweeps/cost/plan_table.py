@@ -131,7 +131,7 @@ def bill_chart(study: Study, accelerator: str | None = None, mfu: float = 0.4) -
     for run in study.runs:
         scale = str(run.bindings["SCALE"])
         sizes[scale] = run.params
-        value = planner.device_hours(run.flops, accelerator, mfu) if accelerator else run.cost
+        value = planner.device_hours(run.flops, accelerator, mfu) if accelerator else float(run.flops)
         sums[scale, run.tag] = sums.get((scale, run.tag), 0.0) + value
     order = sorted(sizes, key=lambda scale: sizes[scale])
     names = {scale: f"{scale} · {_count(sizes[scale])}" for scale in order}

@@ -12,8 +12,8 @@ share (a bucket mounted with the Cloud Storage FUSE driver, or Filestore).
 """
 
 import json
+import math
 import shlex
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from mscale.chips import CHIPS
 from mscale.errors import MscaleError, nearest
 from mscale.remote import local_folder
 from sweeps import run_graph, spec
-from sweeps.executors import state
+from sweeps.executors import cluster, state
 from sweeps.executors.liveness import study_lock
 from sweeps.executors.worker import DEFAULT_TRAINER
 from sweeps.spec import RunSpec
@@ -36,7 +36,8 @@ MEGASCALE_PORT = 8477
 _KUBECTL_TIMEOUT_SECONDS = 120.0
 GRACE_SECONDS = 90  # in which a spot pod may save its state
 # GKE's label of the slice type → chips of one host of a multi-host slice.
-CHIPS_PER_HOST = {chip.gke_slice: 4 for chip in CHIPS.values() if chip.gke_slice}
+_ACCELERATORS = [chip.gke_slice for chip in CHIPS.values() if chip.gke_slice]
+_CHIPS_PER_HOST = 4  # of multi-host slices
 
 
 @dataclass(frozen=True)
@@ -76,24 +77,19 @@ class Options:
         sizes = self.topology.split("x")
         if not all(size.isdecimal() and int(size) > 0 for size in sizes) or len(sizes) not in (2, 3):
             raise MscaleError(f"topology is {self.topology!r}: expected sizes such as 4x4 or 2x2x4")
-        product = 1
-        for size in sizes:
-            product *= int(size)
-        return product
+        return math.prod(map(int, sizes))
 
     @property
     def hosts(self) -> int:
         """Hosts, hence pods, of one slice."""
-        if self.accelerator not in CHIPS_PER_HOST:
+        if self.accelerator not in _ACCELERATORS:
             raise MscaleError(
-                f"accelerator is {self.accelerator!r}: expected one of {', '.join(CHIPS_PER_HOST)}"
-                f"{nearest(self.accelerator, CHIPS_PER_HOST)}"
+                f"accelerator is {self.accelerator!r}: expected one of {', '.join(_ACCELERATORS)}"
+                f"{nearest(self.accelerator, _ACCELERATORS)}"
             )
-        if self.chips < CHIPS_PER_HOST[self.accelerator]:
-            return 1
-        if self.chips % CHIPS_PER_HOST[self.accelerator]:
+        if self.chips > _CHIPS_PER_HOST and self.chips % _CHIPS_PER_HOST:
             raise MscaleError(f"topology {self.topology} is not whole hosts of {self.accelerator}")
-        return self.chips // CHIPS_PER_HOST[self.accelerator]
+        return max(1, self.chips // _CHIPS_PER_HOST)
 
 
 def jobset_name(run: RunSpec) -> str:
@@ -185,7 +181,7 @@ def _job(name: str, run: RunSpec, options: Options, hosts: int, labels: dict[str
 
 
 def _pod(name: str, run: RunSpec, options: Options, hosts: int) -> dict[str, Any]:
-    chips = str(min(options.chips, CHIPS_PER_HOST[options.accelerator]))
+    chips = str(min(options.chips, _CHIPS_PER_HOST))
     selector = {
         "cloud.google.com/gke-tpu-accelerator": options.accelerator,
         "cloud.google.com/gke-tpu-topology": options.topology,
@@ -288,16 +284,12 @@ def run(
     Raises:
       MscaleError: kubectl or the cluster cannot be reached or refuses; runs failed; another runner works on it.
     """
-    from mscale.progress import progress
-
     root = local_folder(root, "--root").resolve()
-    total = sum(one.flops for one in study.runs)
     with study_lock(root):
         state.save_study(study, root)
         _clear_ended(study, root, options, context)
-        shown = 0
         order = run_graph.longest_chain_first(study.runs)
-        with progress(f"GKE: {study.name}", 1000, "‰") as advance:
+        with cluster.study_progress(study, "GKE") as show:
             while True:
                 states = state.read_states(study.runs, root)
                 found = jobsets(study, options, context)
@@ -309,10 +301,7 @@ def run(
                             f"its JobSet {jobset_name(one)} failed; see kubectl describe",
                         )
                         states = state.read_states(study.runs, root)
-                share = 1000 * sum(state.flops_done(one) for one in states.values()) // max(1, total)
-                count = sum(one.state == "done" for one in states.values())
-                advance(share - shown, note=f"{count} of {len(order)} runs")
-                shown = share
+                show(states, "")
                 active = [name for name, condition in found.items() if condition == "Active"]
                 ready = [
                     one
@@ -327,13 +316,7 @@ def run(
                 if not ready and not active:
                     break
                 time.sleep(poll_seconds)
-    unfinished = [one for one in states.values() if one.state != "done"]
-    if unfinished:
-        lines = [f"{len(unfinished)} of {len(order)} runs are not done"]
-        lines += [f"  {one.spec.id}: {one.state} {one.reason}".rstrip() for one in unfinished[:12]]
-        raise MscaleError(
-            "\n".join([*lines, "Mend the cause, `retry` them, and call the same command again."])
-        )
+    cluster.require_done(states, "Mend the cause, `retry` them, and call the same command again.")
 
 
 def _clear_ended(study: Study, root: Path, options: Options, context: str | None) -> None:
@@ -387,28 +370,8 @@ def cancel(
 
 
 def _kubectl(arguments: Sequence[str], context: str | None = None, standard_input: str | None = None) -> str:
-    command = ["kubectl", *(["--context", context] if context else []), *arguments]
-    try:
-        found = subprocess.run(
-            command,
-            input=standard_input,
-            capture_output=True,
-            text=True,
-            timeout=_KUBECTL_TIMEOUT_SECONDS,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise MscaleError(
-            "kubectl is not installed here: install it, or print manifests with --dry-run"
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise MscaleError(
-            f"kubectl: no answer within {_KUBECTL_TIMEOUT_SECONDS:.0f} s; check the cluster"
-        ) from None
-    if found.returncode:
-        said = (found.stderr or found.stdout).strip()
-        raise MscaleError(
-            f"kubectl {arguments[0]} failed: {said}. Nothing is lost: what was applied goes on; call the same command "
-            "again once the cluster answers"
-        )
-    return found.stdout
+    command = ["kubectl", *arguments, *(["--context", context] if context else [])]
+    missing = "install it, or print manifests with --dry-run"
+    return cluster.call(
+        command, timeout=_KUBECTL_TIMEOUT_SECONDS, missing=missing, standard_input=standard_input
+    )

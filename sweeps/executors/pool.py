@@ -130,8 +130,7 @@ class WorkerPool:
             others = {shape for one in self.workers if one is not free for shape in one.shapes}
             chosen = next_run_for_worker(ready, free.shapes, others, self.chain_costs)
             while chosen is not None and run_folder.is_cancelled(spec.workdir(self.root, chosen.id)):
-                run_folder.write_failure(spec.workdir(self.root, chosen.id), CANCELLED_REASON)
-                self._finish_run(chosen, CANCELLED_REASON)
+                self._fail_run(chosen, CANCELLED_REASON)
                 ready.remove(chosen)
                 chosen = next_run_for_worker(ready, free.shapes, others, self.chain_costs)
             if chosen is None:
@@ -186,6 +185,10 @@ class WorkerPool:
             assert finished is not None and finished.id == report["run"]
             self._finish_run(finished, report["reason"])
 
+    def _fail_run(self, failed: RunSpec, reason: str) -> None:
+        run_folder.write_failure(spec.workdir(self.root, failed.id), reason)
+        self._finish_run(failed, reason)
+
     def _finish_run(self, finished: RunSpec, reason: str | None) -> None:
         del self.todo[finished.id]
         if reason is None:
@@ -194,14 +197,13 @@ class WorkerPool:
             self._count_flops(finished, 1.0)
             return
         self.failed[finished.id] = reason
-        for child in [one.id for one in self.todo.values() if one.parent == finished.id]:
-            self._remove_descendant(child)
+        self._remove_descendants(finished.id)
 
-    def _remove_descendant(self, run_id: str) -> None:
-        """Removes a run whose ancestor failed, and the runs that start from it."""
-        del self.todo[run_id]
+    def _remove_descendants(self, run_id: str) -> None:
+        """Removes the runs that start from a failed one, directly or not."""
         for child in [one.id for one in self.todo.values() if one.parent == run_id]:
-            self._remove_descendant(child)
+            del self.todo[child]
+            self._remove_descendants(child)
 
     def _handle_death(self, one: _Worker) -> None:
         self._release_worker(one)
@@ -214,8 +216,7 @@ class WorkerPool:
             self._finish_run(interrupted, None)  # it finished the run and died before it reported
             return
         if run_folder.is_cancelled(spec.workdir(self.root, interrupted.id)):
-            run_folder.write_failure(spec.workdir(self.root, interrupted.id), CANCELLED_REASON)
-            self._finish_run(interrupted, CANCELLED_REASON)
+            self._fail_run(interrupted, CANCELLED_REASON)
             return
         _clear_cache(self.root, since=one.run_started)
         self.worker_losses[interrupted.id] = self.worker_losses.get(interrupted.id, 0) + 1
@@ -229,8 +230,7 @@ class WorkerPool:
         )
         log = self.root / "logs" / f"worker-{one.slot}.log"
         reason = f"its worker died {self.worker_losses[interrupted.id]} times, at last with {how}{hint} (see {log})"
-        run_folder.write_failure(spec.workdir(self.root, interrupted.id), reason)
-        self._finish_run(interrupted, reason)
+        self._fail_run(interrupted, reason)
 
     def _release_worker(self, one: _Worker) -> None:
         self.selector.unregister(one.connection)

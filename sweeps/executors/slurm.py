@@ -11,7 +11,6 @@ and queues itself again; the run continues from its last checkpoint.
 
 import hashlib
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_write, read_json_as
 from mscale.remote import local_folder
 from sweeps import run_graph, spec
-from sweeps.executors import state
+from sweeps.executors import cluster, state
 from sweeps.executors.liveness import study_lock
 from sweeps.executors.worker import DEFAULT_TRAINER
 from sweeps.spec import RunSpec
@@ -64,15 +63,6 @@ class Options:
     setup: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
     python: str = sys.executable
-
-
-@dataclass(frozen=True)
-class QueuedJob:
-    """One queued array element: its id such as 12_3, its state as squeue prints it, and why it waits."""
-
-    id: str
-    state: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -126,7 +116,7 @@ def submit(
         atomic_write(script, job_script(root, options, trainer))
         logs = Path(options.logs or root / "logs")
         logs.mkdir(parents=True, exist_ok=True)
-        job_ids = {run_id: job.id for run_id, job in jobs.items()}
+        job_ids = dict(jobs)
         arrays = []
         for parent, siblings in _groups(todo):
             for chunk in [siblings[i : i + ARRAY_SIZE] for i in range(0, len(siblings), ARRAY_SIZE)]:
@@ -160,21 +150,14 @@ def run(
     Raises:
       MscaleError: as ``submit``, or runs failed.
     """
-    from mscale.progress import progress
-
     root = local_folder(root, "--root").resolve()
     submit(study, root, options, trainer=trainer)
     resubmissions: dict[str, int] = {}
-    shown = 0
-    total = sum(one.flops for one in study.runs)
-    with progress(f"Slurm: {study.name}", 1000, "‰") as advance:
+    with cluster.study_progress(study, "Slurm") as show:
         while True:
             states = state.read_states(study.runs, root)
             jobs = queued_jobs(root)
-            share = 1000 * sum(state.flops_done(one) for one in states.values()) // max(1, total)
-            count = sum(one.state == "done" for one in states.values())
-            advance(share - shown, note=f"{count} of {len(study.runs)} runs, {len(jobs)} queued")
-            shown = share
+            show(states, f", {len(jobs)} queued")
             vanished = [
                 one.spec.id
                 for one in states.values()
@@ -188,11 +171,7 @@ def run(
                     resubmissions[one] = resubmissions.get(one, 0) + 1
                 submit(study, root, options, trainer=trainer)
             time.sleep(poll_seconds)
-    failed = [one for one in states.values() if one.state != "done"]
-    if failed:
-        lines = [f"{len(failed)} of {len(study.runs)} runs are not done"]
-        lines += [f"  {one.spec.id}: {one.state} {one.reason}".rstrip() for one in failed[:12]]
-        raise MscaleError("\n".join([*lines, "Mend the cause and call the same command again."]))
+    cluster.require_done(states, "Mend the cause and call the same command again.")
 
 
 @dataclass(frozen=True)
@@ -299,28 +278,24 @@ def _sbatch(
     return job
 
 
-def queued_jobs(root: str | Path) -> dict[str, QueuedJob]:
-    """Run id to its job, for all queued or running jobs of the study in ``root``.
+def queued_jobs(root: str | Path) -> dict[str, str]:
+    """Run id to the id of its job, such as 12_3, for all queued or running jobs of the study in ``root``.
 
     Raises:
       MscaleError: the scheduler cannot be reached.
     """
     root = local_folder(root, "--root").resolve()
     prefix = f"mscale-{_study_key(root)}-"
-    answer = _call(
-        ["squeue", "--noheader", "--array", "--format=%F_%K|%T|%r|%k"], attempts=SCHEDULER_ATTEMPTS
-    )
-    jobs: dict[str, QueuedJob] = {}
+    answer = _call(["squeue", "--noheader", "--array", "--format=%F_%K|%T|%k"])
+    jobs: dict[str, str] = {}
     listed: dict[str, list[str]] = {}
     for line in answer.splitlines():
-        job, _, rest = line.strip().partition("|")
-        name, _, rest = rest.partition("|")
-        reason, _, array = rest.rpartition("|")
+        job, name, array = line.strip().split("|", 2)
         if not array.startswith(prefix) or name in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"):
             continue
         if array not in listed:
             listed[array] = array_runs(root, array)
-        jobs[listed[array][int(job.partition("_")[2])]] = QueuedJob(job, name, reason)
+        jobs[listed[array][int(job.partition("_")[2])]] = job
     return jobs
 
 
@@ -333,38 +308,10 @@ def cancel(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
     jobs = queued_jobs(root)
     chosen = [run_id for run_id in (jobs if runs is None else runs) if run_id in jobs]
     for start in range(0, len(chosen), 200):
-        _call(
-            ["scancel", *(jobs[run_id].id for run_id in chosen[start : start + 200])],
-            attempts=SCHEDULER_ATTEMPTS,
-        )
+        _call(["scancel", *(jobs[run_id] for run_id in chosen[start : start + 200])])
     return chosen
 
 
-def _call(command: Sequence[str], *, attempts: int) -> str:
-    """Runs one of Slurm's commands and returns its output.
-
-    Raises:
-      MscaleError: it is not installed, does not answer, or fails; with its own message.
-    """
-    name, said = command[0], ""
-    for attempt in range(attempts):
-        if attempt:
-            time.sleep(2.0**attempt / 2)
-        try:
-            found = subprocess.run(
-                list(command), capture_output=True, text=True, timeout=SCHEDULER_TIMEOUT_SECONDS, check=False
-            )
-        except FileNotFoundError:
-            raise MscaleError(
-                f"{name} is not installed here: run this on a login node of the cluster, or use --executor local"
-            ) from None
-        except subprocess.TimeoutExpired:
-            said = f"no answer within {SCHEDULER_TIMEOUT_SECONDS:.0f} s"
-            continue
-        if found.returncode == 0:
-            return found.stdout
-        said = (found.stderr or found.stdout).strip()
-    raise MscaleError(
-        f"{name} failed: {said}. Nothing is lost: what is queued stays queued; call the same command again once "
-        "the scheduler answers"
-    )
+def _call(command: Sequence[str], attempts: int = SCHEDULER_ATTEMPTS) -> str:
+    missing = "run this on a login node of the cluster, or use --executor local"
+    return cluster.call(command, timeout=SCHEDULER_TIMEOUT_SECONDS, missing=missing, attempts=attempts)

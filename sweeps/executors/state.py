@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mscale import run_folder
 from mscale.errors import MscaleError
@@ -220,16 +220,3 @@ def status_lines(root: str | Path, states: dict[str, RunState]) -> list[str]:
 def flops_done(state: RunState) -> int:
     """Training compute that a run has done so far."""
     return training_flops(state.spec.params, state.tokens_done)
-
-
-def state_counts(root: str | Path) -> dict[str, Any]:
-    """Runs by state, and tokens and FLOPs done and in all, as plain data."""
-    states = read_states(load_study(root).runs, root).values()
-    return {
-        **{name: sum(state.state == name for state in states) for name in STATES},
-        "runs": len(states),
-        "tokens_done": sum(state.tokens_done for state in states),
-        "tokens": sum(state.spec.tokens for state in states),
-        "flops_done": sum(flops_done(state) for state in states),
-        "flops": sum(state.spec.flops for state in states),
-    }

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mscale import chips, scales
+from mscale.chips import GPU_LOSS_BLOCK
 from mscale.errors import MscaleError
 from sweeps.cost import memory
 
@@ -28,7 +29,7 @@ def test_state_is_sixteen_bytes_a_parameter():
     # and gather the embedding and a layer in bfloat16, with gradients in float32.
     d, h, k, f = SHAPE.embed, SHAPE.heads, SHAPE.kv, SHAPE.ffw
     gathered = 6 * (64_512 * d + 4 * d * h * k + 3 * d * f)
-    logits = 2 * 4 * memory.FUSED_LOSS_BLOCK
+    logits = 2 * 4 * GPU_LOSS_BLOCK
     saved = (16 * scales.PUBLISHED_COUNTS[34] + logits) * 7 / 8 - gathered
     assert whole - split == pytest.approx(1.1 * saved, rel=1e-6)
 

@@ -76,7 +76,9 @@ def test_cancelling_a_run_at_work_ends_it_and_leaves_the_others(tmp_path):
 def test_cancelling_the_study_ends_its_runner(tmp_path):
     study, root = make(cell(steps=(100,))), tmp_path / "study"
     runner = start_runner(study, root, workers=1, seconds=60)
-    wait_for(lambda: (root / "study.json").exists() and state.state_counts(root)["running"], 60)
+    wait_for(
+        lambda: (root / "study.json").exists() and state.read_run(study.runs[0], root).state == "running", 60
+    )
     assert actions.cancel(root) == [study.runs[0].id]
     runner.communicate(timeout=60)
     assert runner.returncode == 128 + signal.SIGTERM and not (root / "heartbeat.json").exists()

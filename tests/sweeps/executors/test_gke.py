@@ -285,7 +285,7 @@ def test_an_unreachable_cluster_is_one_clear_error(tmp_path, monkeypatch, study)
     script.write_text("#!/bin/sh\necho 'The connection to the server 10.0.0.1 was refused' >&2; exit 1\n")
     script.chmod(0o755)
     with pytest.raises(
-        MscaleError, match="kubectl get failed: The connection to the server 10.0.0.1 was refused"
+        MscaleError, match="kubectl failed: The connection to the server 10.0.0.1 was refused"
     ):
         gke.run(study, tmp_path / "study", OPTIONS)
     assert not (tmp_path / "study" / "heartbeat.json").exists()

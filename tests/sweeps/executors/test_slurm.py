@@ -61,8 +61,8 @@ def test_queued_and_done_runs_are_not_submitted_again(tmp_path, fake):
     (array,) = [
         path for path in (root / "slurm").glob("mscale-*.json") if len(slurm.array_runs(root, path.stem)) == 1
     ]
-    fake("squeue", f'echo "101_0|RUNNING|None|{array.stem}"; echo "7_0|RUNNING|None|someone-else"')
-    assert slurm.queued_jobs(root) == {study.runs[0].id: slurm.QueuedJob("101_0", "RUNNING", "None")}
+    fake("squeue", f'echo "101_0|RUNNING|{array.stem}"; echo "7_0|RUNNING|someone-else"')
+    assert slurm.queued_jobs(root) == {study.runs[0].id: "101_0"}
     again = slurm.submit(study, root)
     assert (again.runs, again.queued) == (3, 1)
     assert "--dependency=afterok:101_0" in calls(tmp_path)[-1]

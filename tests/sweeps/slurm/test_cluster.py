@@ -83,7 +83,7 @@ def test_a_requeued_run_continues_from_its_checkpoint(root):
     (one,) = study.runs
     slurm.submit(study, root, options("export FAKE_SECONDS=6"), trainer=FAKE_TRAINER)
     wait_for(lambda: state.read_run(one, root).step > 0)
-    subprocess.run(["scontrol", "requeue", slurm.queued_jobs(root)[one.id].id], check=True)
+    subprocess.run(["scontrol", "requeue", slurm.queued_jobs(root)[one.id]], check=True)
     wait_for(lambda: state.read_run(one, root).state == "done")
     assert began(root, one) == 2
     assert collect(root).runs == 1
@@ -94,7 +94,7 @@ def test_the_warning_before_a_time_limit_queues_the_run_again(root):
     (one,) = study.runs
     slurm.submit(study, root, options("export FAKE_SECONDS=6"), trainer=FAKE_TRAINER)
     wait_for(lambda: state.read_run(one, root).step > 0)
-    subprocess.run(["scancel", "--signal=USR1", "--batch", slurm.queued_jobs(root)[one.id].id], check=True)
+    subprocess.run(["scancel", "--signal=USR1", "--batch", slurm.queued_jobs(root)[one.id]], check=True)
     wait_for(lambda: state.read_run(one, root).state == "done")
     assert began(root, one) == 2
 
@@ -119,7 +119,7 @@ def test_children_of_a_failed_run_start_after_it_is_fixed(root):
 def test_cancelled_runs_leave_the_queue_and_can_be_submitted_again(root):
     study = small()
     slurm.submit(study, root, options("export FAKE_SECONDS=30"), trainer=FAKE_TRAINER)
-    wait_for(lambda: "RUNNING" in {job.state for job in slurm.queued_jobs(root).values()})
+    wait_for(lambda: "running" in states(study, root))
     assert slurm.cancel(root)
     wait_for(lambda: not slurm.queued_jobs(root))
     assert "done" not in states(study, root)
