@@ -95,7 +95,7 @@ def warm(folder: str) -> None:
 
 def ours(store: str, corpus: str, seconds: float) -> dict[str, Any]:
     from mscale.data import feed, schedule
-    from mscale.data.mixture import resolve
+    from mscale.data.mixture import SamplingOptions, resolve
     from mscale.data.store import open_store
 
     languages = 0
@@ -103,7 +103,7 @@ def ours(store: str, corpus: str, seconds: float) -> dict[str, Any]:
     def open_data() -> Iterator[Any]:
         nonlocal languages
         opened = open_store(store)
-        mixture = resolve("uniform", opened, S, drop_short=True)
+        mixture = resolve("uniform", opened, S, options=SamplingOptions(drop_short=True))
         languages = len(mixture.languages)
         return feed.batches(opened, schedule.single(mixture, BATCH), S, 0)
 

@@ -149,12 +149,12 @@ def mixture_show(
     from rich.console import Console
 
     from mixtures import show
-    from mscale.data.mixture import resolve
+    from mscale.data.mixture import SamplingOptions, resolve
     from mscale.data.store import open_store
     from mscale.files import atomic_write
 
     opened = open_store(store)
-    resolved = resolve(name, opened, sequence_length, budget_tokens=int(tokens))
+    resolved = resolve(name, opened, sequence_length, options=SamplingOptions(budget_tokens=int(tokens)))
     rows = show.mixture_rows(resolved, tokens, opened)
     Console().print(show.mixture_table(resolved, rows, limit))
     if csv is not None:

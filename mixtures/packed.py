@@ -16,7 +16,7 @@ import seqio
 import tensorflow as tf
 
 from mixtures import tasks
-from mscale.data.mixture import resolve
+from mscale.data.mixture import gin_sampling_options, resolve
 from mscale.data.schedule import MAX_RUN_ROWS, Schedule, single
 from mscale.data.store import Store
 from mscale.remote import Url, connect
@@ -80,7 +80,7 @@ def packed_task(name: str, mixture: str) -> seqio.Task:
 
     def windows(dataset: tf.data.Dataset, sequence_length: Mapping[str, int]) -> tf.data.Dataset:
         length = sequence_length["targets"]
-        resolved = resolve(mixture, store, length)
+        resolved = resolve(mixture, store, length, options=gin_sampling_options())
         schedules: dict[int, Schedule] = {}
         ends = np.cumsum([-(-store.valid_tokens(one) // length) for one in resolved.languages])
 

@@ -126,7 +126,7 @@ def _seqio_mixture(name: str, corpus: str, spec: str) -> seqio.Mixture:
     keyword, listed, _ = mixtures.parse_mixture_name(spec)
     sized = keyword.startswith(("proportional", "temperature", "unimax"))
     sizes = tasks.bound_store() if sized else _EqualSizes(tuple(listed) or languages())
-    resolved = mixtures.resolve(spec, sizes, 1)
+    resolved = mixtures.resolve(spec, sizes, 1, options=mixtures.gin_sampling_options())
     return seqio.Mixture(
         name,
         [

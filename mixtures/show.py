@@ -1,6 +1,6 @@
 """A mixture as a table and a chart: language, script, unique tokens, rate, tokens and epochs, for a token budget.
 
-    mixture = resolve("unimax", store, sequence_length, budget_tokens=budget)
+    mixture = resolve("unimax", store, sequence_length, options=SamplingOptions(budget_tokens=budget))
     rows = show.mixture_rows(mixture, budget, store)
     console.print(show.mixture_table(mixture, rows))
     show.save_chart(show.mixture_chart(mixture, rows), "mixture.html")

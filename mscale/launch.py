@@ -109,12 +109,12 @@ def configured(launch: Launch) -> Iterator[None]:
                 gin.add_config_file_search_path(str(root))
         for name in launch.gin_files:
             path = find_gin_file(name, launch.search_paths)
-            with _gin_errors(str(path)):
+            with gin_errors(str(path)):
                 gin.parse_config_file(str(path))
         macros = _macros()
         for name, value in launch.bindings:
             _check_name(name, macros, launch.gin_files)
-            with _gin_errors(f"--gin.{name}={value}"):
+            with gin_errors(f"--gin.{name}={value}"):
                 gin.parse_config(f"{name} = {value}")
         _check_required()
         yield
@@ -236,7 +236,7 @@ def _check_required() -> None:
 
 
 @contextlib.contextmanager
-def _gin_errors(where: str) -> Iterator[None]:
+def gin_errors(where: str) -> Iterator[None]:
     """Converts gin's errors for an invalid binding into a ``MscaleError`` that names its place."""
     try:
         yield

@@ -109,11 +109,6 @@ def write_status(folder: Path, status: RunStatus) -> None:
     atomic_json(folder / STATUS_FILE, status)
 
 
-def is_done(folder: Path) -> bool:
-    """Whether the run has reached its last step."""
-    return read_status(folder).state == "done"
-
-
 def read_failure(folder: Path) -> Failure | None:
     """Why the last attempt failed; None if it did not."""
     return _read(folder / FAILURE_FILE, Failure)

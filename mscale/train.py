@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -108,10 +108,15 @@ def find_start(run: Run) -> Start:
     s = run.settings
     template = abstract_state(run.model, run.chain)
     shardings = None if run.mesh is None else state_shardings(run.model, run.mesh, run.rules, run.chain)
+    # A branch point that was added to a trunk after it was passed: train again from the checkpoint before it.
+    missing = set(s.checkpoint_steps) - set(
+        checkpoints.saved_steps(run.workdir / run_folder.CHECKPOINTS_FOLDER)
+    )
     own = checkpoints.restore_latest(
         run.workdir / run_folder.CHECKPOINTS_FOLDER,
         template,
         shardings=shardings,
+        at_most=min(missing, default=None),
         check=lambda path, meta: check_checkpoint_fits(run, path, meta),
     )
     if own is not None:
@@ -263,6 +268,13 @@ def dispatch_batches(run: Run, start: int, K: int) -> Iterator[tuple[Any, int]]:
         step = stop
 
 
+def is_done(run: Run, recorded: Mapping[str, Any]) -> bool:
+    """Whether the folder's run, recorded in run.json, has reached the end and all branch points that are asked for."""
+    status = run_folder.read_status(run.workdir)
+    reached = status.state == "done" and status.step >= run.settings.steps
+    return reached and set(run.settings.checkpoint_steps) <= set(recorded.get("checkpoint_steps", ()))
+
+
 def run_to_end(run: Run, stop: threading.Event | None = None) -> int:
     """Trains ``run``, or continues it where it stopped; a run that is done returns at once.
 
@@ -275,9 +287,18 @@ def run_to_end(run: Run, stop: threading.Event | None = None) -> int:
     workdir = run.workdir
     identity = json.loads(json.dumps(run_identity(run)))
     if (workdir / run_folder.RUN_FILE).exists():
-        check_same_run(workdir, read_json(workdir / run_folder.RUN_FILE, what="run"), identity)
-        if run_folder.is_done(workdir):
+        recorded = read_json(workdir / run_folder.RUN_FILE, what="run")
+        check_same_run(workdir, recorded, identity)
+        if is_done(run, recorded):
             return 0
+        # Branch points and evaluations asked for earlier are kept: a trunk may have been given others since.
+        branch_points = {*recorded.get("checkpoint_steps", ()), *run.settings.checkpoint_steps}
+        run = replace(
+            run,
+            settings=replace(run.settings, checkpoint_steps=tuple(sorted(branch_points))),
+            eval_steps=run.eval_steps | set(recorded.get("eval_steps", ())),
+        )
+        identity = json.loads(json.dumps(run_identity(run)))
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
     on_mesh = (
@@ -327,7 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             runtime.use_compile_cache(settings.compile_cache or os.environ.get("MSCALE_COMPILE_CACHE"))
             run = prepare_run(settings)
             launch.check_overrides_used(parsed)
-            if jax.process_index() == 0 and not run_folder.is_done(run.workdir):
+            if jax.process_index() == 0 and run_folder.read_status(run.workdir).state != "done":
                 with writing(run.workdir):
                     run.workdir.mkdir(parents=True, exist_ok=True)
                 atomic_write(run.workdir / run_folder.CONFIG_FILE, launch.operative_config())

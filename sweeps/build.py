@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from mscale import scales
 from mscale.data import mixture
@@ -14,19 +14,14 @@ from sweeps.spec import RunSpec
 from sweeps.study import Cell, Study
 
 
-@dataclass(frozen=True)
-class Source:
-    """A further token store of a study, such as one with a monolingual vocabulary.
+class PlannedStore(Sizes, Protocol):
+    """The part of a token store that planning a study uses."""
 
-    Attributes:
-      store, fingerprint, vocabulary_size: as in ``Recipe``.
-      sizes: its languages and their tokens.
-    """
-
-    store: str
-    fingerprint: str
-    vocabulary_size: int
-    sizes: Sizes
+    @property
+    def path(self) -> Any: ...
+    @property
+    def vocabulary(self) -> Mapping[str, Any]: ...
+    def data_hash(self, languages: Iterable[str]) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -34,8 +29,6 @@ class Recipe:
     """How every run of a study trains.
 
     Attributes:
-      store: folder of the token store; fingerprint: its ``spec.store_fingerprint``.
-      vocabulary_size: token ids of its vocabulary.
       sequence_length: tokens of a sequence; batch_size: sequences of a step.
       learning_rate: peak rate; warmup_steps: steps of linear warmup to it.
       gin_files: that every run is launched with.
@@ -45,12 +38,10 @@ class Recipe:
         one mixture have the same rates and can share a trunk.
       bindings: further gin bindings of all runs.
       per_scale: scale → bindings that replace the others at that scale.
-      sources: further token stores, by the name that cells give as ``vocabulary``.
+      sources: further token stores, such as one with a monolingual vocabulary, by the name that cells give as
+        ``vocabulary``.
     """
 
-    store: str
-    fingerprint: str
-    vocabulary_size: int
     sequence_length: int
     batch_size: int
     learning_rate: float
@@ -61,7 +52,7 @@ class Recipe:
     unimax_budget: int | None = None
     bindings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     per_scale: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
-    sources: Mapping[str, Source] = field(default_factory=dict, hash=False)
+    sources: Mapping[str, PlannedStore] = field(default_factory=dict, hash=False)
 
     def binding(self, scale: int | str, name: str) -> Any:
         """The value of the gin binding ``name`` at one scale."""
@@ -82,13 +73,13 @@ def build_study(
     name: str,
     cells: Iterable[Cell],
     recipe: Recipe,
-    store: Sizes,
+    store: PlannedStore,
     notes: Sequence[str] = (),
 ) -> Study:
     """Returns the study of these cells, with their runs.
 
     Args:
-      store: languages and sizes of the token store.
+      store: the token store of the cells that name no ``vocabulary``.
       notes: kept in the study.
 
     Raises:
@@ -98,7 +89,6 @@ def build_study(
     cells = tuple(cells)
     mixtures: dict[str, dict[str, float]] = {}
     resolved: set[tuple] = set()
-    digests = tuple(specs.gin_digest(file) for file in recipe.gin_files)
     merged: dict[tuple, Cell] = {}
     tag_by_budget: dict[tuple, str] = {}
     for cell in cells:
@@ -114,7 +104,7 @@ def build_study(
         parent = None
         if cell.init is not None:
             parent = run_by_budget[cell.init.training][max(cell.init.tokens)]
-        run_by_budget[key] = _cell_runs(name, cell, recipe, parent, mixtures, tag_by_budget, digests, runs)
+        run_by_budget[key] = _cell_runs(name, cell, recipe, store, parent, mixtures, tag_by_budget, runs)
     ends = tuple(tuple(run_by_budget[cell.training][tokens].id for tokens in cell.tokens) for cell in cells)
     unique = {
         language: store.windows(language, recipe.sequence_length) * recipe.sequence_length
@@ -147,7 +137,7 @@ def _check_cell(
     study: str,
     cell: Cell,
     recipe: Recipe,
-    store: Sizes,
+    store: PlannedStore,
     mixtures: dict[str, dict[str, float]],
     resolved: set[tuple],
 ) -> None:
@@ -162,7 +152,7 @@ def _check_cell(
                 f"{where}: vocabulary {cell.vocabulary!r} has no token store; the recipe's sources are "
                 f"{', '.join(recipe.sources) or 'none'}{nearest(cell.vocabulary, recipe.sources)}"
             )
-        store = recipe.sources[cell.vocabulary].sizes
+        store = recipe.sources[cell.vocabulary]
     sequence_length = int(recipe.binding(cell.scale, "SEQUENCE_LENGTH"))
     request = (cell.mixture, sequence_length, cell.unique_tokens, cell.vocabulary)
     try:
@@ -172,8 +162,8 @@ def _check_cell(
                 cell.mixture,
                 store,
                 sequence_length,
-                unique_tokens=dict(cell.unique_tokens),
-                budget_tokens=recipe.unimax_budget,
+                dict(cell.unique_tokens),
+                mixture.SamplingOptions(budget_tokens=recipe.unimax_budget),
             )
             mixtures[cell.mixture] = dict(zip(found.languages, found.rates, strict=True))
             resolved.add(request)
@@ -211,10 +201,10 @@ def _cell_runs(
     study: str,
     cell: Cell,
     recipe: Recipe,
+    store: PlannedStore,
     parent: RunSpec | None,
     mixtures: Mapping[str, Mapping[str, float]],
     tag_by_budget: Mapping[tuple, str],
-    digests: tuple[str, ...],
     runs: list[RunSpec],
 ) -> dict[int, RunSpec]:
     """Appends the cell's runs to ``runs``; returns budget in tokens → the run that ends at it."""
@@ -238,18 +228,17 @@ def _cell_runs(
         **({"UNIMAX_BUDGET": recipe.unimax_budget} if cell.mixture.startswith("unimax") else {}),
     }
 
-    store = recipe.sources.get(cell.vocabulary, recipe)
+    store = recipe.sources.get(cell.vocabulary, store)
     # Rates of a keyword come from the store's sizes or the package's tables: the name alone does not fix them, so
     # they enter the id.
     is_keyword = parse_mixture(cell.mixture)[0] or cell.mixture.startswith(ATLAS_PREFIX)
     inputs = specs.RunInputs(
-        store.store,
-        store.fingerprint,
+        str(store.path),
+        f"{store.vocabulary['fingerprint']} {store.data_hash({*mixtures[cell.mixture], *common['EVAL_LANGUAGES']})}",
         recipe.gin_files,
-        digests,
         mixtures[cell.mixture] if is_keyword else None,
     )
-    params = scales.parameter_count(shape, store.vocabulary_size)
+    params = scales.parameter_count(shape, int(store.vocabulary["size"]))
 
     def add_run(kind: str, steps: int, start: specs.StartingPoint | None, **schedule: Any) -> RunSpec:
         tokens = steps * step_tokens

@@ -31,8 +31,7 @@ import gin
 from mscale import launch
 from mscale.data.store import Store, open_store
 from mscale.errors import MscaleError
-from sweeps import spec
-from sweeps.build import Recipe, Source, build_study
+from sweeps.build import Recipe, build_study
 from sweeps.study import Cell, Study
 
 # A cell, or cells in groups of any depth.
@@ -129,9 +128,6 @@ def study(
     if unimax_budget is None:
         unimax_budget = max((max(one.tokens) for one in grid if "unimax" in one.mixture), default=None)
     recipe = Recipe(
-        store=str(store.path),
-        fingerprint=spec.store_fingerprint(store),
-        vocabulary_size=int(store.vocabulary["size"]),
         sequence_length=sequence_length,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -142,7 +138,7 @@ def study(
         unimax_budget=None if unimax_budget is None else int(unimax_budget),
         bindings={"PROGRESS": False, **(bindings or {})},
         per_scale={str(scale): dict(values) for scale, values in (per_scale or {}).items()},
-        sources={name: _source(open_store(folder)) for name, folder in (stores or {}).items()},
+        sources={name: open_store(folder) for name, folder in (stores or {}).items()},
     )
     return build_study(name, [_whole_steps(one, recipe) for one in grid], recipe, store)
 
@@ -178,10 +174,6 @@ def load(path: str | Path, store: Store) -> Study:
             f"{path}: study(store) returned a {type(found).__name__}; expected a Study, as sweeps.grid.study returns"
         )
     return found
-
-
-def _source(store: Store) -> Source:
-    return Source(str(store.path), spec.store_fingerprint(store), int(store.vocabulary["size"]), store)
 
 
 def _flat(groups: Iterable[CellGroup]) -> list[Cell]:

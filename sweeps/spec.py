@@ -1,23 +1,24 @@
 """One run as data: what determines its result, what it starts from, what it costs.
 
-A run's id is a readable prefix and a hash of what determines the result: the gin bindings, the *content* of
-the gin files, the parent's id and step, and the token store's fingerprint. Folders, study names and tags do not
-enter it, so a run that two studies share has the same id in both, and moving a folder changes no id.
+A run's id is a readable prefix and a hash of what determines the result (``mscale.identity``): the parameters from gin,
+the parent's id and step, the mixture's rates, and the text of the languages that it trains and evaluates on. Folders,
+study names, tags, comments in gin files, and how far a trunk goes do not enter it. So a run that two studies share has
+the same id in both, and a study grows without training its trunks anew.
 """
 
 import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mscale import launch, run_folder
-from mscale.data.store import Store
+from mscale import run_folder
 from mscale.errors import MscaleError
 from mscale.files import read_json_as
+from mscale.identity import determining_parameters, resolved_parameters
 from mscale.scales import training_flops
 
 RUN_KINDS = ("single", "trunk", "branch")
@@ -116,15 +117,15 @@ class RunInputs:
     """The files that a run reads, and what identifies their content.
 
     Attributes:
-      store: folder of the token store; fingerprint: of the store and its vocabulary (``store_fingerprint``).
-      gin_files: as given to ``--gin_file``; gin_digests: ``gin_digest`` of each, where known already.
+      store: folder of the token store.
+      data: hash of the vocabulary and of the text of the run's languages (``Store.data_hash``).
+      gin_files: as given to ``--gin_file``.
       rates: sampling rate of each language, where the mixture's name alone does not determine them (UniMax).
     """
 
     store: str
-    fingerprint: str
+    data: str
     gin_files: tuple[str, ...] = ()
-    gin_digests: tuple[str, ...] | None = None
     rates: Mapping[str, float] | None = None
 
 
@@ -162,13 +163,11 @@ def make_run(
         raise MscaleError(f"binding {clash[0]} is set by the executor, not by a study: leave it out")
     bindings = canonical_value(bindings)
     identity: dict[str, Any] = {
-        "bindings": bindings,
-        "gin": list(inputs.gin_digests or [gin_digest(name) for name in inputs.gin_files]),
+        "parameters": determining(inputs.gin_files, bindings, kind),
         "parent": [kind == "branch", start.run.id, start.step] if start else None,
-        "store": inputs.fingerprint,
+        "data": inputs.data,
+        "rates": inputs.rates,
     }
-    if inputs.rates is not None:
-        identity["rates"] = inputs.rates
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     run_id = f"{slug(label.prefix)}-{digest[:10]}"
     start_step = start.step if start and kind == "branch" else 0
@@ -189,6 +188,11 @@ def make_run(
         params=params,
         tokens=(steps - start_step) * int(bindings["BATCH_SIZE"]) * int(bindings["SEQUENCE_LENGTH"]),
     )
+
+
+def determining(gin_files: Sequence[str], bindings: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The parameters of a run that determine its result."""
+    return determining_parameters(resolved_parameters(gin_files, bindings), trunk=kind == "trunk")
 
 
 def workdir(root: str | Path, run_id: str) -> Path:
@@ -241,38 +245,3 @@ def gin_literal(value: Any) -> str:
 def slug(text: str, limit: int = 40) -> str:
     """Lower-case letters, digits, dots and dashes: valid in the name of a folder, a job and a pod."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:limit].rstrip("-.")
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Fingerprints
-
-
-def gin_digest(name: str) -> str:
-    """SHA-256 of the content of a gin file and of all files that it includes; their folders do not enter.
-
-    Raises:
-      MscaleError: the file is not found.
-    """
-    digest = hashlib.sha256()
-    _digest_gin(name, digest, ())
-    return digest.hexdigest()
-
-
-def _digest_gin(name: str, digest: "hashlib._Hash", seen: tuple[Path, ...]) -> None:
-    path = launch.find_gin_file(name).resolve()
-    if path in seen:
-        raise MscaleError(f"{path}: this gin file includes itself; remove the circular include")
-    text = path.read_text(encoding="utf-8")
-    digest.update(str(len(text)).encode() + b"\0" + text.encode())
-    for match in re.finditer(r"""^\s*include\s+["']([^"']+)["']""", text, re.MULTILINE):
-        _digest_gin(match.group(1), digest, (*seen, path))
-
-
-def store_fingerprint(store: Store) -> str:
-    """Hash of what a run reads from a token store: the vocabulary, and checksums of every language's files.
-
-    The store's folder, its inputs, and when and by how many processes it was packed do not enter.
-    """
-    files = {language: store.entries[language]["files"] for language in sorted(store.languages)}
-    identity = {"vocabulary": store.vocabulary["fingerprint"], "files": files}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -6,12 +6,14 @@ runs to 0.9 of the largest budget; each budget is a branch off the trunk that de
 different tags with the same training share its trunk, so that monolingual baselines are trained once.
 """
 
+import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from mscale.errors import MscaleError, nearest
+from sweeps import spec as specs
 from sweeps.run_graph import topological_order
 from sweeps.spec import RunSpec
 
@@ -104,3 +106,30 @@ class Study:
     def by_id(self) -> dict[str, RunSpec]:
         """Run id to spec."""
         return {run.id: run for run in self.runs}
+
+
+def with_ids_of(planned: Study, before: Study) -> Study:
+    """The planned study, whose runs take the ids of the runs of an earlier study that determine the same result.
+
+    Ids of earlier versions of mscale hashed the text of gin files, so that the same run has another id today.
+    """
+    if before.by_id.keys() <= planned.by_id.keys():
+        return planned
+    earlier = {key: run_id for run_id, key in _contents(before).items()}
+    contents = _contents(planned)
+    ids = {run.id: earlier.get(contents[run.id], run.id) for run in planned.runs}
+    runs = tuple(
+        replace(run, id=ids[run.id], group=ids[run.group], parent=run.parent and ids[run.parent])
+        for run in planned.runs
+    )
+    return replace(planned, runs=runs, ends=tuple(tuple(ids[one] for one in ends) for ends in planned.ends))
+
+
+def _contents(study: Study) -> dict[str, str]:
+    """Run id to what determines its result apart from the text, as JSON; the same for a run in two studies."""
+    found: dict[str, str] = {}
+    for run in topological_order(study.runs):
+        parameters = specs.determining(run.gin_files, run.bindings, run.kind)
+        parent = [run.kind == "branch", found[run.parent], run.parent_step] if run.parent else None
+        found[run.id] = json.dumps([parameters, parent], sort_keys=True)
+    return found

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import gin
 import numpy as np
@@ -101,28 +101,26 @@ def check_rates(name: str, languages: Sequence[str], rates: Sequence[float]) -> 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """Options of the kinds of sampling, as ``resolve`` documents them."""
+    """Options of the kinds of sampling; gin's ``mixture`` (``--gin.mixture.temperature=5``).
 
-    budget_tokens: float | None
-    max_epochs: float
-    temperature: float | None
-    caps: Mapping[str, float] | None
-    drop_short: bool
-
-
-@gin.configurable("mixture", module="mscale")  # type: ignore[attr-defined]  # mypy takes the folder gin/ for it
-def _gin_options(
-    budget_tokens: float | None = None,
-    max_epochs: float = 1.0,
-    temperature: float | None = None,
-    caps: Mapping[str, float] | None = None,
-    drop_short: bool = False,
-) -> dict[str, Any]:
-    """The options set by gin files and ``--gin.mixture.NAME=VALUE``, or their defaults.
-
-    A function of its own, since gin appends its call stack to the messages of errors in configurable functions.
+    Attributes:
+      budget_tokens: tokens of the whole run; UniMax needs it.
+      max_epochs: UniMax's limit on repetition (Chung et al. 2023).
+      temperature: T of temperature sampling, rate ∝ tokens^(1/T).
+      caps: UniMax's largest rates, as ``{"en": 0.05}``.
+      drop_short: leave out languages with less than one window instead of failing. It applies to a keyword without
+        a list; for ``atlas_unimax`` also to languages that the store does not have.
     """
-    return dict(locals())
+
+    budget_tokens: float | None = None
+    max_epochs: float = 1.0
+    temperature: float | None = None
+    caps: Mapping[str, float] | None = None
+    drop_short: bool = False
+
+
+# Call it once where a program reads its settings: ``resolve`` itself reads no configuration.
+gin_sampling_options = gin.external_configurable(SamplingOptions, "mixture", module="mscale")
 
 
 def resolve(
@@ -130,13 +128,9 @@ def resolve(
     store: Sizes,
     sequence_length: int,
     unique_tokens: Mapping[str, int] | None = None,
-    budget_tokens: float | None = None,
-    max_epochs: float | None = None,
-    temperature: float | None = None,
-    caps: Mapping[str, float] | None = None,
-    drop_short: bool | None = None,
+    options: SamplingOptions = SamplingOptions(),  # immutable
 ) -> Mixture:
-    """Returns the mixture that ``name`` stands for over the languages of ``store``.
+    """Returns the mixture that ``name`` stands for over the languages of ``store``; a pure function.
 
     Names: ``en`` alone · ``en+fr`` uniform over those listed · ``en=0.7+fr=0.3`` explicit rates (summing to
     1) · ``uniform``, ``proportional``, ``temperature``, ``unimax`` over the whole store, or over a list:
@@ -144,19 +138,12 @@ def resolve(
     419 languages (Table B.4), or those of a list, divided by their sum · ``atlas_4v0`` to ``atlas_50v0``, its
     capacity mixtures (Table B.5). A language is found by any of its codes (``he`` if the store has ``iw``).
 
-    An argument below that is None is taken from gin's ``mixture`` (``--gin.mixture.temperature=5``).
-
     Args:
       name: the name, as above.
       store: the token store (or anything with its ``languages``, ``windows`` and ``train_tokens``).
       sequence_length: S, tokens of a window.
       unique_tokens: limits a language to its first U tokens (a multiple of S), for runs that repeat data.
-      budget_tokens: tokens of the whole run; UniMax needs it.
-      max_epochs: UniMax's limit on repetition (Chung et al. 2023; 1 unless set).
-      temperature: T of temperature sampling, rate ∝ tokens^(1/T).
-      caps: UniMax's largest rates, as ``{"en": 0.05}``.
-      drop_short: leave out languages with less than one window instead of failing. It applies to a keyword
-        without a list; for ``atlas_unimax`` also to languages that the store does not have.
+      options: of the kind of sampling.
 
     Raises:
       MscaleError: unknown languages (with the nearest), unusable rates, languages with less than one window
@@ -165,15 +152,6 @@ def resolve(
     """
     if sequence_length < 1:
         raise MscaleError(f"sequence length is {sequence_length}, expected at least 1")
-    arguments = {
-        "budget_tokens": budget_tokens,
-        "max_epochs": max_epochs,
-        "temperature": temperature,
-        "caps": caps,
-        "drop_short": drop_short,
-    }
-    set_arguments = {key: value for key, value in arguments.items() if value is not None}
-    options = SamplingOptions(**{**_gin_options(), **set_arguments})
     keyword, listed, explicit_rates = parse_mixture_name(name)
     keyword, T = _temperature(name, keyword, options.temperature)
     languages = _requested_languages(name, keyword, listed, store, options.drop_short)

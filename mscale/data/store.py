@@ -176,14 +176,13 @@ class Store:
         return self._entry(language)["valid"]["bytes"]
 
     def data_hash(self, languages: Iterable[str] | None = None) -> str:
-        """Returns a hash of the tokens of ``languages``, by default all: of their files' checksums and the vocabulary.
+        """Returns a hash of the tokens of ``languages``, by default all: of their files' checksums.
 
         Folder, inputs, other languages, and when and how the store was packed do not enter.
         """
         names = sorted(set(self.languages if languages is None else languages))
         files = {name: self._entry(name)["files"] for name in names}
-        content = json.dumps([self.vocabulary["fingerprint"], files], sort_keys=True)
-        return file_hash(content.encode()).hexdigest()
+        return file_hash(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
     def windows(self, language: str, sequence_length: int) -> int:
         """Number of whole windows of ``sequence_length`` train tokens; U of the language is that times S."""

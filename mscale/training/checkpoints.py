@@ -186,6 +186,7 @@ def restore_latest(
     template: Any,
     *,
     shardings: Any = None,
+    at_most: int | None = None,
     check: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> tuple[Any, dict[str, Any]] | None:
     """Restores a run's latest undamaged checkpoint; damaged ones are named on stderr and renamed.
@@ -193,6 +194,7 @@ def restore_latest(
     Args:
       folder: the run's checkpoint folder.
       template, shardings: as for ``restore``.
+      at_most: checkpoints of later steps are passed over.
       check: called with path and metadata before the arrays are read; it raises if they do not fit the run.
 
     Returns:
@@ -201,7 +203,9 @@ def restore_latest(
     Raises:
       MscaleError: as ``check`` and ``restore``; with several hosts, which cannot retry alone, also for damage.
     """
-    latest = distributed.broadcast_from_first(_latest_undamaged(folder) if jax.process_index() == 0 else 0)
+    latest = distributed.broadcast_from_first(
+        _latest_undamaged(folder, at_most) if jax.process_index() == 0 else 0
+    )
     if latest < 0:
         return None
     path = checkpoint_path(folder, latest)
@@ -214,12 +218,12 @@ def restore_latest(
         if jax.process_count() > 1:
             raise
         _set_aside_with_warning(path, error)
-    return restore_latest(folder, template, shardings=shardings, check=check)
+    return restore_latest(folder, template, shardings=shardings, at_most=at_most, check=check)
 
 
-def _latest_undamaged(folder: str | os.PathLike) -> int:
+def _latest_undamaged(folder: str | os.PathLike, at_most: int | None) -> int:
     """Step of the latest undamaged checkpoint, -1 if there is none; damaged ones after it are set aside."""
-    for step in reversed(saved_steps(folder)):
+    for step in reversed([step for step in saved_steps(folder) if at_most is None or step <= at_most]):
         try:
             verify(checkpoint_path(folder, step))
             return step

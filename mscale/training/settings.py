@@ -4,7 +4,6 @@ Invalid settings are reported here, before the first step.
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +17,11 @@ import optax
 
 from mscale import run_folder, scales
 from mscale.data import schedule
-from mscale.data.mixture import resolve
+from mscale.data.mixture import SamplingOptions, gin_sampling_options, resolve
 from mscale.data.store import Store, open_store
 from mscale.errors import MscaleError, nearest
 from mscale.files import read_json
+from mscale.identity import IRRELEVANT_SETTINGS, LENGTH_SETTINGS
 from mscale.models import decoder, partitioning
 from mscale.remote import local_folder
 from mscale.training import distributed
@@ -79,6 +79,7 @@ class Settings:
     wandb: str | None = None
     peak_flops: float | None = None
     optimizer: Callable[..., optax.GradientTransformation] = optimizers.adamw
+    sampling: SamplingOptions = dataclasses.field(default_factory=gin_sampling_options)
 
 
 # Functions whose arguments can be set from gin, under the names that gin files use.
@@ -159,7 +160,7 @@ def prepare_run(settings: Settings) -> Run:
     batch_size = int(s.batch_size)
     if batch_size % s.accumulate:
         raise MscaleError(f"ACCUMULATE is {s.accumulate}: expected a divisor of BATCH_SIZE, {batch_size}")
-    mixture = resolve(s.mixture, store, s.sequence_length, unique_tokens=s.unique_tokens)
+    mixture = resolve(s.mixture, store, s.sequence_length, s.unique_tokens, s.sampling)
     mesh, rules = gin_mesh(), gin_axis_rules()
     if mesh.size > 1:
         partitioning.batch_sharding(mesh, batch_size // s.accumulate, dict(rules))
@@ -233,12 +234,9 @@ def evaluation_steps(settings: Settings) -> frozenset[int]:
 def run_identity(run: Run) -> dict[str, Any]:
     """Returns the values that determine the run's result, as written to run.json.
 
-    A run continues in a folder only if run.json there holds the same values.
+    A run continues in a folder only if run.json there holds the same values (``check_same_run``).
     """
     s, mixture = run.settings, run.schedule.phases[0][1]
-    files = {
-        name: run.store.entries[name]["files"] for name in sorted({*mixture.languages, *run.eval_languages})
-    }
     chain = {}
     if run.chain != optimizers.ADAMW:
         build = run.chain.build
@@ -251,7 +249,7 @@ def run_identity(run: Run) -> dict[str, Any]:
         "optimizer": {k: float(v) for k, v in run.hyper._asdict().items() if k not in ("total", "decay")},
         "mixture": {"name": mixture.name, "languages": mixture.languages, "rates": mixture.rates},
         "windows": dict(run.schedule.windows),
-        "data": hashlib.blake2b(json.dumps(files, sort_keys=True).encode(), digest_size=16).hexdigest(),
+        "data": run.store.data_hash({*mixture.languages, *run.eval_languages}),
         "vocabulary": run.store.vocabulary["fingerprint"],
         "batch_size": s.batch_size,
         "sequence_length": s.sequence_length,
@@ -331,7 +329,7 @@ def check_branch_fits_trunk(run: Run, trunk: Path) -> None:
 
 
 def check_same_run(workdir: Path, recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Checks that a folder's run is the one to be trained.
+    """Checks that a folder's run is the one to be trained; a trunk may go further and have more branch points.
 
     Args:
       workdir: the folder, for the error.
@@ -341,8 +339,18 @@ def check_same_run(workdir: Path, recorded: Mapping[str, Any], identity: Mapping
     Raises:
       MscaleError: a value differs; the message names the field.
     """
+    trunk = (
+        identity["decay_steps"] == 0
+        and optimizers.SCHEDULES[int(identity["optimizer"]["schedule"])] != "cosine"
+    )
+    ignored = {*IRRELEVANT_SETTINGS, *(LENGTH_SETTINGS if trunk else ())}
+    if trunk and identity["steps"] < recorded.get("steps", 0):
+        raise MscaleError(
+            f"{workdir}: holds a trunk of {recorded['steps']} steps, which can be made longer and not shorter; give "
+            "STEPS of at least that, or choose another WORKDIR"
+        )
     for field, value in identity.items():
-        if recorded.get(field) != value:
+        if field not in ignored and recorded.get(field) != value:
             raise MscaleError(
                 f"{workdir}: holds a run with {field} {recorded.get(field)}, this one has {value}; choose "
                 "another WORKDIR, or delete that one"

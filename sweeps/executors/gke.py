@@ -286,7 +286,7 @@ def run(
     """
     root = local_folder(root, "--root").resolve()
     with study_lock(root):
-        state.save_study(study, root)
+        study = state.save_study(study, root)
         _clear_ended(study, root, options, context)
         order = run_graph.longest_chain_first(study.runs)
         with cluster.study_progress(study, "GKE") as show:

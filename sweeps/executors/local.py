@@ -77,7 +77,7 @@ def run(
     root = local_folder(root, "--root").resolve()
     started = time.monotonic()
     with study_lock(root):
-        state.save_study(study, root)
+        study = state.save_study(study, root)
         states = state.read_states(study.runs, root)
         todo = [one for one in study.runs if states[one.id].state != "done"]
         if not todo:

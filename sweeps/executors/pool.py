@@ -16,7 +16,7 @@ from pathlib import Path
 from mscale import run_folder
 from mscale.progress import progress
 from sweeps import run_graph, spec
-from sweeps.executors.state import CANCELLED_REASON
+from sweeps.executors.state import CANCELLED_REASON, read_run
 from sweeps.spec import RunSpec
 from sweeps.study import Study
 
@@ -212,7 +212,7 @@ class WorkerPool:
         if one.run is None:
             return
         interrupted = one.run
-        if run_folder.is_done(spec.workdir(self.root, interrupted.id)):
+        if read_run(interrupted, self.root).state == "done":
             self._finish_run(interrupted, None)  # it finished the run and died before it reported
             return
         if run_folder.is_cancelled(spec.workdir(self.root, interrupted.id)):

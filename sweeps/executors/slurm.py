@@ -100,7 +100,7 @@ def submit(
     options = options or Options()
     root = local_folder(root, "--root").resolve()
     with study_lock(root):
-        state.save_study(study, root)
+        study = state.save_study(study, root)
         states = state.read_states(study.runs, root)
         jobs = queued_jobs(root)
         done = {run.id for run in study.runs if states[run.id].state == "done"}

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mscale import run_folder
+from mscale.data.store import open_store
 from mscale.errors import MscaleError
-from mscale.files import atomic_json, read_json_as
+from mscale.files import atomic_json, read_json, read_json_as
 from mscale.scales import training_flops
-from sweeps import run_graph, spec
+from sweeps import run_graph, spec, study
 from sweeps.executors import liveness
 from sweeps.spec import RunSpec
 from sweeps.study import Study
@@ -57,7 +58,7 @@ def read_run(run: RunSpec, root: str | Path) -> RunState:
     folder = spec.workdir(root, run.id)
     status = run_folder.read_status(folder)
     step = min(status.step or run.start_step, run.steps)
-    if status.state == "done":
+    if status.state == "done" and step == run.steps and not _new_branch_points(run, folder):
         return RunState(run, "done", run.steps, status.tokens_per_second, "")
     if process := liveness.holder(folder):
         silent = time.time() - max(status.updated, process.began)
@@ -67,6 +68,15 @@ def read_run(run: RunSpec, root: str | Path) -> RunState:
     if failure := run_folder.read_failure(folder):
         return RunState(run, "failed", step, 0.0, failure.reason, failure.log)
     return RunState(run, "interrupted" if status.state else "waiting", step, 0.0, "")
+
+
+def _new_branch_points(run: RunSpec, folder: Path) -> bool:
+    """Whether the study was given branch points of a trunk since the trunk was last trained."""
+    path = folder / run_folder.RUN_FILE
+    if run.kind != "trunk" or not path.exists():
+        return False
+    recorded = read_json(path, what="run").get("checkpoint_steps", ())
+    return not set(run.bindings.get("CHECKPOINT_STEPS") or ()) <= set(recorded)
 
 
 def read_states(runs: Sequence[RunSpec], root: str | Path) -> dict[str, RunState]:
@@ -92,8 +102,11 @@ def load_study(root: str | Path) -> Study:
     return read_json_as(Path(root) / "study.json", Study, what="study (`mscale sweep run` starts one)")
 
 
-def save_study(planned: Study, root: str | Path) -> None:
-    """Writes the study and the specs of its runs to ``root``.
+def save_study(planned: Study, root: str | Path) -> Study:
+    """Writes the study and the specs of its runs to ``root``; returns it as it is written.
+
+    A study that was begun there may be continued with more runs and longer trunks. Its runs keep their ids, also those
+    that an earlier version of mscale gave them.
 
     Raises:
       MscaleError: runs of a study with another definition have been started there. The folder of the token store
@@ -102,6 +115,7 @@ def save_study(planned: Study, root: str | Path) -> None:
     path = Path(root) / "study.json"
     if path.exists():
         before = load_study(root)
+        planned = _with_earlier_ids(planned, before, root)
         if (change := difference(before, planned)) and any(
             (Path(root) / "runs").glob(f"*/{run_folder.STATUS_FILE}")
         ):
@@ -118,24 +132,47 @@ def save_study(planned: Study, root: str | Path) -> None:
             written = False
         if not written:
             atomic_json(folder / run_folder.SPEC_FILE, run)
+    return planned
+
+
+def _with_earlier_ids(planned: Study, before: Study, root: str | Path) -> Study:
+    """The planned study with the ids of ``study.with_ids_of``, after a check that the store holds the same text.
+
+    Raises:
+      MscaleError: a run that keeps an earlier id was begun on other text.
+    """
+    renamed = study.with_ids_of(planned, before)
+    for run in renamed.runs:
+        path = spec.workdir(root, run.id) / run_folder.RUN_FILE
+        if run.id not in planned.by_id and path.exists():
+            recorded = read_json(path, what="run")
+            languages = {*recorded["mixture"]["languages"], *recorded["eval_languages"]}
+            if open_store(run.store).data_hash(languages) != recorded["data"]:
+                raise MscaleError(
+                    f"{path}: this run was begun on other text of {', '.join(sorted(languages))} than {run.store} "
+                    "holds; give the store that the study was begun with, or choose another folder"
+                )
+    return renamed
 
 
 def difference(before: Study, after: Study) -> str:
-    """Describes how two studies differ, apart from the token store's folder; "" if they do not."""
+    """Describes what the later study lacks of the earlier one or does otherwise; "" if it only adds to it."""
     if before.name != after.name:
         return f"it was study {before.name!r}, now {after.name!r}"
     gone = [run.id for run in before.runs if run.id not in after.by_id]
     new = [run.id for run in after.runs if run.id not in before.by_id]
-    if gone or new:
+    if gone:
         detail = f"{len(gone)} of its runs are gone and {len(new)} are new"
         for one in gone:
             stem = one.rpartition("-")[0]
             twin = next((other for other in new if other.rpartition("-")[0] == stem), None)
             if twin is not None:
                 return f"{detail}; {stem}: {_changed(before.by_id[one], after.by_id[twin])}"
-        return detail + f", e.g. {(gone or new)[0]}"
+        return detail + f", e.g. {gone[0]}"
     for run in before.runs:
         other = after.by_id[run.id]
+        if other.steps < run.steps:
+            return f"{run.id} was {run.steps:,} steps long, now {other.steps:,}"
         for name in ("tag", "group"):
             if getattr(run, name) != getattr(other, name):
                 return f"{name} of {run.id} was {getattr(run, name)!r}, now {getattr(other, name)!r}"

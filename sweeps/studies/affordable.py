@@ -9,13 +9,11 @@ scales, so the day does not identify the power law of the pretrain-or-continue c
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mscale import scales
 from mscale.chips import CHIPS
 from mscale.data.mixture import Sizes
 from mscale.data.store import Store
 from mscale.errors import MscaleError
-from sweeps import spec
-from sweeps.build import Recipe, build_study
+from sweeps.build import PlannedStore, Recipe, build_study
 from sweeps.cost.bill import study_bill
 from sweeps.studies import assumed_sizes
 from sweeps.studies.demo import choose_pairs
@@ -86,14 +84,14 @@ TPU_WEEK = StudyDesign(
 )
 
 
-def gpu_day_study(store: Store | None = None, *, seed: int = 0, fingerprint: str | None = None) -> Study:
+def gpu_day_study(store: Store | None = None, *, seed: int = 0) -> Study:
     """One day of one GPU: about 3e19 FLOP, 40% of an H200's peak. See ``affordable_study``."""
-    return affordable_study("gpu-day", GPU_DAY, store, seed=seed, fingerprint=fingerprint)
+    return affordable_study("gpu-day", GPU_DAY, store, seed=seed)
 
 
-def tpu_week_study(store: Store | None = None, *, seed: int = 0, fingerprint: str | None = None) -> Study:
+def tpu_week_study(store: Store | None = None, *, seed: int = 0) -> Study:
     """One week of 16 TPU v5e chips at 40% of their peak: 7.6e20 FLOP. See ``affordable_study``."""
-    return affordable_study("tpu-week", TPU_WEEK, store, seed=seed, fingerprint=fingerprint)
+    return affordable_study("tpu-week", TPU_WEEK, store, seed=seed)
 
 
 def affordable_study(
@@ -102,7 +100,6 @@ def affordable_study(
     store: Store | None = None,
     *,
     seed: int = 0,
-    fingerprint: str | None = None,
 ) -> Study:
     """Returns the study whose budgets are the largest that stay within ``design.flops``.
 
@@ -112,16 +109,11 @@ def affordable_study(
     Raises:
       MscaleError: the compute is too little for the warmup, or a language is not in the store.
     """
-    sizes: Sizes = assumed_sizes.AssumedSizes() if store is None else store
-    if fingerprint is None:
-        fingerprint = assumed_sizes.ASSUMED_FINGERPRINT if store is None else spec.store_fingerprint(store)
+    sizes: PlannedStore = assumed_sizes.AssumedSizes() if store is None else store
 
     def study_of(units: int) -> Study:
         """The study whose largest monolingual budget is ``units`` × 16 steps."""
         recipe = Recipe(
-            store=str(store.path) if store is not None else assumed_sizes.PLACEHOLDER_STORE,
-            fingerprint=fingerprint,
-            vocabulary_size=int(store.vocabulary["size"]) if store is not None else scales.ATLAS_VOCABULARY,
             sequence_length=design.sequence_length,
             batch_size=design.batch_size,
             learning_rate=_LEARNING_RATE,

@@ -6,23 +6,33 @@ common rate was used whole: its tokens are rate × 10¹², counted as one epoch.
 English, capped at 5%) has at least that many; how many more is unknown, and it is assumed never to repeat.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from mscale import languages, scales
 
 _UNIMAX_TOKENS = 10**12
 UNLIMITED_TOKENS = 10**13  # tokens of a language that is assumed never to repeat
-ASSUMED_FINGERPRINT = "assumed sizes of MADLAD-400, ATLAS vocabulary"
 PLACEHOLDER_STORE = "store-of-the-plan"  # not a folder: a study planned without a store cannot run
 
 
 @dataclass(frozen=True)
 class AssumedSizes:
-    """Sizes of MADLAD-400's 419 languages that the published rates imply; a ``mscale.data.mixture.Sizes``."""
+    """Sizes of MADLAD-400's 419 languages that the published rates imply; a ``sweeps.build.PlannedStore``."""
 
     path: str = PLACEHOLDER_STORE
-    vocabulary_size: int = scales.ATLAS_VOCABULARY
+    vocabulary_name: str = "ATLAS vocabulary"
+
+    @property
+    def vocabulary(self) -> Mapping[str, Any]:
+        """As that of a token store."""
+        return {"size": scales.ATLAS_VOCABULARY, "fingerprint": self.vocabulary_name}
+
+    def data_hash(self, languages: Iterable[str]) -> str:
+        """Stands for the hash of text that is not there."""
+        return "assumed sizes of MADLAD-400"
 
     @property
     def languages(self) -> tuple[str, ...]:

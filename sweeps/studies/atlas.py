@@ -25,10 +25,9 @@ from typing import Any
 
 from mscale import languages as inventory
 from mscale import scales
-from mscale.data.mixture import Sizes
 from mscale.data.store import Store
 from mscale.errors import MscaleError
-from sweeps.build import Recipe, Source, build_study
+from sweeps.build import PlannedStore, Recipe, build_study
 from sweeps.studies import assumed_sizes
 from sweeps.study import Cell, Study
 
@@ -75,11 +74,10 @@ _LEARNING_RATE = 2e-4
 def atlas_study(
     store: Store | None = None,
     *,
-    own_stores: Mapping[str, Source] | None = None,
+    own_stores: Mapping[str, PlannedStore] | None = None,
     fractions: Sequence[float] = _BUDGET_FRACTIONS,
     steps: int = _STEPS,
     seed: int = 0,
-    fingerprint: str | None = None,
 ) -> Study:
     """Returns the study; without stores it can be planned but not run.
 
@@ -89,14 +87,13 @@ def atlas_study(
       fractions: of ``steps`` at which a cooled model is wanted, the largest 1; ``(1.0,)`` is the bare minimum.
       steps: of every run, at the batch of Table B.2.
       seed: of all runs.
-      fingerprint: of the store, where it is known already.
 
     Raises:
       MscaleError: a language of the study is not in the store, or a monolingual store is not given.
     """
     if not fractions or max(fractions) != 1 or min(fractions) <= 0:
         raise MscaleError(f"fractions are {tuple(fractions)}: expected numbers above 0 whose largest is 1")
-    sizes: Sizes = assumed_sizes.AssumedSizes() if store is None else store
+    sizes: PlannedStore = assumed_sizes.AssumedSizes() if store is None else store
     step_tokens = {
         scale: _SEQUENCE_LENGTH
         * scales.atlas_batch_size(scales.parameter_count(scales.get(scale), scales.ATLAS_VOCABULARY))
@@ -131,9 +128,6 @@ def atlas_study(
         for scale in S_MIN
     ]
     recipe = Recipe(
-        store=str(store.path) if store is not None else assumed_sizes.PLACEHOLDER_STORE,
-        fingerprint=fingerprint or _fingerprint(store),
-        vocabulary_size=int(store.vocabulary["size"]) if store is not None else scales.ATLAS_VOCABULARY,
         sequence_length=_SEQUENCE_LENGTH,
         batch_size=256,
         learning_rate=_LEARNING_RATE,
@@ -146,13 +140,9 @@ def atlas_study(
     return build_study("atlas", cells, recipe, sizes, _notes(store, fractions, steps))
 
 
-def _fingerprint(store: Store | None) -> str:
-    from sweeps.spec import store_fingerprint
-
-    return assumed_sizes.ASSUMED_FINGERPRINT if store is None else store_fingerprint(store)
-
-
-def _own_sources(store: Store | None, own_stores: Mapping[str, Source] | None) -> dict[str, Source]:
+def _own_sources(
+    store: Store | None, own_stores: Mapping[str, PlannedStore] | None
+) -> dict[str, PlannedStore]:
     if store is not None:
         if missing := [language for language in L_MONO if language not in (own_stores or {})]:
             raise MscaleError(
@@ -161,11 +151,8 @@ def _own_sources(store: Store | None, own_stores: Mapping[str, Source] | None) -
             )
         return {f"own-{language}": source for language, source in (own_stores or {}).items()}
     return {
-        f"own-{language}": Source(
-            store=f"{assumed_sizes.PLACEHOLDER_STORE}-{language}",
-            fingerprint=f"{assumed_sizes.ASSUMED_FINGERPRINT}, own vocabulary of {language}",
-            vocabulary_size=scales.ATLAS_VOCABULARY,
-            sizes=assumed_sizes.AssumedSizes(),
+        f"own-{language}": assumed_sizes.AssumedSizes(
+            f"{assumed_sizes.PLACEHOLDER_STORE}-{language}", f"own vocabulary of {language}"
         )
         for language in L_MONO
     }

@@ -20,10 +20,9 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from mscale.data.mixture import Sizes, resolve
+from mscale.data.mixture import SamplingOptions, Sizes, resolve
 from mscale.data.store import Store
 from mscale.errors import MscaleError, nearest
-from sweeps import spec
 from sweeps.build import Recipe, build_study
 from sweeps.study import Cell, Study
 
@@ -74,7 +73,6 @@ def demo_study(
     families: Mapping[str, str] | None = None,
     seed: int = 0,
     tokens: int = DEMO_TOKENS,
-    fingerprint: str | None = None,
 ) -> Study:
     """Returns the demo study over a packed token store.
 
@@ -84,7 +82,6 @@ def demo_study(
       languages: at least two of the store's; all by default.
       seed: of the first of the two seeds.
       tokens: the largest monolingual budget; the others are fixed parts and multiples of it.
-      fingerprint: of the store, where it is known already.
 
     Raises:
       MscaleError: fewer than two languages, an unknown one, or too few tokens to train on.
@@ -149,7 +146,7 @@ def demo_study(
     # A multilingual checkpoint, and runs that continue it
     budget = 2 * tokens
     name = "unimax:" + "+".join(order)
-    rates = resolve(name, store, _SEQUENCE_LENGTH, budget_tokens=budget)
+    rates = resolve(name, store, _SEQUENCE_LENGTH, options=SamplingOptions(budget_tokens=budget))
     unimax = Cell(
         "unimax",
         _MIDDLE_SCALE,
@@ -170,9 +167,6 @@ def demo_study(
             f"{store.train_tokens(language):,} tokens of it, and it is not to be repeated"
         )
     recipe = Recipe(
-        store=str(store.path),
-        fingerprint=fingerprint or spec.store_fingerprint(store),
-        vocabulary_size=int(store.vocabulary["size"]),
         sequence_length=_SEQUENCE_LENGTH,
         batch_size=_BATCH_SIZE,
         learning_rate=_LEARNING_RATE,

@@ -25,12 +25,12 @@ def main(argv: list[str]) -> int:
     for name in ("BRANCH_FROM", "INIT_FROM"):
         if name in config:
             parent = Path(config[name].partition("@")[0])
-            if not run_folder.is_done(parent):
+            if run_folder.read_status(parent).state != "done":
                 raise MscaleError(f"{parent}: not done, yet {config['RUN']} was started")
     if "BRANCH_FROM" in config:
         start = config["STEPS"] - config["DECAY_STEPS"]
     status = run_folder.read_status(folder)
-    if status.state == "done":
+    if status.state == "done" and status.step >= config["STEPS"]:
         return 0
     step = max(start, status.step)
     truncate_rows(folder / run_folder.OBSERVATIONS_FILE, step)

@@ -16,7 +16,7 @@ from mixtures import packed, registry, tasks  # noqa: E402
 from mixtures.packing.pack import pack  # noqa: E402
 from mscale import languages  # noqa: E402
 from mscale.data import feed, schedule  # noqa: E402
-from mscale.data.mixture import resolve  # noqa: E402
+from mscale.data.mixture import gin_sampling_options, resolve  # noqa: E402
 from mscale.data.vocabulary import byte_vocabulary  # noqa: E402
 from mscale.errors import MscaleError  # noqa: E402
 
@@ -116,7 +116,7 @@ def test_rates_are_those_that_training_resolves(corpus):
         "unimax:aa+bb",
     ):
         mixture = seqio.get_mixture_or_task(registry.seqio_name("synthetic", name))
-        expected = resolve(name, corpus, 1)
+        expected = resolve(name, corpus, 1, options=gin_sampling_options())
         rates = {registry.mixture_name(task.name)[1]: mixture.get_rate(task) for task in mixture.tasks}
         assert rates == pytest.approx(dict(zip(expected.languages, expected.rates, strict=True)))
 
@@ -195,14 +195,14 @@ def test_wiki_markers_are_taken_out():
 
 @pytest.mark.parametrize("mixture", ["unimax", "aa", "aa+bb", "aa=0.9+zh-Hant=0.1", "temperature5"])
 def test_the_packed_task_gives_the_feeds_batches(corpus, mixture):
-    plan = schedule.single(resolve(mixture, corpus, S), batch_size=6, seed=3)
+    plan = schedule.single(resolve(mixture, corpus, S, options=gin_sampling_options()), batch_size=6, seed=3)
     ours = np.concatenate(list(feed.batches(corpus, plan, S, 0, 25)))
     name = registry.seqio_name("packed", mixture)
     np.testing.assert_array_equal(rows(name, 150, seed=3), ours)
 
 
 def test_the_packed_task_resumes_at_a_step_and_shards_over_hosts(corpus):
-    plan = schedule.single(resolve("unimax", corpus, S), batch_size=6)
+    plan = schedule.single(resolve("unimax", corpus, S, options=gin_sampling_options()), batch_size=6)
     ours = np.concatenate(list(feed.batches(corpus, plan, S, 1000, 1010)))
     with gin.unlock_config():
         gin.parse_config("packed.start_step = 1000\npacked.batch_size = 6")

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from mixtures import show
 from mixtures.packing.pack import pack
-from mscale.data.mixture import resolve
+from mscale.data.mixture import SamplingOptions, resolve
 from mscale.data.vocabulary import byte_vocabulary
 from mscale.errors import MscaleError
 
@@ -31,7 +31,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shown(store):
-    mixture = resolve("unimax", store, S, budget_tokens=100_000, max_epochs=30)
+    mixture = resolve("unimax", store, S, options=SamplingOptions(budget_tokens=100_000, max_epochs=30))
     return mixture, show.mixture_rows(mixture, 100_000, store)
 
 

@@ -5,10 +5,10 @@ from mscale.run_folder import Heartbeat, RunStatus
 
 
 def test_status_and_heartbeat_are_read_back(tmp_path):
-    assert run_folder.read_status(tmp_path) == RunStatus() and not run_folder.is_done(tmp_path)
+    assert run_folder.read_status(tmp_path) == RunStatus()
     status = RunStatus("done", 20, 20, tokens_per_second=1.5, updated=3.0)
     run_folder.write_status(tmp_path, status)
-    assert run_folder.read_status(tmp_path) == status and run_folder.is_done(tmp_path)
+    assert run_folder.read_status(tmp_path) == status
     heartbeat = Heartbeat("host", 1, "7", 1.0, 2.0)
     run_folder.write_heartbeat(tmp_path, heartbeat)
     assert run_folder.read_heartbeat(tmp_path) == heartbeat

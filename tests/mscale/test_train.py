@@ -221,3 +221,33 @@ def test_it_runs_where_tensorflow_is_absent(store, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr.lower(), done.stderr
     assert status(tmp_path / "r")["state"] == "done"
+
+
+# ------------------------------------------------------------------------------------- a trunk that goes further
+
+
+def test_a_trunk_goes_further_and_gets_branch_points(trunk, store, tmp_path):
+    """One that is made longer ends in the state of one that was long from the start; rows are written once."""
+    assert (
+        run(store, tmp_path / "long", STEPS=40, CHECKPOINT_STEPS=(10, 16, 32), EVAL_STEPS=(12, 24, 40)) == 0
+    )
+    shutil.copytree(trunk, tmp_path / "grown")
+    grown = dict(STEPS=40, CHECKPOINT_STEPS=(32,), EVAL_STEPS=(12, 24, 40), RUN="trunk")
+    assert run(store, tmp_path / "grown", **grown) == 0
+    assert_same_arrays(arrays(tmp_path / "grown", 40), arrays(tmp_path / "long", 40))
+    assert set(checkpoints.saved_steps(tmp_path / "grown" / "checkpoints")) >= {16, 32, 40}
+    keys = [(row["step"], row["language"]) for row in rows(tmp_path / "grown")]
+    assert len(keys) == len(set(keys)) and {step for step, _ in keys} == {12, 16, 24, 32, 40}
+    # A branch point that was passed already is made by training again from the checkpoint before it.
+    assert run(store, tmp_path / "grown", **grown | {"CHECKPOINT_STEPS": (10, 20)}) == 0
+    assert set(checkpoints.saved_steps(tmp_path / "grown" / "checkpoints")) >= {10, 16, 20, 32, 40}
+    assert_same_arrays(arrays(tmp_path / "grown", 10), arrays(tmp_path / "long", 10))
+    assert {row["step"] for row in rows(tmp_path / "grown")} >= {10, 12, 16, 20, 24, 32, 40}
+
+
+def test_a_trunk_is_not_made_shorter_and_a_decayed_run_not_longer(trunk, store, tmp_path, capsys):
+    assert run(store, trunk, STEPS=20, EVAL_STEPS=(12,)) == 1
+    assert "holds a trunk of 24 steps" in capsys.readouterr().err
+    assert run(store, tmp_path / "whole", DECAY_STEPS=4) == 0
+    assert run(store, tmp_path / "whole", DECAY_STEPS=4, STEPS=40) == 1
+    assert "holds a run with steps 24, this one has 40" in capsys.readouterr().err

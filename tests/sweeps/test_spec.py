@@ -21,7 +21,7 @@ def make(
     kind="single",
     bindings=BINDINGS,
     store="/a/store",
-    fingerprint="f",
+    data="text",
     gin_files=(),
     parent=None,
     parent_step=None,
@@ -30,7 +30,7 @@ def make(
         specs.RunLabel(study, tag, "nano2-en"),
         kind,
         bindings,
-        specs.RunInputs(store, fingerprint, gin_files),
+        specs.RunInputs(store, data, gin_files),
         params=1000,
         start=specs.StartingPoint(parent, parent_step) if parent else None,
     )
@@ -58,7 +58,7 @@ def test_filing_and_folders_do_not_enter_the_id():
     "changes",
     [
         {"bindings": {"STEPS": 11, "BATCH_SIZE": 4, "SEQUENCE_LENGTH": 8, "SCALE": "nano2"}},
-        {"fingerprint": "g"},
+        {"data": "other text"},
         {"parent": make(kind="trunk"), "parent_step": 3},
     ],
 )
@@ -74,26 +74,62 @@ def test_branching_and_continuing_one_checkpoint_differ():
     )
 
 
-def test_content_of_gin_files_enters_the_id_wherever_they_lie(tmp_path):
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "x.gin").write_text("A = 1\n")
-    one, other = (make(gin_files=(str(tmp_path / folder / "x.gin"),)).id for folder in ("a", "b"))
-    assert one == other
-    (tmp_path / "b" / "x.gin").write_text("A = 2\n")
-    assert make(gin_files=(str(tmp_path / "b" / "x.gin"),)).id != one
+PRETRAIN = "gin/train/pretrain.gin"
 
 
-def test_content_of_included_gin_files_enters_the_id(tmp_path):
+def launched(kind="single", text="", **changes):
+    """The id of a run with a gin file of the user's own, `text` after what it includes."""
+    bindings = {
+        "STEPS": 10,
+        "BATCH_SIZE": 4,
+        "SEQUENCE_LENGTH": 8,
+        "SCALE": "nano2",
+        "MIXTURE": "en",
+    } | changes
+    file = launched.folder / "mine.gin"
+    file.write_text(f"include '{PRETRAIN}'\n{text}\n")
+    return make(kind=kind, bindings=bindings, gin_files=(str(file),)).id
+
+
+@pytest.fixture(autouse=True)
+def own_gin_file(tmp_path_factory):
+    launched.folder = tmp_path_factory.mktemp("gin")
+
+
+def test_a_comment_a_moved_file_or_another_way_to_write_it_leave_an_id_alone(tmp_path):
+    assert launched(text="# a comment\n") == launched()
+    assert launched(text="model.dropout = 1e-1") == launched(**{"model.dropout": 0.1})
+    assert launched(text="mscale.model.dropout = 0.1") == launched(text="MINE = 0.1\nmodel.dropout = %MINE")
+    before = launched()
+    launched.folder = tmp_path
+    assert launched() == before == launched(LOG_EVERY=7, PROGRESS=False, TENSORBOARD=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["LEARNING_RATE = 0.004", "model.dropout = 0.1", "optimizer.b2 = 0.99", "train.optimizer = @mine.lion"],
+)
+def test_what_a_gin_file_says_of_the_result_changes_an_id(text):
+    assert launched(text=text) != launched()
+
+
+def test_the_length_of_a_trunk_leaves_its_id_alone():
+    longer = dict(
+        STEPS=900, EVAL_STEPS=(5, 900), CHECKPOINT_STEPS=(100, 900), LOG_EVERY=3, CHECKPOINT_EVERY=50
+    )
+    assert launched("trunk", **longer) == launched("trunk")
+    assert launched("trunk", LEARNING_RATE=0.004) != launched("trunk")
+    assert launched("single", **longer) != launched("single")
+    cosine = {"optimizer.schedule": "cosine"}  # its decay begins after the warmup, so its length counts
+    assert launched("trunk", **cosine, **longer) != launched("trunk", **cosine)
+
+
+def test_a_gin_file_that_includes_itself_is_named(tmp_path):
     inner, outer = tmp_path / "inner.gin", tmp_path / "outer.gin"
     outer.write_text(f"include '{inner}'\n")
-    inner.write_text("A = 1\n")
-    before = specs.gin_digest(str(outer))
-    inner.write_text("A = 2\n")
-    assert specs.gin_digest(str(outer)) != before
     inner.write_text(f"include '{outer}'\n")
     with pytest.raises(MscaleError, match="includes itself"):
-        specs.gin_digest(str(outer))
+        make(gin_files=(str(outer),))
 
 
 def test_unknown_gin_file_is_named(tmp_path):

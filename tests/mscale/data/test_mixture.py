@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mscale import languages, sampling
-from mscale.data.mixture import Mixture, parse_mixture_name, resolve
+from mscale.data.mixture import Mixture, SamplingOptions, gin_sampling_options, parse_mixture_name, resolve
 from mscale.errors import MscaleError
 
 
@@ -48,9 +48,12 @@ def test_rates_follow_whole_windows_and_the_named_sampling():
     c = [10_000, 4_000, 900]  # sw: 9 whole windows of 100
     np.testing.assert_allclose(resolve("proportional", STORE, 100).rates, sampling.proportional(c))
     np.testing.assert_allclose(
-        resolve("temperature", STORE, 100, temperature=5).rates, sampling.temperature(c, 5)
+        resolve("temperature", STORE, 100, options=SamplingOptions(temperature=5)).rates,
+        sampling.temperature(c, 5),
     )
-    unimax = resolve("unimax", STORE, 100, budget_tokens=9_000, max_epochs=2, caps={"en": 0.25})
+    unimax = resolve(
+        "unimax", STORE, 100, options=SamplingOptions(budget_tokens=9_000, max_epochs=2, caps={"en": 0.25})
+    )
     np.testing.assert_allclose(unimax.rates, sampling.unimax(c, 9_000, 2, [0.25, 1, 1]))
     assert unimax.rates[0] == pytest.approx(0.25)
     assert unimax.unique_tokens == dict(zip(STORE.languages, c, strict=True))
@@ -66,7 +69,9 @@ def test_unique_tokens_limit_windows_and_what_sampling_sees():
 def test_temperature_in_the_name():
     expected = sampling.temperature([10_000, 4_000, 900], 5)
     np.testing.assert_allclose(resolve("temperature5", STORE, 100).rates, expected)
-    np.testing.assert_allclose(resolve("temperature5", STORE, 100, temperature=5).rates, expected)
+    np.testing.assert_allclose(
+        resolve("temperature5", STORE, 100, options=SamplingOptions(temperature=5)).rates, expected
+    )
     np.testing.assert_allclose(
         resolve("temperature2.5:en+fr", STORE, 100).rates, sampling.temperature([10, 4], 2.5)
     )
@@ -84,7 +89,11 @@ def test_what_atlas_publishes():
     assert sum(published.rates) == pytest.approx(1)
     part = resolve("atlas_unimax:sw+en", STORE, 100)
     assert part.rates[1] / part.rates[0] == pytest.approx(5 / 0.719, rel=1e-2)
-    assert resolve("atlas_unimax", STORE, 100, drop_short=True).languages == ("en", "fr", "sw")
+    assert resolve("atlas_unimax", STORE, 100, options=SamplingOptions(drop_short=True)).languages == (
+        "en",
+        "fr",
+        "sw",
+    )
     capacity = resolve("atlas_50v0", everything, 100)
     assert len(capacity.languages) == 50
     assert "he" in capacity.languages
@@ -94,7 +103,13 @@ def test_what_atlas_publishes():
 
 def test_a_language_is_found_by_any_of_its_codes():
     store = Sizes(en=10_000, iw=4_000)
-    mixture = resolve("unimax:en+he", store, 100, {"he": 2_000}, budget_tokens=4_000, caps={"he": 0.2})
+    mixture = resolve(
+        "unimax:en+he",
+        store,
+        100,
+        {"he": 2_000},
+        options=SamplingOptions(budget_tokens=4_000, caps={"he": 0.2}),
+    )
     assert mixture.languages == ("en", "iw")
     assert mixture.unique_tokens["iw"] == 2_000
     assert mixture.rates == pytest.approx((0.8, 0.2))
@@ -108,12 +123,12 @@ def test_languages_with_less_than_a_window_are_listed_together_with_the_flag_tha
         resolve("uniform", store, 100)
     message = str(raised.value)
     assert all(part in message for part in ("aa (5)", "bb (0)", "cc (99)", "--gin.mixture.drop_short=True"))
-    assert resolve("uniform", store, 100, drop_short=True).languages == ("en",)
+    assert resolve("uniform", store, 100, options=SamplingOptions(drop_short=True)).languages == ("en",)
     # What was asked for by name is never dropped.
     with pytest.raises(MscaleError, match=r"cc \(99\).*leave them out"):
-        resolve("en+cc", store, 100, drop_short=True)
+        resolve("en+cc", store, 100, options=SamplingOptions(drop_short=True))
     with pytest.raises(MscaleError, match="no language of the store"):
-        resolve("uniform", Sizes(aa=5), 100, drop_short=True)
+        resolve("uniform", Sizes(aa=5), 100, options=SamplingOptions(drop_short=True))
 
 
 @pytest.mark.parametrize(
@@ -149,21 +164,19 @@ def test_languages_with_less_than_a_window_are_listed_together_with_the_flag_tha
     ],
 )
 def test_bad_names_and_options_are_named(name, options, message):
+    unique_tokens = options.pop("unique_tokens", None)
     with pytest.raises(MscaleError, match=message):
-        resolve(name, STORE, 100, **options)
+        resolve(name, STORE, 100, unique_tokens, SamplingOptions(**options))
 
 
-def test_gin_binds_what_is_not_given_and_leaves_messages_alone():
+def test_it_reads_no_configuration_and_gin_gives_options_where_they_are_asked_for():
     gin.parse_config("mixture.temperature = 5\nmixture.drop_short = True")
     try:
+        with pytest.raises(MscaleError, match="no temperature T given"):
+            resolve("temperature", STORE, 100)
         expected = sampling.temperature([10_000, 4_000], 5)
-        np.testing.assert_allclose(resolve("temperature", STORE, 1000).rates, expected)
-        assert resolve("temperature:en+fr", STORE, 1000, temperature=1).rates == pytest.approx(
-            (10 / 14, 4 / 14)
-        )
-        with pytest.raises(MscaleError) as raised:
-            resolve("xx", STORE, 1000)
-        assert "configurable" not in str(raised.value)
+        found = resolve("temperature", STORE, 1000, options=gin_sampling_options())
+        np.testing.assert_allclose(found.rates, expected)
     finally:
         gin.clear_config()
 

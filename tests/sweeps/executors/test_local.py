@@ -11,6 +11,7 @@ import pytest
 from local_runs import FAKE_TRAINER, FAKES, fake_trainer_on_path, small_study, start_runner, wait_for  # noqa: F401
 from studies import RECIPE, FakeStore, cell, make
 
+from mscale import observations
 from mscale.errors import MscaleError
 from sweeps import spec
 from sweeps.build import build_study
@@ -98,13 +99,58 @@ def test_changed_study_is_refused_once_begun(tmp_path):
     local.run(after, tmp_path, workers=1, trainer=FAKE_TRAINER)
     with pytest.raises(MscaleError, match="LEARNING_RATE was 0.02, now 0.01"):
         local.run(before, tmp_path, workers=1, trainer=FAKE_TRAINER)
-    moved = make(cell(), learning_rate=0.02, store="/elsewhere")
+    moved = make(cell(), learning_rate=0.02, store=FakeStore(path="/elsewhere"))
     assert local.run(moved, tmp_path, workers=1, trainer=FAKE_TRAINER).skipped == len(moved.runs)
     retagged = dataclasses.replace(
         after, runs=tuple(dataclasses.replace(one, tag="other") for one in after.runs)
     )
     with pytest.raises(MscaleError, match="was 'mono', now 'other'"):
         local.run(retagged, tmp_path, workers=1, trainer=FAKE_TRAINER)
+
+
+def test_a_study_goes_on_with_more_runs_and_longer_budgets(tmp_path):
+    recipe = dict(gin_files=("gin/train/pretrain.gin",))
+    small = make(cell(steps=(20, 50)), **recipe)
+    local.run(small, tmp_path, workers=1, trainer=FAKE_TRAINER)
+    large = make(cell(steps=(20, 50, 100)), cell(mixture="fr", steps=(20,)), **recipe)
+    assert set(small.by_id) < set(large.by_id) and len(large.runs) == 5
+    summary = local.run(large, tmp_path, workers=1, trainer=FAKE_TRAINER)
+    trunk = next(one for one in large.runs if one.kind == "trunk")
+    assert (
+        summary.trained == 3 and summary.skipped == 2
+    )  # the longer trunk, its new branch, and the new language
+    assert len(began(tmp_path, trunk)) == 2
+    steps = [
+        row["step"] for row in observations.read_rows(spec.workdir(tmp_path, trunk.id) / "observations.jsonl")
+    ]
+    assert steps == sorted(set(steps)) and max(steps) == 90  # rows of the shorter trunk are kept, none twice
+    with pytest.raises(MscaleError, match="2 of its runs are gone"):
+        local.run(small, tmp_path, workers=1, trainer=FAKE_TRAINER)
+
+
+def test_a_study_begun_by_an_earlier_version_keeps_its_ids(tmp_path):
+    """Ids were hashes of other things; runs are recognised by what determines their result."""
+    planned = make(
+        cell(steps=(20, 50)), cell("continue", mixture="fr", steps=(20,), init=cell(steps=(20, 50)))
+    )
+    older = {run.id: f"{run.id[:-4]}{number:04}" for number, run in enumerate(planned.runs)}
+    before = dataclasses.replace(
+        planned,
+        runs=tuple(
+            dataclasses.replace(
+                run, id=older[run.id], group=older[run.group], parent=run.parent and older[run.parent]
+            )
+            for run in planned.runs
+        ),
+        ends=tuple(tuple(older[one] for one in ends) for ends in planned.ends),
+    )
+    state.save_study(before, tmp_path)
+    assert state.save_study(planned, tmp_path) == before
+    assert local.run(planned, tmp_path, workers=1, trainer=FAKE_TRAINER).trained == len(before.runs)
+    assert state.read_states(before.runs, tmp_path).keys() == before.by_id.keys()
+    other = make(cell(steps=(20, 50)), learning_rate=0.02)
+    with pytest.raises(MscaleError, match="LEARNING_RATE was 0.01, now 0.02"):
+        local.run(other, tmp_path, workers=1, trainer=FAKE_TRAINER)
 
 
 def test_workers_must_be_positive(tmp_path):
@@ -249,9 +295,6 @@ def test_real_training_end_to_end(tmp_path):
                 file.write(json.dumps({"text": f"{index} " + text * 5}) + "\n")
     store = pack(tmp_path / "corpus", tmp_path / "store", byte_vocabulary(), processes=1)
     recipe = Recipe(
-        store=str(store.path),
-        fingerprint=spec.store_fingerprint(store),
-        vocabulary_size=259,
         sequence_length=16,
         batch_size=2,
         learning_rate=0.01,

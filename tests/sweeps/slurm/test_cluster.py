@@ -145,9 +145,6 @@ def test_real_training_gives_the_same_observations(root, tmp_path):
 
     store = tiny_store.write(tmp_path / "store", ("en", "fr"))
     recipe = Recipe(
-        store=str(store.path),
-        fingerprint=spec.store_fingerprint(store),
-        vocabulary_size=259,
         sequence_length=16,
         batch_size=2,
         learning_rate=0.01,

@@ -116,7 +116,7 @@ def test_a_store_needs_the_monolingual_ones_beside_it():
         vocabulary = {"size": 64_512}
 
     with pytest.raises(MscaleError, match="own vocabulary for en, fr, ru, zh, hi, sw, yo"):
-        atlas_study(Store(), fingerprint="f")
+        atlas_study(Store())
 
 
 def test_assumed_sizes_follow_the_published_rates():

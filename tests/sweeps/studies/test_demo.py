@@ -17,7 +17,7 @@ FAMILIES = {language: language[0] for language in SIX}
 
 
 def study(names=SIX, families=FAMILIES, tokens=10**6, **changes):
-    return demo_study(FakeStore(names, tokens), families=families, fingerprint="f", **changes)
+    return demo_study(FakeStore(names, tokens), families=families, **changes)
 
 
 def cells(planned, tag):
@@ -151,7 +151,7 @@ def test_languages_without_text_are_left_out_and_named():
         def train_tokens(self, language):
             return 3_000 if language == "bc" else self.tokens
 
-    planned = demo_study(Uneven(SIX, 10**6), fingerprint="f")
+    planned = demo_study(Uneven(SIX, 10**6))
     assert "bc" not in {cell.mixture for cell in planned.cells} and "bc left out" in planned.notes[0]
     with pytest.raises(MscaleError, match="0 of 6 languages have .* the demo needs two"):
         study(tokens=3_000)
@@ -161,7 +161,7 @@ def test_wrong_languages_and_budgets_are_named():
     with pytest.raises(MscaleError, match="language 'zz' is not in the token store"):
         study(SIX, languages=["aa", "zz"])
     with pytest.raises(MscaleError, match="largest budget is 1,024 tokens"):
-        demo_study(FakeStore(SIX, 10**6), fingerprint="f", tokens=1024)
+        demo_study(FakeStore(SIX, 10**6), tokens=1024)
 
 
 def test_seed_and_languages_do_what_they_say():
