@@ -23,12 +23,11 @@ _ACTIVE_SET_ROUNDS = 8  # times a step is solved again because it passed a bound
 
 @dataclass(frozen=True)
 class Minimum:
-    """theta (B, P), objective (B,), whether each problem converged (B,), and the iterations spent."""
+    """theta (B, P), objective (B,), and whether each problem converged (B,)."""
 
     theta: np.ndarray
     objective: np.ndarray
     converged: np.ndarray
-    iterations: int
 
 
 def minimise(
@@ -62,9 +61,9 @@ def minimise(
     mu = np.full(B, damping)
     converged = np.zeros(B, bool)
     live = np.flatnonzero(np.isfinite(f))
-    spent = 0
-    while len(live) and spent < iterations:
-        spent += 1
+    for _ in range(iterations):
+        if not len(live):
+            break
         step, predicted = _newton_step(theta[live], g[live], H[live], M[live], mu[live], problem)
         done = (predicted >= 0) & (predicted <= tolerance * np.abs(f[live])) & (mu[live] < 1e3)
         go = np.flatnonzero((predicted > 0) & ~done)
@@ -85,7 +84,7 @@ def minimise(
         mu[live] = np.where(damping_factor > 1, harder, eased)
         converged[live[done]] = True
         live = live[~done & (mu[live] < 1e12)]
-    return Minimum(theta, f, converged, spent)
+    return Minimum(theta, f, converged)
 
 
 def lbfgs(
@@ -94,37 +93,40 @@ def lbfgs(
     batch: Batch,
     precondition: Callable[[np.ndarray, np.ndarray], np.ndarray],
     tolerance: np.ndarray,
+    origin: np.ndarray,
     iterations: int = 60,
-    origin: np.ndarray | None = None,
 ) -> Minimum:
     """Preconditioned L-BFGS (Nocedal & Wright, algorithm 7.4) from each row of theta (B, P), within the bounds.
 
     Args:
       precondition: gradients (b, P) of the problems (b,) -> those times an approximate inverse Hessian.
       tolerance: (B,) predicted decrease below which a problem has converged.
+      origin: (B, P). Of the exponential parameters (log A) exp(θ − origin) is searched and not θ: the predictions are
+        linear in it, so that the objective is nearer to quadratic.
       iterations: after which the rest is left unconverged (for `minimise`).
-      origin: (B, P). If given, search exp(θ − origin) instead of θ for the exponential parameters (log A): the
-        predictions are linear in it, so that the objective is nearer to quadratic.
     """
-    B, P = theta.shape
-    logs = np.zeros(P, bool) if origin is None else problem.exponential
-    coordinates = _LinearCoordinates(logs, np.zeros((B, P)) if origin is None else origin)
-    x = coordinates.from_theta(np.clip(theta, problem.lower, problem.upper).astype(float))
-    lower, upper = (
-        coordinates.from_theta(np.broadcast_to(end, (B, P))) for end in (problem.lower, problem.upper)
-    )
+    (B, P), logs = theta.shape, problem.exponential
+
+    def from_theta(theta: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return np.where(logs, np.exp(np.where(logs, theta - origin, 0.0)), theta)
+
+    def to_theta(x: np.ndarray, which: np.ndarray | slice = slice(None)) -> np.ndarray:
+        return np.where(logs, np.log(np.where(logs, x, 1.0)) + origin[which], x)
 
     def value_and_gradient(x: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        f, g = problem.value_and_gradient(coordinates.to_theta(x, which), batch.take(which))
+        f, g = problem.value_and_gradient(to_theta(x, which), batch.take(which))
         return f, g / np.where(logs, x, 1.0)
+
+    lower, upper = from_theta(problem.lower), from_theta(problem.upper)
+    x = from_theta(np.clip(theta, problem.lower, problem.upper).astype(float))
 
     f, g = value_and_gradient(x, np.arange(B))
     steps, changes = np.zeros((_LBFGS_MEMORY, B, P)), np.zeros((_LBFGS_MEMORY, B, P))
     inverse_curvature = np.zeros((_LBFGS_MEMORY, B))
     size, direction, converged = np.ones(B), np.zeros((B, P)), np.zeros(B, bool)
     live = fresh = np.flatnonzero(np.isfinite(f))  # fresh: problems whose last step was accepted
-    spent = 0
-    while True:
+    for spent in range(iterations + 1):
         fixed = (x[fresh] <= lower[fresh]) & (g[fresh] > 0) | (x[fresh] >= upper[fresh]) & (g[fresh] < 0)
         projected = np.where(fixed, 0.0, g[fresh])
         direction[fresh] = -_two_loop_recursion(
@@ -135,8 +137,7 @@ def lbfgs(
         converged[fresh] = (predicted >= 0) & (predicted <= tolerance[fresh])
         live = live[~converged[live] & (size[live] > 1e-4)]
         if not len(live) or spent == iterations:
-            return Minimum(coordinates.to_theta(x), f, converged, spent)
-        spent += 1
+            break
         trial = np.clip(x[live] + size[live, None] * direction[live], lower[live], upper[live])
         moved = trial - x[live]
         value, gradient = value_and_gradient(trial, live)
@@ -151,24 +152,7 @@ def lbfgs(
             history[-1, kept] = new
         x[fresh], f[fresh], g[fresh] = trial[better], value[better], gradient[better]
         size[live] = np.where(better, 1.0, size[live] * 0.3)
-
-
-@dataclass(frozen=True)
-class _LinearCoordinates:
-    """Coordinates x (b, P) of θ: exp(θ − origin) for parameters with `logs`, θ itself for the others.
-
-    which: (b,) the problems of the batch, whose origins (B, P) apply.
-    """
-
-    logs: np.ndarray
-    origin: np.ndarray
-
-    def from_theta(self, theta: np.ndarray, which: np.ndarray | slice = slice(None)) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            return np.where(self.logs, np.exp(np.where(self.logs, theta - self.origin[which], 0.0)), theta)
-
-    def to_theta(self, x: np.ndarray, which: np.ndarray | slice = slice(None)) -> np.ndarray:
-        return np.where(self.logs, np.log(np.where(self.logs, x, 1.0)) + self.origin[which], x)
+    return Minimum(to_theta(x), f, converged)
 
 
 def _two_loop_recursion(

@@ -348,7 +348,7 @@ def _minimise_penalised(
 
     tolerance = _LBFGS_TOLERANCE * searches.sigma2[live] * np.minimum(searches.critical[live], 1.0) ** 2
     iterations = _LBFGS_ITERATIONS[penalised.size >= _MANY_PARAMETERS]
-    found = lbfgs(penalised, start, batch, precondition, tolerance, iterations, searches.best[live])
+    found = lbfgs(penalised, start, batch, precondition, tolerance, searches.best[live], iterations)
     rest = np.flatnonzero(~found.converged & np.isfinite(found.objective))
     if len(rest):
         newton = minimise(

@@ -91,6 +91,7 @@ def test_lbfgs_finds_the_minimum_that_newton_finds(several):
         batch,
         lambda g, at: np.einsum("bij,bj->bi", inverse[at], g),
         tolerance,
+        theta,
         iterations=300,
     )
     newton = optimize.minimise(problem, theta, batch)
