@@ -173,8 +173,6 @@ def _mean_losses(runs: list[CurvePoints]) -> tuple[np.ndarray, float] | None:
 
     Runs that were evaluated at different steps are compared by their smooth curves. None without a shared range.
     """
-    if all(np.array_equal(points.tokens, runs[0].tokens) for points in runs):
-        return np.array([points.loss.mean() for points in runs]), 1 / len(runs[0].tokens)
     shared = set.intersection(*(set(points.tokens) for points in runs))
     if 2 * len(shared) >= min(len(points.tokens) for points in runs):
         at = list(shared)
@@ -188,7 +186,7 @@ def _mean_losses(runs: list[CurvePoints]) -> tuple[np.ndarray, float] | None:
     for place, points in enumerate(runs):
         x = np.log(points.tokens)
         smooth = smoother(x, points.repeats, points.loss[None])
-        weight = smooth.weights(_interpolate_rows(grid, x, np.eye(len(x))).mean(axis=1))[0]
+        weight = smooth.weights(np.array([np.interp(grid, x, row).mean() for row in np.eye(len(x))]))[0]
         means[place] = weight @ points.loss
         variances[place] = np.sum(weight**2 / points.repeats)
     return means, float(variances.mean())
@@ -259,12 +257,3 @@ def percentile_interval(draws: np.ndarray, level: float) -> tuple[np.ndarray, np
     low = values[np.floor(tail).astype(int), column]
     high = values[np.ceil(np.maximum(count - 1, 0) - tail).astype(int), column]
     return np.where(enough, low, np.nan), np.where(enough, high, np.nan)
-
-
-def _interpolate_rows(where: np.ndarray, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Rows (k, n) given at x (n,), linearly interpolated at where (m,): (k, m)."""
-    if len(x) == 1:
-        return np.repeat(rows, len(where), axis=1)
-    place = np.clip(np.searchsorted(x, where) - 1, 0, len(x) - 2)
-    share = np.clip((where - x[place]) / (x[place + 1] - x[place]), 0, 1)
-    return rows[:, place] * (1 - share) + rows[:, place + 1] * share

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from analysis.estimation.problem import Problem
 from analysis.uncertainty.fitted import FittedLaw
 
 _FLAT_SINGULAR_VALUE = 1e-7  # of the scaled Jacobian, over the largest: below it a direction is flat
@@ -12,7 +11,9 @@ _MIN_SHARE = 0.05  # share of a flat direction from which a parameter counts as 
 def identification(fit: FittedLaw, low: np.ndarray, high: np.ndarray) -> dict[str, str]:
     """{parameter: reason} of those that are not determined; low and high (P,) are limits in the fitted scale."""
     reasons = {name: "no row depends on it" for name in fit.problem.inactive}
-    J = jacobian(fit.problem, fit.theta)
+    predicted, slopes = fit.problem.slopes(fit.theta[None])
+    slopes = slopes[0] / predicted if fit.problem.law.residual == "log" else slopes[0]  # of the residuals
+    J = np.concatenate([slopes[:, cell.rows].T @ cell.selection for cell in fit.problem.cells])
     norms = np.linalg.norm(J, axis=0)
     _, singular, rows = np.linalg.svd(J / np.where(norms > 0, norms, 1.0), full_matrices=True)
     singular = np.concatenate([singular, np.zeros(len(rows) - len(singular))])
@@ -37,10 +38,3 @@ def identification(fit: FittedLaw, low: np.ndarray, high: np.ndarray) -> dict[st
         ]
         reasons[name] = f"the data do not bound it {' or '.join(sides)}{known}"
     return reasons
-
-
-def jacobian(problem: Problem, theta: np.ndarray) -> np.ndarray:
-    """d residual / d θ at one θ (P,), dense (n, P)."""
-    predicted, slopes = problem.slopes(theta[None])
-    local = slopes[0].T / (predicted[0, :, None] if problem.law.residual == "log" else 1.0)
-    return np.concatenate([local[cell.rows] @ cell.selection for cell in problem.cells])

@@ -26,7 +26,7 @@ _FLAT_WIDTH = (
 class LocalPosterior:
     """N(centre, sigma²·root·rootᵀ) truncated to low and high, about a least-squares optimum; sigma² is of a row.
 
-    The coordinates φ (P,) are exp(θ) where is_exponential (P,), else θ.
+    The coordinates φ (P,) are exp(θ) of the exponential parameters, else θ.
 
     Attributes:
       centre, low, high: (P,). root: (P, P).
@@ -41,7 +41,6 @@ class LocalPosterior:
     high: np.ndarray
     at: np.ndarray
     jacobian: np.ndarray
-    is_exponential: np.ndarray
     scale: np.ndarray
     flat: np.ndarray
 
@@ -76,7 +75,7 @@ def _local_posterior(fit: FittedLaw) -> LocalPosterior:
     problem, noise = fit.problem, fit.noise
     batch = problem.batch(ratio=noise.ratio[noise.best])
     _, slope, _, information = problem.derivatives(fit.theta[None], batch)
-    exponential = np.array([q.linear and q.log for q in problem.fitted_parameters])
+    exponential = problem.exponential
 
     def coordinates(theta: np.ndarray) -> np.ndarray:
         return np.where(exponential, np.exp(np.where(exponential, theta, 0.0)), theta)
@@ -93,7 +92,7 @@ def _local_posterior(fit: FittedLaw) -> LocalPosterior:
     # Where a bound is active, the untruncated normal is centred beyond it.
     fixed = active_bounds(fit.theta[None], slope, problem)[0]
     centre = at - root @ (root.T @ np.where(fixed, slope[0] / jacobian, 0.0))
-    return LocalPosterior(centre, root, low, high, at, jacobian, exponential, scale, vectors[:, flat].T)
+    return LocalPosterior(centre, root, low, high, at, jacobian, scale, vectors[:, flat].T)
 
 
 def _chord_lengths(at: np.ndarray, directions: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -116,7 +115,7 @@ def draws(fit: FittedLaw, count: int, seed: int = 0) -> np.ndarray:
     for _ in range(_MAX_ROUNDS):
         chi2 = rng.chisquare(noise.degrees_of_freedom, count)
         found = posterior.draw(sigma / np.sqrt(chi2 / noise.degrees_of_freedom), rng)
-        exponential = posterior.is_exponential
+        exponential = problem.exponential
         theta = np.where(exponential, np.log(np.where(exponential, found, 1.0)), found)
         theta = np.clip(theta, problem.lower, problem.upper)
         if fit.law.constraint is not None:

@@ -160,7 +160,9 @@ def test_bad_input_stops_with_file_and_line(corpus, tmp_path):
     tiny_corpus.write(tmp_path, {"aa": ["good"]})
     (tmp_path / "data/aa/aa_clean_0001.jsonl").write_text('{"text": "fine"}\n{"txt": 1}\n')
     task = tasks.text_task("broken", tasks.CorpusSource(str(tmp_path), "aa"))
-    with pytest.raises(tf.errors.OpError, match=r"aa_clean_0001.jsonl:2: found Object missing required field `text`"):
+    with pytest.raises(
+        tf.errors.OpError, match=r"aa_clean_0001.jsonl:2: found Object missing required field `text`"
+    ):
         list(task.get_dataset({"targets": 4}, "train", shuffle=False))
     with pytest.raises(MscaleError, match="cc"):
         list(dataset("madlad400.cc"))
