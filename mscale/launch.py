@@ -8,6 +8,7 @@ may remain unread, since one file serves several configurations.
 """
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -109,7 +110,7 @@ def configured(launch: Launch) -> Iterator[None]:
                 gin.add_config_file_search_path(str(root))
         for name in launch.gin_files:
             path = find_gin_file(name, launch.search_paths)
-            with gin_errors(str(path)):
+            with gin_errors(str(path)), _quiet_search():
                 gin.parse_config_file(str(path))
         macros = _macros()
         for name, value in launch.bindings:
@@ -120,6 +121,20 @@ def configured(launch: Launch) -> Iterator[None]:
         yield
     finally:
         clear_config()
+
+
+@contextlib.contextmanager
+def _quiet_search() -> Iterator[None]:
+    """Hides the error that gin logs at the first folder in which a file that is included is not."""
+
+    def shown(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Path not found: ")
+
+    logging.getLogger().addFilter(shown)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(shown)
 
 
 def clear_config() -> None:

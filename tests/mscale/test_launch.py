@@ -111,3 +111,15 @@ def test_gin_adds_its_stack_to_messages_and_it_is_taken_off_again():
         fails()
     assert "In call to configurable" in str(info.value)
     assert launch.plain_message(info.value) == "store.json: broken\nsecond line"
+
+
+def test_an_included_file_of_the_project_is_found_without_a_word(tmp_path, monkeypatch, caplog):
+    import mscale.training.settings  # noqa: F401  # the configurables that the file names
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.gin").write_text(
+        "include 'gin/train/pretrain.gin'\nSCALE = 1\nMIXTURE = 'en'\nSTEPS = 5\n"
+    )
+    given = launch.parse_arguments(["--gin_file=mine.gin", "--gin.STORE='s'", "--gin.WORKDIR='w'"])
+    with launch.configured(given):
+        assert not caplog.records
