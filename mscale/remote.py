@@ -212,14 +212,12 @@ def with_retries(read: Callable[[], _T], what: str) -> _T:
 
     Raises:
       FileNotFoundError: there is no such file; this is not retried.
-      MscaleError: access is denied, or the last attempt failed too.
+      MscaleError: raised by ``read``, access is denied, or the last attempt failed too.
     """
     for attempt in range(1, READ_ATTEMPTS + 1):
         try:
             return read()
-        except FileNotFoundError:
-            raise
-        except MscaleError:
+        except (FileNotFoundError, MscaleError):
             raise
         except PermissionError as error:
             raise MscaleError(f"cannot {what}: no permission ({error}); check your credentials") from error

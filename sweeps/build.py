@@ -225,7 +225,7 @@ def _cell_runs(
         "SEED": cell.seed,
         "UNIQUE_TOKENS": dict(cell.unique_tokens) or None,
         "EVAL_LANGUAGES": _evaluated(cell, mixtures),
-        **({"UNIMAX_BUDGET": recipe.unimax_budget} if cell.mixture.startswith("unimax") else {}),
+        **({"UNIMAX_BUDGET": recipe.unimax_budget} if parse_mixture(cell.mixture)[0] == "unimax" else {}),
     }
 
     store = recipe.sources.get(cell.vocabulary, store)

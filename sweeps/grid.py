@@ -29,6 +29,7 @@ from typing import Any
 import gin
 
 from mscale import launch
+from mscale.data.mixture import parse_mixture_name
 from mscale.data.store import Store, open_store
 from mscale.errors import MscaleError
 from sweeps.build import Recipe, build_study
@@ -126,7 +127,8 @@ def study(
     """
     grid = _flat(cells)
     if unimax_budget is None:
-        unimax_budget = max((max(one.tokens) for one in grid if "unimax" in one.mixture), default=None)
+        budgets = [max(one.tokens) for one in grid if parse_mixture_name(one.mixture)[0] == "unimax"]
+        unimax_budget = max(budgets, default=None)
     recipe = Recipe(
         sequence_length=sequence_length,
         batch_size=batch_size,

@@ -331,6 +331,7 @@ def copy_store(source: str | Path, destination: str | Path) -> Store:
                 digest.update(part)
                 file.write(part)
         if expected.get(name) and digest.hexdigest() != expected[name]:
+            writer.rm_file(f"{writer_root}/{name}")  # or a second call would take it for copied
             raise MscaleError(
                 f"{store.path / name}: has another checksum than in {MANIFEST}; pack the corpus again"
             )
