@@ -21,10 +21,6 @@ BYTE_OFFSET = 3
 _FILE, _MODEL_FILE = "vocabulary.json", "vocabulary.model"
 _SPACE_INSIDE = "\u2581"  # SentencePiece's internal character for a space
 _SPACE_INSIDE_UTF8 = _SPACE_INSIDE.encode()
-_PROBE = (
-    "  \ufb01\u2460 \u304b\u3099  "  # changed by NFKC, and by SentencePiece's default stripping of spaces
-)
-_PROBE_INSIDE = _PROBE.replace(" ", _SPACE_INSIDE)
 
 
 @dataclass(frozen=True)
@@ -104,15 +100,6 @@ class SentencePieceVocabulary:
     @property
     def fingerprint(self) -> str:
         return f"sentencepiece-{self.size}-{_digest(self.model)}"
-
-    @property
-    def exact(self) -> bool:
-        """Whether decoding returns the exact text: the model has byte fallback and identity normalisation."""
-        processor = self._processor
-        return bool(
-            processor.is_byte(processor.piece_to_id("<0x00>"))
-            and processor.normalize(_PROBE) == _PROBE_INSIDE
-        )
 
     def encode(self, text: str | bytes) -> np.ndarray:
         if (_SPACE_INSIDE in text) if isinstance(text, str) else (_SPACE_INSIDE_UTF8 in text):

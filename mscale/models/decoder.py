@@ -282,13 +282,6 @@ def apply(
     return nnx.merge(_definition(config)[0], params)(inputs_BxS, dropout_key)
 
 
-def full_logits(config: ModelConfig, params: Params, x_BxSxD: jax.Array) -> jax.Array:
-    """All logits, (B, S, V) float32, for sampling and tests; training uses ``loss``."""
-    embedding = params["embedding"].astype(config.dtype)
-    scaled = x_BxSxD * jnp.asarray(config.logit_scale, x_BxSxD.dtype)
-    return jnp.einsum("BSD,VD->BSV", scaled, embedding, preferred_element_type=jnp.float32)
-
-
 def _metadata(config: ModelConfig, read: Callable[[Any, bool], Any]) -> Params:
     """``read(variable, stacked)`` of every parameter, in the parameters' structure; blocks are ``stacked``."""
     model = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0)))

@@ -76,7 +76,8 @@ def test_z_loss_is_in_the_objective_only():
     ids = jax.random.randint(jax.random.key(1), (2, 12), 0, 37)
     total, mean = loss.training_objective(config, params, ids, ids)
     np.testing.assert_allclose(mean, loss.token_losses(config, params, ids, ids).mean(), rtol=1e-6)
-    logits = decoder.full_logits(config, params, decoder.apply(config, params, ids))
+    hidden = decoder.apply(config, params, ids)
+    logits = config.logit_scale * jnp.einsum("BSD,VD->BSV", hidden, params["embedding"])
     expected = mean + 0.1 * jnp.mean(jax.nn.logsumexp(logits, -1) ** 2)
     np.testing.assert_allclose(total, expected, rtol=1e-5)
 
