@@ -25,21 +25,8 @@ from mscale.errors import MscaleError
 
 INTERVAL_LEVEL = 0.9
 CURVE_DRAWS = 200
-SCORE_COLUMNS = [
-    "scale",
-    "params",
-    "target",
-    "source",
-    "d",
-    "score",
-    "low",
-    "high",
-    "tau",
-    "status",
-    "bound",
-    "phase",
-    "reason",
-]
+SCORE_COLUMNS = ["scale", "params", "target", "source", "d", "score", "low", "high", "tau", "status", "bound"]
+SCORE_COLUMNS += ["phase", "reason"]
 # Degrees of freedom of a noise between runs that the user gives: it is taken as exactly known.
 EXACT_DEGREES = 1_000_000
 CellKey = tuple[str, tuple[str, ...]]  # scale, languages in order

@@ -13,20 +13,8 @@ from analysis.transfer.forest import VocabularyOverlap, predict_missing_pairs
 from analysis.transfer.matrix import main_scale
 from mscale.errors import MscaleError, nearest
 
-TRANSFER_TABLE_COLUMNS = [
-    "unit",
-    "scale",
-    "params",
-    "target",
-    "source",
-    "d",
-    "phase",
-    "status",
-    "score",
-    "low",
-    "high",
-]
-TRANSFER_TABLE_COLUMNS += ["bound", "censored", "tau", "level", "reason"]
+TRANSFER_TABLE_COLUMNS = ["unit", "scale", "params", "target", "source", "d", "phase", "status", "score"]
+TRANSFER_TABLE_COLUMNS += ["low", "high", "bound", "censored", "tau", "level", "reason"]
 
 
 def transfer_table(
@@ -95,12 +83,11 @@ def transfer_table(
     frames += [table.assign(unit=name) for name, table in counted.items()]
     table = pd.concat(frames, ignore_index=True)
     predictions = {(row["target"], row["source"]): row for row in predicted["cells"]}
-    fill = (table["unit"] == "tokens") & (table["scale"] == main) & (table["status"] == "missing")
-    for index in table.index[fill]:
-        row = predictions.get((table.at[index, "target"], table.at[index, "source"]))
-        if row is not None:
-            for name in ("score", "low", "high", "status"):
-                table.at[index, name] = row[name]
+    missing = (table["unit"] == "tokens") & (table["scale"] == main) & (table["status"] == "missing")
+    for index, target, source in table.loc[missing, ["target", "source"]].itertuples():
+        if row := predictions.get((target, source)):
+            names = ["score", "low", "high", "status"]
+            table.loc[index, names] = [row[name] for name in names]
     why = table["reason"].map(remark_text)
     table["reason"] = why.where(table["status"] != "predicted", "predicted from other pairs: " + why)
     table["censored"] = table["status"] == "bound"

@@ -11,43 +11,15 @@ import numpy as np
 import pandas as pd
 
 from analysis.estimation.specify import FitOptions
-from analysis.laws.law import Law
 from analysis.validation import held_out
-from analysis.validation.splits import ATLAS_SPLITS, TEST_SHARE
+from analysis.validation.splits import ATLAS_SPLITS
 from mscale.errors import MscaleError
 
-__all__ = ["judge", "predict_split", "r2"]
-
-
-def predict_split(
-    law: str | Law,
-    table: pd.DataFrame,
-    split: str,
-    *,
-    seed: int = 0,
-    share_of: float = TEST_SHARE,
-    **fit_options: Any,
-) -> pd.DataFrame:
-    """A row for each test row of a split: fold, level, group, observed, predicted, in_range.
-
-    Args:
-      split: see `splits.folds`, of which `share_of` is the share. fit_options: arguments of `analysis.fit`.
-
-    Returns: the frame; folds that cannot be fitted are left out, with the reason in attrs["refused"].
-
-    Raises:
-      MscaleError: the table has nothing to hold out by this split.
-    """
-    found = held_out.predict_splits(law, table, {split: None}, FitOptions.of(**fit_options), seed, share_of)[
-        split
-    ]
-    if isinstance(found, MscaleError):
-        raise found
-    return found
+__all__ = ["judge", "r2"]
 
 
 def r2(found: pd.DataFrame, within: bool = False) -> float:
-    """R² of a `predict_split` frame, about the mean of all rows or (within) of each level; NaN if empty."""
+    """R² of predictions (`held_out`), about the mean of all rows or (within) of each level; NaN if there are none."""
     if not len(found):
         return float("nan")
     y = found["observed"].to_numpy(float)
@@ -133,17 +105,9 @@ def judge(
                 resampled = resample([base, other])
                 difference = resampled[1] - resampled[0]
                 record["difference_low"], record["difference_high"] = np.quantile(difference, tails)
-    order = [
-        "law",
-        "split",
-        "r2",
-        "low",
-        "high",
-        "difference",
-        "difference_low",
-        "difference_high",
-    ]
-    return pd.DataFrame(records).reindex(columns=[*order, "tested", "out_of_range", "reason"])
+    order = ["law", "split", "r2", "low", "high", "difference", "difference_low", "difference_high"]
+    order += ["tested", "out_of_range", "reason"]
+    return pd.DataFrame(records).reindex(columns=order)
 
 
 def _paired(first: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

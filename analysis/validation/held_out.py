@@ -19,7 +19,7 @@ from analysis.fitting.result import Fit
 from analysis.laws import registry
 from analysis.laws.law import Law
 from analysis.validation.refit import refit
-from analysis.validation.splits import TEST_SHARE, comparable_rows, folds
+from analysis.validation.splits import comparable_rows, folds
 from mscale.errors import MscaleError
 
 _COLUMNS = ["fold", "level", "group", "observed", "predicted", "in_range"]
@@ -49,14 +49,13 @@ def predict_splits(
     languages: Mapping[str, Collection[str] | None],
     options: FitOptions,
     seed: int,
-    share: float = TEST_SHARE,
 ) -> dict[str, PredictionsOrError]:
     """The predictions for every test row of every fold, split by split.
 
     Args:
       languages: {split of `validation.splits`: the languages whose rows it is made of, None: all}.
       options: of the fits. Few groups are allowed, because intervals are not needed.
-      seed, share: of the folds.
+      seed: of the random folds.
 
     Returns: {split: frame, or the MscaleError that refuses the split}. A frame has a row for each test row with the
     columns fold, level, group, observed, predicted and in_range. Folds that cannot be fitted are left out, with the
@@ -79,7 +78,7 @@ def predict_splits(
     for split, names in languages.items():
         rows = np.ones(len(table), bool) if names is None else table["language"].isin(names).to_numpy()
         try:
-            masks = folds(table[rows], split, share=share, seed=seed, columns=options.columns)
+            masks = folds(table[rows], split, seed=seed, columns=options.columns)
         except MscaleError as error:
             found[split] = error
             continue
@@ -90,9 +89,8 @@ def predict_splits(
             fold = _Fold(split, rows & ~test, test)
             try:
                 frame = None if whole is None else _refit_fold(whole, fold, options)
-                parts.append(
-                    (_fit_fold(law, table, fold, options) if frame is None else frame).assign(fold=name)
-                )
+                frame = _fit_fold(law, table, fold, options) if frame is None else frame
+                parts.append(frame.assign(fold=name))
             except MscaleError as error:
                 refused[name] = str(error)
         found[split] = _join_folds(parts, refused)

@@ -99,10 +99,7 @@ def draw_observations(
     trunk: float = 0.003,
     checkpoint: float = 0.001,
     exposure: pd.DataFrame | None = None,
-    columns: Mapping[str, str] | None = None,
     per: str | None = "language",
-    censored_above: float | None = None,
-    missing: float = 0.0,
     seed: int = 0,
     **options: Any,
 ) -> pd.DataFrame:
@@ -114,31 +111,20 @@ def draw_observations(
         target t is "tau[t,s]".
       trunk, checkpoint: standard deviations of the noise of a group and of a row, relative for laws fitted in logs.
       per: column whose levels may have parameters of their own.
-      censored_above: rows with a larger response are dropped (stopped runs). missing: share of groups dropped.
       options: of the law (ATLAS: variant, sources, count).
 
-    Returns: the rows that were not dropped, with the response column and `truth`, its value without noise.
+    Returns: the design with the response column and `truth`, its value without noise.
 
     Raises:
       MscaleError: a parameter is missing or unknown.
     """
     law, table, _ = registry.prepare_law(law, design, exposure=exposure, **options)
-    truth = evaluate_law(law, table, params, columns=columns, per=per)
+    truth = evaluate_law(law, table, params, per=per)
     rng = np.random.default_rng(seed)
-    group = (
-        design["group"].astype(str) if "group" in design else pd.Series(np.arange(len(design)).astype(str))
-    )
-    codes, names = pd.factorize(group)
+    codes, names = pd.factorize(design.get("group", design.index))
     noise = rng.normal(0.0, trunk, len(names))[codes] + rng.normal(0.0, checkpoint, len(design))
     value = truth * np.exp(noise) if law.residual == "log" else truth + noise
-    keep = (
-        ~np.isin(codes, np.flatnonzero(rng.random(len(names)) < missing))
-        if missing
-        else np.ones(len(codes), bool)
-    )
-    if censored_above is not None:
-        keep &= value <= censored_above
-    return design.assign(**{law.response: value, "truth": truth})[keep]
+    return design.assign(**{law.response: value, "truth": truth})
 
 
 def evaluate_law(
@@ -146,7 +132,6 @@ def evaluate_law(
     table: pd.DataFrame,
     params: Mapping[str, float],
     *,
-    columns: Mapping[str, str] | None = None,
     per: str | None = "language",
 ) -> np.ndarray:
     """The law's prediction (n,) for the rows of a table that `registry.prepare_law` made.
@@ -157,14 +142,13 @@ def evaluate_law(
       MscaleError: a column or a parameter is missing.
     """
     level = table[per].astype(str).to_numpy() if per in table else np.full(len(table), "")
-    names = {variable: (columns or {}).get(variable, default) for variable, default in law.columns.items()}
-    absent = [name for name in names.values() if name not in table]
+    absent = [name for name in law.columns.values() if name not in table]
     if absent:
         raise MscaleError(f"design: column {absent[0]!r} is missing{nearest(absent[0], table.columns)}")
     result = np.empty(len(table))
     for name in np.unique(level):
         at = level == name
-        x = SimpleNamespace(**{v: table[column].to_numpy(float)[at] for v, column in names.items()})
+        x = SimpleNamespace(**{v: table[column].to_numpy(float)[at] for v, column in law.columns.items()})
         p = {}
         for parameter in law.parameters:
             label = f"{parameter.name}[{name}]"

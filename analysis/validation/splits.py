@@ -21,15 +21,14 @@ def folds(
     table: pd.DataFrame,
     split: str,
     *,
-    share: float = TEST_SHARE,
     seed: int = 0,
     columns: Mapping[str, str] | None = None,
 ) -> dict[str, np.ndarray]:
     """The test masks of a split, {name: (n,) bool}.
 
     Args:
-      split: "R2" (a random `share` of the groups, each share in turn), "R2_N" (the largest `share` of the scales),
-        "R2_D" (the `share` of the rows with most tokens), "R2_C" (with most compute), "R2_M" (mixtures that are not
+      split: "R2" (a random fifth of the groups, each fifth in turn), "R2_N" (the largest fifth of the scales),
+        "R2_D" (the fifth of the rows with most tokens), "R2_C" (with most compute), "R2_M" (mixtures that are not
         monolingual, bilingual or UniMax), "leave_one_scale_out" or "leave_one_language_out".
       columns: {"N", "D" or "group": the table's column}.
 
@@ -45,7 +44,7 @@ def folds(
             table[group].astype(str) if group else pd.Series(np.arange(len(table)).astype(str), table.index)
         )
         unique = np.random.default_rng(seed).permutation(np.array(sorted(names.unique())))
-        parts = np.array_split(unique, min(max(2, round(1 / share)), len(unique)))
+        parts = np.array_split(unique, min(max(2, round(1 / TEST_SHARE)), len(unique)))
         found = {f"part {number}": names.isin(part).to_numpy() for number, part in enumerate(parts, 1)}
         return _require_two(found, "group")
     if split == "R2_M":
@@ -58,7 +57,7 @@ def folds(
     if split in ("R2_N", "leave_one_scale_out"):
         sizes = np.unique(N)
         if split == "R2_N":
-            largest = sizes[-max(1, round(share * len(sizes))) :]
+            largest = sizes[-max(1, round(TEST_SHARE * len(sizes))) :]
             _require_two({str(size): size == N for size in sizes}, "scale")
             return {"largest scales": np.isin(N, largest)}
         return _require_two({f"{size:.4g}": size == N for size in sizes}, "scale")
@@ -67,7 +66,7 @@ def folds(
             float
         )
         amount = D if split == "R2_D" else N * D
-        test = amount >= np.quantile(amount, 1 - share, method="higher")
+        test = amount >= np.quantile(amount, 1 - TEST_SHARE, method="higher")
         if test.all():
             raise MscaleError(f"{split}: every row has the same {'tokens' if split == 'R2_D' else 'compute'}")
         return {"most tokens" if split == "R2_D" else "most compute": test}

@@ -89,8 +89,8 @@ def test_phases_are_not_mixed(table):
     contenders = {"a": {"law": "chinchilla"}, "b": {"law": "chinchilla", "phases": ("stable",)}}
     with pytest.raises(MscaleError, match="phases differ between the laws.*b: .'stable'"):
         compare.judge(contenders, table, ("R2",))
-    with pytest.raises(MscaleError, match="not comparable"):
-        compare.predict_split("chinchilla", table.assign(phase="stable"), "R2")
+    (refused,) = compare.judge({"a": contenders["a"]}, table.assign(phase="stable"), ("R2",))["reason"]
+    assert "not comparable" in refused
 
 
 def test_intervals_are_of_the_r2_that_is_reported(table):
