@@ -18,6 +18,7 @@ from functools import cached_property
 from types import SimpleNamespace
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from analysis.estimation.autodiff import Jet, dense_gradient, value_of
 from analysis.estimation.objective import HuberLoss, huber
@@ -110,7 +111,7 @@ class Problem:
       x: {variable: (n,)}. y: (n,) response. weight: (n,).
       lower, upper: (P,) bounds of θ, in the fitted scale (logarithms for parameters with `log`).
       delta: Huber's threshold on the residuals, None for least squares.
-      group: (n,) int, from 0 to G − 1; the rows of a group in a cell are adjacent.
+      group: (n,) int, from 0 to G − 1.
       shift: (k, k) what a parameter's reference point (a geometric mean) adds to it per unit of the others.
       logs: (k,) bool, parameters of the law that are fitted as logarithms.
       prior: Gaussian, (mean (P,), precision (P,)), or None.
@@ -470,14 +471,11 @@ class Problem:
 
     def _subtract_group_effects(self, sums: _Derivatives, J: np.ndarray, batch: Batch) -> None:
         """What the predicted group effects explain, in the Hessian and its majoriser; J (B, k', n) of the residuals."""
-        starts, group, cell_of_segment = self._segments
-        by_segment = np.add.reduceat(J * self.weight, starts, axis=2)
-        by_group = np.zeros((len(J), self.size, self.groups))
-        for number, cell in enumerate(self.cells):
-            here = np.flatnonzero(cell_of_segment == number)
-            by_group[:, cell.columns[:, None], group[here]] += (
-                cell.own[self._fitted].T @ by_segment[:, :, here]
-            )
+        by_group, weighted = np.zeros((len(J), self.size, self.groups)), J * self.weight
+        for cell in self.cells:
+            rows = weighted[:, :, cell.rows]
+            of_cell = (self._membership[cell.rows].T @ rows.reshape(-1, rows.shape[2]).T).T
+            by_group[:, cell.columns] += cell.own[self._fitted].T @ of_cell.reshape(*rows.shape[:2], -1)
         scale = self._group_multiplicity(batch) * self._woodbury_coefficients(batch)
         common = (by_group * scale[:, None]) @ by_group.swapaxes(1, 2)
         for matrix in sums.matrices:
@@ -512,27 +510,14 @@ class Problem:
         return batch.multiplicity[:, self._first_row_of_group]
 
     @cached_property
-    def _segments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """First row, group and cell of every segment: the rows of a group in a cell, which are adjacent."""
-        cell = self.cell_of_row
-        change = (np.diff(self.group, prepend=-1) != 0) | (np.diff(cell, prepend=-1) != 0)
-        starts = np.flatnonzero(change)
-        group, cell = self.group[starts], cell[starts]
-        if len(np.unique(cell * self.groups + group)) != len(starts):
-            raise ValueError("rows of a group must be adjacent within a cell")
-        return starts, group, cell
-
-    @cached_property
-    def _segments_by_group(self) -> tuple[np.ndarray, np.ndarray]:
-        """The order of segments by group, and where each group starts in it."""
-        group = self._segments[1]
-        order = np.argsort(group, kind="stable")
-        return order, np.searchsorted(group[order], np.arange(self.groups))
+    def _membership(self) -> csr_array:
+        """(n, G) 1 where a row is of a group."""
+        n = len(self.group)
+        return csr_array((np.ones(n), (np.arange(n), self.group)), shape=(n, self.groups))
 
     def group_sums(self, values: np.ndarray) -> np.ndarray:
         """Sums over the rows of each group, (B, n) -> (B, G)."""
-        order, starts = self._segments_by_group
-        return np.add.reduceat(np.add.reduceat(values, self._segments[0], axis=1)[:, order], starts, axis=1)
+        return (self._membership.T @ values.T).T
 
     def _woodbury_coefficients(self, batch: Batch) -> np.ndarray:
         """(B, G) c = ρ/(1 + ρ·Σw) of each group, with which (W⁻¹ + ρ·11ᵀ)⁻¹ = W − c·W11ᵀW."""
