@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import tempfile
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import filelock
 import msgspec
 
 from mscale.errors import MscaleError
@@ -79,15 +79,14 @@ def locked(path: str | os.PathLike, busy: str) -> Iterator[None]:
     Raises:
       MscaleError: another process holds the lock; ``busy`` is the message.
     """
-    path = Path(path)
+    lock = filelock.FileLock(path, timeout=0)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path, "w")  # noqa: SIM115 (held until the block ends)
-    with lock:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            held = lock.acquire()
+        except filelock.Timeout:
             raise MscaleError(busy) from None
+    with held:
         yield
 
 

@@ -298,10 +298,7 @@ def parse_mixture_name(name: str) -> tuple[str, list[str], list[float] | None]:
             f"mixture {name!r}: {keyword} works out the rates itself; list languages only, or drop "
             f"'{keyword}:'"
         )
-    if rates:
-        check_rates(name, languages, rates)
-    else:
-        check_rates(name, languages, [1 / len(languages)] * len(languages))
+    check_rates(name, languages, rates or [1 / len(languages)] * len(languages))
     return keyword, languages, rates or None
 
 

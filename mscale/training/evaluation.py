@@ -133,9 +133,10 @@ def held_out_windows(
     empty_windows = -len(windows) % batch_size  # fill the last batch
     targets = np.stack(windows + [np.zeros(S, np.int32)] * empty_windows).reshape(-1, batch_size, S)
     padded = np.array(lengths + [0] * empty_windows, np.int32).reshape(-1, batch_size)
-    row_sharding = (
-        None if sharding is None else jax.sharding.NamedSharding(sharding.mesh, _row_axis(sharding.spec))
-    )
+    row_sharding = sharding
+    if sharding is not None:
+        rows = jax.sharding.PartitionSpec(sharding.spec[0])
+        row_sharding = jax.sharding.NamedSharding(sharding.mesh, rows)
     batches = tuple((_put(t, sharding), _put(n, row_sharding)) for t, n in zip(targets, padded, strict=True))
     return HeldOut(tuple(windows_of_languages), batches, np.array(lengths, np.int64))
 
@@ -144,10 +145,6 @@ def _put(array: np.ndarray, sharding: jax.sharding.NamedSharding | None) -> jax.
     if sharding is None:
         return jax.device_put(array)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-
-def _row_axis(spec: jax.sharding.PartitionSpec) -> jax.sharding.PartitionSpec:
-    return jax.sharding.PartitionSpec(spec[0])
 
 
 @functools.partial(jax.jit, static_argnums=0)
