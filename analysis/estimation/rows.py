@@ -114,14 +114,8 @@ def select_rows(
     if len(table) == 0:
         raise MscaleError("the table has no rows")
     notes: list[str] = []
-    response_given = {key: value for key, value in columns.items() if key in (*_RESPONSE_NAMES, law.response)}
-    response = column_for(
-        table,
-        law,
-        law.response,
-        law.response,
-        {law.response: next(iter(response_given.values()))} if response_given else {},
-    )
+    given = [name for key, name in columns.items() if key in (*_RESPONSE_NAMES, law.response)]
+    response = column_for(table, law, law.response, law.response, {law.response: given[0]} if given else {})
     names = {
         variable: column_for(table, law, variable, default, columns)
         for variable, default in law.columns.items()

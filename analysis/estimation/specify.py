@@ -241,7 +241,7 @@ def specify(
         law = with_residual(law, options.residual)
     per = _level_column(law, table, options.per)
     share, fixed, tie = options.share, options.fixed or {}, options.tie or {}
-    _check_parameter_names(law, share or (), fixed, tie, options.priors or {})
+    _check_parameter_names(law, [*(share or ()), *fixed, *tie, *tie.values(), *(options.priors or {})])
     rows = checks.select_rows(
         table,
         law,
@@ -352,18 +352,12 @@ def _level_column(law: Law, table: pd.DataFrame, per: str | None) -> str | None:
     return per
 
 
-def _check_parameter_names(law: Law, *arguments: Sequence[str] | Mapping[str, Any]) -> None:
-    """Raises MscaleError where an argument names a parameter that the law does not have, as key or as value."""
+def _check_parameter_names(law: Law, given: Sequence[str]) -> None:
+    """Raises MscaleError where one of the names given is not that of a parameter of the law."""
     names = [parameter.name for parameter in law.parameters]
-    for argument in arguments:
-        values = (
-            [value for value in argument.values() if isinstance(value, str)]
-            if isinstance(argument, Mapping)
-            else []
-        )
-        for name in [*argument, *values]:
-            base = name.split("[")[0]
-            if base not in names and not any(n.startswith(f"{base}_") for n in names):
-                raise MscaleError(
-                    f"law {law.name!r} has no parameter {name!r}{nearest(name, names)}; it has {', '.join(names)}"
-                )
+    for name in given:
+        base = name.split("[")[0]
+        if base not in names and not any(n.startswith(f"{base}_") for n in names):
+            raise MscaleError(
+                f"law {law.name!r} has no parameter {name!r}{nearest(name, names)}; it has {', '.join(names)}"
+            )

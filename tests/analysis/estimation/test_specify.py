@@ -40,3 +40,14 @@ def test_rows_are_sorted_by_level_and_group_and_inactive_parameters_left_out():
     in_order = found.rows.table.iloc[found.order]
     np.testing.assert_array_equal(found.problem.y, in_order["loss"])
     assert (np.diff(found.problem.group) >= 0).all()
+
+
+def test_a_parameter_is_active_where_it_matters_at_the_values_that_others_are_fixed_at():
+    """At these A, B, α and β the runs have more parameters than are optimal for their unique tokens."""
+    table = planted_chinchilla.study(2, 0).assign(target_unique=1e6)
+    fixed = {"A": 25.0, "alpha": 0.34, "B": 60.0, "beta": 0.31}
+    assert (table["params"] > (0.34 * 25 / (0.31 * 60)) ** (1 / 0.34) * 1e6 ** (0.31 / 0.34)).any()
+    assert (table["params"] < 1e6).all()
+    names = specify("data_constrained", table, FitOptions(fixed=fixed)).problem.names
+    assert names == ("E", "R_D", "R_N")
+    assert "R_N" not in specify("data_constrained", table, FitOptions()).problem.names
