@@ -24,7 +24,7 @@ def encode_units(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields, for about a megabyte of documents at a time, the records of their units and the ids without EOS.
 
-    Documents are encoded whole, so the ids equal those of the vocabulary's ``encode``.
+    No piece of a vocabulary of ours holds a line end, so the ids of lines join to those of the whole document.
 
     Args:
       texts: documents.
@@ -45,10 +45,9 @@ def encode_units(
             digests = [
                 _NEVER_BYTES if _is_blank(line) else _digest(line.removesuffix(b"\n")) for line in units
             ]
-            ids, lengths = _encode_lines(documents, units, vocabulary)
         else:
             digests = list(map(_digest, documents))
-            ids, lengths = vocabulary.encode_batch(documents)
+        ids, lengths = vocabulary.encode_batch(units)
         records = np.empty(len(units), UNIT_RECORD)
         records["hash"] = np.frombuffer(b"".join(digests), "<u8")
         records["tokens"] = lengths
@@ -76,20 +75,6 @@ def _batches(texts: Iterable[str], counts: dict[str, int]) -> Iterator[list[byte
             documents, size = [], 0
     if documents:
         yield documents
-
-
-def _encode_lines(
-    documents: list[bytes], lines: list[bytes], vocabulary: Vocabulary
-) -> tuple[np.ndarray, np.ndarray]:
-    """As ``encode_batch(lines)``. Where a line end is a token of its own, as usual, whole documents are encoded,
-    which is faster."""
-    newline = vocabulary.encode("\n")
-    if len(newline) == 1:
-        ids, lengths = vocabulary.encode_batch(documents)
-        ends = np.union1d(np.flatnonzero(ids == newline[0]) + 1, np.cumsum(lengths))
-        if len(ends) == len(lines):
-            return ids, np.diff(ends, prepend=0)
-    return vocabulary.encode_batch(lines)
 
 
 def _lines(text: bytes) -> list[bytes]:

@@ -1,7 +1,5 @@
 """What becomes a unit, and that its ids are those of the vocabulary's own encoder."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import tiny_corpus
@@ -48,16 +46,3 @@ def test_every_line_is_a_unit_and_blank_ones_are_never_held_out(vocabulary):
     assert records["bytes"].tolist() == [len(line.encode()) for line in lines]
     assert ((records["hash"] == NEVER_HELD_OUT) == [not line.strip() for line in lines]).all()
     assert records["document"].tolist() == [0, 0, 0, 0, 0, 1, 2, 3, 4, 4]
-
-
-def test_lines_are_found_where_line_ends_are_not_tokens_of_their_own():
-    records, ids, _ = pack_units("line", byte_vocabulary())
-
-    @dataclasses.dataclass(frozen=True)
-    class JoinsLineEnds(type(byte_vocabulary())):
-        def encode(self, text):  # as a vocabulary would whose pieces hold line ends
-            return np.array([7, 8]) if text == "\n" else super().encode(text)
-
-    others, same_ids, _ = pack_units("line", JoinsLineEnds())
-    assert same_ids.tolist() == ids.tolist()
-    assert others.tolist() == records.tolist()
