@@ -157,7 +157,7 @@ def test_real_training_gives_the_same_observations(root, tmp_path):
     collect(tmp_path / "local")
     # A run's arithmetic depends on its threads: one core, as the local executor gives.
     one_core = (
-        "export OMP_NUM_THREADS=1 XLA_FLAGS=--xla_cpu_multi_thread_eigen=false JAX_PLATFORMS=cpu",
+        'export OMP_NUM_THREADS=1 JAX_PLATFORMS=cpu XLA_FLAGS="$XLA_FLAGS --xla_cpu_multi_thread_eigen=false"',
         "taskset -cp 0 $$ >/dev/null",
     )
     slurm.run(study, root, slurm.Options(cpus=1, setup=one_core, python=sys.executable), poll_seconds=1)
