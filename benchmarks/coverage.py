@@ -28,8 +28,10 @@ import pandas as pd
 
 import analysis
 from analysis.estimation import multistart, variance_components
+from analysis.estimation.problem import Problem
 from analysis.estimation.quantities import Derived
 from analysis.fitting import compute_optimal
+from analysis.fitting.result import Fit
 from analysis.uncertainty import bootstrap, profile
 from analysis.validation import simulate
 from mscale.errors import MscaleError
@@ -224,7 +226,7 @@ def cell(case: Case, groups: int, noise: str, studies: int, seed: int) -> dict[s
     }
 
 
-def intervals(problem: Any, wanted: list, y: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def intervals(problem: Problem, wanted: list, y: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(S, m) limits for studies with responses y (S, n); NaN where the fit failed."""
     found = multistart.optima(problem, seed, y)
     good = np.isfinite(found.theta).all(axis=1)
@@ -242,7 +244,7 @@ def intervals(problem: Any, wanted: list, y: np.ndarray, seed: int) -> tuple[np.
     return low, high
 
 
-def scalars(case: Case, planted: Any) -> tuple[list, list[str]]:
+def scalars(case: Case, planted: Fit) -> tuple[list, list[str]]:
     """The quantities estimated by every fit, and their names."""
     parameters = planted.parameters_and_constants()
     constants = [
@@ -277,7 +279,7 @@ def places(case: Case, x: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def recovered(planted: Any, case: Case, labels: list[str]) -> np.ndarray:
+def recovered(planted: Fit, case: Case, labels: list[str]) -> np.ndarray:
     """(m,): False for a parameter that a fit to noiseless data does not recover."""
     found = planted.params
     lost = set()
@@ -288,7 +290,9 @@ def recovered(planted: Any, case: Case, labels: list[str]) -> np.ndarray:
     return np.array([label not in lost for label in labels])
 
 
-def cramer_rao(problem: Any, theta: np.ndarray, wanted: list, trunk: float, checkpoint: float) -> np.ndarray:
+def cramer_rao(
+    problem: Problem, theta: np.ndarray, wanted: list, trunk: float, checkpoint: float
+) -> np.ndarray:
     """(m,) widths of 90% intervals for known noise and the law linearised at the true theta (P,)."""
     squares = dataclasses.replace(problem, delta=None, penalised=tuple(wanted))
     m = sum(map(len, wanted))

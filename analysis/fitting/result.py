@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -234,12 +233,11 @@ class Fit:
 
     def evaluate(self, theta: np.ndarray, cell: int, x: Mapping[str, np.ndarray]) -> np.ndarray:
         """The law at x, {variable: (n,)}, with the parameters of level number `cell`, for theta (B, P): (B, n)."""
-        p = self.problem.cell_parameters(theta, self.problem.cells[cell])
-        space = SimpleNamespace(**x)
         size = len(next(iter(x.values())))
-        value = np.broadcast_to(self.law.predict(p, space), (len(theta), size)).copy()
+        value = self.problem.quantity_values(Derived(cell, self.law.predict, x, size), theta).copy()
         if self.law.constraint is not None:
-            value[np.broadcast_to(self.law.constraint(p, space), value.shape) <= 0] = np.nan
+            inside = self.problem.quantity_values(Derived(cell, self.law.constraint, x, size), theta)
+            value[inside <= 0] = np.nan
         return value
 
     @property
