@@ -111,10 +111,7 @@ def matrix_figure(results: Results) -> Figure | None:
         legend.insert(0, LegendEntry("predicted, not measured", INK, "hatch"))
     if len(languages) <= 16:
         size = _label_size(11, len(languages))
-        text = {
-            "text": "label:N",
-            "color": alt.condition(_dark(limit), alt.value("white"), alt.value(INK)),
-        }
+        text = {"text": "label:N", "color": alt.condition(_dark(limit), alt.value("white"), alt.value(INK))}
         layers += [
             base.transform_filter("datum.status !== 'predicted'")
             .mark_text(fontSize=size, fontWeight=500)

@@ -12,13 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.tables.checks import (
-    drop_duplicates,
-    drop_infinite,
-    numeric_column,
-    numpy_column,
-    refuse_rows,
-)
+from analysis.tables.checks import drop_duplicates, drop_infinite, numeric_column, numpy_column, refuse_rows
 from analysis.tables.remarks import Remark
 from mscale.errors import MscaleError, nearest
 from mscale.observations import (
