@@ -160,7 +160,7 @@ def advice(saved: str, study: StudySummary, flops: float, level: float) -> Mixtu
         flops=flops,
         parameters=best.params,
         better=usual["worse_low"] > 0 and usual["worse_by"] > misfit(fit),
-        rates=[{"language": laws.sources[at], "rate": round(float(best.rates[at]), 4)} for at in order],
+        rates={laws.sources[at]: round(float(best.rates[at]), 4) for at in order},
         compared=compared,
     )
 

@@ -4,12 +4,11 @@ Each is a record made by `wording.finding`. Its certainty follows from intervals
 """
 
 import math
-from typing import Any
 
 from analysis.planning.answer import check_study_range
 from analysis.planning.mixture import EXTRAPOLATION_CAVEAT, best_baseline
 from analysis.report.transfer_findings import partner_recommendations, transfer_headlines
-from analysis.report.wording import finding, times
+from analysis.report.wording import Finding, times
 from analysis.study.results import CrossoverRow, HeldOutRow, ParameterRow, Results, main_matrix
 from analysis.tables.published import published_expansion
 from analysis.tables.remarks import remark_text
@@ -28,13 +27,13 @@ def law_parameter(results: Results, law: str, name: str) -> ParameterRow | None:
     return None
 
 
-def headlines(results: Results) -> list[dict]:
+def headlines(results: Results) -> list[Finding]:
     """The findings that the report begins with, most useful first."""
     found = [*_law_headline(results), *transfer_headlines(results)]
     return [*found, *_capacity_headline(results), *_crossover_headline(results)]
 
 
-def _law_headline(results: Results) -> list[dict]:
+def _law_headline(results: Results) -> list[Finding]:
     """Parameters of the fitted law, and whether ATLAS predicts held-out runs better than Chinchilla."""
     output = []
     scores: dict[tuple[str, str], HeldOutRow] = {
@@ -63,7 +62,7 @@ def _law_headline(results: Results) -> list[dict]:
             tail += f" But {warning}."
             sure = "likely" if sure == "clear" else sure
         output.append(
-            finding(
+            Finding(
                 f"Loss follows {name}: {', '.join(pieces)}.{tail}",
                 sure,
                 f"{results.laws[law].points} cooled losses of {results.laws[law].groups} trunks",
@@ -79,7 +78,7 @@ def _law_headline(results: Results) -> list[dict]:
         verb = "helps to predict" if better else "does not help to predict"
         verb = verb if better or worse else "makes no difference beyond noise in predicting"
         output.append(
-            finding(
+            Finding(
                 f"{counted} {verb} held-out runs: R² {minus(best['r2'])} with ATLAS, {minus(plain['r2'])} with "
                 "Chinchilla.",
                 "clear" if better or worse else "unclear",
@@ -138,12 +137,12 @@ def _usable(entry: ParameterRow | None) -> bool:
     return entry["low"] > 0 and entry["high"] < 4 * entry["low"]
 
 
-def _capacity_headline(results: Results) -> list[dict]:
+def _capacity_headline(results: Results) -> list[Finding]:
     """The growth for twice the languages, or why it is not identified."""
     answer = results.capacity
     if not answer.multipliers or not answer.identified:
         return [
-            finding(
+            Finding(
                 "What more languages cost is not identified by this study.",
                 "not identified",
                 answer.reason,
@@ -154,7 +153,7 @@ def _capacity_headline(results: Results) -> list[dict]:
 
     narrow = row["C_high"] / row["C_low"] < 1.5
     return [
-        finding(
+        Finding(
             f"Twice the languages at unchanged loss cost {times(row, 'N')} parameters and {times(row, 'D_tot')} tokens "
             f"in all, {times(row, 'C')} compute. The paper has ×1.18, ×1.66 and ×1.96.",
             "clear" if narrow else "likely",
@@ -164,13 +163,13 @@ def _capacity_headline(results: Results) -> list[dict]:
     ]
 
 
-def _crossover_headline(results: Results) -> list[dict]:
+def _crossover_headline(results: Results) -> list[Finding]:
     """When training from scratch overtakes continuing a checkpoint."""
     rows = [row for row in results.crossover.table if row["status"] != "missing"]
     if not rows:
         reason = "no run continues a checkpoint on a language that was also trained from scratch"
         text = "Whether to start from a checkpoint was not studied."
-        return [finding(text, "not identified", reason, "Scratch or checkpoint")]
+        return [Finding(text, "not identified", reason, "Scratch or checkpoint")]
     measured = [row for row in rows if row["status"] == "measured"]
     several = len({row["scale"] for row in rows}) > 1
 
@@ -200,10 +199,10 @@ def _crossover_headline(results: Results) -> list[dict]:
         text += f"On {names} scratch is ahead from the first tokens compared."
     sharp = [row for row in measured if row["low"] and row["high"] and row["high"] < 3 * row["low"]]
     sure = "clear" if measured and len(sharp) == len(measured) and not later else "likely"
-    return [finding(text.strip(), sure, "stable phase against stable phase", "Scratch or checkpoint")]
+    return [Finding(text.strip(), sure, "stable phase against stable phase", "Scratch or checkpoint")]
 
 
-def recommendations(results: Results) -> list[dict]:
+def recommendations(results: Results) -> list[Finding]:
     """What to do: partners of each language, mixture, scratch or checkpoint, growth, and the runs to make next."""
     output = [
         *partner_recommendations(results),
@@ -214,7 +213,7 @@ def recommendations(results: Results) -> list[dict]:
     return [*output, *_next_runs(results)]
 
 
-def recommended_mixture(results: Results) -> list[dict]:
+def recommended_mixture(results: Results) -> list[Finding]:
     """The recommended mixture, or why there is none."""
     found = results.mixture
     if not results.laws["atlas"].fitted:
@@ -223,8 +222,8 @@ def recommended_mixture(results: Results) -> list[dict]:
     usual = best_baseline(found.compared)
     if usual is None:
         text = f"No mixture is recommended: {short_reason(found.reason)}."
-        return [{**finding(text.replace("..", "."), "not identified"), "group": group}]
-    shown = first_few([f"{row['language']} {row['rate']:.0%}" for row in found.rates], 8)
+        return [Finding(text.replace("..", "."), "not identified", group=group)]
+    shown = first_few([f"{language} {rate:.0%}" for language, rate in found.rates.items()], 8)
     ends = span(usual["worse_low"], usual["worse_high"], lambda value: signed(value, 4))
     gain = f"{usual['worse_by']:.4f} nats ({ends})"
     size = found.parameters if found.better else usual["parameters"]
@@ -243,10 +242,10 @@ def recommended_mixture(results: Results) -> list[dict]:
         [*caveats, EXTRAPOLATION_CAVEAT, "for other targets or budgets ask mscale plan mixture"]
     )
     # Never "clear": the law is extrapolated to a mixture that was not run.
-    return [{**finding(text, "likely" if found.better else "unclear", because), "group": group}]
+    return [Finding(text, "likely" if found.better else "unclear", because, group=group)]
 
 
-def _start(results: Results) -> list[dict]:
+def _start(results: Results) -> list[Finding]:
     """For each crossover, below which tokens to continue the checkpoint."""
     output = []
     for row in results.crossover.table:
@@ -270,11 +269,11 @@ def _start(results: Results) -> list[dict]:
             sure = "clear" if (row["gap_high"] or 1) < 0 else "unclear"
         else:
             continue
-        output.append({**finding(text, sure), "group": "Scratch or checkpoint"})
+        output.append(Finding(text, sure, group="Scratch or checkpoint"))
     return output
 
 
-def _growth(results: Results) -> list[dict]:
+def _growth(results: Results) -> list[Finding]:
     """Growth of parameters and tokens for more languages."""
     answer = results.capacity
     group = "More languages"
@@ -284,7 +283,7 @@ def _growth(results: Results) -> list[dict]:
             f"Your own growth factors are not identified ({answer.reason}). The published ones, for twice the "
             f"languages: ×{first['N']:.2f} parameters, ×{first['D_tot']:.2f} tokens (interval not published)."
         )
-        return [{**finding(text, "not identified"), "group": group}]
+        return [Finding(text, "not identified", group=group)]
     output = []
     for row in answer.multipliers[:2]:
         text = (
@@ -292,17 +291,17 @@ def _growth(results: Results) -> list[dict]:
             f"×{row['C']:.2f} compute ({row['C_low']:.2f} to {row['C_high']:.2f})."
         )
         sure = "clear" if row["C_high"] < 1.5 * row["C_low"] else "likely"
-        output.append({**finding(text, sure), "group": group})
+        output.append(Finding(text, sure, group=group))
     return output
 
 
-def _next_runs(results: Results) -> list[dict]:
+def _next_runs(results: Results) -> list[Finding]:
     """The runs that the study lacks."""
     group = "What to run next"
-    output: list[dict[str, Any]] = []
+    output: list[Finding] = []
 
     def add(text: str, because: str) -> None:
-        output.append({**finding(text, "likely", because), "group": group})
+        output.append(Finding(text, "likely", because, group=group))
 
     noise = results.transfer.noise.get("stable")
     if noise and noise["repeated_runs"] < 3:

@@ -17,6 +17,7 @@ from analysis.report.wording import (
     CELL_KINDS,
     COMPARED_LAWS,
     HELD_OUT,
+    Finding,
     capitalised,
     effective_data_text,
     equation,
@@ -54,9 +55,9 @@ def page_context(results: Results) -> dict[str, Any]:
     """The variables of the template, without figures and scripts."""
     study = results.study
     level = f"{results.level:.0%}"
-    advice: dict[str, list[dict]] = {}
+    advice: dict[str, list[Finding]] = {}
     for item in recommendations(results):
-        advice.setdefault(item["group"], []).append(item)
+        advice.setdefault(item.group, []).append(item)
     return {
         "title": study.title,
         "lede": _introduction(study),

@@ -139,9 +139,9 @@ def summary_table(results: Results) -> Table:
     table.add_column("How sure", no_wrap=True)
     colours = {"clear": "green", "likely": "cyan", "unclear": "yellow", "not identified": "bright_black"}
     for item in headlines(results):
-        table.add_row(item["title"], item["text"], f"[{colours[item['sure']]}]{item['sure']}[/]")
-    for item in [item for item in recommendations(results) if item["group"] == "What to run next"][:2]:
-        table.add_row("Run next", item["text"], "")
+        table.add_row(item.title, item.text, f"[{colours[item.sure]}]{item.sure}[/]")
+    for item in [item for item in recommendations(results) if item.group == "What to run next"][:2]:
+        table.add_row("Run next", item.text, "")
     return table
 
 

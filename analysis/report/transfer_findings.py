@@ -3,24 +3,24 @@
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.report.wording import finding
+from analysis.report.wording import Finding
 from analysis.study.results import Results, main_matrix
 from analysis.text import count, join_names, minus, p_value, signed, span
 
 
-def transfer_headlines(results: Results) -> list[dict]:
+def transfer_headlines(results: Results) -> list[Finding]:
     """Headlines on measured scores, planted relatedness, kinship, and predicted pairs."""
     found = [*_measured(results), *_planted(results)]
     return [*found, *_kinship(results), *_predicted(results)]
 
 
-def _measured(results: Results) -> list[dict]:
+def _measured(results: Results) -> list[Finding]:
     """How many pairs help and interfere beyond noise, and the strongest one."""
     cells = [row for row in main_matrix(results) if row["status"] == "measured"]
     bounds = [row for row in main_matrix(results) if row["status"] == "bound"]
     if not cells:
         return [
-            finding(
+            Finding(
                 "Transfer between languages could not be read from this study.",
                 "not identified",
                 results.transfer.error or "no pair has both curves at the same schedule phase",
@@ -38,7 +38,7 @@ def _measured(results: Results) -> list[dict]:
         f"{best['source']}→{best['target']}: {signed(best['score'])} ({span(best['low'], best['high'])}).{more}"
     )
     return [
-        finding(
+        Finding(
             text,
             "clear"
             if len(helps) + len(hurts) >= len(cells) / 3
@@ -52,7 +52,7 @@ def _measured(results: Results) -> list[dict]:
     ]
 
 
-def _planted(results: Results) -> list[dict]:
+def _planted(results: Results) -> list[Finding]:
     """Rank correlation with the planted relatedness of a generated corpus."""
     agreement = results.transfer.agreement
     if not agreement or agreement["spearman"] is None:
@@ -60,7 +60,7 @@ def _planted(results: Results) -> list[dict]:
     p, floor = agreement["p"], agreement["smallest_p"]
     sure = "clear" if p < 0.05 else "likely" if p <= max(0.1, 1.5 * floor) else "unclear"
     return [
-        finding(
+        Finding(
             f"Measured transfer ranks the pairs as planted: Spearman {signed(agreement['spearman'])} over "
             f"{agreement['pairs']} pairs (p = {p:.3f}{_permutation_limit(p, floor)}).",
             sure,
@@ -75,7 +75,7 @@ def _permutation_limit(p: float, smallest: float) -> str:
     return ", the least that so few languages can give" if 0.01 < p <= 1.2 * smallest else ""
 
 
-def _kinship(results: Results) -> list[dict]:
+def _kinship(results: Results) -> list[Finding]:
     """The effects of family and script, and the correlation of the two directions of a pair."""
     statistics: Mapping[str, Any] = results.transfer.statistics or {}
     pieces, least = [], 1.0
@@ -101,10 +101,10 @@ def _kinship(results: Results) -> list[dict]:
     text = "; ".join(pieces)
     sure = "clear" if least < 0.01 else "likely" if least < 0.05 else "unclear"
     because = "p by permuting whole languages, intervals by leaving one out: cells of a language are not independent"
-    return [finding(f"{text[0].upper()}{text[1:]}.", sure, because, "Kinship")]
+    return [Finding(f"{text[0].upper()}{text[1:]}.", sure, because, "Kinship")]
 
 
-def _predicted(results: Results) -> list[dict]:
+def _predicted(results: Results) -> list[Finding]:
     """How well the missing scores are predicted, and the most promising of them."""
     predicted = results.transfer.predicted or {}
     cells = predicted.get("cells")
@@ -119,7 +119,7 @@ def _predicted(results: Results) -> list[dict]:
     )
     sure = "likely" if (predicted["r2_low"] or -1) > 0.5 else "unclear"
     because = f"a forest on {predicted['pairs']} pairs, from {join_names(predicted['groups'])}"
-    return [finding(text, sure, because, "Pairs not run")]
+    return [Finding(text, sure, because, "Pairs not run")]
 
 
 def _p_text(p: float) -> str:
@@ -131,7 +131,7 @@ def _share(value: float | None) -> str:
     return "–" if value is None else minus(value, 2)
 
 
-def partner_recommendations(results: Results) -> list[dict]:
+def partner_recommendations(results: Results) -> list[Finding]:
     """Which languages to train each language with, and which to keep apart from it."""
     cells = [row for row in main_matrix(results) if row["status"] == "measured"]
     known = [row for row in main_matrix(results) if row["status"] != "missing"]
@@ -164,5 +164,5 @@ def partner_recommendations(results: Results) -> list[dict]:
                 [f"{len(worst) - 3} more"] if len(worst) > 3 else []
             )
             text += f" Keep it apart from {join_names(names)}."
-        output.append({**finding(text, sure, "", "Train together"), "group": "Which languages together"})
+        output.append(Finding(text, sure, "", "Train together", group="Which languages together"))
     return output

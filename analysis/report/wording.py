@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -32,10 +33,15 @@ GREEK = {"alpha": "α", "beta": "β", "lambda": "λ", "phi": "φ", "psi": "ψ", 
 CERTAINTIES = ("clear", "likely", "unclear", "not identified")
 
 
-def finding(text: str, sure: str, because: str = "", title: str = "") -> dict:
-    """The record of a finding: its sentence, its certainty (one of `CERTAINTIES`), the ground for it, and its title."""
-    assert sure in CERTAINTIES
-    return {"text": text, "sure": sure, "because": because, "title": title}
+@dataclass(frozen=True)
+class Finding:
+    """A sentence, its certainty (one of `CERTAINTIES`), the ground for it, its title, and the group of an advice."""
+
+    text: str
+    sure: str
+    because: str = ""
+    title: str = ""
+    group: str = ""
 
 
 def capitalised(text: str) -> str:

@@ -24,10 +24,11 @@ RESULTS_FORMAT = 4
 if TYPE_CHECKING:
     _Number = Any
 else:
-    _Number = float | None
+    _Number = int | float | None
 _Count = int | float  # tables from elsewhere may hold counts as floats
 Kind = Literal["mono", "bilingual", "uniform", "mixed", "repeated", "continued", "unimax"]
 _Status = Literal["measured", "bound", "missing"]
+_Row = dict[str, _Number]  # numbers by name
 _Bound = Literal["at most", "at least", ""]
 
 
@@ -196,14 +197,6 @@ class AdaptationRow(TypedDict):
     reason: Remark | None
 
 
-class NoiseRow(TypedDict):
-    """Standard deviations in nats; repeated_runs: degrees of freedom of that between runs."""
-
-    checkpoint: float
-    run: float
-    repeated_runs: int
-
-
 class AgreementRow(TypedDict):
     pairs: int
     spearman: _Number
@@ -212,37 +205,11 @@ class AgreementRow(TypedDict):
     table: list[PlantedRow]
 
 
-class SymmetryRow(TypedDict):
-    pairs: int
-    correlation: float
-    low: _Number
-    high: _Number
-    p: float
-
-
-class KinshipRow(TypedDict):
-    """`transfer.statistics.kinship_difference`."""
-
-    same: float
-    different: float
-    difference: float
-    low: _Number
-    high: _Number
-    size: _Number
-    p: float
-    smallest_p: float
-    adjusted: _Number
-    adjusted_low: _Number
-    adjusted_high: _Number
-    pairs_same: int
-    pairs_different: int
-
-
 class StatisticsRow(TypedDict):
     languages: int
-    symmetry: SymmetryRow | None
-    script: KinshipRow | None
-    family: KinshipRow | None
+    symmetry: _Row | None
+    script: _Row | None
+    family: _Row | None
     top_sources: dict[str, int]
 
 
@@ -272,11 +239,6 @@ class PredictionRow(TypedDict):
     importance: NotRequired[dict[str, float]]
 
 
-class NextPairRow(TypedDict):
-    pair: list[str]
-    variance_left: float
-
-
 class PublishedRow(TypedDict):
     """Agreement with the published matrix."""
 
@@ -290,7 +252,7 @@ class PublishedRow(TypedDict):
 class TransferResult(_Section):
     """The transfer matrix. scale, d, params: of the part that the report shows. units: the matrix in other units."""
 
-    noise: dict[str, NoiseRow] = {}
+    noise: dict[str, _Row] = {}
     matrix: list[ScoreRow] = []
     curves: list[ScoreRow] = []
     cooled: list[ScoreRow] = []
@@ -304,7 +266,7 @@ class TransferResult(_Section):
     units_missing: dict[str, Remark] = {}
     statistics: StatisticsRow | None = None
     predicted: PredictionRow = msgspec.field(default_factory=lambda: PredictionRow(cells=[], reason=""))
-    next_pairs: list[NextPairRow] = []
+    next_pairs: list[dict[str, Any]] = []
     error: str = ""
 
 
@@ -319,49 +281,17 @@ class UniformRow(TypedDict):
     loss: float
 
 
-class MultiplierRow(TypedDict):
-    """Factors of N, D and C that keep the loss as languages grow by `ratio`."""
-
-    ratio: int
-    N: _Number
-    N_low: _Number
-    N_high: _Number
-    D_tot: _Number
-    D_tot_low: _Number
-    D_tot_high: _Number
-    C: _Number
-    C_low: _Number
-    C_high: _Number
-
-
-class IsoLossRow(TypedDict):
-    """A point of an iso-loss curve (`laws.capacity.iso_loss_curve`). limit: the least growth of N."""
-
-    ratio: int
-    s: float
-    t: float
-    D_tot: _Number
-    C: _Number
-    limit: float
-
-
-class EstimateRow(TypedDict):
-    estimate: _Number
-    low: _Number
-    high: _Number
-
-
 class CapacityResult(_Section):
     """Growth to more languages. start: the share of size in the reducible loss, and that of a compute-optimal start."""
 
     points: list[UniformRow]
-    multipliers: list[MultiplierRow]
-    iso: list[IsoLossRow]
-    start: dict[str, float] | None
+    multipliers: list[_Row]
+    iso: list[_Row]
+    start: _Row | None
     lines: list[UniformRow]
     identified: bool
     reason: str
-    exponents: dict[str, EstimateRow] = {}
+    exponents: dict[str, _Row] = {}
 
 
 class CrossoverRow(TypedDict):
@@ -399,26 +329,14 @@ class GapRow(TypedDict):
     high: _Number
 
 
-class PowerLawRow(TypedDict):
-    coefficient: float
-    exponent: float
-    low: _Number
-    high: _Number
-
-
 class CrossoverResult(_Section):
     """Crossovers of stable curves, and of cooled ones; their power law in N, or why there is none."""
 
     table: list[CrossoverRow]
     cooled: list[CrossoverRow]
     gaps: list[GapRow]
-    law: PowerLawRow | None
+    law: _Row | None
     error: str
-
-
-class RateRow(TypedDict):
-    language: str
-    rate: float
 
 
 class ComparedRow(TypedDict):
@@ -444,7 +362,7 @@ class MixtureAdvice(_Section):
     flops: float = 0.0
     parameters: float = 0.0
     better: bool = False
-    rates: list[RateRow] = []
+    rates: dict[str, float] = {}
     compared: list[ComparedRow] = []
 
 

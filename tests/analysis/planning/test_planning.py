@@ -208,21 +208,21 @@ def test_a_report_advises_the_best_mixture_or_a_usual_one_where_none_is_surely_b
 
     found = advice(results)
     assert found.better and found.flops == largest
-    assert said(results, found)["sure"] == "likely"
-    assert f"tokens of {found.rates[0]['language']} " in said(results, found)["text"]
-    assert sum(row["rate"] for row in found.rates) == pytest.approx(1, abs=0.02)
+    assert said(results, found).sure == "likely"
+    assert f"tokens of {next(iter(found.rates))} " in said(results, found).text
+    assert sum(found.rates.values()) == pytest.approx(1, abs=0.02)
     asked = best_mixture(list("abcd"), largest, results)
     rates = {row["language"]: row["rate"] for row in asked.rows}
-    assert all(row["rate"] == pytest.approx(rates[row["language"]], abs=0.05) for row in found.rates)
+    assert all(rate == pytest.approx(rates[name], abs=0.05) for name, rate in found.rates.items())
     monkeypatch.setattr(mixture_plan, "misfit", lambda fit: 1.0)
     careful = advice(results)
-    text = said(results, careful)["text"]
-    assert said(results, careful)["sure"] == "unclear" and "is not surely better" in text
+    text = said(results, careful).text
+    assert said(results, careful).sure == "unclear" and "is not surely better" in text
     usual = min(careful.compared[1:], key=lambda row: row["worse_by"])
     assert f"mixed as usual ({usual['mixture']})" in text
     lone = planted_mixtures.results(0, lone="d")
     assert "run at one size alone" in advice(lone).reason
-    assert "No mixture is recommended: d: run at one size" in said(lone, advice(lone))["text"]
+    assert "No mixture is recommended: d: run at one size" in said(lone, advice(lone)).text
 
 
 def test_sources_help_once_ones_own_text_is_exhausted():

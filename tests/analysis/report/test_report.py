@@ -179,13 +179,13 @@ def test_planted_truths_are_found_and_said(results):
         key=lambda row: row["score"],
     )
     assert {best["target"], best["source"]} == {"aka", "abo"}
-    texts = " ".join(item["text"] for item in headlines(results))
+    texts = " ".join(item.text for item in headlines(results))
     assert "aka" in texts and "overtakes" in texts and "Spearman" in texts
-    assert {item["sure"] for item in headlines(results)} <= {"clear", "likely", "unclear", "not identified"}
+    assert {item.sure for item in headlines(results)} <= {"clear", "likely", "unclear", "not identified"}
     heldout = {(row["law"], row["split"]): row["r2"] for row in results.heldout}
     assert heldout["atlas_D_other", "R2"] > heldout["chinchilla", "R2"]
-    groups = {item["group"]: item for item in recommendations(results)}
-    assert "FLOPs of the largest run" in groups["Which mixture"]["text"] or results.mixture.reason
+    groups = {item.group: item for item in recommendations(results)}
+    assert "FLOPs of the largest run" in groups["Which mixture"].text or results.mixture.reason
 
 
 def test_a_law_that_misses_by_far_more_than_runs_differ_is_not_called_clear(results):
@@ -201,8 +201,8 @@ def test_a_law_that_misses_by_far_more_than_runs_differ_is_not_called_clear(resu
     assert not findings.misfit_warning(missing_by(0.001), "atlas")
     off = missing_by(0.1)
     assert findings.typical_misfit(off, "atlas") == pytest.approx(0.1)
-    law = next(item for item in headlines(off) if item["title"] == "The law")
-    assert "misses the losses by 0.100 nats" in law["text"] and law["sure"] != "clear"
+    law = next(item for item in headlines(off) if item.title == "The law")
+    assert "misses the losses by 0.100 nats" in law.text and law.sure != "clear"
     assert "misses the losses by 0.100 nats" in report.render_page(off, "")
     off.transfer.noise["end"]["repeated_runs"] = 0  # how runs differ is only assumed then
     assert not findings.misfit_warning(off, "atlas")
@@ -214,8 +214,8 @@ def test_symmetry_alone_is_as_sure_as_its_own_p(results):
     statistics["family"] = statistics["script"] = None
     for p, sure in ((0.001, "clear"), (0.03, "likely"), (0.4, "unclear")):
         statistics["symmetry"] |= {"p": p, "low": 0.1, "high": 0.9, "correlation": 0.5}
-        kinship = next(item for item in headlines(alone) if item["title"] == "Kinship")
-        assert kinship["sure"] == sure and kinship["text"].startswith("The two directions")
+        kinship = next(item for item in headlines(alone) if item.title == "Kinship")
+        assert kinship.sure == sure and kinship.text.startswith("The two directions")
 
 
 def test_what_atlas_gains_is_credited_to_what_the_study_has(results):
@@ -230,8 +230,8 @@ def test_what_atlas_gains_is_credited_to_what_the_study_has(results):
              "difference_high": r2 - 0.88}
             for law, r2 in scores.items()
         ]  # fmt: skip
-        found = [item["text"] for item in headlines(changed) if item["title"] == "Which law"]
-        return found, {item["text"] for item in recommendations(changed)}
+        found = [item.text for item in headlines(changed) if item.title == "Which law"]
+        return found, {item.text for item in recommendations(changed)}
 
     both, runs = said(0.91, ["mono", "bilingual"])
     assert both[0].startswith("Counting the other languages' data helps") and "0.990 with ATLAS" in both[0]
@@ -255,7 +255,7 @@ def test_a_p_that_so_few_languages_cannot_better_says_so(results):
     effect = changed.transfer.statistics["family"]
     for p, smallest, said in ((0.0667, 0.0667, True), (0.3, 0.0667, False), (0.002, 0.002, False)):
         changed.transfer.statistics["family"] = {**effect, "p": p, "smallest_p": smallest}
-        text = next(item["text"] for item in headlines(changed) if item["title"] == "Kinship")
+        text = next(item.text for item in headlines(changed) if item.title == "Kinship")
         assert ("the least that so few languages can give" in text.split(";")[0]) == said
 
 
@@ -272,7 +272,7 @@ def test_a_study_that_identifies_nothing_says_so_and_prints_no_number():
     ]  # fmt: skip
     results = analyse(pd.DataFrame(rows), None)
     assert not any(law.fitted for law in results.laws.values())
-    assert all(item["sure"] == "not identified" for item in headlines(results))
+    assert all(item.sure == "not identified" for item in headlines(results))
     page = report.render_page(results)
     assert "is not fitted" in page and "No transfer matrix" in page
     assert "No R² on held-out runs is given: no law is fitted." in page

@@ -209,7 +209,7 @@ def test_headlines_of_such_curves_word_open_ends(curves):
     results = analyse(table, splits=())
     cells = results.transfer.matrix
     assert any(row["status"] == "measured" and row["low"] is None for row in cells)
-    output = " ".join(item["text"] for item in headlines(results))
+    output = " ".join(item.text for item in headlines(results))
     assert "nan" not in output and "overtakes" in output
 
 
