@@ -118,20 +118,19 @@ def law_draws(
             raise MscaleError(
                 f"mixture: no ATLAS law of {name!r}{nearest(name, fit.levels)}; fitted: {', '.join(fit.levels)}"
             )
-    values = dict(zip(fit.params.index, fit.natural(theta).T, strict=True))
+    ones = np.ones(len(theta))
+    values = {name: ones * value for name, value in fit.spec["fixed"].items()}
+    values |= dict(zip(fit.params.index, fit.natural(theta).T, strict=True))
     own_sources: Mapping[str, Sequence[str]] = fit.spec["options"].get("sources") or {}
     sources = tuple(sorted({*fit.levels, *(name for found in own_sources.values() for name in found)}))
-    ones = np.ones(len(theta))
 
     def get(name: str, target: str, otherwise: float | None = None) -> np.ndarray:
         found = values.get(f"{name}[{target}]", values.get(name))
-        if found is None and name in fit.spec["fixed"]:
-            found = ones * fit.spec["fixed"][name]
-        if found is None and otherwise is not None:
-            return ones * otherwise
-        if found is None:
+        if found is not None:
+            return found
+        if otherwise is None:
             raise MscaleError(f"mixture: the ATLAS law of {target!r} has no {name}; fit it again")
-        return found
+        return ones * otherwise
 
     def tau(target: str, source: str) -> np.ndarray:
         if target == source:

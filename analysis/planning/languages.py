@@ -1,5 +1,6 @@
 """Which languages help a target, by their transfer scores: `mscale plan languages`."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from analysis.planning.answer import (
@@ -29,36 +30,26 @@ def source_languages(target: str, results: Results | None = None, *, decide: boo
       MscaleError: neither the study nor the paper has a score for the target.
     """
     rows: list[dict[str, Any]] = []
+    known: set[str] = set()
+
+    def add(found: Iterable[Mapping[Any, Any]], target: str, basis: str) -> None:
+        """Adds the scores for the target of the sources that are not known yet."""
+        for row in found:
+            source = reference.ISO_OF_MADLAD.get(row["source"], row["source"])
+            if row["target"] == target and source not in known:
+                fields = {name: row.get(name) for name in ("source", "score", "low", "high")}
+                tau = row["tau"] if "tau" in row else float(effective_transfer(row["score"]))
+                rows.append({**fields, "tau": tau, "bound": row.get("bound") or "", "basis": basis})
+                known.add(source)
+
     measured = main_matrix(results) if results else []
-    for row in measured:
-        if row["target"] == target and row["status"] in ("measured", "bound"):
-            fields = {name: row[name] for name in ("source", "score", "low", "high", "tau")}
-            rows.append({**fields, "bound": row.get("bound") or "", "basis": BASIS_STUDY})
-    known = {reference.ISO_OF_MADLAD.get(row["source"], row["source"]) for row in rows}
-    predicted = results.transfer.predicted.get("cells", ()) if results else ()
-    for cell in predicted:
-        source = reference.ISO_OF_MADLAD.get(cell["source"], cell["source"])
-        if cell["target"] == target and source not in known:
-            fields = {name: cell[name] for name in ("source", "score", "low", "high")}
-            tau = float(effective_transfer(cell["score"]))
-            rows.append({**fields, "tau": tau, "bound": "", "basis": BASIS_PREDICTED})
-            known.add(source)
+    add((row for row in measured if row["status"] in ("measured", "bound")), target, BASIS_STUDY)
+    add(results.transfer.predicted.get("cells", ()) if results else (), target, BASIS_PREDICTED)
     # Generated languages may have the codes of natural ones: the published scores are not theirs.
     generated = bool(results and results.truth)
     paper = reference.published_transfer()
     paper = paper.head(0) if generated else paper
-    alias = reference.ISO_OF_MADLAD.get(target, target)
-    for entry in paper[paper["target"] == alias].dropna().to_dict("records"):
-        if entry["source"] not in known:
-            tau = float(effective_transfer(entry["score"]))
-            fields = {
-                "source": entry["source"],
-                "score": entry["score"],
-                "low": None,
-                "high": None,
-                "tau": tau,
-            }
-            rows.append({**fields, "bound": "", "basis": BASIS_PUBLISHED})
+    add(paper.dropna().to_dict("records"), reference.ISO_OF_MADLAD.get(target, target), BASIS_PUBLISHED)
     if not rows:
         names = sorted({row["target"] for row in measured} | set(paper["target"]))
         raise MscaleError(

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from analysis.curves.curve import Curve, CurveNoise, CurvePoints, cell_generator, fit_curves
 from analysis.curves.study import CURVE_PHASES, MAX_EPOCHS, StudyCurves, study_curves
-from analysis.tables.remarks import Code, Remark, remark_text
+from analysis.tables.remarks import Remark, remark_text
 from analysis.text import first_few
 from analysis.transfer.score import missing_scores, pair_scores
 from mscale.errors import MscaleError
@@ -193,15 +193,24 @@ def _score_rows(
     table: TransferCells, wanted: Sequence[tuple[str, str, str, np.ndarray | None]], phase: str, level: float
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """The rows of all (scale, target, source, d) in one table, and the number of rows of each (one or more)."""
-    alone = table.curves([(scale, (target,), target) for scale, target, _, _ in wanted], phase)
-    both = table.curves([(scale, (target, source), target) for scale, target, source, _ in wanted], phase)
     columns: dict[str, list] = {name: [] for name in SCORE_COLUMNS}
     counts = []
+    # Fit all curves together: those of the same tokens are smoothed in one batch.
+    alone = table.curves([(scale, (target,), target) for scale, target, _, _ in wanted], phase)
+    both = table.curves([(scale, (target, source), target) for scale, target, source, _ in wanted], phase)
     for (scale, target, source, d), one, two in zip(wanted, alone, both, strict=True):
-        reason, scores = _why_missing(table, scale, one, two, target, source, phase), missing_scores(d)
-        if one and two and not reason:
-            covered = (float(one.first), float(one.last))
-            reason = Remark("outside_the_curve", names=(target,), numbers=covered)
+        scores = missing_scores(d)
+        if one is None or two is None:
+            languages, code = (
+                ((target,), "no_run_alone") if one is None else ((target, source), "no_run_of_both")
+            )
+            # Never compare across phases: decay alone lowers the loss by as much as most transfer effects.
+            others = tuple(sorted(table.at(scale, languages, target)))
+            reason = Remark(code, names=(*languages, phase), others=others)
+        elif phase == "stable" and min(len(one.points.tokens), len(two.points.tokens)) < 2:
+            reason = Remark("one_point")
+        else:
+            reason = Remark("outside_the_curve", names=(target,), numbers=(float(one.first), float(one.last)))
             scores = pair_scores(one, two, d, phase, level)
             if not len(scores.d):
                 scores, reason = missing_scores(None), Remark("never_meet")
@@ -271,30 +280,6 @@ def effective_transfer(score: ArrayLike) -> np.ndarray:
     """τ = BTS/(2 − BTS): the worth of one token of the source in tokens of the target."""
     score = np.asarray(score, dtype=float)
     return score / (2 - score)
-
-
-def _why_missing(
-    table: TransferCells,
-    scale: str,
-    alone: Curve | None,
-    both: Curve | None,
-    target: str,
-    source: str,
-    phase: str,
-) -> Remark | None:
-    """Why a pair has no score at this phase; None where it may have one."""
-    runs: tuple[tuple[Curve | None, tuple[str, ...], Code], ...] = (
-        (alone, (target,), "no_run_alone"),
-        (both, (target, source), "no_run_of_both"),
-    )
-    for curve, languages, code in runs:
-        if curve is None:
-            # Never compare across phases: decay alone lowers the loss by as much as most transfer effects.
-            others = tuple(sorted(table.at(scale, languages, target)))
-            return Remark(code, names=(*languages, phase), others=others)
-    if alone and both and phase == "stable" and min(len(alone.points.tokens), len(both.points.tokens)) < 2:
-        return Remark("one_point")
-    return None
 
 
 def main_scale(matrix: pd.DataFrame, cells: TransferCells) -> str:

@@ -186,23 +186,16 @@ def _adjusted(matrix: np.ndarray, same: np.ndarray, others: Sequence[np.ndarray]
     known = np.isfinite(matrix) & np.isfinite(same)
     for other in others:
         known &= np.isfinite(other)
-    targets, sources = np.nonzero(known)
-    size = len(matrix)
-    design = np.zeros((len(targets), 1 + len(others) + 2 * size))
-    design[:, 0] = same[known]
-    for index, other in enumerate(others):
-        design[:, 1 + index] = other[known]
-    rows = np.arange(len(targets))
-    design[rows, 1 + len(others) + targets] = 1
-    design[rows, 1 + len(others) + size + sources] = 1
+    indicators = [np.eye(len(matrix))[side] for side in np.nonzero(known)]
+    rest = np.column_stack([*(other[known] for other in others), *indicators])
+    both = np.column_stack([same[known], matrix[known]])
     # Frisch-Waugh by normal equations: indicators are well scaled, and the pseudo-inverse drops their redundant
     # directions.
-    rest, both = design[:, 1:], np.column_stack([design[:, 0], matrix[known]])
     inverse = np.linalg.pinv(rest.T @ rest, rcond=1e-10, hermitian=True)
     property_, score = (both - rest @ (inverse @ (rest.T @ both))).T
     strength = float(property_ @ property_)
     # Aliased where the property is a linear combination of the other columns.
-    return float(property_ @ score) / strength if strength > 1e-8 * len(targets) else float("nan")
+    return float(property_ @ score) / strength if strength > 1e-8 * known.sum() else float("nan")
 
 
 def rowwise_correlations(a: np.ndarray, b: np.ndarray, min_count: int) -> np.ndarray:
