@@ -73,13 +73,13 @@ def atomic_json(path: str | os.PathLike, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike, busy: str) -> Iterator[None]:
+def locked(path: str | os.PathLike, busy: str, seconds: float = 0.0) -> Iterator[None]:
     """Holds an exclusive lock on the file ``path`` while the block runs; a killed process releases it too.
 
     Raises:
-      MscaleError: another process holds the lock; ``busy`` is the message.
+      MscaleError: another process still holds the lock after ``seconds``; ``busy`` is the message.
     """
-    lock = filelock.FileLock(path, timeout=0)
+    lock = filelock.FileLock(path, timeout=seconds)
     with writing(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         try:

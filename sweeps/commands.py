@@ -13,6 +13,7 @@ import msgspec
 from mscale.chips import CHIPS
 from mscale.commands import LANGUAGES_OPTION, LOCAL_FOLDER, STORE_PATH, OrderedGroup, comma_list
 from mscale.errors import MscaleError, nearest
+from sweeps.studies import BUILT_IN_STUDIES
 
 if TYPE_CHECKING:
     from sweeps.study import Study
@@ -102,7 +103,6 @@ def sweep() -> None:
     """Plan, run and collect a study of many runs: built in (demo, gpu-day, tpu-week, atlas), or a .gin or .py file."""
 
 
-STUDIES = ("demo", "gpu-day", "tpu-week", "atlas")
 # Accelerator and chips for the plan of a built-in study; None for the fewest that hold every run.
 _PLAN_HARDWARE = {"gpu-day": ("h200", 1), "tpu-week": ("v5e", 16), "atlas": ("h200", None)}
 
@@ -113,10 +113,12 @@ class StudyName(click.ParamType):
     name = "study"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value not in STUDIES and not value.endswith((".gin", ".py")):
-            listed = ", ".join(STUDIES)
+        if value not in BUILT_IN_STUDIES and not value.endswith((".gin", ".py")):
+            listed = ", ".join(BUILT_IN_STUDIES)
             self.fail(
-                f"{value!r} is none of {listed}, nor a .gin or .py file{nearest(value, STUDIES)}", param, ctx
+                f"{value!r} is none of {listed}, nor a .gin or .py file{nearest(value, BUILT_IN_STUDIES)}",
+                param,
+                ctx,
             )
         return value
 
@@ -145,7 +147,7 @@ def make_study(
     from sweeps import grid
     from sweeps.studies.built_in import built_in_study
 
-    if name not in STUDIES:
+    if name not in BUILT_IN_STUDIES:
         if languages is not None or truth is not None or seed:
             raise click.UsageError(
                 f"--languages, --truth and --seed are for built-in studies; {name} says its own"

@@ -35,35 +35,36 @@ def longest_chain_costs(
 
 def longest_chain_first(runs: Sequence[RunSpec]) -> list[RunSpec]:
     """Runs in the order to start them: of the runs whose parents come earlier, the longest chain first."""
-    chain_costs, children = longest_chain_costs(runs), children_of(runs)
-    by_id = {run.id: run for run in runs}
-    ready = [(-chain_costs[run.id], run.id) for run in runs if run.parent not in by_id]
-    heapq.heapify(ready)
-    order = []
-    while ready:
-        _, run_id = heapq.heappop(ready)
-        order.append(by_id[run_id])
-        for child in children.get(run_id, ()):
-            heapq.heappush(ready, (-chain_costs[child], child))
+    order, _ = _list_schedule(runs, 1, lambda run: run.flops)
     return order
 
 
 def makespan(runs: Sequence[RunSpec], slots: int, seconds: Callable[[RunSpec], float]) -> float:
-    """Wall-clock seconds on ``slots`` equal devices by list scheduling: a free device starts the longest chain."""
-    chain_costs, children = longest_chain_costs(runs, seconds), children_of(runs)
+    """Wall-clock seconds on ``slots`` equal devices, a free one of which starts the longest chain."""
+    _, total = _list_schedule(runs, slots, seconds)
+    return total
+
+
+def _list_schedule(
+    runs: Sequence[RunSpec], slots: int, cost: Callable[[RunSpec], float]
+) -> tuple[list[RunSpec], float]:
+    """List scheduling by the longest chain: the order in which runs start, and when the last one ends."""
+    chain_costs, children = longest_chain_costs(runs, cost), children_of(runs)
     by_id = {run.id: run for run in runs}
     ready = [(-chain_costs[run.id], run.id) for run in runs if run.parent not in by_id]
     heapq.heapify(ready)
     running: list[tuple[float, str]] = []
+    order: list[RunSpec] = []
     now = 0.0
     while ready or running:
         while ready and len(running) < slots:
             _, run_id = heapq.heappop(ready)
-            heapq.heappush(running, (now + seconds(by_id[run_id]), run_id))
+            order.append(by_id[run_id])
+            heapq.heappush(running, (now + cost(by_id[run_id]), run_id))
         now, run_id = heapq.heappop(running)
         for child in children.get(run_id, ()):
             heapq.heappush(ready, (-chain_costs[child], child))
-    return now
+    return order, now
 
 
 def topological_order(runs: Sequence[RunSpec]) -> list[RunSpec]:

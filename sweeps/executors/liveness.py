@@ -1,6 +1,6 @@
 """Who is at work in a folder: one process at a time runs a study, and one trains a run.
 
-The lock is flock(2) on ``.lock``, taken through filelock: the kernel frees it when the process ends for any reason, a
+The lock is flock(2) on ``.lock`` (``mscale.files.locked``): the kernel frees it when the process ends for any reason, a
 stopped process keeps it, and child processes do not inherit it. It names nobody, and some network file systems keep it
 to one machine. So the process that holds it also writes ``heartbeat.json`` beside it, every ``HEARTBEAT_SECONDS``: it
 names host and process, and other machines take the process for dead ``HEARTBEAT_EXPIRY_SECONDS`` after the last one.
@@ -15,11 +15,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from mscale import run_folder
 from mscale.errors import MscaleError
-from mscale.files import writing
+from mscale.files import locked
 from mscale.run_folder import Heartbeat
 
 HEARTBEAT_SECONDS = 15.0
@@ -39,7 +37,7 @@ def study_lock(root: Path) -> Iterator[None]:
     busy = "another runner works on this study"
     other = holder(root)
     if other is not None and other.host != socket.gethostname():
-        raise _busy(root, busy)
+        raise MscaleError(_message(root, busy))
     with _held(root, busy, _STUDY_TIMEOUT_SECONDS):
         yield
 
@@ -67,24 +65,14 @@ def holder(folder: Path) -> Heartbeat | None:
 
 @contextlib.contextmanager
 def _held(folder: Path, busy: str, seconds: float) -> Iterator[None]:
-    lock = FileLock(folder / _LOCK_FILE)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=seconds)
-        except Timeout:
-            raise _busy(folder, busy) from None
-    try:
-        with _heartbeats(folder):
-            yield
-    finally:
-        lock.release()
+    with locked(folder / _LOCK_FILE, _message(folder, busy), seconds), _heartbeats(folder):
+        yield
 
 
-def _busy(folder: Path, busy: str) -> MscaleError:
+def _message(folder: Path, busy: str) -> str:
     other = run_folder.read_heartbeat(folder)
     who = f" (process {other.pid} on {other.host})" if other else ""
-    return MscaleError(f"{folder}: {busy}{who}; wait for it or stop it, then run again")
+    return f"{folder}: {busy}{who}; wait for it or stop it, then run again"
 
 
 @contextlib.contextmanager

@@ -5,9 +5,8 @@ from typing import Any
 
 from mscale.data.store import Store
 from mscale.errors import MscaleError, nearest
+from sweeps.studies import BUILT_IN_STUDIES
 from sweeps.study import Study
-
-BUILT_IN_STUDIES = ("demo", "gpu-day", "tpu-week", "atlas")
 
 
 def built_in_study(name: str, store: Store | None = None, **options: Any) -> Study:
