@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from analysis.curves.curve import Curve, CurveNoise, CurvePoints, cell_generator, fit_curves
 from analysis.curves.study import CURVE_PHASES, MAX_EPOCHS, StudyCurves, study_curves
-from analysis.tables.remarks import Remark, remark_text
+from analysis.tables.remarks import Code, Remark, remark_text
 from analysis.text import first_few
 from analysis.transfer.score import missing_scores, pair_scores
 from mscale.errors import MscaleError
@@ -201,9 +201,8 @@ def _score_rows(
     for (scale, target, source, d), one, two in zip(wanted, alone, both, strict=True):
         scores = missing_scores(d)
         if one is None or two is None:
-            languages, code = (
-                ((target,), "no_run_alone") if one is None else ((target, source), "no_run_of_both")
-            )
+            languages: tuple[str, ...] = (target,) if one is None else (target, source)
+            code: Code = "no_run_alone" if one is None else "no_run_of_both"
             # Never compare across phases: decay alone lowers the loss by as much as most transfer effects.
             others = tuple(sorted(table.at(scale, languages, target)))
             reason = Remark(code, names=(*languages, phase), others=others)
