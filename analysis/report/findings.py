@@ -4,6 +4,7 @@ Each is a record made by `wording.finding`. Its certainty follows from intervals
 """
 
 import math
+from collections.abc import Iterator
 
 from analysis.planning.answer import check_study_range
 from analysis.planning.mixture import EXTRAPOLATION_CAVEAT, best_baseline
@@ -33,9 +34,8 @@ def headlines(results: Results) -> list[Finding]:
     return [*found, *_capacity_headline(results), *_crossover_headline(results)]
 
 
-def _law_headline(results: Results) -> list[Finding]:
+def _law_headline(results: Results) -> Iterator[Finding]:
     """Parameters of the fitted law, and whether ATLAS predicts held-out runs better than Chinchilla."""
-    output = []
     scores: dict[tuple[str, str], HeldOutRow] = {
         (row["law"], row["split"]): row for row in results.heldout if row["r2"] is not None
     }
@@ -61,14 +61,8 @@ def _law_headline(results: Results) -> list[Finding]:
         if warning := misfit_warning(results, law):
             tail += f" But {warning}."
             sure = "likely" if sure == "clear" else sure
-        output.append(
-            Finding(
-                f"Loss follows {name}: {', '.join(pieces)}.{tail}",
-                sure,
-                f"{results.laws[law].points} cooled losses of {results.laws[law].groups} trunks",
-                "The law",
-            )
-        )
+        because = f"{results.laws[law].points} cooled losses of {results.laws[law].groups} trunks"
+        yield Finding(f"Loss follows {name}: {', '.join(pieces)}.{tail}", sure, because, "The law")
     plain = scores.get(("chinchilla", "R2"))
     best = scores.get((fitted, "R2")) or scores.get(("atlas_D_other", "R2"))
     counted = _counted(results, best, scores.get(("atlas_D_t", "R2")), plain) if best and plain else ""
@@ -77,16 +71,12 @@ def _law_headline(results: Results) -> list[Finding]:
         better, worse = low > 0, high < 0
         verb = "helps to predict" if better else "does not help to predict"
         verb = verb if better or worse else "makes no difference beyond noise in predicting"
-        output.append(
-            Finding(
-                f"{counted} {verb} held-out runs: R² {minus(best['r2'])} with ATLAS, {minus(plain['r2'])} with "
-                "Chinchilla.",
-                "clear" if better or worse else "unclear",
-                "the same cooled rows, each random fifth of the trunks held out in turn, R² within languages",
-                "Which law",
-            )
+        yield Finding(
+            f"{counted} {verb} held-out runs: R² {minus(best['r2'])} with ATLAS, {minus(plain['r2'])} with Chinchilla.",
+            "clear" if better or worse else "unclear",
+            "the same cooled rows, each random fifth of the trunks held out in turn, R² within languages",
+            "Which law",
         )
-    return output
 
 
 def _counted(results: Results, best: HeldOutRow, own: HeldOutRow | None, plain: HeldOutRow) -> str:
@@ -141,26 +131,16 @@ def _capacity_headline(results: Results) -> list[Finding]:
     """The growth for twice the languages, or why it is not identified."""
     answer = results.capacity
     if not answer.multipliers or not answer.identified:
-        return [
-            Finding(
-                "What more languages cost is not identified by this study.",
-                "not identified",
-                answer.reason,
-                "The curse",
-            )
-        ]
+        text = "What more languages cost is not identified by this study."
+        return [Finding(text, "not identified", answer.reason, "The curse")]
     row = answer.multipliers[0]
-
-    narrow = row["C_high"] / row["C_low"] < 1.5
-    return [
-        Finding(
-            f"Twice the languages at unchanged loss cost {times(row, 'N')} parameters and {times(row, 'D_tot')} tokens "
-            f"in all, {times(row, 'C')} compute. The paper has ×1.18, ×1.66 and ×1.96.",
-            "clear" if narrow else "likely",
-            "eq. 7 with exponents common to the languages, from cooled uniform mixtures",
-            "The curse",
-        )
-    ]
+    text = (
+        f"Twice the languages at unchanged loss cost {times(row, 'N')} parameters and {times(row, 'D_tot')} tokens in "
+        f"all, {times(row, 'C')} compute. The paper has ×1.18, ×1.66 and ×1.96."
+    )
+    sure = "clear" if row["C_high"] / row["C_low"] < 1.5 else "likely"
+    because = "eq. 7 with exponents common to the languages, from cooled uniform mixtures"
+    return [Finding(text, sure, because, "The curse")]
 
 
 def _crossover_headline(results: Results) -> list[Finding]:
@@ -245,9 +225,8 @@ def recommended_mixture(results: Results) -> list[Finding]:
     return [Finding(text, "likely" if found.better else "unclear", because, group=group)]
 
 
-def _start(results: Results) -> list[Finding]:
+def _start(results: Results) -> Iterator[Finding]:
     """For each crossover, below which tokens to continue the checkpoint."""
-    output = []
     for row in results.crossover.table:
         language = row["language"]
         if row["status"] == "measured":
@@ -269,11 +248,10 @@ def _start(results: Results) -> list[Finding]:
             sure = "clear" if (row["gap_high"] or 1) < 0 else "unclear"
         else:
             continue
-        output.append(Finding(text, sure, group="Scratch or checkpoint"))
-    return output
+        yield Finding(text, sure, group="Scratch or checkpoint")
 
 
-def _growth(results: Results) -> list[Finding]:
+def _growth(results: Results) -> Iterator[Finding]:
     """Growth of parameters and tokens for more languages."""
     answer = results.capacity
     group = "More languages"
@@ -283,16 +261,15 @@ def _growth(results: Results) -> list[Finding]:
             f"Your own growth factors are not identified ({answer.reason}). The published ones, for twice the "
             f"languages: ×{first['N']:.2f} parameters, ×{first['D_tot']:.2f} tokens (interval not published)."
         )
-        return [Finding(text, "not identified", group=group)]
-    output = []
+        yield Finding(text, "not identified", group=group)
+        return
     for row in answer.multipliers[:2]:
         text = (
             f"For {row['ratio']}× the languages plan ×{row['N']:.2f} parameters and ×{row['D_tot']:.2f} tokens: "
             f"×{row['C']:.2f} compute ({row['C_low']:.2f} to {row['C_high']:.2f})."
         )
         sure = "clear" if row["C_high"] < 1.5 * row["C_low"] else "likely"
-        output.append(Finding(text, sure, group=group))
-    return output
+        yield Finding(text, sure, group=group)
 
 
 def _next_runs(results: Results) -> list[Finding]:

@@ -19,14 +19,9 @@ def _measured(results: Results) -> list[Finding]:
     cells = [row for row in main_matrix(results) if row["status"] == "measured"]
     bounds = [row for row in main_matrix(results) if row["status"] == "bound"]
     if not cells:
-        return [
-            Finding(
-                "Transfer between languages could not be read from this study.",
-                "not identified",
-                results.transfer.error or "no pair has both curves at the same schedule phase",
-                "Transfer",
-            )
-        ]
+        text = "Transfer between languages could not be read from this study."
+        because = results.transfer.error or "no pair has both curves at the same schedule phase"
+        return [Finding(text, "not identified", because, "Transfer")]
     helps = [row for row in cells if row["low"] is not None and row["low"] > 0]
     hurts = [row for row in cells if row["high"] is not None and row["high"] < 0]
     best = max(cells, key=lambda row: row["score"])
@@ -37,19 +32,11 @@ def _measured(results: Results) -> list[Finding]:
         f"noise; {len(cells) - len(helps) - len(hurts)} cannot be told from no transfer. The strongest is "
         f"{best['source']}→{best['target']}: {signed(best['score'])} ({span(best['low'], best['high'])}).{more}"
     )
-    return [
-        Finding(
-            text,
-            "clear"
-            if len(helps) + len(hurts) >= len(cells) / 3
-            else "likely"
-            if helps or hurts
-            else "unclear",
-            f"scale {results.transfer.scale}, d = {count(results.transfer.d, 'tokens')}, stable "
-            "against stable",
-            "Transfer",
-        )
-    ]
+    told = len(helps) + len(hurts)
+    sure = "clear" if told >= len(cells) / 3 else "likely" if told else "unclear"
+    d = count(results.transfer.d, "tokens")
+    because = f"scale {results.transfer.scale}, d = {d}, stable against stable"
+    return [Finding(text, sure, because, "Transfer")]
 
 
 def _planted(results: Results) -> list[Finding]:
@@ -59,15 +46,11 @@ def _planted(results: Results) -> list[Finding]:
         return []
     p, floor = agreement["p"], agreement["smallest_p"]
     sure = "clear" if p < 0.05 else "likely" if p <= max(0.1, 1.5 * floor) else "unclear"
-    return [
-        Finding(
-            f"Measured transfer ranks the pairs as planted: Spearman {signed(agreement['spearman'])} over "
-            f"{agreement['pairs']} pairs (p = {p:.3f}{_permutation_limit(p, floor)}).",
-            sure,
-            "p by permuting whole languages, since pairs share them",
-            "Planted truth",
-        )
-    ]
+    text = (
+        f"Measured transfer ranks the pairs as planted: Spearman {signed(agreement['spearman'])} over "
+        f"{agreement['pairs']} pairs (p = {p:.3f}{_permutation_limit(p, floor)})."
+    )
+    return [Finding(text, sure, "p by permuting whole languages, since pairs share them", "Planted truth")]
 
 
 def _permutation_limit(p: float, smallest: float) -> str:

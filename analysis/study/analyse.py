@@ -257,16 +257,11 @@ def _crossover(curves: pd.DataFrame | StudyCurves, level: float, seed: int) -> d
     stable = crossover.curve_pairs(curves, seed=seed)
     table = crossover.crossovers(stable, level=level)
     cooled = crossover.crossovers(crossover.curve_pairs(curves, seed=seed, phase="end"), level=level)
-    answer: dict[str, Any] = {"table": records(table), "cooled": records(cooled), "law": None, "error": ""}
+    answer: dict[str, Any] = {"table": records(table), "cooled": records(cooled)}
     answer["gaps"] = records(crossover.gap_curves(stable, level=level))
     try:
         law = crossover.fit_power_law(table, level=level, seed=seed)
-        answer["law"] = {
-            "coefficient": law.coefficient,
-            "exponent": law.exponent,
-            "low": law.low,
-            "high": law.high,
-        }
+        answer["law"] = {name: getattr(law, name) for name in ("coefficient", "exponent", "low", "high")}
     except MscaleError as error:
         answer["error"] = str(error)
     return answer

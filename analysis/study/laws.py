@@ -162,26 +162,20 @@ def capacity_results(rows: pd.DataFrame, level: float, seed: int) -> dict:
     if len(table):
         cells = table.groupby(["scale", "params", "K", "tokens", "language"], as_index=False)
         points = cells.agg(loss=("loss", "mean")).to_dict("records")
-    answer: dict[str, Any] = {
-        "points": points,
-        "multipliers": [],
-        "iso": [],
-        "start": None,
-        "lines": [],
-        "identified": False,
-        "reason": "" if len(table) else "no cooled uniform mixture",
-    }
+    reason = "" if len(table) else "no cooled uniform mixture"
     # As in the comparison on held-out rows: at one size a language's A and E are not identified.
     sizes = table.groupby("language")["params"].nunique()
     too_few = sorted(sizes[sizes < 2].index)
     table = table[~table["language"].isin(too_few)]
-    answer["reason"] = answer["reason"] or why_not_identifiable(table)
-    if answer["reason"]:
-        return {**answer, "law": unfitted_record("capacity", answer["reason"])}
-    try:
-        found = fit("capacity", table, seed=seed)
-    except MscaleError as error:
-        return {**answer, "reason": str(error), "law": unfitted_record("capacity", str(error))}
+    reason = reason or why_not_identifiable(table)
+    if not reason:
+        try:
+            found = fit("capacity", table, seed=seed)
+        except MscaleError as error:
+            reason = str(error)
+    if reason:
+        return {"points": points, "reason": reason, "law": unfitted_record("capacity", reason)}
+    answer: dict[str, Any] = {"points": points, "multipliers": [], "iso": []}
     answer["law"] = law_record(found, table, level)[0] | {"left_out": too_few}
     names = ("phi", "psi", "alpha", "beta")
     params = {name: float(found.params[name]) for name in names}

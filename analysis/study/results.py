@@ -284,14 +284,14 @@ class UniformRow(TypedDict):
 class CapacityResult(_Section):
     """Growth to more languages. start: the share of size in the reducible loss, and that of a compute-optimal start."""
 
-    points: list[UniformRow]
-    multipliers: list[_Row]
-    iso: list[_Row]
-    start: _Row | None
-    lines: list[UniformRow]
-    identified: bool
-    reason: str
+    points: list[UniformRow] = []
+    multipliers: list[_Row] = []
     exponents: dict[str, _Row] = {}
+    iso: list[_Row] = []
+    start: _Row | None = None
+    lines: list[UniformRow] = []
+    identified: bool = False
+    reason: str = ""
 
 
 class CrossoverRow(TypedDict):
@@ -332,11 +332,11 @@ class GapRow(TypedDict):
 class CrossoverResult(_Section):
     """Crossovers of stable curves, and of cooled ones; their power law in N, or why there is none."""
 
-    table: list[CrossoverRow]
-    cooled: list[CrossoverRow]
-    gaps: list[GapRow]
-    law: _Row | None
-    error: str
+    table: list[CrossoverRow] = []
+    cooled: list[CrossoverRow] = []
+    gaps: list[GapRow] = []
+    law: _Row | None = None
+    error: str = ""
 
 
 class ComparedRow(TypedDict):

@@ -18,11 +18,6 @@ NOTHING_RUN = {
     **{"unique_tokens": {}, "eval_tokens": {}, "flops": 0.0},
     **dict.fromkeys(("seconds", "workers", "peak_memory_bytes", "command")),
 }
-NO_GROWTH = {
-    **{name: [] for name in ("points", "multipliers", "iso", "lines")},
-    **{"start": None, "identified": False, "reason": "one K"},
-}
-NO_CROSSOVER = {"table": [], "cooled": [], "gaps": [], "law": None, "error": ""}
 
 
 def results(**given):
@@ -35,8 +30,8 @@ def results(**given):
     made = {
         "study": StudySummary(**section("study", **NOTHING_RUN)),
         "transfer": TransferResult(**section("transfer")),
-        "capacity": CapacityResult(**section("capacity", **NO_GROWTH)),
-        "crossover": CrossoverResult(**section("crossover", **NO_CROSSOVER)),
+        "capacity": CapacityResult(**section("capacity", reason="one K")),
+        "crossover": CrossoverResult(**section("crossover")),
         "laws": {name: LawResult(name=name, **law) for name, law in section("laws", **laws).items()},
         "mixture": MixtureAdvice(reason="not asked for"),
     }
