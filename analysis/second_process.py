@@ -13,7 +13,7 @@ from mscale.errors import MscaleError
 Result = TypeVar("Result")
 _IDLE_TIMEOUT_S = 60  # the worker process exits after this many seconds without work
 # One BLAS thread, since the matrices are small. The malloc thresholds keep freed blocks in the process: otherwise they
-# go back to the system and are faulted in again with every use (see `analysis.estimation.objective`).
+# go back to the system and are faulted in again with every use.
 _ENVIRONMENT = {
     **{f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")},
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
