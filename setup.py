@@ -85,7 +85,7 @@ setup(
     },
     install_requires=[
         "click>=8.1",
-        "filelock>=3.16",
+        "filelock>=4.0",
         "flax>=0.12.8",
         "fsspec>=2025.3",
         "gin-config>=0.5.0",
