@@ -12,6 +12,8 @@ from analysis.report.plots import (
     Palette,
     Panel,
     categorical_palette,
+    dots,
+    interval,
     log_ticks,
     loss_axis,
     token_axis,
@@ -83,8 +85,7 @@ def _over_languages(part: UniformMixtures, palette: Palette, y: alt.Y, tooltip: 
         scale=alt.Scale(nice=False, padding=10),
     )
     encoding = {"x": x, "y": y, "color": palette.colour()}
-    dots = alt.Chart(part.mean).mark_point(filled=True, size=60, opacity=1)
-    layers = [dots.encode(**encoding, shape=palette.shape(), tooltip=tooltip)]
+    layers = [dots(alt.Chart(part.mean), x, y, palette, tooltip, size=60, opacity=1)]
     if len(part.line):
         layers.insert(0, alt.Chart(part.line).mark_line(strokeWidth=1.6, clip=True).encode(**encoding))
     return Panel(alt.layer(*layers).properties(height=230), part.title)
@@ -167,7 +168,6 @@ def multipliers_figure(results: Results) -> Figure | None:
             axis=alt.Axis(values=[2, 4, 8, 16]),
         )
         y_title = f"times the {title}"
-        colour = palette.colour()
         part = pd.DataFrame(
             {
                 "ratio": frame["ratio"],
@@ -182,19 +182,10 @@ def multipliers_figure(results: Results) -> Figure | None:
         scale = alt.Scale(type="log", nice=False, domain=bounds)
         y = alt.Y("value:Q", title=y_title, scale=scale, axis=alt.Axis(values=log_ticks(bounds)))
         base = alt.Chart(part)
-        line = base.mark_line(opacity=0.6).encode(x=x, y=y, color=colour)
-        bar = (
-            base.transform_filter("isValid(datum.low)")
-            .mark_rule(strokeWidth=2, opacity=0.6)
-            .encode(x=x, y=alt.Y("low:Q", title=y_title), y2="high:Q", color=colour)
-        )
-        dot = base.mark_point(filled=True, size=60, opacity=1).encode(
-            x=x,
-            y=y,
-            color=colour,
-            shape=palette.shape(),
-            tooltip=tooltips("whose", ("ratio:", "times the languages"), "value:.3f", "low:.3f", "high:.3f"),
-        )
+        line = base.mark_line(opacity=0.6).encode(x=x, y=y, color=palette.colour())
+        bar = interval(base, x, y_title, palette, shown="isValid(datum.low)", strokeWidth=2, opacity=0.6)
+        hover = tooltips("whose", ("ratio:", "times the languages"), "value:.3f", "low:.3f", "high:.3f")
+        dot = dots(base, x, y, palette, hover, size=60, opacity=1)
         panels.append(Panel(alt.layer(line, bar, dot).properties(height=220), title.capitalize()))
     return Figure(
         "multipliers",
@@ -279,9 +270,7 @@ def crossover_figure(results: Results) -> Figure | None:
         x = token_axis("tokens", "tokens of the language", frame["tokens"])
         base = alt.Chart(part)
         y_title = "loss from scratch − continued, nats"
-        band = base.mark_area(opacity=0.14).encode(
-            x=x, y=alt.Y("low:Q", title=y_title), y2="high:Q", color=colour
-        )
+        band = interval(base, x, y_title, palette, opacity=0.14)
         line = base.mark_line().encode(
             x=x,
             y=alt.Y("gap:Q", title=y_title),

@@ -232,6 +232,23 @@ def tooltips(*fields: str | tuple[str, str]) -> list[alt.Tooltip]:
     return shown
 
 
+def interval(
+    base: alt.Chart, x: alt.X, title: str, palette: Palette, *, shown: str = "", **mark: Any
+) -> alt.Chart:
+    """Bands from `low` to `high` over x, or with `strokeWidth` bars; only rows for which the filter `shown` is true."""
+    base = base.transform_filter(shown) if shown else base
+    marked = base.mark_rule(**mark) if "strokeWidth" in mark else base.mark_area(**mark)
+    return marked.encode(x=x, y=alt.Y("low:Q", title=title), y2="high:Q", color=palette.colour())
+
+
+def dots(
+    base: alt.Chart, x: Any, y: Any, palette: Palette, tooltip: Sequence[alt.Tooltip], **mark: Any
+) -> alt.Chart:
+    """Filled points, coloured and shaped by the palette."""
+    marked = base.mark_point(filled=True, **mark)
+    return marked.encode(x=x, y=y, color=palette.colour(), shape=palette.shape(), tooltip=tooltip)
+
+
 def zero_line() -> alt.Chart:
     """A dashed horizontal line at zero."""
     return alt.Chart(pd.DataFrame({"y": [0]})).mark_rule(color="#7d8793", strokeDash=[4, 3]).encode(y="y:Q")

@@ -19,6 +19,8 @@ from analysis.report.plots import (
     LegendEntry,
     Panel,
     categorical_palette,
+    dots,
+    interval,
     token_axis,
     tooltips,
     zero_line,
@@ -30,6 +32,7 @@ from analysis.tables.remarks import remark_text
 from analysis.text import count, signed, span
 
 MOST_CURVE_POINTS = 8000
+_BOTH_ENDS = "isValid(datum.low) && isValid(datum.high)"
 UNIT_TEXTS = {"tokens": "tokens", "bytes": "bytes", "content": "content (byte premium)"}
 
 
@@ -45,9 +48,7 @@ def matrix_figure(results: Results) -> Figure | None:
     for key, names in orders.items():
         place = {name: index for index, name in enumerate(names)}
         frame[f"t_{key}"], frame[f"s_{key}"] = frame["target"].map(place), frame["source"].map(place)
-    # Colours saturate beyond the 97th percentile, so that a few extreme cells do not make all others pale.
-    sizes = frame["score_tokens"].astype(float).abs().dropna()
-    limit = float(np.clip(np.quantile(sizes, 0.97), 0.3, 1.5)) if len(sizes) else 1.0
+    limit = _saturation(frame["score_tokens"])
     order = alt.param(name="order", value=next(iter(orders)))
     unit = alt.param(name="unit", value="tokens")
     shown = {name: f"datum['{name}_' + unit]" for name in ("score", "label", "interval", "what")}
@@ -84,14 +85,8 @@ def matrix_figure(results: Results) -> Figure | None:
             ),
         )
     )
-    cells = base.mark_rect(stroke="white", strokeWidth=2, cornerRadius=3).encode(
-        color=alt.Color(
-            "score:Q",
-            title="transfer score",
-            scale=alt.Scale(scheme=alt.SchemeParams(SIGNED), domain=[-limit, limit], domainMid=0, clamp=True),
-            legend=alt.Legend(gradientLength=180, format="+.1f"),
-        )
-    )
+    colour = _signed_colour("transfer score", limit, 180)
+    cells = base.mark_rect(stroke="white", strokeWidth=2, cornerRadius=3).encode(color=colour)
     # Cells without a number have no colour on the scale: draw them in a layer of their own.
     rectangle: dict[str, Any] = {"stroke": "white", "strokeWidth": 2, "cornerRadius": 3, "fill": "#dfe3e8"}
     layers: list[Any] = [cells, base.transform_filter("!isValid(datum.score)").mark_rect(**rectangle)]
@@ -148,6 +143,19 @@ def matrix_figure(results: Results) -> Figure | None:
         tuple(control for control in controls if len(control.options) > 1),
         tuple(legend),
     )
+
+
+def _saturation(scores: pd.Series) -> float:
+    """The score at which colours saturate: the 97th percentile, so that a few extreme cells do not make others pale."""
+    sizes = scores.astype(float).abs().dropna()
+    return float(np.clip(np.quantile(sizes, 0.97), 0.3, 1.5)) if len(sizes) else 1.0
+
+
+def _signed_colour(title: str, limit: float, length: int) -> alt.Color:
+    """Scores from −limit to limit in colours, with a legend of that many pixels."""
+    scale = alt.Scale(scheme=alt.SchemeParams(SIGNED), domain=[-limit, limit], domainMid=0, clamp=True)
+    legend = alt.Legend(gradientLength=length, format="+.1f")
+    return alt.Color("score:Q", title=title, scale=scale, legend=legend)
 
 
 def _dark(limit: float) -> str:
@@ -241,20 +249,11 @@ def transfer_curves_figure(results: Results) -> Figure | None:
     x = token_axis("d", "reference tokens d", frame["d"])
     palette = categorical_palette("source", sources)
     colour = palette.colour()
-    band = (
-        base.transform_filter("isValid(datum.low) && isValid(datum.high)")
-        .mark_area(opacity=0.13)
-        .encode(x=x, y=alt.Y("low:Q", title="transfer score"), y2="high:Q", color=colour)
-    )
+    band = interval(base, x, "transfer score", palette, shown=_BOTH_ENDS, opacity=0.13)
     line = base.mark_line().encode(x=x, y=alt.Y("score:Q", title="transfer score"), color=colour)
-    dots = base.mark_point(size=34, filled=True, opacity=1).encode(
-        x=x,
-        y="score:Q",
-        color=colour,
-        shape=palette.shape(),
-        tooltip=tooltips("target", "source", "d:.3s", "score:+.3f", "low:+.2f", "high:+.2f"),
-    )
-    chart = alt.layer(zero_line(), band, line, dots).add_params(chosen).properties(height=300)
+    hover = tooltips("target", "source", "d:.3s", "score:+.3f", "low:+.2f", "high:+.2f")
+    points = dots(base, x, "score:Q", palette, hover, size=34, opacity=1)
+    chart = alt.layer(zero_line(), band, line, points).add_params(chosen).properties(height=300)
     known = (results.truth or {}).get("languages", {})
     text = {
         name: f"{name} ({known[name]['family']})" if known.get(name, {}).get("family") else name
@@ -296,27 +295,18 @@ def planted_figure(results: Results) -> Figure | None:
         axis=alt.Axis(tickCount=6),
     )
     palette = categorical_palette("family", kinds)
-    colour = palette.colour()
     columns = ["target", "source", "at", "relatedness", "score", "low", "high", "family"]
     base = alt.Chart(frame[columns])
-    bars = (
-        base.transform_filter("isValid(datum.low) && isValid(datum.high)")
-        .mark_rule(opacity=0.45, strokeWidth=1.4)
-        .encode(x=x, y=alt.Y("low:Q", title="measured transfer score"), y2="high:Q", color=colour)
-    )
-    dots = base.mark_point(filled=True, size=52).encode(
-        x=x,
-        y=alt.Y("score:Q", title="measured transfer score"),
-        color=colour,
-        shape=palette.shape(),
-        tooltip=tooltips("source", "target", "relatedness:.2f", "score:+.3f", "low:+.2f", "high:+.2f"),
-    )
+    y_title = "measured transfer score"
+    bars = interval(base, x, y_title, palette, shown=_BOTH_ENDS, opacity=0.45, strokeWidth=1.4)
+    hover = tooltips("source", "target", "relatedness:.2f", "score:+.3f", "low:+.2f", "high:+.2f")
+    points = dots(base, x, alt.Y("score:Q", title=y_title), palette, hover, size=52)
     return Figure(
         "planted",
         "Measured transfer against the planted truth",
         "The corpus is generated, so how related its languages are is known. Marks are spread sideways a "
         "little to be told apart.",
-        (Panel(alt.layer(zero_line(), bars, dots).properties(height=320)),),
+        (Panel(alt.layer(zero_line(), bars, points).properties(height=320)),),
         frame.drop(columns=["at", "family"]),
         legend=palette.legend(),
     )
@@ -337,7 +327,7 @@ def published_figure(results: Results) -> Figure | None:
     paper = paper.assign(
         label=[f"{value:+.1f}".replace("-", "−") if value else "0.0" for value in paper["score"]]
     )
-    limit = float(np.clip(np.quantile(paper["score"].abs(), 0.97), 0.3, 1.5))
+    limit = _saturation(paper["score"])
     look: dict[str, Any] = {"domain": False, "ticks": False, "grid": False}
     across = alt.Axis(orient="top", labelAngle=0 if len(names) <= 14 else -90, **look)
     base = alt.Chart(paper).encode(
@@ -345,9 +335,7 @@ def published_figure(results: Results) -> Figure | None:
         y=alt.Y("target:N", title="target", sort=names, axis=alt.Axis(**look)),
         tooltip=tooltips("target", "source", "score:+.1f"),
     )
-    scale = alt.Scale(scheme=alt.SchemeParams(SIGNED), domain=[-limit, limit], domainMid=0, clamp=True)
-    legend = alt.Legend(gradientLength=140, format="+.1f")
-    colour = alt.Color("score:Q", title="published score", scale=scale, legend=legend)
+    colour = _signed_colour("published score", limit, 140)
     layers: list[Any] = [base.mark_rect(stroke="white", strokeWidth=1, cornerRadius=2).encode(color=colour)]
     if len(names) <= 12:
         ink = alt.condition(_dark(limit), alt.value("white"), alt.value(INK))
