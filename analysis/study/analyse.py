@@ -182,9 +182,6 @@ def _study(rows: pd.DataFrame, runs: pd.DataFrame, extra: Mapping[str, Any]) -> 
         tokens=int(trunks.sum()),
         flops=float(extra.get("flops") or _trained_flops(first, runs)),
         vocabularies=sorted(map(str, rows["vocabulary"].unique())),
-        eval_tokens={
-            str(name): int(value) for name, value in rows.groupby("language")["eval_tokens"].max().items()
-        },
         cells=cells,
         seconds=extra.get("seconds"),
         workers=extra.get("workers"),

@@ -71,7 +71,6 @@ class StudySummary(_Section):
     tokens: int
     flops: float
     vocabularies: list[str]
-    eval_tokens: dict[str, int]
     cells: list[CellRow]
     seconds: _Number
     workers: int | None
@@ -210,7 +209,6 @@ class StatisticsRow(TypedDict):
     symmetry: _Row | None
     script: _Row | None
     family: _Row | None
-    top_sources: dict[str, int]
 
 
 class PredictedCellRow(TypedDict):

@@ -15,7 +15,7 @@ NOTHING_RUN = {
     "title": "made",
     **dict.fromkeys(("runs", "trunks", "observations", "evaluations", "tokens"), 0),
     **{name: [] for name in ("languages", "trained_languages", "scales", "vocabularies", "cells")},
-    **{"unique_tokens": {}, "eval_tokens": {}, "flops": 0.0},
+    **{"unique_tokens": {}, "flops": 0.0},
     **dict.fromkeys(("seconds", "workers", "peak_memory_bytes", "command")),
 }
 
