@@ -209,6 +209,7 @@ class StatisticsRow(TypedDict):
     symmetry: _Row | None
     script: _Row | None
     family: _Row | None
+    top_sources: dict[str, int]
 
 
 class PredictedCellRow(TypedDict):

@@ -166,6 +166,7 @@ def _statistics(
             if name != key and np.isfinite(other).any() and not np.array_equal(other, table, equal_nan=True)
         ]
         found[key] = statistics.kinship_difference(scores, table, others, **options)
+    found["top_sources"] = statistics.top_sources(scores, languages)
     return found
 
 

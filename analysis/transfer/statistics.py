@@ -154,6 +154,21 @@ def kinship_difference(
     }
 
 
+def top_sources(matrix: np.ndarray, languages: Sequence[str], count: int = 5) -> dict[str, int]:
+    """For how many targets each language is among the `count` best sources, in descending order.
+
+    Targets with `count` sources or fewer are skipped. Scores equal to the last of the best are all counted.
+    """
+    counts = dict.fromkeys(languages, 0)
+    for row in matrix:
+        known = np.flatnonzero(np.isfinite(row))
+        if len(known) > count:
+            threshold = np.sort(row[known])[-count]
+            for index in known[row[known] >= threshold]:
+                counts[languages[index]] += 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Correlation of the off-diagonal cells of two matrices (T, T); NaN for fewer than four or constants."""
     upper = np.triu_indices(len(one), 1)
