@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from analysis.curves.curve import Curve, cell_generator, fit_curves, percentile_interval
 from analysis.curves.study import MAX_EPOCHS, StudyCurves, study_curves
@@ -41,11 +42,11 @@ class PowerLaw:
     low: float | None = None
     high: float | None = None
 
-    def flops(self, params: Any) -> np.ndarray:
+    def flops(self, params: ArrayLike) -> np.ndarray:
         """FLOPs of the crossover at N = `params`, a number or an array."""
         return self.coefficient * np.asarray(params, dtype=float) ** self.exponent
 
-    def tokens(self, params: Any) -> np.ndarray:
+    def tokens(self, params: ArrayLike) -> np.ndarray:
         """Tokens of the crossover, D = C/(6N)."""
         return self.flops(params) / training_flops(np.asarray(params, dtype=float), 1)
 

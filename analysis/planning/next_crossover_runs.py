@@ -6,7 +6,7 @@ crossover with the probability that this lies within its tokens.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,7 +72,7 @@ def next_runs_for_crossover(
         np.median([cell.run_variance for cell in cells if cell.log_tokens is not None] or [0.2**2])
     )
     level, before = crossover_posterior(cells, wanted)
-    at_first = candidate_runs(cells, target, wanted, spread)
+    at_first = candidate_runs(cells, target, spread)
     direct = [one for one in at_first if cell_key(one.cell) == cell_key(wanted)]
     shows = min(
         (one for one in direct if _MIN_CHANCE <= one.chance < 1), key=lambda one: one.flops, default=None
@@ -91,7 +91,7 @@ def next_runs_for_crossover(
 
     design = greedy_design(
         cells,
-        lambda cells: candidate_runs(cells, target, wanted, spread),
+        lambda cells: candidate_runs(cells, target, spread),
         reductions,
         # The runs after it are chosen as if it had shown the crossover.
         lambda cells, run: _replaced(cells, run.cell),
@@ -145,70 +145,56 @@ def _wanted(
     return wanted
 
 
-def candidate_runs(
-    cells: Sequence[CrossoverCell], target: str, wanted: CrossoverCell, spread: float
-) -> list[CrossoverRun]:
+_SIDES = ("from scratch", "from the checkpoint")
+
+
+def candidate_runs(cells: Sequence[CrossoverCell], target: str, spread: float) -> list[CrossoverRun]:
     """The runs of the target that could be made: another seed, an extension, or the first run at a size.
 
     Args:
       spread: the `CrossoverCell.run_variance` that a crossover is given which no run has shown yet.
     """
-    found = []
+    found: list[CrossoverRun] = []
     for cell in cells:
-        if cell.language != target:
-            continue
-        mean, variance = crossover_posterior(cells, cell)
-        deviation = float(np.sqrt(variance))
-        where = f"{target} at {cell.scale}"
-        if cell.status == "measured":
-            tokens = float(np.exp(mean)) * CROSSOVER_MARGIN
-            flops = training_flops(cell.params, tokens)
-            for side, name in enumerate(("from scratch", "from the checkpoint")):
-                repeated = replace(cell, runs=(cell.runs[0] + (side == 0), cell.runs[1] + (side == 1)))
-                found.append(
-                    CrossoverRun(f"{where} {name} again, another seed", repeated, tokens, flops, 1.0)
-                )
-            continue
-        runs = max(cell.runs[0], 1), max(cell.runs[1], 1)
-        own = spread if cell.log_tokens is None else cell.run_variance
-        shown = replace(
-            cell, status="measured", log_tokens=mean, run_variance=own, extrapolation=0.0, runs=runs
-        )
-        shared = min(cell.last_tokens)
-        if (
-            cell.status == "bound"
-            and cell.log_tokens is not None
-            and cell.log_tokens < np.log(max(shared, 1.0))
-        ):
-            tokens = float(np.exp(cell.log_tokens)) * CROSSOVER_MARGIN
-            flops = 2 * training_flops(cell.params, tokens)
-            name = f"{where} from scratch and from the checkpoint again, evaluated from the first steps on"
-            found.append(
-                CrossoverRun(name, shown, tokens, flops, float(ndtr(np.log(CROSSOVER_MARGIN) / deviation)))
-            )
-            continue
-        start = float(np.exp(mean)) if cell.log_tokens is None else shared
-        for times in (CROSSOVER_MARGIN, *EXTENSIONS[1:]) if cell.log_tokens is None else EXTENSIONS:
-            tokens = start * times
-            flops = sum(training_flops(cell.params, max(tokens - reach, 0.0)) for reach in cell.last_tokens)
-            chance = chance_to_show(mean, deviation, tokens, shared)
-            verb = "" if not shared else "further "
-            name = f"{where}, {verb}{_sides(cell, tokens)}, to {count(tokens)} tokens"
-            if flops > 0:
-                found.append(
-                    CrossoverRun(name, replace(shown, last_tokens=(tokens, tokens)), tokens, flops, chance)
-                )
+        if cell.language == target:
+            mean, variance = crossover_posterior(cells, cell)
+            found += _runs_at(cell, mean, float(np.sqrt(variance)), spread)
     return found
 
 
-def _sides(cell: CrossoverCell, tokens: float) -> str:
-    """Which of the two runs of a cell have to be trained further to reach `tokens`, in words."""
-    needed = [
-        name
-        for name, reach in zip(("from scratch", "from the checkpoint"), cell.last_tokens, strict=True)
-        if reach < tokens
-    ]
-    return " and ".join(needed)
+def _runs_at(cell: CrossoverCell, mean: float, deviation: float, spread: float) -> Iterator[CrossoverRun]:
+    """The runs that could be made at a cell; mean, deviation: of its log tokens."""
+    where, shared, observed = f"{cell.language} at {cell.scale}", min(cell.last_tokens), cell.log_tokens
+    if cell.status == "measured":
+        tokens = float(np.exp(mean)) * CROSSOVER_MARGIN
+        flops = training_flops(cell.params, tokens)
+        for side, name in enumerate(_SIDES):
+            repeated = replace(cell, runs=(cell.runs[0] + (side == 0), cell.runs[1] + (side == 1)))
+            yield CrossoverRun(f"{where} {name} again, another seed", repeated, tokens, flops, 1.0)
+        return
+    shown = replace(
+        cell,
+        status="measured",
+        log_tokens=mean,
+        run_variance=spread if observed is None else cell.run_variance,
+        extrapolation=0.0,
+        runs=(max(cell.runs[0], 1), max(cell.runs[1], 1)),
+    )
+    if cell.status == "bound" and observed is not None and observed < np.log(max(shared, 1.0)):
+        tokens = float(np.exp(observed)) * CROSSOVER_MARGIN
+        flops = 2 * training_flops(cell.params, tokens)
+        name = f"{where} {' and '.join(_SIDES)} again, evaluated from the first steps on"
+        yield CrossoverRun(name, shown, tokens, flops, float(ndtr(np.log(CROSSOVER_MARGIN) / deviation)))
+        return
+    times = EXTENSIONS if observed is not None else (CROSSOVER_MARGIN, *EXTENSIONS[1:])
+    start = float(np.exp(mean)) if observed is None else shared
+    for tokens in (start * multiple for multiple in times):
+        flops = sum(training_flops(cell.params, max(tokens - reach, 0.0)) for reach in cell.last_tokens)
+        if flops > 0:
+            sides = [name for name, reach in zip(_SIDES, cell.last_tokens, strict=True) if reach < tokens]
+            name = f"{where}, {'further ' if shared else ''}{' and '.join(sides)}, to {count(tokens)} tokens"
+            after = replace(shown, last_tokens=(tokens, tokens))
+            yield CrossoverRun(name, after, tokens, flops, chance_to_show(mean, deviation, tokens, shared))
 
 
 def chance_to_show(mean: float, deviation: float, tokens: float, shared: float) -> float:
@@ -218,9 +204,7 @@ def chance_to_show(mean: float, deviation: float, tokens: float, shared: float) 
       mean, deviation: of the normal distribution of its log tokens.
     """
     below = float(ndtr((np.log(tokens) - mean) / deviation))
-    if shared <= 0:
-        return below
-    before = float(ndtr((np.log(shared) - mean) / deviation))
+    before = float(ndtr((np.log(shared) - mean) / deviation)) if shared > 0 else 0.0
     return max(below - before, 0.0) / max(1 - before, 1e-9)
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
-from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
 
 from analysis.gaussian import greedy_design, posterior, posterior_covariance
@@ -236,12 +235,10 @@ def _fitted_deviations(
         variance = np.exp(2 * theta)
         covariance = np.tensordot(variance, stacked, 1) + noise**2 * np.eye(len(values))
         try:
-            factor = cho_factor(covariance, lower=True)
+            factor = cho_factor(covariance)
         except np.linalg.LinAlgError:
             return 1e12, np.zeros_like(theta)
-        solved = cho_solve(factor, values)
-        lower = dpotri(factor[0], lower=True)[0]
-        inverse = np.tril(lower) + np.tril(lower, -1).T
+        solved, inverse = cho_solve(factor, values), cho_solve(factor, np.eye(len(values)))
         value = 0.5 * values @ solved + np.log(np.diag(factor[0])).sum()
         outer = np.outer(solved, solved) - inverse
         gradient = -variance * np.einsum("kij,ij->k", stacked, outer)

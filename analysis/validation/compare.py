@@ -122,7 +122,9 @@ def _paired(first: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.
 def _resampled(frames: Sequence[pd.DataFrame], draws: int, seed: int, within: bool) -> np.ndarray:
     """R² on resampled groups, the same groups in every frame: (len(frames), draws)."""
     group, names = pd.factorize(frames[0]["group"])
-    counts = _bootstrap_counts(len(names), draws, seed)
+    # How often each group is in a resample with replacement, (draws, groups).
+    shares = np.full(len(names), 1 / len(names))
+    counts = np.random.default_rng(seed).multinomial(len(names), shares, draws).astype(float)
     result = []
     for frame in frames:
         y = frame["observed"].to_numpy(float)
@@ -138,9 +140,3 @@ def _resampled(frames: Sequence[pd.DataFrame], draws: int, seed: int, within: bo
         total = counts @ squares - (counts @ sums) ** 2 / np.maximum(counts @ rows, 1)
         result.append(1 - (counts @ residual).sum(axis=1) / np.maximum(total.sum(axis=1), 1e-300))
     return np.array(result)
-
-
-@functools.lru_cache(maxsize=8)
-def _bootstrap_counts(groups: int, draws: int, seed: int) -> np.ndarray:
-    """(draws, groups): how often each group is in a resample with replacement."""
-    return np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), draws).astype(float)
