@@ -136,7 +136,7 @@ def fit_with_options(
         columns=rows.columns,
         notes=(*rows.notes, *warnings),
         agreement=found.agreement,
-        spec=dataclasses.asdict(specified.spec),
+        spec=specified.spec,
         _cache={} if found.noise is None else {"noise": found.noise},
     )
 
@@ -188,13 +188,13 @@ def from_json(text: str, law: Law | None = None) -> Fit:
         raise MscaleError(
             f"this fit has format {version}, this version of mscale reads {FIT_FORMAT}: fit again"
         )
-    spec = Spec(**saved["spec"])
+    spec = Spec(**{**saved["spec"], "shared": tuple(saved["spec"]["shared"])})
     law = registry.law_of_saved_fit(saved["law"], spec.options) if law is None else law
     law = with_residual(law, spec.residual)
     data = saved["data"]
     problem = build_problem(
         law,
-        dataclasses.replace(spec, shared=tuple(spec.shared)),
+        spec,
         {name: np.array(values, float) for name, values in data["x"].items()},
         np.array(data["y"], float),
         np.array(data["level"], str),
@@ -218,5 +218,5 @@ def from_json(text: str, law: Law | None = None) -> Fit:
         columns=saved["columns"],
         notes=tuple(saved["notes"]),
         agreement=saved["agreement"],
-        spec=dataclasses.asdict(spec),
+        spec=spec,
     )

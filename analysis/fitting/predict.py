@@ -60,7 +60,7 @@ def _inputs(fit: FittedLaw, table: pd.DataFrame, exposure: pd.DataFrame | None) 
             "atlas",
             table,
             exposure=exposure,
-            **{key: value for key, value in fit.spec["options"].items() if key in ("variant", "sources")},
+            **{key: value for key, value in fit.spec.options.items() if key in ("variant", "sources")},
         )
     elif law.name == "capacity":
         _, table, _ = registry.prepare_law("capacity", table)

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from analysis.estimation import variance_components
 from analysis.estimation.problem import Problem
 from analysis.estimation.quantities import Derived, Linear, Quantity
+from analysis.estimation.specify import Spec
 from analysis.fitting import compute_optimal as optimum
 from analysis.fitting import predict as prediction
 from analysis.laws.law import Law
@@ -40,7 +41,7 @@ class Fit:
       per: the column whose levels have parameters of their own. level: its value in each row, (n,).
       columns: {variable: the column that it was read from}. agreement: starts, and how many reached the optimum.
       objective: its minimum (a sum over rows). notes: rows left out and warnings, as sentences.
-      spec: the arguments of the fit as plain data.
+      spec: the model that was fitted: what is shared, fixed and tied, and the law's own options.
     """
 
     problem: Problem
@@ -51,7 +52,7 @@ class Fit:
     columns: Mapping[str, str]
     notes: tuple[str, ...]
     agreement: Mapping[str, Any]
-    spec: Mapping[str, Any]
+    spec: Spec
     _cache: dict = dataclasses.field(default_factory=dict, repr=False)
 
     @property
@@ -302,7 +303,7 @@ class Fit:
                 "ratio": self.problem.ratio,
                 "barrier": self.problem.barrier,
                 "prior": None if self.problem.prior is None else [v.tolist() for v in self.problem.prior],
-                "spec": dict(self.spec),
+                "spec": dataclasses.asdict(self.spec),
                 "means": self.problem.log_means,
                 "data": {
                     "x": x,

@@ -119,9 +119,9 @@ def law_draws(
                 f"mixture: no ATLAS law of {name!r}{nearest(name, fit.levels)}; fitted: {', '.join(fit.levels)}"
             )
     ones = np.ones(len(theta))
-    values = {name: ones * value for name, value in fit.spec["fixed"].items()}
+    values = {name: ones * value for name, value in fit.spec.fixed.items()}
     values |= dict(zip(fit.params.index, fit.natural(theta).T, strict=True))
-    own_sources: Mapping[str, Sequence[str]] = fit.spec["options"].get("sources") or {}
+    own_sources: Mapping[str, Sequence[str]] = fit.spec.options.get("sources") or {}
     sources = tuple(sorted({*fit.levels, *(name for found in own_sources.values() for name in found)}))
 
     def get(name: str, target: str, otherwise: float | None = None) -> np.ndarray:

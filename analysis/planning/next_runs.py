@@ -197,7 +197,7 @@ def residual_slopes(fit: Fit, trunk: CandidateTrunk, unique: Mapping[str, float]
       unique: unique tokens of each language; a language that is not named has no limit.
     """
     rows = []
-    sources: Mapping[str, Sequence[str]] = fit.spec["options"].get("sources") or {}
+    sources: Mapping[str, Sequence[str]] = fit.spec.options.get("sources") or {}
     budgets = trunk.tokens * np.array(BUDGET_SHARES)
     for language in trunk.languages:
         if language not in fit.levels:

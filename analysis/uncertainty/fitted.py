@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis.estimation.problem import Problem
 from analysis.estimation.quantities import Quantity
+from analysis.estimation.specify import Spec
 from analysis.estimation.variance_components import GroupNoise
 from analysis.laws.law import Law
 
@@ -39,7 +40,7 @@ class FittedLaw(Protocol):
     def columns(self) -> Mapping[str, str]: ...
 
     @property
-    def spec(self) -> Mapping[str, Any]: ...
+    def spec(self) -> Spec: ...
 
     @property
     def levels(self) -> list[str]: ...

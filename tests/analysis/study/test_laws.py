@@ -44,7 +44,7 @@ def test_a_fit_and_the_study_choose_the_same_sources_whatever_the_order_of_rows(
     assert chosen.sources["aka"] == ["abo"] and chosen.sources["abo"] == ["aka"]  # tied: highest score
     rows, seen, scores = (t.sample(frac=1, random_state=0) for t in (observations, exposure, scores))
     fitted = analysis.fit("atlas", rows, exposure=seen, scores=scores, count=1)
-    assert fitted.spec["options"]["sources"] == chosen.sources
+    assert fitted.spec.options["sources"] == chosen.sources
     assert fitted.objective == pytest.approx(chosen.fit.objective, rel=1e-6)
 
 
