@@ -25,18 +25,18 @@ def store(tmp_path_factory):
     return tiny_store.write(tmp_path_factory.mktemp("tiny") / "store")
 
 
-# Runs mscale.train and records the windows that the process fetches from the store.
+# Runs mscale.train and records the windows that the process reads from the store.
 READS = """
 import json, sys
 from mscale import train
 from mscale.data import store
 from mscale.training import distributed
-fetch = store.Store.fetch
+gather_windows = store.Store.gather_windows
 def written(self, languages, windows, sequence_length):
     with open(sys.argv[1], "a") as file:
         file.write(json.dumps([languages, windows]) + "\\n")
-    fetch(self, languages, windows, sequence_length)
-store.Store.fetch = written
+    return gather_windows(self, languages, windows, sequence_length)
+store.Store.gather_windows = written
 with distributed.exit_at_once_on_error():
     sys.exit(train.main(sys.argv[2:]))
 """
@@ -95,7 +95,7 @@ def test_several_processes_give_the_losses_of_one(store, tmp_path, processes):
     for found, expected in zip(many, one, strict=True):
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
         assert found["target_tokens"] == expected["target_tokens"]
-    # Each host fetched its own rows of every batch and no others.
+    # Each host read its own rows of every batch and no others.
     plan = schedule.single(settings.resolve("en+fr", store, S), B, 0)
     share = B // processes
     for process in range(processes):
