@@ -50,8 +50,9 @@ class Options:
       root: the study's folder as the pods see it, below ``mount``.
       claim: name of the PersistentVolumeClaim that holds the study's folder; bucket: name of a Cloud Storage bucket,
         mounted by FUSE, in its place.
-      slices: of each run; spot: whether on spot capacity.
+      slices: of each run; at_once: runs that train at once; spot: whether on spot capacity.
       max_restarts: of a run, for reasons other than eviction.
+      context: of kubectl; None for the current one.
       queue: a Kueue local queue; priority: a PriorityClass; service_account: of the pods.
     """
 
@@ -63,9 +64,11 @@ class Options:
     claim: str | None = None
     bucket: str | None = None
     slices: int = 1
+    at_once: int = 1
     spot: bool = False
     max_restarts: int = 4
     namespace: str = "default"
+    context: str | None = None
     queue: str | None = None
     priority: str | None = None
     service_account: str | None = None
@@ -271,15 +274,12 @@ def run(
     root: str | Path,
     options: Options,
     *,
-    at_once: int = 1,
     poll_seconds: float = 30.0,
-    context: str | None = None,
 ) -> None:
-    """Applies each run once its parent is done, at most ``at_once`` JobSets at a time, until all have ended.
+    """Applies each run once its parent is done, at most ``options.at_once`` JobSets at a time, until all have ended.
 
     Args:
       root: the study's folder as this machine sees it (the same volume that ``options.root`` names in the pods).
-      context: of kubectl; None for the current one.
 
     Raises:
       MscaleError: kubectl or the cluster cannot be reached or refuses; runs failed; another runner works on it.
@@ -287,19 +287,17 @@ def run(
     root = local_folder(root, "--root").resolve()
     with study_lock(root):
         study = state.save_study(study, root)
-        _clear_ended(study, root, options, context)
+        _clear_ended(study, root, options)
         order = run_graph.longest_chain_first(study.runs)
         with cluster.study_progress(study, "GKE") as show:
             while True:
                 states = state.read_states(study.runs, root)
-                found = jobsets(study, options, context)
-                failed = {one.id for one in order if found.get(jobset_name(one)) == "Failed"}
+                found = jobsets(study, options)
                 for one in order:
-                    if one.id in failed and states[one.id].state not in ("done", "failed"):
-                        run_folder.write_failure(
-                            spec.workdir(root, one.id),
-                            f"its JobSet {jobset_name(one)} failed; see kubectl describe",
-                        )
+                    name = jobset_name(one)
+                    if found.get(name) == "Failed" and states[one.id].state not in ("done", "failed"):
+                        reason = f"its JobSet {name} failed; see kubectl describe"
+                        run_folder.write_failure(spec.workdir(root, one.id), reason)
                         states = state.read_states(study.runs, root)
                 show(states, "")
                 active = [name for name, condition in found.items() if condition == "Active"]
@@ -311,37 +309,37 @@ def run(
                     and not run_folder.is_cancelled(spec.workdir(root, one.id))
                     and (one.parent is None or states[one.parent].state == "done")
                 ]
-                for one in ready[: max(0, at_once - len(active))]:
-                    _kubectl(["apply", "-f", "-"], context, json.dumps(manifest(one, options)))
+                for one in ready[: max(0, options.at_once - len(active))]:
+                    _kubectl(["apply", "-f", "-"], options, json.dumps(manifest(one, options)))
                 if not ready and not active:
                     break
                 time.sleep(poll_seconds)
     cluster.require_done(states, "Mend the cause, `retry` them, and call the same command again.")
 
 
-def _clear_ended(study: Study, root: Path, options: Options, context: str | None) -> None:
+def _clear_ended(study: Study, root: Path, options: Options) -> None:
     """Deletes the ended JobSets of runs that are not done, so that they are applied again."""
     states = state.read_states(study.runs, root)
-    found = jobsets(study, options, context)
+    found = jobsets(study, options)
     ended = [
         one
         for one in study.runs
         if states[one.id].state != "done" and found.get(jobset_name(one), "Active") != "Active"
     ]
-    cancel(study, options, [one.id for one in ended], context)
+    cancel(study, options, [one.id for one in ended])
     for one in study.runs:
         if states[one.id].state == "failed":
             run_folder.clear_failure(spec.workdir(root, one.id))
 
 
-def jobsets(study: Study, options: Options, context: str | None = None) -> dict[str, str]:
+def jobsets(study: Study, options: Options) -> dict[str, str]:
     """JobSet name to Active, Completed or Failed, for the JobSets of this study.
 
     Raises:
       MscaleError: the cluster cannot be reached.
     """
     label = f"mscale/study={spec.slug(study.name.replace('.', '-'), 60)}"
-    answer = _kubectl(["get", "jobsets", "-n", options.namespace, "-l", label, "-o", "json"], context)
+    answer = _kubectl(["get", "jobsets", "-n", options.namespace, "-l", label, "-o", "json"], options)
     found = {}
     for item in json.loads(answer)["items"]:
         terminal = item.get("status", {}).get("terminalState")
@@ -352,25 +350,23 @@ def jobsets(study: Study, options: Options, context: str | None = None) -> dict[
     return found
 
 
-def cancel(
-    study: Study, options: Options, runs: Sequence[str] | None = None, context: str | None = None
-) -> list[str]:
+def cancel(study: Study, options: Options, runs: Sequence[str] | None = None) -> list[str]:
     """Deletes the JobSets of runs (all by default); returns the runs whose JobSet was there.
 
     Raises:
       MscaleError: the cluster cannot be reached.
     """
-    found = jobsets(study, options, context)
+    found = jobsets(study, options)
     chosen = list(study.runs) if runs is None else [study.by_id[one] for one in runs]
     present = [one for one in chosen if jobset_name(one) in found]
     for start in range(0, len(present), 100):
         names = [jobset_name(one) for one in present[start : start + 100]]
-        _kubectl(["delete", "jobset", "-n", options.namespace, "--wait=false", *names], context)
+        _kubectl(["delete", "jobset", "-n", options.namespace, "--wait=false", *names], options)
     return [one.id for one in present]
 
 
-def _kubectl(arguments: Sequence[str], context: str | None = None, standard_input: str | None = None) -> str:
-    command = ["kubectl", *arguments, *(["--context", context] if context else [])]
+def _kubectl(arguments: Sequence[str], options: Options, standard_input: str | None = None) -> str:
+    command = ["kubectl", *arguments, *(["--context", options.context] if options.context else [])]
     missing = "install it, or print manifests with --dry-run"
     return cluster.call(
         command, timeout=_KUBECTL_TIMEOUT_SECONDS, missing=missing, standard_input=standard_input

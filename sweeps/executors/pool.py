@@ -16,7 +16,7 @@ from pathlib import Path
 from mscale import run_folder
 from mscale.progress import progress
 from sweeps import run_graph, spec
-from sweeps.executors.state import CANCELLED_REASON, read_run
+from sweeps.executors.state import CANCELLED_REASON, RunState, flops_done, read_run
 from sweeps.spec import RunSpec
 from sweeps.study import Study
 
@@ -55,7 +55,7 @@ class WorkerPool:
 
     Attributes:
       todo: runs not done, by id; done: ids of those done.
-      trained, failed: what this pool has trained, and why runs failed.
+      trained, trained_flops: what this pool has trained; failed: why runs failed.
       worker_losses: run id to how often its worker died.
       deaths: workers that died; peak_memory: most bytes that runner and workers held at once.
     """
@@ -74,6 +74,7 @@ class WorkerPool:
         self.todo: dict[str, RunSpec] = {one.id: one for one in todo}
         self.done: set[str] = {one.id for one in study.runs} - set(self.todo)
         self.trained: list[str] = []
+        self.trained_flops = 0
         self.failed: dict[str, str] = {}
         self.worker_losses: dict[str, int] = {}
         self.chain_costs = run_graph.longest_chain_costs(study.runs)
@@ -81,8 +82,6 @@ class WorkerPool:
         self.free_slots = list(enumerate(cores))
         self.workers: list[_Worker] = []
         self.selector = selectors.DefaultSelector()
-        self._flops_shown: dict[str, float] = {}
-        self._new_flops = 0.0
         self.deaths = self.peak_memory = 0
 
     def ready(self) -> list[RunSpec]:
@@ -106,7 +105,7 @@ class WorkerPool:
             ("MFLOP", 1e6),
         )
         runs = len(self.todo)
-        last_check = 0.0
+        last_check = shown = 0.0
         with progress(description, total / factor, unit) as advance:
             while True:
                 self._assign_runs()
@@ -118,8 +117,16 @@ class WorkerPool:
                 if time.monotonic() - last_check >= _STATUS_SECONDS:
                     last_check = time.monotonic()
                     self._check_running()
-                new_flops, self._new_flops = self._new_flops, 0.0
-                advance(new_flops / factor, note=f"{len(self.trained)} of {runs} runs")
+                done = max(shown, self._flops_done())  # steps that are repeated after a death count once
+                advance((done - shown) / factor, note=f"{len(self.trained)} of {runs} runs")
+                shown = done
+
+    def _flops_done(self) -> float:
+        """Compute of the runs trained, and of those at work as of their last status."""
+        at_work = [(one.run, one.last_status[0]) for one in self.workers if one.run and one.last_status]
+        return self.trained_flops + sum(
+            flops_done(RunState(run, "running", step, 0.0, "")) for run, step in at_work
+        )
 
     def _assign_runs(self) -> None:
         ready = self.ready()
@@ -194,7 +201,7 @@ class WorkerPool:
         if reason is None:
             self.done.add(finished.id)
             self.trained.append(finished.id)
-            self._count_flops(finished, 1.0)
+            self.trained_flops += finished.flops
             return
         self.failed[finished.id] = reason
         self._remove_descendants(finished.id)
@@ -254,16 +261,6 @@ class WorkerPool:
                 one.last_status, one.last_progress = last_status, time.monotonic()
             elif time.monotonic() - one.last_progress > self.stall_seconds:
                 one.process.kill()  # noticed when its socket is read; the run counts as having lost its worker
-                continue
-            steps = one.run.steps - one.run.start_step
-            step = status.step - one.run.start_step
-            self._count_flops(one.run, min(1.0, max(0.0, step / steps)) if steps else 0.0)
-
-    def _count_flops(self, one: RunSpec, fraction: float) -> None:
-        """Adds a run's new FLOPs to the progress bar; steps that are repeated after a death count once."""
-        flops, shown = fraction * one.flops, self._flops_shown.get(one.id, 0.0)
-        self._new_flops += max(0.0, flops - shown)
-        self._flops_shown[one.id] = max(flops, shown)
 
     def stop(self) -> None:
         """Stops the workers: SIGTERM, then SIGKILL after ``_STOP_SECONDS``."""

@@ -1,5 +1,6 @@
 """JobSets for TPU slices: the Job is checked by the kubernetes client's models, the rest field by field."""
 
+import dataclasses
 import json
 import os
 import re
@@ -275,6 +276,12 @@ def test_a_study_is_applied_in_order_and_a_failed_run_again(cluster, monkeypatch
     assert {one.state for one in state.read_states(study.runs, root).values()} == {"done"}
     calls = [line.split()[0] for line in (home / "calls.txt").read_text().splitlines()]
     assert calls.count("apply") == 4 and calls.count("delete") == 1
+
+
+def test_another_context_of_kubectl_is_named_in_each_call(cluster):
+    home, _ = cluster
+    assert gke.jobsets(make(cell()), dataclasses.replace(OPTIONS, context="dev")) == {}
+    assert (home / "calls.txt").read_text().strip().endswith("--context dev")
 
 
 def test_an_unreachable_cluster_is_one_clear_error(tmp_path, monkeypatch, study):
