@@ -5,12 +5,16 @@ share of intervals that exclude the null value. Additional seeds (trunks) raise 
 hardly do, because they share most of their noise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 
 from analysis.estimation.specify import FitOptions
+from analysis.fitting.fit import fit_with_options
 from analysis.validation import simulate
 from mscale.errors import MscaleError, nearest
 from mscale.progress import progress
@@ -73,27 +77,24 @@ def power(
     with progress(f"planted studies of {quantity}", len(seeds) * studies, "studies") as advance:
         for count in seeds:
             experiment = power_experiment(quantity, effect, sizes, tokens, count)
-            found = simulate.detection_rate(
-                experiment,
-                null=null,
-                level=level,
-                studies=studies,
-                seed=seed,
-                trunk=trunk,
-                checkpoint=checkpoint,
-                advance=advance,
-            )
-            low, high = _wilson(found["power"], studies)
-            table = experiment.design
+            studies_found = []
+            for number in range(studies):
+                study_seed = seed * 100_003 + number
+                studies_found.append(_simulated(experiment, null, level, (trunk, checkpoint), study_seed))
+                advance()
+            found = pd.DataFrame(studies_found)
+            interval = binomtest(int(found["excludes_null"].sum()), studies).proportion_ci(0.9, "wilson")
             records.append(
                 {
                     "seeds": count,
-                    "trunks": table["group"].nunique(),
-                    "runs": table["run"].nunique(),
-                    "power": found["power"],
-                    "power_low": low,
-                    "power_high": high,
-                    **{key: found[key] for key in ("coverage", "median_width", "not_identified")},
+                    "trunks": experiment.design["group"].nunique(),
+                    "runs": experiment.design["run"].nunique(),
+                    "power": found["excludes_null"].mean(),
+                    "power_low": interval.low,
+                    "power_high": interval.high,
+                    "coverage": found["covers"].mean(),
+                    "median_width": found["width"].median(),
+                    "not_identified": 1 - found["identified"].mean(),
                 }
             )
     return pd.DataFrame(records)
@@ -115,44 +116,82 @@ def power_sentence(table: pd.DataFrame, quantity: str, wanted: float = 0.8) -> s
     )
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """A study to simulate, and the parameter that it is to detect.
+
+    Attributes:
+      law, design, params: as `simulate.draw_observations` takes them. quantity: a fitted parameter's name.
+      options: of the fit; exposure and the law's own options are those of the drawn observations, too.
+    """
+
+    law: str
+    design: pd.DataFrame
+    params: Mapping[str, float]
+    quantity: str
+    options: FitOptions
+
+
+def _simulated(
+    experiment: Experiment, null: float, level: float, noise: tuple[float, float], seed: int
+) -> dict[str, Any]:
+    """Whether the interval of a simulated study excludes the null value, covers the true one, and is identified.
+
+    A fit that fails does neither. noise: of a trunk and of a checkpoint.
+    """
+    options, truth = experiment.options, experiment.params[experiment.quantity]
+    table = simulate.draw_observations(
+        experiment.law,
+        experiment.design,
+        experiment.params,
+        trunk=noise[0],
+        checkpoint=noise[1],
+        exposure=options.exposure,
+        seed=seed,
+        **options.of_law,
+    )
+    try:
+        row = fit_with_options(experiment.law, table, options).interval(level).loc[experiment.quantity]
+    except MscaleError:
+        return {"excludes_null": False, "covers": False, "identified": False, "width": np.nan}
+    return {
+        "excludes_null": not row["low"] <= null <= row["high"],
+        "covers": row["low"] <= truth <= row["high"],
+        "identified": bool(row["identified"]),
+        "width": row["high"] - row["low"],
+    }
+
+
 def power_experiment(
     quantity: str, effect: float, sizes: Sequence[float], tokens: Sequence[float], seeds: int
-) -> simulate.Experiment:
+) -> Experiment:
     """The experiment that detects `quantity`: Chinchilla for alpha and beta, capacity for phi and psi, else ATLAS."""
     if quantity in ("alpha", "beta"):
         table = simulate.monolingual_design(sizes, tokens, (TARGET,), seeds)
         truth = {**_CHINCHILLA_TRUTH, quantity: effect}
-        return simulate.Experiment("chinchilla", table, truth, quantity, FitOptions(per=None))
+        return Experiment("chinchilla", table, truth, quantity, FitOptions(per=None))
     if quantity in ("phi", "psi"):
         cells = [
             (tuple(f"{TARGET}{i}" for i in range(K)), sizes, [K * D for D in tokens]) for K in (1, 2, 4, 8)
         ]
         table, _ = simulate.multilingual_design(cells, seeds=seeds)
         table = table[table["language"] == f"{TARGET}0"].reset_index(drop=True)
-        params = {
+        truth = {
             **_CHINCHILLA_TRUTH,
-            "phi": DEFAULT_EFFECTS["phi"],
-            "psi": DEFAULT_EFFECTS["psi"],
+            **{name: DEFAULT_EFFECTS[name] for name in ("phi", "psi")},
             quantity: effect,
         }
-        return simulate.Experiment("capacity", table, params, quantity, FitOptions(per=None))
-    params = {
-        **_CHINCHILLA_TRUTH,
-        "lambda": DEFAULT_EFFECTS["lambda"],
-        "tau": DEFAULT_EFFECTS["tau"],
-        quantity: effect,
-    }
+        return Experiment("capacity", table, truth, quantity, FitOptions(per=None))
+    truth = {**_CHINCHILLA_TRUTH, "lambda": DEFAULT_EFFECTS["lambda"]}
     mono: tuple[tuple[str, ...], Sequence[float], Sequence[float]] = ((TARGET,), sizes, tokens)
     if quantity == "tau":
         table, exposure = simulate.multilingual_design(
             [mono, ((TARGET, SOURCE), sizes, [2 * D for D in tokens])], seeds=seeds
         )
         table = table[table["language"] == TARGET].reset_index(drop=True)
-        params[f"tau[{TARGET},{SOURCE}]"] = params.pop("tau")
-        params["tau_other"] = 0.0
         name = f"tau[{TARGET},{SOURCE}]"
         options = FitOptions(exposure=exposure, of_law={"sources": {TARGET: [SOURCE]}})
-        return simulate.Experiment("atlas", table, params, name, options)
+        return Experiment("atlas", table, {**truth, name: effect, "tau_other": 0.0}, name, options)
     parts = []
     for epochs in (1, 4, 8):
         part, _ = simulate.multilingual_design(
@@ -160,11 +199,5 @@ def power_experiment(
         )
         parts.append(part.assign(run=part["run"] + f"-e{epochs}", group=part["group"] + f"-e{epochs}"))
     table = pd.concat(parts, ignore_index=True)
-    return simulate.Experiment("atlas", table, params, "lambda", FitOptions(of_law={"variant": "D_t"}))
-
-
-def _wilson(share: float, count: int, z: float = 1.645) -> tuple[float, float]:
-    """The 90% interval of a probability from its share in `count` trials (Wilson 1927)."""
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    options = FitOptions(of_law={"variant": "D_t"})
+    return Experiment("atlas", table, {**truth, "lambda": effect}, "lambda", options)

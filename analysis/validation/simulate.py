@@ -1,19 +1,16 @@
-"""Simulated studies: designs, observations drawn from a law over a design, and how often fits detect a quantity.
+"""Simulated studies: designs, and observations drawn from a law over a design.
 
 The noise has two components, as in real studies: one that a group (root trunk) shares and one of each row (checkpoint).
 The tests, the coverage benchmark and the power analysis (`validation.power`) use these.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.estimation.specify import DEFAULT_OPTIONS, FitOptions
-from analysis.fitting.fit import fit_with_options
 from analysis.laws import registry
 from analysis.laws.law import Law
 from mscale.errors import MscaleError, nearest
@@ -163,83 +160,3 @@ def evaluate_law(
             p[parameter.name] = float(value)
         result[at] = law.predict(SimpleNamespace(**p), x)
     return result
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A study to simulate, and the parameter that it is to detect.
-
-    Attributes:
-      law, design, params: as `draw_observations` takes them. quantity: a fitted parameter's name.
-      options: of the fit; exposure and the law's own options are those of the drawn observations, too.
-    """
-
-    law: str | Law
-    design: pd.DataFrame
-    params: Mapping[str, float]
-    quantity: str
-    options: FitOptions = DEFAULT_OPTIONS
-
-
-def detection_rate(
-    experiment: Experiment,
-    *,
-    null: float = 0.0,
-    level: float = 0.9,
-    studies: int = 50,
-    seed: int = 0,
-    trunk: float = 0.003,
-    checkpoint: float = 0.001,
-    advance: Callable[[], Any] = lambda: None,
-) -> dict[str, float]:
-    """How often the interval of the experiment's quantity excludes `null`, over simulated studies.
-
-    Args:
-      level: of the interval. trunk, checkpoint: noise, see `draw_observations`. advance: called after every study.
-
-    Returns: power (share of studies whose interval excludes null), coverage (share whose interval holds the true
-    value), median_width, and not_identified (share that does not identify the quantity). A fit that fails counts
-    against power and coverage.
-
-    Raises:
-      MscaleError: the quantity is not among the parameters, or is not fitted.
-    """
-    quantity, params = experiment.quantity, experiment.params
-    excluding = covering = unidentified = 0
-    widths = []
-    true_value = params.get(quantity, params.get(quantity.split("[")[0]))
-    if true_value is None:
-        raise MscaleError(
-            f"quantity {quantity!r} is not among the planted parameters{nearest(quantity, params)}"
-        )
-    options = experiment.options
-    for number in range(studies):
-        table = draw_observations(
-            experiment.law,
-            experiment.design,
-            params,
-            trunk=trunk,
-            checkpoint=checkpoint,
-            exposure=options.exposure,
-            seed=seed * 100_003 + number,
-            **options.of_law,
-        )
-        advance()
-        try:
-            intervals = fit_with_options(experiment.law, table, options).interval(level)
-        except MscaleError:
-            unidentified += 1
-            continue
-        if quantity not in intervals.index:
-            raise MscaleError(f"quantity {quantity!r} is not fitted{nearest(quantity, intervals.index)}")
-        row = intervals.loc[quantity]
-        unidentified += not row["identified"]
-        excluding += not row["low"] <= null <= row["high"]
-        covering += bool(row["low"] <= true_value <= row["high"])
-        widths.append(row["high"] - row["low"])
-    return {
-        "power": excluding / studies,
-        "coverage": covering / studies,
-        "median_width": float(np.median(widths)) if widths else float("nan"),
-        "not_identified": unidentified / studies,
-    }

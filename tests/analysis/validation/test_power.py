@@ -25,6 +25,12 @@ def test_a_zero_effect_is_seldom_detected_and_noise_widens_intervals():
     assert loud["median_width"] > 3 * quiet["median_width"]
 
 
+def test_power_rises_with_the_distance_from_the_null_value():
+    noise = {"trunk": 0.002, "checkpoint": 0.001, "studies": 6, "seeds": (3,), "effect": 0.32}
+    far, true = (power("alpha", null=null, **noise).iloc[0]["power"] for null in (0.05, 0.32))
+    assert far == 1.0 and true <= 0.5
+
+
 def test_runs_are_counted_and_the_sentence_names_the_sufficient_design():
     table = power("tau", effect=0.3, trunk=1e-4, checkpoint=1e-4, studies=3, seeds=(1, 2))
     assert table["trunks"].tolist() == [10, 20]  # five sizes, alone and 50/50

@@ -27,14 +27,3 @@ def test_the_same_seed_gives_the_same_study():
 def test_parameters_must_be_given():
     with pytest.raises(MscaleError, match=r"beta\[en\] \(or beta\) is missing"):
         simulate.draw_observations("chinchilla", DESIGN, {k: v for k, v in TRUE.items() if k != "beta"})
-
-
-def test_detection_rate_rises_with_the_distance_from_the_null_value():
-    design = simulate.monolingual_design(np.geomspace(2e4, 4e5, 4), (2e6, 8e6), seeds=3)
-    experiment = simulate.Experiment("chinchilla", design, TRUE, "alpha")
-    noise = {"studies": 6, "trunk": 0.002, "checkpoint": 0.001}
-    far = simulate.detection_rate(experiment, null=0.05, **noise)
-    true = simulate.detection_rate(experiment, null=0.32, **noise)
-    assert far["power"] == 1.0 and true["power"] <= 0.5
-    with pytest.raises(MscaleError, match="quantity 'gamma'"):
-        simulate.detection_rate(simulate.Experiment("chinchilla", design, TRUE, "gamma"), studies=1)
