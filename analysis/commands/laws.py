@@ -78,16 +78,14 @@ def fit_one(
     import analysis
     from analysis.study.read import one_evaluation
     from analysis.tables.checks import drop_duplicates
-    from analysis.tables.observations import read_table
+    from analysis.tables.observations import observations_file, read_table, table_file
     from analysis.tables.remarks import remark_text
     from mscale.files import atomic_write
 
-    folder = observations if observations.is_dir() else observations.parent
-    path = folder / "observations.parquet" if observations.is_dir() else observations
+    path = observations_file(observations)
     table, duplicates = drop_duplicates(read_table(path), str(path))
     table = one_evaluation(table, path, split, vocabulary)
-    exposure_files = [folder / name for name in ("exposure.parquet", "exposure.csv")]
-    exposure_file = next((file for file in exposure_files if file.exists()), None)
+    exposure_file = table_file(path.parent, "exposure")
     exposure = None if exposure_file is None else read_table(exposure_file)
     found = analysis.fit(law, table, exposure=exposure, target=target)
     print(found.summary(), *map(remark_text, duplicates), sep="\n")

@@ -159,7 +159,7 @@ def advice(saved: str, study: StudySummary, flops: float, level: float) -> Mixtu
     return MixtureAdvice(
         flops=flops,
         parameters=best.params,
-        better=usual["worse_low"] > 0 and usual["worse_by"] > misfit(fit),
+        better=surely_better(usual, misfit(fit)),
         rates={laws.sources[at]: round(float(best.rates[at]), 4) for at in order},
         compared=compared,
     )
@@ -266,6 +266,11 @@ def _compared_mixtures(
     return rows
 
 
+def surely_better(usual: ComparedRow, misfit_nats: float) -> bool:
+    """Whether the best mixture beats a usual one by more than the noise and more than the law misses the losses."""
+    return bool(usual["worse_low"] > 0 and usual["worse_by"] > misfit_nats)
+
+
 def best_baseline(compared: Sequence[ComparedRow]) -> ComparedRow | None:
     """The best of the usual mixtures for which the law is defined, among the rows of `_compared_mixtures`."""
     usual = [row for row in compared[1:] if row.get("worse_by") is not None]
@@ -282,9 +287,9 @@ def _reasons(
     """Comparison with the usual mixtures, and caveats."""
     reasons = []
     if near := best_baseline(compared):
-        sure = "surely" if near["worse_low"] > 0 else "not surely"
-        if near["worse_low"] > 0 and near["worse_by"] < misfit_nats:
-            sure = f"not surely, since the law misses the losses that were run by {misfit_nats:.4f}"
+        sure = "surely" if surely_better(near, misfit_nats) else "not surely"
+        if near["worse_low"] > 0 and not surely_better(near, misfit_nats):
+            sure += f", since the law misses the losses that were run by {misfit_nats:.4f}"
         reasons.append(
             f"the best of the usual mixtures, {near['mixture']}, is worse by {near['worse_by']:.4f} nats "
             f"({near['worse_low']:.4f} to {near['worse_high']:.4f}): {sure}"

@@ -16,6 +16,8 @@ from analysis.tables.remarks import remark_text
 from analysis.text import count, first_few, join_names, minus, short_reason, signed, span
 from mscale.scales import training_flops
 
+# An interval within these factors is narrow: of the compute of growth, and of the tokens of a crossover.
+_NARROW_GROWTH, _NARROW_CROSSOVER = 1.5, 3
 # A law whose misfit exceeds the noise between runs by this factor is reported as misspecified.
 _MISFIT_OVER_NOISE = 2.5
 
@@ -127,6 +129,11 @@ def _usable(entry: ParameterRow | None) -> bool:
     return entry["low"] > 0 and entry["high"] < 4 * entry["low"]
 
 
+def _width(low: float, high: float, factor: float) -> str:
+    """The certainty of an estimate by the width of its interval."""
+    return "clear" if high < factor * low else "likely"
+
+
 def _capacity_headline(results: Results) -> list[Finding]:
     """The growth for twice the languages, or why it is not identified."""
     answer = results.capacity
@@ -138,7 +145,7 @@ def _capacity_headline(results: Results) -> list[Finding]:
         f"Twice the languages at unchanged loss cost {times(row, 'N')} parameters and {times(row, 'D_tot')} tokens in "
         f"all, {times(row, 'C')} compute. The paper has ×1.18, ×1.66 and ×1.96."
     )
-    sure = "clear" if row["C_high"] / row["C_low"] < 1.5 else "likely"
+    sure = _width(row["C_low"], row["C_high"], _NARROW_GROWTH)
     because = "eq. 7 with exponents common to the languages, from cooled uniform mixtures"
     return [Finding(text, sure, because, "The curse")]
 
@@ -177,7 +184,9 @@ def _crossover_headline(results: Results) -> list[Finding]:
     if sooner:
         names = join_names([name(row) for row in sooner])
         text += f"On {names} scratch is ahead from the first tokens compared."
-    sharp = [row for row in measured if row["low"] and row["high"] and row["high"] < 3 * row["low"]]
+    sharp = [
+        row for row in measured if row["low"] and row["high"] and row["high"] < _NARROW_CROSSOVER * row["low"]
+    ]
     sure = "clear" if measured and len(sharp) == len(measured) and not later else "likely"
     return [Finding(text.strip(), sure, "stable phase against stable phase", "Scratch or checkpoint")]
 
@@ -235,7 +244,7 @@ def _start(results: Results) -> Iterator[Finding]:
                 f"{language} at {count(row['params'])} parameters: continue the checkpoint below {count(low)} "
                 f"tokens, train from scratch above {count(high)}; between the two the call is close."
             )
-            sure = "clear" if high < 3 * low else "likely"
+            sure = _width(low, high, _NARROW_CROSSOVER)
         elif row["bound"] == "at least":
             gap = f"{signed(row['gap'], 3)} nats ({span(row['gap_low'], row['gap_high'], lambda v: signed(v, 3))})"
             text = (
@@ -268,31 +277,29 @@ def _growth(results: Results) -> Iterator[Finding]:
             f"For {row['ratio']}× the languages plan ×{row['N']:.2f} parameters and ×{row['D_tot']:.2f} tokens: "
             f"×{row['C']:.2f} compute ({row['C_low']:.2f} to {row['C_high']:.2f})."
         )
-        sure = "clear" if row["C_high"] < 1.5 * row["C_low"] else "likely"
+        sure = _width(row["C_low"], row["C_high"], _NARROW_GROWTH)
         yield Finding(text, sure, group=group)
 
 
-def _next_runs(results: Results) -> list[Finding]:
+def _next_runs(results: Results) -> Iterator[Finding]:
     """The runs that the study lacks."""
-    group = "What to run next"
-    output: list[Finding] = []
 
-    def add(text: str, because: str) -> None:
-        output.append(Finding(text, "likely", because, group=group))
+    def run(text: str, because: str) -> Finding:
+        return Finding(text, "likely", because, group="What to run next")
 
     noise = results.transfer.noise.get("stable")
     if noise and noise["repeated_runs"] < 3:
-        add(
+        yield run(
             "Repeat two or three trunks at the middle scale with another seed.",
             f"the noise of runs rests on {noise['repeated_runs']} repeated run(s); every interval here uses it",
         )
     if len(results.study.trained_languages) > 1 and not _has_multilingual_runs(results):
-        add(
+        yield run(
             "Train pairs of the languages half and half at one size, and all of them together.",
             "no run trains on several languages: who helps whom, and what more of them cost, need such runs",
         )
     if not results.crossover.table:
-        add(
+        yield run(
             "Continue a multilingual checkpoint on a language that is also trained from scratch.",
             "whether to start from one was not studied",
         )
@@ -300,7 +307,9 @@ def _next_runs(results: Results) -> list[Finding]:
     late = [row for row in cells if row["status"] == "bound" and row["bound"] == "at most"]
     if late:
         names = join_names([f"{row['target']}+{row['source']}" for row in late][:4])
-        add(f"Train longer: {names}.", "these bilingual runs never reached the monolingual loss: only bounds")
+        yield run(
+            f"Train longer: {names}.", "these bilingual runs never reached the monolingual loss: only bounds"
+        )
     missing = [row for row in cells if row["status"] == "missing"]
     if missing:
         best = ["+".join(row["pair"]) for row in results.transfer.next_pairs][:3]
@@ -310,7 +319,7 @@ def _next_runs(results: Results) -> list[Finding]:
             if best
             else f"such as {join_names(some)}"
         )
-        add(f"Measure {len(missing)} missing scores: {first}.", remark_text(missing[0]["reason"]))
+        yield run(f"Measure {len(missing)} missing scores: {first}.", remark_text(missing[0]["reason"]))
     straddle = [
         row
         for row in cells
@@ -319,21 +328,20 @@ def _next_runs(results: Results) -> list[Finding]:
     ]
     if straddle:
         widest = max(straddle, key=lambda row: row["high"] - row["low"])
-        add(
+        yield run(
             f"Repeat {widest['target']}+{widest['source']} with another seed.",
             f"its score, {span(widest['low'], widest['high'])}, is the widest that could have either sign",
         )
     beyond = [row for row in results.crossover.table if row["bound"] == "at least"]
     if beyond:
         names = join_names([row["language"] for row in beyond])
-        add(
+        yield run(
             f"Train {names} longer, from scratch and from the checkpoint.",
             "their crossover is beyond the data",
         )
     if results.crossover.error and results.crossover.table:
-        add("Continue the checkpoint at two more sizes.", results.crossover.error.split(":")[0])
+        yield run("Continue the checkpoint at two more sizes.", results.crossover.error.split(":")[0])
     for name, title in (("chinchilla", "Chinchilla"), ("atlas", "ATLAS"), ("capacity", "the capacity law")):
         law = results.laws[name]
         if not law.fitted:
-            add(f"Run what {title} lacks.", short_reason(law.reason))
-    return output
+            yield run(f"Run what {title} lacks.", short_reason(law.reason))

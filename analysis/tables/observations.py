@@ -66,6 +66,24 @@ def read_table(path: str | Path) -> pd.DataFrame:
     return table.set_index(pd.RangeIndex(1, len(table) + 1))
 
 
+def table_file(folder: Path, name: str) -> Path | None:
+    """The file of a table in a folder, Parquet before CSV before JSON lines; None where there is none."""
+    files = (folder / f"{name}{kind}" for kind in (".parquet", ".csv", ".jsonl"))
+    return next((file for file in files if file.exists()), None)
+
+
+def observations_file(path: Path) -> Path:
+    """The observations of a study's folder; a file is returned unchanged.
+
+    Raises:
+      MscaleError: the folder has none.
+    """
+    found = table_file(path, "observations") if path.is_dir() else path
+    if found is None:
+        raise MscaleError(f"{path}: no observations.parquet or observations.csv; run `mscale sweep` first")
+    return found
+
+
 def read_study(path: str | Path, truth: str | Path | None = None) -> StudyTables:
     """Reads a study's folder (observations.parquet or .csv, exposure beside it) or an observations file.
 
@@ -76,22 +94,12 @@ def read_study(path: str | Path, truth: str | Path | None = None) -> StudyTables
     Raises:
       MscaleError: nothing to read, or a table that breaks the contract.
     """
-    path = Path(path)
-    folder = path if path.is_dir() else path.parent
-    if path.is_dir():
-        found = [folder / f"observations{kind}" for kind in (".parquet", ".csv", ".jsonl")]
-        found = [name for name in found if name.exists()]
-        if not found:
-            raise MscaleError(
-                f"{path}: no observations.parquet or observations.csv; run `mscale sweep` first"
-            )
-        path = found[0]
+    path = observations_file(Path(path))
+    folder = path.parent
     observations, notes, exclusions = validate_observations(read_table(path), str(path))
-    exposure = pd.DataFrame(columns=list(EXPOSURE_COLUMNS))
-    for name in (folder / "exposure.parquet", folder / "exposure.csv", folder / "exposure.jsonl"):
-        if name.exists():
-            exposure = validate_exposure(read_table(name), str(name))
-            break
+    exposure_path = table_file(folder, "exposure")
+    if exposure_path is not None:
+        exposure = validate_exposure(read_table(exposure_path), str(exposure_path))
     else:
         exposure = exposure_of(observations)
         notes.append(Remark("no_exposure" if exposure.empty else "exposure_from_observations"))

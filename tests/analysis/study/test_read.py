@@ -87,3 +87,13 @@ def test_text_where_a_number_belongs(table):
     for refuse in (lambda bad: fit(bad, phases=None), analyse_tables):
         with pytest.raises(MscaleError, match="column 'params', row 0: found 'many', expected a number"):
             refuse(bad)
+
+
+def test_one_law_is_fitted_to_a_folder_of_csv_files(tmp_path, capsys):
+    observations, exposure, _ = planted_study.make_study(small=True)
+    observations.to_csv(tmp_path / "observations.csv", index=False)
+    exposure.to_csv(tmp_path / "exposure.csv", index=False)
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", str(tmp_path), "--law", "chinchilla", "--target", "aka"])
+    assert ended.value.code in (None, 0), capsys.readouterr().err
+    assert (tmp_path / "chinchilla.json").exists()
