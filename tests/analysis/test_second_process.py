@@ -25,7 +25,7 @@ def test_answers_are_the_same_with_one_process_and_with_two(monkeypatch, two_cor
         monkeypatch.setattr(analyse, "SECOND_PROCESS_MIN_ROWS", min_rows)
         found.append(analyse.analyse_tables(observations, exposure, splits=("R2_M",)))
     assert found[0] == found[1]
-    assert all(found[0]["laws"][name]["fitted"] for name in ("atlas", "capacity")) and found[0]["heldout"]
+    assert all(found[0].laws[name].fitted for name in ("atlas", "capacity")) and found[0].heldout
 
 
 def test_work_runs_in_another_process_in_the_meantime(two_cores):
