@@ -46,8 +46,8 @@ def test_wrong_settings_are_errors_before_the_first_step(store, tmp_path, capsys
 
 def test_a_folder_holds_one_run(store, tmp_path, capsys):
     assert run(store, tmp_path / "r", STEPS=4, EVAL_STEPS=()) == 0
-    assert run(store, tmp_path / "r", STEPS=6, EVAL_STEPS=()) == 1
-    assert "holds a run with steps 4, this one has 6" in capsys.readouterr().err
+    assert run(store, tmp_path / "r", STEPS=4, EVAL_STEPS=(), SEED=7) == 1
+    assert "holds a run with seed 0, this one has 7" in capsys.readouterr().err
 
 
 def test_unwritable_workdir(store, tmp_path, capsys):
