@@ -20,7 +20,6 @@ from analysis.planning import next_crossover_runs
 from analysis.planning.answer import BASIS_STUDY, Answer, check_positive
 from analysis.planning.mixture import MixtureProblem, unidentified_targets, unique_token_limits
 from analysis.study.results import Results, main_matrix, required_fit
-from analysis.tables import languages as inventory
 from analysis.text import count, first_few
 from analysis.transfer import pair_selection
 from analysis.uncertainty.delta_method import covariance, gradient
@@ -313,10 +312,7 @@ def _pairs(results: Results, targets: Sequence[str], budget: float, runs: int) -
             raise MscaleError(
                 f"plan next: no language {name!r}{nearest(name, languages)} among the study's pairs"
             )
-    planted = (results.truth or {}).get("languages")
-    process, scores = pair_selection.pair_model_of_matrix(
-        cells, lambda names: inventory.pair_features(names, planted)
-    )
+    process, scores = pair_selection.pair_model_of_matrix(cells, (results.truth or {}).get("languages"))
     price = training_flops(cells[0]["params"], 2.5 * float(transfer.d))
     weight = np.array([[float(not targets or name in targets)] * len(languages) for name in languages])
     ran = pair_selection.pairs_already_run(cells)

@@ -178,9 +178,7 @@ def _next_pairs(
         return []
     if matrix["target"].nunique() < 3:
         return []
-    process, scores = pair_selection.pair_model_of_matrix(
-        records(matrix), lambda names: inventory.pair_features(names, planted, overlap)
-    )
+    process, scores = pair_selection.pair_model_of_matrix(records(matrix), planted, overlap)
     chosen = pair_selection.select_pairs(
         process, scores, _NEXT_PAIRS, ran=pair_selection.pairs_already_run(records(matrix))
     )

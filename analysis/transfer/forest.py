@@ -18,7 +18,7 @@ of other pairs are computed for each tree from the pairs in its bootstrap sample
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,9 +31,6 @@ from analysis.transfer import statistics
 from analysis.transfer.collaborative_filtering import neighbourhood_scores
 from analysis.transfer.statistics import jackknife
 from mscale.errors import MscaleError
-
-if TYPE_CHECKING:
-    from sklearn.tree import DecisionTreeRegressor
 
 TREES = 300
 # Trees of the forests that are fitted for cross-validation only: more change R² by less than its own interval.
@@ -142,24 +139,20 @@ def predict_scores(
     with config_context(skip_parameter_validation=True):
         folds = pair_folds(len(pairs), min(FOLDS, len(pairs)), seed)
         for number, held_out in enumerate(folds):
-            cells = tuple(measured_cells(scores, pairs[held_out]).T)
-            out_of_bag = {}
-            samples = _BootstrapSamples.draw(
-                scores, np.delete(pairs, held_out, axis=0), cv_trees, (seed, number)
-            )
+            cells = measured_cells(scores, pairs[held_out])
+            place, errors = tuple(cells.T), {}
+            training = np.delete(pairs, held_out, axis=0)
+            samples = _BootstrapSamples.draw(scores, training, cv_trees, (seed, number))
             for chosen in sets:
-                forest = _fit_forest(samples, features, chosen)
-                found[chosen][cells] = forest.predict(np.transpose(cells))
-                out_of_bag[chosen] = forest.out_of_bag_error()
-            found[None][cells] = found[min(sets, key=lambda chosen: out_of_bag[chosen])][cells]
-        errors = {chosen: np.nanmean((found[chosen] - scores) ** 2) for chosen in sets}
-        chosen = min(sets, key=lambda name: errors[name])
+                forest = _forest(samples, features, chosen, cells)
+                found[chosen][place], errors[chosen] = forest.predicted, forest.out_of_bag_error
+            found[None][place] = found[min(sets, key=lambda chosen: errors[chosen])][place]
+        chosen = min(sets, key=lambda name: np.nanmean((found[name] - scores) ** 2))
         samples = _BootstrapSamples.draw(scores, pairs, trees, (seed, len(folds)))
-        forest = _fit_forest(samples, features, chosen)
         missing = np.argwhere(np.isnan(scores) & ~np.eye(len(scores), dtype=bool))
+        forest = _forest(samples, features, chosen, missing)
         predicted = np.full_like(scores, np.nan)
-        if len(missing):
-            predicted[tuple(missing.T)] = forest.predict(missing)
+        predicted[tuple(missing.T)] = forest.predicted
     whole = _held_out_scores(scores, found[None], level)
     if not whole["r2"] > 0:
         raise MscaleError(
@@ -188,7 +181,7 @@ def predict_scores(
         pairs=len(pairs),
         ablation=[{"groups": list(name), **_held_out_scores(scores, found[name], level)} for name in sets],
         gains=gains,
-        importance=forest.importance(),
+        importance=forest.importance,
     )
 
 
@@ -236,47 +229,23 @@ class _BootstrapSamples:
 
 @dataclass(frozen=True)
 class _Forest:
-    """B trees on the features of `table` (T, T, F) and, with `others`, of the other pairs in each tree's sample."""
+    """What the trees of a forest, one for each bootstrap sample, say.
 
-    samples: _BootstrapSamples
-    table: np.ndarray
-    names: tuple[str, ...]
-    others: bool
-    trees: "list[DecisionTreeRegressor]"
+    Attributes:
+      predicted: (m,) mean over trees.
+      out_of_bag_error: mean squared error on the known cells, each predicted by the trees whose sample lacks its pair.
+      importance: share of each feature in the reduction of variance, averaged over trees.
+    """
 
-    def features(self, cells: np.ndarray) -> Iterator[np.ndarray]:
-        """Yields, tree by tree, the features (m, F) of cells (m, 2) of target and source."""
-        X = self.table[tuple(cells.T)]
-        if self.others:
-            yield from (np.concatenate([X, own], axis=1) for own in self.samples.other_pair_features(cells))
-        else:
-            yield from [X] * len(self.samples.draws)
-
-    def predict(self, cells: np.ndarray) -> np.ndarray:
-        """Predicted scores (m,) of cells (m, 2) of target and source: the mean over trees."""
-        return self._tree_predictions(cells).mean(axis=0)
-
-    def out_of_bag_error(self) -> float:
-        """Mean squared error on the known cells, each predicted by the trees whose sample lacks its pair."""
-        cells, samples = self.samples.cells, self.samples
-        out_of_bag = samples.draws[:, samples.pair[tuple(cells.T)]] == 0
-        at = out_of_bag.any(axis=0)
-        predicted = np.average(self._tree_predictions(cells)[:, at], axis=0, weights=out_of_bag[:, at])
-        return float(np.mean((predicted - samples.scores[tuple(cells[at].T)]) ** 2))
-
-    def importance(self) -> dict[str, float]:
-        """Share of each feature in the reduction of variance, averaged over trees."""
-        shares = np.mean([tree.feature_importances_ for tree in self.trees], axis=0)
-        return {name: float(share) for name, share in zip(self.names, shares, strict=True)}
-
-    def _tree_predictions(self, cells: np.ndarray) -> np.ndarray:
-        """Predictions (B, m) of each tree."""
-        both = zip(self.trees, self.features(cells), strict=True)
-        return np.array([tree.tree_.predict(X)[:, 0] for tree, X in both])
+    predicted: np.ndarray
+    out_of_bag_error: float
+    importance: dict[str, float]
 
 
-def _fit_forest(samples: _BootstrapSamples, known: PairFeatures, groups: tuple[str, ...]) -> _Forest:
-    """Fits a tree to each bootstrap sample, on the features of these groups."""
+def _forest(
+    samples: _BootstrapSamples, known: PairFeatures, groups: tuple[str, ...], cells: np.ndarray
+) -> _Forest:
+    """Fits a tree to each bootstrap sample, on the features of these groups, and predicts cells (m, 2)."""
     from sklearn.tree import DecisionTreeRegressor
 
     features: dict[str, np.ndarray] = {}
@@ -287,17 +256,33 @@ def _fit_forest(samples: _BootstrapSamples, known: PairFeatures, groups: tuple[s
     table = np.array(list(features.values())).reshape(-1, *samples.scores.shape).transpose(1, 2, 0)
     table = np.where(np.isfinite(table), table, MISSING_VALUE).astype(np.float32)
     others = "other pairs" in groups
-    forest = _Forest(samples, table, (*features, *(OTHER_PAIR_FEATURES if others else ())), others, [])
-    cells = samples.cells
-    y = samples.scores[tuple(cells.T)]
-    weights = samples.draws[:, samples.pair[tuple(cells.T)]].astype(float)
+
+    def inputs(at: np.ndarray) -> Iterator[np.ndarray]:
+        """Tree by tree, the features (n, F) of cells (n, 2) of target and source."""
+        X = table[tuple(at.T)]
+        if others:
+            yield from (np.concatenate([X, own], axis=1) for own in samples.other_pair_features(at))
+        else:
+            yield from [X] * len(samples.draws)
+
+    own = samples.cells
+    y, draws = samples.scores[tuple(own.T)], samples.draws[:, samples.pair[tuple(own.T)]].astype(float)
     # One generator for all trees: to make one takes longer than to fit a small tree.
     generator = np.random.RandomState(samples.tree_seed)
-    for X, weight in zip(forest.features(cells), weights, strict=True):
+    predicted, fitted, shares = [], [], []
+    for X, new, weight in zip(inputs(own), inputs(cells), draws, strict=True):
         at = np.flatnonzero(weight)
         tree = DecisionTreeRegressor(random_state=generator)
-        forest.trees.append(tree.fit(X[at], y[at], sample_weight=weight[at], check_input=False))
-    return forest
+        tree.fit(X[at], y[at], sample_weight=weight[at], check_input=False)
+        predicted.append(tree.tree_.predict(new)[:, 0])
+        fitted.append(tree.tree_.predict(X)[:, 0])
+        shares.append(tree.feature_importances_)
+    out_of_bag = draws == 0
+    at = out_of_bag.any(axis=0)
+    unseen = np.average(np.array(fitted)[:, at], axis=0, weights=out_of_bag[:, at])
+    names = (*features, *(OTHER_PAIR_FEATURES if others else ()))
+    importance = dict(zip(names, np.mean(shares, axis=0).tolist(), strict=True))
+    return _Forest(np.mean(predicted, axis=0), float(np.mean((unseen - y[at]) ** 2)), importance)
 
 
 def other_pair_features(

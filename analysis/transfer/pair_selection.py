@@ -7,14 +7,16 @@ by the reduction of the summed posterior variance per unit of price (Krause, Sin
 """
 
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
 from analysis.gaussian import greedy_design, posterior, posterior_covariance
+from analysis.tables import languages as inventory
 from analysis.transfer.statistics import score_matrix
 from mscale.errors import MscaleError
 
@@ -107,13 +109,15 @@ def fit_pair_model(
 
 
 def pair_model_of_matrix(
-    rows: Sequence[Mapping], features: Callable[[Sequence[str]], Mapping[str, np.ndarray]]
+    rows: Sequence[Mapping],
+    planted: Mapping[str, Mapping[str, Any]] | None = None,
+    overlap: Mapping[str, Mapping[str, float]] | None = None,
 ) -> tuple[PairModel, np.ndarray]:
     """The process for the languages of a transfer matrix, and its measured scores (T, T).
 
     Args:
       rows: records of the matrix (`matrix.SCORE_COLUMNS`) at one scale.
-      features: gives the features of all pairs of the languages it is called with.
+      planted, overlap: see `inventory.pair_features`.
     """
     languages = sorted({row["target"] for row in rows} | {row["source"] for row in rows})
     measured = [row for row in rows if row["status"] == "measured"]
@@ -122,7 +126,8 @@ def pair_model_of_matrix(
     # A 90% interval is 3.3 standard deviations wide.
     noise = max(float(np.median(width)) / 3.3, 1e-3) if len(width) else PRIOR_DEVIATIONS["residual"]
     scores = score_matrix(measured, languages)
-    return fit_pair_model(languages, features(languages), scores, noise), scores
+    features = inventory.pair_features(languages, planted, overlap)
+    return fit_pair_model(languages, features, scores, noise), scores
 
 
 def pairs_already_run(rows: Sequence[Mapping]) -> set[tuple[str, str]]:
