@@ -358,8 +358,8 @@ class MixtureAdvice(_Section):
     """
 
     reason: str = ""
-    flops: float = 0.0
-    parameters: float = 0.0
+    flops: _Number = None
+    parameters: _Number = None
     better: bool = False
     rates: dict[str, float] = {}
     compared: list[ComparedRow] = []

@@ -76,6 +76,23 @@ def test_results_of_another_version_are_refused(results, tmp_path):
             read_results(tmp_path)
 
 
+def test_the_results_hold_no_sentences_but_refusals(results):
+    """Codes and names are one or two words; texts are of the user (title), or say why an analysis refused the data."""
+
+    def texts(value, key):
+        if isinstance(value, str):
+            yield key, value
+        for name, part in value.items() if isinstance(value, dict) else ():
+            yield from texts(part, name)
+        for part in value if isinstance(value, list | tuple) else ():
+            yield from texts(part, key)
+
+    allowed = {"reason", "refused", "error", "title", "fits", "unit", "mixture"}
+    sections = {name: part for name, part in msgspec.to_builtins(results).items() if name not in allowed}
+    found = {text for key, text in texts(sections, "") if key not in allowed and text.count(" ") > 1}
+    assert found <= {"Planted </script><b>study"}
+
+
 def test_the_page_is_whole_and_needs_no_network(results, page):
     elements = Elements(page)
     assert not elements.open  # every element closed
