@@ -6,6 +6,7 @@ Invalid settings are reported here, before the first step.
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from mscale.files import read_json
 from mscale.identity import IRRELEVANT_SETTINGS, LENGTH_SETTINGS
 from mscale.models import decoder, partitioning
 from mscale.remote import local_folder
-from mscale.training import distributed
+from mscale.training import checkpoints, distributed
 from mscale.training import optimizer as optimizers
 
 BATCH_SIZE_BY_PARAMETERS = "by size"
@@ -160,7 +161,22 @@ def prepare_run(settings: Settings) -> Run:
     batch_size = int(s.batch_size)
     if batch_size % s.accumulate:
         raise MscaleError(f"ACCUMULATE is {s.accumulate}: expected a divisor of BATCH_SIZE, {batch_size}")
-    mixture = resolve(s.mixture, store, s.sequence_length, s.unique_tokens, s.sampling)
+    workdir = local_folder(s.workdir, "WORKDIR")
+    begun = _begun_with(s, workdir)
+    in_mixture = store.languages
+    if begun.get("mixture", {}).get("name") == s.mixture:  # a keyword means the languages of that time
+        in_mixture = tuple(one for one in in_mixture if one in begun["mixture"]["languages"])
+    sizes = dataclasses.replace(store, languages=in_mixture)
+    mixture = resolve(s.mixture, sizes, s.sequence_length, s.unique_tokens, s.sampling)
+    eval_languages = tuple(s.eval_languages or begun.get("eval_languages") or store.languages)
+    unused = sorted({*store.languages} - {*mixture.languages, *eval_languages})
+    if begun and unused and not s.eval_languages and jax.process_index() == 0:
+        shown = ", ".join(unused[:10]) + (" …" if len(unused) > 10 else "")
+        print(
+            f"{s.run or workdir.name}: goes on with the {len({*mixture.languages, *eval_languages})} languages that it "
+            f"began with; {s.store} also has {len(unused)} that it does not use: {shown}",
+            file=sys.stderr,
+        )
     mesh, rules = gin_mesh(), gin_axis_rules()
     if mesh.size > 1:
         partitioning.batch_sharding(mesh, batch_size // s.accumulate, dict(rules))
@@ -168,7 +184,6 @@ def prepare_run(settings: Settings) -> Run:
         if language not in store.languages:
             hint = nearest(language, store.languages)
             raise MscaleError(f"EVAL_LANGUAGES: {s.store} has no language {language!r}{hint}")
-    workdir = local_folder(s.workdir, "WORKDIR")
     return Run(
         settings=s,
         name=s.run or workdir.name,
@@ -181,8 +196,17 @@ def prepare_run(settings: Settings) -> Run:
         mesh=mesh if mesh.size > 1 else None,
         rules=rules,
         eval_steps=evaluation_steps(s),
-        eval_languages=tuple(s.eval_languages or store.languages),
+        eval_languages=eval_languages,
     )
+
+
+def _begun_with(settings: Settings, workdir: Path) -> Mapping[str, Any]:
+    """Content of the run.json of a run that is resumed, or of the trunk of a new branch; else empty."""
+    folders = [workdir]
+    if settings.branch_from:
+        folders.append(local_folder(checkpoints.parse_reference(settings.branch_from)[0], "BRANCH_FROM"))
+    files = [path for folder in folders if (path := folder / run_folder.RUN_FILE).exists()]
+    return read_json(files[0], what="run") if files else {}
 
 
 def _chain(build: Callable[..., optax.GradientTransformation]) -> optimizers.Chain:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+import tiny_store
 from tiny_run import ROOT, arguments, arrays, assert_same_arrays, rows, run, status
 
 from mscale import observations, run_folder
@@ -71,6 +72,28 @@ def test_a_relative_workdir_resumes_branches_and_continues(store, trunk, tmp_pat
     assert run(store, Path("branch"), STEPS=20, EVAL_STEPS=(20,), BRANCH_FROM=workdir, DECAY_STEPS=4) == 0
     assert run(store, Path("child"), STEPS=8, EVAL_STEPS=(8,), INIT_FROM=f"{workdir}@24") == 0
     assert rows(Path("child"))[0]["init"] == here.name
+
+
+@pytest.mark.parametrize("mixture", ["en+fr", "uniform"])
+def test_a_store_that_gained_a_language_goes_on_with_a_run_and_its_branches(tmp_path, capsys, mixture):
+    before = tiny_store.write(tmp_path / "my store", languages=("en", "fr"))
+    grown = tiny_store.write(tmp_path / "grown", languages=("en", "fr", "sw"))
+    whole, resumed, branch = tmp_path / "whole", tmp_path / "resumed", tmp_path / "branch"
+    assert run(before, whole, MIXTURE=mixture, CHECKPOINT_STEPS=(16,)) == 0
+    shutil.copytree(whole, resumed)
+    for file in ("status.json", "observations.jsonl"):
+        (resumed / file).unlink()
+    shutil.rmtree(resumed / "checkpoints" / "step_24")  # as if it had been killed after step 16
+    assert run(grown, resumed, MIXTURE=mixture, CHECKPOINT_STEPS=(16,)) == 0
+    assert "goes on with the 2 languages that it began with" in (told := capsys.readouterr().err)
+    assert "also has 1 that it does not use: sw\n" in told
+    assert_same_arrays(arrays(resumed, 24), arrays(whole, 24))
+    assert {row["language"] for row in rows(resumed)} == {"en", "fr"}
+    decay = {"STEPS": 20, "EVAL_STEPS": (20,), "BRANCH_FROM": str(whole), "DECAY_STEPS": 4}
+    assert run(grown, branch, MIXTURE=mixture, **decay) == 0
+    assert {row["language"] for row in rows(branch)} == {"en", "fr"}
+    assert run(grown, resumed, MIXTURE="en+sw") == 1
+    assert "holds a run with mixture" in capsys.readouterr().err
 
 
 def test_a_home_folder_is_found(tmp_path, monkeypatch):
