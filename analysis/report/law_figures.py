@@ -74,10 +74,8 @@ def loss_curves_figure(results: Results) -> Figure | None:
     return Figure(
         "loss-curves",
         "Trunks and their cooled branches",
-        "Lines are trunks at a constant learning rate after warm-up, dots are cooled branches off them. "
-        "The two "
-        "are never compared with each other: cooling alone lowers the loss by as much as the effects "
-        "looked for.",
+        "Lines are trunks at a constant learning rate after warm-up, dots are cooled branches off them. The two "
+        "are never compared with each other: cooling alone lowers the loss by as much as the effects looked for.",
         tuple(panels),
         frame.drop(columns=["params"]),
         (control,),

@@ -288,9 +288,8 @@ def _crossover_text(results: Results) -> str:
     answer = results.crossover
     law, paper, other = answer.law, PUBLISHED_POWER_LAW, PUBLISHED_LEGEND_POWER_LAW
     text = (
-        "A continued checkpoint starts ahead; a model from scratch overtakes it after so many tokens of "
-        "the language, if "
-        "the data reach that far. "
+        "A continued checkpoint starts ahead; a model from scratch overtakes it after so many tokens of the "
+        "language, if the data reach that far. "
     )
     if law:
         text += (

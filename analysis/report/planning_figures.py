@@ -298,9 +298,8 @@ def crossover_figure(results: Results) -> Figure | None:
     return Figure(
         "crossover",
         "Pretrain or continue",
-        "While a curve is above zero, continuing the multilingual checkpoint is ahead; where it crosses "
-        "(diamond), a model "
-        f"from scratch overtakes it. Bands are {results.level:.0%} intervals.",
+        "While a curve is above zero, continuing the multilingual checkpoint is ahead; where it crosses (diamond), "
+        f"a model from scratch overtakes it. Bands are {results.level:.0%} intervals.",
         tuple(panels),
         frame,
         legend=palette.legend(),

@@ -133,8 +133,7 @@ def matrix_figure(results: Results) -> Figure | None:
     return Figure(
         "transfer-matrix",
         "Who helps whom",
-        f"Bilingual transfer score at {count(transfer.params)} parameters and d = "
-        f"{count(transfer.d)} tokens, "
+        f"Bilingual transfer score at {count(transfer.params)} parameters and d = {count(transfer.d)} tokens, "
         "stable phase against stable phase. Above zero (orange) the source helps the target, below (purple) it "
         "interferes. ≤ and ≥ mark bounds: the curve ends before the loss is reached."
         + (" Hatched cells were not run: they are predicted, see below." if predicted else ""),
@@ -262,9 +261,8 @@ def transfer_curves_figure(results: Results) -> Figure | None:
     return Figure(
         "transfer-curves",
         "The score drifts with the reference budget",
-        f"One target at a time; bands are {results.level:.0%} intervals that count the noise of "
-        "checkpoints and of runs. "
-        "A score quoted at one d alone would hide the drift.",
+        f"One target at a time; bands are {results.level:.0%} intervals that count the noise of checkpoints and of "
+        "runs. A score quoted at one d alone would hide the drift.",
         (Panel(chart),),
         frame,
         (Control("target", "Target", tuple((name, text[name]) for name in targets)),),

@@ -24,14 +24,11 @@ def transfer_text(results: Results, level: str) -> str:
         status: sum(row["status"] == status for row in cells) for status in ("measured", "bound", "missing")
     }
     return (
-        "The bilingual transfer score compares how many tokens the 50/50 model of two languages needs to "
-        "reach the loss "
-        "that the monolingual model of the target has at d tokens: BTS = −(σ(L(d)) − 2d)/d. 0 is no "
-        "transfer; 1 means that "
-        f"the source's tokens are worth as much as the target's own. At this size {counts['measured']} "
-        "ordered pairs are "
-        f"measured, {counts['bound']} are bounds and {counts['missing']} are missing. Intervals are {level}."
-        + _units_text(transfer)
+        "The bilingual transfer score compares how many tokens the 50/50 model of two languages needs to reach the "
+        "loss that the monolingual model of the target has at d tokens: BTS = −(σ(L(d)) − 2d)/d. 0 is no transfer; "
+        f"1 means that the source's tokens are worth as much as the target's own. At this size {counts['measured']} "
+        f"ordered pairs are measured, {counts['bound']} are bounds and {counts['missing']} are missing. Intervals "
+        f"are {level}." + _units_text(transfer)
     )
 
 

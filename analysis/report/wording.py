@@ -95,56 +95,48 @@ def methods_section(results: Results, level: str) -> list[tuple[str, str]]:
     sections = [
         (
             "Losses",
-            "Nats per token on held-out text; vocabularies: "
-            f"{', '.join(name[:16] for name in study.vocabularies)}. "
+            f"Nats per token on held-out text; vocabularies: {', '.join(name[:16] for name in study.vocabularies)}. "
             "Only runs of one vocabulary are compared.",
         ),
         (
             "Schedule phase",
-            "Laws are fitted to cooled rows only. Transfer and crossover compare constant-rate trunks "
-            "with each other, after warm-up; "
-            "the cooled runs' own scores are in the results file.",
+            "Laws are fitted to cooled rows only. Transfer and crossover compare constant-rate trunks with each "
+            "other, after warm-up; the cooled runs' own scores are in the results file.",
         ),
         (
             "Curves",
-            "Smoothed over log tokens with penalised curvature (penalty by generalised "
-            "cross-validation), then made non-increasing; "
-            "the loss is first reached where that curve reaches it. No curve is extrapolated: beyond its "
-            "ends there are bounds.",
+            "Smoothed over log tokens with penalised curvature (penalty by generalised cross-validation), then "
+            "made non-increasing; the loss is first reached where that curve reaches it. No curve is extrapolated: "
+            "beyond its ends there are bounds.",
         ),
     ]
     if noise:
         repeated = noise["repeated_runs"]
         rests = (
-            f"measured on {repeated} repeated run{'s' if repeated != 1 else ''} and on the prior guess "
-            "that it equals that of "
-            "checkpoints (worth 3 degrees of freedom)"
+            f"measured on {repeated} repeated run{'s' if repeated != 1 else ''} and on the prior guess that it "
+            "equals that of checkpoints (worth 3 degrees of freedom)"
             if repeated
             else "assumed equal to that of checkpoints, since no cell was repeated"
         )
         sections.append(
             (
                 "Noise",
-                f"Between neighbouring checkpoints {noise['checkpoint']:.4f} nats; between runs "
-                f"{noise['run']:.4f} nats, {rests}. "
-                "Both enter every interval of a score or crossover.",
+                f"Between neighbouring checkpoints {noise['checkpoint']:.4f} nats; between runs {noise['run']:.4f} "
+                f"nats, {rests}. Both enter every interval of a score or crossover.",
             )
         )
     sections += [
         (
             "Intervals",
-            f"{level}. Laws: the runs of one trunk share their noise, so trunks, not rows, are the unit. "
-            "A parameter whose "
-            "interval the data leave open is called not identified.",
+            f"{level}. Laws: the runs of one trunk share their noise, so trunks, not rows, are the unit. A "
+            "parameter whose interval the data leave open is called not identified.",
         ),
         (
             "Held out",
-            "Each random fifth of the trunks in turn, with all their branches; mixtures of three languages or more, "
-            "predicted from "
-            "the others; each size in turn, predicted from the others. Languages that the training rows "
-            "show at one "
-            "size only are left out, for all laws alike. ATLAS's τ are drawn weakly to 0 (prior deviation 0.5), as "
-            "some are not determined by what remains.",
+            "Each random fifth of the trunks in turn, with all their branches; mixtures of three languages or "
+            "more, predicted from the others; each size in turn, predicted from the others. Languages that the "
+            "training rows show at one size only are left out, for all laws alike. ATLAS's τ are drawn weakly to 0 "
+            "(prior deviation 0.5), as some are not determined by what remains.",
         ),
     ]
     predicted = transfer.predicted
