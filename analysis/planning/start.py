@@ -31,6 +31,7 @@ def start(target: str, params: float, tokens: float, results: Results | None = N
       MscaleError: a size too far from any that was measured.
     """
     check_positive("plan start", params=params, tokens=tokens)
+    asked = f"{target} at {count(params)} parameters and {count(tokens)} tokens"
     near = [
         row
         for row in (results.crossover.table if results else [])
@@ -43,10 +44,8 @@ def start(target: str, params: float, tokens: float, results: Results | None = N
             # Noise may hide a crossover just before the bound: use the end of its interval where that is nearer.
             low = min(row["low"] or row["tokens"], row["tokens"]) if row["bound"] == "at least" else 0.0
             high = np.inf if row["bound"] == "at least" else max(row["high"] or row["tokens"], row["tokens"])
-        close = low < tokens < high
-        what = "too close to call" if close else "from scratch" if tokens >= high else "from the checkpoint"
-        others = None
-        if close and row["status"] == "bound":
+        what, others = _verdict(tokens, low, high), None
+        if what == _CLOSE and row["status"] == "bound":
             others = gaussian_process.crossover_interval(results, target, params)
             ahead = "continuing is still" if row["bound"] == "at least" else "scratch is already"
             beyond = (tokens > row["tokens"]) == (row["bound"] == "at least")
@@ -54,19 +53,26 @@ def start(target: str, params: float, tokens: float, results: Results | None = N
         gap, reasons = _gap(results, row, tokens)
         if abs(np.log(row["params"] / params)) > 0.05:
             reasons.append(f"read at {count(row['params'])} parameters, the nearest size at which it was run")
-        text = (
-            f"{target} at {count(params)} parameters and {count(tokens)} tokens: {what}. The crossover lies "
-            f"{_between(low, high)} tokens.{gap}"
-        )
+        text = f"{asked}: {what}. The crossover lies {_between(low, high)} tokens.{gap}"
         if others:
             reasons.append(
                 f"by the trend of the gap and the study's other crossovers it lies {_between(*others)} tokens"
             )
         shown = {name: dict(row)[name] for name in ("scale", *crossover.CROSSOVER_MEASURES)}
         return Answer(text, (shown,), BASIS_STUDY, ("one multilingual checkpoint was continued", *reasons))
-    if results and (read := gaussian_process.crossover_interval(results, target, params)):
-        return _from_others(target, params, tokens, results, *read)
     reasons = []
+    if results and (read := gaussian_process.crossover_interval(results, target, params)):
+        reasons.append(_no_crossover(target, params, results))
+        check_study_range(params, results.study, reasons)
+        reasons.append(
+            "read off those by a power law in N near the published exponent, languages differing by a third"
+        )
+        text = (
+            f"{asked}: {_verdict(tokens, *read)}. By the study's other crossovers this one lies {_between(*read)} "
+            "tokens."
+        )
+        rows = (dict(zip(("low", "high"), read, strict=True)),)
+        return Answer(text, rows, BASIS_STUDY, tuple(reasons))
     if results:
         reasons.append(_no_crossover(target, params, results))
     check_published_range(params, reasons)
@@ -93,34 +99,20 @@ def start(target: str, params: float, tokens: float, results: Results | None = N
     reasons.append("with no interval published, less than a factor of two from the crossover is a close call")
     ends = sorted((law, other))
     both = f" ({count(ends[0])} to {count(ends[1])} by the paper's two sets of constants)"
-    closeness = tokens / law
-    close = 0.5 < closeness < 2
-    what = "too close to call" if close else "from scratch" if closeness >= 2 else "from the checkpoint"
     text = (
-        f"{target} at {count(params)} parameters and {count(tokens)} tokens: {what}; the crossover is at about "
-        f"{count(law)} tokens{both if ends[1] > 1.01 * ends[0] else ''}."
+        f"{asked}: {_verdict(tokens, law / 2, law * 2)}; the crossover is at about {count(law)} tokens"
+        f"{both if ends[1] > 1.01 * ends[0] else ''}."
     )
-    published = {"crossover_tokens": law, "other_constants": other, "tokens_over_crossover": closeness}
+    published = {"crossover_tokens": law, "other_constants": other, "tokens_over_crossover": tokens / law}
     return Answer(text, (published,), BASIS_PUBLISHED, tuple(reasons))
 
 
-def _from_others(
-    target: str, params: float, tokens: float, results: Results, low: float, high: float
-) -> Answer:
-    """The answer for a size or language without a crossover, from the study's other ones; `low`, `high` in tokens."""
-    reasons: list[str] = [_no_crossover(target, params, results)]
-    check_study_range(params, results.study, reasons)
-    reasons.append(
-        "read off those by a power law in N near the published exponent, languages differing by a third"
-    )
-    what = (
-        "from scratch" if tokens >= high else "from the checkpoint" if tokens <= low else "too close to call"
-    )
-    text = (
-        f"{target} at {count(params)} parameters and {count(tokens)} tokens: {what}. By the study's other crossovers "
-        f"this one lies {_between(low, high)} tokens."
-    )
-    return Answer(text, ({"low": low, "high": high},), BASIS_STUDY, tuple(reasons))
+_CLOSE = "too close to call"
+
+
+def _verdict(tokens: float, low: float, high: float) -> str:
+    """What to start from, where the crossover lies between `low` and `high` tokens."""
+    return _CLOSE if low < tokens < high else "from scratch" if tokens >= high else "from the checkpoint"
 
 
 def _between(low: float, high: float) -> str:

@@ -251,14 +251,11 @@ def relatedness_agreement(
     """
     planted = truth.get("relatedness", {})
     rows = matrix[matrix["status"] == "measured"].copy()
-    rows["relatedness"] = [
-        planted.get(target, {}).get(source, np.nan)
-        for target, source in zip(rows["target"], rows["source"], strict=True)
-    ]
+    pairs = list(zip(rows["target"], rows["source"], strict=True))
+    rows["relatedness"] = [planted.get(t, {}).get(s, np.nan) for t, s in pairs]
     families = {code: entry.get("family") for code, entry in truth.get("languages", {}).items()}
     rows["same_family"] = [
-        families.get(target) is not None and families.get(target) == families.get(source)
-        for target, source in zip(rows["target"], rows["source"], strict=True)
+        families.get(t) is not None and families.get(t) == families.get(s) for t, s in pairs
     ]
     rows = rows[rows["relatedness"].notna()]
     result: dict = {"pairs": len(rows), "spearman": None, "p": None, "smallest_p": None, "table": rows}
