@@ -94,9 +94,10 @@ def _predicted(results: Results) -> list[Finding]:
     if not cells:
         return []
     best = max(cells, key=lambda cell: cell["score"])
+    ends = span(predicted["r2_low"], predicted["r2_high"], lambda value: minus(value, 2))
     text = (
         f"{len(cells)} scores were not measured and are predicted. On pairs held out such predictions reach R² "
-        f"{minus(predicted['r2'], 2)} ({span(predicted['r2_low'], predicted['r2_high'], _share)}) and Spearman "
+        f"{minus(predicted['r2'], 2)} ({ends}) and Spearman "
         f"{signed(predicted['spearman'])}. The most promising is {best['source']}→{best['target']}: "
         f"{signed(best['score'])} ({span(best['low'], best['high'])})."
     )
@@ -108,10 +109,6 @@ def _predicted(results: Results) -> list[Finding]:
 def _p_text(p: float) -> str:
     shown = p_value(p)
     return shown if shown.startswith("<") else f"= {shown}"
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else minus(value, 2)
 
 
 def partner_recommendations(results: Results) -> list[Finding]:
