@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -26,7 +27,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mscale import launch, run_folder
 from mscale.data import feed
 from mscale.errors import MscaleError
-from mscale.files import atomic_json, atomic_write, read_json, writing
+from mscale.files import atomic_json, atomic_write, read_json
+from mscale.liveness import run_lock
 from mscale.models import partitioning
 from mscale.models.decoder import Params
 from mscale.progress import progress
@@ -199,6 +201,8 @@ def train(
     bar = progress(run.name, s.steps - step, "steps") if show_bar else contextlib.nullcontext(no_progress_bar)
     with bar as advance_progress:
         pending = PendingMetrics(run, recorder, held_out, track, advance_progress)
+        if stop_signal.mesh is None and stop.is_set():
+            raise Preempted(f"SIGTERM at step {step}; it did no step")
         while step < s.steps:
             targets, count = next(batches)
             began = time.monotonic()
@@ -229,7 +233,7 @@ def train(
                 saver.save(step, state, recorder.meta(step))
             if stopping and step < s.steps:
                 saver.wait()
-                raise Preempted(f"SIGTERM at step {step}")
+                raise Preempted(f"SIGTERM at step {step}; saved")
         saver.wait()
 
 
@@ -282,51 +286,98 @@ def run_to_end(run: Run, stop: threading.Event | None = None) -> int:
       0, or 143 if ``stop`` was set (SIGTERM) and the state has been saved.
 
     Raises:
-      MscaleError: the folder holds another run, or as ``find_start`` and ``train``.
+      MscaleError: the folder holds another run, or another process trains it, or as ``find_start`` and ``train``.
     """
-    workdir = run.workdir
-    identity = json.loads(json.dumps(run_identity(run)))
-    if (workdir / run_folder.RUN_FILE).exists():
-        recorded = read_json(workdir / run_folder.RUN_FILE, what="run")
-        check_same_run(workdir, recorded, identity)
-        if is_done(run, recorded):
-            return 0
-        # Branch points and evaluations asked for earlier are kept: a trunk may have been given others since.
-        branch_points = {*recorded.get("checkpoint_steps", ()), *run.settings.checkpoint_steps}
-        run = replace(
-            run,
-            settings=replace(run.settings, checkpoint_steps=tuple(sorted(branch_points))),
-            eval_steps=run.eval_steps | set(recorded.get("eval_steps", ())),
-        )
-        identity = json.loads(json.dumps(run_identity(run)))
-    with writing(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
+    recorded = _recorded(run)
+    if recorded and is_done(run, recorded):
+        if jax.process_index() == 0:
+            print(
+                f"{run.name}: done at step {run.settings.steps:,}; nothing is left to train in {run.workdir}"
+            )
+        return 0
     on_mesh = (
         partitioning.use_mesh(run.mesh, dict(run.rules)) if run.mesh is not None else contextlib.nullcontext()
     )
+    # Of several processes that train one model the first writes into the folder and holds it.
+    lock = run_lock(run.workdir) if jax.process_index() == 0 else contextlib.nullcontext()
+    with lock, on_mesh:
+        return _train_and_record(_with_recorded_steps(run), stop or threading.Event())
+
+
+def _recorded(run: Run) -> dict[str, Any]:
+    """The content of run.json, empty where there is none; the folder's run is then the one to be trained.
+
+    Raises:
+      MscaleError: the folder holds another run.
+    """
+    path = run.workdir / run_folder.RUN_FILE
+    if not path.exists():
+        return {}
+    recorded = read_json(path, what="run")
+    check_same_run(run.workdir, recorded, json.loads(json.dumps(run_identity(run))))
+    return recorded
+
+
+def _with_recorded_steps(run: Run) -> Run:
+    """The run with the branch points and evaluations asked for earlier: a trunk may have been given others since."""
+    recorded = _recorded(run)
+    branch_points = {*recorded.get("checkpoint_steps", ()), *run.settings.checkpoint_steps}
+    return replace(
+        run,
+        settings=replace(run.settings, checkpoint_steps=tuple(sorted(branch_points))),
+        eval_steps=run.eval_steps | set(recorded.get("eval_steps", ())),
+    )
+
+
+def _train_and_record(run: Run, stop: threading.Event) -> int:
+    """``run_to_end`` with the folder held."""
     recorder = None
-    with on_mesh:
-        try:
-            start = find_start(run)
-            recorder = Recorder(run, start.step, start.init, start.init_tokens, start.group)
-            if recorder.writes:
-                atomic_json(workdir / run_folder.RUN_FILE, identity)
-            recorder.status("running")
-            with tracking.trackers(run, recorder.writes) as track:
-                train(run, start, recorder, stop or threading.Event(), track)
-            recorder.status("done")
-            return 0
-        except Preempted as error:
-            assert recorder is not None
-            recorder.status("preempted", str(error))
-            print(f"{run.name}: {error}; saved, call again to continue", file=sys.stderr)
-            return run_folder.PREEMPTED_EXIT_STATUS
-        except BaseException as error:
-            if recorder is not None:
-                state = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
-                with contextlib.suppress(MscaleError):  # if the disk is full this write fails too
-                    recorder.status(state, launch.plain_message(error) or type(error).__name__)
-            raise
+    try:
+        start = find_start(run)
+        recorder = Recorder(run, start.step, start.init, start.init_tokens, start.group)
+        if recorder.writes:
+            atomic_json(run.workdir / run_folder.RUN_FILE, run_identity(run))
+            atomic_write(run.workdir / run_folder.CONFIG_FILE, launch.operative_config())
+        recorder.status("running")
+        with tracking.trackers(run, recorder.writes) as track, _stop_recorded_while_compiling(recorder, stop):
+            train(run, start, recorder, stop, track)
+        recorder.status("done")
+        return 0
+    except Preempted as error:
+        assert recorder is not None
+        recorder.status("preempted", str(error))
+        print(f"{run.name}: {error}, call again to continue", file=sys.stderr)
+        return run_folder.PREEMPTED_EXIT_STATUS
+    except BaseException as error:
+        if recorder is not None:
+            state = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
+            with contextlib.suppress(MscaleError):  # if the disk is full this write fails too
+                recorder.status(state, launch.plain_message(error) or type(error).__name__)
+        raise
+
+
+@contextlib.contextmanager
+def _stop_recorded_while_compiling(recorder: Recorder, stop: threading.Event) -> Iterator[None]:
+    """Writes the status "preempted" as soon as ``stop`` is set before the first step of the block.
+
+    Compiling takes minutes for a large model, and a cluster kills a process seconds after SIGTERM.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not (recorder.compile_seconds or ended.is_set()):
+            if stop.wait(0.2):
+                with contextlib.suppress(MscaleError):
+                    recorder.status("preempted", "SIGTERM before the first step")
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 # ------------------------------------------------------------------------------------------- the command line
@@ -348,10 +399,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             runtime.use_compile_cache(settings.compile_cache or os.environ.get("MSCALE_COMPILE_CACHE"))
             run = prepare_run(settings)
             launch.check_overrides_used(parsed)
-            if jax.process_index() == 0 and run_folder.read_status(run.workdir).state != "done":
-                with writing(run.workdir):
-                    run.workdir.mkdir(parents=True, exist_ok=True)
-                atomic_write(run.workdir / run_folder.CONFIG_FILE, launch.operative_config())
             return run_to_end(run, stop)
     except MscaleError as error:
         print(f"error: {launch.plain_message(error)}", file=sys.stderr)
@@ -362,17 +409,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _stop_event_of_sigterm() -> Iterator[threading.Event]:
     """Yields an event that SIGTERM sets instead of ending the process.
 
-    Signals can be handled in the main thread only; elsewhere the event is never set.
+    Python's own handler runs between two bytecodes of the main thread, so not while XLA compiles. A thread therefore
+    reads the signal from the wakeup descriptor. Signals can be handled in the main thread only; elsewhere the event is
+    never set.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+
+    def read() -> None:
+        while number := receiver.recv(1):
+            if number[0] == signal.SIGTERM:
+                stop.set()
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
     previous_handler = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    previous_descriptor = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     try:
         yield stop
     finally:
+        signal.set_wakeup_fd(previous_descriptor)
         signal.signal(signal.SIGTERM, previous_handler)
+        sender.close()
+        thread.join()
+        receiver.close()
 
 
 if __name__ == "__main__":

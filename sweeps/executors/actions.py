@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mscale import run_folder
+from mscale import liveness, run_folder
 from mscale.errors import MscaleError, nearest
 from sweeps import spec
-from sweeps.executors import liveness, state
+from sweeps.executors import state
 from sweeps.spec import RunSpec
 from sweeps.study import Study
 

@@ -23,10 +23,10 @@ from typing import Any
 from mscale import run_folder
 from mscale.chips import CHIPS
 from mscale.errors import MscaleError, nearest
+from mscale.liveness import study_lock
 from mscale.remote import local_folder
 from sweeps import run_graph, spec
 from sweeps.executors import cluster, state
-from sweeps.executors.liveness import study_lock
 from sweeps.executors.worker import DEFAULT_TRAINER
 from sweeps.spec import RunSpec
 from sweeps.study import Study

@@ -19,10 +19,10 @@ from types import FrameType
 from mscale import run_folder
 from mscale.errors import MscaleError
 from mscale.files import atomic_json
+from mscale.liveness import study_lock
 from mscale.remote import local_folder
 from sweeps import spec
 from sweeps.executors import state
-from sweeps.executors.liveness import study_lock
 from sweeps.executors.pool import WorkerPool
 from sweeps.executors.worker import DEFAULT_TRAINER
 from sweeps.study import Study

@@ -20,10 +20,10 @@ from pathlib import Path
 from mscale import run_folder
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_write, read_json_as
+from mscale.liveness import study_lock
 from mscale.remote import local_folder
 from sweeps import run_graph, spec
 from sweeps.executors import cluster, state
-from sweeps.executors.liveness import study_lock
 from sweeps.executors.worker import DEFAULT_TRAINER
 from sweeps.spec import RunSpec
 from sweeps.study import Study

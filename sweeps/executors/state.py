@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mscale import run_folder
+from mscale import liveness, run_folder
 from mscale.data.store import open_store
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, read_json, read_json_as
 from mscale.scales import training_flops
 from sweeps import run_graph, spec, study
-from sweeps.executors import liveness
 from sweeps.spec import RunSpec
 from sweeps.study import Study
 

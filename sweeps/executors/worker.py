@@ -21,9 +21,10 @@ from typing import Any
 
 from mscale import run_folder
 from mscale.errors import MscaleError
-from sweeps.executors.liveness import run_lock
+from mscale.liveness import run_lock
 
 DEFAULT_TRAINER = "mscale.train:main"
+_LOCK_SECONDS = 30.0  # in which a worker that was killed ends
 
 
 def train_run(folder: Path, arguments: Sequence[str], trainer: Callable[[list[str]], int]) -> str | None:
@@ -36,7 +37,7 @@ def train_run(folder: Path, arguments: Sequence[str], trainer: Callable[[list[st
     Raises:
       MscaleError: another process trains the run.
     """
-    with run_lock(folder):
+    with run_lock(folder, _LOCK_SECONDS):
         run_folder.clear_failure(folder)
         with _output_to(folder / run_folder.LOG_FILE):
             reason = _reason_of_failure(trainer, arguments)

@@ -71,11 +71,12 @@ def test_the_operative_config_repeats_the_run(trunk, store, tmp_path):
     assert_same_arrays(arrays(tmp_path / "again", 24), arrays(trunk, 24))
 
 
-def test_a_finished_run_returns_at_once(trunk, store):
+def test_a_finished_run_says_so_and_returns_at_once(trunk, store, capsys):
     before = {path: path.stat().st_mtime_ns for path in trunk.rglob("*")}
     began = time.monotonic()
     assert run(store, trunk, CHECKPOINT_STEPS=(16,)) == 0
     assert time.monotonic() - began < 1
+    assert capsys.readouterr().out == f"trunk: done at step 24; nothing is left to train in {trunk}\n"
     assert {path: path.stat().st_mtime_ns for path in trunk.rglob("*")} == before
 
 

@@ -5,8 +5,10 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import tiny_run
 import tiny_store
 from tiny_run import ROOT, arguments, arrays, assert_same_arrays, rows, run, status
 
-from mscale import observations, run_folder
+from mscale import observations, run_folder, train
 from mscale.errors import MscaleError
 from mscale.remote import local_folder
 from mscale.training import checkpoints
@@ -164,6 +166,30 @@ def test_sigterm_saves_and_exits_143(store, undisturbed, tmp_path):
     assert run(store, workdir, **steps) == 0
     assert_same_arrays(arrays(workdir, 400), arrays(undisturbed, 400))
     assert (workdir / "observations.jsonl").read_bytes() == (undisturbed / "observations.jsonl").read_bytes()
+
+
+def test_a_folder_is_trained_by_one_process_at_a_time(store, trunk, tmp_path, capsys):
+    workdir = tmp_path / "trunk"
+    process = start_process(store, workdir, CHECKPOINT_STEPS=(16,))
+    while not (workdir / "heartbeat.json").exists():
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGSTOP)
+    assert run(store, workdir, CHECKPOINT_STEPS=(16,)) == 1
+    assert f"(process {process.pid} on {socket.gethostname()})" in capsys.readouterr().err
+    process.kill()
+    process.communicate()
+    assert run(store, workdir, CHECKPOINT_STEPS=(16,)) == 0
+    assert rows(workdir) == rows(trunk)
+
+
+def test_a_stop_before_the_first_step_is_a_preemption(store, tmp_path):
+    stop = threading.Event()
+    stop.set()
+    planned = tiny_run.prepared(store, tmp_path / "run")
+    assert train.run_to_end(planned, stop) == run_folder.PREEMPTED_EXIT_STATUS
+    assert status(tmp_path / "run")["state"] == "preempted" and status(tmp_path / "run")["step"] == 0
+    assert checkpoints.saved_steps(tmp_path / "run" / "checkpoints") == []
 
 
 def test_damaged_latest_checkpoint_costs_steps_not_the_run(store, undisturbed, tmp_path, capsys):

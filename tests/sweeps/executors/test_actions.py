@@ -8,10 +8,11 @@ import pytest
 from local_runs import FAKE_TRAINER, fake_trainer_on_path, small_study, start_runner, wait_for  # noqa: F401
 from studies import cell, make
 
+from mscale import liveness
 from mscale.errors import MscaleError
 from mscale.files import atomic_json
 from sweeps import spec
-from sweeps.executors import actions, liveness, local, state
+from sweeps.executors import actions, local, state
 
 
 def test_a_log_begins_with_how_the_run_ended(tmp_path, monkeypatch):

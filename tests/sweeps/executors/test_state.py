@@ -7,11 +7,11 @@ import pytest
 from rich.console import Console
 from studies import cell, make
 
-from mscale import run_folder
+from mscale import liveness, run_folder
 from mscale.errors import MscaleError
 from mscale.files import atomic_json
 from sweeps import spec
-from sweeps.executors import liveness, state
+from sweeps.executors import state
 
 
 @pytest.fixture

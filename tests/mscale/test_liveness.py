@@ -5,22 +5,23 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from local_runs import wait_for
 
-from mscale import run_folder
+from mscale import liveness, run_folder
 from mscale.errors import MscaleError
 from mscale.run_folder import Heartbeat
-from sweeps.executors import liveness
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from sweeps.executors import liveness
-with liveness.study_lock(Path(sys.argv[1])):
+from mscale import liveness
+lock = getattr(liveness, sys.argv[2])
+with lock(Path(sys.argv[1])):
     child = os.fork()
     if child:
         print(child, flush=True)
@@ -29,11 +30,12 @@ with liveness.study_lock(Path(sys.argv[1])):
 
 
 @pytest.fixture
-def other(tmp_path):
-    """A process that holds the study ``tmp_path``, and the id of a child that it has forked."""
-    path = os.pathsep.join([str(Path(liveness.__file__).resolve().parents[2]), *sys.path])
+def other(tmp_path, request):
+    """A process that holds the study (or run) ``tmp_path``, and the id of a child that it has forked."""
+    lock = getattr(request, "param", "study_lock")
+    path = os.pathsep.join([str(Path(liveness.__file__).resolve().parents[1]), *sys.path])
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        [sys.executable, "-c", HOLDER, str(tmp_path), lock],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": path},
     )
@@ -69,18 +71,38 @@ def test_a_stopped_process_holds_and_a_killed_one_frees_at_once_though_its_child
     os.kill(child, 0)
 
 
-def test_a_run_waits_for_its_folder_and_then_gives_up(tmp_path):
-    with liveness.run_lock(tmp_path):
-        assert liveness.holder(tmp_path).host == socket.gethostname()
-        with (
-            pytest.raises(
-                MscaleError, match=f"another process is training this run .process {os.getpid()} on"
-            ),
-            liveness.run_lock(tmp_path, 0.1),
-        ):
+@pytest.mark.parametrize("other", ["run_lock"], indirect=True)
+def test_a_run_waits_for_its_folder_and_then_gives_up(tmp_path, other):
+    process, _ = other
+    named = f"another process is training this run .process {process.pid} on {socket.gethostname()}"
+    with pytest.raises(MscaleError, match=named), liveness.run_lock(tmp_path, 0.1):
+        pass
+    threading.Timer(0.5, process.kill).start()
+    with liveness.run_lock(tmp_path, 20):
+        pass
+
+
+def test_the_trainer_in_a_worker_finds_the_folder_held_by_its_own_process(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with liveness.run_lock(tmp_path / "run"):
+        with liveness.run_lock(Path("run")):
             pass
-    assert liveness.holder(tmp_path) is None
-    assert not (tmp_path / run_folder.HEARTBEAT_FILE).exists()
+        assert liveness.holder(tmp_path / "run").pid == os.getpid()
+    assert liveness.holder(tmp_path / "run") is None
+    assert not (tmp_path / "run" / run_folder.HEARTBEAT_FILE).exists()
+
+
+def test_a_run_of_another_machine_is_taken_over_where_no_heartbeat_follows(tmp_path, monkeypatch):
+    monkeypatch.setattr(liveness, "HEARTBEAT_SECONDS", 0.2)
+    first = Heartbeat("elsewhere", 1, "", 0.0, time.time())
+    run_folder.write_heartbeat(tmp_path, first)
+    with liveness.run_lock(tmp_path):
+        assert liveness.holder(tmp_path).pid == os.getpid()
+    run_folder.write_heartbeat(tmp_path, first)
+    second = Heartbeat("elsewhere", 1, "", 0.0, time.time() + 1)
+    threading.Timer(0.1, run_folder.write_heartbeat, (tmp_path, second)).start()
+    with pytest.raises(MscaleError, match="process 1 on elsewhere"), liveness.run_lock(tmp_path):
+        pass
 
 
 def test_a_process_of_another_machine_holds_while_its_heart_beats(tmp_path):

@@ -4,6 +4,9 @@ The lock is flock(2) on ``.lock`` (``mscale.files.locked``): the kernel frees it
 stopped process keeps it, and child processes do not inherit it. It names nobody, and some network file systems keep it
 to one machine. So the process that holds it also writes ``heartbeat.json`` beside it, every ``HEARTBEAT_SECONDS``: it
 names host and process, and other machines take the process for dead ``HEARTBEAT_EXPIRY_SECONDS`` after the last one.
+
+The trainer holds the lock of its run's folder. The worker of a study takes it before, since it writes the log and the
+failure of a run too; the trainer in its process then finds it held.
 """
 
 import contextlib
@@ -24,7 +27,8 @@ HEARTBEAT_SECONDS = 15.0
 HEARTBEAT_EXPIRY_SECONDS = 8 * HEARTBEAT_SECONDS
 _LOCK_FILE = ".lock"
 _STUDY_TIMEOUT_SECONDS = 1.0  # `holder` takes the lock for an instant
-_RUN_TIMEOUT_SECONDS = 30.0  # in which a worker that was killed ends
+_RUN_TIMEOUT_SECONDS = 1.0
+_here: set[Path] = set()  # folders of runs that this process holds
 
 
 @contextlib.contextmanager
@@ -44,13 +48,24 @@ def study_lock(root: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def run_lock(folder: Path, seconds: float = _RUN_TIMEOUT_SECONDS) -> Iterator[None]:
-    """Holds a run's folder while the block trains it.
+    """Holds a run's folder while the block trains it; where this process holds it already, does nothing.
 
     Raises:
-      MscaleError: another process of this machine still holds it after ``seconds``.
+      MscaleError: another process still holds it after ``seconds``, on this machine or another; the message names it.
     """
-    with _held(folder, "another process is training this run", seconds):
+    folder = folder.resolve()
+    if folder in _here:
         yield
+        return
+    busy = "another process is training this run"
+    if _beats_elsewhere(folder):
+        raise MscaleError(_message(folder, busy))
+    with _held(folder, busy, seconds):
+        _here.add(folder)
+        try:
+            yield
+        finally:
+            _here.remove(folder)
 
 
 def holder(folder: Path) -> Heartbeat | None:
@@ -61,6 +76,20 @@ def holder(folder: Path) -> Heartbeat | None:
     if found is not None and found.host != here and now - found.when < HEARTBEAT_EXPIRY_SECONDS:
         return found
     return None
+
+
+def _beats_elsewhere(folder: Path) -> bool:
+    """Whether a process of another machine writes heartbeats; the one found may be its last, so wait for another."""
+    found = holder(folder)
+    if found is None or found.host == socket.gethostname():
+        return False
+    deadline = time.monotonic() + 2 * HEARTBEAT_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(HEARTBEAT_SECONDS / 15)
+        latest = run_folder.read_heartbeat(folder)
+        if latest is None or latest != found:
+            return latest is not None
+    return False
 
 
 @contextlib.contextmanager
