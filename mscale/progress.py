@@ -57,10 +57,10 @@ def progress(description: str, total: float, unit: str = "") -> Iterator[Callabl
         if now - printed >= LINE_SECONDS or done >= total:
             printed = now
             rate = done / max(now - started, 1e-9)
-            remaining = (total - done) / rate if rate > 0 else float("inf")
+            left = f", {max(0.0, total - done) / rate:.0f} s left" if rate > 0 else ""
             print(
                 f"{description}: {done:,.0f} of {total:,.0f} {unit}, {rate:,.3g} {unit}/s, "
-                f"{now - started:.0f} s, {remaining:.0f} s left {note}".rstrip(),
+                f"{now - started:.0f} s{left} {note}".rstrip(),
                 file=sys.stderr,
                 flush=True,
             )

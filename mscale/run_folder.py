@@ -20,6 +20,7 @@ The executor of a study writes:
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -91,17 +92,19 @@ class Heartbeat:
     when: float
 
 
-def _read(path: Path, kind: type[_T]) -> _T | None:
-    """The content of a file, or None where there is none that can be read."""
+def _read(path: Path, kind: type[_T], damaged: Callable[[str], _T | None]) -> _T | None:
+    """The content of a file, None where there is none, ``damaged(reason)`` where it cannot be read as ``kind``."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.DecodeError):
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        return damaged(f"{path} is damaged ({error}); delete it")
 
 
 def read_status(folder: Path) -> RunStatus:
-    """The run's status; that of a run not begun where there is none that can be read."""
-    return _read(folder / STATUS_FILE, RunStatus) or RunStatus()
+    """The run's status; that of a run not begun where there is none, or it is damaged, which ``reason`` then says."""
+    return _read(folder / STATUS_FILE, RunStatus, lambda why: RunStatus(reason=why)) or RunStatus()
 
 
 def write_status(folder: Path, status: RunStatus) -> None:
@@ -110,8 +113,8 @@ def write_status(folder: Path, status: RunStatus) -> None:
 
 
 def read_failure(folder: Path) -> Failure | None:
-    """Why the last attempt failed; None if it did not."""
-    return _read(folder / FAILURE_FILE, Failure)
+    """Why the last attempt failed; None if it did not. A damaged file is a failure that says so."""
+    return _read(folder / FAILURE_FILE, Failure, Failure)
 
 
 def write_failure(folder: Path, reason: str) -> None:
@@ -125,13 +128,21 @@ def clear_failure(folder: Path) -> None:
 
 
 def read_heartbeat(folder: Path) -> Heartbeat | None:
-    """The last heartbeat of the process at work, which may have died since."""
-    return _read(folder / HEARTBEAT_FILE, Heartbeat)
+    """The last heartbeat of the process at work, which may have died since; a live process replaces a damaged one."""
+    return _read(folder / HEARTBEAT_FILE, Heartbeat, lambda _: None)
 
 
 def write_heartbeat(folder: Path, heartbeat: Heartbeat) -> None:
     """Replaces the heartbeat."""
     atomic_json(folder / HEARTBEAT_FILE, heartbeat)
+
+
+def has_observations(folder: Path) -> bool:
+    """Whether the run has recorded a loss; one that is done without any is trained again."""
+    try:
+        return (folder / OBSERVATIONS_FILE).stat().st_size > 0
+    except OSError:
+        return False
 
 
 def mark_cancelled(folder: Path, cancelled: bool = True) -> None:

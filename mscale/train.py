@@ -114,6 +114,9 @@ def find_start(run: Run) -> Start:
     missing = set(s.checkpoint_steps) - set(
         checkpoints.saved_steps(run.workdir / run_folder.CHECKPOINTS_FOLDER)
     )
+    # Without any observation: they were lost, or none was made yet; the first evaluation is then to come.
+    if not run_folder.has_observations(run.workdir):
+        missing |= {step - 1 for step in run.eval_steps}
     own = checkpoints.restore_latest(
         run.workdir / run_folder.CHECKPOINTS_FOLDER,
         template,
@@ -273,10 +276,17 @@ def dispatch_batches(run: Run, start: int, K: int) -> Iterator[tuple[Any, int]]:
 
 
 def is_done(run: Run, recorded: Mapping[str, Any]) -> bool:
-    """Whether the folder's run, recorded in run.json, has reached the end and all branch points that are asked for."""
+    """Whether the folder's run, recorded in run.json, has reached the end and all branch points that are asked for.
+
+    A run whose observations are gone is not done.
+    """
     status = run_folder.read_status(run.workdir)
     reached = status.state == "done" and status.step >= run.settings.steps
-    return reached and set(run.settings.checkpoint_steps) <= set(recorded.get("checkpoint_steps", ()))
+    return (
+        reached
+        and run_folder.has_observations(run.workdir)
+        and set(run.settings.checkpoint_steps) <= set(recorded.get("checkpoint_steps", ()))
+    )
 
 
 def run_to_end(run: Run, stop: threading.Event | None = None) -> int:

@@ -24,6 +24,7 @@ from mscale.scales import training_flops
 RUN_KINDS = ("single", "trunk", "branch")
 # Bindings that say where a run lies or how it is filed; `argv` adds them, and they do not enter the hash.
 PLACEMENT = ("STORE", "WORKDIR", "RUN", "STUDY", "TAG", "GROUP", "BRANCH_FROM", "INIT_FROM")
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class RunSpec:
     tokens: int
 
     def __post_init__(self) -> None:
+        """Raises MscaleError: a binding that JSON and gin cannot hold, or an id that is no name of a folder."""
         object.__setattr__(self, "bindings", canonical_value(self.bindings))
+        check_run_id(self.id)
 
     @property
     def flops(self) -> int:
@@ -195,8 +198,22 @@ def determining(gin_files: Sequence[str], bindings: Mapping[str, Any], kind: str
     return determining_parameters(resolved_parameters(gin_files, bindings), trunk=kind == "trunk")
 
 
+def check_run_id(run_id: str) -> None:
+    """Raises MscaleError where ``run_id`` is not the name of a folder, such as ``../../x``."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise MscaleError(
+            f"run id {run_id!r}: expected letters, digits, dots, dashes and underscores, a letter or digit first, "
+            "as `mscale sweep status` lists them"
+        )
+
+
 def workdir(root: str | Path, run_id: str) -> Path:
-    """Folder of a run below the study's folder."""
+    """Folder of a run below the study's folder.
+
+    Raises:
+      MscaleError: ``run_id`` is not the name of a folder.
+    """
+    check_run_id(run_id)
     return Path(root) / "runs" / run_id
 
 

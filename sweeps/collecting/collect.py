@@ -6,6 +6,7 @@ taken from the tables of that call.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,8 +142,9 @@ def check_rows(run: RunSpec, rows: Sequence[Row], exposure: Sequence[Row], folde
     """Checks a done run's rows against its spec and each other.
 
     Raises:
-      MscaleError: a row of another run, tag, group or size; token counts that differ from the schedule's; a step
-        outside the run; or no loss of a language at the end of a run that decays.
+      MscaleError: a row of another run, tag, group or size; token counts that differ from the schedule's; bits per
+        byte that differ from the loss's; a step outside the run; or no loss of a language at the end of a run that
+        decays.
     """
     where = folder / run_folder.OBSERVATIONS_FILE
     step_tokens = int(run.bindings["BATCH_SIZE"]) * int(run.bindings["SEQUENCE_LENGTH"])
@@ -163,6 +165,14 @@ def check_rows(run: RunSpec, rows: Sequence[Row], exposure: Sequence[Row], folde
             raise MscaleError(
                 f"{where}: step {row['step']} is outside of the run's {run.start_step} to {run.steps}"
             )
+        if row["bits_per_byte"] is not None and row["eval_bytes"]:
+            bits = row["loss"] * row["eval_tokens"] / (math.log(2) * row["eval_bytes"])
+            if not math.isclose(row["bits_per_byte"], bits, rel_tol=1e-6):
+                raise MscaleError(
+                    f"{where}, step {row['step']}, {row['language']}: bits_per_byte is {row['bits_per_byte']:.6g}, but "
+                    f"a loss of {row['loss']:.6g} nats in {row['eval_tokens']:,} tokens of {row['eval_bytes']:,} bytes "
+                    f"is {bits:.6g}; delete this file, and `mscale sweep run` trains the run again"
+                )
         if row["target_tokens"] > row["tokens"]:
             raise MscaleError(
                 f"{where}, step {row['step']}: {row['target_tokens']:,} tokens of {row['language']} out of "

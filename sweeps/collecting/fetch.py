@@ -10,6 +10,7 @@ from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_write
 from mscale.progress import progress
 from mscale.remote import Url, connect, list_files, location, with_retries
+from sweeps.spec import check_run_id
 
 _RECORD = "fetched.json"
 # The status is written last: a run that is done here has all its other files here.
@@ -56,6 +57,8 @@ def fetch(source: str, root: str | Path) -> int:
     folders = sorted(
         {name.rsplit("/", 1)[0] for name in stamps if name.startswith("runs/") and name.count("/") == 2}
     )
+    for folder in folders:
+        check_run_id(folder.removeprefix("runs/"))
     changed = [folder for folder in folders if fetched.get(folder) != stamps.get(f"{folder}/{_STATUS}")]
     with progress("fetch", len(changed), "runs") as advance:
         for folder in changed:

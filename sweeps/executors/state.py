@@ -57,25 +57,48 @@ def read_run(run: RunSpec, root: str | Path) -> RunState:
     folder = spec.workdir(root, run.id)
     status = run_folder.read_status(folder)
     step = min(status.step or run.start_step, run.steps)
-    if status.state == "done" and step == run.steps and not _new_branch_points(run, folder):
-        return RunState(run, "done", run.steps, status.tokens_per_second, "")
+    reason = "" if status.state else status.reason  # a damaged status.json
+    if status.state == "done" and step == run.steps:
+        reason = _left_undone(run, folder)
+        if not reason:
+            return RunState(run, "done", run.steps, status.tokens_per_second, "")
     if process := liveness.holder(folder):
         silent = time.time() - max(status.updated, process.began)
         if silent > STALL_SECONDS:
             return RunState(run, "stalled", step, 0.0, f"no progress for {silent:,.0f} s")
+        if silent < -liveness.HEARTBEAT_EXPIRY_SECONDS:
+            why = f"its status is {-silent:,.0f} s in the future: the clocks of two machines differ"
+            remedy = (
+                f"if process {process.pid} on {process.host} has ended, delete {run_folder.HEARTBEAT_FILE}"
+            )
+            remedy += f" and {run_folder.STATUS_FILE} in {folder}"
+            return RunState(run, "stalled", step, 0.0, f"{why}; {remedy}")
         return RunState(run, "running", step, status.tokens_per_second, "")
     if failure := run_folder.read_failure(folder):
         return RunState(run, "failed", step, 0.0, failure.reason, failure.log)
-    return RunState(run, "interrupted" if status.state else "waiting", step, 0.0, "")
+    return RunState(run, "interrupted" if status.state else "waiting", step, 0.0, reason)
 
 
-def _new_branch_points(run: RunSpec, folder: Path) -> bool:
-    """Whether the study was given branch points of a trunk since the trunk was last trained."""
+def _left_undone(run: RunSpec, folder: Path) -> str:
+    """What a run lacks whose status is done: its observations, or branch points that the study was given since."""
+    if not run_folder.has_observations(folder):
+        return f"{folder / run_folder.OBSERVATIONS_FILE} is missing or empty; the run is trained again"
     path = folder / run_folder.RUN_FILE
     if run.kind != "trunk" or not path.exists():
-        return False
-    recorded = read_json(path, what="run").get("checkpoint_steps", ())
-    return not set(run.bindings.get("CHECKPOINT_STEPS") or ()) <= set(recorded)
+        return ""
+    try:
+        recorded = read_json_as(path, _Recorded, what="run").checkpoint_steps
+    except MscaleError as error:
+        return str(error)
+    new = set(run.bindings.get("CHECKPOINT_STEPS") or ()) - set(recorded)
+    return f"it has no checkpoints at {', '.join(map(str, sorted(new)))} yet" if new else ""
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """The part of run.json that says whether a trunk has all its branch points."""
+
+    checkpoint_steps: tuple[int, ...] = ()
 
 
 def read_states(runs: Sequence[RunSpec], root: str | Path) -> dict[str, RunState]:
@@ -244,8 +267,8 @@ def status_lines(root: str | Path, states: dict[str, RunState]) -> list[str]:
     if running and speed:
         lines.append(f"{speed:.3g} FLOP/s; about {remaining / speed:,.0f} s left")
     for state in states.values():
-        if state.state == "failed":
-            lines.append(f"failed {state.spec.id}: {state.reason}")
+        if state.reason and state.state != "blocked":
+            lines.append(f"{state.state} {state.spec.id}: {state.reason}")
     if runner := liveness.holder(Path(root)):
         lines.append(f"runner: process {runner.pid} on {runner.host}")
     elif remaining:

@@ -44,6 +44,8 @@ def train_run(folder: Path, arguments: Sequence[str], trainer: Callable[[list[st
         status = run_folder.read_status(folder)
         if reason is None and status.state != "done":
             reason = "the trainer returned before the run was done"
+        if reason is None and not run_folder.has_observations(folder):
+            reason = f"the trainer wrote no {run_folder.OBSERVATIONS_FILE}"
         if reason is not None and status.state != "preempted":
             reason = status.reason or reason
             run_folder.write_failure(folder, reason)

@@ -5,6 +5,7 @@ raise an error or kill their process.
 """
 
 import ast
+import math
 import os
 import signal
 import time
@@ -30,6 +31,8 @@ def main(argv: list[str]) -> int:
     if "BRANCH_FROM" in config:
         start = config["STEPS"] - config["DECAY_STEPS"]
     status = run_folder.read_status(folder)
+    if not run_folder.has_observations(folder):
+        status = run_folder.RunStatus()
     if status.state == "done" and status.step >= config["STEPS"]:
         return 0
     step = max(start, status.step)
@@ -74,6 +77,7 @@ def row(config, step: int, language: str) -> dict:
     params = scales.parameter_count(scales.get(config["SCALE"]), 259)
     seen = {one["language"]: one["tokens"] for one in exposure(config, step)}
     tokens = step * config["BATCH_SIZE"] * config["SEQUENCE_LENGTH"]
+    loss = 1 + 50 / params**0.3 + 20 / (1 + seen.get(language, 0)) ** 0.3
     return {
         "run": config["RUN"],
         "study": config["STUDY"],
@@ -96,9 +100,9 @@ def row(config, step: int, language: str) -> dict:
         "split": "valid",
         "target_tokens": seen.get(language, 0),
         "target_unique": 10**6,
-        "loss": 1 + 50 / params**0.3 + 20 / (1 + seen.get(language, 0)) ** 0.3,
+        "loss": loss,
         "loss_se": 0.01,
-        "bits_per_byte": 1.0,
+        "bits_per_byte": loss / math.log(2),
         "unigram_normalized_loss": -1.0,
         "eval_tokens": 1000,
         "eval_bytes": 1000,

@@ -1,4 +1,6 @@
-"""What trainer and executors write into a run's folder is read back, and a damaged file says nothing."""
+"""What trainer and executors write into a run's folder is read back, and a damaged file is named."""
+
+import pytest
 
 from mscale import run_folder
 from mscale.run_folder import Heartbeat, RunStatus
@@ -30,7 +32,12 @@ def test_a_cancelled_run_is_so_until_the_mark_is_removed(tmp_path):
     assert not run_folder.is_cancelled(tmp_path)
 
 
-def test_damaged_files_say_nothing(tmp_path):
-    (tmp_path / run_folder.STATUS_FILE).write_text('{"state": "do')
-    (tmp_path / run_folder.FAILURE_FILE).write_text("[]")
-    assert run_folder.read_status(tmp_path) == RunStatus() and run_folder.read_failure(tmp_path) is None
+@pytest.mark.parametrize("content", [b'{"state": "do', b"[]", b"\xff", b'{"state": 5, "reason": 5}'])
+def test_damaged_files_say_so(tmp_path, content):
+    for name in (run_folder.STATUS_FILE, run_folder.FAILURE_FILE, run_folder.HEARTBEAT_FILE):
+        (tmp_path / name).write_bytes(content)
+    status, failure = run_folder.read_status(tmp_path), run_folder.read_failure(tmp_path)
+    assert status == RunStatus(reason=status.reason)
+    for reason, name in ((status.reason, "status.json"), (failure.reason, "failure.json")):
+        assert reason.startswith(f"{tmp_path / name} is damaged") and reason.endswith("delete it")
+    assert run_folder.read_heartbeat(tmp_path) is None

@@ -1,6 +1,7 @@
 """Run specs: the id hashes all that determines a result and nothing else."""
 
 import json
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -200,3 +201,11 @@ def test_slugs_fit_a_pod_name(text):
     assert (
         set(specs.slug(text)) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-") and len(specs.slug(text)) <= 40
     )
+
+
+@pytest.mark.parametrize("run_id", ["../../x", "/tmp/x", "", ".", "..", "a/b", "a\nb", "a b", "-x"])
+def test_a_run_id_is_the_name_of_a_folder(tmp_path, run_id):
+    with pytest.raises(MscaleError, match="expected letters, digits"):
+        specs.workdir(tmp_path, run_id)
+    with pytest.raises(MscaleError, match="expected letters, digits"):
+        replace(make(), id=run_id)

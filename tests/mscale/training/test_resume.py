@@ -65,8 +65,7 @@ def test_a_relative_workdir_resumes_branches_and_continues(store, trunk, tmp_pat
     monkeypatch.chdir(tmp_path)
     here = Path(workdir)
     assert run(store, here, CHECKPOINT_STEPS=(16,)) == 0
-    for file in ("status.json", "observations.jsonl"):
-        (here / file).unlink()
+    (here / "status.json").unlink()
     shutil.rmtree(here / "checkpoints" / "step_24")  # as if it had been killed after step 16
     assert run(store, here, CHECKPOINT_STEPS=(16,)) == 0
     assert not list(here.glob("checkpoints/*damaged*"))
@@ -83,8 +82,7 @@ def test_a_store_that_gained_a_language_goes_on_with_a_run_and_its_branches(tmp_
     whole, resumed, branch = tmp_path / "whole", tmp_path / "resumed", tmp_path / "branch"
     assert run(before, whole, MIXTURE=mixture, CHECKPOINT_STEPS=(16,)) == 0
     shutil.copytree(whole, resumed)
-    for file in ("status.json", "observations.jsonl"):
-        (resumed / file).unlink()
+    (resumed / "status.json").unlink()
     shutil.rmtree(resumed / "checkpoints" / "step_24")  # as if it had been killed after step 16
     assert run(grown, resumed, MIXTURE=mixture, CHECKPOINT_STEPS=(16,)) == 0
     assert "goes on with the 2 languages that it began with" in (told := capsys.readouterr().err)
@@ -96,6 +94,16 @@ def test_a_store_that_gained_a_language_goes_on_with_a_run_and_its_branches(tmp_
     assert {row["language"] for row in rows(branch)} == {"en", "fr"}
     assert run(grown, resumed, MIXTURE="en+sw") == 1
     assert "holds a run with mixture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_done_run_without_observations_is_trained_again(store, trunk, tmp_path, lose):
+    workdir = tmp_path / "run"
+    shutil.copytree(trunk, workdir)
+    lose(workdir / "observations.jsonl")
+    assert run(store, workdir, CHECKPOINT_STEPS=(16,), RUN=trunk.name) == 0
+    for name in ("observations.jsonl", "exposure.jsonl"):
+        assert (workdir / name).read_bytes() == (trunk / name).read_bytes()
 
 
 def test_a_home_folder_is_found(tmp_path, monkeypatch):

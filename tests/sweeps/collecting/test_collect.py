@@ -77,6 +77,7 @@ def test_unfinished_and_failed_runs_are_listed(root):
         ({"phase": "stable"}, "no row at the end"),
         ({"loss": float("1e400")}, "expected a finite number"),
         ({"target_tokens": 10**9}, "out of"),
+        ({"bits_per_byte": 1.5}, "bits_per_byte is 1.5, but a loss of"),
         ({"run": "another"}, "run is 'another'"),
     ],
 )
@@ -108,7 +109,7 @@ def test_only_what_changed_is_read_again(root, monkeypatch):
     assert collect(root) == whole and not read
     run = runs(root)[0]
     path = spec.workdir(root, run.id) / "observations.jsonl"
-    edit(path, lambda row: {**row, "loss": row["loss"] + 1})
+    edit(path, lambda row: {**row, "loss_se": 0.5})
     assert collect(root).rows == whole.rows and {one.parent for one in read} == {path.parent}
     changed = [(root / name).read_bytes() for name in TABLES]
     assert changed != before

@@ -222,7 +222,9 @@ def test_dry_run_is_a_stream_of_documents_parents_first(study, tmp_path):
     ].id
     assert len(parts) == len(study.runs) and f"after {study.runs[0].id}" in parts[1][0]
     state.save_study(study, tmp_path)
-    atomic_json(spec.workdir(tmp_path, study.runs[0].id) / "status.json", {"state": "done", "step": 90})
+    folder = spec.workdir(tmp_path, study.runs[0].id)
+    atomic_json(folder / "status.json", {"state": "done", "step": 90})
+    (folder / "observations.jsonl").write_text("{}\n")
     assert len(gke.dry_run(study, OPTIONS, tmp_path).split("---\n")) == len(study.runs) - 1
 
 

@@ -1,6 +1,7 @@
 """The state of a study is read from its run folders and shown."""
 
 import os
+import time
 from collections import Counter
 
 import pytest
@@ -22,7 +23,9 @@ def study(tmp_path):
 
 
 def write(root, run, **status):
-    atomic_json(spec.workdir(root, run.id) / "status.json", {"step": run.steps, **status})
+    folder = spec.workdir(root, run.id)
+    atomic_json(folder / "status.json", {"step": run.steps, **status})
+    (folder / "observations.jsonl").write_text("{}\n")
 
 
 def states(planned, root):
@@ -63,9 +66,40 @@ def test_the_table_counts_and_names(tmp_path, study):
     assert sum(one.tokens_done for one in found) == trunk.tokens + 32
 
 
-def test_damaged_status_counts_as_not_done(tmp_path, study):
-    (spec.workdir(tmp_path, study.runs[0].id) / "status.json").write_text('{"state": "do')
-    assert states(study, tmp_path)[study.runs[0].id] == "waiting"
+def test_a_damaged_file_is_told_of_its_run_and_stops_nothing_else(tmp_path, study):
+    trunk, first, second, third, *_ = study.runs
+    for run in study.runs:
+        write(tmp_path, run, state="done")
+    folders = [spec.workdir(tmp_path, run.id) for run in study.runs]
+    (folders[0] / "run.json").write_text("{")
+    (folders[1] / "status.json").write_text('{"state": "do')
+    (folders[2] / "observations.jsonl").unlink()
+    found = state.read_states(study.runs, tmp_path)
+    assert [found[run.id].state for run in study.runs[:4]] == [
+        "interrupted",
+        "waiting",
+        "interrupted",
+        "done",
+    ]
+    assert "run.json: this run is damaged" in found[trunk.id].reason
+    assert "status.json is damaged" in found[first.id].reason
+    assert "observations.jsonl is missing or empty; the run is trained again" in found[second.id].reason
+    assert {found[run.id].state for run in study.runs[4:]} == {"done"}
+    lines = state.status_lines(tmp_path, found)
+    assert any(line.startswith(f"waiting {first.id}: ") and "is damaged" in line for line in lines)
+
+
+def test_a_status_from_the_future_does_not_hide_a_stalled_run(tmp_path, study):
+    run, now = study.runs[0], time.time()
+    folder = spec.workdir(tmp_path, run.id)
+    write(tmp_path, run, state="running", step=3, updated=now + 90_000)
+    run_folder.write_heartbeat(folder, run_folder.Heartbeat("elsewhere", 7, "", now - 9_000, now))
+    found = state.read_run(run, tmp_path)
+    assert found.state == "stalled" and "s in the future: the clocks of two machines differ" in found.reason
+    assert (
+        f"if process 7 on elsewhere has ended, delete heartbeat.json and status.json in {folder}"
+        in found.reason
+    )
 
 
 def test_studies_are_read_back(tmp_path, study):
