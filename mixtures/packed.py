@@ -19,6 +19,7 @@ from mixtures import tasks
 from mscale.data.mixture import gin_sampling_options, resolve
 from mscale.data.schedule import MAX_RUN_ROWS, Schedule, single
 from mscale.data.store import Store
+from mscale.data.verification import verify_store
 from mscale.remote import Url, connect
 
 _ROWS_AT_ONCE = 64
@@ -81,6 +82,7 @@ def packed_task(name: str, mixture: str) -> seqio.Task:
     def windows(dataset: tf.data.Dataset, sequence_length: Mapping[str, int]) -> tf.data.Dataset:
         length = sequence_length["targets"]
         resolved = resolve(mixture, store, length, options=gin_sampling_options())
+        verify_store(store, resolved.languages, resolved.languages)
         schedules: dict[int, Schedule] = {}
         ends = np.cumsum([-(-store.valid_tokens(one) // length) for one in resolved.languages])
 

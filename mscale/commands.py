@@ -106,9 +106,10 @@ def store() -> None:
 def store_copy(source: Path, destination: Path) -> None:
     """Copy the store SOURCE to DESTINATION, each a folder or a URL such as gs://bucket/store.
 
-    Files are checked as they are copied. An interrupted copy continues; store.json is written last.
+    Files are checked as they are copied. An interrupted copy continues, and a damaged one is mended; store.json is
+    written last.
     """
-    from mscale.data.store import copy_store
+    from mscale.data.copying import copy_store
 
     copied = copy_store(source, destination)
     print(f"{copied.path}: {len(copied.languages)} languages")

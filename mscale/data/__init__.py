@@ -5,10 +5,22 @@ What other folders import from here:
 - `corpus`: text by language.
 - `vocabulary`: bytes and SentencePiece.
 - `store`: the token store.
+- `verification`: its files against their checksums.
+- `copying`: it is brought elsewhere.
 - `mixture`: names and rates of mixtures.
 - `schedule`: which window of which language at which step.
 - `feed`: batches.
 - `parallel_text`: the same text in many languages.
 """
 
-__all__ = ["corpus", "feed", "mixture", "parallel_text", "schedule", "store", "vocabulary"]
+__all__ = [
+    "copying",
+    "corpus",
+    "feed",
+    "mixture",
+    "parallel_text",
+    "schedule",
+    "store",
+    "verification",
+    "vocabulary",
+]

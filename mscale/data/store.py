@@ -8,7 +8,7 @@
 
 Window i of S tokens is train.bin[i·S:(i+1)·S], so a store serves any sequence length. The unigram counts have a file
 of their own: in store.json, those of 420 languages × 64,000 pieces would take longer to parse than the rest. A store
-may be remote (``gs://…``): ``copy_store`` brings it there, and its token files are read by byte ranges.
+may be remote (``gs://…``): ``copying.copy_store`` brings it there, and its token files are read by byte ranges.
 """
 
 import contextlib
@@ -18,7 +18,6 @@ import io
 import json
 import mmap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,16 +26,12 @@ from typing import Any
 import numpy as np
 
 from mscale.errors import MscaleError, nearest
-from mscale.progress import progress
-from mscale.remote import CACHE_BYTES, RemoteFiles, Url, connect, list_files, location, with_retries
+from mscale.remote import CACHE_BYTES, RemoteFiles, Url, location
 
 STORE_FORMAT = "mscale token store"
 STORE_VERSION = 1
 MANIFEST = "store.json"
 PACKING_FOLDER = ".packing"  # subfolder of a store that exists while packing is unfinished
-_VERIFY_BYTES = 8 << 20  # bytes of a remote file per read
-_COPYING = ".copying"  # in a folder that a store is being copied to: the hash of that store's data
-_COPY_BYTES, _FILES_AT_ONCE = 4 << 20, 16
 _RANDOM_ACCESS_BYTES = (
     64 << 20
 )  # in a larger file, the kernel's read-ahead around a window reads unused bytes
@@ -114,8 +109,8 @@ class Store:
                 self._range(language, "train", window * S, (window + 1) * S)
                 for language, window in zip(languages, windows, strict=True)
             ]
-            for row, data in zip(rows, self.remote.read_ranges(ranges), strict=True):
-                row[:] = np.frombuffer(data, self.dtype)
+            for row, data, (name, *_) in zip(rows, self.remote.read_ranges(ranges), ranges, strict=True):
+                row[:] = self._ids(name, data)
             return rows
         tokens = {language: self._map(language, "train")[1] for language in set(languages)}
         for row, language, window in zip(rows, languages, windows, strict=True):
@@ -208,9 +203,15 @@ class Store:
         if self.remote is None:
             return self._map(language, part)[1][start:stop]
         start, stop, _ = slice(start, stop).indices(self._entry(language)[part]["tokens"])
-        return np.frombuffer(
-            self.remote.read_ranges([self._range(language, part, start, stop)])[0], self.dtype
-        )
+        found = self._range(language, part, start, stop)
+        return self._ids(found[0], self.remote.read_ranges([found])[0])
+
+    def _ids(self, name: str, data: bytes) -> np.ndarray:
+        """Token ids of a part of a remote file, which is never read as a whole; all are below V."""
+        ids = np.frombuffer(data, self.dtype)
+        if damage := unknown_id(self, name, int(ids.max(initial=0))):
+            raise damaged_store(self, {name: damage})
+        return ids
 
     def _range(self, language: str, part: str, start: int, stop: int) -> tuple[str, int, int, int]:
         """The bytes of tokens in a remote file, for ``RemoteFiles.read_ranges``."""
@@ -237,22 +238,37 @@ class Store:
         self._entry(language)
         path = self.path / language / name
         with _reading(path):
-            if self.remote is not None:
-                return np.load(io.BytesIO(self.remote.read(f"{language}/{name}")), allow_pickle=False)
-            return np.load(path, allow_pickle=False)
+            if self.remote is None:
+                return np.load(path, allow_pickle=False)
+            data = self.remote.read(f"{language}/{name}")
+            if file_hash(data).hexdigest() != self.entries[language]["files"][name]["blake2b"]:
+                raise damaged_store(self, {name: f"{path} has another checksum"})
+            return np.load(io.BytesIO(data), allow_pickle=False)
 
 
-def open_store(path: str | Path, verify: bool = False, cache_bytes: int = CACHE_BYTES) -> Store:
+def open_store(path: str | Path, cache_bytes: int = CACHE_BYTES) -> Store:
     """Opens the store in the folder ``path``: reads store.json and checks that all files exist in their size.
+
+    Their content is checked by ``verification.verify_store``, for the languages that are read.
 
     Args:
       path: the folder, or a URL that fsspec opens.
-      verify: also read all files and compare checksums (at the speed of the disk, at most about 1 GB/s).
       cache_bytes: of a remote store, the size of the cache in memory.
 
     Raises:
-      MscaleError: there is no store, packing is unfinished, store.json is damaged or of a newer version, or files
-        are missing or have another size or (with ``verify``) checksum; all damaged files are named.
+      MscaleError: as ``read_store``, or files are missing or have another size; all of these are named.
+    """
+    store = read_store(path, cache_bytes)
+    if damaged := missized_files(store, file_entries(store)):
+        raise damaged_store(store, damaged)
+    return store
+
+
+def read_store(path: str | Path, cache_bytes: int = CACHE_BYTES) -> Store:
+    """Returns the store that store.json describes, without a look at its other files.
+
+    Raises:
+      MscaleError: there is no store, packing is unfinished, or store.json is damaged or of a newer version.
     """
     path = location(path)
     manifest = path / MANIFEST
@@ -265,7 +281,7 @@ def open_store(path: str | Path, verify: bool = False, cache_bytes: int = CACHE_
     version = described.get("version")
     if version != STORE_VERSION:
         newer = isinstance(version, int) and version > STORE_VERSION
-        remedy = "install a newer mscale" if newer else "pack the corpus again"
+        remedy = "install a newer mscale" if newer else "delete it and pack the corpus again"
         raise MscaleError(
             f"{manifest}: field version is {version}, this mscale reads version {STORE_VERSION}; {remedy}"
         )
@@ -281,85 +297,80 @@ def open_store(path: str | Path, verify: bool = False, cache_bytes: int = CACHE_
             entries=described["languages"],
             remote=remote,
         )
-        damaged = _damaged(store, verify)
+        wrong = _wrong_counts(store)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise MscaleError(
-            f"{manifest}: damaged, field {error} is missing or unreadable; pack the corpus again"
+            f"{manifest}: damaged, field {error} is missing or unreadable; delete it and pack the corpus again"
         ) from None
-    if damaged:
-        shown = "; ".join(damaged[:10]) + (f"; and {len(damaged) - 10} more" if len(damaged) > 10 else "")
+    if wrong:
         raise MscaleError(
-            f"{path}: damaged store, {len(damaged)} difference(s) to store.json: {shown}. "
-            "Copy these files again or delete the folder and pack the corpus again"
+            f"{manifest}: damaged, {'; '.join(wrong[:10])}; delete it and pack the corpus again"
         )
     return store
 
 
-def copy_store(source: str | Path, destination: str | Path) -> Store:
-    """Copies a store between folders and URLs; store.json is written last, so a copy is whole or absent.
+def _wrong_counts(store: Store) -> list[str]:
+    """Tells the token counts in store.json that do not fit the sizes of files there; KeyError for an absent field."""
+    found = []
+    width = store.dtype.itemsize
+    for language, entry in store.entries.items():
+        files = entry["files"]
+        sizes = {name: files[name]["size"] for name in LANGUAGE_FILES if files[name]["blake2b"]}
+        for part in ("train", "valid"):
+            tokens, size = entry[part]["tokens"], sizes[f"{part}.bin"]
+            if tokens * width != size:
+                found.append(
+                    f"languages.{language} has {tokens:,} {part} tokens of {width} bytes in a file of {size:,}"
+                )
+    return found
 
-    Files are checked against store.json while they are copied. A copy that was interrupted continues.
 
-    Raises:
-      MscaleError: ``source`` is no store or damaged, ``destination`` holds another store, or a file cannot be written.
-    """
-    store, target = open_store(source), location(destination)
-    reader, reader_root = connect(str(store.path))
-    writer, writer_root = connect(str(target))
-    there = list_files(writer, writer_root, str(target))
-    if MANIFEST in there:
-        if open_store(target).data_hash() != store.data_hash():
-            raise MscaleError(f"{target}: holds another store; choose another folder, or delete that one")
-        return open_store(target)
-    listed = list_files(reader, reader_root, str(store.path))
-    expected = {
-        f"{language}/{name}": of_file["blake2b"]
-        for language, entry in store.entries.items()
-        for name, of_file in entry["files"].items()
-    }
-    expected |= dict.fromkeys(name for name in listed if name.startswith("vocabulary."))
-
-    def copy(name: str) -> None:
-        digest = file_hash()
-        if isinstance(target, Path):
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-        with (
-            reader.open(f"{reader_root}/{name}", "rb") as data,
-            writer.open(f"{writer_root}/{name}", "wb") as file,
-        ):
-            while part := data.read(_COPY_BYTES):
-                digest.update(part)
-                file.write(part)
-        if expected.get(name) and digest.hexdigest() != expected[name]:
-            writer.rm_file(f"{writer_root}/{name}")  # or a second call would take it for copied
-            raise MscaleError(
-                f"{store.path / name}: has another checksum than in {MANIFEST}; pack the corpus again"
-            )
-
-    # Names the store that is being copied: files of this size that another one left are not taken for its own.
-    marker = f"{writer_root}/{_COPYING}"
-    content = store.data_hash().encode()
-    if _COPYING not in there or writer.cat_file(marker) != content:
-        there = {}
-    if isinstance(target, Path):
-        target.mkdir(parents=True, exist_ok=True)
-    with_retries(lambda: writer.pipe_file(marker, content), f"write {target / _COPYING}")
-    missing = [name for name in expected if name not in there or there[name][0] != listed[name][0]]
-    megabytes = sum(listed[name][0] for name in missing) / 1e6
-    pool = ThreadPoolExecutor(_FILES_AT_ONCE)
-    with progress("copy", megabytes, "MB") as advance:
+def missized_files(store: Store, names: Iterable[str]) -> dict[str, str]:
+    """Returns those of a store's files that are missing or have another size, by name, each with what is wrong."""
+    found = {}
+    sizes = store.remote.sizes() if store.remote is not None else None
+    entries = file_entries(store)
+    for name in names:
+        path, expected = store.path / name, entries[name]
         try:
-            jobs = [
-                pool.submit(with_retries, partial(copy, name), f"copy {target / name}") for name in missing
-            ]
-            for name, job in zip(missing, jobs, strict=True):
-                job.result()
-                advance(listed[name][0] / 1e6)
-        finally:
-            pool.shutdown(cancel_futures=True)
-    with_retries(partial(copy, MANIFEST), f"copy {target / MANIFEST}")
-    writer.rm_file(marker)
-    return open_store(target)
+            size = Path(path).stat().st_size if sizes is None else sizes.get(name)
+        except (FileNotFoundError, NotADirectoryError):
+            size = None
+        except OSError as error:
+            found[name] = f"{path} cannot be read ({error.strerror})"
+            continue
+        if size is None:
+            found[name] = f"{path} is missing"
+        elif size != expected["size"]:
+            found[name] = f"{path} has {size:,} bytes, expected {expected['size']:,}"
+    return found
+
+
+def file_entries(store: Store) -> dict[str, Mapping[str, Any]]:
+    """Returns size and blake2b of every file of a store, by its path below the folder (``en/train.bin``)."""
+    return {
+        f"{language}/{name}": store.entries[language]["files"][name]
+        for language in store.languages
+        for name in LANGUAGE_FILES
+    }
+
+
+def unknown_id(store: Store, name: str, largest: int) -> str:
+    """Returns what is wrong with a file whose largest token id is ``largest``; "" if the vocabulary has it."""
+    V = store.vocabulary["size"]
+    return f"{store.path / name} holds the id {largest:,}, expected less than {V:,}" if largest >= V else ""
+
+
+def damaged_store(store: Store, damaged: Mapping[str, str]) -> MscaleError:
+    """The error for files of a store that are not as store.json describes them, by name, each with what is wrong."""
+    remedy = "run the same `mscale pack` or `mscale store copy` into this folder again: it mends them"
+    if store.remote is not None:
+        remedy = "delete the store there and bring it there again with `mscale store copy`"
+    shown = "; ".join(list(damaged.values())[:10])
+    more = f"; and {len(damaged) - 10} more" if len(damaged) > 10 else ""
+    return MscaleError(
+        f"{store.path}: damaged store, {len(damaged)} difference(s) to {MANIFEST}: {shown}{more}; {remedy}"
+    )
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype:
@@ -385,47 +396,8 @@ def _manifest(path: Path | Url, remote: RemoteFiles | None) -> Any:
         return json.loads(content)
     except ValueError as error:
         raise MscaleError(
-            f"{manifest}: this token store is damaged ({error}); copy the file again or pack the corpus again"
+            f"{manifest}: this token store is damaged ({error}); copy it again, or delete it and pack the corpus again"
         ) from None
-
-
-def _damaged(store: Store, verify: bool) -> list[str]:
-    found = []
-    sizes = store.remote.sizes() if store.remote is not None else None
-    for language in store.languages:
-        entry = store.entries[language]
-        for part in ("train", "valid"):
-            tokens, size = entry[part]["tokens"], entry["files"][f"{part}.bin"]["size"]
-            if tokens * store.dtype.itemsize != size:
-                found.append(
-                    f"{store.path / MANIFEST}: languages.{language} has {tokens:,} {part} tokens of "
-                    f"{store.dtype.itemsize} bytes in a file of {size:,}"
-                )
-        for name in LANGUAGE_FILES:
-            expected = entry["files"][name]
-            path = store.path / language / name
-            try:
-                size = Path(path).stat().st_size if sizes is None else sizes.get(f"{language}/{name}")
-                if size is None:
-                    found.append(f"{path} is missing")
-                elif size != expected["size"]:
-                    found.append(f"{path} has {size:,} bytes, expected {expected['size']:,}")
-                elif verify and _checksum(store, f"{language}/{name}", size) != expected["blake2b"]:
-                    found.append(f"{path} has another checksum")
-            except FileNotFoundError:
-                found.append(f"{path} is missing")
-            except OSError as error:
-                found.append(f"{path} cannot be read ({error.strerror})")
-    return found
-
-
-def _checksum(store: Store, name: str, size: int) -> str:
-    if store.remote is None:
-        return checksum(store.path / name)
-    digest = file_hash()
-    for start in range(0, size, _VERIFY_BYTES):
-        digest.update(store.remote.range(name, start, min(start + _VERIFY_BYTES, size)))
-    return digest.hexdigest()
 
 
 def _absent(path: Path | Url) -> str:

@@ -20,6 +20,7 @@ from mscale import run_folder, scales
 from mscale.data import schedule
 from mscale.data.mixture import SamplingOptions, gin_sampling_options, resolve
 from mscale.data.store import Store, open_store
+from mscale.data.verification import verify_store
 from mscale.errors import MscaleError, nearest
 from mscale.files import read_json
 from mscale.identity import IRRELEVANT_SETTINGS, LENGTH_SETTINGS
@@ -184,6 +185,7 @@ def prepare_run(settings: Settings) -> Run:
         if language not in store.languages:
             hint = nearest(language, store.languages)
             raise MscaleError(f"EVAL_LANGUAGES: {s.store} has no language {language!r}{hint}")
+    verify_store(store, mixture.languages, eval_languages)
     return Run(
         settings=s,
         name=s.run or workdir.name,

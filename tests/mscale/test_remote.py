@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -13,8 +14,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from mscale import remote
 from mscale.cli import cli, exit_status
 from mscale.data import feed, schedule
+from mscale.data.copying import copy_store
 from mscale.data.mixture import resolve
-from mscale.data.store import MANIFEST, copy_store, open_store
+from mscale.data.store import MANIFEST, open_store
+from mscale.data.verification import damaged_files
 from mscale.errors import MscaleError
 from mscale.remote import Url, location
 
@@ -87,7 +90,7 @@ def plan(store, batch_size=32):
 
 def test_a_flaky_remote_store_gives_the_same_batches(local, url, fake):
     fake.latency, fake.fails_every = 0.001, 7
-    store = open_store(url, verify=True)
+    store = open_store(url)
     for mine, theirs in zip(
         feed.batches(store, plan(store), S, 3, 9), feed.batches(local, plan(local), S, 3, 9), strict=True
     ):
@@ -164,13 +167,23 @@ def test_what_vanished_or_changed_is_named(url, fake):
         store.valid("fr")
 
 
-def test_a_changed_byte_is_found_by_verifying(url, fake):
-    data = bytearray(fake().cat_file("/bucket/store/en/train.bin"))
-    data[1000] ^= 4
-    fake().pipe("/bucket/store/en/train.bin", bytes(data))
-    open_store(url)
-    with pytest.raises(MscaleError, match="en/train.bin has another checksum"):
-        open_store(url, verify=True)
+def test_what_is_read_of_a_remote_store_is_checked(url, fake):
+    """Small files by their checksums, token ids by the size of the vocabulary."""
+    for name in ("en/valid_index.npy", "en/unigram.npy", "en/train.bin", "en/valid.bin"):
+        data = bytearray(fake().cat_file(f"/bucket/store/{name}"))
+        data[-1] ^= 4  # of a token: its high byte
+        fake().pipe(f"/bucket/store/{name}", bytes(data))
+    store = open_store(url)
+    with pytest.raises(MscaleError, match="en/valid_index.npy has another checksum"):
+        store.valid_index("en")
+    with pytest.raises(MscaleError, match="en/unigram.npy has another checksum"):
+        store.unigram("en")
+    with pytest.raises(MscaleError, match="en/valid.bin holds the id 1,0.*expected less than 259"):
+        store.valid("en")
+    S = 100
+    last = store.windows("en", S) - 1
+    with pytest.raises(MscaleError, match="en/train.bin holds the id 1,0.*mscale store copy"):
+        store.gather_windows(["en", "en"], [0, last], S)
 
 
 @pytest.fixture
@@ -211,7 +224,7 @@ def test_a_copy_of_a_store_is_whole_or_absent_and_continues(local, fake, written
     copy_store(local.path, again)
     assert not written
     assert copy_store(again, tmp_path / "back").data_hash() == local.data_hash()
-    open_store(tmp_path / "back", verify=True)
+    assert not damaged_files(open_store(tmp_path / "back"))
     assert not (tmp_path / "back" / ".copying").exists()
 
 
@@ -222,7 +235,27 @@ def test_what_another_copy_left_is_not_taken_over_and_other_stores_stay(local, u
     fake().rm(f"/bucket/store/{MANIFEST}")
     fake().pipe("/bucket/store/.copying", local.data_hash().encode())
     assert copy_store(other.path, url).data_hash() == other.data_hash()
-    open_store(url, verify=True)
+    assert not damaged_files(copy_store(url, tmp_path / "back"))
+    with pytest.raises(MscaleError, match="choose another folder"):
+        copy_store(url, f"{url}/")
+
+
+def test_a_copy_is_mended_and_gets_languages_that_the_source_gained(local, written, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copy = Path("a copy é")
+    copy_store(local.path, copy)
+    kept = (copy / "fr" / "train.bin").stat()
+    data = bytearray((copy / "en" / "train.bin").read_bytes())
+    data[1001] ^= 1
+    (copy / "en" / "train.bin").write_bytes(data)
+    (copy / "sw" / "valid.bin").unlink()
+    assert not damaged_files(copy_store(local.path, copy))
+    grown = tiny_store.write(tmp_path / "grown", languages=("en", "fr", "sw", "yo"), train_tokens=200_000)
+    assert copy_store(grown.path, copy).languages == grown.languages
+    assert not damaged_files(open_store(copy))
+    assert (copy / "fr" / "train.bin").stat() == kept
+    with pytest.raises(MscaleError, match="holds another store"):
+        copy_store(local.path, copy)
 
 
 def test_a_damaged_file_is_found_while_it_is_copied(local, url, fake, tmp_path, capsys):
@@ -232,7 +265,7 @@ def test_a_damaged_file_is_found_while_it_is_copied(local, url, fake, tmp_path, 
     command = ["store", "copy", url, str(tmp_path / "s")]
     for _ in range(2):  # nor does a second call take the damaged copy for a good one
         assert exit_status(lambda: cli.main(command, standalone_mode=False)) == 1
-        assert "en/train.bin: has another checksum" in capsys.readouterr().err
+        assert "en/train.bin has another checksum" in capsys.readouterr().err
     assert not (tmp_path / "s" / MANIFEST).exists()
 
 

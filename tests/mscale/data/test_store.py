@@ -8,7 +8,7 @@ import pytest
 import tiny_corpus
 
 from mixtures.packing.pack import pack
-from mscale.data.store import LANGUAGE_FILES, MANIFEST, PACKING_FOLDER, open_store, token_dtype
+from mscale.data.store import MANIFEST, PACKING_FOLDER, open_store, token_dtype
 from mscale.data.vocabulary import byte_vocabulary
 from mscale.errors import MscaleError
 
@@ -33,7 +33,7 @@ def edit(store, change):
 
 
 def test_parts_counts_and_index_agree(packed):
-    store = open_store(packed, verify=True)
+    store = open_store(packed)
     vocabulary = byte_vocabulary()
     assert store.languages == ("aa", "bb")
     assert store.dtype == np.uint16
@@ -59,15 +59,6 @@ def test_parts_counts_and_index_agree(packed):
 def truncate(store):
     path = store / "aa" / "train.bin"
     path.write_bytes(path.read_bytes()[:-2])
-
-
-def flip(name):
-    def damage(store):
-        data = bytearray((store / "bb" / name).read_bytes())
-        data[-1] ^= 1
-        (store / "bb" / name).write_bytes(data)
-
-    return damage
 
 
 DAMAGES = {
@@ -158,11 +149,11 @@ BY_HAND = {
     ),
     "the tokens of a language edited": (
         lambda store: edit(store, lambda d: d["languages"]["aa"]["train"].update(tokens=10**6)),
-        "store.json: languages.aa has 1,000,000 train tokens",
+        "store.json: damaged, languages.aa has 1,000,000 train tokens",
     ),
     "the type of the tokens edited": (
         lambda store: edit(store, lambda d: d.update(dtype="uint32")),
-        "store.json: languages.aa has",
+        "store.json: damaged, languages.aa has",
     ),
     "the manifest cut short": (
         lambda store: (store / MANIFEST).write_bytes((store / MANIFEST).read_bytes()[:200]),
@@ -182,14 +173,6 @@ def test_a_store_damaged_by_hand_names_the_file_when_opened_and_read(copied, dam
     with pytest.raises(MscaleError, match=message) as raised:
         read_all(open_store(copied))
     assert str(copied) in str(raised.value)
-
-
-@pytest.mark.parametrize("name", LANGUAGE_FILES)
-def test_a_flipped_bit_is_found_by_verifying(copied, name):
-    flip(name)(copied)
-    open_store(copied)
-    with pytest.raises(MscaleError, match=f"bb/{name} has another checksum"):
-        open_store(copied, verify=True)
 
 
 def test_a_store_that_is_not_there_or_not_finished(tmp_path, packed):
