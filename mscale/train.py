@@ -127,6 +127,12 @@ def find_start(run: Run) -> Start:
     if own is not None:
         state, meta = own
         return _continued(state, meta, meta["step"], shardings)
+    if (reached := run_folder.read_status(run.workdir).step) and jax.process_index() == 0:
+        before = f" of step {min(missing)} or before" if missing else ""
+        print(
+            f"{run.name}: was at step {reached:,}, but no checkpoint{before} is left; training begins anew",
+            file=sys.stderr,
+        )
     if s.branch_from:
         step = s.steps - s.decay_steps
         path = checkpoints.locate_checkpoint(s.branch_from, "BRANCH_FROM", step)

@@ -6,7 +6,8 @@
 
 Orbax restores a file with a flipped bit without an error, so the manifest is written last and verified first. A
 folder is written as ``.step_300.saving`` and renamed when complete, so a checkpoint is complete or absent even if the
-process is killed. Damaged checkpoints are renamed to ``step_300.damaged``, never deleted.
+process is killed. Damaged checkpoints are renamed to ``step_300.damaged``, never deleted; where no other is left the
+run stops. A checkpoint whose checksums agree is never taken for damaged: if it cannot be read that is an error.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ import orbax.checkpoint as ocp
 
 from mscale import run_folder
 from mscale.errors import MscaleError
-from mscale.files import atomic_json, writing
+from mscale.files import atomic_json, read_json, writing
 from mscale.remote import local_folder
 from mscale.training import distributed
 
@@ -36,10 +37,11 @@ ASYNCHRONOUS_BYTES = 64 * 2**20
 """States of at least this size are written in a thread while training continues; smaller ones at once."""
 
 _STEP = re.compile(r"^step_(\d+)$")
+_SET_ASIDE = re.compile(r"^step_(\d+)\.damaged")
 
 
 class DamagedCheckpoint(MscaleError):
-    """A checkpoint whose files are missing, unreadable or differ from what was saved."""
+    """A checkpoint whose files are missing or differ from what was saved."""
 
 
 def checkpoint_path(folder: str | os.PathLike, step: int) -> Path:
@@ -49,11 +51,15 @@ def checkpoint_path(folder: str | os.PathLike, step: int) -> Path:
 
 def saved_steps(folder: str | os.PathLike) -> list[int]:
     """Returns the steps with a complete checkpoint in ``folder``, ascending; empty if the folder is absent."""
+    return _steps(folder, _STEP)
+
+
+def _steps(folder: str | os.PathLike, pattern: re.Pattern) -> list[int]:
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(int(match[1]) for match in map(_STEP.match, names) if match)
+    return sorted(int(match[1]) for match in map(pattern.match, names) if match)
 
 
 def flatten_by_path(tree: Any) -> dict[str, Any]:
@@ -84,14 +90,20 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
       DamagedCheckpoint: a file is missing, truncated or changed; the message names the first one.
+      MscaleError: a file cannot be read, which may be a matter of permissions or of the disk.
     """
     path = Path(path).absolute()
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"]
         manifest = manifest if jax.process_index() == 0 else {}
         found = _checksums(path) if manifest else {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpoint(f"{path}: its manifest.json cannot be read ({error})") from error
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{path}: its manifest.json is missing or damaged ({error})") from error
+    except OSError as error:
+        raise MscaleError(
+            f"{error.filename or path}: this file of a checkpoint cannot be read ({error.strerror}); check its "
+            "permissions and the disk, then run again"
+        ) from error
     for name, expected in manifest.items():
         if name not in found:
             raise DamagedCheckpoint(f"{path}: the file {name} is missing")
@@ -104,10 +116,7 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _meta(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads((path / "meta.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DamagedCheckpoint(f"{path}: its meta.json cannot be read ({error})") from error
+    return read_json(path / "meta.json", what="part of a checkpoint")
 
 
 # ------------------------------------------------------------------------------------------------- restore
@@ -127,8 +136,7 @@ def restore(path: str | os.PathLike, template: Any, *, shardings: Any = None) ->
       shardings: pytree of the same structure with the shardings to restore to; None restores numpy arrays.
 
     Raises:
-      DamagedCheckpoint: orbax cannot read it.
-      MscaleError: an array is missing, or has another shape or type.
+      MscaleError: orbax cannot read it, or an array is missing, or has another shape or type.
     """
     path = Path(path).absolute()  # orbax's metadata() returns None for a relative path
     wanted = flatten_by_path(template)
@@ -166,7 +174,11 @@ def restore(path: str | os.PathLike, template: Any, *, shardings: Any = None) ->
     except MscaleError:
         raise
     except Exception as error:
-        raise DamagedCheckpoint(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise MscaleError(
+            f"{path}: its checksums agree, but orbax {ocp.__version__} cannot read it: {reason}; it is left as it is. "
+            "Check memory and disk, and that this version of orbax is not older than the one that wrote it"
+        ) from error
     if older:
         values = {
             name: values[_name_before_optax(name)] for name in names if _name_before_optax(name) in values
@@ -189,7 +201,7 @@ def restore_latest(
     at_most: int | None = None,
     check: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> tuple[Any, dict[str, Any]] | None:
-    """Restores a run's latest undamaged checkpoint; damaged ones are named on stderr and renamed.
+    """Restores a run's latest undamaged checkpoint; damaged ones after it are named on stderr and renamed.
 
     Args:
       folder: the run's checkpoint folder.
@@ -198,10 +210,10 @@ def restore_latest(
       check: called with path and metadata before the arrays are read; it raises if they do not fit the run.
 
     Returns:
-      (state, metadata), or None if there is no undamaged checkpoint.
+      (state, metadata), or None if there is no checkpoint, damaged or not.
 
     Raises:
-      MscaleError: as ``check`` and ``restore``; with several hosts, which cannot retry alone, also for damage.
+      MscaleError: as ``check`` and ``restore``; or all checkpoints are damaged.
     """
     latest = distributed.broadcast_from_first(
         _latest_undamaged(folder, at_most) if jax.process_index() == 0 else 0
@@ -209,26 +221,41 @@ def restore_latest(
     if latest < 0:
         return None
     path = checkpoint_path(folder, latest)
-    try:
-        meta = _meta(path)
-        if check is not None:
-            check(path, meta)
-        return restore(path, template, shardings=shardings), meta
-    except DamagedCheckpoint as error:
-        if jax.process_count() > 1:
-            raise
-        _set_aside_with_warning(path, error)
-    return restore_latest(folder, template, shardings=shardings, at_most=at_most, check=check)
+    meta = _meta(path)
+    if check is not None:
+        check(path, meta)
+    return restore(path, template, shardings=shardings), meta
 
 
 def _latest_undamaged(folder: str | os.PathLike, at_most: int | None) -> int:
-    """Step of the latest undamaged checkpoint, -1 if there is none; damaged ones after it are set aside."""
-    for step in reversed([step for step in saved_steps(folder) if at_most is None or step <= at_most]):
+    """Step of the latest undamaged checkpoint, -1 if there is none; damaged ones after it are set aside.
+
+    Raises:
+      MscaleError: all are damaged, now or when they were set aside.
+    """
+    damaged: dict[Path, DamagedCheckpoint] = {}
+    for step in reversed(saved_steps(folder)):
+        if at_most is not None and step > at_most:
+            continue
+        path = checkpoint_path(folder, step)
         try:
-            verify(checkpoint_path(folder, step))
-            return step
+            verify(path)
         except DamagedCheckpoint as error:
-            _set_aside_with_warning(checkpoint_path(folder, step), error)
+            damaged[path] = error
+            continue
+        for other, why in damaged.items():
+            _set_aside_with_warning(other, why)
+        return step
+    earlier = [step for step in _steps(folder, _SET_ASIDE) if at_most is None or step <= at_most]
+    if damaged or earlier:
+        found = [
+            *map(str, damaged.values()),
+            *(f"step_{step}.damaged was set aside before" for step in earlier),
+        ]
+        raise MscaleError(
+            f"{folder}: every checkpoint is damaged, and training would begin anew. Put a copy of one back, or delete "
+            f"them to begin anew. Found: {'; '.join(found)}"
+        )
     return -1
 
 

@@ -11,7 +11,7 @@ import jax
 from mscale import observations, run_folder, scales
 from mscale.observations import Exposure, Observation
 from mscale.training import optimizer
-from mscale.training.settings import Run, model_shape
+from mscale.training.settings import Run, model_description
 
 
 class Recorder:
@@ -53,7 +53,7 @@ class Recorder:
             "init_tokens": self.init_tokens,
             "tokens": step * run.step_tokens,
             "vocabulary": run.store.vocabulary["fingerprint"],
-            "model": model_shape(run.model),
+            "model": model_description(run.model),
         }
 
     def status(self, state: str, reason: str = "", *, every: float = 0.0) -> None:

@@ -299,12 +299,16 @@ _FIELDS_SHARED_WITH_TRUNK = ("scale", "model", "optimizer", "mixture", "windows"
 )
 
 
-def model_shape(config: decoder.ModelConfig) -> dict[str, Any]:
-    """Returns the part of the configuration that determines the shapes of the parameters."""
+_FREE_IN_MODEL = ("dropout", "z_loss", "compute_dtype")  # a run that continues a checkpoint may have others
+
+
+def model_description(config: decoder.ModelConfig) -> dict[str, Any]:
+    """The model as a checkpoint records it: its parameters, what is computed from them, and how it was trained."""
+    trained_with = ("serial_block", "lr_rule", "activation", *_FREE_IN_MODEL)
     return {
         "vocab_size": config.vocab_size,
         **dataclasses.asdict(config.shape),
-        "serial_block": config.serial_block,
+        **{name: getattr(config, name) for name in trained_with},
     }
 
 
@@ -314,20 +318,22 @@ def check_checkpoint_fits(run: Run, path: Path, meta: Mapping[str, Any]) -> None
     Args:
       run: the run.
       path: of the checkpoint, for the error.
-      meta: content of its meta.json.
+      meta: content of its meta.json; those of earlier versions have no lr_rule and activation.
 
     Raises:
       MscaleError: the checkpoint has another vocabulary or model; the message gives both values.
     """
-    expected = {
-        "vocabulary": run.store.vocabulary["fingerprint"],
-        "model": model_shape(run.model),
+    s, saved = run.settings, meta.get("model") or {}
+    expected = {"vocabulary": (meta.get("vocabulary"), run.store.vocabulary["fingerprint"])} | {
+        name: (saved[name], value)
+        for name, value in model_description(run.model).items()
+        if name in saved and name not in _FREE_IN_MODEL
     }
-    for field, value in expected.items():
-        if meta.get(field) != value:
+    for field, (found, value) in expected.items():
+        if found != value:
             raise MscaleError(
-                f"{path}: its {field} is {meta.get(field)}, this run's ({run.settings.store}, scale "
-                f"{run.settings.scale}) is {value}; continue it with the same {field}"
+                f"{path}: its {field} is {found}, this run's ({s.store}, scale {s.scale}) is {value}; continue it with "
+                f"the same {field}"
             )
 
 

@@ -166,7 +166,9 @@ def test_a_branch_that_died_goes_on_from_its_own_checkpoint(store, trunk, tmp_pa
         ({"MIXTURE": "fr"}, "mixture .*'fr'.* its trunk .*'en\\+fr'"),
         ({"LEARNING_RATE": 0.5}, "optimizer"),
         ({"DECAY_STEPS": 0}, "DECAY_STEPS is 0"),
-        ({"SCALE": "nano1"}, "its model is .*'embed': 16.* is .*'embed': 32"),
+        ({"SCALE": "nano1"}, "its embed is 16, this run's .* is 32"),
+        ({"model__lr_rule": "constant"}, "its lr_rule is mup, this run's .* is constant"),
+        ({"model__activation": "gelu"}, "its activation is silu, this run's .* is gelu"),
     ],
 )
 def test_a_branch_that_does_not_fit_its_trunk_is_refused(store, trunk, tmp_path, capsys, changes, message):
@@ -188,6 +190,21 @@ def test_init_from_takes_parameters_and_nothing_else(store, trunk, tmp_path):
     for name, value in checkpoints.flatten_by_path(start.state["params"]).items():
         assert np.array_equal(value, saved[f"params.{name}"])
     assert all(not np.any(value) for value in jax.tree.leaves(start.state["optimizer"]))
+
+
+def test_a_checkpoint_describes_its_model_wholly_and_those_of_earlier_versions_are_read(
+    store, trunk, tmp_path
+):
+    meta = checkpoints.verify(checkpoints.checkpoint_path(trunk / "checkpoints", 16))
+    assert (meta["model"]["lr_rule"], meta["model"]["activation"], meta["model"]["dropout"]) == (
+        "mup",
+        "silu",
+        0.1,
+    )
+    older = {name: meta["model"][name] for name in ("vocab_size", "embed", "layers", "serial_block")}
+    for model in (meta["model"], older, {}):  # dropout may differ: it is how the parameters were trained
+        given = {"model": model, "vocabulary": meta["vocabulary"]}
+        settings.check_checkpoint_fits(prepared(store, tmp_path, model__dropout=0.0), trunk, given)
 
 
 def test_another_vocabulary_is_refused_naming_both(store, trunk, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zlib
 from pathlib import Path
 
 import jax
@@ -85,16 +86,16 @@ def test_a_flipped_bit_in_any_file_is_found(folder, capsys):
     checkpoints.verify(checkpoints.checkpoint_path(folder, 2))
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "manifest"])
-def test_damaged_latest_is_named_skipped_and_kept(folder, capsys, damage):
+@pytest.mark.parametrize("how", ["flip", "truncate", "delete", "manifest"])
+def test_damaged_latest_is_named_skipped_and_kept(folder, capsys, how):
     path = checkpoints.checkpoint_path(folder, 2)
     largest = max(files(path / "state"), key=lambda file: file.stat().st_size)
     data = largest.read_bytes()
-    if damage == "flip":
+    if how == "flip":
         largest.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    elif damage == "truncate":
+    elif how == "truncate":
         largest.write_bytes(data[: len(data) // 2])
-    elif damage == "delete":
+    elif how == "delete":
         largest.unlink()
     else:
         (path / "manifest.json").unlink()
@@ -109,6 +110,41 @@ def test_damaged_latest_is_named_skipped_and_kept(folder, capsys, damage):
     saver.save(3, state(3), {})
     assert checkpoints.saved_steps(folder) == [3]
     assert (folder / "step_2.damaged").is_dir()
+
+
+def damage(path):
+    largest = max(files(path / "state"), key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+
+
+def test_where_all_are_damaged_nothing_begins_anew_until_the_user_deletes_them(folder):
+    for step in (2, 1):
+        damage(checkpoints.checkpoint_path(folder, step))
+    for _ in range(2):  # nothing was moved by the first call
+        with pytest.raises(MscaleError, match=r"begin anew.*step_2: the file .*step_1: the file"):
+            checkpoints.restore_latest(folder, state())
+    (folder / "step_1").rename(folder / "step_1.damaged")
+    shutil.rmtree(folder / "step_2")
+    with pytest.raises(MscaleError, match=r"step_1\.damaged was set aside before"):
+        checkpoints.restore_latest(folder, state())
+    shutil.rmtree(folder / "step_1.damaged")
+    assert checkpoints.restore_latest(folder, state()) is None
+
+
+def test_one_whose_checksums_agree_is_never_set_aside(folder):
+    path = checkpoints.checkpoint_path(folder, 2)
+    other = b"of another version"
+    (path / "state" / "manifest.ocdbt").write_bytes(other)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["state/manifest.ocdbt"] = {"bytes": len(other), "crc32": zlib.crc32(other)}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(MscaleError, match="step_2: its checksums agree, but orbax .* cannot read it"):
+        checkpoints.restore_latest(folder, state())
+    (path / "manifest.json").unlink()
+    (path / "manifest.json").mkdir()
+    with pytest.raises(MscaleError, match=r"manifest\.json: .* cannot be read \(Is a directory\)"):
+        checkpoints.restore_latest(folder, state())
+    assert checkpoints.saved_steps(folder) == [1, 2]
 
 
 def test_old_ones_go_but_branch_points_stay(tmp_path):
