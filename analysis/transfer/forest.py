@@ -41,6 +41,7 @@ FEATURE_GROUPS = ("adaptation", "language", "other pairs")
 OTHER_PAIR_FEATURES = ("target with others", "source with others", "languages alike")
 # In place of an unknown feature: outside the range of all features, so that a tree can split on "unknown".
 MISSING_VALUE = -99.0
+_DECIMALS = 6  # of scores and features
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ def predict_scores(
     # Imported here, since the import of scikit-learn takes about as long as a prediction.
     from sklearn import config_context
 
+    # Among splits of equal gain rounding decides: scores that differ by 1e-14 grew other trees, with R² 0.04 apart.
+    scores = np.round(scores, _DECIMALS)
     pairs = np.argwhere(np.triu(np.isfinite(scores) | np.isfinite(scores.T), 1))
     if len(pairs) < MIN_PAIRS:
         raise MscaleError(f"{len(pairs)} pairs were measured; predicting others needs {MIN_PAIRS} or more")
@@ -254,7 +257,7 @@ def _forest(
     if "language" in groups:
         features |= known.language
     table = np.array(list(features.values())).reshape(-1, *samples.scores.shape).transpose(1, 2, 0)
-    table = np.where(np.isfinite(table), table, MISSING_VALUE).astype(np.float32)
+    table = np.where(np.isfinite(table), table, MISSING_VALUE).round(_DECIMALS).astype(np.float32)
     others = "other pairs" in groups
 
     def inputs(at: np.ndarray) -> Iterator[np.ndarray]:
@@ -304,7 +307,7 @@ def other_pair_features(
         of_target = (S.sum(axis=2)[:, t] - score) / (known.sum(axis=2)[:, t] - own)
         of_source = (S.sum(axis=1)[:, s] - score) / (known.sum(axis=1)[:, s] - own)
     found = np.stack([of_target, of_source, neighbourhood_scores(scores, known, cells)], axis=-1)
-    return np.where(np.isfinite(found), found, MISSING_VALUE).astype(np.float32)
+    return np.where(np.isfinite(found), found, MISSING_VALUE).round(_DECIMALS).astype(np.float32)
 
 
 def _feature_sets(known: PairFeatures) -> list[tuple[str, ...]]:

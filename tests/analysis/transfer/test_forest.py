@@ -54,6 +54,17 @@ def test_pure_noise_is_refused():
         forest.predict_scores(few, FEATURES, **QUICK)
 
 
+def test_rounding_of_scores_does_not_change_the_forest():
+    """Machines differ in the last digits of a score."""
+    scores, _ = planted(3)
+    part, _ = hide(scores, 0.3, 3)
+    found = forest.predict_scores(part, FEATURES, **QUICK)
+    rounding = 1e-13 * np.random.default_rng(0).standard_normal(part.shape)
+    again = forest.predict_scores(part + rounding, FEATURES, **QUICK)
+    np.testing.assert_allclose(again.score, found.score, atol=1e-9)
+    assert again.r2 == pytest.approx(found.r2, abs=1e-9)
+
+
 def test_both_directions_of_a_pair_are_held_out_together():
     for fold in forest.pair_folds(40, 5, 3):
         pairs = np.argwhere(np.triu(np.ones((14, 14)), 1))[:40][fold]
