@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis.estimation.aliasing import Reduction, remove_aliased
 from analysis.estimation.optimize import minimise
-from analysis.estimation.problem import Problem
+from analysis.estimation.problem import Batch, Problem
 from analysis.estimation.sufficiency import MIN_RESIDUAL_GROUPS
 
 # Values of 1 + m·ρ, m the weight of the rows of the largest group: by how much a group's shared noise inflates the
@@ -77,17 +77,11 @@ def estimate_noise(problem: Problem, theta: np.ndarray, y: np.ndarray | None = N
     """
     S, P = theta.shape
     ratio, reduction = ratio_grid(problem), remove_aliased(problem)
-    R, reduced = len(ratio), reduction.reduced
+    R = len(ratio)
     batch = problem.batch(y=None if y is None else np.repeat(y, R, axis=0), ratio=np.tile(ratio, S))
     theta = np.repeat(theta, R, axis=0)
-    found = minimise(reduced, reduction.to_reduced(theta), batch, damping=1e-3).theta
-    inverse, log_determinant = pseudo_inverse(reduced.derivatives(found, batch)[3])
-    degrees_of_freedom = max(1, len(problem.y) - reduced.size)
-    typical = 1.0 if problem.law.residual == "log" else float(np.abs(problem.y).mean())
-    sigma2 = 2 * reduced.objective(found, batch) / degrees_of_freedom
-    sigma2 = np.maximum(sigma2, (_MIN_RELATIVE_NOISE * typical) ** 2)
-    log_V = np.log1p(batch.ratio[:, None] * np.bincount(problem.group, problem.weight)).sum(axis=1)
-    log_likelihood = -0.5 * (degrees_of_freedom * np.log(sigma2) + log_V + log_determinant).reshape(S, R)
+    found, sigma2, inverse, log_likelihood = _fits_given_ratio(reduction, reduction.to_reduced(theta), batch)
+    log_likelihood = log_likelihood.reshape(S, R)
     # The reference prior, 1/σ² for the variance within and for that between groups: uniform in log(1 + m·ρ), as the
     # grid is. It makes an interval for a mean over groups Student's, with the degrees of freedom of the groups.
     probability = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True))
@@ -97,10 +91,53 @@ def estimate_noise(problem: Problem, theta: np.ndarray, y: np.ndarray | None = N
         theta=reduction.to_full(found, theta).reshape(S, R, P),
         sigma2=sigma2.reshape(S, R),
         reduced_inverse=inverse.reshape(S, R, *inverse.shape[1:]),
-        degrees_of_freedom=degrees_of_freedom,
+        degrees_of_freedom=_degrees_of_freedom(reduction.reduced),
         best=np.argmax(log_likelihood, axis=1),
         reduction=reduction,
     )
+
+
+def likeliest_optimum(problem: Problem, theta: np.ndarray, ratio: float) -> np.ndarray:
+    """The optimum (P,) at the ρ of the largest restricted likelihood, climbed to from a `ratio` that is close.
+
+    Of the 20 values of the grid some four are tried: refits of 44 held-out folds (20 languages) take 2.7 s of CPU so,
+    and 5.4 s by `estimate_noise`.
+    """
+    grid, reduction = ratio_grid(problem), remove_aliased(problem)
+    start, best = reduction.to_reduced(theta[None]), int(np.argmin(abs(grid - ratio)))
+    tried: dict[int, tuple[float, np.ndarray]] = {}
+    while untried := [at for at in (best - 1, best, best + 1) if 0 <= at < len(grid) and at not in tried]:
+        batch = problem.batch(ratio=grid[untried])
+        found, _, _, log_likelihood = _fits_given_ratio(
+            reduction, np.repeat(start, len(untried), axis=0), batch
+        )
+        tried |= dict(zip(untried, zip(log_likelihood, found, strict=True), strict=True))
+        best = max(tried, key=lambda at: tried[at][0])
+        start = tried[best][1][None]
+    return reduction.to_full(start, theta[None])[0]
+
+
+def _fits_given_ratio(
+    reduction: Reduction, theta: np.ndarray, batch: Batch
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Optima (B, P'), variance of a row (B,), inverse information (B, P', P') and restricted log likelihood (B,).
+
+    All in the parameters of the reduced problem, from starts theta (B, P'), at the ρ of the batch.
+    """
+    problem = reduction.reduced
+    found = minimise(problem, theta, batch, damping=1e-3).theta
+    inverse, log_determinant = pseudo_inverse(problem.derivatives(found, batch)[3])
+    degrees_of_freedom = _degrees_of_freedom(problem)
+    typical = 1.0 if problem.law.residual == "log" else float(np.abs(problem.y).mean())
+    sigma2 = 2 * problem.objective(found, batch) / degrees_of_freedom
+    sigma2 = np.maximum(sigma2, (_MIN_RELATIVE_NOISE * typical) ** 2)
+    log_V = np.log1p(batch.ratio[:, None] * np.bincount(problem.group, problem.weight)).sum(axis=1)
+    return found, sigma2, inverse, -0.5 * (degrees_of_freedom * np.log(sigma2) + log_V + log_determinant)
+
+
+def _degrees_of_freedom(problem: Problem) -> int:
+    """Rows less parameters, of a problem without aliased ones."""
+    return max(1, len(problem.y) - problem.size)
 
 
 def ratio_grid(problem: Problem) -> np.ndarray:

@@ -15,7 +15,7 @@ from analysis.estimation.estimate import Estimate, Priors, with_priors
 from analysis.estimation.optimize import minimise
 from analysis.estimation.specify import active_parameters, inactive_values
 from analysis.estimation.sufficiency import require_enough_data
-from analysis.estimation.variance_components import estimate_noise
+from analysis.estimation.variance_components import likeliest_optimum
 
 
 def refit(whole: Estimate, priors: Priors, rows: np.ndarray, few_groups: bool) -> np.ndarray | None:
@@ -42,8 +42,7 @@ def refit(whole: Estimate, priors: Priors, rows: np.ndarray, few_groups: bool) -
         problem = with_priors(problem, priors, without[0])
     start = whole.theta[None, active]
     if problem.delta is None:
-        noise = estimate_noise(problem, start)
-        theta[active] = noise.at_best(noise.theta)[0]
+        theta[active] = likeliest_optimum(problem, start[0], whole.problem.ratio)
     else:
         theta[active] = minimise(problem, start, problem.batch()).theta[0]
     return theta
