@@ -1,6 +1,7 @@
 """The input files of a corpus, local or remote; remote files are fetched one at a time."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ def find_inputs(
 ) -> dict[str, list[InputFile]]:
     """Returns the files of each language in the order of their numbers.
 
+    A line on stderr names files beside them that look like text and are not in the layout.
+
     Args:
       corpus: folder or URL, in MADLAD-400's layout.
       languages: codes, in the order of the result; None for all, sorted.
@@ -40,6 +43,15 @@ def find_inputs(
         for language in corpora.select_languages(place, corpora.list_languages(place), languages):
             files = [(path, path.stat()) for path in corpora.language_files(place, language)]
             found[language] = [InputFile(language, path, it.st_size, it.st_mtime_ns) for path, it in files]
+        folders = (
+            [place / "data" / language for language in found]
+            if languages
+            else list((place / "data").glob("*/"))
+        )
+        beside = [
+            path for folder in [place / "data", *folders] for path in folder.iterdir() if path.is_file()
+        ]
+        _name_unread(place, {str(path) for path in beside}, found)
         return found
     system, root = connect(place)
     listed = list_files(system, f"{root.rstrip('/')}/data", place)
@@ -58,7 +70,22 @@ def find_inputs(
             size, version = listed[f"{language}/{name}"]
             stamp = int.from_bytes(blake2b(version.encode(), digest_size=7).digest(), "little")
             found[language].append(InputFile(language, place / "data" / language / name, size, stamp))
+    wanted = [path for path in listed if not languages or path.partition("/")[0] in found]
+    _name_unread(place, {place / "data" / path for path in wanted}, found)
     return found
+
+
+def _name_unread(place: Path | Url, beside: set[str], found: dict[str, list[InputFile]]) -> None:
+    """Names the files of a corpus that look like text and are not read."""
+    read = {str(one.path) for files in found.values() for one in files}
+    unread = sorted(path for path in beside - read if corpora.looks_like_text(path.rpartition("/")[2]))
+    if unread:
+        shown = ", ".join(unread[:12]) + (f", … ({len(unread) - 12} more)" if len(unread) > 12 else "")
+        print(
+            f"{place}: {len(unread)} file(s) look like text and are not read, since only files named "
+            f"{corpora.LAYOUT} are: {shown}",
+            file=sys.stderr,
+        )
 
 
 def read_documents(file: InputFile) -> Iterator[str]:

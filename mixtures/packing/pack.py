@@ -10,10 +10,11 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mixtures.packing.hashed_files import files_match
 from mixtures.packing.inputs import InputFile, find_inputs
 from mixtures.packing.shards import (
     MAX_VALID_FRACTION,
@@ -24,6 +25,7 @@ from mixtures.packing.shards import (
     tokenize,
 )
 from mixtures.packing.workers import packing_processes, usable_cores
+from mscale.data.mixture import unnameable
 from mscale.data.store import (
     MANIFEST,
     PACKING_FOLDER,
@@ -31,14 +33,17 @@ from mscale.data.store import (
     STORE_VERSION,
     Store,
     open_store,
+    read_store,
     token_dtype,
 )
+from mscale.data.verification import damaged_files
 from mscale.data.vocabulary import Vocabulary, check_same, describe
 from mscale.errors import MscaleError
 from mscale.files import atomic_write, locked, read_json
 from mscale.progress import progress
 from mscale.remote import Url, location
 
+_EARLIER = "previous.json"  # store.json before the first language was packed again, in PACKING_FOLDER
 _SINGLE_PROCESS_BYTES = 8 << 20  # of input: less is packed before a second process has started
 
 
@@ -58,7 +63,9 @@ def pack(
     Of each language at most min(``valid_tokens``, 20%) tokens are held out, by content hash of documents, or of
     lines where it has fewer than 100 documents: exact copies are never both in train and held out. The hash cutoff
     is chosen when a language is first packed and reused when files are added, so that text never moves between the
-    two. Languages already in the store stay; those whose files have not changed are not packed again.
+    two. Languages already in the store stay; those whose files have not changed are not packed again, unless they are
+    damaged in the store. The store can be used while others are packed; a language that is packed again is taken out
+    of store.json just before its files are replaced.
 
     Args:
       corpus: folder or URL in MADLAD-400's layout.
@@ -75,9 +82,9 @@ def pack(
       drop_short: leave out languages with less text instead of raising.
 
     Raises:
-      MscaleError: bad input (as ``mscale.data.corpus.documents`` says), languages with less train text than one
-        window (all of them named), a store of another vocabulary or split, another process that packs into the
-        folder, a full disk.
+      MscaleError: bad input (as ``mscale.data.corpus.documents`` says), codes that no mixture can name, languages with
+        less train text than one window (all of them named), a store of another vocabulary or split or with damage in
+        other languages, another process that packs into the folder, a full disk.
     """
     started = time.monotonic()
     place = location(store_dir)
@@ -92,6 +99,11 @@ def pack(
         raise MscaleError(f"sequence_length is {sequence_length}, expected 1 or more")
     inputs = find_inputs(corpus, languages)
     wanted = list(inputs)
+    if bad := unnameable(wanted):
+        raise MscaleError(
+            f"{corpus}: {len(bad)} language(s) have codes that no mixture can name: {', '.join(map(repr, bad))}; "
+            "rename their folders and files: no + = : or blanks, and no keyword of mixtures, such as uniform"
+        )
     header = {
         "format": STORE_FORMAT,
         "version": STORE_VERSION,
@@ -103,7 +115,8 @@ def pack(
     locked_message = f"{store_dir}: another packing is at work here; wait for it or choose another folder"
     with locked(scratch / "lock", locked_message):
         try:
-            previous = _previous_entries(store_dir, header, vocabulary)
+            earlier = _earlier_entries(store_dir, header, vocabulary)
+            previous = _intact_entries(store_dir, earlier, wanted)
         except MscaleError:  # refused before anything was packed: the store is left as it was
             if os.listdir(scratch) == ["lock"]:
                 shutil.rmtree(scratch)
@@ -117,13 +130,21 @@ def pack(
         ]
         text_bytes = 0
         if todo or not (store_dir / MANIFEST).exists():
-            if (store_dir / MANIFEST).exists():
-                os.replace(store_dir / MANIFEST, scratch / "previous.json")
             vocabulary.save(store_dir)
-            earlier_entries = dict(open_store(split_from).entries) if split_from else {}
-            earlier_entries.update(previous)
+            split = {**(open_store(split_from).entries if split_from else {}), **earlier}
+
+            def withdraw() -> None:
+                """Takes the languages that are packed again out of store.json before their files are replaced."""
+                if changed := earlier.keys() & todo:
+                    atomic_write(scratch / _EARLIER, _manifest(header, earlier))
+                    kept = {one: entry for one, entry in previous.items() if one not in changed}
+                    if kept:
+                        atomic_write(store_dir / MANIFEST, _manifest(header, kept))
+                    else:
+                        (store_dir / MANIFEST).unlink(missing_ok=True)
+
             packed, text_bytes = _pack_languages(
-                inputs, todo, earlier_entries, vocabulary, store_dir, valid_tokens, processes
+                inputs, todo, split, vocabulary, store_dir, valid_tokens, processes, withdraw
             )
             entries.update(packed)
         short = {
@@ -135,9 +156,15 @@ def pack(
             _check_short(store_dir, short, sequence_length or 1, drop_short and len(short) < len(entries))
             entries = {language: entry for language, entry in entries.items() if language not in short}
             print(f"left out, shorter than one window: {', '.join(sorted(short))}", file=sys.stderr)
+        without = [language for language in sorted(entries) if not entries[language]["valid"]["tokens"]]
+        if without and valid_tokens:
+            print(
+                f"no held-out text, too little to hold some out: {', '.join(without)}; runs need EVAL_LANGUAGES "
+                "without them",
+                file=sys.stderr,
+            )
         if todo or short or not (store_dir / MANIFEST).exists():
-            languages_sorted = {language: entries[language] for language in sorted(entries)}
-            atomic_write(store_dir / MANIFEST, _manifest(header, languages_sorted))
+            atomic_write(store_dir / MANIFEST, _manifest(header, entries))
             for language in short:
                 shutil.rmtree(store_dir / language, ignore_errors=True)
             seconds = time.monotonic() - started
@@ -161,6 +188,7 @@ def _pack_languages(
     store_dir: Path,
     valid_tokens: int,
     processes: int | None,
+    withdraw: Callable[[], None],
 ) -> tuple[dict[str, Any], int]:
     """Returns the new entries of store.json and the bytes of text that they hold."""
     scratch = store_dir / PACKING_FOLDER
@@ -199,6 +227,7 @@ def _pack_languages(
                 text_bytes += shard["bytes"]
                 rate = text_bytes / 1e6 / max(time.monotonic() - began, 1e-9)
                 advance(shard["input"][1] / 1e6, note=f"{rate:,.1f} MB/s of text")
+        withdraw()
         with progress("assemble", len(left), "languages") as advance:
             for language, entry in run(assemble, [(job,) for job in left]):
                 entries[language] = entry
@@ -207,10 +236,12 @@ def _pack_languages(
     return entries, text_bytes
 
 
-def _manifest(header: dict[str, Any], languages: dict[str, Any]) -> str:
+def _manifest(header: dict[str, Any], languages: Mapping[str, Any]) -> str:
     """store.json with one line a language: readable, and written in a tenth of the time of an indented file."""
     lines = [f'"{key}": {json.dumps(value)}' for key, value in header.items()]
-    entries = [f"{json.dumps(key)}: {json.dumps(entry, allow_nan=False)}" for key, entry in languages.items()]
+    entries = [
+        f"{json.dumps(key)}: {json.dumps(entry, allow_nan=False)}" for key, entry in sorted(languages.items())
+    ]
     lines.append('"languages": {\n' + ",\n".join(entries) + "\n}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -228,21 +259,49 @@ def _check_short(store_dir: Path, short: dict[str, int], least: int, drop: bool)
     )
 
 
-def _previous_entries(store_dir: Path, header: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
-    """Entries of the existing store, or of the one that existed when an interrupted packing began."""
-    manifest = store_dir / MANIFEST
-    if manifest.exists():
-        open_store(store_dir)
-    else:
-        manifest = store_dir / PACKING_FOLDER / "previous.json"
+def _earlier_entries(store_dir: Path, header: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+    """Entries of the existing store, and of languages that an interrupted call took out of it to pack them again.
+
+    Raises:
+      MscaleError: store.json is damaged, or the store has another vocabulary or split.
+    """
+    earlier: dict[str, Any] = {}
+    for manifest in (store_dir / PACKING_FOLDER / _EARLIER, store_dir / MANIFEST):
         if not manifest.exists():
-            return {}
-    described = read_json(manifest, what="token store")
-    check_same(described["vocabulary"], vocabulary, f"the store {store_dir}", "the vocabulary given")
-    if described["split"] != header["split"]:
+            continue
+        if manifest.name == MANIFEST:
+            read_store(store_dir)
+        described = read_json(manifest, what="token store")
+        check_same(described["vocabulary"], vocabulary, f"the store {store_dir}", "the vocabulary given")
+        if described["split"] != header["split"]:
+            raise MscaleError(
+                f"{manifest}: this store was split with {described['split']}, now asked for "
+                f"{header['split']}; held-out text "
+                "never changes in a store: use the same valid_tokens, or pack into another folder"
+            )
+        earlier |= described["languages"]
+    return earlier
+
+
+def _intact_entries(store_dir: Path, earlier: Mapping[str, Any], wanted: Collection[str]) -> dict[str, Any]:
+    """Those of ``earlier`` whose files are as they were written; the others are named, and are to be packed again.
+
+    Raises:
+      MscaleError: one of these others is not wanted.
+    """
+    damaged: dict[str, list[str]] = {}
+    listed = read_store(store_dir) if (store_dir / MANIFEST).exists() else None
+    for name, text in (damaged_files(listed) if listed else {}).items():
+        damaged.setdefault(name.partition("/")[0], []).append(text)
+    for language in earlier.keys() - set(listed.languages if listed else ()):
+        if not files_match(store_dir / language, earlier[language]["files"]):
+            damaged[language] = [f"{store_dir / language} was being packed again"]
+    if missing := sorted(damaged.keys() - set(wanted)):
+        shown = "; ".join(text for language in missing for text in damaged[language])
         raise MscaleError(
-            f"{manifest}: this store was split with {described['split']}, now asked for "
-            f"{header['split']}; held-out text "
-            "never changes in a store: use the same valid_tokens, or pack into another folder"
+            f"{store_dir}: damaged in languages that are not to be packed now: {shown}; pack these again too: "
+            f"--languages {','.join(sorted({*wanted, *missing}))}"
         )
-    return described["languages"]
+    for language in sorted(damaged):
+        print(f"{language} is packed again: {'; '.join(damaged[language])}", file=sys.stderr)
+    return {language: entry for language, entry in earlier.items() if language not in damaged}

@@ -4,11 +4,13 @@ Files may be compressed or plain (``.jsonl``). Documents are streamed in bounded
 reading with file name, line and remedy: no document is skipped.
 """
 
+import contextlib
 import gzip
 import io
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -24,6 +26,7 @@ MAX_LINE_BYTES = 1 << 28  # without a limit, a file without line ends would be r
 _GZIP_MAGIC = b"\x1f\x8b"
 _BUFFER_BYTES = 1 << 18
 _SHARD = re.compile(r"(.+)_clean_(\d+)\.jsonl(?:\.gz)?")
+_TEXT_SUFFIX = re.compile(r"\.(jsonl?|ndjson|txt|csv|tsv|parquet|arrow)(\.|$)", re.IGNORECASE)
 
 
 class _Document(msgspec.Struct):
@@ -100,6 +103,12 @@ def is_shard(name: str, language: str) -> bool:
     return match is not None and match[1] == language
 
 
+def looks_like_text(name: str) -> bool:
+    """Whether a file that ``is_shard`` denies may hold text by its name; hidden and ``_noisy_`` files are left out on
+    purpose."""
+    return bool(_TEXT_SUFFIX.search(name)) and not name.startswith(".") and "_noisy_" not in name
+
+
 def in_order(names: Iterable[str], folder: object) -> list[str]:
     """Sorts the names of a language's files by their number.
 
@@ -133,11 +142,13 @@ def documents(path: str | os.PathLike) -> Iterator[str]:
                 number += 1
                 yield _text(line, path, number)
     except EOFError:
+        number = _lines_before_damage(path)
         raise MscaleError(
             f"{path}:{number + 1}: the gzip stream ends early, after {number} whole lines: the file is truncated; "
             "copy or download it again"
         ) from None
     except (gzip.BadGzipFile, igzip_lib.IsalError) as error:  # type: ignore[misc]
+        number = _lines_before_damage(path)
         raise MscaleError(
             f"{path}:{number + 1}: the gzip stream is damaged after {number} whole lines ({error}); "
             "copy or download it again"
@@ -187,6 +198,15 @@ class _GzipLines(io.BufferedReader):
     def close(self) -> None:
         super().close()
         self._file.close()
+
+
+def _lines_before_damage(path: Path) -> int:
+    """Counts lines with the standard library, whose reads return what they decoded before damage; igzip's do not."""
+    lines = 0
+    with contextlib.suppress(EOFError, OSError, zlib.error), gzip.open(path) as file:
+        while part := file.read1(_BUFFER_BYTES):
+            lines += part.count(b"\n")
+    return lines
 
 
 def _text(line: bytes, path: Path, number: int) -> str:

@@ -258,6 +258,18 @@ def is_keyword(word: str) -> bool:
     return word in KEYWORDS or _TEMPERATURE.fullmatch(word) is not None
 
 
+def unnameable(codes: Iterable[str]) -> list[str]:
+    """Returns the codes of languages that no mixture can name: those with + = : or a blank in them, and keywords."""
+
+    def means_itself(code: str) -> bool:
+        try:
+            return parse_mixture_name(code) == ("", [code], None)
+        except MscaleError:
+            return False
+
+    return [code for code in codes if " " in code or not code.isprintable() or not means_itself(code)]
+
+
 def parse_mixture_name(name: str) -> tuple[str, list[str], list[float] | None]:
     """Splits a mixture's name into (keyword or "", languages listed, explicit rates or None).
 

@@ -103,20 +103,20 @@ def held_out_windows(
       sharding: of a (B, S) batch, or None on one device.
 
     Raises:
-      MscaleError: a language the store does not have, or one without held-out documents.
+      MscaleError: a language the store does not have, or some without held-out documents, which are all named.
     """
     S = sequence_length
+    if without := [name for name in languages if not store.valid_tokens(name)]:
+        raise MscaleError(
+            f"{store.path}: {len(without)} language(s) have no held-out document: {', '.join(without)}; pack them with "
+            "more text or leave them out of EVAL_LANGUAGES"
+        )
     windows: list[np.ndarray] = []
     lengths: list[int] = []
     windows_of_languages = []
     for name in languages:
         index = store.valid_index(name)
         chosen = choose_documents(index, tokens)
-        if not chosen:
-            raise MscaleError(
-                f"{store.path}: {name} has no held-out document; pack it with more text or leave it out of "
-                "EVAL_LANGUAGES"
-            )
         documents = [store.valid(name, start, start + length) for start, length, _ in index[chosen].tolist()]
         ids = np.concatenate(documents).astype(np.int32)
         first = len(windows)

@@ -1,7 +1,9 @@
 """Packing: all text is kept once, the split is stable, and any interruption continues to the same bytes."""
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,9 @@ from uploads import upload
 
 from mixtures.packing import shards, units
 from mixtures.packing.pack import pack
+from mscale.data.mixture import resolve
 from mscale.data.store import MANIFEST, PACKING_FOLDER, open_store
+from mscale.data.verification import RECORD, damaged_files
 from mscale.data.vocabulary import byte_vocabulary
 from mscale.errors import MscaleError
 
@@ -27,7 +31,8 @@ TEXTS = {
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != RECORD]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def texts_of(store, language):
@@ -170,30 +175,119 @@ def counted(function):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **kwargs)
     return call
-os.replace = counted(os.replace)
+os.replace, os.unlink = counted(os.replace), counted(os.unlink)
 module.pack(sys.argv[1], sys.argv[2], byte_vocabulary())
 """
 
 
-def test_killed_at_any_rename_it_continues_to_the_same_store(corpus, store, tmp_path):
-    expected = contents(store.path)
-    calls, killed = 0, 0
-    while True:
+def pack_and_kill(corpus, folder, stride):
+    """Packs again and again, each time killed ``stride`` renames later, and yields after each kill."""
+    for calls in itertools.count(0, stride):  # each call continues from the last one and gets further
         result = subprocess.run(
-            [sys.executable, "-c", KILLED, str(corpus), str(tmp_path), str(calls)],
+            [sys.executable, "-c", KILLED, str(corpus), str(folder), str(calls)],
             capture_output=True,
             text=True,
         )
         if result.returncode == 0:
-            break
+            assert calls >= 3 * stride
+            return
         assert result.returncode == -signal.SIGKILL, result.stderr
-        killed += 1
-        assert not (tmp_path / MANIFEST).exists()
-        with pytest.raises(MscaleError):
+        yield calls
+
+
+def test_killed_at_any_rename_it_continues_to_the_same_store(corpus, store, tmp_path):
+    expected = contents(store.path)
+    for _ in pack_and_kill(corpus, tmp_path, 4):
+        if (tmp_path / MANIFEST).exists():
+            assert not damaged_files(open_store(tmp_path))
+            continue
+        with pytest.raises(MscaleError, match="has not finished|no such folder"):
             open_store(tmp_path)
-        calls += 3  # each call continues from the last one and gets further
-    assert killed >= 3
     assert contents(tmp_path) == expected
+
+
+def test_a_store_that_grows_can_be_used_at_every_moment(tmp_path):
+    """A new language leaves the others alone; one with more text is either the old one, the new one or absent."""
+    texts = {"aa": TEXTS["aa"], "bb": TEXTS["bb"]}
+    corpus = tiny_corpus.write(tmp_path / "ein Korpus é", texts)
+    folder = tmp_path / "s"
+    first = pack(corpus, folder, byte_vocabulary())
+    untouched = [(path, path.stat()) for path in sorted((folder / "aa").iterdir())]
+    old, cutoff = first.entries["bb"], first.entries["bb"]["cutoff"]
+    tiny_corpus.write(corpus, {"cc": TEXTS["cc"]})
+    tiny_corpus.write(corpus, {"bb": tiny_corpus.documents(120, 3, seed=8)}, shard=1)
+    seen = set()
+    for _ in pack_and_kill(corpus, folder, 3):
+        now = open_store(folder)
+        assert not damaged_files(now)
+        assert [(path, path.stat()) for path in sorted((folder / "aa").iterdir())] == untouched
+        found = now.entries.get("bb")
+        seen.add(None if found is None else found["files"] == old["files"])
+    assert {None, True} <= seen
+    grown = open_store(folder)
+    assert grown.languages == ("aa", "bb", "cc") and grown.entries["bb"]["cutoff"] == cutoff
+    assert grown.data_hash(["aa"]) == first.data_hash(["aa"])
+    again = pack(corpus, tmp_path / "again", byte_vocabulary(), split_from=folder)
+    assert again.data_hash() == grown.data_hash()
+
+
+def test_packing_again_mends_a_damaged_store(corpus, store, tmp_path, capsys):
+    folder = shutil.copytree(store.path, tmp_path / "s")
+    for name in ("aa/train.bin", "cc/valid.bin"):
+        data = bytearray((folder / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / name).write_bytes(data)
+    (folder / "bb" / "unigram.npy").unlink()
+    with pytest.raises(
+        MscaleError, match="aa/train.bin has another checksum; .*cc/valid.bin.*--languages aa,bb,cc"
+    ):
+        pack(corpus, folder, byte_vocabulary(), languages=["bb"])
+    pack(corpus, folder, byte_vocabulary())
+    assert "bb is packed again" in capsys.readouterr().err
+    assert contents(folder) == contents(store.path)
+
+
+def test_codes_that_no_mixture_can_name_are_refused_before_packing(tmp_path):
+    bad = ["a+b", "a=2", "a:b", "a b", "uniform", "temperature5", "atlas_8v0", "atlas_x", "a\u00a0b", "a\tb"]
+    texts = dict.fromkeys(["aa", "zh-Hant", "sr_Cyrl", "ελ", *bad], ["some text"] * 3)
+    corpus = tiny_corpus.write(tmp_path / "c", texts)
+    with pytest.raises(MscaleError, match=r"10 language\(s\) have codes") as raised:
+        pack(corpus, tmp_path / "s", byte_vocabulary())
+    assert all(repr(code) in str(raised.value) for code in bad)
+    assert not (tmp_path / "s").exists()
+    kept = pack(corpus, tmp_path / "s", byte_vocabulary(), languages=["aa", "zh-Hant", "sr_Cyrl", "ελ"])
+    assert resolve("+".join(kept.languages), kept, 1).languages == kept.languages
+
+
+def test_all_languages_without_held_out_text_are_named(tmp_path, capsys):
+    texts = {"aa": TEXTS["aa"], "bb": ["one"], "cc": ["two"]}
+    corpus = tiny_corpus.write(tmp_path / "c", texts)
+    pack(corpus, tmp_path / "s", byte_vocabulary())
+    assert "no held-out text, too little to hold some out: bb, cc;" in capsys.readouterr().err
+    pack(corpus, tmp_path / "none", byte_vocabulary(), valid_tokens=0)
+    assert "held-out" not in capsys.readouterr().err
+
+
+def test_files_that_look_like_text_and_are_not_read_are_named(tmp_path, capsys):
+    corpus = tiny_corpus.write(tmp_path / "c", {"aa": ["text"] * 3, "bb": ["text"] * 3})
+    (corpus / "data" / "cc").mkdir()
+    unread = [
+        "aa/aa_clean_0001.JSONL.GZ",
+        "aa/aa_clean_0002.jsonl.zst",
+        "bb/aa_clean_0000.jsonl",
+        "cc/cc.parquet",
+    ]
+    silent = ["aa/aa_noisy_0000.jsonl.gz", ".a.json", "aa/README.md", "aa/.aa_clean_0003.jsonl.part"]
+    for name in unread + silent:
+        (corpus / "data" / name).write_text("x")
+    pack(corpus, tmp_path / "s", byte_vocabulary())
+    told = capsys.readouterr().err
+    assert "4 file(s) look like text and are not read" in told
+    assert all(name in told for name in unread) and not any(name in told for name in silent)
+    upload(corpus, f"memory://{tmp_path.name}/c")
+    pack(f"memory://{tmp_path.name}/c", tmp_path / "s2", byte_vocabulary(), languages=["bb"])
+    told = capsys.readouterr().err
+    assert "1 file(s) look like text" in told and unread[2] in told
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):

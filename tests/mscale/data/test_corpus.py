@@ -157,6 +157,22 @@ def test_a_flipped_bit_never_passes(tmp_path):
         assert str(path) in message(corpus.documents, path)
 
 
+def test_what_stands_before_damaged_gzip_data_is_counted(tmp_path):
+    """Several members and padding zeros are one stream; anything else after them is damage, at its line."""
+    path = write(tmp_path, "en", GOOD)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole + bytes(512))
+    assert len(list(corpus.documents(path))) == 2 * len(GOOD)
+    path.write_bytes(whole + b"a tail of another kind")
+    assert f"{path}:{len(GOOD) + 1}: the gzip stream is damaged after {len(GOOD)} whole lines" in message(
+        corpus.documents, path
+    )
+    large = gzip.compress(b"".join(GOOD * 400), compresslevel=1)
+    path.write_bytes(large[: len(large) // 2])
+    lines = int(re.search(r"after (\d+) whole lines", message(corpus.documents, path))[1])
+    assert lines > 100 * len(GOOD)
+
+
 def test_not_gzip(tmp_path):
     path = write(tmp_path, "en", GOOD)
     path.write_bytes(b"".join(GOOD))

@@ -137,10 +137,10 @@ def test_a_store_packed_anew_is_not_taken_from_the_cache(tmp_path):
     assert evaluation.held_out_windows(again, ("en",), S, B, 200) is not first
 
 
-def test_a_language_without_held_out_text_is_named(tmp_path):
-    store = tiny_store.write(tmp_path / "store", ("en",), valid_tokens=0)
-    with pytest.raises(MscaleError, match="en has no held-out document"):
-        evaluation.held_out_windows(store, ("en",), S, B, 100)
+def test_all_languages_without_held_out_text_are_named(tmp_path):
+    store = tiny_store.write(tmp_path / "store", ("en", "fr"), valid_tokens=0)
+    with pytest.raises(MscaleError, match=r"2 language\(s\) have no held-out document: en, fr;"):
+        evaluation.held_out_windows(store, ("en", "fr"), S, B, 100)
 
 
 def test_shift_right_begins_with_the_padding_id():
