@@ -62,4 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from mscale.training.distributed import exit_at_once_on_error
+
+    with exit_at_once_on_error():
+        sys.exit(main())

@@ -50,7 +50,8 @@ def train_run(folder: Path, arguments: Sequence[str], trainer: Callable[[list[st
             reason = status.reason or reason
             run_folder.write_failure(folder, reason)
     if status.state == "preempted":  # stopped and saved: not a failure
-        os._exit(run_folder.PREEMPTED_EXIT_STATUS)
+        # Not os._exit: jax.distributed waits for the other processes at exit, which abort if the first is gone.
+        raise SystemExit(run_folder.PREEMPTED_EXIT_STATUS)
     return reason
 
 
