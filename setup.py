@@ -42,10 +42,11 @@ EXTRAS = {
     "test": [
         "hypothesis>=6.100",
         "ipykernel>=6.29",
-        "kubernetes>=31",
+        "jsonschema>=4.23",
         "nbclient>=0.10",
         "pytest>=8.3",
         "pytest-xdist>=3.6",
+        "pyyaml>=6",
         "tensorboard>=2.16",
     ],
     "dev": ["import-linter>=2.17", "mypy>=1.14", "pandas-stubs", "ruff>=0.9"],

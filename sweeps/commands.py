@@ -16,6 +16,7 @@ from mscale.errors import MscaleError, nearest
 from sweeps.studies import BUILT_IN_STUDIES
 
 if TYPE_CHECKING:
+    from sweeps.executors import gke
     from sweeps.study import Study
 
 _T = TypeVar("_T")
@@ -232,7 +233,10 @@ def laws_identified(study: "Study") -> list[str]:
 @click.option("--executor", type=click.Choice(["local", "slurm", "gke"]), default="local", show_default=True)
 @click.option("--workers", type=int, help="Local: processes; default: one per core.")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Of Slurm or GKE; repeatable.")
-@click.option("--dry-run", is_flag=True, help="GKE: print the manifests.")
+@click.option("--dry-run", is_flag=True, help="Slurm, GKE: print the batch script or the manifests.")
+@click.option(
+    "--out", type=LOCAL_FOLDER, help="GKE, with --dry-run: write one manifest a run into this folder."
+)
 def sweep_run(
     study: str,
     store: Path | None,
@@ -244,13 +248,22 @@ def sweep_run(
     workers: int | None,
     options: tuple[str, ...],
     dry_run: bool,
+    out: Path | None,
 ) -> None:
     """Train all runs of a study that are not done, then collect its tables."""
-    if dry_run and executor != "gke":
-        raise click.UsageError("--dry-run is for --executor gke; `mscale sweep plan` shows what others run")
+    from sweeps.studies.assumed_sizes import is_assumed
+
+    if dry_run and executor == "local":
+        raise click.UsageError(
+            "--dry-run is for Slurm and GKE; `mscale sweep plan` shows what is trained here"
+        )
+    if out is not None and not (dry_run and executor == "gke"):
+        raise click.UsageError("--out is for --executor gke with --dry-run")
     if options and executor == "local":
         raise click.UsageError("--option is for --executor slurm or gke")
     made = make_study(study, store, truth, languages, seed)
+    if not dry_run and any(is_assumed(run.store) for run in made.runs):
+        raise MscaleError(f"study {made.name}: it is planned without a token store; give --store to run it")
     if executor == "local":
         from sweeps.executors.local import run as run_local
 
@@ -258,16 +271,34 @@ def sweep_run(
     elif executor == "slurm":
         from sweeps.executors import slurm
 
+        if dry_run:
+            print(slurm.dry_run(made, root, parsed(options, slurm.Options)), end="")
+            return
         slurm.run(made, root, parsed(options, slurm.Options))
     else:
         from sweeps.executors import gke
 
-        chosen = parsed(options, gke.Options)
         if dry_run:
-            print(gke.dry_run(made, chosen, root))
+            print_manifests(made, root, parsed(options, gke.Options), out)
             return
-        gke.run(made, root, chosen)
+        gke.run(made, root, parsed(options, gke.Options))
     print_collected(root)
+
+
+def print_manifests(study: "Study", root: Path, options: "gke.Options", out: Path | None) -> None:
+    """Prints the manifests, or writes them into ``out``, and what they would use."""
+    from sweeps.executors import gke
+
+    study, options = gke.on_volume(study, root, options)
+    runs = gke.to_be_applied(study, root)
+    if out is None:
+        print(gke.dry_run(study, options, root), end="")
+        print(gke.summary(runs, options), file=sys.stderr)
+        return
+    gke.write_manifests(runs, options, out)
+    print(gke.summary(runs, options))
+    after = "apply one once the run that its annotation mscale/starts-from names is done"
+    print(f"{out}: {len(runs):,} manifests; {after}")
 
 
 def parsed(options: tuple[str, ...], kind: type[_T]) -> _T:

@@ -58,3 +58,12 @@ def chinchilla_points() -> Path:
             "the points of Besiroglu et al. are not distributed (no ../shared/data/chinchilla_points.csv)"
         )
     return path
+
+
+@pytest.fixture(scope="session")
+def jobset_crd() -> Path:
+    """JobSet's CustomResourceDefinition, of kubernetes-sigs/jobset (Apache-2.0)."""
+    path = SHARED / "kubernetes" / "jobset_crd.yaml"
+    if not path.is_file():
+        pytest.skip("JobSet's schema is not distributed (no ../shared/kubernetes/jobset_crd.yaml)")
+    return path

@@ -18,7 +18,7 @@ FOLDERS = sorted(
 )
 MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # One name for one act of every package or executor, by design.
-SHARED_NAMES = {"main", "run", "cancel", "Options"}
+SHARED_NAMES = {"main", "run", "dry_run", "cancel", "Options"}
 
 
 def parsed(path: Path) -> ast.Module:

@@ -11,11 +11,12 @@ from pathlib import Path
 from mscale import liveness, run_folder
 from mscale.errors import MscaleError, nearest
 from sweeps import spec
-from sweeps.executors import state
+from sweeps.executors import gke, slurm, state
 from sweeps.spec import RunSpec
 from sweeps.study import Study
 
 _FOLLOW_SECONDS = 1.0
+_RUNNER_SECONDS = 30.0  # in which a runner that was told to stop ends
 
 
 def find_run(study: Study, text: str) -> RunSpec:
@@ -95,8 +96,8 @@ def cancel(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
     """Stops the named runs, or the whole study where none are named; checkpoints are kept.
 
     Named runs stay cancelled until they are retried, and runs that start from them wait. A local runner stops them
-    within seconds; on Slurm their jobs are removed from the queue. Without names the local runner gets SIGTERM, or all
-    jobs are removed from the queue, and `sweep run` continues later.
+    within seconds; on Slurm their jobs are removed from the queue, on GKE their JobSets are deleted. Without names the
+    runner gets SIGTERM, all jobs or JobSets are removed, and `sweep run` continues later.
 
     Returns:
       The runs cancelled or, without names, those that were running.
@@ -112,25 +113,40 @@ def cancel(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
             raise MscaleError(f"run {one.id} is done: there is nothing to cancel")
     for one in chosen:
         run_folder.mark_cancelled(spec.workdir(root, one.id))
-    stopped = [one.id for one in chosen]
-    if (root / "slurm").is_dir():
-        from sweeps.executors import slurm
-
-        stopped = list(dict.fromkeys([*stopped, *slurm.cancel(root, [one.id for one in chosen] or None)]))
-    elif not chosen:
+    ids = [one.id for one in chosen]
+    stopped = list(ids)
+    if not chosen:
         states = state.read_states(study.runs, root).values()
         stopped = [one.spec.id for one in states if one.state in ("running", "stalled")]
-        if runner := liveness.holder(root):
-            if runner.host != socket.gethostname():
-                raise MscaleError(
-                    f"{root}: its runner is process {runner.pid} on {runner.host}; cancel it there"
-                )
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(runner.pid, signal.SIGTERM)
+        _stop_runner(root)
+    if (root / "slurm").is_dir():
+        stopped += slurm.cancel(root, ids or None)
+    if (options := gke.options_of(root)) is not None:
+        stopped += gke.cancel(study, options, ids or None)
     for one in chosen:  # a run at work records its own failure when it ends
         if state.read_run(one, root).state not in ("running", "stalled", "done"):
             run_folder.write_failure(spec.workdir(root, one.id), state.CANCELLED_REASON)
-    return stopped
+    return list(dict.fromkeys(stopped))
+
+
+def _stop_runner(root: Path) -> None:
+    """Ends the runner of the study, if there is one, and waits until it would submit no more runs.
+
+    Raises:
+      MscaleError: it is on another machine, or does not end.
+    """
+    deadline = time.monotonic() + _RUNNER_SECONDS
+    signalled = False
+    while runner := liveness.holder(root):
+        if runner.host != socket.gethostname():
+            raise MscaleError(f"{root}: its runner is process {runner.pid} on {runner.host}; cancel it there")
+        if time.monotonic() > deadline:
+            raise MscaleError(f"{root}: its runner, process {runner.pid}, does not end; kill -9 {runner.pid}")
+        if not signalled and runner.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(runner.pid, signal.SIGTERM)
+            signalled = True
+        time.sleep(0.1)
 
 
 def watch(root: str | Path, seconds: float = 2.0) -> None:

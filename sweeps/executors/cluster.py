@@ -1,6 +1,7 @@
 """What the executors of clusters share: calls of the scheduler's programs, progress, and what is left undone."""
 
 import contextlib
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,6 +10,12 @@ from mscale.errors import MscaleError
 from mscale.progress import progress
 from sweeps.executors.state import RunState, flops_done
 from sweeps.study import Study
+
+
+def require_program(name: str, missing: str) -> None:
+    """Raises MscaleError, which ends with ``missing``, where a program of the scheduler is not installed."""
+    if shutil.which(name) is None:
+        raise MscaleError(f"{name} is not installed here: {missing}")
 
 
 def call(
@@ -29,6 +36,7 @@ def call(
     Raises:
       MscaleError: it is not installed, does not answer, or fails; with its own message.
     """
+    require_program(command[0], missing)
     said = ""
     for attempt in range(attempts):
         if attempt:
@@ -42,8 +50,6 @@ def call(
                 timeout=timeout,
                 check=False,
             )
-        except FileNotFoundError:
-            raise MscaleError(f"{command[0]} is not installed here: {missing}") from None
         except subprocess.TimeoutExpired:
             said = f"no answer within {timeout:.0f} s"
             continue

@@ -11,29 +11,37 @@ runner may die at any time: called again it continues from the run folders, whic
 share (a bucket mounted with the Cloud Storage FUSE driver, or Filestore).
 """
 
+import hashlib
 import json
 import math
+import re
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mscale import run_folder
 from mscale.chips import CHIPS
 from mscale.errors import MscaleError, nearest
+from mscale.files import atomic_json, read_json_as
 from mscale.liveness import study_lock
-from mscale.remote import local_folder
+from mscale.remote import Url, local_folder, location
 from sweeps import run_graph, spec
 from sweeps.executors import cluster, state
 from sweeps.executors.worker import DEFAULT_TRAINER
 from sweeps.spec import RunSpec
+from sweeps.studies.assumed_sizes import is_assumed
 from sweeps.study import Study
 
 COORDINATOR_PORT = 8476
 MEGASCALE_PORT = 8477
 _KUBECTL_TIMEOUT_SECONDS = 120.0
+_NO_KUBECTL = "install it, or print manifests with --dry-run"
+_OPTIONS_FILE = "gke.json"  # in the study's folder: what `mscale sweep cancel` needs
+_NAME_LENGTH = 63  # of an RFC 1035 label, which the names of pods must be
+_MFU = 0.4  # share of a chip's peak that the summary of a dry run assumes
 GRACE_SECONDS = 90  # in which a spot pod may save its state
 # GKE's label of the slice type → chips of one host of a multi-host slice.
 _ACCELERATORS = [chip.gke_slice for chip in CHIPS.values() if chip.gke_slice]
@@ -47,7 +55,9 @@ class Options:
     Attributes:
       image: container image with mscale[tpu] installed.
       accelerator, topology: GKE's labels, such as "tpu-v5-lite-podslice" and "4x4".
-      root: the study's folder as the pods see it, below ``mount``.
+      mount: where the pods mount the volume.
+      root: the study's folder as the pods see it, below ``mount``; None for the folder of that name there.
+      store: the token store as the pods see it; None where it lies on the volume beside the study's folder.
       claim: name of the PersistentVolumeClaim that holds the study's folder; bucket: name of a Cloud Storage bucket,
         mounted by FUSE, in its place.
       slices: of each run; at_once: runs that train at once; spot: whether on spot capacity.
@@ -59,8 +69,9 @@ class Options:
     image: str
     accelerator: str = "tpu-v5-lite-podslice"
     topology: str = "4x4"
-    root: str = "/mscale/study"
     mount: str = "/mscale"
+    root: str | None = None
+    store: str | None = None
     claim: str | None = None
     bucket: str | None = None
     slices: int = 1
@@ -73,6 +84,21 @@ class Options:
     priority: str | None = None
     service_account: str | None = None
     trainer: str = DEFAULT_TRAINER
+
+    def __post_init__(self) -> None:
+        """Raises MscaleError: a number is too small, or a folder of the pods is not on their volume."""
+        for name, least in (("slices", 1), ("at_once", 1), ("max_restarts", 0)):
+            if (value := getattr(self, name)) < least:
+                raise MscaleError(f"gke: {name} is {value}: expected at least {least}")
+        for name in ("root", "store"):
+            place = getattr(self, name)
+            if place is None or isinstance(location(place), Url) and name == "store":
+                continue
+            below = PurePosixPath(place).is_relative_to(self.mount) and ".." not in PurePosixPath(place).parts
+            if not below or "\n" in place:
+                raise MscaleError(
+                    f"gke: {name} is {place!r}, which is not on the pods' volume: expected a folder below {self.mount}"
+                )
 
     @property
     def chips(self) -> int:
@@ -100,18 +126,27 @@ def jobset_name(run: RunSpec) -> str:
 
     Such a label begins with a letter, so ids that begin with a digit (those of ladder scales) get a prefix.
     """
-    digest = run.id.rpartition("-")[2]
-    label = spec.slug(run.id.removesuffix(digest).replace(".", "-"), 28) + "-" + digest
+    prefix, _, digest = run.id.rpartition("-")
+    if not re.fullmatch("[0-9a-z]{1,10}", digest):  # an id that is not of ``spec.make_run``
+        prefix, digest = run.id, hashlib.sha256(run.id.encode()).hexdigest()[:10]
+    label = f"{spec.slug(prefix.replace('.', '-'), 28)}-{digest}".lstrip("-")
     return label if label[0].isalpha() else f"run-{label}"
 
 
 def manifest(run: RunSpec, options: Options) -> dict[str, Any]:
-    """The JobSet that trains one run.
+    """The JobSet that trains one run, whose ``store`` is a folder as the pods see it (``on_volume``).
 
     Raises:
-      MscaleError: an unknown accelerator or topology, or not exactly one of claim and bucket is given.
+      MscaleError: an unknown accelerator or topology, not exactly one of claim and bucket is given, or the names of
+        pods would be too long.
     """
     name, hosts = jobset_name(run), options.hosts
+    longest = f"{name}-slice-{options.slices - 1}-{hosts - 1}-abcde"  # Kubernetes adds five characters
+    if len(longest) > _NAME_LENGTH:
+        raise MscaleError(
+            f"gke: {options.slices} slices of {hosts} hosts give pods names such as {longest}, of more than "
+            f"{_NAME_LENGTH} characters; use fewer slices"
+        )
     if bool(options.claim) == bool(options.bucket):
         raise MscaleError("gke: give either a volume claim or a bucket for the run folders")
     labels = {
@@ -119,17 +154,19 @@ def manifest(run: RunSpec, options: Options) -> dict[str, Any]:
         "mscale/study": spec.slug(run.study.replace(".", "-"), 60),
         "mscale/run": spec.slug(run.id, 63),
     }
-    if options.queue:
-        labels["kueue.x-k8s.io/queue-name"] = options.queue
+    queue = {"kueue.x-k8s.io/queue-name": options.queue} if options.queue else {}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
         "metadata": {
             "name": name,
             "namespace": options.namespace,
-            "labels": labels,
+            "labels": {**labels, **queue},
             # One replica takes one node pool, that is one slice, whole.
-            "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
+            "annotations": {
+                "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool",
+                **({"mscale/starts-from": run.parent} if run.parent else {}),
+            },
         },
         "spec": {
             "network": {"enableDNSHostnames": True, "subdomain": name},
@@ -203,7 +240,10 @@ def _pod(name: str, run: RunSpec, options: Options, hosts: int) -> dict[str, Any
             "driver": "gcsfuse.csi.storage.gke.io",
             "volumeAttributes": {"bucketName": options.bucket, "mountOptions": "implicit-dirs"},
         }
-    command = ["python", "-m", "sweeps.executors.job", options.root, run.id, "--trainer", options.trainer]
+    root = options.root or f"{options.mount}/study"
+    command = ["python", "-m", "sweeps.executors.job", root, run.id, "--trainer", options.trainer]
+    if not is_assumed(run.store):
+        command += ["--store", run.store]
     optional = {"priorityClassName": options.priority, "serviceAccountName": options.service_account}
     return {
         "restartPolicy": "Never",
@@ -251,22 +291,89 @@ def _environment(name: str, options: Options, hosts: int) -> list[dict[str, Any]
     return values
 
 
+def on_volume(study: Study, root: str | Path, options: Options) -> tuple[Study, Options]:
+    """The study with its stores, and the options with the study's folder, as the pods see them.
+
+    The pods' volume is taken to be the folder in which ``options.root`` has the place that it has below
+    ``options.mount``: with ``/mnt/b/x/study`` here and ``/mscale/x/study`` there, ``/mnt/b`` is ``/mscale``. What lies
+    in it is mapped. A store behind a URL stays as it is, as does the placeholder of a study planned without one.
+
+    Raises:
+      MscaleError: a token store is not on the volume.
+    """
+    root = local_folder(root, "--root").resolve()
+    if options.root is None:
+        there = root if root.is_relative_to(options.mount) else Path(options.mount, root.name)
+        options = replace(options, root=str(there))
+    assert options.root is not None
+    below = PurePosixPath(options.root).relative_to(options.mount).parts
+    here, there = root, Path(options.root)
+    if root.parts[len(root.parts) - len(below) :] == below:
+        here, there = Path(*root.parts[: len(root.parts) - len(below)]), Path(options.mount)
+    stores = {run.store for run in study.runs if not is_assumed(run.store)}
+    if options.store is not None and len(stores) > 1:
+        raise MscaleError(
+            f"gke: store is {options.store}, but the study has the stores {', '.join(sorted(stores))}; put them on "
+            f"the volume beside {root} and leave the option out"
+        )
+    places = {}
+    for store in stores:
+        place = location(store)
+        if options.store is not None or isinstance(place, Url):
+            places[store] = options.store or store
+        elif place.resolve().is_relative_to(here):
+            places[store] = str(there / place.resolve().relative_to(here))
+        else:
+            raise MscaleError(
+                f"gke: the pods do not see the token store {store}: they mount {here} as {there}. Copy it there with "
+                f"`mscale store copy`, or say where it is on their volume with --option store={options.mount}/..."
+            )
+    runs = tuple(replace(run, store=places.get(run.store, run.store)) for run in study.runs)
+    return replace(study, runs=runs), options
+
+
+def to_be_applied(study: Study, root: str | Path | None = None) -> list[RunSpec]:
+    """The runs that are not done (all without a folder), parents first."""
+    done = set()
+    if root is not None and (Path(root) / "study.json").exists():
+        states = state.read_states(study.runs, root)
+        done = {run_id for run_id, one in states.items() if one.state == "done"}
+    return [run for run in run_graph.longest_chain_first(study.runs) if run.id not in done]
+
+
 def dry_run(study: Study, options: Options, root: str | Path | None = None) -> str:
     """The manifests of all runs that are not done (of all runs without a folder), parents first.
 
     The text is a stream of YAML documents for ``kubectl apply -f -``; each is JSON, which is valid YAML.
     """
-    done = set()
-    if root is not None and (Path(root) / "study.json").exists():
-        states = state.read_states(study.runs, root)
-        done = {run_id for run_id, one in states.items() if one.state == "done"}
+    runs = to_be_applied(study, root)
+    ids = {run.id for run in runs}
     parts = []
-    for run in run_graph.longest_chain_first(study.runs):
-        if run.id not in done:
-            after = f", after {run.parent}" if run.parent and run.parent not in done else ""
-            text = json.dumps(manifest(run, options), indent=2)
-            parts.append(f"# {run.id}{after}\n{text}\n")
+    for run in runs:
+        after = f", after {run.parent}" if run.parent in ids else ""
+        parts.append(f"# {run.id}{after}\n{json.dumps(manifest(run, options), indent=2)}\n")
     return "---\n".join(parts)
+
+
+def write_manifests(runs: Sequence[RunSpec], options: Options, folder: Path) -> None:
+    """Writes one manifest a run, ``<name of its JobSet>.json``, for ``kubectl apply -f FILE``."""
+    for run in runs:
+        atomic_json(folder / f"{jobset_name(run)}.json", manifest(run, options))
+
+
+def summary(runs: Sequence[RunSpec], options: Options) -> str:
+    """Pods, chips and hours of these runs, and where their pods read."""
+    chips = options.chips * options.slices
+    peak = next(chip.peak_flops for chip in CHIPS.values() if chip.gke_slice == options.accelerator)
+    hours = sum(run.flops for run in runs) / (peak * _MFU * 3600)
+    span = run_graph.makespan(runs, options.at_once, lambda run: run.flops / (chips * peak * _MFU * 3600))
+    stores = ", ".join(sorted({run.store for run in runs if not is_assumed(run.store)}))
+    return (
+        f"{len(runs):,} JobSets, each of {options.slices * options.hosts} pods on {chips} chips "
+        f"({options.slices} × {options.accelerator} {options.topology}{', spot' if options.spot else ''})\n"
+        f"about {hours:,.1f} chip-hours, {span:,.1f} hours with {options.at_once} at once, at {_MFU:.0%} of the peak\n"
+        f"pods read the study in {options.root}, the token store in {stores or 'none: give --store to run it'}"
+    )
 
 
 def run(
@@ -282,11 +389,17 @@ def run(
       root: the study's folder as this machine sees it (the same volume that ``options.root`` names in the pods).
 
     Raises:
-      MscaleError: kubectl or the cluster cannot be reached or refuses; runs failed; another runner works on it.
+      MscaleError: kubectl or the cluster cannot be reached or refuses; the store is not on the pods' volume; runs
+        failed; another runner works on it.
     """
     root = local_folder(root, "--root").resolve()
+    cluster.require_program("kubectl", _NO_KUBECTL)
+    manifest(study.runs[0], options)
+    on_volume(study, root, options)
     with study_lock(root):
         study = state.save_study(study, root)
+        there, options = on_volume(study, root, options)
+        atomic_json(root / _OPTIONS_FILE, options)
         _clear_ended(study, root, options)
         order = run_graph.longest_chain_first(study.runs)
         with cluster.study_progress(study, "GKE") as show:
@@ -310,7 +423,9 @@ def run(
                     and (one.parent is None or states[one.parent].state == "done")
                 ]
                 for one in ready[: max(0, options.at_once - len(active))]:
-                    _kubectl(["apply", "-f", "-"], options, json.dumps(manifest(one, options)))
+                    _kubectl(
+                        ["apply", "-f", "-"], options, json.dumps(manifest(there.by_id[one.id], options))
+                    )
                 if not ready and not active:
                     break
                 time.sleep(poll_seconds)
@@ -350,6 +465,14 @@ def jobsets(study: Study, options: Options) -> dict[str, str]:
     return found
 
 
+def options_of(root: Path) -> Options | None:
+    """The options that the study in ``root`` was last run with on GKE; None if it never was."""
+    if not (root / _OPTIONS_FILE).exists():
+        return None
+    remedy = "delete it, and the JobSets with kubectl"
+    return read_json_as(root / _OPTIONS_FILE, Options, what="record of GKE's options", remedy=remedy)
+
+
 def cancel(study: Study, options: Options, runs: Sequence[str] | None = None) -> list[str]:
     """Deletes the JobSets of runs (all by default); returns the runs whose JobSet was there.
 
@@ -367,7 +490,6 @@ def cancel(study: Study, options: Options, runs: Sequence[str] | None = None) ->
 
 def _kubectl(arguments: Sequence[str], options: Options, standard_input: str | None = None) -> str:
     command = ["kubectl", *arguments, *(["--context", options.context] if options.context else [])]
-    missing = "install it, or print manifests with --dry-run"
     return cluster.call(
-        command, timeout=_KUBECTL_TIMEOUT_SECONDS, missing=missing, standard_input=standard_input
+        command, timeout=_KUBECTL_TIMEOUT_SECONDS, missing=_NO_KUBECTL, standard_input=standard_input
     )

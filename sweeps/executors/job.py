@@ -9,6 +9,7 @@ import argparse
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from mscale import run_folder
@@ -40,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", nargs="?")
     parser.add_argument("--array")
     parser.add_argument("--index", type=int)
+    parser.add_argument("--store", help="The token store on this machine, where it is not the spec's.")
     parser.add_argument("--trainer", default=worker.DEFAULT_TRAINER)
     options = parser.parse_args(argv)
     # Stopped before the trainer handles the signal: nothing has been computed, and this is not a failure.
@@ -47,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run_id = assigned_run(options.root, options.run, options.array, options.index)
         folder = spec.workdir(options.root, run_id)
-        arguments = spec.argv(spec.read_spec(folder), options.root)
+        one = spec.read_spec(folder)
+        arguments = spec.argv(replace(one, store=options.store or one.store), options.root)
         if int(os.environ.get("SLURM_NTASKS", "1")) > 1:  # the trainer joins them, as Slurm's variables say
             os.environ.setdefault("MSCALE_COORDINATOR", "auto")
         trainer = worker.load_trainer(options.trainer)

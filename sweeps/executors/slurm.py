@@ -31,6 +31,7 @@ from sweeps.study import Study
 SCHEDULER_ATTEMPTS = 4  # calls of a command of Slurm, which sometimes does not answer in time
 SCHEDULER_TIMEOUT_SECONDS = 60.0
 ARRAY_SIZE = 1000  # Slurm's default MaxArraySize is 1001
+_NO_SLURM = "run this on a login node of the cluster, or use --executor local"
 WARNING_SECONDS = 120  # of warning before a time limit, in which a run saves its state
 
 
@@ -97,40 +98,77 @@ def submit(
       MscaleError: the scheduler cannot be reached or refuses, another runner works on the folder, or the folder
         holds a different study.
     """
-    options = options or Options()
-    root = local_folder(root, "--root").resolve()
+    root = _root_of_jobs(root)
     with study_lock(root):
-        study = state.save_study(study, root)
-        states = state.read_states(study.runs, root)
-        jobs = queued_jobs(root)
-        done = {run.id for run in study.runs if states[run.id].state == "done"}
-        cancelled = {run.id for run in study.runs if run_folder.is_cancelled(spec.workdir(root, run.id))}
-        for run in run_graph.longest_chain_first(study.runs):  # and runs that start from a cancelled one
-            if run.parent in cancelled and run.id not in done:
-                cancelled.add(run.id)
-        skipped = {*done, *jobs, *cancelled}
-        todo = [run for run in run_graph.longest_chain_first(study.runs) if run.id not in skipped]
-        for run in todo:  # a failed run is tried again: its cause may be fixed
-            run_folder.clear_failure(spec.workdir(root, run.id))
-        script = root / "slurm" / "job.sh"
-        atomic_write(script, job_script(root, options, trainer))
-        logs = Path(options.logs or root / "logs")
-        logs.mkdir(parents=True, exist_ok=True)
-        job_ids = dict(jobs)
-        arrays = []
-        for parent, siblings in _groups(todo):
-            for chunk in [siblings[i : i + ARRAY_SIZE] for i in range(0, len(siblings), ARRAY_SIZE)]:
-                if parent is not None and parent not in done and parent not in job_ids:
-                    raise MscaleError(
-                        f"{root}: run {parent} is neither done nor queued; submit the study again"
-                    )
-                after = job_ids.get(parent or "")
-                array = _array_name(root, chunk)
-                atomic_json(root / "slurm" / f"{array}.json", _Array([run.id for run in chunk]))
-                job = _sbatch(array, len(chunk), after, script, logs, options, f"{study.name}-{chunk[0].tag}")
-                job_ids.update({run.id: f"{job}_{index}" for index, run in enumerate(chunk)})
-                arrays.append(job)
+        return _submit(state.save_study(study, root), root, options or Options(), trainer)
+
+
+def _root_of_jobs(root: str | Path) -> Path:
+    """The study's folder, absolute, once Slurm is found and could name it: an error leaves nothing behind.
+
+    Raises:
+      MscaleError: Slurm's programs are not installed here, or the folder's name has a line break.
+    """
+    for program in ("squeue", "sbatch"):
+        cluster.require_program(program, _NO_SLURM)
+    return _one_line(local_folder(root, "--root").resolve())
+
+
+def _one_line(root: Path) -> Path:
+    if "\n" in str(root):
+        raise MscaleError(
+            f"--root is {str(root)!r}: a job's script cannot hold a line break; choose another folder"
+        )
+    return root
+
+
+def _submit(study: Study, root: Path, options: Options, trainer: str) -> Submission:
+    """``submit``, with the study saved and its folder held."""
+    states = state.read_states(study.runs, root)
+    jobs = queued_jobs(root)
+    done = {run.id for run in study.runs if states[run.id].state == "done"}
+    cancelled = {run.id for run in study.runs if run_folder.is_cancelled(spec.workdir(root, run.id))}
+    for run in run_graph.longest_chain_first(study.runs):  # and runs that start from a cancelled one
+        if run.parent in cancelled and run.id not in done:
+            cancelled.add(run.id)
+    skipped = {*done, *jobs, *cancelled}
+    todo = [run for run in run_graph.longest_chain_first(study.runs) if run.id not in skipped]
+    for run in todo:  # a failed run is tried again: its cause may be fixed
+        run_folder.clear_failure(spec.workdir(root, run.id))
+    script = root / "slurm" / "job.sh"
+    atomic_write(script, job_script(root, options, trainer))
+    logs = Path(options.logs or root / "logs")
+    logs.mkdir(parents=True, exist_ok=True)
+    job_ids = dict(jobs)
+    arrays = []
+    for parent, chunk in _chunks(todo):
+        if parent is not None and parent not in done and parent not in job_ids:
+            raise MscaleError(f"{root}: run {parent} is neither done nor queued; submit the study again")
+        after = job_ids.get(parent or "")
+        array = _array_name(root, chunk)
+        atomic_json(root / "slurm" / f"{array}.json", _Array([run.id for run in chunk]))
+        job = _sbatch(_sbatch_command(root, array, chunk, after, options))
+        job_ids.update({run.id: f"{job}_{index}" for index, run in enumerate(chunk)})
+        arrays.append(job)
     return Submission(len(todo), len(jobs), len(done), tuple(arrays))
+
+
+def dry_run(study: Study, root: str | Path, options: Options, *, trainer: str = DEFAULT_TRAINER) -> str:
+    """The batch script of every array, and as comments below it the calls of sbatch for runs that are not done.
+
+    It asks nothing of Slurm: runs that are queued already are listed too.
+    """
+    root = _one_line(local_folder(root, "--root").resolve())
+    states = state.read_states(study.runs, root)
+    todo = [run for run in run_graph.longest_chain_first(study.runs) if states[run.id].state != "done"]
+    chunks = _chunks(todo)
+    jobs: dict[str, str] = {}
+    lines = [f"# {len(todo):,} of {len(study.runs):,} runs are not done: {len(chunks):,} arrays"]
+    for number, (parent, chunk) in enumerate(chunks):
+        command = _sbatch_command(root, f"array{number}", chunk, jobs.get(parent or ""), options)
+        lines.append(f"# {shlex.join(command)}")
+        jobs.update({run.id: f"array{number}_{index}" for index, run in enumerate(chunk)})
+    return job_script(root, options, trainer) + "\n".join(lines) + "\n"
 
 
 def run(
@@ -150,10 +188,12 @@ def run(
     Raises:
       MscaleError: as ``submit``, or runs failed.
     """
-    root = local_folder(root, "--root").resolve()
-    submit(study, root, options, trainer=trainer)
+    root = _root_of_jobs(root)
+    options = options or Options()
     resubmissions: dict[str, int] = {}
-    with cluster.study_progress(study, "Slurm") as show:
+    with study_lock(root), cluster.study_progress(study, "Slurm") as show:
+        study = state.save_study(study, root)
+        _submit(study, root, options, trainer)
         while True:
             states = state.read_states(study.runs, root)
             jobs = queued_jobs(root)
@@ -169,7 +209,7 @@ def run(
                     break
                 for one in vanished:
                     resubmissions[one] = resubmissions.get(one, 0) + 1
-                submit(study, root, options, trainer=trainer)
+                _submit(study, root, options, trainer)
             time.sleep(poll_seconds)
     cluster.require_done(states, "Mend the cause and call the same command again.")
 
@@ -190,12 +230,16 @@ def array_runs(root: Path, array: str) -> list[str]:
     return read_json_as(root / "slurm" / f"{array}.json", _Array, what="list of an array's runs").runs
 
 
-def _groups(runs: Sequence[RunSpec]) -> list[tuple[str | None, list[RunSpec]]]:
-    """Runs grouped by the run they start from, in the order given."""
+def _chunks(runs: Sequence[RunSpec]) -> list[tuple[str | None, list[RunSpec]]]:
+    """The arrays: runs by the run that they start from, in the order given, at most ``ARRAY_SIZE`` each."""
     groups: dict[str | None, list[RunSpec]] = {}
     for one in runs:
         groups.setdefault(one.parent, []).append(one)
-    return list(groups.items())
+    return [
+        (parent, siblings[start : start + ARRAY_SIZE])
+        for parent, siblings in groups.items()
+        for start in range(0, len(siblings), ARRAY_SIZE)
+    ]
 
 
 def _array_name(root: Path, runs: Sequence[RunSpec]) -> str:
@@ -239,17 +283,18 @@ exit "$code"
 """
 
 
-def _sbatch(
-    array: str, count: int, after: str | None, script: Path, logs: Path, options: Options, name: str
-) -> str:
-    """Submits one array and returns its job id."""
+def _sbatch_command(
+    root: Path, array: str, runs: Sequence[RunSpec], after: str | None, options: Options
+) -> list[str]:
+    """The call of sbatch that submits one array, which starts once the job ``after`` has succeeded."""
+    logs = str(options.logs or root / "logs").replace("%", "%%")
     throttle = f"%{options.running}" if options.running else ""
     command = [
         "sbatch",
         "--parsable",
         "--requeue",
-        f"--array=0-{count - 1}{throttle}",
-        f"--job-name={spec.slug(name)}",
+        f"--array=0-{len(runs) - 1}{throttle}",
+        f"--job-name={spec.slug(f'{runs[0].study}-{runs[0].tag}')}",
         f"--comment={array}",
         f"--output={logs}/slurm-%A_%a.out",
         "--open-mode=append",
@@ -270,8 +315,13 @@ def _sbatch(
     ):
         if value is not None:
             command.append(f"--{flag}={value}")
+    return [*command, *options.extra, str(root / "slurm" / "job.sh"), array]
+
+
+def _sbatch(command: Sequence[str]) -> str:
+    """Submits one array and returns its job id."""
     # Not repeated without an answer: the array may have been queued, and the next `submit` sees it.
-    answer = _call([*command, *options.extra, str(script), array], attempts=1)
+    answer = _call(command, attempts=1)
     job = answer.strip().splitlines()[-1].partition(";")[0] if answer.strip() else ""
     if not job.isdecimal():
         raise MscaleError(f"sbatch answered {answer.strip()!r}: expected the number of a job")
@@ -313,5 +363,4 @@ def cancel(root: str | Path, runs: Sequence[str] | None = None) -> list[str]:
 
 
 def _call(command: Sequence[str], attempts: int = SCHEDULER_ATTEMPTS) -> str:
-    missing = "run this on a login node of the cluster, or use --executor local"
-    return cluster.call(command, timeout=SCHEDULER_TIMEOUT_SECONDS, missing=missing, attempts=attempts)
+    return cluster.call(command, timeout=SCHEDULER_TIMEOUT_SECONDS, missing=_NO_SLURM, attempts=attempts)

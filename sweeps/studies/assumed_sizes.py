@@ -49,6 +49,11 @@ class AssumedSizes:
         return self.train_tokens(language) // sequence_length
 
 
+def is_assumed(store: str) -> bool:
+    """Whether a run's store is that of a plan without one."""
+    return store.startswith(PLACEHOLDER_STORE)
+
+
 @cache
 def _common_rate() -> float:
     return sorted(languages.published_rates().values())[-2]  # English alone is above it

@@ -1,11 +1,13 @@
 """Options of the sweep commands."""
 
+import json
 import sys
 
 import pytest
+from click.testing import CliRunner
 
 from mscale.errors import MscaleError
-from sweeps.commands import laws_identified, parsed
+from sweeps.commands import laws_identified, parsed, sweep_run
 from sweeps.executors import gke, slurm
 from sweeps.studies.built_in import built_in_study
 
@@ -40,3 +42,44 @@ def test_a_plan_says_which_laws_are_identified_or_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "analysis.planning.identification", None)
     (line,) = laws_identified(study)
     assert "pip install 'mscale[analysis]'" in line
+
+
+def test_a_dry_run_for_gke_says_what_it_would_use_and_writes_one_manifest_a_run(tmp_path):
+    given = ["gpu-day", "--root", str(tmp_path / "my study"), "--executor", "gke", "--dry-run"]
+    given += ["--option", "image=i", "--option", "claim=c", "--option", "at_once=2"]
+    printed = CliRunner().invoke(sweep_run, given)
+    runs = built_in_study("gpu-day").runs
+    documents = [json.loads(part.partition("\n")[2]) for part in printed.stdout.split("---\n")]
+    assert len(documents) == len(runs)
+    assert f"{len(runs)} JobSets, each of 4 pods on 16 chips" in printed.stderr
+    assert "hours with 2 at once" in printed.stderr and "none: give --store to run it" in printed.stderr
+    written = CliRunner().invoke(sweep_run, [*given, "--out", str(tmp_path / "my manifests")])
+    assert written.stdout.startswith(printed.stderr) and not (tmp_path / "my study").exists()
+    files = {
+        json.loads(path.read_text())["metadata"]["name"] for path in (tmp_path / "my manifests").iterdir()
+    }
+    assert files == {one["metadata"]["name"] for one in documents}
+    assert documents[0]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0][
+        "command"
+    ][2].count("'/mscale/my study'")
+
+
+@pytest.mark.parametrize("executor", ["local", "slurm", "gke"])
+def test_a_study_without_a_store_is_planned_but_not_run(tmp_path, executor):
+    given = ["atlas", "--root", str(tmp_path / "r"), "--executor", executor]
+    given += ["--option", "image=i"] if executor == "gke" else []
+    with pytest.raises(MscaleError, match="study atlas: it is planned without a token store; give --store"):
+        CliRunner().invoke(sweep_run, given, catch_exceptions=False)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--dry-run"], "--dry-run is for Slurm and GKE"),
+        (["--executor", "slurm", "--dry-run", "--out", "x"], "--out is for --executor gke with --dry-run"),
+    ],
+)
+def test_options_of_another_executor_are_refused(tmp_path, given, message):
+    result = CliRunner().invoke(sweep_run, ["gpu-day", "--root", str(tmp_path / "r"), *given])
+    assert result.exit_code == 2 and message in result.stderr and not (tmp_path / "r").exists()

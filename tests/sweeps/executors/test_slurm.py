@@ -4,11 +4,13 @@ import os
 import re
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from studies import cell, make
 
+from mscale import liveness
 from mscale.errors import MscaleError
 from sweeps.executors import job, slurm, state
 
@@ -124,6 +126,45 @@ def test_without_slurm_the_error_names_the_local_executor(tmp_path, monkeypatch)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MscaleError, match="squeue is not installed here: .* --executor local"):
         slurm.submit(make(cell()), tmp_path / "study")
+    with pytest.raises(MscaleError, match="squeue is not installed here"):
+        slurm.run(make(cell()), tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize("name", ["my study", "it's 100%j done", "étude"])
+def test_a_root_may_have_spaces_and_percent_signs(tmp_path, fake, name):
+    study, root = make(cell(steps=(20,))), tmp_path / name
+    slurm.submit(study, root, trainer="fake_train:main")
+    assert f"--output={root}/logs/slurm-%A_%a.out".replace("100%j", "100%%j") in calls(tmp_path)[0]
+    array = next((root / "slurm").glob("mscale-*.json")).stem
+    variables = {"SLURM_ARRAY_TASK_ID": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(["bash", root / "slurm/job.sh", array], env={**os.environ, **variables}, check=True)
+    assert state.read_run(study.runs[0], root).state == "done"
+
+
+def test_a_root_with_a_line_break_is_refused_and_not_made(tmp_path, fake):
+    for call in (slurm.submit, slurm.run, lambda *given: slurm.dry_run(*given, slurm.Options())):
+        with pytest.raises(MscaleError, match="--root is .*line break; choose another folder"):
+            call(make(cell()), tmp_path / "my\nstudy")
+    assert not (tmp_path / "my\nstudy").exists()
+
+
+def test_a_dry_run_is_a_script_that_names_the_calls_of_sbatch(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # without Slurm
+    study, root = make(cell()), tmp_path / "my study"
+    text = slurm.dry_run(study, root, slurm.Options(partition="gpu", setup=("module load cuda",)))
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    assert "module load cuda" in text and "# 4 of 4 runs are not done: 2 arrays" in text
+    first, second = (line for line in text.splitlines() if line.startswith("# sbatch"))
+    assert "--array=0-0 " in first and "--partition=gpu" in first and "--dependency" not in first
+    assert "--array=0-2 " in second and "--dependency=afterok:array0_0" in second
+    assert not root.exists()
+
+
+def test_a_runner_holds_its_study_so_that_cancelling_ends_it(tmp_path, fake):
+    study, root = make(cell(steps=(20,))), tmp_path / "study"
+    with liveness.study_lock(root), pytest.raises(MscaleError, match="another runner works on this study"):
+        slurm.run(study, root)
 
 
 def test_large_arrays_are_split(tmp_path, fake, monkeypatch):

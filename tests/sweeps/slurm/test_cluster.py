@@ -51,8 +51,8 @@ def began(root, run) -> int:
 
 @pytest.fixture
 def root(tmp_path):
-    yield tmp_path / "study"
-    slurm.cancel(tmp_path / "study")
+    yield tmp_path / "my 1st study, 50%a"
+    slurm.cancel(tmp_path / "my 1st study, 50%a")
 
 
 def test_a_study_gives_the_tables_that_the_local_executor_gives(root, tmp_path, monkeypatch):
