@@ -46,13 +46,15 @@ _Known = dict[str, _Identity]
 def verify_store(store: Store, trained: Collection[str], evaluated: Collection[str]) -> None:
     """Checks what a run reads: the train part of some languages, and what the evaluation of others needs.
 
+    What is read of a remote store is checked when it is read.
+
     Raises:
       MscaleError: files are missing or damaged; all of these are named.
     """
     train, *of_evaluation = LANGUAGE_FILES
     names = [f"{one}/{train}" for one in trained]
     names += [f"{one}/{name}" for one in evaluated for name in of_evaluation]
-    if damaged := damaged_files(store, names):
+    if store.remote is None and (damaged := damaged_files(store, names)):
         raise damaged_store(store, damaged)
 
 
@@ -71,14 +73,7 @@ def damaged_files(store: Store, names: Iterable[str] | None = None) -> dict[str,
     if store.remote is not None:
         return damaged
     known = _remembered(store)
-    found: _Known = {}
-    for name in names:
-        if name not in damaged:
-            stat = os.stat(store.path / name)
-            found[name] = (
-                *(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino),
-                *(entries[name]["blake2b"], store.vocabulary["size"]),
-            )
+    found = {name: _identity(store, name, entries[name]["blake2b"]) for name in names if name not in damaged}
     unread = sorted(
         (name for name in found if known.get(name) != found[name]), key=lambda name: -found[name][0]
     )
@@ -96,7 +91,7 @@ def damaged_files(store: Store, names: Iterable[str] | None = None) -> dict[str,
     finally:
         if good:
             _remember(store, good)
-    return damaged
+    return dict(sorted(damaged.items()))
 
 
 def content_damage(store: Store, name: str, parts: Iterable[bytes]) -> str:
@@ -150,6 +145,12 @@ def _checked(store: Store, names: Iterable[str], size: int) -> Iterator[tuple[st
 
 def _no_bar(_megabytes: float) -> None:
     """In the place of a progress bar."""
+
+
+def _identity(store: Store, name: str, digest: str) -> _Identity:
+    stat = os.stat(store.path / name)
+    times = stat.st_mtime_ns, stat.st_ctime_ns
+    return stat.st_size, *times, stat.st_ino, digest, store.vocabulary["size"]
 
 
 def _record_paths(store: Store) -> list[Path]:

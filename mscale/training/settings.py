@@ -22,7 +22,7 @@ from mscale.data.mixture import SamplingOptions, gin_sampling_options, resolve
 from mscale.data.store import Store, open_store
 from mscale.data.verification import verify_store
 from mscale.errors import MscaleError, nearest
-from mscale.files import read_json
+from mscale.files import read_json, read_json_as
 from mscale.identity import IRRELEVANT_SETTINGS, LENGTH_SETTINGS
 from mscale.models import decoder, partitioning
 from mscale.remote import local_folder
@@ -208,7 +208,7 @@ def _begun_with(settings: Settings, workdir: Path) -> Mapping[str, Any]:
     if settings.branch_from:
         folders.append(local_folder(checkpoints.parse_reference(settings.branch_from)[0], "BRANCH_FROM"))
     files = [path for folder in folders if (path := folder / run_folder.RUN_FILE).exists()]
-    return read_json(files[0], what="run") if files else {}
+    return read_json_as(files[0], dict, what="run") if files else {}
 
 
 def _chain(build: Callable[..., optax.GradientTransformation]) -> optimizers.Chain:
