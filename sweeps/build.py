@@ -1,6 +1,6 @@
 """From cells to run specs: the budgets of one training share a trunk, and cells of different tags share runs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -84,16 +84,22 @@ def build_study(
 
     Raises:
       MscaleError: an unknown scale, mixture or language; a budget that is not whole steps or ends before the
-        warmup; a cell that (through ``init``) would start from itself.
+        warmup; a cell that (through ``init``) would start from itself. The message has a line for each fault.
     """
     cells = tuple(cells)
     mixtures: dict[str, dict[str, float]] = {}
-    resolved: set[tuple] = set()
+    resolved: dict[tuple, str] = {}
     merged: dict[tuple, Cell] = {}
     tag_by_budget: dict[tuple, str] = {}
+    cells_by_fault: dict[tuple[str, str], dict[Cell, None]] = {}
     for cell in cells:
         for one in _lineage(cell):
-            _check_cell(name, one, recipe, store, mixtures, resolved)
+            for fault in _cell_faults(one, recipe, store, mixtures, resolved):
+                cells_by_fault.setdefault((one.tag, fault), {})[one] = None
+    if cells_by_fault:
+        raise MscaleError(_fault_lines(name, cells_by_fault))
+    for cell in cells:
+        for one in _lineage(cell):
             key = one.training
             for tokens in one.tokens:
                 tag_by_budget.setdefault((key, tokens), one.tag)
@@ -133,61 +139,74 @@ def _evaluated(cell: Cell, mixtures: Mapping[str, Mapping[str, float]]) -> tuple
     return cell.evaluate if cell.evaluate is not None else tuple(mixtures[cell.mixture])
 
 
-def _check_cell(
-    study: str,
+def _fault_lines(study: str, cells_by_fault: Mapping[tuple[str, str], Mapping[Cell, None]]) -> str:
+    """A line for each fault of the cells of one tag, which names the first cell that has it."""
+    lines = []
+    for (tag, fault), cells in cells_by_fault.items():
+        first = next(iter(cells))
+        more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
+        lines.append(f"study {study}, {tag} cell {first.mixture!r} at scale {first.scale!r}{more}: {fault}")
+    return "\n".join(lines)
+
+
+def _cell_faults(
     cell: Cell,
     recipe: Recipe,
     store: PlannedStore,
     mixtures: dict[str, dict[str, float]],
-    resolved: set[tuple],
-) -> None:
-    """Checks one cell and adds the rates of its mixture to ``mixtures``.
+    resolved: dict[tuple, str],
+) -> Iterator[str]:
+    """Yields what is wrong with one cell, and adds the rates of its mixture to ``mixtures``.
 
-    ``resolved`` holds what has been resolved already: hundreds of cells share one mixture.
+    ``resolved`` holds the faults of mixtures that have been resolved already: hundreds of cells share one.
     """
-    where = f"study {study}, {cell.tag} cell {cell.mixture!r} at scale {cell.scale!r}"
-    if cell.vocabulary:
-        if cell.vocabulary not in recipe.sources:
-            raise MscaleError(
-                f"{where}: vocabulary {cell.vocabulary!r} has no token store; the recipe's sources are "
-                f"{', '.join(recipe.sources) or 'none'}{nearest(cell.vocabulary, recipe.sources)}"
-            )
-        store = recipe.sources[cell.vocabulary]
-    sequence_length = int(recipe.binding(cell.scale, "SEQUENCE_LENGTH"))
-    request = (cell.mixture, sequence_length, cell.unique_tokens, cell.vocabulary)
+    store_of_cell = recipe.sources.get(cell.vocabulary) if cell.vocabulary else store
+    if store_of_cell is None:
+        yield (
+            f"vocabulary {cell.vocabulary!r} has no token store; the recipe's sources are "
+            f"{', '.join(recipe.sources) or 'none'}{nearest(cell.vocabulary, recipe.sources)}"
+        )
+        return
     try:
         scales.get(cell.scale)
-        if request not in resolved:
+    except MscaleError as error:
+        yield str(error)
+    sequence_length = int(recipe.binding(cell.scale, "SEQUENCE_LENGTH"))
+    request = (cell.mixture, sequence_length, cell.unique_tokens, cell.vocabulary)
+    if request not in resolved:
+        resolved[request] = ""
+        try:
             found = mixture.resolve(
                 cell.mixture,
-                store,
+                store_of_cell,
                 sequence_length,
                 dict(cell.unique_tokens),
                 mixture.SamplingOptions(budget_tokens=recipe.unimax_budget),
             )
             mixtures[cell.mixture] = dict(zip(found.languages, found.rates, strict=True))
-            resolved.add(request)
-    except MscaleError as error:
-        raise MscaleError(f"{where}: {error}") from None
+        except MscaleError as error:
+            resolved[request] = str(error)
+    if resolved[request]:
+        yield resolved[request]
     for language in cell.evaluate or ():
-        if language not in store.languages:
-            raise MscaleError(
-                f"{where}: language {language!r} is to be evaluated but the token store does not have it"
-                f"{nearest(language, store.languages)}"
+        if language not in store_of_cell.languages:
+            yield (
+                f"language {language!r} is to be evaluated but the token store does not have it"
+                f"{nearest(language, store_of_cell.languages)}"
             )
     if not cell.tokens:
-        raise MscaleError(f"{where}: no token budgets; give at least one")
+        yield "no token budgets; give at least one"
     step_tokens, warmup = recipe.step_tokens(cell.scale), int(recipe.binding(cell.scale, "WARMUP_STEPS"))
     for tokens in cell.tokens:
+        steps = tokens // step_tokens
         if tokens <= 0 or tokens % step_tokens:
-            raise MscaleError(
-                f"{where}: budget {tokens:,} is not whole steps of {step_tokens:,} tokens; use "
+            yield (
+                f"budget {tokens:,} is not whole steps of {step_tokens:,} tokens; use "
                 f"{max(1, round(tokens / step_tokens)) * step_tokens:,}"
             )
-        steps = tokens // step_tokens
-        if steps - decay_steps(steps, recipe.decay) < warmup + 1:
-            raise MscaleError(
-                f"{where}: budget of {tokens:,} tokens is {steps} steps, which ends before {warmup} warmup "
+        elif steps - decay_steps(steps, recipe.decay) < warmup + 1:
+            yield (
+                f"budget of {tokens:,} tokens is {steps} steps, which ends before {warmup} warmup "
                 f"steps and the decay have room; raise it above {int(warmup / (1 - recipe.decay) + 2)} steps"
             )
 

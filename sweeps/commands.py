@@ -139,12 +139,26 @@ def study_options(command: Callable) -> Callable:
     return command
 
 
+@dataclasses.dataclass(frozen=True)
+class _Language:
+    """A language of a generated corpus."""
+
+    family: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Truth:
+    """The part of truth.json that the demo study reads."""
+
+    languages: dict[str, _Language]
+
+
 def make_study(
     name: str, store: Path | None, truth: Path | None, languages: list[str] | None, seed: int
 ) -> "Study":
     """The study of that name or file over a token store; built-in studies other than the demo need none."""
     from mscale.data.store import open_store
-    from mscale.files import read_json
+    from mscale.files import read_json_as
     from sweeps import grid
     from sweeps.studies.built_in import built_in_study
 
@@ -160,11 +174,18 @@ def make_study(
     if name == "demo":
         options["languages"] = languages
         if truth is not None:
-            described = read_json(truth, what="ground truth")["languages"]
-            options["families"] = {language: facts["family"] for language, facts in described.items()}
+            if truth.is_dir():
+                raise MscaleError(f"--truth {truth}: is a folder; give the file {truth / 'truth.json'}")
+            described = read_json_as(
+                truth, _Truth, what="ground truth", remedy="give truth.json of a generated corpus"
+            )
+            options["families"] = {language: facts.family for language, facts in described.languages.items()}
     elif languages is not None or truth is not None:
         raise click.UsageError(f"--languages and --truth are for the demo, not for {name}")
     return built_in_study(name, None if store is None else open_store(store), **options)
+
+
+_PLOT_SUFFIXES = (".png", ".svg", ".html")
 
 
 @sweep.command("plan")
@@ -191,6 +212,8 @@ def sweep_plan(
     from sweeps.cost.plan_table import plan_table, save_bill
     from sweeps.studies.built_in import printed_cells
 
+    if plot is not None and plot.suffix not in _PLOT_SUFFIXES:
+        raise MscaleError(f"--plot {plot}: expected a name that ends in {', '.join(_PLOT_SUFFIXES)}")
     chips = None
     if accelerator is None:
         accelerator, chips = _PLAN_HARDWARE.get(study, (None, None))

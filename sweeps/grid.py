@@ -19,6 +19,8 @@ In gin, the scope of each group of cells is their tag; values are in Python's sy
 In Python, a file defines ``study(store)`` and returns what `sweeps.grid.study` or `sweeps.build.build_study` returns.
 """
 
+import math
+import re
 import runpy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -64,13 +66,24 @@ def cells(
       tag: the question that the cells serve; by default gin's scope.
 
     Raises:
-      MscaleError: both or neither of ``scales`` and ``start``, or a string where a sequence is expected.
+      MscaleError: both or neither of ``scales`` and ``start``, or a value of another type than expected. The message
+        has a line for each fault.
     """
     scopes = gin.config.current_scope()
     tag = tag or (scopes[-1] if scopes else "grid")
-    for name, value in (("mixtures", mixtures), ("scales", scales), ("evaluate", evaluate)):
-        if isinstance(value, str):
-            raise MscaleError(f"cells {tag!r}: {name} is the text {value!r}, expected several: ({value!r},)")
+    faults = [
+        f"cells {tag!r}: {fault}"
+        for name, value, kind in (
+            ("mixtures", mixtures, str),
+            ("tokens", tokens, float),
+            ("scales", scales, (int, str)),
+            ("seeds", seeds, int),
+            ("evaluate", () if evaluate is None else evaluate, str),
+        )
+        if (fault := _fault_of_sequence(name, value, kind))
+    ]
+    if faults:
+        raise MscaleError("\n".join(faults))
     origins: list[tuple[int | str, int, Cell | None]] = [(one.scale, one.seed, one) for one in _flat(start)]
     if bool(origins) == bool(scales):
         raise MscaleError(
@@ -91,6 +104,26 @@ def cells(
         )
         for mixture, (scale, seed, init) in product(mixtures, points)
     )
+
+
+_WORDS = {str: "text in quotes", int: "whole numbers", float: "numbers", (int, str): "names or whole numbers"}
+
+
+def _fault_of_sequence(name: str, value: Any, kind: Any) -> str:
+    """What is wrong with a value that is to be several of ``kind``; "" if nothing is."""
+    if isinstance(value, str):
+        return f"{name} is the text {value!r}, expected several: ({value!r},)"
+    if not isinstance(value, Iterable) or isinstance(value, Mapping):
+        return f"{name} is {value!r}, expected several: ({value!r},)"
+    wrong = [one for one in value if not _is(one, kind)]
+    return f"{name} has {wrong[0]!r}, expected {_WORDS[kind]}" if wrong else ""
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind; a whole number is a float, a bool is no number."""
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 @gin.configurable(module="sweeps.grid")
@@ -123,8 +156,28 @@ def study(
       gin_files: that every run is launched with.
 
     Raises:
-      MscaleError: as ``sweeps.build.build_study``.
+      MscaleError: as ``sweeps.build.build_study``, or a value of another type than expected.
     """
+    faults = [
+        f"study {name}: {field} is {value!r}, expected a {'whole ' if kind is int else ''}number of at least {least}"
+        for field, value, kind, least in (
+            ("sequence_length", sequence_length, int, 1),
+            ("batch_size", batch_size, int, 1),
+            ("learning_rate", learning_rate, float, 0),
+            ("warmup_steps", warmup_steps, int, 0),
+            ("decay", decay, float, 0),
+            ("evaluations", evaluations, int, 1),
+            ("unimax_budget", 1 if unimax_budget is None else unimax_budget, float, 1),
+        )
+        if not _is(value, kind) or value < least
+    ]
+    faults += [
+        f"study {name}: {field} is {value!r}, expected a dictionary"
+        for field, value in (("bindings", bindings), ("per_scale", per_scale), ("stores", stores))
+        if value is not None and not isinstance(value, Mapping)
+    ]
+    if faults:
+        raise MscaleError("\n".join(faults))
     grid = _flat(cells)
     if unimax_budget is None:
         budgets = [max(one.tokens) for one in grid if parse_mixture_name(one.mixture)[0] == "unimax"]
@@ -151,7 +204,8 @@ def load(path: str | Path, store: Store) -> Study:
     A .gin file is looked up as for a launch: in the working folder, else among the project's own.
 
     Raises:
-      MscaleError: the file is missing, is neither, does not parse, or defines no study.
+      MscaleError: the file is missing, is neither, does not parse, or defines no study; or the study has faults, of
+        which the message lists all.
     """
     path = Path(path)
     if path.suffix == ".gin":
@@ -159,10 +213,20 @@ def load(path: str | Path, store: Store) -> Study:
         with launch.configured(launch.Launch((str(path),), ())):
             if not launch.is_configured("sweeps.grid.study"):
                 raise MscaleError(f"{path}: says nothing of study; expected study.name and study.cells")
-            try:
-                return study(store)  # type: ignore[call-arg]  # gin gives the others
-            except TypeError as error:
-                raise MscaleError(f"{path}: {launch.plain_message(error)}") from None
+            # First each group of cells, since the call of ``study`` ends at the first one with a fault.
+            faults = []
+            for group in gin.config.iterate_references(gin.config._CONFIG, to=gin.get_configurable(cells)):
+                try:
+                    group.scoped_configurable_fn()
+                except (MscaleError, TypeError) as error:
+                    faults.append(_message(error, group.scoped_selector))
+            if not faults:
+                try:
+                    return study(store)  # type: ignore[call-arg]  # gin gives the others
+                except (MscaleError, TypeError) as error:
+                    faults.append(_message(error, "study"))
+        lines = [line for fault in faults for line in fault.splitlines()]
+        raise MscaleError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines)))
     if path.suffix != ".py":
         raise MscaleError(f"{path}: a study is a .gin or .py file")
     if not path.is_file():
@@ -176,6 +240,15 @@ def load(path: str | Path, store: Store) -> Study:
             f"{path}: study(store) returned a {type(found).__name__}; expected a Study, as sweeps.grid.study returns"
         )
     return found
+
+
+def _message(error: Exception, configurable: str) -> str:
+    """The fault that gin met when it called a configurable, in the words of the gin file."""
+    text = launch.plain_message(error)
+    if missing := re.search(r"missing \d+ required positional arguments?: (.*)", text):
+        names = re.findall(r"'(\w+)'", missing[1])
+        return f"no value for {', '.join(names)}; add {' and '.join(f'{configurable}.{name} = ...' for name in names)}"
+    return text if isinstance(error, MscaleError) else f"{configurable}: {text.splitlines()[0]}"
 
 
 def _flat(groups: Iterable[CellGroup]) -> list[Cell]:

@@ -110,6 +110,12 @@ def affordable_study(
       MscaleError: the compute is too little for the warmup, or a language is not in the store.
     """
     sizes: PlannedStore = assumed_sizes.AssumedSizes() if store is None else store
+    if store is not None and (missing := [one for one in design.languages if one not in store.languages]):
+        raise MscaleError(
+            f"study {name}: it trains on {', '.join(design.languages)}, and {store.path} does not have "
+            f"{', '.join(missing)}; pack a corpus with these languages, plan without --store, or write a study of "
+            "your own languages as gin/studies/pairs.gin does"
+        )
 
     def study_of(units: int) -> Study:
         """The study whose largest monolingual budget is ``units`` × 16 steps."""

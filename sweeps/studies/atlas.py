@@ -146,8 +146,8 @@ def _own_sources(
     if store is not None:
         if missing := [language for language in L_MONO if language not in (own_stores or {})]:
             raise MscaleError(
-                f"study atlas: no token store with its own vocabulary for {', '.join(missing)}; pack one for each "
-                "of them, or plan without a store"
+                f"study atlas: no token store with its own vocabulary for {', '.join(missing)}; pack one for each of "
+                "them and give them as own_stores to sweeps.studies.atlas.atlas_study (Python), or plan without --store"
             )
         return {f"own-{language}": source for language, source in (own_stores or {}).items()}
     return {

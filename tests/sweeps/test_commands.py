@@ -4,10 +4,11 @@ import json
 import sys
 
 import pytest
+import tiny_store
 from click.testing import CliRunner
 
 from mscale.errors import MscaleError
-from sweeps.commands import laws_identified, parsed, sweep_run
+from sweeps.commands import laws_identified, parsed, sweep_plan, sweep_run
 from sweeps.executors import gke, slurm
 from sweeps.studies.built_in import built_in_study
 
@@ -83,3 +84,18 @@ def test_a_study_without_a_store_is_planned_but_not_run(tmp_path, executor):
 def test_options_of_another_executor_are_refused(tmp_path, given, message):
     result = CliRunner().invoke(sweep_run, ["gpu-day", "--root", str(tmp_path / "r"), *given])
     assert result.exit_code == 2 and message in result.stderr and not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["gpu-day", "--plot", "bill"], "--plot .*bill: expected a name that ends in .png, .svg, .html"),
+        (["demo", "--store", "STORE", "--truth", "."], "--truth .*: is a folder; give the file .*truth.json"),
+        (["gpu-day", "--store", "STORE"], "does not have en, ru, fr, de, hi, sw; pack a corpus with these"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_says_what_to_do(tmp_path, given, message):
+    store = tiny_store.write(tmp_path / "store", ("aa", "ab"))
+    given = [str(store.path) if one == "STORE" else one for one in given]
+    with pytest.raises(MscaleError, match=message):
+        CliRunner().invoke(sweep_plan, given, catch_exceptions=False)

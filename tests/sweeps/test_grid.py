@@ -115,3 +115,67 @@ def test_bad_files_are_named(store, tmp_path, name, text, message):
         path.write_text(text)
     with pytest.raises(MscaleError, match=f"(?s){message}"):
         grid.load(path, store)
+
+
+def test_all_faults_of_a_study_are_listed_at_once(store, tmp_path):
+    path = tmp_path / "my study.gin"
+    text = """
+study.name = "mine"
+study.cells = (@alone/cells(), @pair/cells())
+study.warmup_steps = 5
+alone/cells.scales = ("nano0", "nano9")
+alone/cells.mixtures = ("en", "zz")
+alone/cells.tokens = (1e3, 1e5)
+pair/cells.scales = ("nano0",)
+pair/cells.mixtures = ("en+qq",)
+pair/cells.tokens = (1e5,)
+"""
+    path.write_text(text)
+    with pytest.raises(MscaleError) as error:
+        grid.load(path, store)
+    lines = str(error.value).splitlines()
+    assert all(line.startswith(f"{path}: study mine, ") for line in lines) and len(lines) == 4
+    for part in (
+        "alone cell 'en' at scale 'nano0' and 3 more: budget of 1,024 tokens is 1 steps",
+        "alone cell 'en' at scale 'nano9' and 1 more: unknown scale 'nano9'",
+        "alone cell 'zz' at scale 'nano0' and 1 more: mixture 'zz'",
+        "pair cell 'en+qq' at scale 'nano0': mixture 'en+qq'",
+    ):
+        assert any(part in line for line in lines), part
+    path.write_text(
+        text.replace("(1e3, 1e5)", "1e5").replace('("en+qq",)', "(3,)").replace('("nano0",)', "True")
+    )
+    with pytest.raises(MscaleError) as error:
+        grid.load(path, store)
+    assert str(error.value).splitlines() == [
+        f"{path}: cells 'alone': tokens is 100000.0, expected several: (100000.0,)",
+        f"{path}: cells 'pair': mixtures has 3, expected text in quotes",
+        f"{path}: cells 'pair': scales is True, expected several: (True,)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ('study.batch_size = "4"', "study a: batch_size is '4', expected a whole number of at least 1"),
+        ("study.warmup_steps = 0.1", "study a: warmup_steps is 0.1, expected a whole number of at least 0"),
+        ("study.learning_rate = None", "study a: learning_rate is None, expected a number"),
+        ("study.stores = 3", "study a: stores is 3, expected a dictionary"),
+        ("b/cells.tokens = (1e999,)", "cells 'b': tokens has inf, expected numbers"),
+        ("b/cells.seeds = 1", "cells 'b': seeds is 1, expected several: (1,)"),
+        ("study.cells = (3,)", "study: 'int' object is not iterable"),
+    ],
+)
+def test_a_value_of_another_type_is_one_line_without_gins_call_stack(store, tmp_path, binding, message):
+    path = tmp_path / "x.gin"
+    path.write_text(CELL + "b/cells.mixtures=('en',)\nb/cells.scales=('nano0',)\n" + binding + "\n")
+    with pytest.raises(MscaleError) as error:
+        grid.load(path, store)
+    assert str(error.value).startswith(f"{path}: {message}") and len(str(error.value).splitlines()) == 1
+
+
+def test_a_missing_value_is_named_as_gin_calls_it(store, tmp_path):
+    path = tmp_path / "x.gin"
+    path.write_text(CELL)
+    with pytest.raises(MscaleError, match=r"x.gin: no value for mixtures; add b/cells.mixtures = ..."):
+        grid.load(path, store)
