@@ -9,10 +9,11 @@ from pathlib import Path
 from mscale.data.store import MANIFEST, Store, file_entries, open_store, read_store
 from mscale.data.verification import content_damage, damaged_files
 from mscale.errors import MscaleError
-from mscale.files import atomic_write
+from mscale.files import atomic_write, locked
 from mscale.progress import progress
-from mscale.remote import connect, list_files, location, with_retries
+from mscale.remote import Url, connect, list_files, location, with_retries
 
+_LOCK = ".copying.lock"  # in a local folder that a store is being copied to
 _COPYING = ".copying"  # in a folder that a store is being copied to: the hash of that store's data
 _COPY_BYTES, _FILES_AT_ONCE = 4 << 20, 16
 
@@ -24,10 +25,21 @@ def copy_store(source: str | Path, destination: str | Path) -> Store:
     already gets the languages that the source has gained, and files of it that are damaged are copied again.
 
     Raises:
-      MscaleError: ``source`` is no store or damaged, ``destination`` is the same or holds another store, or a file
-        cannot be written.
+      MscaleError: ``source`` is no store or damaged, ``destination`` is the same, holds another store or is being
+        copied to by another process, or a file cannot be written.
     """
-    store, target = open_store(source), location(destination)
+    target = location(destination)
+    if isinstance(target, Url):
+        return _copy(open_store(source), target)
+    store, lock = open_store(source), target / _LOCK
+    with locked(lock, f"{target}: another copy is at work here; wait for it or choose another folder"):
+        try:
+            return _copy(store, target)
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _copy(store: Store, target: Path | Url) -> Store:
     reader, reader_root = connect(str(store.path))
     writer, writer_root = connect(str(target))
     if type(reader) is type(writer) and os.path.realpath(reader_root) == os.path.realpath(writer_root):
@@ -75,8 +87,6 @@ def copy_store(source: str | Path, destination: str | Path) -> Store:
             writer.rm_file(f"{writer_root}/{name}")  # or a second call would take it for copied
             raise MscaleError(f"{damage}; this is the store to be copied: pack the corpus again")
 
-    if isinstance(target, Path):
-        target.mkdir(parents=True, exist_ok=True)
     with_retries(lambda: writer.pipe_file(marker, content), f"write {target / _COPYING}")
     missing = [
         name for name in wanted if name not in whole or name not in there or there[name][0] != listed[name][0]

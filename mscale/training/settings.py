@@ -181,9 +181,9 @@ def prepare_run(settings: Settings) -> Run:
     mesh, rules = gin_mesh(), gin_axis_rules()
     if mesh.size > 1:
         partitioning.batch_sharding(mesh, batch_size // s.accumulate, dict(rules))
-    for language in s.eval_languages or ():
+    for language in eval_languages:
         if language not in store.languages:
-            hint = nearest(language, store.languages)
+            hint = nearest(language, store.languages) if s.eval_languages else ", with which this run began"
             raise MscaleError(f"EVAL_LANGUAGES: {s.store} has no language {language!r}{hint}")
     verify_store(store, mixture.languages, eval_languages)
     return Run(

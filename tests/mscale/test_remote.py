@@ -19,6 +19,7 @@ from mscale.data.mixture import resolve
 from mscale.data.store import MANIFEST, open_store
 from mscale.data.verification import damaged_files
 from mscale.errors import MscaleError
+from mscale.files import locked
 from mscale.remote import Url, location
 
 
@@ -256,6 +257,8 @@ def test_a_copy_is_mended_and_gets_languages_that_the_source_gained(local, writt
     assert (copy / "fr" / "train.bin").stat() == kept
     with pytest.raises(MscaleError, match="holds another store"):
         copy_store(local.path, copy)
+    with locked(copy / ".copying.lock", ""), pytest.raises(MscaleError, match="another copy is at work"):
+        copy_store(grown.path, copy)
 
 
 def test_a_damaged_file_is_found_while_it_is_copied(local, url, fake, tmp_path, capsys):

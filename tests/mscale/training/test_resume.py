@@ -92,6 +92,9 @@ def test_a_store_that_gained_a_language_goes_on_with_a_run_and_its_branches(tmp_
     decay = {"STEPS": 20, "EVAL_STEPS": (20,), "BRANCH_FROM": str(whole), "DECAY_STEPS": 4}
     assert run(grown, branch, MIXTURE=mixture, **decay) == 0
     assert {row["language"] for row in rows(branch)} == {"en", "fr"}
+    shrunk = tiny_store.write(tmp_path / "shrunk", languages=("en",))
+    assert run(shrunk, resumed, MIXTURE="en") == 1
+    assert "shrunk has no language 'fr', with which this run began" in capsys.readouterr().err
     assert run(grown, resumed, MIXTURE="en+sw") == 1
     assert "holds a run with mixture" in capsys.readouterr().err
 
