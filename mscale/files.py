@@ -89,11 +89,13 @@ def locked(path: str | os.PathLike, busy: str, seconds: float = 0.0) -> Iterator
         yield
 
 
-def read_json(path: str | os.PathLike, *, what: str = "JSON file") -> Any:
+def read_json(
+    path: str | os.PathLike, *, what: str = "JSON file", remedy: str = "delete it and make it again"
+) -> Any:
     """Reads a JSON file.
 
     Raises:
-      MscaleError: it is missing or damaged; the message calls it ``what``.
+      MscaleError: it is missing or damaged; the message calls it ``what``, and in the second case ends with ``remedy``.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -102,7 +104,7 @@ def read_json(path: str | os.PathLike, *, what: str = "JSON file") -> Any:
     except OSError as error:
         raise MscaleError(f"{path}: this {what} cannot be read ({error.strerror or error})") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise MscaleError(f"{path}: this {what} is damaged ({error}); delete it and make it again") from error
+        raise MscaleError(f"{path}: this {what} is damaged ({error}); {remedy}") from error
 
 
 def read_json_as(
@@ -114,7 +116,7 @@ def read_json_as(
       MscaleError: as ``read_json``; or a field is missing, of another type, or refused by the class. The message
         names the field by its path, such as ``$.runs[3].steps``.
     """
-    value = read_json(path, what=what)
+    value = read_json(path, what=what, remedy=remedy)
     try:
         return msgspec.convert(value, kind)
     except (msgspec.ValidationError, MscaleError) as error:

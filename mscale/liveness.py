@@ -101,7 +101,24 @@ def _held(folder: Path, busy: str, seconds: float) -> Iterator[None]:
 def _message(folder: Path, busy: str) -> str:
     other = run_folder.read_heartbeat(folder)
     who = f" (process {other.pid} on {other.host})" if other else ""
-    return f"{folder}: {busy}{who}; wait for it or stop it, then run again"
+    remedy = from_the_future(folder, other) if other else ""
+    return f"{folder}: {busy}{who}; {remedy or 'wait for it or stop it, then run again'}"
+
+
+def from_the_future(folder: Path, process: Heartbeat, status_updated: float = 0.0) -> str:
+    """What to do where a heartbeat or status lies so far in the future that it would hold a folder for ever, else "".
+
+    Args:
+      status_updated: time of the run's status.
+    """
+    ahead = max(process.began, process.when, status_updated) - time.time()
+    if ahead < HEARTBEAT_EXPIRY_SECONDS:
+        return ""
+    files = run_folder.HEARTBEAT_FILE + (f" and {run_folder.STATUS_FILE}" if status_updated else "")
+    return (
+        f"its last sign of life is {ahead:,.0f} s in the future, so the clocks of two machines differ; if process "
+        f"{process.pid} on {process.host} has ended, delete {files} in {folder}"
+    )
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
 """Copies the small files of remote run folders (gs://, s3://) to a local folder, to read the study from there."""
 
-import json
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from mscale import run_folder
 from mscale.errors import MscaleError
@@ -73,8 +74,16 @@ def fetch(source: str, root: str | Path) -> int:
                 atomic_write(root / folder / _STATUS, status)
                 fetched[folder] = stamps[f"{folder}/{_STATUS}"]
             advance()
-    atomic_json(root / _RECORD, {"source": str(place), "runs": fetched})
+    atomic_json(root / _RECORD, _Fetched(str(place), fetched))
     return len(changed)
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """Where the runs here come from, and run folder to the version of its status."""
+
+    source: str
+    runs: dict[str, Any]
 
 
 def _fetched_before(root: Path, place: Url) -> dict[str, Any]:
@@ -85,17 +94,15 @@ def _fetched_before(root: Path, place: Url) -> dict[str, Any]:
     """
     path = root / _RECORD
     try:
-        record: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record = msgspec.json.decode(path.read_bytes(), type=_Fetched)
     except FileNotFoundError:
         if (root / "runs").exists():
             raise MscaleError(
                 f"{root}: holds runs of this machine; choose another folder for {place}"
             ) from None
         return {}
-    except ValueError:
-        return {}
-    if record.get("source") != str(place):
-        raise MscaleError(
-            f"{root}: holds what was fetched from {record.get('source')}; choose another folder"
-        )
-    return dict(record["runs"])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return {}  # everything is fetched again
+    if record.source != str(place):
+        raise MscaleError(f"{root}: holds what was fetched from {record.source}; choose another folder")
+    return record.runs

@@ -90,11 +90,17 @@ class Options:
         for name, least in (("slices", 1), ("at_once", 1), ("max_restarts", 0)):
             if (value := getattr(self, name)) < least:
                 raise MscaleError(f"gke: {name} is {value}: expected at least {least}")
+        if not self.mount.startswith("/") or ":" in self.mount:
+            raise MscaleError(f"gke: mount is {self.mount!r}: expected an absolute path without a colon")
         for name in ("root", "store"):
             place = getattr(self, name)
             if place is None or isinstance(location(place), Url) and name == "store":
                 continue
             below = PurePosixPath(place).is_relative_to(self.mount) and ".." not in PurePosixPath(place).parts
+            if "$(" in place or "$$" in place:
+                raise MscaleError(
+                    f"gke: {name} is {place!r}: Kubernetes replaces $( and $$ in a pod's command"
+                )
             if not below or "\n" in place:
                 raise MscaleError(
                     f"gke: {name} is {place!r}, which is not on the pods' volume: expected a folder below {self.mount}"

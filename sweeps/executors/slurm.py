@@ -227,7 +227,9 @@ def array_runs(root: Path, array: str) -> list[str]:
     Raises:
       MscaleError: there is no such array.
     """
-    return read_json_as(root / "slurm" / f"{array}.json", _Array, what="list of an array's runs").runs
+    remedy = "scancel the jobs with that comment, delete it and run the study again"
+    path = root / "slurm" / f"{array}.json"
+    return read_json_as(path, _Array, what="list of an array's runs", remedy=remedy).runs
 
 
 def _chunks(runs: Sequence[RunSpec]) -> list[tuple[str | None, list[RunSpec]]]:

@@ -66,13 +66,8 @@ def read_run(run: RunSpec, root: str | Path) -> RunState:
         silent = time.time() - max(status.updated, process.began)
         if silent > STALL_SECONDS:
             return RunState(run, "stalled", step, 0.0, f"no progress for {silent:,.0f} s")
-        if silent < -liveness.HEARTBEAT_EXPIRY_SECONDS:
-            why = f"its status is {-silent:,.0f} s in the future: the clocks of two machines differ"
-            remedy = (
-                f"if process {process.pid} on {process.host} has ended, delete {run_folder.HEARTBEAT_FILE}"
-            )
-            remedy += f" and {run_folder.STATUS_FILE} in {folder}"
-            return RunState(run, "stalled", step, 0.0, f"{why}; {remedy}")
+        if future := liveness.from_the_future(folder, process, status.updated):
+            return RunState(run, "stalled", step, 0.0, future)
         return RunState(run, "running", step, status.tokens_per_second, "")
     if failure := run_folder.read_failure(folder):
         return RunState(run, "failed", step, 0.0, failure.reason, failure.log)

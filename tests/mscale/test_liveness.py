@@ -124,3 +124,11 @@ def test_heartbeats_go_on_while_the_folder_is_held(tmp_path, monkeypatch):
         first = run_folder.read_heartbeat(tmp_path)
         assert wait_for(lambda: run_folder.read_heartbeat(tmp_path).when > first.when)
         assert run_folder.read_heartbeat(tmp_path).began == first.began
+
+
+def test_a_heartbeat_from_the_future_says_what_to_delete(tmp_path):
+    now = time.time()
+    run_folder.write_heartbeat(tmp_path, Heartbeat("elsewhere", 1, "", now, now + 7 * 86_400))
+    remedy = f"if process 1 on elsewhere has ended, delete heartbeat.json in {tmp_path}"
+    with pytest.raises(MscaleError, match=remedy), liveness.study_lock(tmp_path):
+        pass

@@ -262,6 +262,8 @@ def test_spot_and_eviction(study):
             "root is '/data/study', which is not on the pods' volume: .* below /mscale",
         ),
         ({"root": "/mscale/../x"}, "root is '/mscale/../x'"),
+        ({"root": "/mscale/$(HOME)"}, "Kubernetes replaces"),
+        ({"mount": "data"}, "mount is 'data': expected an absolute path"),
         ({"store": "/store"}, "store is '/store', which is not on the pods' volume"),
         ({"slices": 10**20, "topology": "8x16"}, "more than 63 characters; use fewer slices"),
     ],

@@ -182,6 +182,9 @@ def test_a_job_trains_the_element_it_is_for(tmp_path, capsys):
     assert job.main([*arguments, "--index", "1"]) == 0
     done = {run.id: state.read_run(run, tmp_path).state for run in study.runs}
     assert done == {listed[1]: "done", listed[0]: "waiting"}
+    (tmp_path / "slurm/b.json").write_text("{")
+    assert job.main([str(tmp_path), "--array", "b", "--index", "0"]) == 1
+    assert "is damaged" in (told := capsys.readouterr().err) and "scancel the jobs with that comment" in told
     assert job.main([*arguments, "--index", "2"]) == 1
     assert "has 2 runs, asked for is number 2" in capsys.readouterr().err
 
