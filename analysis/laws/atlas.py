@@ -114,7 +114,6 @@ def atlas_law(variant: str, sources: Mapping[str, Sequence[str]]) -> Law:
         share=SHARED_PARAMETERS,
         optimum=("N", "D_t"),
         trade=size_and_data_terms,
-        contains=("chinchilla", "atlas"),
     )
 
 

@@ -51,8 +51,6 @@ class Law:
       optimum: the variables (N, D) that are traded at C = 6·N·D by compute_optimal, or None.
       trade: (p, x) -> (a, alpha, b, beta): the loss is a·N^−alpha + b·D^−beta plus terms without N and D, as long as
         no data repeat; the compute-optimal size and its exponent follow from these four.
-      contains: names of nested laws: those that it becomes for some values of its other parameters. Parameters of the
-        same name must mean the same in both.
     """
 
     name: str
@@ -70,7 +68,6 @@ class Law:
     pretraining: bool = True
     optimum: tuple[str, str] | None = None
     trade: Predict | None = None
-    contains: tuple[str, ...] = ()
 
     def parameter(self, name: str) -> Parameter:
         """The parameter of that name."""

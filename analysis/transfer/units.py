@@ -17,7 +17,6 @@ from mscale.errors import MscaleError
 # The score goes to −∞ as τ goes to −1, and below −1 a run with equal content never reaches the loss: scores below this
 # become bounds.
 MIN_SCORE = -9.0
-UNITS = ("tokens", "bytes", "content")
 
 
 def convert_units(matrix: pd.DataFrame, content_per_token: Mapping[str, float]) -> pd.DataFrame:
