@@ -115,18 +115,10 @@ def store_copy(source: Path, destination: Path) -> None:
     print(f"{copied.path}: {len(copied.languages)} languages")
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(arguments: tuple[str, ...]) -> int:
-    """Train one run, or continue it: --gin_file=gin/train/pretrain.gin --gin.NAME=VALUE ...
-
-    \b
-    --gin_file FILE           a configuration; repeatable, later files override earlier ones
-    --gin.NAME=VALUE          a macro or parameter; text needs quotes of its own: --gin.STORE='"my-store"'
-    --gin_search_paths A,B    folders in which gin files are looked for
-
-    gin/train/pretrain.gin lists every macro with what it means. The same as python -m mscale.train.
-    """
+    """Train one run, or continue it; the same as python -m mscale.train, whose ``main`` has the help too."""
     from mscale.train import main as train_main
 
     return train_main(list(arguments))

@@ -4,14 +4,11 @@ A study hashes them into the ids of its runs, and a run continues only in a fold
 comment in a gin file, another folder or a longer trunk leave an id alone, and another learning rate does not.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from gin import config_parser
-
-from mscale import launch
 from mscale.errors import MscaleError
+from mscale.gin_files import Reference, binding_key, read_bindings, without_macros
 
 IRRELEVANT_CONFIGURABLES = ("hosts", "mesh", "logical_axis_rules")
 """They spread a run over devices; the result is the same up to rounding."""
@@ -28,21 +25,6 @@ LENGTH_SETTINGS = ("steps", "eval_steps", "eval_per_decade", "eval_first")
 """Settings of ``train`` that say how far a trunk goes and where it is evaluated: it can go further in its folder."""
 
 
-class _Reference(NamedTuple):
-    """A macro (``%NAME``) or a configurable (``@name``) in a value of a gin file."""
-
-    kind: str
-    name: str
-
-
-class _Delegate(config_parser.ParserDelegate):
-    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> _Reference:
-        return _Reference("@()" if evaluate else "@", scoped_configurable_name)
-
-    def macro(self, macro_name: str) -> _Reference:
-        return _Reference("%", macro_name)
-
-
 def resolved_parameters(gin_files: Sequence[str], bindings: Mapping[str, Any]) -> dict[str, Any]:
     """The value of each parameter that the files and the bindings set, with macros replaced by their values.
 
@@ -57,33 +39,26 @@ def resolved_parameters(gin_files: Sequence[str], bindings: Mapping[str, Any]) -
     Raises:
       MscaleError: a file is missing, does not parse or includes itself, or a macro is defined by itself.
     """
-    values: dict[str, Any] = {}
-    for name in gin_files:
-        values |= _parse(name)
-    values |= {_key(name): value for name, value in bindings.items()}
-
+    values = {binding.name: binding.value for binding in read_bindings(gin_files)}
+    values |= {binding_key(name): value for name, value in bindings.items()}
     read: set[str] = set()
-
-    def replace(value: Any, where: str, seen: tuple[str, ...] = ()) -> Any:
-        if isinstance(value, _Reference):
-            if value.kind != "%":
-                return value.kind + value.name
-            read.add(value.name)
-            if value.name not in values:
-                return value
-            if value.name in seen:
-                raise MscaleError(f"{' and '.join(gin_files)}: the macro {value.name} is defined by itself")
-            return replace(values[value.name], where, (*seen, value.name))
-        if isinstance(value, Mapping):
-            return {str(replace(key, where, seen)): replace(item, where, seen) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [replace(item, where, seen) for item in value]
-        return value
-
-    parameters = {name: replace(value, name) for name, value in values.items() if "." in name}
+    parameters = {
+        name: _plain(without_macros(value, values, read)) for name, value in values.items() if "." in name
+    }
     return parameters | {
         name: value for name, value in bindings.items() if "." not in name and name not in read
     }
+
+
+def _plain(value: Any) -> Any:
+    """The value as it is hashed: keys as text, sequences as lists, configurables as ``@name``."""
+    if isinstance(value, Reference):
+        return value if value.kind == "%" else value.kind + value.name
+    if isinstance(value, Mapping):
+        return {str(_plain(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
 
 
 def determining_parameters(parameters: Mapping[str, Any], *, trunk: bool = False) -> dict[str, Any]:
@@ -100,37 +75,6 @@ def determining_parameters(parameters: Mapping[str, Any], *, trunk: bool = False
         if name not in ignored and name.partition(".")[0] not in IRRELEVANT_CONFIGURABLES
     }
     for name, value in found.items():
-        if isinstance(value, _Reference):
+        if isinstance(value, Reference):
             raise MscaleError(f"{name} = %{value.name} has no value: bind it in the study or a gin file")
     return found
-
-
-def _key(name: str) -> str:
-    """``scope/module.configurable.parameter`` without the module; a macro's name unchanged."""
-    scope, slash, rest = name.rpartition("/")
-    return scope + slash + ".".join(rest.split(".")[-2:])
-
-
-def _parse(name: str, including: tuple[str, ...] = ()) -> dict[str, Any]:
-    path = str(launch.find_gin_file(name))
-    if path in including:
-        raise MscaleError(f"{path}: this gin file includes itself; remove the circular include")
-    values: dict[str, Any] = {}
-    for statement in _statements(path):
-        if isinstance(statement, config_parser.IncludeStatement):
-            values |= _parse(statement.filename, (*including, path))
-        elif isinstance(statement, config_parser.BindingStatement):
-            scope = f"{statement.scope}/" if statement.scope else ""
-            parameter = f".{statement.arg_name}" if statement.arg_name else ""
-            values[_key(f"{scope}{statement.selector}{parameter}")] = statement.value
-    return values
-
-
-def _statements(path: str) -> Iterable[Any]:
-    with launch.gin_errors(path), open(path, encoding="utf-8") as file:
-        return _parsed(file.read())
-
-
-@cache
-def _parsed(text: str) -> tuple[Any, ...]:
-    return tuple(config_parser.ConfigParser(text, _Delegate()))

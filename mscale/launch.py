@@ -3,27 +3,34 @@
     python -m mscale.train --gin_file=gin/train/pretrain.gin --gin.SCALE='"nano2"' --gin.STEPS=500 ...
 
 Values are Python literals, so text needs quotes inside the shell's quotes. Gin itself accepts an unknown macro on the
-command line, and a binding that nothing reads; here both are errors that suggest the nearest name. Bindings in files
-may remain unread, since one file serves several configurations.
+command line, and a binding that nothing reads; here both are errors that suggest the nearest name. Parameters in files
+may remain unread, since one file serves several configurations; a macro that no parameter refers to is an error.
 """
 
 import contextlib
 import logging
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gin
 
 from mscale.errors import MscaleError, nearest
+from mscale.gin_files import (
+    SEARCH_PATHS,
+    Binding,
+    Reference,
+    find_gin_file,
+    gin_errors,
+    is_ours,
+    macros_in,
+    parse_override,
+    read_bindings,
+    without_macros,
+)
 
-_PACKAGE = Path(__file__).resolve().parent
-SEARCH_PATHS = (_PACKAGE.parent, _PACKAGE)
-"""Folders with ``gin/train/pretrain.gin``: the parent of ``mscale/`` in a checkout, ``mscale/`` in a wheel."""
-
+_bindings: dict[str, Binding] = {}  # the last one of each name, inside ``configured``
 _OVERRIDE = re.compile(r"^--gin\.([^=]+)=(.*)$", re.DOTALL)
 
 
@@ -79,20 +86,44 @@ def parse_arguments(argv: Sequence[str]) -> Launch:
     return Launch(tuple(files), tuple(bindings), tuple(paths))
 
 
-def find_gin_file(name: str, search_paths: Sequence[str | os.PathLike] = ()) -> Path:
-    """Finds a gin file by an absolute path, or in the current folder, ``search_paths`` or ``SEARCH_PATHS``.
+USAGE = """\
+Trains one run, or continues it.
+
+  --gin_file FILE           a configuration; repeatable, later files override earlier ones
+  --gin.NAME=VALUE          sets a macro or parameter; text needs quotes of its own: --gin.STORE='"my-store"'
+  --gin_search_paths A,B    folders in which gin files are looked for
+"""
+
+
+def help_text(argv: Sequence[str]) -> str:
+    """Usage, and the macros and parameters of the gin files that are given, with the comments that document them.
+
+    Args:
+      argv: a command line with ``--help`` in it; without gin files those of gin/train/pretrain.gin are listed.
 
     Raises:
-      MscaleError: it is in none of them.
+      MscaleError: as ``parse_arguments`` and ``read_bindings``.
     """
-    roots = [Path.cwd(), *map(Path, search_paths), *SEARCH_PATHS]
-    for root in roots:
-        if (root / name).is_file():
-            return root / name
-    known = {str(path.relative_to(root)) for root in SEARCH_PATHS for path in root.glob("gin/**/*.gin")}
-    raise MscaleError(
-        f"no gin file {name!r}{nearest(name, sorted(known))}; looked in {', '.join(map(str, roots))}"
-    )
+    given = [argument for argument in argv if argument not in ("--help", "-h")]
+    if not any(argument.startswith("--gin_file") for argument in given):
+        given.append("--gin_file=gin/train/pretrain.gin")
+    parsed = parse_arguments(given)
+    bindings = read_bindings(parsed.gin_files, parsed.search_paths)
+    bindings += [parse_override(name, value) for name, value in parsed.bindings]
+    values = {one.name: one.value for one in bindings}
+    shown: set[str] = set()
+    documented = {one.name: one.comment for one in bindings if one.comment}
+    lines = [USAGE, f"In {' and '.join(parsed.gin_files)}:"]
+    for one in bindings:
+        if one.heading:
+            lines += ["", *(f"# {line}" for line in one.heading.splitlines())]
+        connects = isinstance(one.value, Reference) and one.value.kind == "%" and not one.is_macro
+        if not connects and one.name not in shown:
+            shown.add(one.name)
+            found = values[one.name]
+            value = "(required)" if found == Reference("%", "gin.REQUIRED") else repr(found)
+            lines.append(f"  {one.name} = {value}".ljust(34) + f"  {documented.get(one.name, '')}".rstrip())
+    return "\n".join(lines)
 
 
 @contextlib.contextmanager
@@ -101,10 +132,11 @@ def configured(launch: Launch) -> Iterator[None]:
 
     Raises:
       MscaleError: a file is missing or does not parse, an override has an unknown name or is not a Python literal,
-        or a macro that a file requires has no value.
+        a macro that a file requires has no value, or nothing refers to a macro of a user's file.
     """
     clear_config()
     try:
+        bindings = read_bindings(launch.gin_files, launch.search_paths)
         for root in (*launch.search_paths, *SEARCH_PATHS):
             if str(root) not in gin.config._LOCATION_PREFIXES:
                 gin.add_config_file_search_path(str(root))
@@ -117,7 +149,10 @@ def configured(launch: Launch) -> Iterator[None]:
             _check_name(name, macros, launch.gin_files)
             with gin_errors(f"--gin.{name}={value}"):
                 gin.parse_config(f"{name} = {value}")
+            bindings.append(parse_override(name, value))
+        _bindings.update({one.name: one for one in bindings})
         _check_required()
+        _check_macros_read(bindings)
         yield
     finally:
         clear_config()
@@ -139,8 +174,37 @@ def _quiet_search() -> Iterator[None]:
 
 def clear_config() -> None:
     """Removes every binding, so that a run does not see those of an earlier one in the same process."""
+    _bindings.clear()
     with gin.unlock_config():
         gin.clear_config()
+
+
+@dataclass(frozen=True)
+class BoundParameter:
+    """A parameter that a file or an override sets.
+
+    Attributes:
+      name: ``scope/configurable.parameter``.
+      value: with macros replaced.
+      source: the binding that holds the value: that of the macro, where it comes from one.
+    """
+
+    name: str
+    value: Any
+    source: Binding
+
+
+def bound_parameters() -> list[BoundParameter]:
+    """The parameters that are set, inside ``configured``."""
+    values = {name: one.value for name, one in _bindings.items()}
+    found = []
+    for name, binding in _bindings.items():
+        source = binding
+        while isinstance(source.value, Reference) and source.value.name in _bindings:
+            source = _bindings[source.value.name]
+        if not binding.is_macro:
+            found.append(BoundParameter(name, without_macros(binding.value, values), source))
+    return found
 
 
 def check_overrides_used(launch: Launch) -> None:
@@ -191,13 +255,46 @@ def _split_name(name: str) -> tuple[str, str, str | None]:
 
 def _macros() -> set[str]:
     """Returns the macros that the files parsed so far define or refer to."""
-    config = gin.config._CONFIG
-    defined = {scope for scope, selector in config if selector == "gin.macro"}
-    referred = {
-        reference.scoped_selector.rpartition("/")[0]
-        for reference in gin.config.iterate_references(config, to=gin.get_configurable("gin.macro"))
-    }
-    return defined | referred
+    defined = {scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"}
+    return defined | _macros_referred_to()
+
+
+def _macros_referred_to() -> set[str]:
+    macro = gin.get_configurable("gin.macro")
+    references = gin.config.iterate_references(gin.config._CONFIG, to=macro)
+    return {reference.scoped_selector.rpartition("/")[0] for reference in references}
+
+
+def _check_macros_read(bindings: Sequence[Binding]) -> None:
+    """Checks that each macro of a user's file is read, or was until another file or an override set its parameter."""
+    last = {one.name: (at, one) for at, one in enumerate(bindings)}
+    readers: dict[str, list[Binding]] = {}
+    for one in bindings:
+        for name in macros_in(one.value):
+            readers.setdefault(name, []).append(one)
+
+    def is_read(at: int, macro: Binding) -> bool:
+        for reader in readers.get(macro.name, ()):
+            later, instead = last[reader.name]
+            if instead is reader or (later > at and _file(instead) != _file(macro)):
+                return True
+        return False
+
+    unread = [
+        f"{one.place}: nothing reads the macro {one.name}{nearest(one.name, sorted(readers))}"
+        for at, one in last.values()
+        if one.is_macro and not (is_ours(one.place) or _is_override(one) or is_read(at, one))
+    ]
+    if unread:
+        raise MscaleError("\n".join(unread))
+
+
+def _is_override(binding: Binding) -> bool:
+    return binding.place.startswith("--")
+
+
+def _file(binding: Binding) -> str:
+    return "" if _is_override(binding) else binding.place.rpartition(":")[0]
 
 
 def _check_name(name: str, macros: set[str], files: Sequence[str]) -> None:
@@ -232,43 +329,16 @@ def _parameters(configurable: Any) -> list[str]:
 
 
 def _check_required() -> None:
-    missing, undefined = [], []
+    missing = []
     config = gin.config._CONFIG
     for (scope, selector), parameters in config.items():
         for parameter, value in parameters.items():
             if getattr(value, "scoped_selector", "") == "gin.REQUIRED/gin.constant":
                 missing.append(scope if selector == "gin.macro" else f"{selector}.{parameter}")
-    for reference in gin.config.iterate_references(config, to=gin.get_configurable("gin.macro")):
-        name = reference.scoped_selector.rpartition("/")[0]
-        if (name, "gin.macro") not in config:
-            undefined.append(name)
+    undefined = [name for name in _macros_referred_to() if (name, "gin.macro") not in config]
     if missing or undefined:
         names = sorted({*missing, *undefined})
         raise MscaleError(
             f"no value for {', '.join(names)}; give one in a gin file or as "
             + " ".join(f"--gin.{name}=..." for name in names)
         )
-
-
-@contextlib.contextmanager
-def gin_errors(where: str) -> Iterator[None]:
-    """Converts gin's errors for an invalid binding into a ``MscaleError`` that names its place."""
-    try:
-        yield
-    except MscaleError:
-        raise
-    except SyntaxError as error:
-        place = f":{error.lineno}" if error.lineno and not where.startswith("--") else ""
-        raise MscaleError(
-            f"{where}{place}: not a gin value ({error.msg}); values are Python literals, so text needs "
-            "quotes of its own, as in --gin.NAME='\"text\"'"
-        ) from error
-    except (ValueError, TypeError, ImportError, OSError, RuntimeError, UnicodeDecodeError) as error:
-        text = str(error)
-        unknown = re.search(r"No configurable matching '([\w./]+)'\.?", text)
-        if unknown:
-            known = {name.rpartition(".")[2] for name in gin.config._REGISTRY._selector_map}
-            text = text.replace(
-                unknown[0], f"no configurable {unknown[1]!r}{nearest(unknown[1], sorted(known))}"
-            )
-        raise MscaleError(f"{where}: {text}") from error

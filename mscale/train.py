@@ -43,6 +43,7 @@ from mscale.training.settings import (
     check_same_run,
     gin_initialize_hosts,
     prepare_run,
+    read_settings,
     run_identity,
 )
 from mscale.training.step import (
@@ -402,13 +403,13 @@ def _stop_recorded_while_compiling(recorder: Recorder, stop: threading.Event) ->
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains one run; returns the exit status (0 done, 1 an error that was printed, 143 preempted)."""
     argv = sys.argv[1:] if argv is None else argv
-    if {"--help", "-h"} & set(argv):
-        print(__doc__)
-        return 0
     try:
+        if {"--help", "-h"} & set(argv):
+            print(launch.help_text(argv))
+            return 0
         parsed = launch.parse_arguments(argv)
         with launch.configured(parsed), _stop_event_of_sigterm() as stop:
-            settings = Settings()  # type: ignore[call-arg]  # from gin
+            settings = read_settings()
             gin_initialize_hosts()
             if jax.default_backend() == "cpu":
                 runtime.retain_freed_memory()
@@ -450,8 +451,9 @@ def _stop_event_of_sigterm() -> Iterator[threading.Event]:
     finally:
         signal.set_wakeup_fd(previous_descriptor)
         signal.signal(signal.SIGTERM, previous_handler)
-        sender.close()
+        sender.shutdown(socket.SHUT_WR)  # the thread reads the end, also where a forked child has a copy
         thread.join()
+        sender.close()
         receiver.close()
 
 

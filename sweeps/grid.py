@@ -30,7 +30,7 @@ from typing import Any
 
 import gin
 
-from mscale import launch
+from mscale import gin_files, launch
 from mscale.data.mixture import parse_mixture_name
 from mscale.data.store import Store, open_store
 from mscale.errors import MscaleError
@@ -209,7 +209,7 @@ def load(path: str | Path, store: Store) -> Study:
     """
     path = Path(path)
     if path.suffix == ".gin":
-        path = launch.find_gin_file(str(path))
+        path = gin_files.find_gin_file(str(path))
         with launch.configured(launch.Launch((str(path),), ())):
             if not launch.is_configured("sweeps.grid.study"):
                 raise MscaleError(f"{path}: says nothing of study; expected study.name and study.cells")

@@ -5,10 +5,11 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import gin
 import numpy as np
+from msgspec import Meta
 
 from mscale import languages as inventory
 from mscale import sampling
@@ -112,9 +113,9 @@ class SamplingOptions:
         a list; for ``atlas_unimax`` also to languages that the store does not have.
     """
 
-    budget_tokens: float | None = None
-    max_epochs: float = 1.0
-    temperature: float | None = None
+    budget_tokens: Annotated[float, Meta(gt=0)] | None = None
+    max_epochs: Annotated[float, Meta(gt=0)] = 1.0
+    temperature: Annotated[float, Meta(gt=0)] | None = None
     caps: Mapping[str, float] | None = None
     drop_short: bool = False
 

@@ -16,12 +16,13 @@ Initialisation and learning rates follow one of two rules (``ModelConfig.lr_rule
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
+from msgspec import Meta
 
 from mscale.errors import MscaleError, nearest
 from mscale.models.attention import ATTENTION_IMPLEMENTATIONS, causal_attention, rotary
@@ -62,13 +63,13 @@ class ModelConfig:
 
     shape: Shape
     vocab_size: int
-    dropout: float = 0.0
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     compute_dtype: str = "float32"
     remat: str = "none"
     serial_block: bool = False
     lr_rule: str = "mup"
-    z_loss: float = 0.0
-    loss_block: int | None = None
+    z_loss: Annotated[float, Meta(ge=0)] = 0.0
+    loss_block: Annotated[int, Meta(ge=1)] | None = None
     attention: str = "auto"
     activation: str = "silu"
 

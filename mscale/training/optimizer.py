@@ -6,12 +6,13 @@ compiled step whatever their learning rate or length.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from msgspec import Meta
 
 from mscale.errors import MscaleError, nearest
 
@@ -54,11 +55,11 @@ def hyper(
     decay: int = 0,
     *,
     schedule: str = "linear",
-    weight_decay: float = 0.1,
-    clip: float = 1.0,
-    b1: float = 0.9,
-    b2: float = 0.95,
-    eps: float = 1e-8,
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.1,
+    clip: Annotated[float, Meta(ge=0)] = 1.0,
+    b1: Annotated[float, Meta(ge=0, lt=1)] = 0.9,
+    b2: Annotated[float, Meta(ge=0, lt=1)] = 0.95,
+    eps: Annotated[float, Meta(ge=0)] = 1e-8,
 ) -> Hyper:
     """Checks hyperparameters and converts them to numpy scalars of fixed types, which JAX can trace.
 

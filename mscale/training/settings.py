@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import gin
 import jax
 import optax
+from msgspec import Meta
 
-from mscale import run_folder, scales
+from mscale import launch, parameters, run_folder, scales
 from mscale.data import schedule
 from mscale.data.mixture import SamplingOptions, gin_sampling_options, resolve
 from mscale.data.store import Store, open_store
@@ -30,56 +31,54 @@ from mscale.training import checkpoints, distributed
 from mscale.training import optimizer as optimizers
 
 BATCH_SIZE_BY_PARAMETERS = "by size"
-_COUNT_FIELDS = (
-    "steps",
-    "batch_size",
-    "accumulate",
-    "sequence_length",
-    "eval_tokens",
-    "checkpoint_every",
-    "log_every",
-)
+_LARGEST_STEP = 2**31 - 1  # steps are counted in int32 on the device
+_Steps = Annotated[int, Meta(ge=0, le=_LARGEST_STEP, description="steps")]
+_Step = Annotated[int, Meta(ge=1, le=_LARGEST_STEP, description="steps")]
+_Count = Annotated[int, Meta(ge=1)]
 
 
 @gin.configurable("train", module="mscale")
 @dataclass(frozen=True)
 class Settings:
-    """Settings of one run, documented in gin/train/pretrain.gin; counts are steps, tokens or sequences."""
+    """Settings of one run, with their types and ranges; counts are steps, tokens or sequences.
+
+    Those without a default have it in gin/train/pretrain.gin, which documents them.
+    """
 
     scale: int | str
     mixture: str
     store: str
     workdir: str
-    steps: int
-    batch_size: int | str
-    sequence_length: int
-    learning_rate: float
-    seed: int = 0
-    unique_tokens: Mapping[str, int] | None = None
-    warmup_steps: int = 0
-    decay_steps: int = 0
-    branch_from: str | None = None
-    init_from: str | None = None
-    eval_steps: str | Sequence[int] = "log"
-    eval_per_decade: int = 8
-    eval_first: int = 10
-    eval_languages: Sequence[str] | None = None
-    eval_tokens: int = 8192
-    checkpoint_steps: Sequence[int] = ()
-    checkpoint_every: int = 1000
-    checkpoints_kept: int = 2
-    log_every: int = 100
-    steps_per_dispatch: int = 0
-    accumulate: int = 1
-    run: str | None = None
-    study: str = ""
-    tag: str = ""
-    group: str | None = None
-    compile_cache: str | None = None
-    progress: bool = True
-    tensorboard: bool = False
-    wandb: str | None = None
-    peak_flops: float | None = None
+    steps: _Step
+    batch_size: _Count | Literal["by size"]
+    accumulate: _Count
+    sequence_length: _Count
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)]
+    unique_tokens: Mapping[str, _Count] | None
+    learning_rate: Annotated[float, Meta(ge=0, le=3.4e38)]
+    warmup_steps: _Steps
+    decay_steps: _Steps
+    branch_from: str | None
+    init_from: str | None
+    eval_steps: Literal["log"] | Sequence[_Step]
+    eval_languages: Sequence[str] | None
+    eval_tokens: _Count
+    checkpoint_steps: Sequence[_Step]
+    checkpoint_every: _Step
+    log_every: _Step
+    run: str | None
+    study: str
+    tag: str
+    group: str | None
+    compile_cache: str | None
+    progress: bool
+    tensorboard: bool
+    wandb: str | None
+    peak_flops: Annotated[float, Meta(gt=0)] | None
+    eval_per_decade: _Count = 8
+    eval_first: _Step = 10
+    checkpoints_kept: _Count = 2
+    steps_per_dispatch: _Steps = 0
     optimizer: Callable[..., optax.GradientTransformation] = optimizers.adamw
     sampling: SamplingOptions = dataclasses.field(default_factory=gin_sampling_options)
 
@@ -96,6 +95,37 @@ gin_axis_rules = gin.external_configurable(
 )
 gin_initialize_hosts = gin.external_configurable(distributed.initialize, "hosts", module="mscale")
 gin_mesh = gin.external_configurable(partitioning.make_mesh, "mesh", module="mscale", denylist=["devices"])
+_CONFIGURABLES: Mapping[str, Callable] = {
+    "train": Settings,
+    "model": decoder.ModelConfig,
+    "optimizer": optimizers.hyper,
+    "mixture": SamplingOptions,
+    "logical_axis_rules": partitioning.logical_axis_rules,
+    "hosts": distributed.initialize,
+    "mesh": partitioning.make_mesh,
+}
+
+
+def read_settings() -> Settings:
+    """The settings that gin gives, inside ``launch.configured``, after a check of all types and ranges.
+
+    Raises:
+      MscaleError: values are of another type or out of range, a line for each; or a setting has no value.
+    """
+    parameters.check_types(_CONFIGURABLES)
+    given = {one.name.rpartition("/")[2] for one in launch.bound_parameters()}
+    missing = [
+        f"train.{field.name}"
+        for field in dataclasses.fields(Settings)
+        if field.default is field.default_factory is dataclasses.MISSING
+        and f"train.{field.name}" not in given
+    ]
+    if missing:
+        raise MscaleError(
+            f"no value for {', '.join(missing)}; include 'gin/train/pretrain.gin', which has the defaults, at the top "
+            "of your gin file"
+        )
+    return Settings()  # type: ignore[call-arg]  # from gin
 
 
 @dataclass(frozen=True)
@@ -151,10 +181,6 @@ def prepare_run(settings: Settings) -> Run:
     if s.batch_size == BATCH_SIZE_BY_PARAMETERS:
         batch = scales.atlas_batch_size(scales.parameter_count(config.shape, config.vocab_size))
         s = dataclasses.replace(s, batch_size=batch)
-    for field in _COUNT_FIELDS:
-        value = getattr(s, field)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise MscaleError(f"{field.upper()} is {value!r}: expected a whole number of at least 1")
     if s.branch_from and s.init_from:
         raise MscaleError("BRANCH_FROM and INIT_FROM are both given: expected one of them")
     if s.branch_from and not s.decay_steps:
@@ -236,13 +262,11 @@ def evaluation_steps(settings: Settings) -> frozenset[int]:
     "log" means ``eval_per_decade`` steps per factor of ten, evenly spaced in log, from ``eval_first`` on.
 
     Raises:
-      MscaleError: a step is outside the run, or EVAL_STEPS is neither "log" nor a sequence of steps.
+      MscaleError: a step is outside the run.
     """
     s = settings
     requested: set[int] = set()
     if isinstance(s.eval_steps, str):
-        if s.eval_steps != "log":
-            raise MscaleError(f'EVAL_STEPS is {s.eval_steps!r}: expected "log" or a tuple of steps')
         count = math.log10(max(s.steps / s.eval_first, 1)) * s.eval_per_decade
         requested = {
             round(s.eval_first * 10 ** (i / s.eval_per_decade)) for i in range(math.floor(count) + 1)
@@ -251,7 +275,7 @@ def evaluation_steps(settings: Settings) -> frozenset[int]:
     else:
         requested = set(s.eval_steps)
     for name, steps in (("EVAL_STEPS", requested), ("CHECKPOINT_STEPS", set(s.checkpoint_steps))):
-        outside = [step for step in sorted(steps) if not 0 < step <= s.steps]
+        outside = [step for step in sorted(steps) if step > s.steps]
         if outside:
             raise MscaleError(f"{name} holds {outside[0]}: expected steps from 1 to STEPS, {s.steps}")
     return frozenset(requested | set(s.checkpoint_steps) | {s.steps})

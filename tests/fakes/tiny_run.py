@@ -73,4 +73,4 @@ def assert_same_arrays(a, b):
 def prepared(store, workdir, **macros):
     """The run with these settings, resolved but not trained."""
     with train.launch.configured(train.launch.parse_arguments(arguments(store, workdir, **macros))):
-        return train.prepare_run(train.Settings())
+        return train.prepare_run(train.read_settings())

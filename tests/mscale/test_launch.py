@@ -3,7 +3,7 @@
 import gin
 import pytest
 
-from mscale import launch
+from mscale import gin_files, launch
 from mscale.errors import MscaleError
 
 
@@ -87,6 +87,47 @@ def test_unused_bindings_in_files_are_fine(file):
     assert run(file, "--gin.WIDTH=5")[0] == (5, 3)
 
 
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_a_macro_of_a_file_that_nothing_reads_is_an_error(file, tmp_path):
+    mine = write(tmp_path / "mine.gin", f"include '{file}'\n\nWIDTH = 5\nDETPH = 7\n")
+    with pytest.raises(
+        MscaleError, match=r"mine\.gin:4: nothing reads the macro DETPH; did you mean 'DEPTH'\?"
+    ):
+        run(mine)
+    # The file's own line takes DEPTH's place; another file or an override may.
+    text = f"include '{file}'\nWIDTH = 5\nDEPTH = 8\nlaunch_test_model.depth = 7\n"
+    with pytest.raises(MscaleError, match=r"mine\.gin:3: nothing reads the macro DEPTH"):
+        run(write(mine, text))
+    assert run(write(mine, text.replace("DEPTH = 8\n", "")))[0] == (5, 7)
+    assert run(file, "--gin.WIDTH=5", "--gin.launch_test_model.depth=7")[0] == (5, 7)
+
+
+def test_a_binding_above_an_include_that_overrides_it_is_an_error(file, tmp_path):
+    mine = write(tmp_path / "mine.gin", f"WIDTH = 5\nDEPTH = 7\ninclude '{file}'\n")
+    with pytest.raises(
+        MscaleError, match=r"mine\.gin:1: WIDTH has no effect: .*a\.gin:2, .* put the include first"
+    ):
+        run(mine)
+    assert run(write(mine, f"include '{file}'\nWIDTH = 5\n"))[0] == (5, 3)
+
+
+def test_help_lists_macros_and_parameters_with_their_comments(tmp_path):
+    shown = launch.help_text(["--help"])
+    assert "\n  SEQUENCE_LENGTH = 128             tokens of a sequence\n" in shown
+    assert "\n  SCALE = (required) " in shown and "train.scale" not in shown
+    text = "include 'gin/train/pretrain.gin'\n# Mine.\nSEED = 3\nmodel.dropout = 0.1  # as ATLAS\n"
+    mine = write(tmp_path / "mine.gin", text)
+    shown = launch.help_text(["--help", f"--gin_file={mine}", "--gin.STEPS=5"])
+    assert (
+        "\n  SEED = 3                          of the initialisation" in shown and "\n  STEPS = 5 " in shown
+    )
+    assert shown.endswith("# Mine.\n  model.dropout = 0.1               as ATLAS")
+
+
 def test_unknown_configurable_in_a_file_names_the_file(tmp_path):
     path = tmp_path / "b.gin"
     path.write_text("launch_test_modle.width = 3\n")
@@ -99,7 +140,7 @@ def test_missing_file_says_where_it_looked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MscaleError, match="gin/train/pretrian.gin.*did you mean 'gin/train/pretrain.gin'"):
         run("gin/train/pretrian.gin")
-    assert launch.find_gin_file("gin/train/pretrain.gin").is_file()
+    assert gin_files.find_gin_file("gin/train/pretrain.gin").is_file()
 
 
 def test_gin_adds_its_stack_to_messages_and_it_is_taken_off_again():

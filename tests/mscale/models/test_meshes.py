@@ -43,7 +43,7 @@ def stopped(name, **macros):
     stop = threading.Event()
     stop.set()
     with train.launch.configured(parsed):
-        return train.run_to_end(train.prepare_run(train.Settings()), stop)
+        return train.run_to_end(train.prepare_run(train.read_settings()), stop)
 
 common["STEPS"], common["EVAL_STEPS"] = 16, (16,)
 one = losses("one", **WHOLE)

@@ -82,7 +82,7 @@ def test_a_branch_of_another_optimizer_is_refused(lion, store, tmp_path, capsys)
 
 def test_what_is_no_configurable_function_is_refused(store, tmp_path, capsys):
     assert tiny_run.run(store, tmp_path / "run", train__optimizer="adamw") == 1
-    assert "train.optimizer is 'adamw': expected a function" in capsys.readouterr().err
+    assert "(--gin.train.optimizer='adamw'): expected a function, as in @my_" in capsys.readouterr().err
 
 
 def test_the_count_of_steps_goes_on_in_a_branch_and_starts_anew_from_parameters(store, tmp_path):

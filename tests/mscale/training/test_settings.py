@@ -21,7 +21,7 @@ def store(tmp_path_factory):
         ({"STEPS": 0}, "STEPS is 0"),
         ({"EVAL_STEPS": (25,)}, "EVAL_STEPS holds 25"),
         ({"EVAL_STEPS": "lin"}, "EVAL_STEPS is 'lin'"),
-        ({"CHECKPOINT_STEPS": (0,)}, "CHECKPOINT_STEPS holds 0"),
+        ({"CHECKPOINT_STEPS": (25,)}, "CHECKPOINT_STEPS holds 25"),
         ({"WARMUP_STEPS": 30}, "do not fit"),
         ({"STOER": "x"}, "did you mean 'STORE'"),
         ({"STORE": "/nowhere"}, "no such folder"),
@@ -42,6 +42,67 @@ def test_wrong_settings_are_errors_before_the_first_step(store, tmp_path, capsys
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and "In call to" not in error
     assert not (tmp_path / "w" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("WARMUP_STEPS", 0.1, "a whole number of steps from 0 to 2,147,483,647; shares are not taken"),
+        ("DECAY_STEPS", "10%", "a whole number of steps from 0"),
+        (
+            "STEPS",
+            4e12,
+            "a whole number of steps from 1 to 2,147,483,647; did you mean tokens? A step has BATCH",
+        ),
+        ("STEPS", 1e3, "did you mean 1000?"),
+        ("STEPS", True, "a whole number of steps"),
+        ("LEARNING_RATE", "1e-3", "a number from 0 to 3.4e+38; did you mean 0.001, without quotes?"),
+        ("LEARNING_RATE", -1e-3, "a number from 0"),
+        ("SEED", "0", "did you mean 0, without quotes?"),
+        ("SEED", -1, "a whole number from 0 to 4,294,967,295"),
+        ("EVAL_STEPS", 5, '"log" or a tuple, each of it a whole number'),
+        ("CHECKPOINT_STEPS", 15, "did you mean (15,)? A tuple of one has a comma"),
+        ("CHECKPOINT_STEPS", (0,), "each of it a whole number of steps from 1"),
+        ("EVAL_LANGUAGES", "en+fr", "a tuple, each of it text or None; did you mean ('en', 'fr')?"),
+        ("UNIQUE_TOKENS", 1280, "a dictionary, each value of it a whole number of at least 1 or None"),
+        ("MIXTURE", None, "text"),
+        ("PROGRESS", 0, "True or False; did you mean False?"),
+        ("ACCUMULATE", None, "a whole number of at least 1; leave it out for its default"),
+        ("model.dropout", 1.0, "a number of at least 0 and below 1"),
+        ("optimizer.b1", "0.9", "did you mean 0.9, without quotes?"),
+        ("mixture.temperature", -5, "a number above 0 or None"),
+        ("mesh.fsdp", 2.0, "a whole number; did you mean 2?"),
+    ],
+)
+def test_a_value_of_another_type_or_out_of_range_is_told_with_its_place(
+    store, tmp_path, capsys, name, value, expected
+):
+    assert run(store, tmp_path / "w", **{name.replace(".", "__"): value}) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {name} is {value!r} (--gin.{name}={value!r}): expected "), error
+    assert expected in error and error.count("\n") == 1
+
+
+def test_all_wrong_values_are_told_at_once_with_the_lines_of_the_file(store, tmp_path, capsys):
+    mine = tmp_path / "mine.gin"
+    mine.write_text(
+        "include 'gin/train/pretrain.gin'\nSTEPS = '10'\ntrain.eval_tokens = 0.5\nHALF = 0.5\nSEED = %HALF\n"
+    )
+    assert train.main([f"--gin_file={mine}", *tiny_run.arguments(store, "w")[1:4], "--gin.WORKDIR='w'"]) == 1
+    lines = capsys.readouterr().err.removeprefix("error: ").splitlines()
+    places = {line.partition("):")[0] for line in lines}
+    assert places == {
+        f"STEPS is '10' ({mine}:2",
+        f"train.eval_tokens is 0.5 ({mine}:3",
+        f"HALF is 0.5 ({mine}:4",
+    }
+
+
+def test_defaults_stand_in_pretrain_gin_alone(store, tmp_path, capsys):
+    mine = tmp_path / "mine.gin"
+    mine.write_text("train.scale = 'nano0'\n")
+    assert train.main([f"--gin_file={mine}"]) == 1
+    assert "include 'gin/train/pretrain.gin', which has the defaults" in capsys.readouterr().err
 
 
 def test_a_folder_holds_one_run(store, tmp_path, capsys):
@@ -68,7 +129,7 @@ def test_atlas_is_table_b2(store):
     overrides = [f"--gin.{name}={value!r}" for name, value in values.items()]
     parsed = train.launch.parse_arguments(["--gin_file=gin/train/atlas.gin", *overrides])
     with train.launch.configured(parsed):
-        s = train.Settings()
+        s = train.read_settings()
         assert (s.learning_rate, s.warmup_steps, s.sequence_length, s.steps) == (2e-4, 1000, 2048, 30_000)
         assert s.decay_steps * 10 == s.steps and s.batch_size == "by size"
     for parameters, batch in ((149e6, 256), (150e6, 512), (999e6, 512), (1e9, 1024), (2e9, 2048)):
