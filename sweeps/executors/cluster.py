@@ -1,10 +1,13 @@
-"""What the executors of clusters share: calls of the scheduler's programs, progress, and what is left undone."""
+"""What executors share: calls of a scheduler's programs, progress, the end by SIGTERM, and what is left undone."""
 
 import contextlib
 import shutil
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
 
 from mscale.errors import MscaleError
 from mscale.progress import progress
@@ -60,6 +63,23 @@ def call(
         f"{command[0]} failed: {said}. Nothing is lost: what is submitted goes on; call the same command again once "
         "the scheduler answers"
     )
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM raises SystemExit in the block, so that the runner stops its workers and removes its heartbeat."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(signum: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -402,7 +402,7 @@ def run(
     cluster.require_program("kubectl", _NO_KUBECTL)
     manifest(study.runs[0], options)
     on_volume(study, root, options)
-    with study_lock(root):
+    with study_lock(root), cluster.terminable():
         study = state.save_study(study, root)
         there, options = on_volume(study, root, options)
         atomic_json(root / _OPTIONS_FILE, options)

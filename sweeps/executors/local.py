@@ -8,13 +8,9 @@ take other shapes too. A worker that dies is replaced, and its run continues fro
 import contextlib
 import json
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from mscale import run_folder
 from mscale.errors import MscaleError
@@ -22,7 +18,7 @@ from mscale.files import atomic_json
 from mscale.liveness import study_lock
 from mscale.remote import local_folder
 from sweeps import spec
-from sweeps.executors import state
+from sweeps.executors import cluster, state
 from sweeps.executors.pool import WorkerPool
 from sweeps.executors.worker import DEFAULT_TRAINER
 from sweeps.study import Study
@@ -88,7 +84,7 @@ def run(
         pool = WorkerPool(study, root, todo, cores, trainer, attempts, stall_seconds)
         ended = "interrupted"
         try:
-            with _terminable():
+            with cluster.terminable():
                 pool.work(description)
             ended = "failed" if pool.failed else "finished"
         finally:
@@ -128,23 +124,6 @@ def worker_cores(workers: int) -> list[tuple[int, ...]]:
         raise MscaleError(f"workers is {workers}: expected at least 1")
     cores = sorted(os.sched_getaffinity(0))
     return [(cores[index % len(cores)],) for index in range(workers)]
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM raises SystemExit in the block, so that workers are stopped and the lock is released."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(signum: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _record(root: Path, summary: LocalSummary, ended: str) -> None:

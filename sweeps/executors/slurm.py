@@ -191,7 +191,7 @@ def run(
     root = _root_of_jobs(root)
     options = options or Options()
     resubmissions: dict[str, int] = {}
-    with study_lock(root), cluster.study_progress(study, "Slurm") as show:
+    with study_lock(root), cluster.terminable(), cluster.study_progress(study, "Slurm") as show:
         study = state.save_study(study, root)
         _submit(study, root, options, trainer)
         while True:

@@ -1,18 +1,20 @@
 """The Slurm executor without Slurm: scripts in place of its commands give a scheduler's possible answers."""
 
 import os
+import pickle
 import re
+import signal
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from local_runs import wait_for
 from studies import cell, make
 
-from mscale import liveness
 from mscale.errors import MscaleError
-from sweeps.executors import job, slurm, state
+from sweeps.executors import actions, job, slurm, state
 
 
 @pytest.fixture
@@ -161,10 +163,32 @@ def test_a_dry_run_is_a_script_that_names_the_calls_of_sbatch(tmp_path, monkeypa
     assert not root.exists()
 
 
-def test_a_runner_holds_its_study_so_that_cancelling_ends_it(tmp_path, fake):
-    study, root = make(cell(steps=(20,))), tmp_path / "study"
-    with liveness.study_lock(root), pytest.raises(MscaleError, match="another runner works on this study"):
+RUNNER = """
+import pickle, sys
+from sweeps.executors import slurm
+slurm.run(pickle.load(open(sys.argv[1], "rb")), sys.argv[2], poll_seconds=0.1)
+"""
+
+
+def test_cancelling_a_study_ends_its_runner_which_would_submit_it_again(tmp_path, fake):
+    study, root = make(cell(steps=(20,))), tmp_path / "my study"
+    queued = f'for f in "{root}"/slurm/mscale-*.json; do echo "101_0|RUNNING|$(basename "$f" .json)"; done'
+    fake(
+        "squeue",
+        f"grep -q ^scancel {tmp_path}/calls.txt || {{ grep -q ^sbatch {tmp_path}/calls.txt && {queued}; }}; true",
+    )
+    fake("scancel", "")
+    (tmp_path / "study.pickle").write_bytes(pickle.dumps(study))
+    runner = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, str(tmp_path / "study.pickle"), str(root)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    wait_for(lambda: len(calls(tmp_path, "squeue")) > 2 if (tmp_path / "calls.txt").exists() else False, 60)
+    with pytest.raises(MscaleError, match=f"another runner works on this study .process {runner.pid} on"):
         slurm.run(study, root)
+    assert actions.cancel(root) == [study.runs[0].id]
+    assert runner.wait(30) == 128 + signal.SIGTERM and not (root / "heartbeat.json").exists()
+    assert len(calls(tmp_path)) == len(calls(tmp_path, "scancel")) == 1
 
 
 def test_large_arrays_are_split(tmp_path, fake, monkeypatch):
