@@ -70,3 +70,10 @@ def write(
         )
     )
     return store.open_store(path)
+
+
+def flip_a_bit(path: Path) -> None:
+    """Flips a bit in the middle of a file; a second time mends it."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)

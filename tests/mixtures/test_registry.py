@@ -7,6 +7,7 @@ import gin
 import numpy as np
 import pytest
 import tiny_corpus
+import tiny_store
 
 seqio = pytest.importorskip("seqio", reason="needs the extra [data]")
 
@@ -241,6 +242,16 @@ def test_the_packed_validation_split_is_the_held_out_text_once(corpus):
         expected.append(np.pad(tokens, (0, -len(tokens) % S)).reshape(-1, S))
     np.testing.assert_array_equal(found, np.concatenate(expected))
     assert task.output_features["targets"].vocabulary.vocab_size == corpus.vocabulary["size"]
+
+
+def test_a_damaged_store_is_refused_before_its_first_window(corpus):
+    path = corpus.path / "bb" / "valid.bin"
+    tiny_store.flip_a_bit(path)
+    try:
+        with pytest.raises(MscaleError, match="bb/valid.bin has another checksum"):
+            rows("packed.unimax", 1)
+    finally:
+        tiny_store.flip_a_bit(path)
 
 
 def test_unset_corpora_are_named():

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_corpus
+import tiny_store
 from uploads import upload
 
 from mixtures.packing import shards, units
@@ -234,9 +235,7 @@ def test_a_store_that_grows_can_be_used_at_every_moment(tmp_path):
 def test_packing_again_mends_a_damaged_store(corpus, store, tmp_path, capsys):
     folder = shutil.copytree(store.path, tmp_path / "s")
     for name in ("aa/train.bin", "cc/valid.bin"):
-        data = bytearray((folder / name).read_bytes())
-        data[len(data) // 2] ^= 1
-        (folder / name).write_bytes(data)
+        tiny_store.flip_a_bit(folder / name)
     (folder / "bb" / "unigram.npy").unlink()
     with pytest.raises(
         MscaleError, match="aa/train.bin has another checksum; .*cc/valid.bin.*--languages aa,bb,cc"

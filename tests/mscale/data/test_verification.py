@@ -21,23 +21,17 @@ def store(tmp_path, monkeypatch):
     return tiny_store.write(Path("mein Korpus é") / "store")
 
 
-def flip_a_bit(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize("name", LANGUAGE_FILES)
 def test_one_bit_in_the_middle_of_a_file_is_found(store, name):
     assert not damaged_files(store)
-    flip_a_bit(store.path / "fr" / name)
+    tiny_store.flip_a_bit(store.path / "fr" / name)
     assert damaged_files(open_store(store.path)) == {
         f"fr/{name}": f"{store.path}/fr/{name} has another checksum"
     }
 
 
 def test_all_damage_is_named_with_what_to_do(store):
-    flip_a_bit(store.path / "en" / "train.bin")
+    tiny_store.flip_a_bit(store.path / "en" / "train.bin")
     (store.path / "fr" / "valid.bin").write_bytes((store.path / "fr" / "valid.bin").read_bytes()[:-2])
     (store.path / "sw" / "unigram.npy").unlink()
     with pytest.raises(MscaleError) as raised:
@@ -48,8 +42,8 @@ def test_all_damage_is_named_with_what_to_do(store):
 
 
 def test_only_what_a_run_reads_is_checked(store):
-    flip_a_bit(store.path / "fr" / "train.bin")
-    flip_a_bit(store.path / "sw" / "valid.bin")
+    tiny_store.flip_a_bit(store.path / "fr" / "train.bin")
+    tiny_store.flip_a_bit(store.path / "sw" / "valid.bin")
     verify_store(store, ["en", "sw"], ["en", "fr"])
     with pytest.raises(MscaleError, match="1 difference.*fr/train.bin"):
         verify_store(store, ["en", "fr"], ["en"])
@@ -86,11 +80,11 @@ def test_what_was_checked_is_read_again_only_if_it_changed(store, tmp_path, monk
     assert not read
     path = Path("en/train.bin").absolute()
     times = path.stat()
-    flip_a_bit(path)
+    tiny_store.flip_a_bit(path)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert list(damaged_files(open_store("."))) == ["en/train.bin"] == read
     assert list(damaged_files(open_store("."))) == ["en/train.bin"]  # damage is not remembered as good
-    flip_a_bit(path)
+    tiny_store.flip_a_bit(path)
     assert not damaged_files(open_store("."))
 
 

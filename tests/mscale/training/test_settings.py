@@ -2,9 +2,11 @@
 
 import pytest
 import tiny_run
+import tiny_store
 from tiny_run import prepared, run
 
 from mscale import scales, train
+from mscale.errors import MscaleError
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,20 @@ def test_defaults_stand_in_pretrain_gin_alone(store, tmp_path, capsys):
     mine.write_text("train.scale = 'nano0'\n")
     assert train.main([f"--gin_file={mine}"]) == 1
     assert "include 'gin/train/pretrain.gin', which has the defaults" in capsys.readouterr().err
+
+
+def test_a_damaged_store_is_refused_before_the_first_step(tmp_path):
+    """Of the languages that the run reads: one bit of the text that it trains on, or is evaluated on."""
+    store = tiny_store.write(tmp_path / "mein Korpus é")
+    languages = {"MIXTURE": "en", "EVAL_LANGUAGES": ("fr",)}
+    for name, part in (("sw", "train"), ("fr", "train"), ("en", "valid")):
+        tiny_store.flip_a_bit(store.path / name / f"{part}.bin")
+        prepared(store, tmp_path / "w", **languages)
+    for path in (store.path / "fr" / "valid.bin", store.path / "en" / "train.bin"):
+        tiny_store.flip_a_bit(path)
+        with pytest.raises(MscaleError, match=f"1 difference.*{path} has another checksum"):
+            prepared(store, tmp_path / "w", **languages)
+        tiny_store.flip_a_bit(path)
 
 
 def test_a_folder_holds_one_run(store, tmp_path, capsys):
