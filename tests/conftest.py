@@ -6,8 +6,9 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-for library in ("OMP", "OPENBLAS", "MKL"):
-    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 # Tests compile more than they compute: with XLA at level 1 those of models and steps take 89 s of CPU instead of 165.
 # `make test-wheel` and `make demo` compile as users do.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
