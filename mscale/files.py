@@ -103,7 +103,7 @@ def read_json(
         raise MscaleError(f"{path}: no such {what}") from None
     except OSError as error:
         raise MscaleError(f"{path}: this {what} cannot be read ({error.strerror or error})") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise MscaleError(f"{path}: this {what} is damaged ({error}); {remedy}") from error
 
 

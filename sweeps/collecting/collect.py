@@ -121,7 +121,7 @@ def _before(root: Path) -> _Before:
         if record["version"] != _RECORD_VERSION or record["tables"] != _file_stamps(root, _TABLES):
             return _Before({}, {})
         found = {name.partition(".")[0]: arrow_tables.read_parquet(root / name) for name in _TABLES}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return _Before({}, {})
     return _Before(record["runs"], found)
 

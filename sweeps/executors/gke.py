@@ -462,12 +462,18 @@ def jobsets(study: Study, options: Options) -> dict[str, str]:
     label = f"mscale/study={spec.slug(study.name.replace('.', '-'), 60)}"
     answer = _kubectl(["get", "jobsets", "-n", options.namespace, "-l", label, "-o", "json"], options)
     found = {}
-    for item in json.loads(answer)["items"]:
-        terminal = item.get("status", {}).get("terminalState")
-        conditions = item.get("status", {}).get("conditions", ())
-        ended = [one["type"] for one in conditions if one.get("status") == "True"]
-        condition = terminal or next((one for one in ended if one in ("Completed", "Failed")), "Active")
-        found[item["metadata"]["name"]] = condition
+    try:
+        for item in json.loads(answer)["items"]:
+            terminal = item.get("status", {}).get("terminalState")
+            conditions = item.get("status", {}).get("conditions", ())
+            ended = [one["type"] for one in conditions if one.get("status") == "True"]
+            condition = terminal or next((one for one in ended if one in ("Completed", "Failed")), "Active")
+            found[item["metadata"]["name"]] = condition
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise MscaleError(
+            f"kubectl get jobsets answered {answer[:200]!r}: expected a list of JobSets as JSON; is that kubectl, and "
+            "is JobSet installed in the cluster?"
+        ) from None
     return found
 
 

@@ -9,6 +9,7 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,18 @@ def assigned_run(root: Path, run_id: str | None, array: str | None, index: int |
     return listed[index]
 
 
+def _ending_in_peace(trainer: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
+    """The trainer, after which SIGTERM does nothing: Slurm may send it twice, and the others are still waited for."""
+
+    def train(arguments: list[str]) -> int:
+        try:
+            return trainer(arguments)
+        finally:
+            signal.signal(signal.SIGTERM, lambda *_: None)
+
+    return train
+
+
 def main(argv: list[str] | None = None) -> int:
     """Trains one run; returns the exit code that the module describes."""
     parser = argparse.ArgumentParser(prog="sweeps.executors.job", description=__doc__)
@@ -53,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments = spec.argv(replace(one, store=options.store or one.store), options.root)
         if int(os.environ.get("SLURM_NTASKS", "1")) > 1:  # the trainer joins them, as Slurm's variables say
             os.environ.setdefault("MSCALE_COORDINATOR", "auto")
-        trainer = worker.load_trainer(options.trainer)
+        trainer = _ending_in_peace(worker.load_trainer(options.trainer))
         if os.environ.get("MSCALE_PROCESS_ID", os.environ.get("SLURM_PROCID", "0")) != "0":
             return trainer(arguments)  # the first process alone writes to the folder
         reason = worker.train_run(folder, arguments, trainer)

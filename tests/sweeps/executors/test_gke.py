@@ -380,6 +380,10 @@ def test_an_unreachable_cluster_is_one_clear_error(tmp_path, monkeypatch, study)
     ):
         gke.run(study, tmp_path / "study", dataclasses.replace(OPTIONS, store="/mscale/store"))
     assert not (tmp_path / "study" / "heartbeat.json").exists()
+    for answer in ("", "hello", "[]", '{"items": [3]}'):
+        script.write_text(f"#!/bin/sh\necho '{answer}'\n")
+        with pytest.raises(MscaleError, match="expected a list of JobSets as JSON; is that kubectl"):
+            gke.jobsets(study, OPTIONS)
 
 
 def on_volume(tmp_path, place, folder="study", **changes):

@@ -229,3 +229,13 @@ def test_the_trainer_joins_several_tasks_and_others_than_the_first_write_nothing
     monkeypatch.setattr(job.worker, "load_trainer", lambda _name: trainer)
     assert job.main([str(tmp_path), study.runs[0].id]) == 143 and joined == ["auto"]
     assert [path.name for path in (tmp_path / "runs" / study.runs[0].id).iterdir()] == ["spec.json"]
+
+
+def test_a_second_sigterm_does_not_cut_short_what_follows_the_training(tmp_path):
+    study = make(cell(steps=(20,)))
+    state.save_study(study, tmp_path)
+    code = "import os, signal, sys, time; from sweeps.executors import job; job.main(sys.argv[1:]); "
+    code += "os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.1); sys.exit(7)"
+    command = [sys.executable, "-c", code, str(tmp_path), study.runs[0].id, "--trainer", "fake_train:main"]
+    found = subprocess.run(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    assert found.returncode == 7 and state.read_run(study.runs[0], tmp_path).state == "done"
