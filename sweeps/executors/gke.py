@@ -157,7 +157,7 @@ def manifest(run: RunSpec, options: Options) -> dict[str, Any]:
         raise MscaleError("gke: give either a volume claim or a bucket for the run folders")
     labels = {
         "app.kubernetes.io/managed-by": "mscale",
-        "mscale/study": spec.slug(run.study.replace(".", "-"), 60),
+        **_study_labels(run.study, options),
         "mscale/run": spec.slug(run.id, 63),
     }
     queue = {"kueue.x-k8s.io/queue-name": options.queue} if options.queue else {}
@@ -195,6 +195,15 @@ def manifest(run: RunSpec, options: Options) -> dict[str, Any]:
                 }
             ],
         },
+    }
+
+
+def _study_labels(study: str, options: Options) -> dict[str, str]:
+    """What tells the JobSets of a study from those of another one of that name, which lies in another folder."""
+    folder = f"{options.claim or options.bucket} {options.root}"
+    return {
+        "mscale/study": spec.slug(study.replace(".", "-"), 60),
+        "mscale/folder": hashlib.sha256(folder.encode()).hexdigest()[:10],
     }
 
 
@@ -459,8 +468,8 @@ def jobsets(study: Study, options: Options) -> dict[str, str]:
     Raises:
       MscaleError: the cluster cannot be reached.
     """
-    label = f"mscale/study={spec.slug(study.name.replace('.', '-'), 60)}"
-    answer = _kubectl(["get", "jobsets", "-n", options.namespace, "-l", label, "-o", "json"], options)
+    labels = ",".join(f"{name}={value}" for name, value in _study_labels(study.name, options).items())
+    answer = _kubectl(["get", "jobsets", "-n", options.namespace, "-l", labels, "-o", "json"], options)
     found = {}
     try:
         for item in json.loads(answer)["items"]:

@@ -361,6 +361,20 @@ def test_cancelling_deletes_the_jobsets_of_the_named_runs_or_of_all(cluster):
     assert all("-n lab" in line and line.endswith("--context dev") for line in calls)
 
 
+def test_a_study_of_the_same_name_in_another_folder_is_left_alone(cluster):
+    home, _ = cluster
+    study = make(cell())
+    labels = []
+    for root in ("/mscale/mine", "/mscale/yours"):
+        options = dataclasses.replace(OPTIONS, root=root)
+        found = gke.manifest(study.runs[0], options)["metadata"]["labels"]
+        gke.jobsets(study, options)
+        asked = (home / "calls.txt").read_text().splitlines()[-1].split(" -l ")[1].split()[0]
+        assert asked == f"mscale/study={found['mscale/study']},mscale/folder={found['mscale/folder']}"
+        labels.append(asked)
+    assert labels[0] != labels[1]
+
+
 def test_another_context_of_kubectl_is_named_in_each_call(cluster):
     home, _ = cluster
     assert gke.jobsets(make(cell()), dataclasses.replace(OPTIONS, context="dev")) == {}
