@@ -133,3 +133,46 @@ def _contents(study: Study) -> dict[str, str]:
         parent = [run.kind == "branch", found[run.parent], run.parent_step] if run.parent else None
         found[run.id] = json.dumps([parameters, parent], sort_keys=True)
     return found
+
+
+def stem(run_id: str) -> str:
+    """The readable part of a run's id."""
+    return run_id.rpartition("-")[0]
+
+
+def grown(before: Study, planned: Study) -> Study:
+    """The study with the cells and runs of both; a trunk of both is as long as the longer, with all branch points.
+
+    A run of one budget that has become a branch, since its cell has several now, is not kept: its loss would count
+    twice.
+    """
+    branches = {stem(run.id) for run in planned.runs if run.kind == "branch"}
+    runs = {run.id: run for run in before.runs if run.kind != "single" or stem(run.id) not in branches}
+    runs |= {run.id: _longer(runs.get(run.id, run), run) for run in planned.runs}
+    known = set(planned.cells)
+    kept = [
+        (cell, ends)
+        for cell, ends in zip(before.cells, before.ends, strict=True)
+        if cell not in known and set(ends) <= runs.keys()
+    ]
+    return Study(
+        planned.name,
+        tuple(topological_order(list(runs.values()))),
+        (*planned.cells, *(cell for cell, _ in kept)),
+        (*planned.ends, *(ends for _, ends in kept)),
+        {**before.mixtures, **planned.mixtures},
+        {**before.unique, **planned.unique},
+        tuple(dict.fromkeys((*planned.notes, *before.notes))),
+    )
+
+
+def _longer(one: RunSpec, other: RunSpec) -> RunSpec:
+    """Of two specs of one run the longer, with the branch points and evaluations of both."""
+    longer = max(one, other, key=lambda run: run.steps)
+    if longer.kind != "trunk":
+        return other
+    steps = {
+        name: tuple(sorted({*(one.bindings.get(name) or ()), *(other.bindings.get(name) or ())}))
+        for name in ("CHECKPOINT_STEPS", "EVAL_STEPS")
+    }
+    return replace(longer, bindings={**longer.bindings, **steps})

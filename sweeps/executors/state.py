@@ -122,24 +122,24 @@ def load_study(root: str | Path) -> Study:
 def save_study(planned: Study, root: str | Path) -> Study:
     """Writes the study and the specs of its runs to ``root``; returns it as it is written.
 
-    A study that was begun there may be continued with more runs and longer trunks. Its runs keep their ids, also those
-    that an earlier version of mscale gave them.
+    A study that was begun there grows: it keeps its cells and gets those of the planned one, its trunks become longer,
+    and its runs keep their ids, also those that an earlier version of mscale gave them.
 
     Raises:
-      MscaleError: runs of a study with another definition have been started there. The folder of the token store
-        may differ.
+      MscaleError: runs have been started there, and the planned study trains some of their cells in another way. The
+        folder of the token store may differ.
     """
     path = Path(root) / "study.json"
     if path.exists():
         before = load_study(root)
         planned = _with_earlier_ids(planned, before, root)
-        if (change := difference(before, planned)) and any(
-            (Path(root) / "runs").glob(f"*/{run_folder.STATUS_FILE}")
-        ):
-            raise MscaleError(
-                f"{path}: this study was begun with another definition ({change}); go on with the old one, "
-                "or choose another folder for the new one"
-            )
+        if any((Path(root) / "runs").glob(f"*/{run_folder.STATUS_FILE}")):
+            if change := difference(before, planned):
+                raise MscaleError(
+                    f"{path}: this study was begun with another definition ({change}); go on with the old one, "
+                    "or choose another folder for the new one"
+                )
+            planned = study.grown(before, planned)
     atomic_json(path, planned)
     for run in planned.runs:
         folder = spec.workdir(root, run.id)
@@ -173,23 +173,17 @@ def _with_earlier_ids(planned: Study, before: Study, root: str | Path) -> Study:
 
 
 def difference(before: Study, after: Study) -> str:
-    """Describes what the later study lacks of the earlier one or does otherwise; "" if it only adds to it."""
+    """Describes what the later study does otherwise than the earlier one; "" if the two can be one study."""
     if before.name != after.name:
         return f"it was study {before.name!r}, now {after.name!r}"
-    gone = [run.id for run in before.runs if run.id not in after.by_id]
-    new = [run.id for run in after.runs if run.id not in before.by_id]
-    if gone:
-        detail = f"{len(gone)} of its runs are gone and {len(new)} are new"
-        for one in gone:
-            stem = one.rpartition("-")[0]
-            twin = next((other for other in new if other.rpartition("-")[0] == stem), None)
-            if twin is not None:
-                return f"{detail}; {stem}: {_changed(before.by_id[one], after.by_id[twin])}"
-        return detail + f", e.g. {gone[0]}"
+    new = {(study.stem(run.id), run.kind): run for run in after.runs if run.id not in before.by_id}
+    gone = [run for run in before.runs if run.id not in after.by_id]
+    for run in gone:
+        if twin := new.get((study.stem(run.id), run.kind)):
+            detail = f"{len(gone)} of its runs are gone and {len(new)} are new"
+            return f"{detail}; {study.stem(run.id)}: {_changed(run, twin)}"
     for run in before.runs:
-        other = after.by_id[run.id]
-        if other.steps < run.steps:
-            return f"{run.id} was {run.steps:,} steps long, now {other.steps:,}"
+        other = after.by_id.get(run.id, run)
         for name in ("tag", "group"):
             if getattr(run, name) != getattr(other, name):
                 return f"{name} of {run.id} was {getattr(run, name)!r}, now {getattr(other, name)!r}"

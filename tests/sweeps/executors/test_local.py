@@ -124,8 +124,15 @@ def test_a_study_goes_on_with_more_runs_and_longer_budgets(tmp_path):
         row["step"] for row in observations.read_rows(spec.workdir(tmp_path, trunk.id) / "observations.jsonl")
     ]
     assert steps == sorted(set(steps)) and max(steps) == 90  # rows of the shorter trunk are kept, none twice
-    with pytest.raises(MscaleError, match="2 of its runs are gone"):
-        local.run(small, tmp_path, workers=1, trainer=FAKE_TRAINER)
+    # A study of other cells on the same folder adds to it; nothing is lost, and nothing trained again.
+    assert local.run(small, tmp_path, workers=1, trainer=FAKE_TRAINER).trained == 0
+    assert set(state.load_study(tmp_path).by_id) == set(large.by_id)
+    other = make(cell(mixture="fr", steps=(20, 40)), **recipe)
+    assert local.run(other, tmp_path, workers=1, trainer=FAKE_TRAINER).trained == 3
+    # The cell of French has several budgets now: what was a run of its own is a branch, and counts once.
+    whole = state.load_study(tmp_path)
+    assert sorted(run.kind for run in whole.runs) == ["branch"] * 5 + ["trunk"] * 2
+    assert state.load_study(tmp_path).by_id[trunk.id].steps == 90
 
 
 def test_a_study_begun_by_an_earlier_version_keeps_its_ids(tmp_path):
