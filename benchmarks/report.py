@@ -115,7 +115,7 @@ def stages(folder: Path) -> dict[str, Any]:
         yield lambda _done, name: lap(name)
 
     analyse.progress = laps
-    tables = read_study(folder, None)
+    tables = read_study(folder)
     lap("reading")
     results = analyse.analyse_tables(
         tables.observations, tables.exposure, notes=tables.notes, exclusions=tables.exclusions

@@ -1,6 +1,7 @@
 """`mscale fit`, `mscale report` and `mscale transfer`."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ VOCABULARY = click.option("--vocabulary", help="Where the table has several.")
 
 
 @click.command()
-@click.argument("observations", type=LOCAL_FOLDER)
+@click.argument("observations", type=LOCAL_FOLDER, nargs=-1, required=True)
 @click.option("--law", help="One law alone, such as chinchilla; default: all that the data allow.")
 @click.option("--target", help="With --law: one language alone.")
 @click.option(
@@ -38,7 +39,7 @@ VOCABULARY = click.option("--vocabulary", help="Where the table has several.")
     "--out", type=LOCAL_FOLDER, help="Results as JSON; default: laws.json, or LAW.json, beside the table."
 )
 def fit(
-    observations: Path,
+    observations: tuple[Path, ...],
     law: str | None,
     target: str | None,
     truth: Path | None,
@@ -48,11 +49,14 @@ def fit(
     vocabulary: str | None,
     out: Path | None,
 ) -> None:
-    """Fit the laws to OBSERVATIONS, a table or the folder of a study: findings here, all numbers as JSON."""
+    """Fit the laws to OBSERVATIONS, a table or the folder of a study: findings here, all numbers as JSON.
+
+    Several are read as one study; results are then written beside the first.
+    """
     from mscale.data.parallel_text import byte_premiums
     from mscale.data.store import unigram_overlap
 
-    folder = observations if observations.is_dir() else observations.parent
+    folder = observations[0] if observations[0].is_dir() else observations[0].parent
     if law is None:
         if target is not None:
             raise click.UsageError("--target needs --law")
@@ -67,7 +71,7 @@ def fit(
 
 
 def fit_one(
-    observations: Path,
+    observations: Sequence[Path],
     law: str,
     target: str | None,
     out: Path,
@@ -75,6 +79,8 @@ def fit_one(
     vocabulary: str | None = None,
 ) -> None:
     """Fits one law to a study or a table; prints a summary and writes the fit as JSON and a figure as SVG."""
+    import pandas as pd
+
     import analysis
     from analysis.study.read import one_evaluation
     from analysis.tables.checks import drop_duplicates
@@ -82,11 +88,13 @@ def fit_one(
     from analysis.tables.remarks import remark_text
     from mscale.files import atomic_write
 
-    path = observations_file(observations)
-    table, duplicates = drop_duplicates(read_table(path), str(path))
-    table = one_evaluation(table, path, split, vocabulary)
-    exposure_file = table_file(path.parent, "exposure")
-    exposure = None if exposure_file is None else read_table(exposure_file)
+    paths = [observations_file(path) for path in observations]
+    rows = [read_table(path) for path in paths]
+    table = rows[0] if len(rows) == 1 else pd.concat(rows, ignore_index=True)
+    table, duplicates = drop_duplicates(table, " and ".join(map(str, paths)))
+    table = one_evaluation(table, paths[0], split, vocabulary)
+    exposures = [read_table(file) for path in paths if (file := table_file(path.parent, "exposure"))]
+    exposure = pd.concat(exposures).drop_duplicates(ignore_index=True) if exposures else None
     found = analysis.fit(law, table, exposure=exposure, target=target)
     print(found.summary(), *map(remark_text, duplicates), sep="\n")
     atomic_write(out, found.to_json())
@@ -95,7 +103,9 @@ def fit_one(
     print(f"{out}, {figure}")
 
 
-def analyse_and_print(observations: Path, out: Path, truth: Path | None = None, **options: Any) -> "Results":
+def analyse_and_print(
+    observations: Path | Sequence[Path], out: Path, truth: Path | None = None, **options: Any
+) -> "Results":
     """Analyses a study: all results into the JSON file `out`, and a summary table on the terminal.
 
     Args:

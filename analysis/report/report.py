@@ -1,7 +1,7 @@
 """Analyses a study, writes the results, and draws them as one self-contained HTML page and a terminal summary."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def analyse(
 
 
 def analyse_study(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     truth: str | Path | None = None,
     study: Mapping[str, Any] | None = None,
     *,
@@ -47,7 +47,7 @@ def analyse_study(
     """Analyses a study in files: a table of observations, or the folder of a study.
 
     Args:
-      path: of the table or folder. truth: of truth.json of a generated corpus.
+      path: of the table or folder; several are one study. truth: of truth.json of a generated corpus.
       study: what the executor knows, in place of what it recorded beside the tables.
       split, vocabulary: the one to use, where the table has several; the other rows are counted as exclusions.
       options: as for `analysis.study.analyse.analyse_tables`, such as overlap and premiums.
@@ -55,7 +55,10 @@ def analyse_study(
     Raises:
       MscaleError: invalid tables, or several splits or vocabularies and none named.
     """
-    inputs = read_inputs(Path(path), None if truth is None else Path(truth), split, vocabulary)
+    paths = [path] if isinstance(path, str | Path) else path
+    inputs = read_inputs(
+        [Path(one) for one in paths], None if truth is None else Path(truth), split, vocabulary
+    )
     return analyse(
         inputs.observations,
         inputs.exposure,

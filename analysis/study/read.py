@@ -1,5 +1,6 @@
 """Reads a study from files: its tables, the rows of one evaluation, and what its executor recorded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ class StudyInputs:
 
 
 def read_inputs(
-    path: Path, truth: Path | None = None, split: str | None = None, vocabulary: str | None = None
+    paths: Sequence[Path], truth: Path | None = None, split: str | None = None, vocabulary: str | None = None
 ) -> StudyInputs:
-    """Reads a table of observations or the folder of a study.
+    """Reads a table of observations or the folder of a study; several as one study.
 
     Args:
       split, vocabulary: the one to use, where the table has several; the other rows are counted as exclusions.
@@ -37,8 +38,8 @@ def read_inputs(
     Raises:
       MscaleError: as for `read_study` and `one_evaluation`.
     """
-    tables = read_study(path, truth)
-    rows = one_evaluation(tables.observations, path, split, vocabulary)
+    tables = read_study(*paths, truth=truth)
+    rows = one_evaluation(tables.observations, paths[0], split, vocabulary)
     left_out = []
     for name in ("vocabulary", "split"):
         others = tables.observations[~tables.observations[name].isin(rows[name].unique())]
@@ -52,7 +53,7 @@ def read_inputs(
         rows,
         tables.exposure[tables.exposure["run"].isin(rows["run"].unique())],
         tables.truth,
-        executor_record(path),
+        executor_record(paths),
         tuple(notes),
         (*tables.exclusions, *left_out),
     )
@@ -82,20 +83,20 @@ def one_evaluation(
     return select_split(table, split, "--split {}")
 
 
-def executor_record(observations: Path) -> dict[str, Any]:
+def executor_record(tables: Sequence[Path]) -> dict[str, Any]:
     """What the executor recorded beside the tables of a study: time, workers, memory, failed runs; empty if nothing."""
-    folder = observations if observations.is_dir() else observations.parent
-    if not (folder / "runner.json").exists():
+    sessions: list[dict[str, Any]] = []
+    missing: dict[str, str] = {}
+    for folder in (path if path.is_dir() else path.parent for path in tables):
+        if (folder / "runner.json").exists():
+            sessions += read_json(folder / "runner.json", what="runner record")["sessions"]
+            if (folder / "missing.json").exists():
+                missing |= read_json(folder / "missing.json", what="list of missing runs")["runs"]
+    if not sessions:
         return {}
-    sessions = read_json(folder / "runner.json", what="runner record")["sessions"]
-    missing = (
-        read_json(folder / "missing.json", what="list of missing runs")
-        if (folder / "missing.json").exists()
-        else {"runs": {}}
-    )
     return {
         "seconds": sum(session["seconds"] for session in sessions),
         "workers": max((session["workers"] for session in sessions), default=None),
         "peak_memory_bytes": max((session["peak_memory_bytes"] for session in sessions), default=None),
-        "failed": [{"run": run, "reason": reason} for run, reason in missing["runs"].items()],
+        "failed": [{"run": run, "reason": reason} for run, reason in missing.items()],
     }

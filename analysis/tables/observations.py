@@ -84,16 +84,31 @@ def observations_file(path: Path) -> Path:
     return found
 
 
-def read_study(path: str | Path, truth: str | Path | None = None) -> StudyTables:
+def read_study(*paths: str | Path, truth: str | Path | None = None) -> StudyTables:
     """Reads a study's folder (observations.parquet or .csv, exposure beside it) or an observations file.
 
     Args:
-      path: the folder that `mscale sweep` collects into, or one observations file.
-      truth: a `truth.json` of a generated corpus; the one beside the observations where not given.
+      paths: folders that `mscale sweep` collects into, or observations files. Several are read as one study; rows that
+        two of them share count once.
+      truth: a `truth.json` of a generated corpus; the one beside the first observations where not given.
 
     Raises:
-      MscaleError: nothing to read, or a table that breaks the contract.
+      MscaleError: nothing to read, a table that breaks the contract, or rows of one run that differ between folders.
     """
+    if len(paths) > 1:
+        parts = [read_study(paths[0], truth=truth), *map(read_study, paths[1:])]
+        where = " and ".join(map(str, paths))
+        rows = pd.concat([part.observations for part in parts], ignore_index=True)
+        observations, notes = drop_duplicates(rows, where)
+        exposure = pd.concat([part.exposure for part in parts]).drop_duplicates(ignore_index=True)
+        return StudyTables(
+            observations,
+            exposure,
+            parts[0].truth,
+            tuple(dict.fromkeys([*(note for part in parts for note in part.notes), *notes])),
+            tuple(exclusion for part in parts for exclusion in part.exclusions),
+        )
+    (path,) = paths
     path = observations_file(Path(path))
     folder = path.parent
     observations, notes, exclusions = validate_observations(read_table(path), str(path))

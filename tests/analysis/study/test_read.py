@@ -6,7 +6,7 @@ import pytest
 
 import analysis
 from analysis.study.analyse import analyse_tables
-from analysis.tables.observations import validate_observations
+from analysis.tables.observations import read_study, validate_observations
 from analysis.tables.remarks import Remark
 from analysis.validation import planted_study
 from mscale.cli import main
@@ -97,3 +97,33 @@ def test_one_law_is_fitted_to_a_folder_of_csv_files(tmp_path, capsys):
         main(["fit", str(tmp_path), "--law", "chinchilla", "--target", "aka"])
     assert ended.value.code in (None, 0), capsys.readouterr().err
     assert (tmp_path / "chinchilla.json").exists()
+
+
+def test_several_folders_are_one_study(table, tmp_path, capsys):
+    """Half of the runs each, and some in both: the fit is that of all of them, each counted once."""
+    runs = sorted(table["run"].unique())
+    folders = [tmp_path / "first study", tmp_path / "zweite Größe"]
+    one_curve = table.drop(columns="language").drop_duplicates(["run", "step", "split"])
+    for folder, part in zip(folders, (runs[: len(runs) // 2 + 3], runs[len(runs) // 2 :]), strict=True):
+        folder.mkdir()
+        table[table["run"].isin(part)].to_csv(folder / "observations.csv", index=False)
+        one_curve[one_curve["run"].isin(part)].to_csv(folder / "curve.csv", index=False)
+    study = read_study(*folders)
+    assert len(study.observations) == len(table) and set(study.observations["run"]) == set(runs)
+
+    def fitted(out, *tables):
+        with pytest.raises(SystemExit) as ended:
+            main(["fit", *map(str, tables), "--law", "chinchilla", "--out", str(tmp_path / out)])
+        assert ended.value.code == 0
+        return analysis.from_json((tmp_path / out).read_text()), capsys.readouterr().out
+
+    one_curve.to_csv(tmp_path / "whole.csv", index=False)
+    parts, said = fitted("both.json", *(folder / "curve.csv" for folder in folders))
+    whole, _ = fitted("whole.json", tmp_path / "whole.csv")
+    assert "duplicate rows dropped" in said and len(parts.problem.y) == len(whole.problem.y)
+    np.testing.assert_allclose(parts.params, whole.params, rtol=1e-6)
+
+    changed = table[table["run"].isin(runs[:2])].assign(loss=5.0)
+    changed.to_csv(folders[1] / "observations.csv", index=False)
+    with pytest.raises(MscaleError, match="first study and .*zweite Größe: .* rows share run, .* but differ"):
+        read_study(*folders)
