@@ -157,7 +157,7 @@ def without_macros(value: Any, values: Mapping[str, Any], read: set[str] | None 
             if value.kind != "%" or value.name not in values:
                 return value
             if value.name in seen:
-                raise MscaleError(f"the macro {value.name} is defined by itself")
+                raise MscaleError(f"the macro {value.name} is defined by itself; give it a value")
             return replace(values[value.name], (*seen, value.name))
         if isinstance(value, Mapping):
             return {replace(key, seen): replace(item, seen) for key, item in value.items()}

@@ -199,11 +199,13 @@ def bound_parameters() -> list[BoundParameter]:
     values = {name: one.value for name, one in _bindings.items()}
     found = []
     for name, binding in _bindings.items():
+        if binding.is_macro:
+            continue
+        value = without_macros(binding.value, values)  # raises if a macro is defined by itself
         source = binding
         while isinstance(source.value, Reference) and source.value.name in _bindings:
             source = _bindings[source.value.name]
-        if not binding.is_macro:
-            found.append(BoundParameter(name, without_macros(binding.value, values), source))
+        found.append(BoundParameter(name, value, source))
     return found
 
 

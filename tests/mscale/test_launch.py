@@ -106,6 +106,12 @@ def test_a_macro_of_a_file_that_nothing_reads_is_an_error(file, tmp_path):
     assert run(file, "--gin.WIDTH=5", "--gin.launch_test_model.depth=7")[0] == (5, 7)
 
 
+def test_a_macro_that_is_defined_by_itself_is_an_error(file):
+    parsed = launch.parse_arguments([f"--gin_file={file}", "--gin.WIDTH=%DEPTH", "--gin.DEPTH=%WIDTH"])
+    with pytest.raises(MscaleError, match="the macro WIDTH is defined by itself"), launch.configured(parsed):
+        launch.bound_parameters()
+
+
 def test_a_binding_above_an_include_that_overrides_it_is_an_error(file, tmp_path):
     mine = write(tmp_path / "mine.gin", f"WIDTH = 5\nDEPTH = 7\ninclude '{file}'\n")
     with pytest.raises(
