@@ -218,9 +218,10 @@ def gin_errors(where: str) -> Iterator[None]:
     except (SyntaxError, tokenize.TokenError) as error:
         line = getattr(error, "lineno", None)
         place = f":{line}" if line and not where.startswith("--") else ""
+        message = str(getattr(error, "msg", error.args[0])).strip().splitlines()[-1].strip()
         raise MscaleError(
-            f"{where}{place}: not a gin value ({getattr(error, 'msg', error.args[0])}); values are Python literals, so "
-            "text needs quotes of its own, as in --gin.NAME='\"text\"'"
+            f"{where}{place}: not a gin value ({message}); values are Python literals, so text needs quotes of its "
+            "own, as in --gin.NAME='\"text\"'"
         ) from error
     except (ValueError, TypeError, ImportError, OSError, RuntimeError, UnicodeDecodeError) as error:
         text = str(error)

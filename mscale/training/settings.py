@@ -125,7 +125,10 @@ def read_settings() -> Settings:
             f"no value for {', '.join(missing)}; include 'gin/train/pretrain.gin', which has the defaults, at the top "
             "of your gin file"
         )
-    return Settings()  # type: ignore[call-arg]  # from gin
+    try:
+        return Settings()  # type: ignore[call-arg]  # from gin
+    except TypeError as error:  # a configurable that a value calls lacks arguments
+        raise MscaleError(launch.plain_message(error).splitlines()[0]) from error
 
 
 @dataclass(frozen=True)

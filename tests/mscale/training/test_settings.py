@@ -89,6 +89,7 @@ def test_all_wrong_values_are_told_at_once_with_the_lines_of_the_file(store, tmp
     mine = tmp_path / "mine.gin"
     mine.write_text(
         "include 'gin/train/pretrain.gin'\nSTEPS = '10'\ntrain.eval_tokens = 0.5\nHALF = 0.5\nSEED = %HALF\n"
+        "TAG = @optimizer\n"
     )
     assert train.main([f"--gin_file={mine}", *tiny_run.arguments(store, "w")[1:4], "--gin.WORKDIR='w'"]) == 1
     lines = capsys.readouterr().err.removeprefix("error: ").splitlines()
@@ -97,6 +98,7 @@ def test_all_wrong_values_are_told_at_once_with_the_lines_of_the_file(store, tmp
         f"STEPS is '10' ({mine}:2",
         f"train.eval_tokens is 0.5 ({mine}:3",
         f"HALF is 0.5 ({mine}:4",
+        f"TAG is @optimizer ({mine}:6",
     }
 
 
