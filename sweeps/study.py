@@ -147,7 +147,12 @@ def grown(before: Study, planned: Study) -> Study:
     twice.
     """
     branches = {stem(run.id) for run in planned.runs if run.kind == "branch"}
-    runs = {run.id: run for run in before.runs if run.kind != "single" or stem(run.id) not in branches}
+    moved = {one.store: planned.by_id[one.id].store for one in before.runs if one.id in planned.by_id}
+    runs = {
+        run.id: replace(run, store=moved.get(run.store, run.store))
+        for run in before.runs
+        if run.kind != "single" or stem(run.id) not in branches
+    }
     runs |= {run.id: _longer(runs.get(run.id, run), run) for run in planned.runs}
     known = set(planned.cells)
     kept = [
@@ -167,8 +172,8 @@ def grown(before: Study, planned: Study) -> Study:
 
 
 def _longer(one: RunSpec, other: RunSpec) -> RunSpec:
-    """Of two specs of one run the longer, with the branch points and evaluations of both."""
-    longer = max(one, other, key=lambda run: run.steps)
+    """Of two specs of one run the longer, else the second; a trunk has the branch points and evaluations of both."""
+    longer = one if one.steps > other.steps else other
     if longer.kind != "trunk":
         return other
     steps = {
