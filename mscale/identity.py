@@ -15,7 +15,7 @@ IRRELEVANT_CONFIGURABLES = ("hosts", "mesh", "logical_axis_rules")
 
 IRRELEVANT_SETTINGS = (
     *("store", "workdir", "run", "study", "tag", "group", "branch_from", "init_from"),  # places and names
-    *("checkpoint_steps", "checkpoint_every", "checkpoints_kept", "log_every"),
+    *("checkpoint_steps", "checkpoint_every", "checkpoints_kept", "log_every", "lengthen"),
     *("steps_per_dispatch", "accumulate", "compile_cache", "peak_flops"),
     *("progress", "tensorboard", "wandb"),
 )

@@ -331,7 +331,7 @@ def _recorded(run: Run) -> dict[str, Any]:
     if not path.exists():
         return {}
     recorded = read_json(path, what="run")
-    check_same_run(run.workdir, recorded, json.loads(json.dumps(run_identity(run))))
+    check_same_run(run.workdir, recorded, json.loads(json.dumps(run_identity(run))), run.settings.lengthen)
     return recorded
 
 

@@ -242,6 +242,8 @@ def argv(spec: RunSpec, root: str | Path) -> list[str]:
             placed["BRANCH_FROM"] = str(source)
         else:
             placed["INIT_FROM"] = f"{source}@{spec.parent_step}"
+    if spec.kind == "trunk":
+        placed["train.lengthen"] = True
     bindings = {**spec.bindings, **placed}
     return [f"--gin_file={name}" for name in spec.gin_files] + [
         f"--gin.{name}={gin_literal(value)}" for name, value in sorted(bindings.items())

@@ -80,6 +80,7 @@ class Settings:
     checkpoints_kept: _Count = 2
     steps_per_dispatch: _Steps = 0
     optimizer: Callable[..., optax.GradientTransformation] = optimizers.adamw
+    lengthen: bool = False
     sampling: SamplingOptions = dataclasses.field(default_factory=gin_sampling_options)
 
 
@@ -387,13 +388,16 @@ def check_branch_fits_trunk(run: Run, trunk: Path) -> None:
             )
 
 
-def check_same_run(workdir: Path, recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Checks that a folder's run is the one to be trained; a trunk may go further and have more branch points.
+def check_same_run(
+    workdir: Path, recorded: Mapping[str, Any], identity: Mapping[str, Any], lengthen: bool = False
+) -> None:
+    """Checks that a folder's run is the one to be trained; more branch points are no difference.
 
     Args:
       workdir: the folder, for the error.
       recorded: content of its run.json.
       identity: of the run to be trained, as from ``run_identity``.
+      lengthen: a trunk may have more steps and other evaluations.
 
     Raises:
       MscaleError: a value differs; the message names the field.
@@ -402,15 +406,18 @@ def check_same_run(workdir: Path, recorded: Mapping[str, Any], identity: Mapping
         identity["decay_steps"] == 0
         and optimizers.SCHEDULES[int(identity["optimizer"]["schedule"])] != "cosine"
     )
-    ignored = {*IRRELEVANT_SETTINGS, *(LENGTH_SETTINGS if trunk else ())}
-    if trunk and identity["steps"] < recorded.get("steps", 0):
+    ignored = {*IRRELEVANT_SETTINGS, *(LENGTH_SETTINGS if trunk and lengthen else ())}
+    if trunk and lengthen and identity["steps"] < recorded.get("steps", 0):
         raise MscaleError(
             f"{workdir}: holds a trunk of {recorded['steps']} steps, which can be made longer and not shorter; give "
             "STEPS of at least that, or choose another WORKDIR"
         )
     for field, value in identity.items():
         if field not in ignored and recorded.get(field) != value:
+            further = (
+                ", make its trunk longer with --gin.train.lengthen=True" if trunk and field == "steps" else ""
+            )
             raise MscaleError(
                 f"{workdir}: holds a run with {field} {recorded.get(field)}, this one has {value}; choose "
-                "another WORKDIR, or delete that one"
+                f"another WORKDIR{further}, or delete that one"
             )

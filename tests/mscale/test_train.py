@@ -250,7 +250,7 @@ def test_a_trunk_goes_further_and_gets_branch_points(trunk, store, tmp_path):
         run(store, tmp_path / "long", STEPS=40, CHECKPOINT_STEPS=(10, 16, 32), EVAL_STEPS=(12, 24, 40)) == 0
     )
     shutil.copytree(trunk, tmp_path / "grown")
-    grown = dict(STEPS=40, CHECKPOINT_STEPS=(32,), EVAL_STEPS=(12, 24, 40), RUN="trunk")
+    grown = dict(STEPS=40, CHECKPOINT_STEPS=(32,), EVAL_STEPS=(12, 24, 40), RUN="trunk", train__lengthen=True)
     assert run(store, tmp_path / "grown", **grown) == 0
     assert_same_arrays(arrays(tmp_path / "grown", 40), arrays(tmp_path / "long", 40))
     assert set(checkpoints.saved_steps(tmp_path / "grown" / "checkpoints")) >= {16, 32, 40}
@@ -264,7 +264,10 @@ def test_a_trunk_goes_further_and_gets_branch_points(trunk, store, tmp_path):
 
 
 def test_a_trunk_is_not_made_shorter_and_a_decayed_run_not_longer(trunk, store, tmp_path, capsys):
-    assert run(store, trunk, STEPS=20, EVAL_STEPS=(12,)) == 1
+    assert run(store, trunk, STEPS=40) == 1
+    error = capsys.readouterr().err
+    assert "holds a run with steps 24, this one has 40" in error and "--gin.train.lengthen=True" in error
+    assert run(store, trunk, STEPS=20, EVAL_STEPS=(12,), train__lengthen=True) == 1
     assert "holds a trunk of 24 steps" in capsys.readouterr().err
     assert run(store, tmp_path / "whole", DECAY_STEPS=4) == 0
     assert run(store, tmp_path / "whole", DECAY_STEPS=4, STEPS=40) == 1
