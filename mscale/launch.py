@@ -261,10 +261,14 @@ def _macros() -> set[str]:
     return defined | _macros_referred_to()
 
 
+def references_to(configurable: Any) -> list[Any]:
+    """gin's references to a configurable (or its name) in the files parsed so far."""
+    found = gin.config.iterate_references(gin.config._CONFIG, to=gin.get_configurable(configurable))
+    return list(found)
+
+
 def _macros_referred_to() -> set[str]:
-    macro = gin.get_configurable("gin.macro")
-    references = gin.config.iterate_references(gin.config._CONFIG, to=macro)
-    return {reference.scoped_selector.rpartition("/")[0] for reference in references}
+    return {one.scoped_selector.rpartition("/")[0] for one in references_to("gin.macro")}
 
 
 def _check_macros_read(bindings: Sequence[Binding]) -> None:

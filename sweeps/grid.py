@@ -215,7 +215,7 @@ def load(path: str | Path, store: Store) -> Study:
                 raise MscaleError(f"{path}: says nothing of study; expected study.name and study.cells")
             # First each group of cells, since the call of ``study`` ends at the first one with a fault.
             faults = []
-            for group in gin.config.iterate_references(gin.config._CONFIG, to=gin.get_configurable(cells)):
+            for group in launch.references_to(cells):
                 try:
                     group.scoped_configurable_fn()
                 except (MscaleError, TypeError) as error:
