@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mscale import run_folder
@@ -126,26 +126,35 @@ def _heartbeats(folder: Path) -> Iterator[None]:
     """Writes this process's heartbeats while the block runs; then removes them."""
     job = os.environ.get("SLURM_JOB_ID") or os.environ.get("JOBSET_NAME") or ""
     host, pid, began = socket.gethostname(), os.getpid(), time.time()
-    ended = threading.Event()
 
     def beat() -> None:
         with contextlib.suppress(MscaleError):  # a full disk is reported by what else is written
             run_folder.write_heartbeat(folder, Heartbeat(host, pid, job, began, time.time()))
 
-    def repeat() -> None:
+    def repeat(ended: threading.Event) -> None:
         while not ended.wait(HEARTBEAT_SECONDS):
             beat()
 
     beat()
-    thread = threading.Thread(target=repeat, daemon=True)
+    try:
+        with running_beside(repeat):
+            yield
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / run_folder.HEARTBEAT_FILE).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def running_beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Runs ``work`` in a thread beside the block; its argument is set when the block ends, which then waits for it."""
+    ended = threading.Event()
+    thread = threading.Thread(target=work, args=(ended,), daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-        with contextlib.suppress(OSError):
-            (folder / run_folder.HEARTBEAT_FILE).unlink(missing_ok=True)
 
 
 def _is_locked(folder: Path) -> bool:

@@ -28,7 +28,7 @@ from mscale import launch, run_folder
 from mscale.data import feed
 from mscale.errors import MscaleError
 from mscale.files import atomic_json, atomic_write, read_json
-from mscale.liveness import run_lock
+from mscale.liveness import run_lock, running_beside
 from mscale.models import partitioning
 from mscale.models.decoder import Params
 from mscale.progress import progress
@@ -379,22 +379,16 @@ def _stop_recorded_while_compiling(recorder: Recorder, stop: threading.Event) ->
 
     Compiling takes minutes for a large model, and a cluster kills a process seconds after SIGTERM.
     """
-    ended = threading.Event()
 
-    def watch() -> None:
+    def watch(ended: threading.Event) -> None:
         while not (recorder.compile_seconds or ended.is_set()):
             if stop.wait(0.2):
                 with contextlib.suppress(MscaleError):
                     recorder.status("preempted", "SIGTERM before the first step")
                 return
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with running_beside(watch):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 # ------------------------------------------------------------------------------------------- the command line
